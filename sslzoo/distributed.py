@@ -1,0 +1,174 @@
+"""Rank, world size, gathers and sums: the only file that names torch.distributed.
+
+One process is the case W = 1 of everything here, not a switch. Shapes: W ranks, rank r holds
+n_r rows, N = sum of n_r. The rule of the losses: rank r returns L_r such that the mean of L_r
+over ranks is the loss of the global batch; the backward of a gather SUMS over ranks and keeps
+the own rows; DDP's mean then makes every gradient that of one process on the global batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import _functional_collectives as funcol
+
+_host_groups: dict[Any, Any] = {}  # default group -> a gloo group: sizes travel without the device
+
+
+def is_distributed() -> bool:
+    """Whether a process group of more than one rank is running."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if is_distributed() else 0
+
+
+def _host_group() -> Any:
+    """A group that moves small host values without a device synchronisation, made once."""
+    default = dist.group.WORLD
+    if dist.get_backend() == "gloo":
+        return default
+    if default not in _host_groups:
+        _host_groups.clear()
+        _host_groups[default] = dist.new_group(backend="gloo")
+    return _host_groups[default]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's small host value, in rank order: [value] on one process."""
+    if not is_distributed():
+        return [value]
+    out: list[Any] = [None] * world_size()
+    dist.all_gather_object(out, value, group=_host_group())
+    return out
+
+
+class Rows(NamedTuple):
+    """Where this rank's rows stand in the global batch.
+
+    Args:
+        counts: n_r of every rank.
+        start: number of rows before this rank's.
+        total: N.
+    """
+
+    counts: tuple[int, ...]
+    start: int
+    total: int
+
+    @property
+    def own(self) -> slice:
+        """This rank's rows among the N."""
+        return slice(self.start, self.start + self.counts[rank()])
+
+
+def row_layout(n: int) -> Rows:
+    """Exchange the row counts of all ranks on the host (no device synchronisation).
+
+    Args:
+        n: rows of this rank.
+    """
+    if not is_distributed():
+        return Rows((n,), 0, n)
+    mine = torch.tensor([n])
+    all_counts = torch.empty(world_size(), dtype=torch.int64)
+    dist.all_gather_into_tensor(all_counts, mine, group=_host_group())
+    counts = tuple(all_counts.tolist())
+    return Rows(counts, sum(counts[: rank()]), sum(counts))
+
+
+def _gather(x: Tensor, rows: Rows) -> Tensor:
+    """(n_r, ...) -> (N, ...), rank by rank; uneven rows are padded to the longest, then cut."""
+    longest = max(rows.counts)
+    if x.shape[0] < longest:
+        x = torch.cat([x, x.new_zeros(longest - x.shape[0], *x.shape[1:])])
+    out = funcol.all_gather_single(x.contiguous(), 0, dist.group.WORLD)
+    if isinstance(out, funcol.AsyncCollectiveTensor):
+        out = out.wait()
+    if min(rows.counts) == longest:
+        return out
+    return torch.cat([out[r * longest : r * longest + n] for r, n in enumerate(rows.counts)])
+
+
+def _sum(x: Tensor) -> Tensor:
+    out = funcol.all_reduce(x.contiguous(), "sum", dist.group.WORLD)
+    return out.wait() if isinstance(out, funcol.AsyncCollectiveTensor) else out
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Rows) -> Tensor:
+        ctx.own = rows.own
+        return _gather(x, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        return _sum(grads[0])[ctx.own], None
+
+
+class _SumWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _sum(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Tensor:
+        return _sum(grads[0])
+
+
+def gather(x: Tensor, rows: Rows | None = None) -> Tensor:
+    """All ranks' rows, with gradient: its backward sums over ranks and keeps the own rows.
+
+    Args:
+        x: (n_r, ...), any n_r.
+        rows: from `row_layout(len(x))`, to exchange the counts once for several gathers.
+
+    Returns:
+        (N, ...) in rank order; x itself on one process.
+    """
+    if not is_distributed():
+        return x
+    return _GatherWithGradient.apply(x, rows or row_layout(x.shape[0]))  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def gather_rows(x: Tensor, rows: Rows | None = None) -> Tensor:
+    """`gather` without gradient: for memories, indices and evaluation."""
+    if not is_distributed():
+        return x.detach()
+    return _gather(x.detach(), rows or row_layout(x.shape[0]))
+
+
+def global_sum(x: Tensor) -> Tensor:
+    """Sum over ranks, with gradient: its backward sums the ranks' gradients. Shapes: any."""
+    if not is_distributed():
+        return x
+    return _SumWithGradient.apply(x)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """Sum over ranks, without gradient. Shapes: any."""
+    return _sum(x.detach()) if is_distributed() else x.detach()
+
+
+@torch.no_grad()
+def broadcast_(x: Tensor, source: int = 0) -> Tensor:
+    """Overwrite x on every rank with that of rank `source`."""
+    if is_distributed():
+        dist.broadcast(x, source)
+    return x
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if is_distributed():
+        dist.barrier(group=_host_group())

@@ -1,0 +1,106 @@
+"""Keyed draws: every random number is a function of what it is for, not of when it is drawn.
+
+A draw depends on (seed, epoch or step, sample index, view, purpose) alone, through a
+counter-based hash on int64 tensors. So views, masks, negatives and permutations are the same for
+any split of a batch into ranks, workers or micro-batches, on any device, and after a resume.
+
+The hash is the finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014), which passes
+BigCrush as a generator; int64 products wrap, so that its bits are the same on every device.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2**64 / golden ratio, splitmix64's increment
+_MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def run_seed() -> int:
+    """The seed of `seed_everything` (the CLI's too, on every rank), or 0 where none was called."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # a logical shift: torch's is arithmetic
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _MIX1
+    x = (x ^ _shift(x, 27)) * _MIX2
+    return x ^ _shift(x, 31)
+
+
+def _number(part: int | str | Tensor) -> int | Tensor:
+    if isinstance(part, str):
+        return zlib.crc32(part.encode())
+    return part
+
+
+@dataclass(frozen=True)
+class Keys:
+    """One key a row. `keys.uniform("crop", 4)` is (B, 4); the same keys give the same numbers.
+
+    Each method takes a `purpose`: two draws for different purposes are independent.
+
+    Args:
+        key: (B,) int64, made by `sample_keys` and `fold`.
+    """
+
+    key: Tensor
+
+    def fold(self, *parts: int | str | Tensor) -> Keys:
+        """New keys that depend on these and on `parts`: numbers, names or (B,) int64 tensors."""
+        key = self.key
+        for part in parts:
+            key = _mix(key + _GOLDEN + _mix(torch.zeros_like(key) + _number(part)))
+        return Keys(key)
+
+    def bits(self, purpose: str, *shape: int) -> Tensor:
+        """Uniform int64 over all 64 bits, (B, *shape)."""
+        count = 1
+        for size in shape:
+            count *= size
+        steps = torch.arange(1, count + 1, device=self.key.device) * _GOLDEN
+        return _mix(self.fold(purpose).key[:, None] + steps).reshape(-1, *shape)
+
+    def uniform(self, purpose: str, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """float32 in [low, high), (B, *shape); 24 random bits each."""
+        unit = _shift(self.bits(purpose, *shape), 40).to(torch.float32) * 2.0**-24
+        return unit if (low, high) == (0.0, 1.0) else low + (high - low) * unit
+
+    def bernoulli(self, purpose: str, p: float, *shape: int) -> Tensor:
+        """bool, True with probability p, (B, *shape)."""
+        return self.uniform(purpose, *shape) < p
+
+    def integers(self, purpose: str, high: int, *shape: int) -> Tensor:
+        """int64 in [0, high), (B, *shape); high at most 2**31, bias below high / 2**32."""
+        if not 0 < high <= 1 << 31:
+            raise ValueError(f"integers() draws below a bound in 1..2**31, got {high}")
+        return _shift(_shift(self.bits(purpose, *shape), 32) * high, 32)
+
+    def normal(self, purpose: str, *shape: int) -> Tensor:
+        """Standard normal float32, (B, *shape), by Box and Muller."""
+        unit = self.uniform(purpose, *shape, 2)
+        radius = (-2 * (1 - unit[..., 0]).log()).sqrt()
+        return radius * (2 * torch.pi * unit[..., 1]).cos()
+
+    def permutation(self, purpose: str, n: int) -> Tensor:
+        """An independent permutation of 0..n-1 in each row, (B, n) int64."""
+        return self.bits(purpose, n).argsort(dim=1, stable=True)
+
+
+def sample_keys(seed: int, epoch: int, index: Tensor) -> Keys:
+    """One key for each sample of a batch. Shapes: index (B,) int64."""
+    return Keys(index.to(torch.int64)).fold(seed, epoch)
+
+
+def run_keys(seed: int, *parts: int | str, device: torch.device | str = "cpu") -> Keys:
+    """A single key (B = 1) that belongs to no sample: a sampler's epoch, a step's shuffle."""
+    return Keys(torch.zeros(1, dtype=torch.int64, device=device)).fold(seed, *parts)
