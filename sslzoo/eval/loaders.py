@@ -1,0 +1,32 @@
+"""EvalLoaders: what a data module hands to evaluation.
+
+A bank to look up (or to train a probe on), a query to score, and the transform that turns a raw
+batch into the one view that an encoder sees: no augmentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from sslzoo.batch import Batch
+
+
+class EvalLoaders(NamedTuple):
+    """Loaders of raw `Batch`es, and how to read them.
+
+    Args:
+        bank: the training set, each sample once, in the order of its index.
+        query: the validation (or test) set in order; None where there is none.
+        transform: applied to each batch after it is moved to the device.
+        num_classes: None where the data has no labels: only label-free metrics can be computed.
+        sharded: whether the loaders yield this rank's batches only. Then rank r of W has the
+            whole batches r, r + W, ... of one fixed sequence, so that what stands in a batch never
+            depends on W; some ranks may have one batch less than others, or none.
+    """
+
+    bank: Iterable[Batch]
+    query: Iterable[Batch] | None
+    transform: Callable[[Batch], Batch]
+    num_classes: int | None
+    sharded: bool
