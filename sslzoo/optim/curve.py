@@ -1,0 +1,69 @@
+"""Curves: values that change with the optimizer step (momentum, temperature, weight decay).
+
+A curve is called with the number of optimizer steps taken so far and the run's `Horizon`, both
+of which `SSLMethod` saves in its checkpoints; so a resumed run goes on along the same curve.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+
+class Horizon(NamedTuple):
+    """How long a run is meant to be.
+
+    Args:
+        total_steps: optimizer steps of the whole run.
+        steps_per_epoch: optimizer steps of one epoch (after accumulation).
+    """
+
+    total_steps: int
+    steps_per_epoch: int
+
+    def fraction(self, step: int) -> float:
+        """How much of the run is over before step `step`, in [0, 1]."""
+        return min(1.0, step / max(1, self.total_steps))
+
+
+class Curve(ABC):
+    """A value for each optimizer step: `curve(step, horizon)`, step counted from 0."""
+
+    @abstractmethod
+    def __call__(self, step: int, horizon: Horizon) -> float: ...
+
+
+class Constant(Curve):
+    """The same value at every step."""
+
+    def __init__(self, value: float):
+        self.value = value
+
+    def __call__(self, step: int, horizon: Horizon) -> float:
+        return self.value
+
+
+class Cosine(Curve):
+    """Half a cosine from `start` at step 0 to `end` at the last step of the horizon.
+
+    BYOL's target momentum is Cosine(0.996, 1.0): tau = 1 - (1 - tau0)(cos(pi k/K) + 1)/2.
+    """
+
+    def __init__(self, start: float, end: float):
+        self.start, self.end = start, end
+
+    def __call__(self, step: int, horizon: Horizon) -> float:
+        remaining = (math.cos(math.pi * horizon.fraction(step)) + 1) / 2
+        return self.end + (self.start - self.end) * remaining
+
+
+class Linear(Curve):
+    """A straight line from `start` to `end` over the first `epochs`, constant after that."""
+
+    def __init__(self, start: float, end: float, epochs: float):
+        self.start, self.end, self.epochs = start, end, epochs
+
+    def __call__(self, step: int, horizon: Horizon) -> float:
+        done = min(1.0, step / max(1.0, self.epochs * horizon.steps_per_epoch))
+        return self.start + (self.end - self.start) * done
