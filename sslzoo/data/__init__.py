@@ -1,0 +1,21 @@
+"""LightningDataModules of images, and `with_views` for a user's own."""
+
+from sslzoo.data.cifar import CIFAR10, CIFAR100
+from sslzoo.data.folder import ImageFolder
+from sslzoo.data.imagenet import ImageNet
+from sslzoo.data.mnist5k import MNIST5k
+from sslzoo.data.module import ImageDataModule, ImageSets
+from sslzoo.data.stl10 import STL10
+from sslzoo.data.views import with_views
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "STL10",
+    "ImageDataModule",
+    "ImageFolder",
+    "ImageNet",
+    "ImageSets",
+    "MNIST5k",
+    "with_views",
+]
