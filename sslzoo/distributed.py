@@ -31,6 +31,12 @@ def rank() -> int:
     return dist.get_rank() if is_distributed() else 0
 
 
+def _world() -> dist.ProcessGroup:
+    group = dist.group.WORLD
+    assert group is not None
+    return group
+
+
 def _host_group() -> Any:
     """A group that moves small host values without a device synchronisation, made once."""
     default = dist.group.WORLD
@@ -80,7 +86,7 @@ def row_layout(n: int) -> Rows:
         return Rows((n,), 0, n)
     mine = torch.tensor([n])
     all_counts = torch.empty(world_size(), dtype=torch.int64)
-    dist.all_gather_into_tensor(all_counts, mine, group=_host_group())
+    dist.all_gather_single(all_counts, mine, group=_host_group())
     counts = tuple(all_counts.tolist())
     return Rows(counts, sum(counts[: rank()]), sum(counts))
 
@@ -90,7 +96,7 @@ def _gather(x: Tensor, rows: Rows) -> Tensor:
     longest = max(rows.counts)
     if x.shape[0] < longest:
         x = torch.cat([x, x.new_zeros(longest - x.shape[0], *x.shape[1:])])
-    out = funcol.all_gather_single(x.contiguous(), 0, dist.group.WORLD)
+    out = funcol.all_gather_single(x.contiguous(), 0, _world())
     if isinstance(out, funcol.AsyncCollectiveTensor):
         out = out.wait()
     if min(rows.counts) == longest:
@@ -99,7 +105,7 @@ def _gather(x: Tensor, rows: Rows) -> Tensor:
 
 
 def _sum(x: Tensor) -> Tensor:
-    out = funcol.all_reduce(x.contiguous(), "sum", dist.group.WORLD)
+    out = funcol.all_reduce(x.contiguous(), "sum", _world())
     return out.wait() if isinstance(out, funcol.AsyncCollectiveTensor) else out
 
 

@@ -63,6 +63,7 @@ def _worker(rank: int, world_size: int, port: int, connection: Connection) -> No
         pass
     finally:
         dist.destroy_process_group()
+        os._exit(0)  # the interpreter's own clearing of torch takes seconds
 
 
 class _Pool:

@@ -94,7 +94,8 @@ def nce(
         raise ValueError(f"index has {index.shape[1]} columns, wanted the own one and negatives")
     with no_autocast(f):
         f = at_least_float32(f)
-        log_z = torch.as_tensor(z_constant, dtype=f.dtype, device=f.device).log()
+        z = z_constant if isinstance(z_constant, Tensor) else f.new_full((), z_constant)
+        log_z = z.to(f.dtype).log()
         scale = world_size() / row_layout(len(f)).total
         with_gradient = torch.is_grad_enabled() and f.requires_grad
         return _NCE.apply(f, bank, index, log_z, temperature, eps, scale, with_gradient)  # type: ignore[no-any-return]

@@ -1,0 +1,91 @@
+"""Host synchronisations of a step, counted on fake cuda tensors: no GPU is needed.
+
+Fake tensors have a device and no data, so a read of a value on the host fails or is seen here.
+The autograd engine asks torch's build for a real device, hence the walk of the graph by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+DEVICE = "cuda"
+_READS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal"}
+_COPIES = {"_to_copy", "copy_"}
+
+
+class _Recorder(TorchDispatchMode):
+    """Names of the operations that wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        boolean = name in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
+            x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]
+        )
+        if name in _READS or boolean:
+            self.found.append(name)
+        out = func(*args, **kwargs)
+        if name in _COPIES and not kwargs.get("non_blocking", False):
+            source = args[1] if name == "copy_" else args[0]
+            if source.device.type != out.device.type:
+                self.found.append(f"{name} {source.device.type} -> {out.device.type}")
+        return out
+
+
+def _backward(loss: Tensor) -> None:
+    """What loss.backward() would run, without the engine; gradients are not kept."""
+    order: list[Any] = []
+    seen: set[Any] = set()
+
+    def visit(node: Any) -> None:
+        if node is None or node in seen:
+            return
+        seen.add(node)
+        for following, _ in node.next_functions:
+            visit(following)
+        order.append(node)
+
+    visit(loss.grad_fn)
+    grads: dict[Any, dict[int, Tensor]] = {loss.grad_fn: {0: torch.ones_like(loss)}}
+    for node in reversed(order):
+        if "AccumulateGrad" in node.name() or node not in grads:
+            continue
+        incoming = grads.pop(node)
+        inputs = [incoming.get(i) for i in range(max(incoming) + 1)]
+        out = node.apply(*inputs) if hasattr(node, "apply") else node(*inputs)
+        results = out if isinstance(out, tuple) else (out,)
+        for (following, slot), grad in zip(node.next_functions, results, strict=False):
+            if following is not None and grad is not None:
+                slots = grads.setdefault(following, {})
+                slots[slot] = slots[slot] + grad if slot in slots else grad
+
+
+def syncs(step: Callable[..., Tensor | None], *args: Any) -> list[str]:
+    """Synchronising operations in `step(*args)` and, where it gives a loss, in its backward.
+
+    Args:
+        step: makes its own tensors, on `DEVICE`.
+        args: passed on; no tensors.
+    """
+    with FakeTensorMode(), _Recorder() as recorder:
+        try:
+            loss = step(*args)
+            if loss is not None:
+                _backward(loss)
+        except Exception as error:
+            if "DataDependent" not in type(error).__name__ and "Dynamic" not in str(type(error)):
+                raise
+            recorder.found.append(str(error))
+    return recorder.found
