@@ -1,0 +1,1 @@
+"""Evaluation: functions of features and labels."""

@@ -1,0 +1,153 @@
+"""Features of a data set: eval mode, no augmentation, no gradient, each sample once.
+
+The module is left as it was found: its train flags, its buffers and every random generator.
+Shapes: n samples of this rank, D width of the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from sslzoo.batch import Batch
+from sslzoo.distributed import gather_objects, gather_rows, rank, row_layout, world_size
+from sslzoo.eval.knn import first_occurrence
+from sslzoo.eval.loaders import EvalLoaders
+
+
+class Features(NamedTuple):
+    """What an encoder makes of the samples of this rank.
+
+    Args:
+        features: (n, D) float32, on the encoder's device.
+        label: (n,) or None, as the loader has it.
+        index: (n,) int64; no index stands on two ranks or twice on one.
+    """
+
+    features: Tensor
+    label: Tensor | None
+    index: Tensor  # type: ignore[assignment]
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards each submodule has the train flag it had before."""
+    flags = [(child, child.training) for child in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, training in flags:
+            child.training = training
+
+
+def _as_batch(raw: Any, start: int) -> Batch:
+    """A loader's item; a pair (images, labels) gets its positions in the loader as its indices."""
+    if isinstance(raw, Batch):
+        return raw
+    if isinstance(raw, (tuple, list)) and len(raw) == 2 and isinstance(raw[0], Tensor):
+        return Batch([raw[0]], torch.arange(start, start + len(raw[0])), raw[1])
+    raise ValueError(
+        f"evaluation loaders yield Batch or a pair (images, labels), got {type(raw).__name__}"
+    )
+
+
+def _own_batches(loader: Iterable[Any], sharded: bool, limit: int | None) -> Iterator[Batch]:
+    """This rank's batches: all of a sharded loader, else each W-th of the one common sequence."""
+    start = 0
+    for number, raw in enumerate(loader):
+        batch = _as_batch(raw, start)
+        start += len(batch.index)
+        if limit is not None and int(batch.index.min()) >= limit:
+            return
+        if sharded or number % world_size() == rank():
+            yield batch
+
+
+@torch.no_grad()
+def extract(
+    module: nn.Module,
+    loader: Iterable[Any],
+    loaders: EvalLoaders,
+    features: str | Callable[[Any], Tensor] = "forward",
+    device: torch.device | str | None = None,
+    limit: int | None = None,
+) -> Features:
+    """Features of one loader; on many ranks every rank calls this.
+
+    Args:
+        module: put into eval mode for exactly the duration of the call.
+        loader: `loaders.bank` or `loaders.query`; yields `Batch`es of one raw view, or pairs
+            (images, labels). If it is not sharded, rank r of W takes the batches r, r + W, ...
+        loaders: its transform is applied to each batch after the move to the device, and the
+            first view is looked at; it says whether the loader is sharded.
+        features: name of the module's method from a view to features (B, D), or a function.
+        device: None: where the module's first parameter is.
+        limit: read only the samples of an index below it, from a loader in the order of index.
+
+    Returns:
+        The samples of this rank, duplicates by index dropped (the first of the lowest rank stays).
+
+    Raises:
+        ValueError: no such method, the features are not (B, D), or no rank has a sample.
+    """
+    forward = getattr(module, features, None) if isinstance(features, str) else features
+    if forward is None:
+        raise ValueError(f"{type(module).__name__} has no method {features!r} to evaluate")
+    if device is None:
+        parameter = next(module.parameters(), None)
+        device = "cpu" if parameter is None else parameter.device
+    parts = []
+    with isolate_rng(), eval_mode(module):
+        for batch in _own_batches(loader, loaders.sharded, limit):
+            batch = loaders.transform(move_data_to_device(batch, device))
+            output = forward(batch.views[0])
+            if not isinstance(output, Tensor) or output.ndim != 2:
+                got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+                raise ValueError(f"evaluation wants features (B, D) from forward, got {got}")
+            parts.append(Features(output.float(), batch.label, batch.index))
+    own = collect(parts, device)
+    if limit is None:
+        return own
+    keep = (own.index < limit).nonzero().squeeze(1)
+    label = None if own.label is None else own.label[keep]
+    return Features(own.features[keep], label, own.index[keep])
+
+
+def collect(parts: list[Features], device: torch.device | str) -> Features:
+    """One `Features` of this rank's batches; collective, duplicates by index dropped.
+
+    Args:
+        parts: one a batch; none on a rank gives an empty one of the other ranks' width.
+        device: of the result.
+    """
+    shape = (parts[0].features.shape[1:], parts[0].label is not None) if parts else None
+    known = [other for other in gather_objects(shape) if other is not None]
+    if not known:
+        raise ValueError("the evaluation loader yields no batch on any rank")
+    if parts:
+        features = torch.cat([part.features for part in parts]).to(device)
+        index = torch.cat([part.index for part in parts]).to(device, torch.int64)
+        labels = [part.label for part in parts if part.label is not None]
+        label = torch.cat(labels).to(device) if labels else None
+    else:
+        width, has_label = known[0]
+        features = torch.empty(0, *width, device=device)
+        index = torch.empty(0, dtype=torch.int64, device=device)
+        label = index if has_label else None
+    keep = first_occurrence(index)
+    return Features(features[keep], None if label is None else label[keep], index[keep])
+
+
+def gather_features(own: Features) -> Features:
+    """The samples of all ranks in the order of their index, on every rank. (n, D) -> (N, D)."""
+    rows = row_layout(len(own.index))
+    index, order = gather_rows(own.index, rows).sort(stable=True)
+    label = None if own.label is None else gather_rows(own.label, rows)[order]
+    return Features(gather_rows(own.features, rows)[order], label, index)
