@@ -1,0 +1,26 @@
+"""Transforms: batched, per-sample-random views made on the batch's own device."""
+
+from sslzoo.transforms.crop import RandomResizedCrop
+from sslzoo.transforms.eval_view import EvalView
+from sslzoo.transforms.recipes import (
+    byol_views,
+    instdisc_views,
+    moco_v1_views,
+    moco_v2_views,
+    multi_crop_views,
+    simclr_views,
+)
+from sslzoo.transforms.views import View, Views
+
+__all__ = [
+    "EvalView",
+    "RandomResizedCrop",
+    "View",
+    "Views",
+    "byol_views",
+    "instdisc_views",
+    "moco_v1_views",
+    "moco_v2_views",
+    "multi_crop_views",
+    "simclr_views",
+]

@@ -1,0 +1,271 @@
+"""Recipes: the views of each paper, under the paper's name.
+
+Each is a function that returns `Views`, so a YAML names it as a class_path. Common deviations:
+the box is drawn as torchvision does (TensorFlow's sampler in SimCLR and BYOL tries 100 times and
+also refuses boxes below 0.1 of the image); every parameter is drawn for each sample and each
+view; values stay floats between operations, where PIL rounds to bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from sslzoo.transforms.blur import GaussianBlur, PILBlur
+from sslzoo.transforms.color import ColorJitter, Grayscale
+from sslzoo.transforms.crop import Interpolation, RandomResizedCrop
+from sslzoo.transforms.normalize import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    INSTDISC_CIFAR_MEAN,
+    INSTDISC_CIFAR_STD,
+    SWAV_STD,
+    Clip,
+    Normalize,
+)
+from sslzoo.transforms.solarize import Solarize
+from sslzoo.transforms.views import Op, View, Views
+
+Numbers = Sequence[float] | None
+
+
+def _normalise(mean: Numbers, std: Numbers) -> list[Op]:
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean and std come together, got {mean} and {std}")
+    return [] if mean is None or std is None else [Normalize(mean, std)]
+
+
+def simclr_views(
+    size: int = 224,
+    strength: float = 1.0,
+    blur: bool = True,
+    color: bool = True,
+    flip: bool = True,
+    scale: tuple[float, float] = (0.08, 1.0),
+    brightness: Literal["additive", "multiplicative"] = "additive",
+    interpolation: Interpolation = "bicubic",
+    mean: Numbers = None,
+    std: Numbers = None,
+) -> Views:
+    """SimCLR's two views.
+
+    Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, ICML
+    2020, https://arxiv.org/abs/2002.05709; code google-research/simclr at be133b3.
+
+    Order: crop (area 0.08 to 1, aspect 3/4 to 4/3, bicubic), flip 0.5; with probability 0.8
+    brightness, contrast, saturation (each 0.8 s) and hue (0.2 s) in random order, clipped to
+    [0, 1] after each; grayscale 0.2; blur 0.5 (kernel a tenth of the height, sigma 0.1 to 2);
+    clip. No normalisation.
+
+    Deviations: sigma is drawn for each sample, not once for each batch and view, so that it does
+    not depend on how a batch is split; the crop is antialiased, TensorFlow's is not.
+
+    Args:
+        size: pixels of a view: 224, or 32 for CIFAR.
+        strength: s; 1.0 for ImageNet, 0.5 for CIFAR.
+        blur: False for CIFAR.
+        color: False leaves out jitter and grayscale, for images of one channel.
+        flip: False for digits, whose mirror image is another sign.
+        scale: range of the crop's share of the area.
+        brightness: "additive" is version 1, "multiplicative" the later code (simclrv2).
+        interpolation: of the crop.
+        mean: of each channel, to normalise although the paper does not.
+        std: likewise.
+    """
+    if brightness not in ("additive", "multiplicative"):
+        raise ValueError(f"brightness is 'additive' or 'multiplicative', got {brightness!r}")
+    s = 0.8 * strength
+    additive = brightness == "additive"
+    ops: list[Op] = []
+    if color:
+        jitter = ColorJitter(s, s, s, 0.2 * strength, 0.8, "tensorflow", additive)
+        ops += [jitter, Grayscale(0.2)]
+    if blur:
+        ops += [GaussianBlur(0.5), Clip()]
+    ops += _normalise(mean, std)
+    crop = RandomResizedCrop(size, scale, interpolation=interpolation, flip=0.5 if flip else 0.0)
+    return Views([View(crop, ops)] * 2)
+
+
+def byol_views(
+    size: int = 224,
+    blur: bool = True,
+    mean: Numbers = IMAGENET_MEAN,
+    std: Numbers = IMAGENET_STD,
+) -> Views:
+    """BYOL's two views, which differ in blur and solarisation.
+
+    Grill et al., Bootstrap Your Own Latent, NeurIPS 2020, https://arxiv.org/abs/2006.07733; code
+    deepmind/deepmind-research byol at d8df415.
+
+    Order: crop (area 0.08 to 1, aspect 3/4 to 4/3, bicubic), flip 0.5; with probability 0.8
+    additive brightness 0.4, contrast 0.4, saturation 0.2, hue 0.1 in random order, unclipped;
+    grayscale 0.2; blur 1.0 and 0.1 (kernel a tenth of the height, sigma 0.1 to 2); solarise 0 and
+    0.2 at 0.5; clip to [0, 1]; normalise.
+
+    Deviations: the crop is antialiased, TensorFlow's is not; the normalisation, in the official
+    code a part of the network, is a part of the view.
+
+    Args:
+        size: pixels of a view.
+        blur: False leaves out the blur, for small images.
+        mean: of each channel; None for no normalisation.
+        std: likewise.
+    """
+    views = []
+    for blur_p, solarize_p in ((1.0, 0.0), (0.1, 0.2)):
+        jitter = ColorJitter(0.4, 0.4, 0.2, 0.1, 0.8, "tensorflow", additive=True, clip=False)
+        ops: list[Op] = [jitter, Grayscale(0.2)]
+        ops += [GaussianBlur(blur_p)] if blur else []
+        ops += [Solarize(solarize_p)] if solarize_p else []
+        ops += [Clip(), *_normalise(mean, std)]
+        views.append(View(RandomResizedCrop(size, interpolation="bicubic"), ops))
+    return Views(views)
+
+
+def instdisc_views(
+    size: int = 224,
+    dataset: Literal["imagenet", "cifar"] = "imagenet",
+    mean: Numbers = None,
+    std: Numbers = None,
+) -> Views:
+    """Instance discrimination's single view.
+
+    Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR
+    2018, https://arxiv.org/abs/1805.01978; code zhirongw/lemniscate.pytorch at f7cfe29.
+
+    Order, ImageNet: crop (area 0.2 to 1, bilinear), grayscale 0.2, jitter (0.4 each) always,
+    flip 0.5, normalise. CIFAR: crop (area 0.2 to 1), jitter (0.4 each) always, grayscale 0.2,
+    normalise; no flip.
+
+    Deviations: the flip is made with the crop, which changes nothing.
+
+    Args:
+        size: pixels of the view: 224, or 32 for CIFAR.
+        dataset: which of the two.
+        mean: of each channel; None for the paper's of that dataset.
+        std: likewise.
+    """
+    if dataset not in ("imagenet", "cifar"):
+        raise ValueError(f"dataset is 'imagenet' or 'cifar', got {dataset!r}")
+    photos = dataset == "imagenet"
+    if mean is None and std is None:
+        mean = IMAGENET_MEAN if photos else INSTDISC_CIFAR_MEAN
+        std = IMAGENET_STD if photos else INSTDISC_CIFAR_STD
+    color: list[Op] = [ColorJitter(0.4, 0.4, 0.4, 0.4), Grayscale(0.2)]
+    ops = color[::-1] if photos else color
+    crop = RandomResizedCrop(size, (0.2, 1.0), flip=0.5 if photos else 0.0)
+    return Views([View(crop, [*ops, *_normalise(mean, std)])])
+
+
+def moco_v1_views(
+    size: int = 224, mean: Numbers = IMAGENET_MEAN, std: Numbers = IMAGENET_STD
+) -> Views:
+    """MoCo v1's two views.
+
+    He et al., Momentum Contrast for Unsupervised Visual Representation Learning, CVPR 2020,
+    https://arxiv.org/abs/1911.05722; code facebookresearch/moco at 78b69ca.
+
+    Order: crop (area 0.2 to 1, bilinear), grayscale 0.2, jitter (0.4 each) always, flip 0.5,
+    normalise.
+
+    Deviations: the flip is made with the crop, which changes nothing.
+
+    Args:
+        size: pixels of a view.
+        mean: of each channel; None for no normalisation.
+        std: likewise.
+    """
+    ops: list[Op] = [Grayscale(0.2), ColorJitter(0.4, 0.4, 0.4, 0.4), *_normalise(mean, std)]
+    return Views([View(RandomResizedCrop(size, (0.2, 1.0)), ops)] * 2)
+
+
+def moco_v2_views(
+    size: int = 224,
+    blur: bool = True,
+    scale: tuple[float, float] = (0.2, 1.0),
+    mean: Numbers = IMAGENET_MEAN,
+    std: Numbers = IMAGENET_STD,
+) -> Views:
+    """MoCo v2's two views, also SimSiam's and, without blur, those of MoCo's CIFAR notebook.
+
+    Chen et al., Improved Baselines with Momentum Contrastive Learning, 2020,
+    https://arxiv.org/abs/2003.04297; code facebookresearch/moco at 78b69ca. Chen and He,
+    Exploring Simple Siamese Representation Learning, CVPR 2021, https://arxiv.org/abs/2011.10566.
+
+    Order: crop (area 0.2 to 1, bilinear); jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8;
+    grayscale 0.2; PIL's Gaussian blur 0.5, radius 0.1 to 2; flip 0.5; normalise.
+
+    Deviations: the flip is made with the crop, which changes nothing.
+
+    Args:
+        size: pixels of a view.
+        blur: False leaves it out (CIFAR).
+        scale: range of the crop's share of the area; (0.08, 1) in the CIFAR notebook.
+        mean: of each channel; None for no normalisation.
+        std: likewise.
+    """
+    ops: list[Op] = [ColorJitter(0.4, 0.4, 0.4, 0.1, 0.8), Grayscale(0.2)]
+    ops += [PILBlur(0.5)] if blur else []
+    ops += _normalise(mean, std)
+    return Views([View(RandomResizedCrop(size, scale), ops)] * 2)
+
+
+def multi_crop_views(
+    recipe: Literal["swav", "dino"] = "swav",
+    sizes: Sequence[int] = (224, 96),
+    counts: Sequence[int] = (2, 6),
+    scales: Sequence[tuple[float, float]] = ((0.14, 1.0), (0.05, 0.14)),
+    blur: bool = True,
+    mean: Numbers = IMAGENET_MEAN,
+    std: Numbers = None,
+) -> Views:
+    """Multi-crop: a few large crops and several small ones, as SwAV and DINO make them.
+
+    Caron et al., Unsupervised Learning of Visual Features by Contrasting Cluster Assignments,
+    NeurIPS 2020, https://arxiv.org/abs/2006.09882; code facebookresearch/swav at 06b1b7c. Caron
+    et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021,
+    https://arxiv.org/abs/2104.14294; code facebookresearch/dino at 7c446df.
+
+    SwAV's order: crop (bilinear), flip 0.5, jitter (0.8, 0.8, 0.8, 0.2) with probability 0.8,
+    grayscale 0.2, PIL's blur 0.5, normalise. DINO's: crop (bicubic), flip 0.5, jitter (0.4, 0.4,
+    0.2, 0.1) with probability 0.8, grayscale 0.2, PIL's blur (first large crop 1.0, second 0.1,
+    small 0.5), solarise the second large crop 0.2 at 128, normalise. DINO's published defaults:
+    counts (2, 8), scales ((0.4, 1), (0.05, 0.4)).
+
+    Deviations: none.
+
+    Args:
+        recipe: "swav" or "dino".
+        sizes: pixels of each group of crops.
+        counts: crops of each group; DINO's first group has two.
+        scales: range of each group's share of the area.
+        blur: False leaves it out, for small images.
+        mean: of each channel.
+        std: likewise; None for the recipe's (SwAV's has the official 0.228 for red).
+    """
+    if recipe not in ("swav", "dino"):
+        raise ValueError(f"recipe is 'swav' or 'dino', got {recipe!r}")
+    if not len(sizes) == len(counts) == len(scales):
+        raise ValueError(f"one entry a group, got {sizes}, {counts} and {scales}")
+    if recipe == "dino" and counts[0] != 2:
+        raise ValueError(f"DINO has two large crops, got counts {counts}")
+    dino = recipe == "dino"
+    if mean is not None and std is None:
+        std = IMAGENET_STD if dino else SWAV_STD
+    views = []
+    for group, (size, count, scale) in enumerate(zip(sizes, counts, scales, strict=True)):
+        interpolation: Interpolation = "bicubic" if dino else "bilinear"
+        crop = RandomResizedCrop(size, scale, interpolation=interpolation)
+        for number in range(count):
+            large = dino and group == 0
+            ops: list[Op] = [
+                ColorJitter(0.4, 0.4, 0.2, 0.1, 0.8)
+                if dino
+                else ColorJitter(0.8, 0.8, 0.8, 0.2, 0.8),
+                Grayscale(0.2),
+            ]
+            ops += [PILBlur((1.0, 0.1)[number] if large else 0.5)] if blur else []
+            ops += [Solarize(0.2)] if large and number == 1 else []
+            views.append(View(crop, [*ops, *_normalise(mean, std)]))
+    return Views(views)

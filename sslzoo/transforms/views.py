@@ -1,0 +1,164 @@
+"""Views: several random views of each sample, batched, on the batch's own device.
+
+Every draw is keyed by the sample, the epoch, the view and the operation, so the views of a
+sample do not depend on the batch it comes in. Shapes: B samples, C channels, a view's size S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, final
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sslzoo.random import Keys
+from sslzoo.transforms.crop import RandomResizedCrop, draft_for, pixels_of
+from sslzoo.transforms.planes import chunk_rows, to_planes
+
+
+class Op(Protocol):
+    """What follows the crop: a draw for the whole batch, then work on a chunk of its planes."""
+
+    def draw(self, keys: Keys) -> tuple[Tensor, ...]:
+        """Random parameters, each (B, ...)."""
+
+    @property
+    def apply(self) -> Callable[..., Tensor]:
+        """A method (planes, *draws): changes planes (C, B, S, S) in place and returns them."""
+
+
+@final
+class View:
+    """One kind of view: a crop, then operations in this order.
+
+    Args:
+        crop: the random resized crop, with its flip.
+        ops: what follows it.
+    """
+
+    def __init__(self, crop: RandomResizedCrop, ops: list[Op]) -> None:
+        self.crop = crop
+        self.ops = ops
+
+
+@final
+class Views:
+    """The views of a batch, in order; views of equal size that stand together can be joined.
+
+    Computes in float32 whatever autocast or the images' type says.
+
+    Args:
+        views: one `View` for each tensor of the result; it may stand in the list several times.
+    """
+
+    def __init__(self, views: list[View]) -> None:
+        self.views = views
+
+    @property
+    def crops(self) -> list[RandomResizedCrop]:
+        """The crop of each view."""
+        return [view.crop for view in self.views]
+
+    @property
+    def sizes(self) -> list[int]:
+        """S of each view."""
+        return [view.crop.size for view in self.views]
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, keys: Keys) -> list[Tensor]:
+        """Make all views.
+
+        Args:
+            images: (B, C, H, W) uint8, or float in [0, 1].
+            keys: the samples' keys of this epoch.
+
+        Returns:
+            One (B, C, S, S) float32 tensor a view, on the images' device.
+        """
+        _check(images, keys)
+        results = []
+        for number, view in enumerate(self.views):
+            own = keys.fold("view", number)
+            boxes = view.crop.draw(own, images.shape[2], images.shape[3])
+            flip = view.crop.draw_flip(own)
+
+            def crop(
+                rows: slice, view: View = view, boxes: Tensor = boxes, flip: Tensor = flip
+            ) -> Tensor:
+                return view.crop.planes(images[rows], boxes[rows], flip[rows])
+
+            results.append(_finish(view, images, own, crop))
+        return results
+
+    @torch.no_grad()
+    def finish(self, crops: list[Tensor], keys: Keys) -> list[Tensor]:
+        """What follows the crop, for crops that workers made.
+
+        Args:
+            crops: one (B, C, S, S) tensor a view, uint8, or float in [0, 1].
+            keys: as in `__call__`.
+
+        Returns:
+            One (B, C, S, S) float32 tensor a view.
+        """
+        if len(crops) != len(self.views):
+            raise ValueError(f"wanted {len(self.views)} crops, one a view, got {len(crops)}")
+        results = []
+        for number, (view, images) in enumerate(zip(self.views, crops, strict=True)):
+            _check(images, keys)
+
+            def crop(rows: slice, images: Tensor = images) -> Tensor:
+                return to_planes(images[rows])
+
+            results.append(_finish(view, images, keys.fold("view", number), crop))
+        return results
+
+    @torch.no_grad()
+    def crop_one(
+        self, image: Image.Image | Tensor, keys: Keys, draft: bool = False
+    ) -> list[Tensor]:
+        """All crops of one sample, in a loader's worker; `finish` does the rest.
+
+        Args:
+            image: PIL image, or (C, H, W) uint8.
+            keys: one key, the sample's of this epoch.
+            draft: let a JPEG that is not loaded yet decode at 1/2, 1/4 or 1/8 where no crop needs
+                more; much faster, no longer within 1/255 of the full image's crops.
+
+        Returns:
+            One (C, S, S) uint8 tensor a view.
+        """
+        own = [keys.fold("view", number) for number in range(len(self.views))]
+        if draft and not isinstance(image, Tensor):
+            return draft_for(image, list(zip(self.crops, own, strict=True)))
+        pixels = pixels_of(image)
+        return [crop.crop_one(pixels, key) for crop, key in zip(self.crops, own, strict=True)]
+
+
+def _check(images: Tensor, keys: Keys) -> None:
+    if images.ndim != 4 or len(images) != len(keys.key):
+        raise ValueError(
+            f"wanted images (B, C, H, W) and B keys, got {tuple(images.shape)} and "
+            f"{len(keys.key)} keys"
+        )
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"images are uint8, or float in [0, 1]; got {images.dtype}")
+
+
+def _finish(view: View, images: Tensor, keys: Keys, crop: Callable[[slice], Tensor]) -> Tensor:
+    """Crop and change chunk by chunk, so that a CPU's intermediates stay in its cache."""
+    batch, channels = images.shape[:2]
+    size = view.crop.size
+    draws = [op.draw(keys.fold("op", number)) for number, op in enumerate(view.ops)]
+    out = torch.empty(batch, channels, size, size, device=images.device)
+    step = chunk_rows(channels * size * size, batch, images.device)
+    with torch.autocast(images.device.type, enabled=False):
+        for start in range(0, batch, step):
+            rows = slice(start, start + step)
+            planes = crop(rows)
+            for op, drawn in zip(view.ops, draws, strict=True):
+                planes = op.apply(planes, *(values[rows] for values in drawn))
+            out[rows] = planes.transpose(0, 1)
+    return out
