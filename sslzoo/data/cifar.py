@@ -23,6 +23,7 @@ from sslzoo.transforms.views import Views
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
 
+# The folder inside the official archive, its training and its test files.
 _TEN = ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"])
 _HUNDRED = ("cifar-100-python", ["train"], ["test"])
 
@@ -76,7 +77,7 @@ def _folder(root: str, layout: tuple[str, list[str], list[str]]) -> Path:
     if missing:
         raise ValueError(
             f"no {name} in {root!r}: {folder} lacks {missing}; unpack "
-            f"https://www.cs.toronto.edu/~kriz/{name.replace('batches-', '')}.tar.gz there, or "
+            f"https://www.cs.toronto.edu/~kriz/{name.replace('batches-py', 'python')}.tar.gz there, or "
             "set download=True"
         )
     return folder

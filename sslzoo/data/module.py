@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from sslzoo.batch import Batch
@@ -140,6 +141,11 @@ class ImageDataModule(LightningDataModule, ABC):
         """Stop the workers, and say how many images could not be read."""
         if self._train_loader is not None:
             self._train_loader.close()
+        if self._sets is not None and self.num_broken:
+            rank_zero_warn(
+                f"{self.num_broken} of {self.num_samples} training images could not be read and "
+                "were skipped"
+            )
 
     @property
     def num_broken(self) -> int:

@@ -1,0 +1,149 @@
+"""A user's (image, label) data module serves `Batch` through `with_views`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from sslzoo.data import with_views
+from sslzoo.transforms import EvalView, RandomResizedCrop, View, Views
+from tests.data.toys import PlainEval, PlainViews, Recorder
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 10, 10, 3), dtype=np.uint8)
+KINDS = {
+    "pil": lambda x: Image.fromarray(x),
+    "grey pil": lambda x: Image.fromarray(x[:, :, 0]),
+    "array": lambda x: x,
+    "grey array": lambda x: x[:, :, 0],
+    "uint8": lambda x: torch.from_numpy(x).permute(2, 0, 1),
+    "float": lambda x: torch.from_numpy(x).permute(2, 0, 1) / 255,
+}
+
+
+class Rows(Dataset):
+    def __init__(self, kind: Any, labels: bool = True, count: int = 12) -> None:
+        self.kind, self.labels, self.count = kind, labels, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> Any:
+        image = self.kind(PIXELS[i])
+        return (image, i % 3) if self.labels else image
+
+
+class Users(LightningDataModule):
+    def __init__(self, kind: Any = KINDS["pil"], labels: bool = True, val: bool = True) -> None:
+        super().__init__()
+        self.kind, self.labels, self.val = kind, labels, val
+        self.calls: list[str] = []
+
+    def prepare_data(self) -> None:
+        self.calls.append("prepare")
+
+    def setup(self, stage: str) -> None:
+        self.calls.append(stage)
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(Rows(self.kind, self.labels), batch_size=4, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return [DataLoader(Rows(self.kind, self.labels, 5), batch_size=2)] if self.val else []
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_every_kind_of_image_is_served_with_its_index(kind: str):
+    data = with_views(Users(KINDS[kind]), PlainViews(), seed=1, num_classes=3)
+    data.setup("fit")
+    data.setup("fit")
+    assert (data.batch_size, data.num_samples, data.num_classes) == (4, 12, 3)
+    assert data.inner.calls == ["fit", "validate"]
+    images = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
+    images = images[:, :1] if "grey" in kind else images
+    for batch in data.train_dataloader():
+        view = batch.views[0] * 255 if kind == "float" else batch.views[0].float()
+        torch.testing.assert_close(view, images[batch.index].float())
+        assert torch.equal(batch.label, batch.index % 3)
+    loaders = data.eval_dataloaders()
+    assert torch.cat([batch.index for batch in loaders.bank]).tolist() == list(range(12))
+    assert loaders.transform(next(iter(loaders.query))).views[0].shape == (4, *images.shape[1:])
+
+
+def test_large_images_are_cropped_where_they_are_loaded():
+    def grow(x: np.ndarray) -> Image.Image:
+        return Image.fromarray(x).resize((140 + int(x[0, 0, 0]) % 7, 150))
+
+    transform = Views([View(RandomResizedCrop(40), []), View(RandomResizedCrop(24), [])])
+    data = with_views(Users(grow), transform, EvalView(32, resize=40), seed=1, num_classes=3)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert [view.shape for view in batch.views] == [(4, 3, 40, 40), (4, 3, 24, 24)]
+    assert [v.shape for v in data.train_views(batch, 0).views] == [(4, 3, 40, 40), (4, 3, 24, 24)]
+    raw = with_views(Users(grow), transform, EvalView(32), crop_in_workers=False, num_classes=3)
+    raw.setup("fit")
+    with pytest.raises(ValueError, match="differ in shape, got .* crop_in_workers=True"):
+        next(iter(raw.train_dataloader()))
+
+
+def test_data_without_labels_or_validation():
+    data = with_views(Users(labels=False, val=False), PlainViews())
+    data.setup("fit")
+    assert data.num_classes is None
+    assert data.eval_dataloaders().query is None
+    assert next(iter(data.train_dataloader())).label is None
+
+
+def test_labels_of_unknown_number_are_reported():
+    data = with_views(Users(), PlainViews())
+    with pytest.warns(UserWarning, match="pass num_classes to with_views"):
+        data.setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            lambda x: (torch.from_numpy(x).permute(2, 0, 1) / 255 - 0.5) / 0.2,
+            r"must be in \[0, 1\]",
+        ),
+        (lambda x: torch.from_numpy(x), "got Tensor torch.uint8 .10, 10, 3."),
+        (lambda x: "path", "got str"),
+    ],
+)
+def test_other_images_are_refused(kind: Any, message: str):
+    data = with_views(Users(kind), PlainViews(), PlainEval(), num_classes=3)
+    with pytest.raises(ValueError, match=message):
+        data.setup("fit")
+        next(iter(data.train_dataloader()))
+
+
+def test_a_trainer_fits_validates_and_predicts(tmp_path: Path):
+    data = with_views(Users(), PlainViews(), num_classes=3, seed=2)
+    module = Recorder()
+    trainer = Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        default_root_dir=tmp_path,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=data)
+    assert len(module.seen) == 6
+    assert "prepare" in data.inner.calls
+    assert not module.evaluated  # callbacks evaluate inside fit
+    trainer.validate(module, datamodule=data)
+    assert [batch.index.tolist() for batch in module.evaluated] == [[0]]
+    assert module.evaluated[0].views[0].shape == (1, 3, 10, 10)
+    got = trainer.predict(module, datamodule=data)
+    assert torch.cat(got).tolist() == list(range(5))
