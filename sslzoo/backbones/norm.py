@@ -169,6 +169,7 @@ class _Normalise(torch.autograd.Function):
                 x[start:stop], mean[g], var[g], weight, bias, False, 0.0, eps
             )
         ctx.parts = parts
+        ctx.has_bias = bias is not None
         ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt(), count)
         unbiased = var * (count / (count - 1).clamp_min(1))
         mean, var = mean.mean(dim=0), unbiased.mean(dim=0)
@@ -186,7 +187,8 @@ class _Normalise(torch.autograd.Function):
             sums[0, g] = here.sum(dims)
             sums[1, g] = (here * (x[start:stop] - _channels(mean[g], x))).sum(dims)
         grad_weight = (sums[1] * scale).sum(dim=0).to(weight.dtype) if weight is not None else None
-        grad_bias = sums[0].sum(dim=0).to(weight.dtype) if weight is not None else None
+        grad_bias = sums[0].sum(dim=0).to(x.dtype if weight is None else weight.dtype)
+        grad_bias = grad_bias if ctx.has_bias else None
         if not ctx.needs_input_grad[0]:
             return None, grad_weight, grad_bias, None, None, None
         total = sum_over_ranks(sums)
