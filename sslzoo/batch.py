@@ -28,3 +28,44 @@ class Batch(NamedTuple):
     views: list[View]
     index: Tensor
     label: Tensor | None = None
+
+
+def as_batch(data: Any) -> Batch:
+    """What a foreign loader yields, as a `Batch`.
+
+    Args:
+        data: a `Batch`; views as `[view, view, ...]`; or `(views, label)`, where views may be a
+            single tensor. A `Batch` made of these has an index of no rows: methods with a memory
+            need `with_views`, or a loader that yields `Batch`.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(data, Batch):
+        return data
+    if isinstance(data, list | tuple) and data:
+        first, last = data[0], data[-1]
+        if isinstance(first, list | tuple) and len(data) == 2:
+            return _foreign(list(first), last)
+        if all(isinstance(view, Tensor) and view.ndim > 1 for view in data):
+            return _foreign(list(data), None)
+        if len(data) == 2 and isinstance(first, Tensor) and isinstance(last, Tensor):
+            return _foreign([first], last)
+    raise ValueError(
+        "a batch is a Batch(views, index, label), [view, view, ...] or (views, label), got "
+        f"{type(data).__name__}"
+    )
+
+
+def _foreign(views: list[View], label: Tensor | None) -> Batch:
+    return Batch(views, views[0].new_empty(0).long(), label)
+
+
+def index_of(batch: Batch, wanted_by: str) -> Tensor:
+    """The samples' positions (B,), or an error that says how to get them."""
+    if len(batch.index) == 0:
+        raise ValueError(
+            f"{wanted_by} keeps a row for every training sample and this batch has no index; "
+            "wrap the data module in sslzoo.data.with_views, or yield Batch(views, index, label)"
+        )
+    return batch.index

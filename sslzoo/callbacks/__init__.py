@@ -1,0 +1,1 @@
+"""Callbacks: teachers, memories and evaluation during training."""

@@ -1,0 +1,8 @@
+"""Methods: one LightningModule, one file, one paper."""
+
+from sslzoo.methods.base import SSLMethod
+from sslzoo.methods.byol import BYOL
+from sslzoo.methods.instdisc import InstDisc
+from sslzoo.methods.simclr import SimCLR
+
+__all__ = ["BYOL", "InstDisc", "SSLMethod", "SimCLR"]

@@ -1,0 +1,86 @@
+"""EMA: the one thing that moves a teacher.
+
+Once per optimizer step, by one `_foreach_lerp_` over every parameter of the method's
+(student, teacher) pairs. Parameters only: the teacher's batch-norm statistics are its own, as in
+MoCo, BYOL and DINO, and integer buffers are left alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from sslzoo.optim import Curve, Horizon
+
+
+class Student(Protocol):
+    """What `EMA` needs of a method: pairs of modules and a clock."""
+
+    step: int
+    horizon: Horizon
+
+    def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]: ...
+
+
+class EMA(Callback):
+    """teacher <- momentum * teacher + (1 - momentum) * student.
+
+    Args:
+        momentum: curve over optimizer steps; the update that belongs to step k uses momentum(k).
+        when: "after_step": once the step has moved the student (BYOL, DINO);
+            "before_forward": at the start of the step, towards the weights it starts from (MoCo).
+    """
+
+    def __init__(self, momentum: Curve, when: Literal["after_step", "before_forward"]):
+        if when not in ("after_step", "before_forward"):
+            raise ValueError(f"when is after_step or before_forward, got {when!r}")
+        self.momentum, self.when = momentum, when
+        self._done = -1  # the last step whose update is done
+        self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
+
+    @torch.no_grad()
+    def update(self, method: Student, step: int) -> None:
+        """The update of optimizer step `step`; a plain loop calls it once a step."""
+        students, teachers = self._pairs or self._parameters(method)
+        weight = 1.0 - self.momentum(step, method.horizon)
+        torch._foreach_lerp_(teachers, students, weight)
+
+    def _parameters(self, method: Student) -> tuple[list[Tensor], list[Tensor]]:
+        students: list[Tensor] = []
+        teachers: list[Tensor] = []
+        for student, teacher in method.teacher_pairs():
+            theirs = dict(teacher.named_parameters())
+            ours = dict(student.named_parameters())
+            if theirs.keys() != ours.keys():
+                odd = sorted(theirs.keys() ^ ours.keys())
+                raise ValueError(f"student and teacher differ in their parameters: {odd[:5]}")
+            students += ours.values()
+            teachers += (theirs[name] for name in ours)
+        return students, teachers
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        method = cast(Student, pl_module)
+        self._done = method.step - 1
+        self._pairs = self._parameters(method)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        method = cast(Student, pl_module)
+        if self.when == "before_forward" and method.step > self._done:
+            self.update(method, method.step)
+            self._done = method.step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        method = cast(Student, pl_module)
+        if self.when == "after_step" and method.step - 1 > self._done:
+            self._done = method.step - 1
+            self.update(method, self._done)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._pairs = None

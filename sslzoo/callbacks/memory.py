@@ -1,0 +1,79 @@
+"""CommitMemory: writes what a step staged into banks and queues, after the step.
+
+All micro-batches of an accumulation together, in (micro-batch, rank) order, so that a step never
+sees its own rows and every rank holds the same memory. It may recompute a bank from the whole
+training set every n epochs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from sslzoo.distributed import broadcast_
+from sslzoo.eval.features import extract
+from sslzoo.eval.loaders import EvalLoaders
+from sslzoo.memory import Memory, MemoryBank
+
+
+def memories(module: torch.nn.Module) -> list[Memory]:
+    """Every memory of a method."""
+    return [part for part in module.modules() if isinstance(part, Memory)]
+
+
+def commit(module: torch.nn.Module) -> None:
+    """Commit every memory of `module`: what a plain loop calls after `optimizer.step()`."""
+    for memory in memories(module):
+        memory.commit()
+
+
+class CommitMemory(Callback):
+    """Commits staged rows once per optimizer step.
+
+    Args:
+        refresh_every_n_epochs: recompute every bank row from the training set, without
+            augmentation and in eval mode, at the end of each n-th epoch; 0: never. It calls the
+            method's `embed(view)`, (B, ...) -> (B, D).
+    """
+
+    def __init__(self, refresh_every_n_epochs: int = 0):
+        if refresh_every_n_epochs < 0:
+            raise ValueError(f"refresh_every_n_epochs is at least 0, got {refresh_every_n_epochs}")
+        self.refresh_every_n_epochs = refresh_every_n_epochs
+        self._committed = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._committed = cast(Any, pl_module).step
+        samples = getattr(getattr(trainer, "datamodule", None), "num_samples", None)
+        for memory in memories(pl_module):
+            if isinstance(memory, MemoryBank) and samples not in (None, len(memory.rows)):
+                raise ValueError(
+                    f"the memory bank has {len(memory.rows)} rows and the training set {samples} "
+                    f"samples; set bank_size: {samples}"
+                )
+            for buffer in memory.buffers():
+                broadcast_(buffer)  # DDP leaves them alone: one start for all ranks
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = cast(Any, pl_module).step
+        if step > self._committed:
+            self._committed = step
+            commit(pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        every = self.refresh_every_n_epochs
+        if every and (trainer.current_epoch + 1) % every == 0:
+            refresh(pl_module, cast(Any, trainer).datamodule.eval_dataloaders())
+
+
+@torch.no_grad()
+def refresh(method: LightningModule, loaders: EvalLoaders) -> None:
+    """Overwrite every bank row with the embedding of its sample, without augmentation."""
+    embedded = extract(method, loaders.bank, loaders, features="embed")
+    for memory in memories(method):
+        if isinstance(memory, MemoryBank):
+            memory.overwrite(embedded.index, embedded.features)

@@ -1,0 +1,91 @@
+"""BYOL: bootstrap your own latent.
+
+Grill, Strub, Altche, Tallec, Richemond et al., NeurIPS 2020, https://arxiv.org/abs/2006.07733.
+Reference code: deepmind/deepmind-research, byol, commit d8df415.
+
+Deviations:
+    1. The target starts as a copy of the online network; the code draws it from another key and
+       notes that it makes no difference.
+    2. The linear classifier that the code trains beside (its cross-entropy is part of the sum) is
+       `OnlineProbe` here, with an optimizer of its own.
+    3. Running statistics of batch norm are torch's (unbiased variance, momentum 0.1); Haiku's
+       are zero-debiased averages of the biased variance. Both train with batch statistics.
+"""
+
+from __future__ import annotations
+
+import torch
+from lightning import Callback
+from torch import Tensor, nn
+
+from sslzoo.batch import Batch
+from sslzoo.callbacks.ema import EMA
+from sslzoo.losses import regression
+from sslzoo.methods.base import (
+    GroupsFactory,
+    OptimizerFactory,
+    ScheduleFactory,
+    SSLMethod,
+    frozen_copy,
+)
+from sslzoo.optim import Cosine, Curve, exempt_bias_and_norm
+
+
+class BYOL(SSLMethod):
+    """The online network predicts the target network's projection of the other view.
+
+    Args:
+        backbone: f; (B, C, H, W) -> (B, num_features).
+        projector: g; num_features -> 256 in the paper (`heads.byol_mlp`).
+        predictor: q; 256 -> 256.
+        momentum: tau by optimizer step; 0.996 rising to 1 over 1000 epochs in the paper.
+        optimizer: see `SSLMethod`; LARS in the paper.
+        schedule: see `SSLMethod`; 10 epochs of warm-up, then a cosine.
+        parameter_groups: see `SSLMethod`; biases and norms are exempt in the paper.
+
+    Example:
+        >>> from sslzoo.backbones import SmallResNet
+        >>> from sslzoo.heads import byol_mlp
+        >>> method = BYOL(SmallResNet((8, 16)), byol_mlp(16, 32, 8), byol_mlp(8, 32, 8))
+        >>> views = [torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8)]
+        >>> batch = Batch(views, index=torch.arange(4))
+        >>> list(method.losses(batch))
+        ['regression']
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projector: nn.Module,
+        predictor: nn.Module,
+        momentum: Curve = Cosine(0.996, 1.0),  # noqa: B008 (a curve is immutable)
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
+        parameter_groups: GroupsFactory = exempt_bias_and_norm,
+    ):
+        super().__init__(backbone, optimizer, schedule, parameter_groups)
+        self.projector, self.predictor = projector, predictor
+        self.teacher_backbone = frozen_copy(backbone)
+        self.teacher_projector = frozen_copy(projector)
+        self.momentum = momentum
+
+    def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [(self.backbone, self.teacher_backbone), (self.projector, self.teacher_projector)]
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [EMA(self.momentum, when="after_step")]
+
+    @torch.no_grad()
+    def target(self, view: Tensor) -> Tensor:
+        """The target network's projection, with batch statistics of its own. (B, D)."""
+        return self.teacher_projector(self.teacher_backbone(view))
+
+    def online(self, view: Tensor) -> Tensor:
+        """The online network's prediction. (B, D)."""
+        return self.predictor(self.projector(self.backbone(view)))
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        v1, v2 = batch.views
+        p1, p2 = self.online(v1), self.online(v2)
+        z1, z2 = self.target(v1), self.target(v2)
+        return {"regression": regression(p1, z2) + regression(p2, z1)}

@@ -1,0 +1,63 @@
+"""SimCLR: a simple framework for contrastive learning of visual representations.
+
+Chen, Kornblith, Norouzi and Hinton, ICML 2020, https://arxiv.org/abs/2002.05709.
+Reference code: google-research/simclr, commits be133b3 (v1) and 383d414.
+
+Deviations:
+    1. The loss is the paper's mean over 2N anchors; the code's is the sum of two directional
+       means, which is twice that. With LARS the difference is none but for the weight decay.
+    2. A step has n // batch_size * epochs of them in all; the code's schedule has one more.
+    3. Convolutions pad symmetrically; TensorFlow's max-pool pads (0, 1) on even inputs.
+    4. Running variances of batch norm are unbiased, as in torch; TensorFlow's are biased.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sslzoo.batch import Batch
+from sslzoo.losses import nt_xent
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, ScheduleFactory, SSLMethod
+from sslzoo.optim import exempt_bias_and_norm
+
+
+class SimCLR(SSLMethod):
+    """Two views of an image attract each other and repel all others of the global batch.
+
+    Args:
+        backbone: f; (B, C, H, W) -> (B, num_features).
+        projector: g; num_features -> 128 in the paper (`heads.simclr_projector`).
+        temperature: of NT-Xent: 0.1 for ImageNet, 0.5 for CIFAR-10 (the repository's README).
+        optimizer: see `SSLMethod`; LARS in the paper.
+        schedule: see `SSLMethod`; 10 epochs of warm-up, then a cosine.
+        parameter_groups: see `SSLMethod`; biases and norms are exempt in the code.
+
+    Example:
+        >>> from sslzoo.backbones import SmallResNet
+        >>> from sslzoo.heads import simclr_projector
+        >>> method = SimCLR(SmallResNet((8, 16)), simclr_projector(16, out_dim=8))
+        >>> views = [torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8)]
+        >>> batch = Batch(views, index=torch.arange(4))
+        >>> list(method.losses(batch))
+        ['nt_xent']
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projector: nn.Module,
+        temperature: float = 0.1,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
+        parameter_groups: GroupsFactory = exempt_bias_and_norm,
+    ):
+        super().__init__(backbone, optimizer, schedule, parameter_groups)
+        self.projector = projector
+        self.temperature = temperature
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        x = torch.stack(batch.views, dim=1).flatten(0, 1)  # (2B, C, H, W), sample by sample
+        z = self.projector(self.backbone(x))  # (2B, D)
+        z1, z2 = z.unflatten(0, (-1, 2)).unbind(1)
+        return {"nt_xent": nt_xent(z1, z2, self.temperature)}
