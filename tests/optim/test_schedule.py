@@ -1,0 +1,114 @@
+"""Schedules and curves equal the authors' at every step, and survive a resume."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sslzoo.optim import ConstantRate, Cosine, Horizon, Linear, Schedule, Steps, WarmupCosine
+from tests.golden import assert_close_to_golden, load
+
+
+def rates(schedule: Schedule, steps: int) -> list[float]:
+    out = []
+    for _ in range(steps):
+        out.append(schedule.optimizer.param_groups[0]["lr"])
+        schedule.optimizer.step()
+        schedule.step()
+    return out
+
+
+def sgd(lr: float) -> torch.optim.SGD:
+    return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+
+
+def test_warmup_cosine_equals_byol() -> None:
+    z = load("byol/schedules.npz")
+    hyper = z["meta"]["hyper"]
+    horizon = Horizon(hyper["max_steps"], 1)
+    peak = hyper["base_learning_rate"] * hyper["batch_size"] / 256
+    schedule = WarmupCosine(sgd(peak), horizon, warmup_epochs=hyper["warmup_steps"])
+    assert_close_to_golden(torch.tensor(rates(schedule, len(z["lr"]))), z["lr"], 1e-6)
+    tau = Cosine(hyper["base_ema"], 1.0)
+    taus = [tau(int(step), horizon) for step in z["step"]]
+    assert_close_to_golden(torch.tensor(taus, dtype=torch.float64), z["ema"], 1e-6)
+
+
+def test_warmup_cosine_equals_simclr() -> None:
+    z = load("simclr/lr_schedule.npz")
+    hyper = z["meta"]["hyper"]
+    # The authors' run has one step more than epochs * n // batch.
+    total = hyper["num_examples"] * hyper["epochs"] // hyper["batch"] + 1
+    assert total == int(z["total_steps"])
+    warmup = hyper["warmup_epochs"] * hyper["num_examples"] // hyper["batch"]
+    peak = hyper["base_lr"] * hyper["batch"] / 256
+    schedule = WarmupCosine(sgd(peak), Horizon(total, 1), warmup_epochs=warmup)
+    assert_close_to_golden(torch.tensor(rates(schedule, len(z["lr"]))), z["lr"], 1e-6)
+
+
+def test_byol_official_horizons_and_tau() -> None:
+    z = load("byol/official_configs.npz")
+    for epochs, steps, base in zip(z["epochs"], z["max_steps"], z["ema"], strict=True):
+        assert int(steps) == int(epochs) * 1_281_167 // 4096
+        assert Cosine(float(base), 1.0)(0, Horizon(int(steps), 312)) == pytest.approx(float(base))
+
+
+def test_steps_drop_at_their_epochs() -> None:
+    schedule = Steps(sgd(0.03), Horizon(200 * 3, 3), milestones=[120, 160])
+    seen = rates(schedule, 600)
+    assert seen[0] == seen[359] == pytest.approx(0.03)
+    assert seen[360] == seen[479] == pytest.approx(0.003)
+    assert seen[480] == seen[599] == pytest.approx(0.0003)
+
+
+def test_first_middle_and_last_value() -> None:
+    schedule = WarmupCosine(sgd(2.0), Horizon(110, 10), warmup_epochs=1, end_factor=0.1)
+    seen = rates(schedule, 111)
+    assert seen[0] == 0
+    assert seen[5] == pytest.approx(1.0)
+    assert seen[10] == pytest.approx(2.0)
+    assert seen[60] == pytest.approx(2 * (0.1 + 0.9 * 0.5))
+    assert seen[110] == pytest.approx(0.2)
+
+
+def test_per_epoch_is_constant_within_an_epoch() -> None:
+    seen = rates(WarmupCosine(sgd(1.0), Horizon(40, 10), every="epoch"), 40)
+    assert len(set(seen[10:20])) == 1
+    assert seen[10] == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+
+
+def test_linear_curve_ends_where_it_should() -> None:
+    curve, horizon = Linear(0.04, 0.07, epochs=3), Horizon(100, 10)
+    values = [curve(step, horizon) for step in (0, 15, 30, 99)]
+    assert values == pytest.approx([0.04, 0.055, 0.07, 0.07])
+
+
+@pytest.mark.parametrize("kind", [WarmupCosine, Steps, ConstantRate])
+def test_resumed_at_90_percent_equals_going_on(kind: type[Schedule]) -> None:
+    whole = rates(kind(sgd(0.5), Horizon(100, 10)), 100)
+    first = kind(sgd(0.5), Horizon(100, 10))
+    rates(first, 90)
+    second = kind(sgd(0.5), Horizon(100, 10))
+    second.load_state_dict(first.state_dict())
+    assert rates(second, 10) == whole[90:]
+
+
+def test_extended_run_keeps_its_horizon_unless_asked() -> None:
+    saved = WarmupCosine(sgd(1.0), Horizon(100, 10))
+    rates(saved, 100)
+    kept = WarmupCosine(sgd(1.0), Horizon(200, 10))
+    kept.load_state_dict(saved.state_dict())
+    assert kept.horizon == Horizon(100, 10)
+    assert rates(kept, 3) == pytest.approx([0, 0, 0])
+    new = WarmupCosine(sgd(1.0), Horizon(200, 10), horizon_on_resume="new")
+    new.load_state_dict(saved.state_dict())
+    assert new.horizon == Horizon(200, 10)
+    assert rates(new, 1)[0] == pytest.approx(0.5)
+
+
+def test_two_durations_are_refused() -> None:
+    with pytest.raises(ValueError, match="warmup_epochs or warmup_fraction"):
+        WarmupCosine(sgd(1.0), Horizon(10, 1), warmup_epochs=1, warmup_fraction=0.1)

@@ -1,0 +1,259 @@
+"""The battery that every method enters by itself: equivalence, resume, gradients, labels.
+
+Toy nets in float64 through a real Trainer; two ranks are real gloo ranks under DDP, with
+different data.
+"""
+
+from __future__ import annotations
+
+import doctest
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from torch import Tensor
+
+from sslzoo.batch import Batch
+from sslzoo.callbacks.memory import memories
+from sslzoo.methods import SSLMethod
+from sslzoo.optim import WarmupCosine
+from tests.ranks import Ranks
+from tests.toys import build, data_like, every_method, rows
+
+METHODS = every_method()
+BATCH, SAMPLES = 12, 36
+
+THIRD_PARTY = (
+    # Lightning reads a deprecated attribute of torch's itself.
+    "`isinstance(treespec, LeafSpec)` is deprecated",
+)
+
+
+def fit(run: Trainer, method: SSLMethod, data: list[Batch], resume: str | None = None) -> None:
+    with warnings.catch_warnings():
+        for message in THIRD_PARTY:
+            warnings.filterwarnings("ignore", message=re.escape(message))
+        run.fit(method, Loader(data), val_dataloaders=Loader(data[:1]), ckpt_path=resume)
+
+
+def battery(*names: str) -> Any:
+    return pytest.mark.parametrize("cls", METHODS, ids=lambda cls: cls.__name__)
+
+
+class Gradients(Callback):
+    """Keeps the gradients of the first optimizer step."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, Tensor] = {}
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
+    ) -> None:
+        if not self.first:
+            self.first = {
+                name: p.grad.clone()
+                for name, p in pl_module.named_parameters()
+                if p.grad is not None
+            }
+
+
+class StopAfter(Callback):
+    """Ends a run early, with the horizon of the whole."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
+
+
+def toy(cls: type[SSLMethod]) -> tuple[SSLMethod, Batch]:
+    """Double-precision toy with an optimizer, and its training set."""
+    method, batch = build(cls)
+    method._optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-3)
+    method._schedule = partial(WarmupCosine, warmup_epochs=1)
+    return method.double(), data_like(batch, SAMPLES)
+
+
+class Loader:
+    """A list of ready batches; Lightning takes a bare list for several loaders."""
+
+    def __init__(self, content: list[Batch]) -> None:
+        self.content = content
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.content)
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+
+def batches(data: Batch, size: int, rank: int, world: int) -> list[Batch]:
+    """This rank's contiguous share of every global batch of `size` samples."""
+    share = size // world
+    starts = range(0, SAMPLES - size + 1, size)
+    return [rows(data, slice(s + rank * share, s + (rank + 1) * share)) for s in starts]
+
+
+def trainer(epochs: int = 2, **options: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        log_every_n_steps=1,
+        **options,
+    )
+
+
+def state(method: SSLMethod) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in method.state_dict().items()}
+
+
+def train(rank: int, cls: type[SSLMethod], world: int, accumulate: int) -> dict[str, Any]:
+    """Two epochs on this rank's share: loss, first gradients, final state."""
+    torch.manual_seed(0)
+    method, data = toy(cls)
+    gradients = Gradients()
+    options: dict[str, Any] = {"accumulate_grad_batches": accumulate, "devices": 1}
+    if world > 1:
+        options |= {"devices": world, "strategy": "ddp", "plugins": [TorchElasticEnvironment()]}
+    run = trainer(callbacks=[gradients], **options)
+    fit(run, method, batches(data, BATCH // accumulate, rank, world))
+    return {
+        "loss": run.callback_metrics["train/loss"],
+        "gradients": gradients.first,
+        "state": state(method),
+        "step": method.step,
+    }
+
+
+def assert_same(actual: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert actual.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(
+            actual[name], value, rtol=1e-7, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@battery()
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_ranks_equal_one(cls: type[SSLMethod], accumulate: int, ranks: Ranks) -> None:
+    one = train(0, cls, 1, accumulate)
+    two = ranks(2, train, cls, 2, accumulate)
+    assert one["step"] == two[0]["step"] == 6
+    for result in two:
+        assert_same(result["gradients"], one["gradients"])
+        assert_same(result["state"], one["state"])
+        torch.testing.assert_close(result["loss"], one["loss"], rtol=1e-6, atol=0)  # float32 log
+
+
+@battery()
+def test_gradients_reach_what_trains_and_nothing_else(cls: type[SSLMethod]) -> None:
+    method, data = toy(cls)
+    for _ in range(3):
+        terms = method.losses(rows(data, slice(0, BATCH)))
+        loss = torch.stack(list(terms.values())).sum()
+        assert loss.isfinite()
+        assert loss.ndim == 0
+        loss.backward()
+    for name, parameter in method.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+@battery()
+def test_forward_gives_num_features(cls: type[SSLMethod]) -> None:
+    method, data = toy(cls)
+    features = method(data.views[0])
+    assert features.shape == (SAMPLES, method.encoder().num_features)
+
+
+@battery()
+def test_labels_do_not_matter_unless_declared(cls: type[SSLMethod]) -> None:
+    def loss(labels: Tensor | None) -> Tensor:
+        method, data = toy(cls)
+        return torch.stack(list(method.losses(data._replace(label=labels)).values())).sum()
+
+    _, data = toy(cls)
+    if cls.uses_labels:
+        assert loss(data.label) != loss(data.label.roll(1))
+    else:
+        assert loss(data.label) == loss(data.label.roll(1)) == loss(None)
+
+
+@battery()
+def test_same_seed_same_run(cls: type[SSLMethod]) -> None:
+    first, second = train(0, cls, 1, 1), train(0, cls, 1, 1)
+    assert all(torch.equal(first["state"][k], second["state"][k]) for k in first["state"])
+
+
+@battery()
+def test_resume_equals_going_on(cls: type[SSLMethod], tmp_path: Path) -> None:
+    def go(epochs: int, resume: str | None = None) -> tuple[Trainer, SSLMethod]:
+        torch.manual_seed(0)
+        method, data = toy(cls)
+        run = trainer(4, devices=1, callbacks=[StopAfter(epochs)])
+        fit(run, method, batches(data, BATCH, 0, 1), resume)
+        return run, method
+
+    _, whole = go(4)
+    half, _ = go(2)
+    path = str(tmp_path / "half.ckpt")
+    half.save_checkpoint(path)
+    torch.load(path, weights_only=True)  # plain values and tensors only
+    _, resumed = go(4, path)
+    assert resumed.step == whole.step == 12
+    for name, value in state(whole).items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@battery()
+def test_teachers_start_equal_and_follow(cls: type[SSLMethod]) -> None:
+    method, data = toy(cls)
+    pairs = [
+        (name, ours, theirs)
+        for student, teacher in method.teacher_pairs()
+        for (name, ours), theirs in zip(
+            student.named_parameters(), teacher.parameters(), strict=True
+        )
+    ]
+    assert bool(pairs) == hasattr(method, "momentum"), "a method with a momentum names its pairs"
+    for name, ours, theirs in pairs:
+        assert torch.equal(ours, theirs), name
+        assert not theirs.requires_grad, name
+    before = [theirs.clone() for _, _, theirs in pairs]
+    run = trainer(2, devices=1, accumulate_grad_batches=2)
+    fit(run, method, batches(data, BATCH, 0, 1))
+    for (name, ours, theirs), start in zip(pairs, before, strict=True):
+        # A bias before a batch norm has no gradient but rounding noise: neither moves.
+        still = torch.allclose(ours, start, rtol=0, atol=1e-14)
+        assert torch.equal(theirs, start) <= still, f"{name}: the teacher stood still"
+        assert still or not torch.equal(theirs, ours), f"{name}: the teacher is the student"
+
+
+@battery()
+def test_a_step_never_sees_its_own_rows(cls: type[SSLMethod]) -> None:
+    method, data = toy(cls)
+    for memory in memories(method):
+        before = [buffer.clone() for buffer in memory.buffers()]
+        method.losses(rows(data, slice(0, BATCH)))
+        assert all(torch.equal(a, b) for a, b in zip(before, memory.buffers(), strict=True))
+        memory.commit()
+        assert not all(torch.equal(a, b) for a, b in zip(before, memory.buffers(), strict=True))
+
+
+@battery()
+def test_example_in_the_docstring_runs(cls: type[SSLMethod]) -> None:
+    space = dict(vars(sys.modules[cls.__module__]))
+    test = doctest.DocTestFinder(recurse=False).find(cls, cls.__name__, globs=space)[0]
+    assert doctest.DocTestRunner().run(test).failed == 0

@@ -1,0 +1,65 @@
+"""Toy instances of every method, from the example in its own docstring.
+
+The battery finds a method in sslzoo.methods and runs the `Example:` of its class: it defines
+`method` and a `batch` whose shapes and types the battery imitates with data of its own.
+"""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import sys
+
+import torch
+from torch import Tensor
+
+import sslzoo.methods
+from sslzoo.batch import Batch
+from sslzoo.methods import SSLMethod
+
+
+def every_method() -> list[type[SSLMethod]]:
+    """All public methods, by name."""
+    classes = [getattr(sslzoo.methods, name) for name in sslzoo.methods.__all__]
+    return [cls for cls in classes if issubclass(cls, SSLMethod) and not inspect.isabstract(cls)]
+
+
+def build(cls: type[SSLMethod], seed: int = 0) -> tuple[SSLMethod, Batch]:
+    """The method and the batch of the class's own example."""
+    examples = doctest.DocTestParser().get_examples(inspect.getdoc(cls) or "")
+    assert examples, f"{cls.__name__} has no Example in its docstring: the batteries run it"
+    space = dict(vars(sys.modules[cls.__module__]))
+    torch.manual_seed(seed)
+    for example in examples:
+        if "losses(" not in example.source:
+            exec(compile(example.source, f"<example of {cls.__name__}>", "single"), space)
+    assert {"method", "batch"} <= space.keys(), "an Example defines `method` and `batch`"
+    return space["method"], space["batch"]
+
+
+def data_like(batch: Batch, samples: int, num_classes: int = 3, seed: int = 1) -> Batch:
+    """`samples` samples of the example's shapes and types; float64 where it has floats."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def imitate(view: Tensor) -> Tensor:
+        shape = (samples, *view.shape[1:])
+        if view.is_floating_point():
+            return torch.randn(shape, generator=generator, dtype=torch.float64)
+        return torch.randint(0, int(view.max()) + 1, shape, generator=generator, dtype=view.dtype)
+
+    views = [
+        imitate(view) if isinstance(view, Tensor) else type(view)(*map(imitate, view))
+        for view in batch.views
+    ]
+    label = torch.randint(0, num_classes, (samples,), generator=generator)
+    return Batch(views, torch.arange(samples), label)
+
+
+def rows(batch: Batch, which: slice) -> Batch:
+    """A part of a batch."""
+    views = [
+        view[which] if isinstance(view, Tensor) else type(view)(*(part[which] for part in view))
+        for view in batch.views
+    ]
+    label = None if batch.label is None else batch.label[which]
+    return Batch(views, batch.index[which], label)
