@@ -1,0 +1,159 @@
+"""The `sslzoo` command: LightningCLI with config names, a run folder and a progress bar.
+
+    sslzoo fit --config simclr/cifar10_resnet18_200ep
+    sslzoo validate | test | predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
+
+Modules and data modules are named by class path; nothing is looked up in a registry.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar as AnyProgressBar
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+import sslzoo
+import sslzoo.data
+import sslzoo.methods
+from sslzoo.callbacks.feature_writer import FeatureWriter
+from sslzoo.callbacks.progress import ProgressBar
+
+
+def config_folders() -> list[Path]:
+    """Where named configs stand: in the wheel, and beside the package in a clone."""
+    package = Path(sslzoo.__file__).parent
+    return [
+        folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()
+    ]
+
+
+def find_config(name: str) -> str:
+    """A path as it is; else the shipped config of that name, with or without `.yaml`."""
+    if Path(name).exists():
+        return name
+    relative = Path(name)
+    if relative.parts and relative.parts[0] == "configs":
+        relative = Path(*relative.parts[1:])
+    for folder in config_folders():
+        for candidate in (folder / relative, folder / f"{relative}.yaml"):
+            if candidate.is_file():
+                return str(candidate)
+    return name  # the parser says that there is no such file
+
+
+def known_configs() -> list[str]:
+    """Names of the shipped configs."""
+    return sorted(
+        {
+            str(path.relative_to(folder).with_suffix(""))
+            for folder in config_folders()
+            for path in folder.rglob("*.yaml")
+        }
+    )
+
+
+def _with_config_paths(args: Sequence[str]) -> tuple[list[str], str | None]:
+    """Arguments with each `--config NAME` as a path, and the name of the last one."""
+    out, last = list(args), None
+    for i, arg in enumerate(out):
+        name = None
+        if arg in ("--config", "-c") and i + 1 < len(out):
+            name, place, form = out[i + 1], i + 1, "{}"
+        elif arg.startswith("--config="):
+            name, place, form = arg.removeprefix("--config="), i, "--config={}"
+        if name is None:
+            continue
+        path = find_config(name)
+        if not Path(path).exists():
+            shipped = "\n  ".join(known_configs())
+            raise SystemExit(
+                f"sslzoo: no config file {name!r}, and none shipped under that name:\n  {shipped}"
+            )
+        out[place], last = form.format(path), path
+    return out, last
+
+
+def _run_folder(config: str | None) -> str:
+    """runs/<config's name>; the saved config of a run stays in that run's folder."""
+    if config is None:
+        return "runs"
+    path = Path(config).resolve()
+    for folder in config_folders():
+        if path.is_relative_to(folder.resolve()):
+            return str(Path("runs") / path.relative_to(folder.resolve()).with_suffix(""))
+    if path.stem == "config" and path.parent.name.startswith("version_"):
+        return str(path.parent.parent)
+    return str(Path("runs") / path.stem)
+
+
+class SSLZooCLI(LightningCLI):
+    """LightningCLI in subclass mode for both module and data."""
+
+    config_path: str | None = None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self._get(self.config_init, "trainer", default={})
+        root = config.get("default_root_dir") or _run_folder(self.config_path)
+        kwargs["default_root_dir"] = root
+        if config.get("logger") in (None, True):
+            kwargs["logger"] = _default_loggers(str(root))
+        callbacks = config.get("callbacks") or []
+        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        if config.get("enable_progress_bar") is not False and not any(
+            isinstance(c, AnyProgressBar) for c in callbacks
+        ):
+            callbacks.append(ProgressBar())
+        if config.get("enable_checkpointing") is not False and not any(
+            isinstance(c, ModelCheckpoint) for c in callbacks
+        ):
+            callbacks.append(ModelCheckpoint(save_last=True))
+        if self.subcommand == "predict" and not any(
+            isinstance(c, FeatureWriter) for c in callbacks
+        ):
+            callbacks.append(FeatureWriter())
+        kwargs["callbacks"] = callbacks
+        return super().instantiate_trainer(**kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Features leave through FeatureWriter, not through a list in memory."""
+        self.trainer.predict(**{**kwargs, "return_predictions": False})
+
+
+def _default_loggers(root: str) -> list[Logger]:
+    csv = CSVLogger(root, name="")
+    loggers: list[Logger] = [csv]
+    if importlib.util.find_spec("tensorboard") is not None:
+        loggers.append(TensorBoardLogger(root, name="", version=csv.version))
+    return loggers
+
+
+def main(args: Sequence[str] | None = None) -> SSLZooCLI | None:
+    """Entry point of the console script; returns the CLI object when called from Python."""
+    arguments = list(sys.argv[1:] if args is None else args)
+    if arguments[:1] == ["--version"]:
+        print(sslzoo.__version__)
+        return None
+    arguments, SSLZooCLI.config_path = _with_config_paths(arguments)
+    saved, sys.argv = sys.argv, ["sslzoo", *arguments]
+    try:
+        return SSLZooCLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"description": "Self-supervised learning: pre-train and evaluate."},
+        )
+    finally:
+        if args is not None:
+            sys.argv = saved
