@@ -1,0 +1,150 @@
+"""Evaluation: when an online evaluation runs, and on which data.
+
+At the end of every n-th training epoch and of the last (before any ModelCheckpoint, so that it can
+monitor the value), and at the end of `validate` and `test`; not in validation loops inside fit.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from sslzoo.eval.features import Features, extract
+from sslzoo.eval.loaders import EvalLoaders
+
+NO_LABELS = "the data has no labels; use OnlineSpectrum, which needs none"
+
+
+class Evaluation(Callback, ABC):
+    """Abstract: calls `evaluate` at the right times and logs what it returns.
+
+    Attaches to any LightningModule whose method `features` maps a view to features (B, D). The
+    module's weights, buffers, train flags and every random generator are left as they were.
+
+    Args:
+        every_n_epochs: training epochs between two evaluations.
+        loaders: bank, query and transform; None: those of the data module.
+        features: name of the module's method from a view to (B, D).
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        loaders: EvalLoaders | None = None,
+        features: str = "forward",
+    ) -> None:
+        super().__init__()
+        if every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
+        self.every_n_epochs = every_n_epochs
+        self.loaders = loaders
+        self.features = features
+
+    @abstractmethod
+    def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """Metrics by their full name, the same on every rank."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        last = epoch == trainer.max_epochs or trainer.should_stop or is_last_step(trainer)
+        if epoch % self.every_n_epochs == 0 or last:
+            self._run(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._run(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._run(trainer, pl_module)
+
+    def _run(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for name, value in self.evaluate(trainer, pl_module).items():
+            scalar = torch.tensor(value, dtype=torch.float32, device=pl_module.device)
+            # Every rank has the same value: their maximum is it, and spares Lightning's warning.
+            pl_module.log(name, scalar, prog_bar=True, sync_dist=True, reduce_fx="max")
+
+
+def is_last_step(trainer: Trainer) -> bool:
+    """Whether `max_steps` ends the run with this epoch."""
+    return 0 < trainer.max_steps <= trainer.global_step
+
+
+def eval_loaders(trainer: Trainer, given: EvalLoaders | None, who: str) -> EvalLoaders:
+    """The loaders given, or the data module's.
+
+    Args:
+        trainer: whose data module is asked for `eval_dataloaders()`.
+        given: what the user passed.
+        who: name of the callback, for the error.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    if given is not None:
+        return given
+    make = getattr(getattr(trainer, "datamodule", None), "eval_dataloaders", None)
+    if make is None:
+        raise ValueError(
+            f"{who} has no data to evaluate on: pass {who}(loaders=EvalLoaders(bank, query, "
+            "transform, num_classes, sharded)), or train with a data module that has "
+            "eval_dataloaders()"
+        )
+    loaders = make()
+    if not isinstance(loaders, EvalLoaders):
+        raise ValueError(
+            f"eval_dataloaders() must return EvalLoaders, got {type(loaders).__name__}"
+        )
+    return loaders
+
+
+def classes(label: Tensor | None, who: str) -> Tensor:
+    """Labels of any dtype, (n,) or (n, 1), as classes (n,) int64."""
+    if label is None:
+        raise ValueError(f"{who} needs labels, but {NO_LABELS}")
+    if label.ndim == 2 and label.shape[1] == 1:
+        label = label[:, 0]
+    if label.ndim != 1:
+        raise ValueError(f"{who} wants one class a sample, (B,), got labels {tuple(label.shape)}")
+    return label.to(torch.int64)
+
+
+def number_of_classes(loaders: EvalLoaders, who: str) -> int:
+    """From the data module, never from what a batch happens to hold."""
+    if loaders.num_classes is None:
+        raise ValueError(f"{who} needs labels, but {NO_LABELS}")
+    return loaders.num_classes
+
+
+def query_set(loaders: EvalLoaders, who: str) -> Iterable[Any]:
+    """The loader that is scored."""
+    if loaders.query is None:
+        raise ValueError(f"{who} needs a query set, but EvalLoaders.query is None")
+    return loaders.query
+
+
+def embed(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    loaders: EvalLoaders,
+    loader: Iterable[Any],
+    features: str = "forward",
+    limit: int | None = None,
+) -> Features:
+    """`extract` on the module's device and in the trainer's precision."""
+    precision = trainer.precision_plugin
+    forward = getattr(pl_module, features, None)
+    if forward is None:
+        raise ValueError(f"{type(pl_module).__name__} has no method {features!r} to evaluate")
+
+    def in_precision(view: Any) -> Tensor:
+        with precision.forward_context():
+            output: Tensor = forward(precision.convert_input(view))
+        return output
+
+    return extract(pl_module, loader, loaders, in_precision, pl_module.device, limit)

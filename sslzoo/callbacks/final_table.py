@@ -1,0 +1,155 @@
+"""FinalTable: what training was worth, as a small table at the end of fit.
+
+Rows: the trained encoder, the untrained one, raw pixels; columns: kNN and linear-probe accuracy.
+Then the checkpoint and the next command. The untrained encoder is scored before the first step
+and only its two figures are kept (in the checkpoint too), so nothing is copied.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from sslzoo.callbacks.evaluation import (
+    classes,
+    embed,
+    eval_loaders,
+    number_of_classes,
+    query_set,
+)
+from sslzoo.distributed import rank
+from sslzoo.eval.features import Features, extract, gather_features
+from sslzoo.eval.knn import knn_top1
+from sslzoo.eval.linear import linear_probe
+from sslzoo.eval.loaders import EvalLoaders
+
+ROWS = {"trained": "trained encoder", "untrained": "untrained encoder", "raw": "raw pixels"}
+
+
+class FinalTable(Callback):
+    """Prints the table on rank 0 and writes it as JSON into the run folder.
+
+    For sets whose features fit in memory: the linear probe solves on rank 0.
+
+    Args:
+        k: neighbours.
+        temperature: of the kNN vote.
+        next_command: printed last, with `{checkpoint}` replaced by the checkpoint's path.
+        filename: of the JSON.
+        loaders: as for OnlineKNN; None: those of the data module.
+        features: name of the module's method from a view to (B, D).
+    """
+
+    def __init__(
+        self,
+        k: int = 20,
+        temperature: float = 0.07,
+        next_command: str = "sslzoo predict --ckpt_path {checkpoint}",
+        filename: str = "final_table.json",
+        loaders: EvalLoaders | None = None,
+        features: str = "forward",
+    ) -> None:
+        super().__init__()
+        self.k = k
+        self.temperature = temperature
+        self.next_command = next_command
+        self.filename = filename
+        self.loaders = loaders
+        self.features = features
+        self.scores: dict[str, dict[str, float]] = {}  # row -> column -> fraction
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == 0:
+            self.scores = {"untrained": self._score_encoder(trainer, pl_module)}
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.scores["trained"] = self._score_encoder(trainer, pl_module)
+        self.scores["raw"] = self._score_raw(trainer, pl_module)
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective
+        if rank() == 0:
+            checkpoint = _checkpoint(trainer)
+            self._write(folder / self.filename, checkpoint)
+            self._print(checkpoint)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"scores": self.scores}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.scores = dict(state_dict["scores"])
+
+    def _score_encoder(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        loaders = eval_loaders(trainer, self.loaders, "FinalTable")
+        query = query_set(loaders, "FinalTable")
+        bank = embed(trainer, pl_module, loaders, loaders.bank, self.features)
+        asked = embed(trainer, pl_module, loaders, query, self.features)
+        return self._score(bank, asked, number_of_classes(loaders, "FinalTable"))
+
+    def _score_raw(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        loaders = eval_loaders(trainer, self.loaders, "FinalTable")
+        device = pl_module.device
+        bank = extract(pl_module, loaders.bank, loaders, _flatten, device)
+        query = extract(pl_module, query_set(loaders, "FinalTable"), loaders, _flatten, device)
+        return self._score(bank, query, number_of_classes(loaders, "FinalTable"))
+
+    def _score(self, bank: Features, query: Features, num_classes: int) -> dict[str, float]:
+        """Both accuracies; the linear one on rank 0 only."""
+        bank = bank._replace(label=classes(bank.label, "FinalTable"))
+        query = query._replace(label=classes(query.label, "FinalTable"))
+        setting = [(self.k, self.temperature)]
+        knn = knn_top1(
+            query.features,
+            cast(Tensor, query.label),
+            bank.features,
+            cast(Tensor, bank.label),
+            num_classes,
+            setting,
+            bank.index,
+        )
+        scores = {"knn": knn[0]}
+        train, test = gather_features(bank), gather_features(query)
+        if rank() == 0:
+            scores["linear"] = linear_probe(
+                train.features,
+                cast(Tensor, train.label),
+                test.features,
+                cast(Tensor, test.label),
+                num_classes,
+            )
+        return scores
+
+    def _write(self, path: Path, checkpoint: str) -> None:
+        about = {"k": self.k, "temperature": self.temperature, "checkpoint": checkpoint}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"scores": self.scores, **about}, indent=2) + "\n")
+
+    def _print(self, checkpoint: str) -> None:
+        table = Table("accuracy", f"kNN (k {self.k}, T {self.temperature:g})", "linear probe")
+        for row, title in ROWS.items():
+            scores = self.scores.get(row, {})
+            cells = [f"{scores[name]:.3f}" if name in scores else "-" for name in ("knn", "linear")]
+            table.add_row(title, *cells)
+        console = Console()
+        console.print(table)
+        if checkpoint:
+            # Not wrapped and not marked up: both lines are there to be copied.
+            print(f"checkpoint: {checkpoint}")
+            print(f"next: {self.next_command.format(checkpoint=checkpoint)}")
+
+
+def _flatten(view: Tensor) -> Tensor:
+    return view.flatten(1)
+
+
+def _checkpoint(trainer: Trainer) -> str:
+    """Path of the best checkpoint, else of the last, else empty."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            return callback.best_model_path or callback.last_model_path
+    return ""

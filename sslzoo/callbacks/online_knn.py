@@ -1,0 +1,65 @@
+"""OnlineKNN: exact weighted kNN accuracy during training.
+
+Bank and query are embedded in eval mode without augmentation, each sample once, sharded over the
+ranks; the value is the same for any number of ranks.
+"""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule, Trainer
+
+from sslzoo.callbacks.evaluation import (
+    Evaluation,
+    classes,
+    embed,
+    eval_loaders,
+    number_of_classes,
+    query_set,
+)
+from sslzoo.eval.knn import knn_top1
+from sslzoo.eval.loaders import EvalLoaders
+
+
+class OnlineKNN(Evaluation):
+    """Logs `val/knn_top1_k<k>_t<T>` for every pair of a k and a temperature.
+
+    Args:
+        k: number of neighbours, or several; 200 in InstDisc, 20 in DINO.
+        temperature: of the vote exp(s / T), or several; 0.07 in both.
+        every_n_epochs: training epochs between two evaluations; the last always has one.
+        loaders: bank, query and transform; None: those of the data module.
+        features: name of the module's method from a view to (B, D).
+    """
+
+    def __init__(
+        self,
+        k: int | list[int] = 20,
+        temperature: float | list[float] = 0.07,
+        every_n_epochs: int = 1,
+        loaders: EvalLoaders | None = None,
+        features: str = "forward",
+    ) -> None:
+        super().__init__(every_n_epochs, loaders, features)
+        ks = [k] if isinstance(k, int) else list(k)
+        temperatures = list(temperature) if isinstance(temperature, list) else [temperature]
+        self.settings = [(k, t) for k in ks for t in temperatures]
+        if not self.settings:
+            raise ValueError(f"at least one k and one temperature wanted, got {ks}, {temperatures}")
+
+    def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        loaders = eval_loaders(trainer, self.loaders, "OnlineKNN")
+        num_classes = number_of_classes(loaders, "OnlineKNN")
+        query = query_set(loaders, "OnlineKNN")
+        bank = embed(trainer, pl_module, loaders, loaders.bank, self.features)
+        asked = embed(trainer, pl_module, loaders, query, self.features)
+        accuracies = knn_top1(
+            asked.features,
+            classes(asked.label, "OnlineKNN"),
+            bank.features,
+            classes(bank.label, "OnlineKNN"),
+            num_classes,
+            self.settings,
+            bank.index,
+        )
+        names = [f"val/knn_top1_k{k}_t{temperature:g}" for k, temperature in self.settings]
+        return dict(zip(names, accuracies, strict=True))

@@ -1,0 +1,62 @@
+"""FinalTable: three rows, two columns, the checkpoint and the next command."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from sslzoo.callbacks.final_table import FinalTable
+from sslzoo.eval.knn import knn_top1
+from tests.callbacks.toy import FILTERS, NUM_CLASSES, FitOnly, Toy, data, trainer
+
+pytestmark = FILTERS
+
+
+def knn_of(function):
+    bank, labels = data(53, 0)
+    query, truth = data(31, 1)
+    args = (function(query).detach(), truth, function(bank).detach(), labels)
+    return knn_top1(*args, NUM_CLASSES, [(5, 0.07)])[0]
+
+
+def fit(folder, module, epochs=2, path=None):
+    table = FinalTable(k=5)
+    saved = ModelCheckpoint(folder / f"epochs{epochs}")
+    run = trainer(folder, table, saved, max_epochs=epochs, enable_checkpointing=True)
+    run.fit(module, datamodule=FitOnly(), ckpt_path=path, weights_only=True)
+    return table, saved
+
+
+def test_the_rows_are_trained_untrained_and_raw(tmp_path, capsys):
+    module = Toy()
+    table, saved = fit(tmp_path, module)
+    assert table.scores["untrained"]["knn"] == knn_of(Toy().eval())
+    assert table.scores["trained"]["knn"] == knn_of(module.eval())
+    assert table.scores["raw"]["knn"] == knn_of(lambda view: view.flatten(1))
+    assert all(0 < row["linear"] <= 1 for row in table.scores.values())
+    out = capsys.readouterr().out
+    for text in ("trained encoder", "untrained encoder", "raw pixels", "kNN", "linear probe"):
+        assert text in out
+    assert f"checkpoint: {saved.best_model_path}" in out
+    assert f"next: sslzoo predict --ckpt_path {saved.best_model_path}" in out
+
+
+def test_the_json_has_the_same_numbers(tmp_path):
+    table, saved = fit(tmp_path, Toy())
+    written = json.loads((tmp_path / "final_table.json").read_text())
+    assert written["scores"] == table.scores
+    assert written["checkpoint"] == saved.best_model_path
+
+
+def test_a_resumed_run_remembers_the_untrained_encoder(tmp_path):
+    first, saved = fit(tmp_path, Toy(), 1)
+    second, _ = fit(tmp_path, Toy(), 2, saved.best_model_path)
+    assert second.scores["untrained"] == first.scores["untrained"]
+
+
+def test_data_without_labels_is_refused(tmp_path):
+    run = trainer(tmp_path, FinalTable())
+    with pytest.raises(ValueError, match="use OnlineSpectrum"):
+        run.fit(Toy(), datamodule=FitOnly(labelled=False))
