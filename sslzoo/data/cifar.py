@@ -75,10 +75,10 @@ def _folder(root: str, layout: tuple[str, list[str], list[str]]) -> Path:
         folder = Path(root).expanduser()
     missing = [file for file in train + test if not (folder / file).is_file()]
     if missing:
+        archive = f"{name.replace('batches-py', 'python')}.tar.gz"
         raise ValueError(
             f"no {name} in {root!r}: {folder} lacks {missing}; unpack "
-            f"https://www.cs.toronto.edu/~kriz/{name.replace('batches-py', 'python')}.tar.gz there, or "
-            "set download=True"
+            f"https://www.cs.toronto.edu/~kriz/{archive} there, or set download=True"
         )
     return folder
 

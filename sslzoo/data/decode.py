@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 # What PIL raises for a file that is cut short, empty, of another kind or too large to be real.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error,
           Image.DecompressionBombError)  # fmt: skip
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 turn by a quarter
-_CHUNK = 256  # images of one task of the pool
+_CHUNK = 256  # images that a process decodes at a time
+_MANY = 4096  # images that are worth starting processes for (a fifth of a second each)
 
 
 class UnequalSizesError(ValueError):
@@ -38,14 +41,17 @@ def open_image(path: str) -> Image.Image:
     return Image.open(path)
 
 
-def _quarter_turned(image: Image.Image) -> bool:
-    return int(image.getexif().get(_ORIENTATION, 1)) >= 5
+def _orientation(image: Image.Image) -> int:
+    """1 to 8, as the EXIF tag says; 1 where there is none."""
+    if image.format in ("JPEG", "PNG", "WEBP") and "exif" not in image.info:
+        return 1  # spares most images the parsing
+    return int(image.getexif().get(_ORIENTATION, 1))
 
 
 def upright_size(image: Image.Image, upright: bool = True) -> tuple[int, int]:
     """(height, width) that `to_rgb` will give, without decoding."""
     width, height = image.size
-    return (width, height) if upright and _quarter_turned(image) else (height, width)
+    return (width, height) if upright and _orientation(image) >= 5 else (height, width)
 
 
 def reduce(image: Image.Image, spare: float) -> None:
@@ -64,7 +70,7 @@ def reduce(image: Image.Image, spare: float) -> None:
 
 def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
     """Decode; grey, palette, CMYK, transparent and 16-bit images become 8-bit RGB."""
-    if upright and image.getexif().get(_ORIENTATION, 1) != 1:
+    if upright and _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits: PIL's own conversion clips instead of scaling
         grey = np.asarray(image).astype(np.int64) >> 8
@@ -79,8 +85,37 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
+class _Decoder:
+    """Decodes batches of files to (images, errors); an error is (place in the batch, message)."""
+
+    def __init__(self, paths: Sequence[str], size: tuple[int, int], upright: bool) -> None:
+        self.paths = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
+        self.size = size
+        self.upright = upright
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitems__(self, index: list[int]) -> tuple[Tensor, list[tuple[int, Exception]]]:
+        out = np.zeros((len(index), 3, *self.size), dtype=np.uint8)
+        errors: list[tuple[int, Exception]] = []
+        for row, i in enumerate(index):
+            path = os.fsdecode(bytes(self.paths[i]))
+            try:
+                with open_image(path) as image:
+                    picture = np.asarray(to_rgb(image, self.upright))
+            except BROKEN as error:
+                errors.append((row, broken_error(path, error)))
+                continue
+            if picture.shape[:2] != self.size:
+                errors.append((row, UnequalSizesError(_unequal(path, picture, self.size))))
+                break
+            out[row] = picture.transpose(2, 0, 1)
+        return torch.from_numpy(out), errors
+
+
 def decode_array(
-    paths: Sequence[str], on_broken: str = "error", upright: bool = True, threads: int = 2
+    paths: Sequence[str], on_broken: str = "error", upright: bool = True, processes: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Decode images of one size into one array; says on the terminal how long it took.
 
@@ -88,7 +123,7 @@ def decode_array(
         paths: N files.
         on_broken: "error" or "skip", which drops broken images and warns with their number.
         upright: turn photographs as their EXIF orientation says.
-        threads: PIL decodes without Python's lock, so threads run side by side.
+        processes: that decode; small sets are done in this one.
 
     Returns:
         (M, 3, H, W) uint8 and the (M,) positions in `paths` of the images that could be read.
@@ -99,33 +134,41 @@ def decode_array(
     """
     begin = time.perf_counter()
     size = _first_size(paths, upright)
+    loader: DataLoader[Any] = DataLoader(
+        _Decoder(paths, size, upright),  # type: ignore[arg-type]
+        batch_size=_CHUNK,
+        num_workers=processes if len(paths) >= _MANY else 0,
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),
+    )
     out = torch.empty(len(paths), 3, *size, dtype=torch.uint8)
-    good = np.ones(len(paths), dtype=bool)
-    pixels = out.numpy()
-
-    def work(start: int) -> None:
-        for i in range(start, min(start + _CHUNK, len(paths))):
-            good[i] = _decode_into(pixels[i], paths[i], size, on_broken, upright)
-
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        for _ in pool.map(work, range(0, len(paths), _CHUNK)):
-            pass
-    rows = torch.from_numpy(good.nonzero()[0])
-    if not len(rows):
-        raise ValueError(f"none of {len(paths)} images can be read, the first is {paths[0]}")
+    good = torch.ones(len(paths), dtype=torch.bool)
+    for start, (images, errors) in zip(range(0, len(paths), _CHUNK), loader, strict=True):
+        for row, error in errors:
+            if on_broken == "error" or isinstance(error, UnequalSizesError):
+                raise error
+            good[start + row] = False
+        out[start : start + _CHUNK] = images
+    rows = good.nonzero()[:, 0]
     if len(rows) < len(paths):
-        bad = paths[int((~good).argmax())]
-        rank_zero_warn(
-            f"left out {len(paths) - len(rows)} of {len(paths)} images that cannot be read, "
-            f"the first is {bad}"
-        )
-        out = out[rows]
+        out = _leave_out(out, rows, paths, good)
     seconds = time.perf_counter() - begin
     rank_zero_info(
         f"Decoded {len(rows):,} images of {size[0]}x{size[1]} into memory "
         f"({out.numel() / 2**20:.0f} MiB) in {seconds:.1f} s"
     )
     return out, rows
+
+
+def _leave_out(out: Tensor, rows: Tensor, paths: Sequence[str], good: Tensor) -> Tensor:
+    if not len(rows):
+        raise ValueError(f"none of {len(paths)} images can be read, the first is {paths[0]}")
+    bad = paths[int((~good).nonzero()[0])]
+    rank_zero_warn(
+        f"left out {len(paths) - len(rows)} of {len(paths)} images that cannot be read, the "
+        f"first is {bad}"
+    )
+    return out[rows]
 
 
 def _first_size(paths: Sequence[str], upright: bool) -> tuple[int, int]:
@@ -138,20 +181,13 @@ def _first_size(paths: Sequence[str], upright: bool) -> tuple[int, int]:
     return 1, 1
 
 
-def _decode_into(
-    out: np.ndarray, path: str, size: tuple[int, int], on_broken: str, upright: bool
-) -> bool:
-    try:
-        with open_image(path) as image:
-            picture = to_rgb(image, upright)
-    except BROKEN as error:
-        if on_broken == "error":
-            raise broken_error(path, error) from error
-        return False
-    if (picture.height, picture.width) != size:
-        raise UnequalSizesError(
-            f"an array wants images of one size, got {picture.height}x{picture.width} in {path} "
-            f'and {size[0]}x{size[1]} before; use decode="workers"'
-        )
-    out[:] = np.asarray(picture).transpose(2, 0, 1)
-    return True
+def _unequal(path: str, picture: np.ndarray, size: tuple[int, int]) -> str:
+    height, width = picture.shape[:2]
+    return (
+        f"an array wants images of one size, got {height}x{width} in {path} and "
+        f'{size[0]}x{size[1]} before; use decode="workers"'
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

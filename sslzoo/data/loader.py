@@ -42,8 +42,8 @@ class TrainLoader:
         dataset: with `__getitems__` that gives a `Batch`.
         sampler: chooses the batches.
         num_workers: 0 loads in the main process; workers stay alive over epochs.
-        current_epoch: asked when an iteration begins; None: the epoch is what `set_epoch` of the
-            sampler was told last. (Resuming a run that is counted in steps from the end of an
+        current_epoch: asked when an iteration begins; without it, or where it answers None, the
+            epoch is what `set_epoch` of the sampler was told last. (Resuming a run that is counted in steps from the end of an
             epoch, Lightning 2.6.6 tells samplers one epoch too many; its `current_epoch` is right.)
     """
 
@@ -52,7 +52,7 @@ class TrainLoader:
         dataset: BatchSource,
         sampler: KeyedSampler,
         num_workers: int = 0,
-        current_epoch: Callable[[], int] | None = None,
+        current_epoch: Callable[[], int | None] | None = None,
     ) -> None:
         self.sampler = sampler  # under this name trainers look for `set_epoch`
         self._generator = torch.Generator()
@@ -86,8 +86,9 @@ class TrainLoader:
         return self.sampler.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._current_epoch is not None:
-            self.sampler.set_epoch(self._current_epoch())
+        told = None if self._current_epoch is None else self._current_epoch()
+        if told is not None:
+            self.sampler.set_epoch(told)
         epoch = self.sampler.epoch
         resumed = self._resume_epoch is not None and self._resume_epoch == epoch
         if not resumed:

@@ -159,9 +159,8 @@ class ImageDataModule(LightningDataModule, ABC):
         sampler = self._sampler()
         crops = TrainCrops(self.transform, self.seed, sampler.shared_epoch)
         train = self.sets.train.cropped(crops, keep_size=True)
-        self._train_loader = TrainLoader(
-            train, sampler, self._workers(train), self._trainer_epoch if self.trainer else None
-        )
+        workers = self._workers(train)
+        self._train_loader = TrainLoader(train, sampler, workers, self._trainer_epoch)
         return self._train_loader
 
     def val_dataloader(self) -> list[Any] | TokenLoader:
@@ -219,9 +218,9 @@ class ImageDataModule(LightningDataModule, ABC):
     def _sampler(self) -> KeyedSampler:
         return KeyedSampler(self.num_samples, self.batch_size, self.seed)
 
-    def _trainer_epoch(self) -> int:
-        assert self.trainer is not None
-        return self.trainer.current_epoch
+    def _trainer_epoch(self) -> int | None:
+        training = self.trainer is not None and self.trainer.training
+        return self.trainer.current_epoch if training else None  # type: ignore[union-attr]
 
     def _stage(self) -> str:
         if self.trainer is None or self.trainer.state.fn is None:

@@ -95,6 +95,8 @@ def _is_small(listings: list[Listing]) -> bool:
 
 
 def _decode(listing: Listing, on_broken: OnBroken, upright: bool) -> ArrayImages:
-    images, rows = decode_array(listing.paths, on_broken, upright, threads=os.cpu_count() or 1)
+    images, rows = decode_array(
+        listing.paths, on_broken, upright, processes=min(8, os.cpu_count() or 1)
+    )
     labels = keep(listing.labels, rows.to(torch.int64))
     return ArrayImages(images, labels)

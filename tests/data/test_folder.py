@@ -61,6 +61,11 @@ def train_batches(data: ImageFolder, epoch: int = 0) -> list[Batch]:
     return batches
 
 
+def set_up(data: ImageFolder) -> list[Batch]:
+    data.setup("fit")
+    return train_batches(data)
+
+
 def test_small_images_become_one_array(tmp_path: Path):
     data = folder(write_tree(tmp_path, size=(20, 16)))
     data.setup("fit")
@@ -212,8 +217,7 @@ def test_a_broken_image_is_named(tmp_path: Path, decode: str):
     (root / "train/dog/2.jpg").write_bytes(b"not an image at all")
     data = folder(root, transform=two_crops(8), decode=decode, batch_size=8, num_workers=0)
     with pytest.raises(ValueError, match=r'cannot read .*dog/2.jpg .*on_broken="skip"'):
-        data.setup("fit")
-        train_batches(data)
+        set_up(data)
 
 
 def test_arrays_leave_out_broken_images_and_say_how_many(tmp_path: Path):

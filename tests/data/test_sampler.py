@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ def batches(n: int, batch: int, world: int, epoch: int = 0, **options: bool) -> 
         size = sampler.rank_batch
         parts.append([index[i : i + size] for i in range(0, len(index), size)])
         assert len(parts[-1]) == sampler.num_batches
-    return [sum(blocks, []) for blocks in zip(*parts, strict=True)]
+    return [list(chain(*blocks)) for blocks in zip(*parts, strict=True)]
 
 
 @pytest.mark.parametrize("world", [2, 3, 6])
@@ -35,10 +37,10 @@ def test_global_batches_are_those_of_one_process(n: int, world: int, drop_last: 
 
 
 def test_each_sample_comes_once_and_the_short_batch_is_shared():
-    assert sorted(sum(batches(29, 12, 3, drop_last=False), [])) == list(range(29))
+    assert sorted(chain(*batches(29, 12, 3, drop_last=False))) == list(range(29))
     sizes = [len(KeyedSampler(29, 12, drop_last=False, rank=r, world=3)) for r in range(3)]
     assert sizes == [10, 10, 9]
-    kept = sum(batches(29, 12, 3), [])
+    kept = list(chain(*batches(29, 12, 3)))
     assert len(set(kept)) == len(kept) == 24
 
 
@@ -98,11 +100,11 @@ def test_ranks_share_the_batches_and_views_of_one_process(ranks: Ranks, world: i
     train, bank = train_and_evaluate(0)
     results = ranks(world, train_and_evaluate)
     joined = [
-        (sum((part[0] for part in parts), []), sum((part[1] for part in parts), []))
+        (list(chain(*(p[0] for p in parts))), list(chain(*(p[1] for p in parts))))
         for parts in zip(*(result[0] for result in results), strict=True)
     ]
     assert joined == train
-    assert sorted(sum((result[1] for result in results), [])) == bank
+    assert sorted(chain(*(result[1] for result in results))) == bank
 
 
 def test_a_plain_loop_resumes_inside_an_epoch_and_at_its_end():

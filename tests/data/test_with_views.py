@@ -60,6 +60,11 @@ class Users(LightningDataModule):
         return [DataLoader(Rows(self.kind, self.labels, 5), batch_size=2)] if self.val else []
 
 
+def first_batch(data: Any) -> Any:
+    data.setup("fit")
+    return next(iter(data.train_dataloader()))
+
+
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_every_kind_of_image_is_served_with_its_index(kind: str):
     data = with_views(Users(KINDS[kind]), PlainViews(), seed=1, num_classes=3)
@@ -90,7 +95,7 @@ def test_large_images_are_cropped_where_they_are_loaded():
     assert [v.shape for v in data.train_views(batch, 0).views] == [(4, 3, 40, 40), (4, 3, 24, 24)]
     raw = with_views(Users(grow), transform, EvalView(32), crop_in_workers=False, num_classes=3)
     raw.setup("fit")
-    with pytest.raises(ValueError, match="differ in shape, got .* crop_in_workers=True"):
+    with pytest.raises(ValueError, match=r"differ in shape, got .* crop_in_workers=True"):
         next(iter(raw.train_dataloader()))
 
 
@@ -122,8 +127,7 @@ def test_labels_of_unknown_number_are_reported():
 def test_other_images_are_refused(kind: Any, message: str):
     data = with_views(Users(kind), PlainViews(), PlainEval(), num_classes=3)
     with pytest.raises(ValueError, match=message):
-        data.setup("fit")
-        next(iter(data.train_dataloader()))
+        first_batch(data)
 
 
 def test_a_trainer_fits_validates_and_predicts(tmp_path: Path):

@@ -1,0 +1,175 @@
+"""What all data modules share: loaders of each stage, YAML, workers that are spawned."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI
+
+from sslzoo.batch import Batch
+from sslzoo.data import ImageFolder
+from sslzoo.data.images import FileImages, TrainCrops
+from sslzoo.data.loader import TrainLoader
+from sslzoo.data.sampler import KeyedSampler
+from sslzoo.data.split import stratified_split
+from sslzoo.transforms import Views
+from tests.data.test_folder import two_crops, write_tree
+from tests.data.toys import Recorder, ToyData
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+
+
+def trainer(folder: Path) -> Trainer:
+    return Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def test_views_depend_on_seed_epoch_and_index_alone():
+    data = ToyData()
+    data.setup("fit")
+    images = data.sets.train
+    whole = data.train_views(images.__getitems__([3, 8, 11]), 2)
+    alone = data.train_views(images.__getitems__([8]), 2)
+    assert torch.equal(whole.views[1][1:2], alone.views[1])
+    for other, epoch in ((data, 3), (ToyData(seed=6), 2)):
+        other.setup("fit")
+        assert not torch.equal(other.train_views(images.__getitems__([8]), epoch).views[1],
+                               alone.views[1])  # fmt: skip
+
+
+def test_each_stage_has_its_loader(tmp_path: Path):
+    data, module = ToyData(), Recorder()
+    with pytest.raises(ValueError, match="call setup"):
+        data.eval_dataloaders()
+    run = trainer(tmp_path)
+    run.validate(module, datamodule=data)
+    run.test(module, datamodule=data)
+    assert [batch.index.tolist() for batch in module.evaluated] == [[0], [0]]
+    assert torch.cat(run.predict(module, datamodule=data)).tolist() == list(range(7))
+    run.fit(module, datamodule=data)
+    assert len(module.seen) == 5
+    assert len(module.evaluated) == 2
+    on_train = ToyData(predict_on="train")
+    assert torch.cat(run.predict(module, datamodule=on_train)).tolist() == list(range(23))
+    assert not list(tmp_path.iterdir())  # nothing is written
+
+
+def test_a_plain_loop_after_fit_chooses_its_epochs(tmp_path: Path):
+    data, module = ToyData(), Recorder()
+    trainer(tmp_path).fit(module, datamodule=data)
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(0)
+    assert [batch.index.tolist() for batch in loader] == [x[2] for x in module.seen]
+    loader.sampler.set_epoch(4)
+    assert [batch.index.tolist() for batch in loader] != [x[2] for x in module.seen]
+    assert loader.epoch == 4
+
+
+def test_a_set_without_query_still_predicts_and_validates(tmp_path: Path):
+    class NoQuery(ToyData):
+        def read(self):
+            return super().read()._replace(query=None, num_classes=None)
+
+    module = Recorder()
+    run = trainer(tmp_path)
+    assert torch.cat(run.predict(module, datamodule=NoQuery())).tolist() == list(range(23))
+    run.validate(module, datamodule=NoQuery())
+    assert len(module.evaluated) == 1
+
+
+def test_the_seed_is_the_runs_by_default(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "77")
+    assert ToyData(seed=None).seed == 77
+    assert ToyData(seed=3).seed == 3
+
+
+def test_a_fraction_of_the_training_set_is_stratified():
+    data = ToyData(num_samples=60, train_fraction=0.5)
+    data.setup("fit")
+    assert data.sets.train.labels.bincount().tolist() == [10, 10, 10]
+    assert len(data.sets.query) == 7
+
+
+def test_a_split_takes_at_least_one_and_leaves_one():
+    labels = torch.tensor([0] * 10 + [1] * 2 + [2])
+    first, second = stratified_split(labels, 13, 0.01)
+    assert labels[second].tolist() == [0, 1]
+    assert sorted([*first.tolist(), *second.tolist()]) == list(range(13))
+    with pytest.raises(ValueError, match=r"inside \(0, 1\), got 0"):
+        stratified_split(labels, 13, 0)
+
+
+def test_spawned_workers_follow_the_epoch(tmp_path: Path):
+    root = write_tree(tmp_path, ("train",), 2)
+    files = FileImages(sorted(str(p) for p in root.rglob("*.jpg")), None)
+    results = []
+    for context in (None, "spawn"):
+        sampler = KeyedSampler(4, 2, seed=1)
+        crops = TrainCrops(two_crops(16), 1, sampler.shared_epoch)
+        loader = TrainLoader(files.cropped(crops, True), sampler, 1 if context else 0)
+        loader._loader.multiprocessing_context = context
+        batches: list[Batch] = []
+        for epoch in range(2):
+            sampler.set_epoch(epoch)
+            batches += list(loader)
+        loader.close()
+        results.append(batches)
+    for here, there in zip(*results, strict=True):
+        assert torch.equal(here.index, there.index)
+        assert all(torch.equal(a, b) for a, b in zip(here.views, there.views, strict=True))
+    pickle.dumps(files)
+
+
+class Learner(Recorder, LightningModule):
+    """A module for the command line."""
+
+
+YAML = """
+seed_everything: false
+trainer: {{accelerator: cpu, logger: false, max_epochs: 1, enable_progress_bar: false,
+          enable_model_summary: false, enable_checkpointing: false}}
+model: {{class_path: tests.data.test_module.Learner}}
+data:
+  class_path: sslzoo.data.ImageFolder
+  init_args:
+    root: {root}
+    batch_size: 4
+    decode: workers
+    num_workers: 0
+    on_broken: skip
+    val_dir: null
+    transform:
+      class_path: sslzoo.transforms.byol_views
+      init_args: {{size: 32}}
+"""
+
+
+def test_a_data_module_is_built_and_run_from_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = tmp_path / "run.yaml"
+    config.write_text(YAML.format(root=write_tree(tmp_path / "images", ("train",))))
+    # Lightning 2.6.6 calls jsonargparse in a way that 4.53 deprecates.
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    monkeypatch.setattr(sys, "argv", ["sslzoo", "fit", "--config", str(config)])
+    cli = LightningCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=None,
+    )
+    assert isinstance(cli.datamodule, ImageFolder)
+    assert isinstance(cli.datamodule.transform, Views)
+    assert sorted(chain.from_iterable(x[2] for x in cli.model.seen)) == list(range(8))
