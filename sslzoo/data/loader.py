@@ -43,8 +43,9 @@ class TrainLoader:
         sampler: chooses the batches.
         num_workers: 0 loads in the main process; workers stay alive over epochs.
         current_epoch: asked when an iteration begins; without it, or where it answers None, the
-            epoch is what `set_epoch` of the sampler was told last. (Resuming a run that is counted in steps from the end of an
-            epoch, Lightning 2.6.6 tells samplers one epoch too many; its `current_epoch` is right.)
+            epoch is what `set_epoch` of the sampler was told last. (Resuming a run that is
+            counted in steps from the end of an epoch, Lightning 2.6.6 tells samplers one epoch
+            too many; its `current_epoch` is right.)
     """
 
     def __init__(
