@@ -115,8 +115,8 @@ def crop_planes(
 ) -> Tensor:
     """Crop, resize and flip by matrices, on any device.
 
-    uint8 images follow PIL, which clips to the range after each of the two passes; float ones
-    torchvision, which does not clip (bicubic overshoots).
+    Antialiased uint8 images are clipped to their range after each of the two passes, as PIL's
+    bytes are; others are not clipped (bicubic overshoots), as in torchvision and TensorFlow.
 
     Args:
         images: (B, C, H, W) uint8, or float in [0, 1].
@@ -134,7 +134,7 @@ def crop_planes(
     never = torch.zeros_like(flip)
     rows = _matrix(top, box_height, never, height, size, interpolation, antialias)
     columns = _matrix(left, box_width, flip, width, size, interpolation, antialias).mT
-    clip = images.dtype == torch.uint8 and interpolation == "bicubic" and antialias
+    clip = images.dtype == torch.uint8 and antialias and interpolation == "bicubic"
     planes = to_planes(images)
     out = torch.empty(channels, batch, size, size, device=images.device)
     for plane, result in zip(planes, out, strict=True):
@@ -160,7 +160,7 @@ def crop_pixels(
 
 @final
 class RandomResizedCrop:
-    """A box of random area and aspect, resized to a square and flipped with probability `flip`.
+    """A box of random area and aspect, resized to a square and flipped at random.
 
     Ten boxes are drawn and the first that fits is taken; if none does, the largest central box
     within the aspect range (torchvision). Large uint8 images on a CPU are resized in bytes, as
@@ -266,7 +266,7 @@ class RandomResizedCrop:
                 pixels, boxes[0].tolist(), bool(flip), self.size, self.interpolation
             ).contiguous()
         planes = crop_planes(pixels[None], boxes, flip, self.size, self.interpolation, False)
-        return planes[:, 0].mul_(255).round_().to(torch.uint8)
+        return planes[:, 0].clamp_(0, 1).mul_(255).round_().to(torch.uint8)
 
 
 def pixels_of(image: Image.Image | Tensor) -> Tensor:

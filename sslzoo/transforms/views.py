@@ -43,8 +43,7 @@ class View:
         self.ops = ops
 
 
-@final
-class Views:
+class Views:  # not @final: jsonargparse would refuse the functions that return one
     """The views of a batch, in order; views of equal size that stand together can be joined.
 
     Computes in float32 whatever autocast or the images' type says.
