@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from sslzoo.transforms.crop import Interpolation, crop_planes, pixels_of
 from sslzoo.transforms.normalize import normalize_
 from sslzoo.transforms.planes import to_planes
+from sslzoo.transforms.resample import Interpolation, crop_planes, pixels_of
 
 
 @final

@@ -13,7 +13,7 @@ from typing import Literal
 
 from sslzoo.transforms.blur import GaussianBlur, PILBlur
 from sslzoo.transforms.color import ColorJitter, Grayscale
-from sslzoo.transforms.crop import Interpolation, RandomResizedCrop
+from sslzoo.transforms.crop import RandomResizedCrop
 from sslzoo.transforms.normalize import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -23,6 +23,7 @@ from sslzoo.transforms.normalize import (
     Clip,
     Normalize,
 )
+from sslzoo.transforms.resample import Interpolation
 from sslzoo.transforms.solarize import Solarize
 from sslzoo.transforms.views import Op, View, Views
 

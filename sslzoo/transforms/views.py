@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from sslzoo.random import Keys
-from sslzoo.transforms.crop import RandomResizedCrop, draft_for, pixels_of
+from sslzoo.transforms.crop import RandomResizedCrop, draft_for
 from sslzoo.transforms.planes import chunk_rows, to_planes
+from sslzoo.transforms.resample import pixels_of
 
 
 class Op(Protocol):
