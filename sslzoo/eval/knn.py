@@ -28,9 +28,10 @@ from sslzoo.distributed import Rows, gather_rows, rank, row_layout, sum_over_ran
 
 GRID = 2.0**24  # float32 holds all multiples of 1/GRID up to 1; their dot products fit in float64
 INDEX_BITS = 32  # of a sortable key: similarity above, complement of the bank index below
-GROUP = 32  # adjacent similarities of which only the largest enters the first selection
+GROUPS = (32, 8)  # neighbouring similarities of which only the largest enters a selection
+LOWEST = torch.iinfo(torch.int64).min  # a key below every real one
 QUERY_TILE = 512
-BANK_TILE = 4096  # columns of one matrix product: 512 x 4096 float32 stay in a cache of 8 MB
+BANK_TILE = 4096  # rows of the bank that are float64 at a time
 BLOCK = 65536  # columns among which one selection is made: 128 MB of similarities
 SMALL = 1 << 33  # multiply-adds of all ranks below which the search runs in float64 at once
 
@@ -82,65 +83,68 @@ def _top(values: Tensor, position: Tensor, k: int, exact: bool) -> Tensor:
 def _select(similarity: Tensor, k: int, exact: bool) -> Tensor:
     """Columns of the k largest of each row, (n, k), in no order; ties as in `_top`.
 
-    The k best adjacent groups, by (largest member, then position), contain the k best columns:
-    each of k better groups would hold a better column than any of a group that was left out.
+    The k best groups of neighbouring columns, by (largest member, then position), contain the k
+    best columns: each of k better groups holds a better column than any of a group left out.
 
-    Shapes: similarity (n, c), c a multiple of GROUP.
+    Shapes: similarity (n, c), c a multiple of the largest of GROUPS.
     """
     n, columns = similarity.shape
     device = similarity.device
-    groups = columns // GROUP
-    if groups <= k:
-        return _top(similarity, torch.arange(columns, device=device), min(k, columns), exact)
-    grouped = similarity.view(n, groups, GROUP)
-    best = _top(grouped.amax(2), torch.arange(groups, device=device), k, exact)
     row = torch.arange(n, device=device)[:, None]
-    position = (best[:, :, None] * GROUP + torch.arange(GROUP, device=device)).view(n, -1)
-    return position.gather(1, _top(grouped[row, best].view(n, -1), position, k, exact))
+    values, position = similarity, torch.arange(columns, device=device).expand(n, columns)
+    for size in GROUPS:
+        if values.shape[1] // size > k:
+            grouped, first = values.view(n, -1, size), position[:, ::size]
+            best = _top(grouped.amax(2), first, k, exact)
+            values = grouped[row, best].view(n, -1)
+            within = torch.arange(size, device=device)
+            position = (first.gather(1, best)[:, :, None] + within).view(n, -1)
+    return position.gather(1, _top(values, position, min(k, values.shape[1]), exact))
+
+
+def _none(n: int, k: int, device: torch.device) -> _Neighbours:
+    """Places for k neighbours not yet found, below every real one."""
+    empty = torch.full((n, k), LOWEST, dtype=torch.int64, device=device)
+    return _Neighbours(empty, torch.zeros_like(empty))
 
 
 def _merge(parts: Sequence[_Neighbours], k: int) -> _Neighbours:
+    """The k best of all parts in order; parts with less than k together are filled up."""
+    found = sum(part.key.shape[1] for part in parts)
+    if found < k:
+        parts = [*parts, _none(parts[0].key.shape[0], k - found, parts[0].key.device)]
     key = torch.cat([part.key for part in parts], dim=1)
     label = torch.cat([part.label for part in parts], dim=1)
     key, order = key.topk(k, dim=1)
     return _Neighbours(key, label.gather(1, order))
 
 
-def _none(n: int, k: int, device: torch.device) -> _Neighbours:
-    """Places for k neighbours not yet found, below every real one."""
-    lowest = torch.iinfo(torch.int64).min
-    empty = torch.full((n, k), lowest, dtype=torch.int64, device=device)
-    return _Neighbours(empty, torch.zeros_like(empty))
-
-
 def _fill(out: Tensor, query: Tensor, rows: Tensor, exact: bool) -> None:
-    """out[:, :len(rows)] = query @ rows.T by tiles; the columns beyond become -inf."""
-    for start in range(0, rows.shape[0], BANK_TILE):
-        tile = rows[start : start + BANK_TILE]
-        view = out[:, start : start + tile.shape[0]]
-        if exact:
-            view.copy_(query.double() @ tile.double().T)
-        else:
-            torch.mm(query, tile.T, out=view)
+    """out[:, :len(rows)] = query @ rows.T; the columns beyond become -inf."""
     out[:, rows.shape[0] :] = -torch.inf
+    if not exact:
+        torch.mm(query, rows.T, out=out[:, : rows.shape[0]])
+        return
+    for start in range(0, rows.shape[0], BANK_TILE):
+        tile = rows[start : start + BANK_TILE].double()
+        out[:, start : start + tile.shape[0]] = query.double() @ tile.T
 
 
 def _search_here(query: Tensor, bank: _Bank, k: int, exact: bool, buffer: Tensor) -> _Neighbours:
     """The k best of this rank's rows for every query; places left over hold the lowest key."""
-    found = _none(query.shape[0], k, query.device)
+    parts = [_none(query.shape[0], 0, query.device)]
     for start in range(0, bank.rows.shape[0], BLOCK):
         rows = bank.rows[start : start + BLOCK]
-        columns = -(-rows.shape[0] // GROUP) * GROUP
+        columns = -(-rows.shape[0] // GROUPS[0]) * GROUPS[0]
         similarity = buffer[: query.shape[0] * columns].view(query.shape[0], columns)
         _fill(similarity, query, rows, exact)
         column = _select(similarity, k, exact)
         real = column < rows.shape[0]
         position = start + column.clamp_max(rows.shape[0] - 1)
         key = _keys(similarity.gather(1, column), bank.index[position])
-        lowest = torch.iinfo(torch.int64).min
-        part = _Neighbours(torch.where(real, key, lowest), bank.label[position])
-        found = _merge([found, part], k)
-    return found
+        parts.append(_Neighbours(torch.where(real, key, LOWEST), bank.label[position]))
+        parts = [_merge(parts, k)]
+    return parts[0] if bank.rows.shape[0] else _merge(parts, k)
 
 
 @contextmanager
@@ -157,7 +161,7 @@ def _full_float32() -> Iterator[None]:
 def _search(query: Tensor, bank: _Bank, k: int, exact: bool) -> _Neighbours:
     """The k best rows of all ranks' banks for this rank's queries."""
     layout = row_layout(query.shape[0])
-    columns = min(-(-bank.rows.shape[0] // GROUP) * GROUP, BLOCK)
+    columns = min(-(-bank.rows.shape[0] // GROUPS[0]) * GROUPS[0], BLOCK)
     tile_rows = min(QUERY_TILE, max(layout.counts))
     buffer = query.new_empty(tile_rows * world_size() * columns)
     found = [_none(0, k, query.device)]
