@@ -63,3 +63,15 @@ def rows(batch: Batch, which: slice) -> Batch:
     ]
     label = None if batch.label is None else batch.label[which]
     return Batch(views, batch.index[which], label)
+
+
+class Pooled(torch.nn.Module):
+    """The smallest image backbone of any width: mean over pixels, then a Linear."""
+
+    def __init__(self, num_features: int, in_chans: int = 3) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.linear = torch.nn.Linear(in_chans, num_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.mean((2, 3)))

@@ -97,6 +97,7 @@ class CIFAR10(ImageDataModule):
         seed: of batches and views; None: the run's.
         train_fraction: of the training set that is used, stratified.
         predict_on: what `predict` goes through.
+        drop_last: leave out an epoch's last batch where it is short.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class CIFAR10(ImageDataModule):
         seed: int | None = None,
         train_fraction: float = 1.0,
         predict_on: PredictOn = "query",
+        drop_last: bool = True,
     ) -> None:
         super().__init__(
             transform,
@@ -121,6 +123,7 @@ class CIFAR10(ImageDataModule):
             seed,
             train_fraction,
             predict_on,
+            drop_last,
         )
         self.root = root
         self.download = download
@@ -155,6 +158,7 @@ class CIFAR100(ImageDataModule):
         seed: of batches and views; None: the run's.
         train_fraction: of the training set that is used, stratified.
         predict_on: what `predict` goes through.
+        drop_last: leave out an epoch's last batch where it is short.
     """
 
     def __init__(
@@ -170,6 +174,7 @@ class CIFAR100(ImageDataModule):
         seed: int | None = None,
         train_fraction: float = 1.0,
         predict_on: PredictOn = "query",
+        drop_last: bool = True,
     ) -> None:
         super().__init__(
             transform,
@@ -180,6 +185,7 @@ class CIFAR100(ImageDataModule):
             seed,
             train_fraction,
             predict_on,
+            drop_last,
         )
         self.root = root
         self.coarse = coarse

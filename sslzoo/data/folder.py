@@ -46,6 +46,7 @@ class ImageFolder(ImageDataModule):
         seed: of batches and views; None: the run's. The split does not depend on it.
         train_fraction: of the training set that is used, stratified.
         predict_on: what `predict` goes through.
+        drop_last: leave out an epoch's last batch where it is short.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class ImageFolder(ImageDataModule):
         seed: int | None = None,
         train_fraction: float = 1.0,
         predict_on: PredictOn = "query",
+        drop_last: bool = True,
     ) -> None:
         check_choices(decode, on_broken)
         if val_fraction is not None and not 0 < val_fraction < 1:
@@ -80,6 +82,7 @@ class ImageFolder(ImageDataModule):
             seed,
             train_fraction,
             predict_on,
+            drop_last,
         )
         self.root = root
         self.train_dir = train_dir

@@ -30,6 +30,7 @@ class ImageNet(ImageDataModule):
         seed: of batches and views; None: the run's.
         train_fraction: of the training set that is used, stratified.
         predict_on: what `predict` goes through.
+        drop_last: leave out an epoch's last batch where it is short.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class ImageNet(ImageDataModule):
         seed: int | None = None,
         train_fraction: float = 1.0,
         predict_on: PredictOn = "query",
+        drop_last: bool = True,
     ) -> None:
         check_choices("workers", on_broken)
         super().__init__(
@@ -55,6 +57,7 @@ class ImageNet(ImageDataModule):
             seed,
             train_fraction,
             predict_on,
+            drop_last,
         )
         self.root = root
         self.on_broken: OnBroken = on_broken

@@ -30,6 +30,7 @@ class MNIST5k(ImageDataModule):
         seed: of batches and views; None: the run's. The split does not depend on it.
         train_fraction: of the 4,000 that is used, stratified.
         predict_on: what `predict` goes through.
+        drop_last: leave out an epoch's last batch where it is short.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class MNIST5k(ImageDataModule):
         seed: int | None = None,
         train_fraction: float = 1.0,
         predict_on: PredictOn = "query",
+        drop_last: bool = True,
     ) -> None:
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, got {channels}")
@@ -56,6 +58,7 @@ class MNIST5k(ImageDataModule):
             seed,
             train_fraction,
             predict_on,
+            drop_last,
         )
         self.channels = channels
 

@@ -7,9 +7,8 @@ images on the host, views on the device, the loaders of evaluation, and checks b
 from __future__ import annotations
 
 import os
-import warnings
 from abc import ABC, abstractmethod
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
@@ -59,6 +58,7 @@ class ImageDataModule(LightningDataModule, ABC):
         seed: of batches and views; None: the run's.
         train_fraction: of the training set that is used, stratified, the same for all seeds.
         predict_on: what `predict` goes through.
+        drop_last: leave out an epoch's last batch where it is short.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class ImageDataModule(LightningDataModule, ABC):
         seed: int | None,
         train_fraction: float,
         predict_on: PredictOn,
+        drop_last: bool = True,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -91,6 +92,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.train_fraction = train_fraction
         self.predict_on = predict_on
+        self.drop_last = drop_last
         self._seed = seed
         self._sets: ImageSets | None = None
         self._train_loader: TrainLoader | None = None
@@ -163,13 +165,9 @@ class ImageDataModule(LightningDataModule, ABC):
         self._train_loader = TrainLoader(train, sampler, workers, self._trainer_epoch)
         return self._train_loader
 
-    def val_dataloader(self) -> list[Any] | TokenLoader:
-        """Nothing inside `fit`, where callbacks evaluate; a token batch for `validate`."""
-        if self._stage() != "fit":
-            return TokenLoader(self._eval_set(self._query()))
-        # Lightning asks whether an empty list is meant: it is.
-        warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
-        return []
+    def val_dataloader(self) -> TokenLoader:
+        """A token batch: callbacks go through `eval_dataloaders`."""
+        return TokenLoader(self._eval_set(self._query()))
 
     def test_dataloader(self) -> TokenLoader:
         """A token batch: callbacks go through `eval_dataloaders`."""
@@ -216,16 +214,11 @@ class ImageDataModule(LightningDataModule, ABC):
     # Parts
 
     def _sampler(self) -> KeyedSampler:
-        return KeyedSampler(self.num_samples, self.batch_size, self.seed)
+        return KeyedSampler(self.num_samples, self.batch_size, self.seed, self.drop_last)
 
     def _trainer_epoch(self) -> int | None:
         training = self.trainer is not None and self.trainer.training
         return self.trainer.current_epoch if training else None  # type: ignore[union-attr]
-
-    def _stage(self) -> str:
-        if self.trainer is None or self.trainer.state.fn is None:
-            return "validate"
-        return str(self.trainer.state.fn.value)
 
     def _query(self) -> ImageSet:
         sets = self.sets

@@ -58,6 +58,7 @@ class STL10(ImageDataModule):
         seed: of batches and views; None: the run's.
         train_fraction: of the training set that is used.
         predict_on: what `predict` goes through.
+        drop_last: leave out an epoch's last batch where it is short.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class STL10(ImageDataModule):
         seed: int | None = None,
         train_fraction: float = 1.0,
         predict_on: PredictOn = "query",
+        drop_last: bool = True,
     ) -> None:
         if train_on not in ("unlabeled", "train", "train+unlabeled"):
             raise ValueError(
@@ -87,6 +89,7 @@ class STL10(ImageDataModule):
             seed,
             train_fraction,
             predict_on,
+            drop_last,
         )
         self.root = root
         self.train_on = train_on

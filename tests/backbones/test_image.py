@@ -1,0 +1,102 @@
+"""Image backbones: the authors' blocks, the stem for small images, and the contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from timm.models.resnet import BasicBlock, Bottleneck, downsample_conv
+from torch import Tensor, nn
+
+from sslzoo.backbones import GlobalBatchNorm, SmallResNet, cifar_resnet, timm_backbone
+from tests.golden import assert_close_to_golden, load
+
+Layer = tuple[nn.Module, nn.Module]
+
+
+def blocks() -> dict[str, tuple[nn.Module, list[str]]]:
+    """timm's block for each golden file, and its layers in the order of the file's variables."""
+    identity = Bottleneck(16, 4, base_width=16 * 4)
+    strided = Bottleneck(6, 4, stride=2, downsample=downsample_conv(6, 16, 1, stride=2))
+    basic = BasicBlock(6, 4, stride=2, downsample=downsample_conv(6, 4, 1, stride=2))
+    main = ["1", "2", "3"]
+    return {
+        "resnet_bottleneck_s1_noproj": (identity, main),
+        "resnet_bottleneck_s2": (strided, ["downsample", *main]),
+        "resnet_residual_s2": (basic, ["1", "2", "downsample"]),
+    }
+
+
+def layer(block: Any, name: str) -> Layer:
+    if name == "downsample":
+        return block.downsample[0], block.downsample[1]
+    return getattr(block, f"conv{name}"), getattr(block, f"bn{name}")
+
+
+def nchw(array: Any) -> Tensor:
+    return torch.tensor(array).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("name", ["resnet_bottleneck_s1_noproj", "resnet_bottleneck_s2", "resnet_residual_s2"])
+def test_timm_block_equals_simclr(name: str) -> None:
+    z = load(f"simclr/{name}.npz")
+    block, order = blocks()[name]
+    arrays = [z[key] for key in sorted(k for k in z if k.startswith("w"))]
+    after = {int(k[5:7]): z[k] for k in z if k.startswith("after")}
+    for i, which in enumerate(order):
+        conv, norm = layer(block, which)
+        kernel = torch.tensor(arrays[3 * i]).permute(3, 2, 0, 1)
+        assert conv.weight.shape == kernel.shape
+        conv.weight.data = kernel.contiguous()
+        norm.weight.data = torch.tensor(arrays[3 * i + 1])
+        norm.bias.data = torch.tensor(arrays[3 * i + 2])
+    out = block(nchw(z["x"]))
+    assert_close_to_golden(out, nchw(z["out_train"]), 1e-5)
+    first = 3 * len(order)
+    for i, which in enumerate(order):
+        _, norm = layer(block, which)
+        assert_close_to_golden(norm.running_mean, after[first + 2 * i], 1e-5)
+        norm.running_var.copy_(torch.tensor(after[first + 2 * i + 1]))  # theirs is biased
+    assert_close_to_golden(block.eval()(nchw(z["x"])), nchw(z["out_eval"]), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size"),
+    [
+        (lambda: SmallResNet(), 32),
+        (lambda: cifar_resnet("resnet18"), 32),
+        (lambda: timm_backbone("resnet10t"), 32),
+        (lambda: timm_backbone("vit_tiny_patch16_224", img_size=32), 32),
+    ],
+    ids=["small", "cifar", "resnet10t", "vit"],
+)
+def test_forward_gives_num_features(backbone: Any, size: int) -> None:
+    net = backbone().eval()
+    with torch.no_grad():
+        assert net(torch.rand(2, 3, size, size)).shape == (2, net.num_features)
+
+
+def test_small_net_has_the_documented_size() -> None:
+    net = SmallResNet()
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(1.2e6, rel=0.01)
+    assert net.num_features == 256
+    assert net.forward_map(torch.rand(2, 3, 32, 32)).shape == (2, 256, 4, 4)
+
+
+def test_every_norm_is_global() -> None:
+    for net in (timm_backbone("resnet10t", bn_groups=2), cifar_resnet(bn_groups=2), SmallResNet(bn_groups=2)):
+        norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        assert norms
+        assert all(isinstance(m, GlobalBatchNorm) and m.groups == 2 for m in norms)
+
+
+def test_cifar_stem_keeps_the_resolution() -> None:
+    net = cifar_resnet("resnet18").eval()
+    assert net.forward_features(torch.rand(1, 3, 32, 32)).shape == (1, 512, 4, 4)
+    assert net.layer1[-1].bn2.weight.abs().sum() == 0, "last scale of each block starts at 0"
+
+
+def test_unknown_name_lists_close_ones() -> None:
+    with pytest.raises(ValueError, match="no model 'resnet51'.*resnet"):
+        timm_backbone("resnet51")

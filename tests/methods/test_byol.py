@@ -1,0 +1,143 @@
+"""BYOL equals three steps of DeepMind's own update function: loss, gradient, LARS, target, state."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sslzoo.backbones import GlobalBatchNorm
+from sslzoo.batch import Batch
+from sslzoo.callbacks.ema import EMA
+from sslzoo.heads import byol_mlp
+from sslzoo.methods import BYOL
+from sslzoo.optim import LARS, Cosine, Horizon, WarmupCosine
+from tests.golden import assert_close_to_golden, load
+
+MEAN = torch.tensor([0.485, 0.456, 0.406])
+STD = torch.tensor([0.229, 0.224, 0.225])
+
+# golden name -> ours
+LAYERS = {
+    "toy|lin": "backbone.lin",
+    "toy|batchnorm": "backbone.norm",
+    "projector|linear": "projector.layers.0",
+    "projector|batch_norm": "projector.layers.1",
+    "projector|linear_1": "projector.layers.3",
+    "predictor|linear": "predictor.layers.0",
+    "predictor|batch_norm": "predictor.layers.1",
+    "predictor|linear_1": "predictor.layers.3",
+}
+PARAMETERS = {"w": "weight", "b": "bias", "scale": "weight", "offset": "bias"}
+
+
+class ToyEncoder(nn.Module):
+    """The authors' test input: Linear, batch norm, ReLU on the flattened normalised image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_features = 9
+        self.lin = nn.Linear(48, 9)
+        self.norm = GlobalBatchNorm(9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.lin(((x - MEAN) / STD).flatten(1))).relu()
+
+
+def parameters(z: dict[str, Any], group: str) -> dict[str, Tensor]:
+    """Golden parameters of one group under our names, in our layouts."""
+    out = {}
+    for name, ours in LAYERS.items():
+        for theirs, attribute in PARAMETERS.items():
+            array = z.get(f"{group}:{name}.{theirs}")
+            if array is not None:
+                value = torch.tensor(array)
+                out[f"{ours}.{attribute}"] = value.T if theirs == "w" else value.flatten()
+    return out
+
+
+def views(z: dict[str, Any]) -> list[Tensor]:
+    """The global batch: the devices' images one after the other, NHWC."""
+    return [torch.tensor(np.concatenate(list(z[name]))) for name in ("view1", "view2")]
+
+
+def teacher_name(name: str) -> str:
+    return f"teacher_{name}"
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_three_updates_equal_the_authors(devices: int) -> None:
+    z = load(f"byol/update_{devices}dev.npz")
+    hyper = z["meta"]["hyper"]
+    start, peak = hyper["first_global_step"], hyper["base_lr"] * hyper["batch_size"] / 256
+    horizon = Horizon(hyper["max_steps"], 1)
+    method = BYOL(
+        ToyEncoder(),
+        byol_mlp(9, hyper["projector_hidden"], hyper["projector_out"]),
+        byol_mlp(5, hyper["predictor_hidden"], hyper["projector_out"]),
+        momentum=Cosine(hyper["base_target_ema"], 1.0),
+        optimizer=partial(LARS, lr=peak, weight_decay=hyper["weight_decay"], eta=hyper["eta"]),
+    )
+    method.load_state_dict(parameters(z, "online_init"), strict=False)
+    target = {
+        teacher_name(name): value
+        for name, value in parameters(z, "target_init").items()
+        if not name.startswith("predictor")
+    }
+    method.load_state_dict(target, strict=False)
+    method.horizon, method.step = horizon, start
+    optimizer = method.configure_optimizers()
+    schedule = WarmupCosine(optimizer, horizon, warmup_epochs=hyper["warmup_steps"])
+    ema = EMA(method.momentum, "after_step")
+    batch = Batch(views(z), torch.arange(6 * devices))
+    schedule.load_state_dict({**schedule.state_dict(), "last_epoch": start})
+    for k in range(3):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(z["log_learning_rate"][k])
+        assert method.momentum(method.step, horizon) == pytest.approx(z["log_tau"][k])
+        loss = method.losses(batch)["regression"]
+        assert_close_to_golden(loss, z["log_repr_loss"][k], 1e-5)
+        optimizer.zero_grad()
+        loss.backward()
+        if k == 0:
+            for name, wanted in parameters(z, "grad_step0").items():
+                if wanted.abs().max() > 1e-6:  # a bias before a batch norm has only noise
+                    assert_close_to_golden(method.get_parameter(name).grad, wanted, 2e-4)
+        optimizer.step()
+        schedule.step()
+        ema.update(method, method.step - 1)
+        if k in (0, 2):
+            check_state(method, z, k, updates=2 * (k + 1), rows=6 * devices)
+
+
+def check_state(method: BYOL, z: dict[str, Any], k: int, updates: int, rows: int) -> None:
+    for name, wanted in parameters(z, f"online_after{k}").items():
+        assert_close_to_golden(method.get_parameter(name), wanted)
+    for name, wanted in parameters(z, f"target_after{k}").items():
+        if not name.startswith("predictor"):
+            assert_close_to_golden(method.get_parameter(teacher_name(name)), wanted)
+    for name, ours in LAYERS.items():
+        for network, place in (("online", ours), ("target", teacher_name(ours))):
+            mean = z.get(f"{network}_state_after{k}:{name}|~|mean_ema.hidden")
+            if mean is None or place.startswith("teacher_predictor"):
+                continue
+            norm = method.get_submodule(place)
+            assert_close_to_golden(norm.running_mean, mean.flatten())
+            # Deviation 3: theirs averages the biased variance from 0, torch the unbiased from 1.
+            var = z[f"{network}_state_after{k}:{name}|~|var_ema.hidden"].flatten()
+            wanted = 0.9**updates + var * rows / (rows - 1)
+            assert_close_to_golden(norm.running_var, wanted)
+
+
+def test_target_has_batch_statistics_of_its_own() -> None:
+    method = BYOL(ToyEncoder(), byol_mlp(9, 8, 5), byol_mlp(5, 8, 5))
+    batch = Batch([torch.rand(6, 4, 4, 3), torch.rand(6, 4, 4, 3)], torch.arange(6))
+    with torch.no_grad():
+        method.backbone.lin.weight.mul_(2)
+    method.losses(batch)
+    online, target = method.backbone.norm, method.teacher_backbone.norm
+    assert int(target.num_batches_tracked) == int(online.num_batches_tracked) == 2
+    assert not torch.allclose(target.running_var, online.running_var)

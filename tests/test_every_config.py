@@ -1,0 +1,121 @@
+"""Every shipped config parses, instantiates, states its claims, and takes a step.
+
+The step's reduced size: 8 images of 40 pixels, views at the config's own size, the backbone
+replaced by `tests.toys.Pooled` of the same width, a bank of 64 rows.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningCLI
+
+from sslzoo.batch import Batch
+from sslzoo.cli import config_folders, find_config, known_configs
+from sslzoo.methods import SSLMethod
+from sslzoo.random import sample_keys
+
+# LightningCLI calls what jsonargparse deprecates.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"
+)
+
+NAMES = known_configs()
+MANY = 30_000_000
+
+
+def every_config() -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("name", NAMES)
+
+
+def load(name: str, *overrides: str) -> LightningCLI:
+    """Model and data module of a config; a path that it wants from the user is made up."""
+    content = yaml.safe_load(Path(find_config(name)).read_text())
+    args = [f"--config={find_config(name)}", "--trainer.logger=false", *overrides]
+    if content["data"]["init_args"].get("root", "set") is None:
+        args.append("--data.init_args.root=somewhere")
+    return LightningCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        save_config_callback=None,
+        run=False,
+        args=args,
+    )
+
+
+@pytest.fixture(autouse=True)
+def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["sslzoo"])
+
+
+def test_three_recipes_for_every_method() -> None:
+    for method in ("simclr", "byol", "instdisc"):
+        recipes = [name for name in NAMES if name.startswith(f"{method}/")]
+        for data in ("imagenet", "cifar10", "folder"):
+            assert any(f"/{data}_" in name for name in recipes), f"{method} has no {data} recipe"
+
+
+@every_config()
+def test_header_states_its_claims(name: str) -> None:
+    text = Path(find_config(name)).read_text()
+    header = re.match(r"(#.*\n)+", text)
+    assert header, "a config begins with a comment"
+    for claim in ("Paper:", "Command:", "Hardware:", "Score:"):
+        assert claim in header[0], f"{name} does not state {claim}"
+    wanted = f"--config configs/{name}.yaml" if "/" not in name else f"--config {name}"
+    assert wanted in header[0], "the command names this very config"
+
+
+@every_config()
+def test_instantiates(name: str) -> None:
+    with torch.device("meta"):
+        cli = load(name)
+    assert isinstance(cli.model, SSLMethod)
+    count = sum(p.numel() for p in cli.model.parameters())
+    if count <= MANY and "imagenet" not in name:
+        assert not any(p.is_meta for p in load(name).model.parameters())
+
+
+@every_config()
+def test_takes_a_step(name: str) -> None:
+    config = yaml.safe_load(Path(find_config(name)).read_text())
+    model = config["model"]["init_args"]
+    head = model["projector"]["init_args"]
+    width = head.get("in_dim") or head["in_features"]
+    channels = config["data"]["init_args"].get("channels", 3)
+    overrides = [
+        "--model.init_args.backbone=tests.toys.Pooled",
+        f"--model.init_args.backbone.init_args.num_features={width}",
+        f"--model.init_args.backbone.init_args.in_chans={channels}",
+    ]
+    if "bank_size" in model:
+        overrides.append("--model.init_args.bank_size=64")
+    cli = load(name, *overrides)
+    index = torch.arange(8)
+    images = torch.randint(0, 256, (8, channels, 40, 40), dtype=torch.uint8)
+    views = cli.datamodule.transform(images, sample_keys(0, 0, index))
+    size = config["data"]["init_args"]["transform"]["init_args"]["size"]
+    assert all(view.shape == (8, channels, size, size) for view in views)
+    method = cli.model
+    optimizer = method.configure_optimizers()
+    loss = torch.stack(list(method.losses(Batch(views, index)).values())).sum()
+    loss.backward()
+    optimizer.step()
+    assert loss.isfinite()
+    assert method.step == 1
+    assert optimizer.param_groups[0]["lr"] == model["optimizer"]["init_args"]["lr"]
+
+
+def test_named_and_by_path_are_the_same_file() -> None:
+    folder = config_folders()[0]
+    by_path = str(folder / "byol" / "cifar10_resnet18_200ep.yaml")
+    assert Path(find_config("byol/cifar10_resnet18_200ep")) == Path(by_path)
+    assert find_config(by_path) == by_path
