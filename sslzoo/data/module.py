@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
@@ -96,6 +96,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self._seed = seed
         self._sets: ImageSets | None = None
         self._train_loader: TrainLoader | None = None
+        self._place: dict[str, int] | None = None  # of a checkpoint, for the next train loader
 
     @abstractmethod
     def read(self) -> ImageSets:
@@ -163,7 +164,22 @@ class ImageDataModule(LightningDataModule, ABC):
         train = self.sets.train.cropped(crops, keep_size=True)
         workers = self._workers(train)
         self._train_loader = TrainLoader(train, sampler, workers, self._trainer_epoch)
+        if self._place is not None:
+            self._train_loader.load_state_dict(self._place)
+            self._place = None
         return self._train_loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the epoch.
+
+        Lightning 2.6.6 saves the loader's own state too, but does not load it where somebody
+        asked for `estimated_stepping_batches` before (every schedule does).
+        """
+        loader = self._train_loader
+        return {} if loader is None else {"train_loader": loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._place = state_dict.get("train_loader")
 
     def val_dataloader(self) -> TokenLoader:
         """A token batch: callbacks go through `eval_dataloaders`."""
