@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from sslzoo.backbones.norm import GlobalBatchNorm, convert_batch_norm
+from sslzoo.norm import GlobalBatchNorm, convert_batch_norm
 
 
 def timm_backbone(

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from sslzoo.backbones.norm import GlobalBatchNorm
+from sslzoo.norm import GlobalBatchNorm
 
 
 class MLP(nn.Module):

@@ -51,7 +51,9 @@ class LARS(Optimizer):
                 f"{lr}, {momentum}, {weight_decay}"
             )
         if momentum_style not in ("byol", "simclr", "simclr_popular"):
-            raise ValueError(f"momentum_style is byol, simclr or simclr_popular, got {momentum_style!r}")
+            raise ValueError(
+                f"momentum_style is byol, simclr or simclr_popular, got {momentum_style!r}"
+            )
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -85,7 +87,9 @@ class LARS(Optimizer):
         if style == "simclr_popular":
             torch._foreach_mul_(buffers, momentum)
             torch._foreach_add_(buffers, grads)
-            update = torch._foreach_add(grads, buffers, alpha=momentum) if group["nesterov"] else buffers
+            update = (
+                torch._foreach_add(grads, buffers, alpha=momentum) if group["nesterov"] else buffers
+            )
             # The trust ratio is taken from the output of the buffer.
             update = self._scaled(weights, list(update), group)
             torch._foreach_add_(weights, update, alpha=-lr)

@@ -79,8 +79,8 @@ def _duration(epochs: float, fraction: float, horizon: Horizon, name: str) -> in
         raise ValueError(
             f"{name}_epochs must be >= 0 and {name}_fraction in [0, 1], got {epochs}, {fraction}"
         )
-    return round(epochs * horizon.steps_per_epoch) if epochs else round(
-        fraction * horizon.total_steps
+    return (
+        round(epochs * horizon.steps_per_epoch) if epochs else round(fraction * horizon.total_steps)
     )
 
 

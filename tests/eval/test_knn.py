@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sslzoo.eval import knn
+from sslzoo.eval import knn, neighbours
 from sslzoo.eval.knn import knn_predict, knn_top1
 from tests.golden import assert_close_to_golden, load
 
@@ -115,7 +115,7 @@ def test_any_tile_size_gives_the_same(monkeypatch, small, query_tile, bank_tile,
     bank[500:600] = bank[400:500]  # exact ties across tiles
     wanted = [knn_predict(query, bank, labels, 11, k, t) for k, t in SETTINGS]
     for name, value in [("QUERY_TILE", query_tile), ("BANK_TILE", bank_tile), ("BLOCK", block)]:
-        monkeypatch.setattr(knn, name, value)
+        monkeypatch.setattr(neighbours, name, value)
     monkeypatch.setattr(knn, "SMALL", small)
     for (k, t), votes in zip(SETTINGS, wanted, strict=True):
         got = knn_predict(query, bank, labels, 11, k, t)
@@ -127,7 +127,7 @@ def test_an_exact_search_is_bitwise_the_same_for_any_tile(monkeypatch):
     query, _, bank, labels = make(65, 700, 300, 4)
     wanted = knn_predict(query, bank, labels, 4, 30, 0.07)
     for name, value in [("QUERY_TILE", 5), ("BANK_TILE", 17), ("BLOCK", 64)]:
-        monkeypatch.setattr(knn, name, value)
+        monkeypatch.setattr(neighbours, name, value)
     assert torch.equal(knn_predict(query, bank, labels, 4, 30, 0.07), wanted)
 
 
@@ -146,9 +146,9 @@ def test_the_float32_error_bound_holds():
     for width in (8, 128, 2048):
         for sign in (False, True):
             x = torch.randn(300, width, generator=g)
-            grid = knn._on_grid(x.abs() if sign else x)
+            grid = neighbours.on_grid(x.abs() if sign else x)
             error = (grid @ grid.T).double() - grid.double() @ grid.double().T
-            assert error.abs().max() < 2.0**-24 * (2 * width**0.5 + 4)
+            assert error.abs().max() < neighbours.float32_error(width)
 
 
 def sharded(rank, world_size, small, query, truth, bank, labels, settings):

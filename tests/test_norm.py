@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from sslzoo.backbones.norm import GlobalBatchNorm, convert_batch_norm
+from sslzoo.norm import GlobalBatchNorm, convert_batch_norm
 from tests.no_sync import DEVICE, syncs
 from tests.ranks import Ranks
 

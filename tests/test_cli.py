@@ -1,0 +1,210 @@
+"""The command: fit, resume after SIGKILL, validate, predict, load again, readable errors."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+COMMAND = [sys.executable, "-c", "from sslzoo.cli import main; main()"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree of 60 + 20 small images in two classes."""
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 30), ("val", 10)):
+        for label, brightness in (("dark", 105), ("light", 145)):
+            (root / part / label).mkdir(parents=True)
+            for i in range(count):
+                level = generator.normal(brightness, 30)
+                pixels = generator.normal(level, 40, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / part / label / f"{i:02d}.png")
+    return root
+
+
+def arguments(folder: Path, out: Path, method: str = "byol") -> list[str]:
+    sizes = {
+        "byol": ["projector.init_args.hidden_dim=16", "predictor.init_args.hidden_dim=16"],
+        "instdisc": ["bank_size=60", "num_negatives=8"],
+        "simclr": [],
+    }[method]
+    return [
+        *["fit", "--config", f"{method}/folder_small_10ep"],
+        f"--data.root={folder}",
+        "--data.batch_size=12",
+        "--trainer.precision=32-true",
+        f"--trainer.default_root_dir={out}",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.log_every_n_steps=1",
+        *[f"--model.init_args.{size}" for size in sizes],
+    ]
+
+
+def run(args: list[str], cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*COMMAND, *args], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=240
+    )
+    assert not check or done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+SLOW_DOWN = """
+import time
+from lightning import Callback
+
+
+class Slowly(Callback):
+    def on_train_batch_end(self, *args):
+        time.sleep(0.3)
+"""
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_killed_in_mid_epoch_and_resumed_ends_with_the_same_bits(
+    folder: Path, tmp_path: Path
+) -> None:
+    saving = [
+        "--trainer.max_epochs=3",
+        "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+        "--trainer.callbacks.save_last=true",
+        "--trainer.callbacks.every_n_train_steps=1",
+    ]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run([*arguments(folder, whole), *saving], tmp_path)
+
+    (tmp_path / "slow_down.py").write_text(SLOW_DOWN)
+    slow = [*arguments(folder, killed), *saving, "--trainer.callbacks+=slow_down.Slowly"]
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
+    last = killed / "version_0" / "checkpoints" / "last.ckpt"
+    with subprocess.Popen(
+        [*COMMAND, *slow], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 120
+        step = 0
+        while step < 7 and time.monotonic() < deadline:  # 5 steps an epoch: epoch 1, step 2
+            time.sleep(0.05)
+            try:
+                step = torch.load(last, weights_only=True)["global_step"]
+            except Exception:  # not there yet, or half written
+                step = 0
+        process.send_signal(signal.SIGKILL)
+    assert 7 <= step < 10, f"killed in the middle of the second epoch, got step {step}"
+
+    run([*arguments(folder, killed), *saving, f"--ckpt_path={last}"], tmp_path)
+    wanted = weights(whole / "version_0" / "checkpoints" / "last.ckpt")
+    got = weights(killed / "version_1" / "checkpoints" / "last.ckpt")
+    assert wanted.keys() == got.keys()
+    for name, value in wanted.items():
+        assert torch.equal(value, got[name]), name
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished InstDisc run."""
+    out = tmp_path_factory.mktemp("run")
+    args = arguments(folder, out, "instdisc")
+    run([*args, "--trainer.max_epochs=2"], out)
+    return out / "version_0"
+
+
+def test_everything_is_written_under_the_run_folder(finished: Path) -> None:
+    left = {path.name for path in finished.parent.iterdir()}
+    assert left == {"version_0"}
+    assert {"config.yaml", "metrics.csv", "checkpoints"} <= {p.name for p in finished.iterdir()}
+    assert any(p.name.startswith("events.out.tfevents") for p in finished.iterdir())
+    with (finished / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert any(row["train/nce"] for row in rows)
+    assert any(row.get("val/knn_top1_k20_t0.07") for row in rows)
+
+
+def checkpoint(finished: Path) -> Path:
+    return next((finished / "checkpoints").glob("*.ckpt"))
+
+
+def test_loads_again_by_its_class_alone_in_a_fresh_process(finished: Path) -> None:
+    code = (
+        "import sys, torch\n"
+        "from sslzoo.methods import InstDisc\n"
+        "method = InstDisc.load_from_checkpoint(sys.argv[1], weights_only=True)\n"
+        "assert method.bank.rows.shape == (60, 128), method.bank.rows.shape\n"
+        "assert method.step == 10, method.step\n"
+        "saved = torch.load(sys.argv[1], weights_only=True)['state_dict']\n"
+        "assert all(torch.equal(v, saved[k]) for k, v in method.state_dict().items())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(checkpoint(finished))],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_validate_gives_the_number_of_the_fit(finished: Path, tmp_path: Path) -> None:
+    with (finished / "metrics.csv").open() as file:
+        values = [row.get("val/knn_top1_k20_t0.07") for row in csv.DictReader(file)]
+    wanted = [value for value in values if value][-1]
+    args = [f"--config={finished / 'config.yaml'}", f"--ckpt_path={checkpoint(finished)}"]
+    done = run(["validate", *args, f"--trainer.default_root_dir={tmp_path}"], tmp_path)
+    assert "knn_top1_k20_t0.07" in done.stdout
+    assert f"{float(wanted):.4f}"[:5] in done.stdout
+
+
+def test_predict_writes_features_labels_and_indices(finished: Path, tmp_path: Path) -> None:
+    args = [f"--config={finished / 'config.yaml'}", f"--ckpt_path={checkpoint(finished)}"]
+    run(["predict", *args, f"--trainer.default_root_dir={tmp_path}"], tmp_path)
+    (file,) = tmp_path.rglob("*.safetensors")
+    content = load_file(file)
+    assert content["features"].shape == (20, 256)
+    assert content["index"].tolist() == list(range(20))
+    assert content["label"].tolist() == [0] * 10 + [1] * 10
+
+
+def failure(args: list[str], cwd: Path) -> str:
+    done = run(args, cwd, check=False)
+    assert done.returncode != 0
+    return done.stderr + done.stdout
+
+
+def test_errors_say_what_was_expected(folder: Path, tmp_path: Path) -> None:
+    args = arguments(folder, tmp_path, "simclr")
+    assert "simclr/cifar10_resnet18_200ep" in failure(["fit", "--config", "simcl"], tmp_path)
+    assert "temperatur" in failure([*args, "--model.init_args.temperatur=1"], tmp_path)
+    text = failure([*args, "--model.init_args.temperature=warm"], tmp_path)
+    assert "temperature" in text
+    assert "float" in text
+    text = failure([*args, "--model=sslzoo.methods.SimCLRR"], tmp_path)
+    assert "SimCLRR" in text
+    torchs = "--model.init_args.schedule=torch.optim.lr_scheduler.StepLR"
+    text = failure([*args, torchs], tmp_path)
+    assert "Schedule" in text
+    assert "batch" in failure([*args, "--data.batch_size=100"], tmp_path)
+    text = failure([*args, f"--data.root={tmp_path / 'nowhere'}"], tmp_path)
+    assert "nowhere" in text
+    bank = arguments(folder, tmp_path, "instdisc")
+    text = failure([*bank, "--model.init_args.bank_size=61", "--trainer.max_epochs=1"], tmp_path)
+    assert "61 rows" in text
+    assert "60" in text
+    assert not list(tmp_path.rglob("*.ckpt")), "nothing half written is left"
+
+
+def test_version_is_printed(tmp_path: Path) -> None:
+    assert run(["--version"], tmp_path).stdout.strip().count(".") == 2
