@@ -1,0 +1,212 @@
+"""Nearest neighbours by cosine: exact, in tiles, with the bank sharded over ranks.
+
+Rows are normalised onto a grid of 2^-24, so that the products and sums of a float64 matrix product
+are free of rounding, whatever its shape; the similarity s is that number as float32; equal s are
+ordered by bank index. So the neighbours are a function of the features alone, not of tiles, ranks
+or threads. A search in float32 is faster and may differ by the rounding of its products.
+
+Every search is collective: each rank passes its rows of the bank and its queries, any number of
+each. Shapes: n queries and m bank rows of this rank, D width, k neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sslzoo.distributed import Rows, gather_rows, rank, row_layout, world_size
+
+GRID = 2.0**24  # float32 holds all multiples of 1/GRID up to 1; their dot products fit in float64
+INDEX_BITS = 32  # of a sortable key: similarity above, complement of the bank index below
+GROUPS = (32, 8)  # neighbouring similarities of which only the largest enters a selection
+LOWEST = torch.iinfo(torch.int64).min  # a key below every real one
+QUERY_TILE = 512
+BANK_TILE = 4096  # rows of the bank that are float64 at a time
+BLOCK = 65536  # columns among which one selection is made: 128 MB of similarities
+
+
+class Bank(NamedTuple):
+    """This rank's rows, in the order of their index."""
+
+    rows: Tensor  # (m, D) float32 on the grid, in the order of index
+    label: Tensor  # (m,) int64
+    index: Tensor  # type: ignore[assignment]  # (m,) int64, unique over all ranks
+
+
+class Neighbours(NamedTuple):
+    """The best rows of each query, in order."""
+
+    key: Tensor  # (n, k) int64, descending: similarity, then bank index ascending
+    label: Tensor  # (n, k) int64
+
+
+def on_grid(x: Tensor) -> Tensor:
+    """L2-normalise rows in float64 and round to the grid; NaN where a row is not finite.
+
+    Shapes: (n, D) -> (n, D) float32.
+    """
+    out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    for start in range(0, x.shape[0], BANK_TILE):
+        rows = x[start : start + BANK_TILE].double()
+        rows = rows * (GRID / rows.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12))
+        out[start : start + BANK_TILE] = rows.round_().div_(GRID)
+    return out
+
+
+def _keys(similarity: Tensor, index: Tensor) -> Tensor:
+    """int64 that sorts by (similarity, -index). Shapes: both (n, c) or broadcastable to it."""
+    bits = (similarity + 0.0).view(torch.int32).to(torch.int64)  # + 0.0: -0 becomes 0
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (ordered << INDEX_BITS) | ((1 << INDEX_BITS) - 1 - index)
+
+
+def similarity_of(key: Tensor) -> Tensor:
+    """The float32 in a key."""
+    ordered = key >> INDEX_BITS
+    return (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(torch.int32).view(torch.float32)
+
+
+def _top(values: Tensor, position: Tensor, k: int, exact: bool) -> Tensor:
+    """Columns of the k largest, (n, k); if exact, equal values by position ascending."""
+    if exact:
+        values = _keys(values, position)
+    return values.topk(k, dim=1, sorted=False).indices
+
+
+def _select(similarity: Tensor, k: int, exact: bool) -> Tensor:
+    """Columns of the k largest of each row, (n, k), in no order; ties as in `_top`.
+
+    The k best groups of neighbouring columns, by (largest member, then position), contain the k
+    best columns: each of k better groups holds a better column than any of a group left out.
+
+    Shapes: similarity (n, c), c a multiple of the largest of GROUPS.
+    """
+    n, columns = similarity.shape
+    device = similarity.device
+    row = torch.arange(n, device=device)[:, None]
+    values, position = similarity, torch.arange(columns, device=device).expand(n, columns)
+    for size in GROUPS:
+        if values.shape[1] // size > k:
+            grouped, first = values.view(n, -1, size), position[:, ::size]
+            best = _top(grouped.amax(2), first, k, exact)
+            values = grouped[row, best].view(n, -1)
+            within = torch.arange(size, device=device)
+            position = (first.gather(1, best)[:, :, None] + within).view(n, -1)
+    return position.gather(1, _top(values, position, min(k, values.shape[1]), exact))
+
+
+def _none(n: int, k: int, device: torch.device) -> Neighbours:
+    """Places for k neighbours not yet found, below every real one."""
+    empty = torch.full((n, k), LOWEST, dtype=torch.int64, device=device)
+    return Neighbours(empty, torch.zeros_like(empty))
+
+
+def _merge(parts: Sequence[Neighbours], k: int) -> Neighbours:
+    """The k best of all parts in order; parts with less than k together are filled up."""
+    found = sum(part.key.shape[1] for part in parts)
+    if found < k:
+        parts = [*parts, _none(parts[0].key.shape[0], k - found, parts[0].key.device)]
+    key = torch.cat([part.key for part in parts], dim=1)
+    label = torch.cat([part.label for part in parts], dim=1)
+    key, order = key.topk(k, dim=1)
+    return Neighbours(key, label.gather(1, order))
+
+
+def _fill(out: Tensor, query: Tensor, rows: Tensor, exact: bool) -> None:
+    """out[:, :len(rows)] = query @ rows.T; the columns beyond become -inf."""
+    out[:, rows.shape[0] :] = -torch.inf
+    if not exact:
+        torch.mm(query, rows.T, out=out[:, : rows.shape[0]])
+        return
+    for start in range(0, rows.shape[0], BANK_TILE):
+        tile = rows[start : start + BANK_TILE].double()
+        out[:, start : start + tile.shape[0]] = query.double() @ tile.T
+
+
+def _search_here(query: Tensor, bank: Bank, k: int, exact: bool, buffer: Tensor) -> Neighbours:
+    """The k best of this rank's rows for every query; places left over hold the lowest key."""
+    parts = [_none(query.shape[0], 0, query.device)]
+    for start in range(0, bank.rows.shape[0], BLOCK):
+        rows = bank.rows[start : start + BLOCK]
+        columns = -(-rows.shape[0] // GROUPS[0]) * GROUPS[0]
+        similarity = buffer[: query.shape[0] * columns].view(query.shape[0], columns)
+        _fill(similarity, query, rows, exact)
+        column = _select(similarity, k, exact)
+        real = column < rows.shape[0]
+        position = start + column.clamp_max(rows.shape[0] - 1)
+        key = _keys(similarity.gather(1, column), bank.index[position])
+        parts.append(Neighbours(torch.where(real, key, LOWEST), bank.label[position]))
+        parts = [_merge(parts, k)]
+    return parts[0] if bank.rows.shape[0] else _merge(parts, k)
+
+
+def float32_error(width: int) -> float:
+    """Bound of |float32 similarity - exact similarity| for D = `width`.
+
+    Six standard deviations of D independent roundings of partial sums that grow to 1 (the most
+    there can be), and the rounding of the result; a statistical bound, not the worst case D 2^-24.
+    """
+    return 2.0**-24 * (2 * width**0.5 + 4)
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """No TF32 or bfloat16 inside float32 products: the error bound below is float32's."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def search(query: Tensor, bank: Bank, k: int, exact: bool) -> Neighbours:
+    """The k best rows of all ranks' banks for this rank's queries.
+
+    Args:
+        query: (n, D) from `on_grid`.
+        bank: this rank's rows.
+        k: at most the rows of all ranks.
+        exact: float64, ties by index; else float32, within `float32_error`.
+    """
+    with _full_float32():
+        return _search(query, bank, k, exact)
+
+
+def _search(query: Tensor, bank: Bank, k: int, exact: bool) -> Neighbours:
+    layout = row_layout(query.shape[0])
+    columns = min(-(-bank.rows.shape[0] // GROUPS[0]) * GROUPS[0], BLOCK)
+    tile_rows = min(QUERY_TILE, max(layout.counts))
+    buffer = query.new_empty(tile_rows * world_size() * columns)
+    found = [_none(0, k, query.device)]
+    for start in range(0, max(layout.counts), QUERY_TILE):
+        counts = tuple(min(max(n - start, 0), QUERY_TILE) for n in layout.counts)
+        tile = Rows(counts, sum(counts[: rank()]), sum(counts))
+        queries = gather_rows(query[start : start + QUERY_TILE], tile)
+        here = _search_here(queries, bank, k, exact, buffer)
+        parts = Rows((1,) * world_size(), rank(), world_size())
+        keys = gather_rows(here.key[None], parts)[:, tile.own]
+        labels = gather_rows(here.label[None], parts)[:, tile.own]
+        ranks = [Neighbours(key, label) for key, label in zip(keys, labels, strict=True)]
+        found.append(_merge(ranks, k) if len(ranks) > 1 else ranks[0])
+    return Neighbours(*(torch.cat(column) for column in zip(*found, strict=True)))
+
+
+def first_occurrence(index: Tensor, layout: Rows | None = None) -> Tensor:
+    """Positions of this rank's rows that no earlier row of any rank has in common, ascending.
+
+    Args:
+        index: (m,) int64 sample indices; samplers that pad repeat some.
+        layout: of the rows, from `row_layout(m)`.
+    """
+    layout = layout or row_layout(len(index))
+    ordered, position = gather_rows(index, layout).sort(stable=True)
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    keep = torch.empty_like(first)
+    keep[position] = first
+    return keep[layout.own].nonzero().squeeze(1)
