@@ -11,7 +11,6 @@ BigCrush as a generator; int64 products wrap, so that its bits are the same on e
 from __future__ import annotations
 
 import os
-import zlib
 from dataclasses import dataclass
 
 import torch
@@ -38,9 +37,13 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _number(part: int | str | Tensor) -> int | Tensor:
-    if isinstance(part, str):
-        return zlib.crc32(part.encode())
-    return part
+    """A name's FNV-1a hash, in Python that torch.compile can follow; anything else as it is."""
+    if not isinstance(part, str):
+        return part
+    hashed = 0x811C9DC5
+    for character in part:
+        hashed = ((hashed ^ ord(character)) * 0x01000193) & 0xFFFFFFFF
+    return hashed
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def test_the_bits_are_splitmix64s() -> None:
 
 def test_the_draws_never_change() -> None:
     keys = sample_keys(1, 2, torch.tensor([0, 7]))  # a change here changes every run
-    assert keys.bits("crop", 1).flatten().tolist() == [4966331998310678188, 7680192991386772451]
+    assert keys.bits("crop", 1).flatten().tolist() == [-3603836841486993717, 3139876221476035246]
 
 
 def test_a_sample_draws_the_same_in_any_batch() -> None:

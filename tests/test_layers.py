@@ -1,0 +1,129 @@
+"""What holds for every file and every method: import layers, no host syncs, no graph breaks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from sslzoo.batch import Batch
+from sslzoo.methods import SSLMethod
+from tests.no_sync import DEVICE, syncs
+from tests.toys import build, every_method
+
+ROOT = Path(__file__).parents[1]
+
+
+def battery() -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("cls", every_method(), ids=lambda cls: cls.__name__)
+
+
+def test_imports_point_downwards() -> None:
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+
+
+def test_one_file_names_torch_distributed() -> None:
+    naming = [
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "sslzoo").rglob("*.py"))
+        for line in path.read_text().splitlines()
+        if "import torch.distributed" in line or "from torch.distributed" in line
+    ]
+    assert set(naming) == {"sslzoo/distributed.py"}
+
+
+def test_importing_has_no_side_effect(tmp_path: Path) -> None:
+    code = (
+        "import sys, warnings, random, torch\n"
+        "import lightning, timm, torchvision  # their side effects are theirs\n"
+        "before = (list(warnings.filters), torch.get_rng_state().sum(), random.getstate(),\n"
+        "          torch.get_num_threads(), torch.get_default_dtype())\n"
+        "import sslzoo, sslzoo.methods, sslzoo.data, sslzoo.transforms\n"
+        "after = (list(warnings.filters), torch.get_rng_state().sum(), random.getstate(),\n"
+        "         torch.get_num_threads(), torch.get_default_dtype())\n"
+        "assert before == after\n"
+        "assert 'mlxtend' not in sys.modules and 'tensorboard' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def on_device(cls: type[SSLMethod]) -> tuple[SSLMethod, Batch]:
+    """The method's example on a fake cuda device."""
+    with unset_fake_temporarily(), torch.device("cpu"):
+        method, batch = build(cls)
+
+    def fake(x: Tensor) -> Tensor:
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=DEVICE)
+
+    for module in method.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            wanted = parameter.requires_grad
+            module._parameters[name] = torch.nn.Parameter(fake(parameter), wanted)
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = fake(buffer)
+    return method, Batch([fake(view) for view in batch.views], fake(batch.index))
+
+
+def summed(parts: tuple[SSLMethod, Batch]) -> Tensor:
+    method, batch = parts
+    return torch.stack(list(method.losses(batch).values())).sum()
+
+
+def read_back(_: Any) -> Tensor:
+    x = torch.ones(3, device=DEVICE)
+    return x * x.sum().item()
+
+
+def test_a_sync_would_be_seen() -> None:
+    assert syncs(read_back, None)
+
+
+@battery()
+def test_no_host_sync_in_losses_and_backward(cls: type[SSLMethod]) -> None:
+    assert syncs(summed, cls, make=on_device) == []
+
+
+@battery()
+def test_no_graph_break_in_backbone_and_heads(cls: type[SSLMethod]) -> None:
+    method, batch = build(cls)
+    parts = [method.backbone, *(m for name, m in method.named_children() if name != "bank")]
+    for part in parts:
+        torch._dynamo.reset()
+        compiled = torch.compile(part, backend="eager", fullgraph=True)
+        x = batch.views[0]
+        if part is not method.backbone and "backbone" not in _name(method, part):
+            x = torch.randn(4, _width(part))
+        torch.testing.assert_close(compiled(x).shape[0], len(x))
+
+
+@battery()
+def test_no_graph_break_in_losses(cls: type[SSLMethod]) -> None:
+    method, batch = build(cls)
+    method.losses(batch)  # what the first step alone does is outside
+    torch._dynamo.reset()
+    explained = torch._dynamo.explain(lambda batch: method.losses(batch))(batch)
+    assert explained.graph_break_count == 0, explained.break_reasons
+
+
+def _name(method: SSLMethod, part: torch.nn.Module) -> str:
+    return next(name for name, child in method.named_children() if child is part)
+
+
+def _width(part: Any) -> int:
+    return int(part.in_features)
