@@ -112,7 +112,9 @@ def _prepare(
     _check("kNN bank index", (index < 0) | (index >= 1 << INDEX_BITS), "0..2**32-1 wanted")
     own = first_occurrence(index, layout)
     own = own[index[own].argsort(stable=True)]
-    query, bank = on_grid(query), on_grid(bank[own])
+    query = on_grid(query)
+    in_order = torch.equal(own, torch.arange(len(bank), device=own.device))
+    bank = on_grid(bank if in_order else bank[own])  # spares a copy of the whole bank
     _check("kNN query features", query.sum(1).isnan(), "finite numbers wanted")
     _check("kNN bank features", bank.sum(1).isnan(), "finite numbers wanted")
     return query, Bank(bank, labels[own], index[own])

@@ -91,7 +91,7 @@ def linear_probe(
     test: Tensor,
     test_labels: Tensor,
     num_classes: int,
-    l2: float | Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1),
+    l2: float | Sequence[float] = (1e-3, 1e-2, 1e-1),
     max_steps: int = 100,
 ) -> float:
     """Test accuracy of a logistic regression on standardised features.

@@ -50,11 +50,12 @@ def on_grid(x: Tensor) -> Tensor:
     Shapes: (n, D) -> (n, D) float32.
     """
     out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    for start in range(0, x.shape[0], BANK_TILE):
-        rows = x[start : start + BANK_TILE].double()
-        rows = rows * (GRID / rows.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12))
-        out[start : start + BANK_TILE] = rows.round_().div_(GRID)
-    return out
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
+    factor = GRID / norm.clamp_min(1e-12)
+    for start in range(0, x.shape[0], QUERY_TILE):  # few rows: float64 stays in the cache
+        rows = slice(start, start + QUERY_TILE)
+        out[rows] = x[rows].double().mul_(factor[rows]).round_()
+    return out.div_(GRID)
 
 
 def _keys(similarity: Tensor, index: Tensor) -> Tensor:
