@@ -1,0 +1,1 @@
+"""Benchmarks: speed against peers, quality of trained encoders, and the tables of both."""

@@ -1,0 +1,169 @@
+"""Quality: train by the command, score by kNN, export the encoder with its card.
+
+    python -m benchmarks.quality simclr --config simclr/folder_small_10ep --data FOLDER
+
+`sslzoo fit` runs as a process of its own, whose wall time and peak memory are recorded in the run
+folder; the final encoder, the untrained one and raw pixels are scored with the library's kNN.
+Results go to benchmarks/results/quality/<name>.json and weights to zoo_weights/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import jsonargparse
+import torch
+import yaml
+from lightning import LightningDataModule, LightningModule, seed_everything
+from torch import Tensor, nn
+
+from benchmarks.card import Score, card, export, load_encoder
+from benchmarks.driver import ROOT
+from benchmarks.speed import surroundings
+from benchmarks.worker import versions
+from sslzoo.cli import find_config
+from sslzoo.eval.features import extract
+from sslzoo.eval.knn import knn_top1
+from sslzoo.eval.loaders import EvalLoaders
+
+RESULTS = ROOT / "benchmarks" / "results" / "quality"
+K, TEMPERATURE = 20, 0.07
+TIMING = "fit.json"  # in the run folder
+
+
+def fit(config: str, data: str, val_dir: str, folder: Path, extra: list[str]) -> Path:
+    """Run `sslzoo fit` and time it; the folder of the run.
+
+    The wall time counts everything: start, decoding of the images, online evaluation.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = ["fit", "--config", config, "--data.root", data, "--data.val_dir", val_dir]
+    arguments += [f"--trainer.default_root_dir={folder}", *extra]
+    command = [sys.executable, "-c", "from sslzoo.cli import main; main()", *arguments]
+    before = set(folder.glob("version_*"))
+    about = surroundings()
+    started = time.perf_counter()
+    process = subprocess.Popen(command, cwd=ROOT)
+    _, status, usage = os.wait4(process.pid, 0)
+    minutes = (time.perf_counter() - started) / 60
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"sslzoo {' '.join(arguments)} ended with {process.returncode}")
+    (run,) = set(folder.glob("version_*")) - before
+    timing = {"minutes": minutes, "peak_memory_mb": usage.ru_maxrss / 1024, **about}
+    timing["extra"] = extra
+    (run / TIMING).write_text(json.dumps(timing, indent=1) + "\n")
+    return run
+
+
+def build(config: dict[str, Any], part: str) -> Any:
+    """The `model` or `data` of a saved config, as the command builds it."""
+    bases = {"model": LightningModule, "data": LightningDataModule}
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(bases[part], part, required=True)
+    parsed = parser.parse_object({part: config[part]})
+    return parser.instantiate(parsed)[part]
+
+
+def score(module: nn.Module, loaders: EvalLoaders, features: str | Callable = "forward") -> float:
+    """Weighted-kNN top-1 of all queries against the whole bank, the protocol of the table."""
+    if loaders.query is None or loaders.num_classes is None:
+        raise ValueError("quality wants data with labels and a validation set, got none")
+    bank = extract(module, loaders.bank, loaders, features, "cpu")
+    query = extract(module, loaders.query, loaders, features, "cpu")
+    (top1,) = knn_top1(
+        *(query.features, cast(Tensor, query.label)),
+        *(bank.features, cast(Tensor, bank.label)),
+        loaders.num_classes,
+        [(K, TEMPERATURE)],
+        bank.index,
+    )
+    return top1
+
+
+def evaluate(run: Path, name: str, config_name: str, data_name: str, weights: Path) -> Score:
+    """Score a run, export its encoder and card; what goes into the results."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    data = build(config, "data")
+    data.setup("validate")
+    loaders = data.eval_dataloaders()
+    seed_everything(config["seed_everything"], verbose=False)
+    model = build(config, "model")
+    scores = {
+        "raw_pixels_knn_top1": score(model, loaders, lambda view: view.flatten(1)),
+        "untrained_knn_top1": score(model, loaders),
+    }
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", "cpu", weights_only=True)
+    model.load_state_dict(checkpoint["state_dict"])
+    scores["knn_top1"] = score(model, loaders)
+    timing = json.loads((run / TIMING).read_text())
+    recipe = Path(find_config(config_name)).resolve()
+    result = {
+        "name": name,
+        "method": config["model"]["class_path"],
+        "config": str(recipe.relative_to(ROOT)) if recipe.is_relative_to(ROOT) else config_name,
+        "data": data_name,
+        "bank": data.num_samples,
+        "queries": len(data.sets.query),
+        "protocol": f"weighted kNN, k {K}, T {TEMPERATURE}, whole training set, all test images",
+        "epochs": checkpoint["epoch"] + 1,
+        "seeds": [config["seed_everything"]],
+        **scores,
+        **timing,
+        "versions": versions(),
+    }
+    encoder = config["model"]["init_args"]["backbone"]
+    view = {key: _plain(getattr(data.eval_view, key)) for key in ("size", "mean", "std")}
+    stem = weights / f"{name}-small_resnet-cifar10jpeg"
+    digest = export(model.encoder(), stem.with_suffix(".safetensors"))
+    loaded = load_encoder(encoder, stem.with_suffix(".safetensors"))
+    result["knn_top1_float16"] = score(loaded, loaders)
+    written = card(stem, result, encoder, view, digest, loaded)
+    stem.with_suffix(".json").write_text(json.dumps(written, indent=1) + "\n")
+    return result
+
+
+def _plain(value: Any) -> Any:
+    return value.flatten().tolist() if isinstance(value, Tensor) else value
+
+
+def _split(args: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments before and after the first `--`."""
+    at = args.index("--") if "--" in args else len(args)
+    return args[:at], args[at + 1 :]
+
+
+def main(args: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
+    parser.add_argument("name", help="of the result, such as simclr")
+    parser.add_argument("--config", required=True, help="as for `sslzoo fit`")
+    parser.add_argument("--data", required=True, help="folder with train/ and the test images")
+    parser.add_argument("--val-dir", default="test")
+    parser.add_argument("--data-name", default="CIFAR-10 as JPEG files")
+    parser.add_argument("--run", type=Path, help="score this finished run instead of training")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "quality")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--weights", type=Path, default=ROOT / "zoo_weights")
+    parser.epilog = "Arguments after -- go to `sslzoo fit`."
+    own, extra = _split(sys.argv[1:] if args is None else args)
+    given = parser.parse_args(own)
+    data, run = str(Path(given.data).resolve()), given.run
+    if run is None:
+        folder = (given.runs / given.name).resolve()
+        run = fit(given.config, data, given.val_dir, folder, extra)
+    result = evaluate(run, given.name, given.config, given.data_name, given.weights)
+    given.output.mkdir(parents=True, exist_ok=True)
+    (given.output / f"{given.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print({key: result[key] for key in result if key.endswith(("top1", "float16", "minutes"))})
+
+
+if __name__ == "__main__":
+    main()

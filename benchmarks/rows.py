@@ -1,0 +1,227 @@
+"""Rows: what is measured, against whom, and what is to be reached (ratios on two cores).
+
+The targets are those that the project set itself before it was written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+SIDES = "benchmarks.sides"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The other side of a row.
+
+    Args:
+        name: as the table has it.
+        side: "module:function" below benchmarks/sides.
+        at_least: the ratio that must be reached; for a row of kind "overhead", at most.
+        aim: the ratio that is hoped for.
+        package: what must be importable; None: it runs in sslzoo's own environment.
+        options: beside the row's.
+    """
+
+    name: str
+    side: str
+    at_least: float
+    aim: float
+    package: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table for each peer.
+
+    Args:
+        name: for `--only`.
+        work: as the table has it.
+        ours: "module:function" below benchmarks/sides.
+        peers: the other sides.
+        unit: of the amount that a round reports.
+        threads: of torch, in each process.
+        options: of every side.
+        smoke: what replaces them in a smoke run.
+        kind: "speed": their seconds a unit over ours; "memory": their peak over ours, each round
+            in a fresh process; "overhead": our seconds over theirs; "cpu": likewise, of the CPU.
+        tolerance: facts of the first rounds that must agree, and by how much.
+        budget: seconds after which the row makes no further round.
+        by_default: whether a run without `--only` has it.
+    """
+
+    name: str
+    work: str
+    ours: str
+    peers: tuple[Peer, ...]
+    unit: str
+    threads: int
+    options: dict[str, Any]
+    smoke: dict[str, Any]
+    kind: Literal["speed", "memory", "overhead", "cpu"] = "speed"
+    tolerance: dict[str, float] = field(default_factory=dict)
+    budget: float = 90.0
+    by_default: bool = True
+
+
+def _views(size: int, threads: int, family: str) -> Row:
+    small = size <= 64
+    source, count, batch = (32, 256, 256) if small else (256, 256, 32)
+    workers = 0 if small else 2
+    at_least, aim = ((6.0, 12.0), (2.0, 4.0)) if small else ((1.5, 3.0), (2.0, 4.0))
+    lightly = Peer(
+        "lightly", "views:lightly", at_least[0], at_least[1], "lightly", {"workers": workers}
+    )
+    kornia = Peer("kornia", "views:kornia", aim[0], aim[1], "kornia")
+    peers = (lightly, kornia) if family == "peers" else (lightly,)
+    how = "one thread" if threads == 1 else "with blur, two cores"
+    note = "" if family == "peers" else ", the paper's own recipe"
+    return Row(
+        name=f"views{size}" + ("" if family == "peers" else "_paper"),
+        work=f"SimCLR transform, {size} px, {how}{note}",
+        ours="views:ours",
+        peers=peers,
+        unit="view",
+        threads=threads,
+        options={"size": size, "source": source, "count": count, "batch": batch, "family": family},
+        smoke={"count": 32, "batch": 32},
+        # Of what random views average to; the paper's recipe does not normalise.
+        tolerance={"mean": 0.2, "std": 0.2} if family == "peers" else {},
+        by_default=small or family == "peers",
+    )
+
+
+def _knn(classes: int, k: int, at_least: float, aim: float) -> Row:
+    return Row(
+        name=f"knn{classes}" + ("" if k == 200 else f"_k{k}"),
+        work=f"kNN, 10k queries on 50k x 512, {classes} classes, k {k}",
+        ours="knn:ours",
+        peers=(Peer("lightly", "knn:lightly", at_least, aim, "lightly"),),
+        unit="query",
+        threads=2,
+        options={"bank": 50_000, "queries": 10_000, "dim": 512, "classes": classes, "k": k},
+        smoke={"bank": 1500, "queries": 100, "dim": 64},
+        tolerance={"predicted": 0.002},  # near ties fall either way in float32
+        budget=120.0,
+        by_default=k == 200,  # lightly's default
+    )
+
+
+def _ntxent(
+    n: int, kind: Literal["speed", "memory"], lightly: tuple[float, float], calls: int = 1
+) -> Row:
+    peers = [Peer("lightly", "ntxent:lightly", *lightly, package="lightly")]
+    if n == 128:
+        package = "stable_pretraining"
+        side = "ntxent:stable_pretraining"
+        peers.append(Peer("stable-pretraining", side, *lightly, package=package))
+    return Row(
+        name=f"ntxent{n}" + ("_memory" if kind == "memory" else ""),
+        work=f"NT-Xent forward + backward, n = {n}" + (": memory" if kind == "memory" else ""),
+        ours="ntxent:ours",
+        peers=tuple(peers),
+        unit="call",
+        threads=2,
+        options={"n": n, "dim": 128, "calls": calls},
+        smoke={"n": min(n, 256), "calls": 2},
+        kind=kind,
+        tolerance={"loss": 1e-4, "gradient": 1e-3},
+        budget=240.0 if n > 1000 else 60.0,
+    )
+
+
+def _step(name: str, note: str, ours: bool, theirs: bool, targets: tuple[float, float]) -> Row:
+    options = {"bf16": theirs}
+    return Row(
+        name=name,
+        work=f"ResNet-18 CIFAR step, {note}",
+        ours="train_ours:resnet18_step",
+        peers=(Peer("lightly", "train_lightly:resnet18_step", *targets, "lightly", options),),
+        unit="sample",
+        threads=2,
+        options={"batch": 32, "bf16": ours},
+        smoke={"batch": 4},
+        tolerance={"loss": 0.05 if ours else 1e-3, "parameters": 0.0},  # bf16 has 3 digits
+        by_default=not theirs,
+    )
+
+
+TRAIN = {"count": 50_000, "batch": 256, "steps": 3}
+TRAIN_SMOKE = {"count": 256, "batch": 16, "steps": 2}
+
+ROWS = (
+    _views(32, 1, "peers"),
+    _views(32, 1, "paper"),
+    _views(224, 2, "peers"),
+    _views(224, 2, "paper"),
+    _ntxent(8192, "speed", (4.0, 6.7)),
+    _ntxent(8192, "memory", (16.0, 40.0)),
+    _ntxent(128, "speed", (1.0, 1.5), calls=100),
+    _knn(10, 200, 1.2, 2.0),
+    _knn(1000, 200, 2.5, 6.0),
+    _knn(10, 20, 1.2, 2.0),
+    _knn(1000, 20, 2.5, 6.0),
+    Row(
+        name="ema",
+        work="EMA step, ResNet-50 + MLP",
+        ours="ema:ours",
+        peers=(
+            Peer("lightly", "ema:lightly", 1.3, 2.0, "lightly"),
+            Peer("plain loop (solo-learn's formula)", "ema:per_parameter", 1.8, 3.0, "torchvision"),
+        ),
+        unit="step",
+        threads=2,
+        options={"net": "resnet50", "calls": 20},
+        smoke={"net": "resnet18", "calls": 1},
+        tolerance={"parameters": 0.0, "mean": 1e-6},
+    ),
+    Row(
+        name="end_to_end",
+        work="SimCLR end to end, small net, Lightning Trainer",
+        ours="train_ours:fit",
+        peers=(Peer("lightly", "train_lightly:fit", 2.5, 4.0, "lightly", {"workers": 2}),),
+        unit="sample",
+        threads=2,
+        options=TRAIN,
+        smoke=TRAIN_SMOKE,
+        tolerance={"parameters": 0.0},
+        budget=150.0,
+    ),
+    _step("resnet18", "defaults", True, False, (1.8, 2.3)),
+    _step("resnet18_fp32", "both float32", False, False, (1.0, 1.1)),
+    _step("resnet18_bf16", "both bf16 autocast", True, True, (1.0, 1.1)),
+    Row(
+        name="fit_overhead",
+        work="our `fit` over a plain torch loop of the same step",
+        ours="train_ours:fit",
+        peers=(Peer("plain loop", "train_ours:plain_loop", 1.05, 1.02),),
+        unit="sample",
+        threads=2,
+        options=TRAIN,
+        smoke=TRAIN_SMOKE,
+        kind="overhead",
+        tolerance={"loss": 1e-3},
+        budget=120.0,
+    ),
+    Row(
+        name="import",
+        work="importing sslzoo with its methods, data and transforms, CPU time",
+        ours="imports:cpu_seconds",
+        peers=(
+            Peer(
+                "lightning + torchvision + timm",
+                "imports:cpu_seconds",
+                1.15,
+                1.05,
+                options={"modules": ["lightning", "torchvision", "timm"]},
+            ),
+        ),
+        unit="import",
+        threads=1,
+        options={"modules": ["sslzoo", "sslzoo.methods", "sslzoo.data", "sslzoo.transforms"]},
+        smoke={},
+        kind="cpu",
+    ),
+)

@@ -1,0 +1,130 @@
+"""Training, ours: SimCLR's `fit`, the same step in a plain loop, and single steps of ResNet-18."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from typing import Any
+
+import torch
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+
+from benchmarks.rounds import Rounds
+from benchmarks.sides.same import fill, images, pace, step_views
+from sslzoo.backbones import SmallResNet, cifar_resnet
+from sslzoo.batch import Batch
+from sslzoo.callbacks.progress import ProgressBar
+from sslzoo.data.images import ArrayImages
+from sslzoo.data.module import ImageDataModule, ImageSets
+from sslzoo.heads import simclr_projector
+from sslzoo.methods import SimCLR
+from sslzoo.optim import Horizon, WarmupCosine
+from sslzoo.transforms import EvalView, simclr_views
+
+EPOCHS = 10
+
+
+class Pictures(ImageDataModule):
+    """Random images of 32 px in memory, through configs/simclr/folder_small_10ep's views."""
+
+    def __init__(self, count: int, batch: int) -> None:
+        views = simclr_views(32, 0.5, blur=False)
+        super().__init__(views, batch, EvalView(32), 256, 0, 0, 1.0, "query")
+        self.count = count
+
+    def read(self) -> ImageSets:
+        return ImageSets(ArrayImages(images(self.count, 32), None), None, None)
+
+
+def _small_simclr() -> SimCLR:
+    """The method of configs/simclr/folder_small_10ep.yaml."""
+    method = SimCLR(
+        SmallResNet(),
+        simclr_projector(256, out_dim=128),
+        temperature=0.2,
+        optimizer=partial(torch.optim.AdamW, lr=0.003, weight_decay=0.01),
+        schedule=partial(WarmupCosine, warmup_epochs=1),
+    )
+    fill(method.backbone, method.projector)
+    return method
+
+
+def fit(rounds: Rounds, count: int, batch: int, steps: int) -> None:
+    """A Trainer in bf16-mixed with the progress bar and the CSV log that the command has."""
+    seed_everything(0)
+    method = _small_simclr()
+    size = sum(p.numel() for p in method.backbone.parameters())
+    pacing = pace(Callback, rounds, steps, batch, parameters=size)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=EPOCHS,
+            precision="bf16-mixed",
+            log_every_n_steps=20,
+            logger=CSVLogger(folder),
+            callbacks=[ProgressBar(), pacing],
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(method, Pictures(count, batch))
+
+
+def plain_loop(rounds: Rounds, count: int, batch: int, steps: int) -> None:
+    """The step of `fit` without Lightning: same batches, views, loss, optimizer, precision."""
+    seed_everything(0)
+    method = _small_simclr()
+    data = Pictures(count, batch)
+    data.setup("fit")
+    method.horizon = Horizon(EPOCHS * (count // batch), count // batch)
+    optimizer = method.configure_optimizers()
+    schedule = WarmupCosine(optimizer, method.horizon, warmup_epochs=1)
+    if not rounds.begin():
+        return
+    done = 0
+    loader = data.train_dataloader()
+    for epoch in range(EPOCHS):
+        loader.sampler.set_epoch(epoch)
+        for raw in loader:
+            views = data.train_views(raw, epoch)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = torch.stack(list(method.losses(views).values())).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            done += 1
+            first = {"loss": loss.item()} if rounds.number == 0 else {}
+            if done % steps == 0 and not rounds.end(steps * batch, **first):
+                return
+
+
+def resnet18_step(rounds: Rounds, batch: int, bf16: bool) -> None:
+    """Forward, backward and SGD step of SimCLR on given views; one forward of both views."""
+    projector = simclr_projector(512)
+    method = SimCLR(
+        cifar_resnet("resnet18"),
+        projector,
+        temperature=0.5,
+        optimizer=partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=5e-4),
+    )
+    fill(method.backbone, projector)
+    optimizer = method.configure_optimizers()
+    data = Batch(step_views(batch), torch.arange(batch))
+    _steps(rounds, method, optimizer, data, bf16)
+
+
+def _steps(
+    rounds: Rounds, method: SimCLR, optimizer: torch.optim.Optimizer, data: Batch, bf16: bool
+) -> None:
+    def work() -> dict[str, Any]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = method.losses(data)["nt_xent"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        count = sum(p.numel() for p in method.backbone.parameters())
+        return {"loss": loss.item(), "parameters": count} if rounds.number == 0 else {}
+
+    rounds.repeat(work, len(data.index))

@@ -1,0 +1,107 @@
+"""Views: SimCLR's two views of an image, by sslzoo, lightly and kornia.
+
+`family="peers"` is the distribution that lightly and kornia draw from (bilinear crop,
+multiplicative brightness, ImageNet normalisation); "paper" is sslzoo's default, SimCLR's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.rounds import Rounds
+from benchmarks.sides.same import images, view_facts
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def strength(size: int) -> float:
+    """Of the colour jitter: 0.5 for small images, as both libraries recommend."""
+    return 0.5 if size <= 64 else 1.0
+
+
+def ours(rounds: Rounds, size: int, source: int, count: int, batch: int, family: str) -> None:
+    from sslzoo.random import sample_keys
+    from sslzoo.transforms import simclr_views
+
+    blur = size > 64
+    if family == "paper":
+        views = simclr_views(size, strength(size), blur)
+    else:
+        views = simclr_views(
+            *(size, strength(size), blur),
+            brightness="multiplicative",
+            interpolation="bilinear",
+            mean=MEAN,
+            std=STD,
+        )
+    x = images(count, source)
+
+    def work() -> dict[str, Any]:
+        made: list[Tensor] = []
+        for start in range(0, count, batch):
+            index = torch.arange(start, min(start + batch, count))
+            made += views(x[index], sample_keys(0, rounds.number, index))
+        return view_facts([v for m in made for v in m]) if rounds.number == 0 else {}
+
+    rounds.repeat(work, 2 * count)
+
+
+def lightly(
+    rounds: Rounds, size: int, source: int, count: int, batch: int, family: str, workers: int
+) -> None:
+    """SimCLRTransform on PIL images: in this process, or in a DataLoader's workers."""
+    from lightly.transforms import SimCLRTransform
+    from PIL import Image
+
+    torch.manual_seed(0)
+    blur = 0.5 if size > 64 else 0.0
+    transform = SimCLRTransform(input_size=size, cj_strength=strength(size), gaussian_blur=blur)
+    pictures = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in images(count, source)]
+
+    class Pictures(torch.utils.data.Dataset):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return count
+
+        def __getitem__(self, i: int) -> list[Tensor]:
+            return transform(pictures[i])
+
+    loader = torch.utils.data.DataLoader(
+        Pictures(), batch_size=batch, num_workers=workers, persistent_workers=workers > 0
+    )
+
+    def work() -> dict[str, Any]:
+        made = [view for views in loader for view in views]
+        return view_facts([v for m in made for v in m]) if rounds.number == 0 else {}
+
+    rounds.repeat(work, 2 * count)
+
+
+def kornia(rounds: Rounds, size: int, source: int, count: int, batch: int, family: str) -> None:
+    import kornia.augmentation as K
+
+    torch.manual_seed(0)
+    s = strength(size)
+    steps: list[Any] = [
+        K.RandomResizedCrop((size, size), scale=(0.08, 1.0), resample="bilinear"),
+        K.RandomHorizontalFlip(),
+        K.ColorJitter(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s, p=0.8),
+        K.RandomGrayscale(p=0.2),
+    ]
+    if size > 64:
+        steps.append(K.RandomGaussianBlur((23, 23), (0.1, 2.0), p=0.5))
+    steps.append(K.Normalize(torch.tensor(MEAN), torch.tensor(STD)))
+    transform = K.AugmentationSequential(*steps, same_on_batch=False)
+    x = images(count, source)
+
+    @torch.no_grad()
+    def work() -> dict[str, Any]:
+        made = []
+        for start in range(0, count, batch):
+            part = x[start : start + batch].float() / 255
+            made += [transform(part), transform(part)]
+        return view_facts([v for m in made for v in m]) if rounds.number == 0 else {}
+
+    rounds.repeat(work, 2 * count)

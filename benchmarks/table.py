@@ -1,0 +1,140 @@
+"""Table: the README's tables, made from the result files and from nothing else.
+
+python -m benchmarks.table            writes them into benchmarks/README.md
+python -m benchmarks.table --check    fails where the README is not what the results say
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+NOT_RUN = "Not run yet."
+Result = dict[str, Any]
+
+
+def _time(seconds: float) -> str:
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def _cost(result: Result, side: str) -> str:
+    value = result[side]
+    if result["kind"] == "memory":
+        return f"{value:,.0f} MiB"
+    if result["kind"] == "cpu":
+        return f"{value:.2f} s CPU"
+    if result["unit"] in ("view", "sample", "query"):
+        plural = "queries" if result["unit"] == "query" else f"{result['unit']}s"
+        return f"{1 / value:,.0f} {plural}/s"
+    return _time(value)
+
+
+def _speed_line(result: Result) -> str:
+    start = [result["work"], result["against"]]
+    overhead = result["kind"] in ("overhead", "cpu")
+    sign = "≤ " if overhead else "≥ "
+    targets = [f"{sign}{result['at_least']:g}x", f"{result['aim']:g}x"]
+    if "not_run" in result:
+        return _line([*start, "-", "-", f"not run: {result['not_run']}", *targets, "-"])
+    ratio, bound = result["ratio"], result["bound"]
+    side = "≤" if overhead else "≥"
+    cells = [f"**{ratio:.3g}x** ({side} {bound:.3g})", *targets, str(result["rounds"])]
+    return _line([*start, _cost(result, "ours"), _cost(result, "theirs"), *cells])
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _head(titles: list[str]) -> list[str]:
+    return [_line(titles), f"|{'---|' * len(titles)}"]
+
+
+def speed_table(results: dict[str, Result]) -> str:
+    """Ratios of all rows, then where and when they were measured."""
+    if not results:
+        return NOT_RUN
+    titles = ["work", "against", "sslzoo", "theirs", "ratio (95 % bound)", "target", "aim"]
+    lines = _head([*titles, "rounds"]) + [_speed_line(result) for result in results.values()]
+    notes = {_where(result) for result in results.values() if "ratio" in result}
+    return "\n".join([*lines, "", *(f"- {note}" for note in sorted(notes))]).rstrip()
+
+
+def _where(result: Result) -> str:
+    ours, theirs = result["versions"], result["peer_versions"]
+    peers = [f"{name} {theirs[name]}" for name in ("lightly", "kornia") if name in theirs]
+    against = f" against {', '.join(peers)}" if peers else ""
+    place = f"{result['cpu']}, {result['cores']} cores"
+    return f"commit {result['commit'][:12]}, {place}, torch {ours['torch']}{against}"
+
+
+def quality_table(results: list[Result]) -> str:
+    """The accuracies of the trained encoders beside their floors."""
+    if not results:
+        return NOT_RUN
+    titles = ["run", "data", "epochs", "minutes", "peak memory", "kNN", "kNN of the fp16 file"]
+    lines = _head([*titles, "untrained net", "raw pixels", "seeds", "config", "commit"])
+    for result in results:
+        scores = [
+            f"**{result['knn_top1']:.4f}**",
+            *(f"{result[k]:.4f}" for k in ("knn_top1_float16", "untrained_knn_top1")),
+            f"{result['raw_pixels_knn_top1']:.4f}",
+        ]
+        cost = [f"{result['minutes']:.1f}", f"{result['peak_memory_mb']:,.0f} MiB"]
+        about = [", ".join(map(str, result["seeds"])), f"`{result['config']}`"]
+        about.append(result["commit"][:12] + ("-dirty" if "dirty" in result["commit"] else ""))
+        lines.append(
+            _line([result["name"], result["data"], str(result["epochs"]), *cost, *scores, *about])
+        )
+    protocols = sorted({result["protocol"] for result in results})
+    places = sorted({f"{result['cpu']}, {result['cores']} cores" for result in results})
+    return "\n".join([*lines, "", *(f"- {note}" for note in [*protocols, *places])])
+
+
+def render(readme: str, results: Path) -> str:
+    """The README's text with both tables as the results in that folder say.
+
+    Raises:
+        ValueError: the README lacks a marker.
+    """
+    speed = results / "speed.json"
+    tables = {
+        "speed": speed_table(json.loads(speed.read_text()) if speed.exists() else {}),
+        "quality": quality_table(
+            [json.loads(path.read_text()) for path in sorted((results / "quality").glob("*.json"))]
+        ),
+    }
+    for name, table in tables.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if readme.count(begin) != 1 or readme.count(end) != 1:
+            raise ValueError(f"the README must hold {begin} and {end} once each")
+        before, rest = readme.split(begin)
+        readme = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+    return readme
+
+
+def main(args: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    parser.add_argument("--readme", type=Path, default=FOLDER / "README.md")
+    parser.add_argument("--results", type=Path, default=FOLDER / "results")
+    chosen = parser.parse_args(args)
+    old = chosen.readme.read_text()
+    new = render(old, chosen.results)
+    if not chosen.check:
+        chosen.readme.write_text(new)
+    elif new != old:
+        print(f"{chosen.readme} differs from the results: run python -m benchmarks.table")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

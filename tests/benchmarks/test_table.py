@@ -1,0 +1,127 @@
+"""The README's tables are what the result files say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import table
+from benchmarks.rows import ROWS
+
+TEXT = (
+    "a\n<!-- speed:begin -->\nold\n<!-- speed:end -->\nb\n"
+    "<!-- quality:begin -->\n<!-- quality:end -->\nc\n"
+)
+
+
+def measured(**changes: Any) -> dict[str, Any]:
+    result = {
+        "work": "NT-Xent",
+        "against": "lightly",
+        "kind": "speed",
+        "unit": "call",
+        "at_least": 4.0,
+        "aim": 6.7,
+        "ratio": 5.0,
+        "bound": 4.5,
+        "ours": 0.002,
+        "theirs": 0.01,
+        "rounds": 9,
+        "cpu": "a processor",
+        "cores": 2,
+        "commit": "0123456789abcdef",
+        "versions": {"torch": "2.14.1"},
+        "peer_versions": {"torch": "2.14.1", "lightly": "1.6.0"},
+    }
+    return {**result, **changes}
+
+
+def scored() -> dict[str, Any]:
+    return {
+        "name": "simclr",
+        "data": "pictures",
+        "epochs": 10,
+        "minutes": 7.25,
+        "peak_memory_mb": 1500.0,
+        "knn_top1": 0.6,
+        "knn_top1_float16": 0.5999,
+        "untrained_knn_top1": 0.31,
+        "raw_pixels_knn_top1": 0.35,
+        "seeds": [0],
+        "config": "configs/simclr.yaml",
+        "commit": "0123456789abcdef-dirty",
+        "protocol": "kNN",
+        "cpu": "a processor",
+        "cores": 2,
+    }
+
+
+def write(folder: Path, speed: dict[str, Any], quality: list[dict[str, Any]]) -> list[str]:
+    """Results and a README in `folder`; the arguments that name them."""
+    (folder / "quality").mkdir()
+    (folder / "speed.json").write_text(json.dumps(speed))
+    for result in quality:
+        (folder / "quality" / f"{result['name']}.json").write_text(json.dumps(result))
+    (folder / "README.md").write_text(TEXT)
+    return ["--readme", str(folder / "README.md"), "--results", str(folder)]
+
+
+def test_readme_equals_the_results() -> None:
+    assert table.main(["--check"]) == 0
+
+
+def test_check_fails_on_a_number_typed_by_hand(tmp_path: Path) -> None:
+    args = write(tmp_path, {"ntxent/lightly": measured()}, [scored()])
+    assert table.main([*args, "--check"]) == 1
+    assert table.main(args) == 0
+    assert table.main([*args, "--check"]) == 0
+    readme = tmp_path / "README.md"
+    readme.write_text(readme.read_text().replace("**5x**", "**6x**"))
+    assert table.main([*args, "--check"]) == 1
+
+
+def test_text_around_the_tables_stays(tmp_path: Path) -> None:
+    args = write(tmp_path, {}, [])
+    table.main(args)
+    text = (tmp_path / "README.md").read_text()
+    assert "old" not in text
+    assert text.startswith("a\n")
+    assert text.endswith("c\n")
+    assert text.count(table.NOT_RUN) == 2
+
+
+def test_speed_lines_say_ratio_bound_and_target() -> None:
+    line = table.speed_table({"x": measured()}).splitlines()[2]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    wanted = ["NT-Xent", "lightly", "2 ms", "10 ms", "**5x** (≥ 4.5)", "≥ 4x", "6.7x", "9"]
+    assert cells == wanted
+
+
+def test_an_overhead_has_a_ceiling() -> None:
+    overhead = measured(kind="overhead", ratio=1.02, bound=1.03, at_least=1.05, aim=1.02)
+    assert "**1.02x** (≤ 1.03) | ≤ 1.05x" in table.speed_table({"x": overhead})
+
+
+def test_a_row_that_was_not_run_says_why() -> None:
+    row = measured(not_run="no such package")
+    del row["ratio"]
+    assert "not run: no such package" in table.speed_table({"x": row})
+
+
+def test_quality_lines_name_the_dirty_commit() -> None:
+    text = table.quality_table([scored()])
+    assert "0123456789ab-dirty" in text
+    assert "**0.6000** | 0.5999 | 0.3100 | 0.3500" in text
+
+
+def test_a_lost_marker_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="quality:begin"):
+        table.render(TEXT.replace("<!-- quality:begin -->", ""), tmp_path)
+
+
+def test_row_names_are_unique() -> None:
+    names = [f"{row.name}/{peer.name}" for row in ROWS for peer in row.peers]
+    assert len(set(names)) == len(names)
