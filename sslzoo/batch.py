@@ -26,7 +26,7 @@ class Batch(NamedTuple):
     """
 
     views: list[View]
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     label: Tensor | None = None
 
 

@@ -61,24 +61,33 @@ def known_configs() -> list[str]:
 
 
 def _with_config_paths(args: Sequence[str]) -> tuple[list[str], str | None]:
-    """Arguments with each `--config NAME` as a path, and the name of the last one."""
-    out, last = list(args), None
-    for i, arg in enumerate(out):
-        name = None
-        if arg in ("--config", "-c") and i + 1 < len(out):
-            name, place, form = out[i + 1], i + 1, "{}"
+    """Arguments with each `--config NAME` as a path, and the last of these paths.
+
+    Configs move to the front, behind the subcommand, so that what else is given overrides them
+    wherever it stands.
+    """
+    configs: list[str] = []
+    others: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        if arg in ("--config", "-c"):
+            configs.append(_existing_config(next(rest, "")))
         elif arg.startswith("--config="):
-            name, place, form = arg.removeprefix("--config="), i, "--config={}"
-        if name is None:
-            continue
-        path = find_config(name)
-        if not Path(path).exists():
-            shipped = "\n  ".join(known_configs())
-            raise SystemExit(
-                f"sslzoo: no config file {name!r}, and none shipped under that name:\n  {shipped}"
-            )
-        out[place], last = form.format(path), path
-    return out, last
+            configs.append(_existing_config(arg.removeprefix("--config=")))
+        else:
+            others.append(arg)
+    named = [f"--config={path}" for path in configs]
+    return others[:1] + named + others[1:], configs[-1] if configs else None
+
+
+def _existing_config(name: str) -> str:
+    path = find_config(name)
+    if not Path(path).is_file():
+        shipped = "\n  ".join(known_configs())
+        raise SystemExit(
+            f"sslzoo: no config file {name!r}, and none is shipped under that name:\n  {shipped}"
+        )
+    return path
 
 
 def _run_folder(config: str | None) -> str:

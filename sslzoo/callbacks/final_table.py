@@ -41,7 +41,8 @@ class FinalTable(Callback):
     Args:
         k: neighbours.
         temperature: of the kNN vote.
-        next_command: printed last, with `{checkpoint}` replaced by the checkpoint's path.
+        next_command: printed last, with `{checkpoint}` replaced by the checkpoint's path and
+            `{folder}` by the run's.
         filename: of the JSON.
         loaders: as for OnlineKNN; None: those of the data module.
         features: name of the module's method from a view to (B, D).
@@ -51,7 +52,7 @@ class FinalTable(Callback):
         self,
         k: int = 20,
         temperature: float = 0.07,
-        next_command: str = "sslzoo predict --ckpt_path {checkpoint}",
+        next_command: str = "sslzoo predict --config {folder}/config.yaml --ckpt_path {checkpoint}",
         filename: str = "final_table.json",
         loaders: EvalLoaders | None = None,
         features: str = "forward",
@@ -76,7 +77,7 @@ class FinalTable(Callback):
         if rank() == 0:
             checkpoint = _checkpoint(trainer)
             self._write(folder / self.filename, checkpoint)
-            self._print(checkpoint)
+            self._print(checkpoint, folder)
 
     def state_dict(self) -> dict[str, Any]:
         return {"scores": self.scores}
@@ -129,7 +130,7 @@ class FinalTable(Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"scores": self.scores, **about}, indent=2) + "\n")
 
-    def _print(self, checkpoint: str) -> None:
+    def _print(self, checkpoint: str, folder: Path) -> None:
         table = Table("accuracy", f"kNN (k {self.k}, T {self.temperature:g})", "linear probe")
         for row, title in ROWS.items():
             scores = self.scores.get(row, {})
@@ -140,7 +141,7 @@ class FinalTable(Callback):
         if checkpoint:
             # Not wrapped and not marked up: both lines are there to be copied.
             print(f"checkpoint: {checkpoint}")
-            print(f"next: {self.next_command.format(checkpoint=checkpoint)}")
+            print(f"next: {self.next_command.format(checkpoint=checkpoint, folder=folder)}")
 
 
 def _flatten(view: Tensor) -> Tensor:

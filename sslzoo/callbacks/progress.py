@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
@@ -24,7 +24,8 @@ class ProgressBar(RichProgressBar):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         now = trainer.global_step
-        due = now % trainer.log_every_n_steps == 0 or now <= 1
+        every: int = cast(Any, trainer).log_every_n_steps
+        due = now % every == 0 or now <= 1
         if (now != self._shown_at and due) or not trainer.training:
             self._shown, self._shown_at = dict(super().get_metrics(trainer, pl_module)), now
             self._shown.pop("v_num", None)

@@ -13,7 +13,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning import LightningModule
@@ -41,6 +41,24 @@ Module = TypeVar("Module", bound=nn.Module)
 def frozen_copy(module: Module) -> Module:
     """A teacher: equal to `module` now, without gradient, moved later by `EMA` alone."""
     return copy.deepcopy(module).requires_grad_(False)
+
+
+def joined(backbone: nn.Module, *heads: nn.Module) -> int:
+    """The width at the end of backbone and heads, each on top of the one before.
+
+    Raises:
+        ValueError: a head has no `in_features` and `out_features`, or not the width below it.
+    """
+    width = int(cast(Any, backbone).num_features)
+    for head in heads:
+        takes, gives = getattr(head, "in_features", None), getattr(head, "out_features", None)
+        name = type(head).__name__
+        if not isinstance(takes, int) or not isinstance(gives, int):
+            raise ValueError(f"a head has in_features and out_features (int); {name} has not")
+        if takes != width:
+            raise ValueError(f"{name} takes {takes} features and what is below it gives {width}")
+        width = gives
+    return width
 
 
 class SSLMethod(LightningModule, ABC):
@@ -163,7 +181,8 @@ class SSLMethod(LightningModule, ABC):
         if self._trainer is None:
             return False
         stepped = self.trainer.fit_loop.epoch_loop._batches_that_stepped
-        return (stepped + 1) % self.trainer.log_every_n_steps == 0 or stepped == 0
+        every: int = cast(Any, self.trainer).log_every_n_steps
+        return (stepped + 1) % every == 0 or stepped == 0
 
     # -- ranks and strategies
 

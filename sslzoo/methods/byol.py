@@ -27,6 +27,7 @@ from sslzoo.methods.base import (
     ScheduleFactory,
     SSLMethod,
     frozen_copy,
+    joined,
 )
 from sslzoo.optim import Cosine, Curve, exempt_bias_and_norm
 
@@ -64,6 +65,7 @@ class BYOL(SSLMethod):
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
+        joined(backbone, projector, predictor)
         self.projector, self.predictor = projector, predictor
         self.teacher_backbone = frozen_copy(backbone)
         self.teacher_projector = frozen_copy(projector)

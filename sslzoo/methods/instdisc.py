@@ -28,7 +28,13 @@ from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.losses import bank_softmax, nce, nce_constant, proximal
 from sslzoo.losses.precision import at_least_float32
 from sslzoo.memory import MemoryBank
-from sslzoo.methods.base import GroupsFactory, OptimizerFactory, ScheduleFactory, SSLMethod
+from sslzoo.methods.base import (
+    GroupsFactory,
+    OptimizerFactory,
+    ScheduleFactory,
+    SSLMethod,
+    joined,
+)
 from sslzoo.optim import all_alike
 from sslzoo.random import Keys
 
@@ -60,6 +66,8 @@ class InstDisc(SSLMethod):
         ['nce']
     """
 
+    z_constant: Tensor
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -76,7 +84,8 @@ class InstDisc(SSLMethod):
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
         self.projector = projector
-        self.bank = MemoryBank(bank_size, projector.out_features, momentum=bank_momentum)
+        dim = joined(backbone, projector)
+        self.bank = MemoryBank(bank_size, dim, momentum=bank_momentum)
         self.num_negatives, self.temperature = num_negatives, temperature
         self.proximal_weight = proximal_weight
         self.refresh_every_n_epochs = refresh_every_n_epochs

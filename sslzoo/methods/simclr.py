@@ -18,7 +18,13 @@ from torch import Tensor, nn
 
 from sslzoo.batch import Batch
 from sslzoo.losses import nt_xent
-from sslzoo.methods.base import GroupsFactory, OptimizerFactory, ScheduleFactory, SSLMethod
+from sslzoo.methods.base import (
+    GroupsFactory,
+    OptimizerFactory,
+    ScheduleFactory,
+    SSLMethod,
+    joined,
+)
 from sslzoo.optim import exempt_bias_and_norm
 
 
@@ -53,6 +59,7 @@ class SimCLR(SSLMethod):
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
+        joined(backbone, projector)
         self.projector = projector
         self.temperature = temperature
 

@@ -18,9 +18,13 @@ def exempt_bias_and_norm(module: nn.Module) -> list[dict[str, Any]]:
     The rule of SimCLR, BYOL, Barlow Twins and DINO. The second group carries
     `weight_decay=0` and, for `LARS`, `adapt=False`; torch's own optimizers ignore `adapt`.
     """
-    decayed, exempt = [], []
+    decayed: list[nn.Parameter] = []
+    exempt: list[nn.Parameter] = []
     for parameter in module.parameters():
         if parameter.requires_grad:
             (exempt if parameter.ndim <= 1 else decayed).append(parameter)
-    groups = [{"params": decayed}, {"params": exempt, "weight_decay": 0.0, "adapt": False}]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed},
+        {"params": exempt, "weight_decay": 0.0, "adapt": False},
+    ]
     return [group for group in groups if group["params"]]

@@ -38,7 +38,9 @@ def nchw(array: Any) -> Tensor:
     return torch.tensor(array).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("name", ["resnet_bottleneck_s1_noproj", "resnet_bottleneck_s2", "resnet_residual_s2"])
+@pytest.mark.parametrize(
+    "name", ["resnet_bottleneck_s1_noproj", "resnet_bottleneck_s2", "resnet_residual_s2"]
+)
 def test_timm_block_equals_simclr(name: str) -> None:
     z = load(f"simclr/{name}.npz")
     block, order = blocks()[name]
@@ -85,7 +87,11 @@ def test_small_net_has_the_documented_size() -> None:
 
 
 def test_every_norm_is_global() -> None:
-    for net in (timm_backbone("resnet10t", bn_groups=2), cifar_resnet(bn_groups=2), SmallResNet(bn_groups=2)):
+    for net in (
+        timm_backbone("resnet10t", bn_groups=2),
+        cifar_resnet(bn_groups=2),
+        SmallResNet(bn_groups=2),
+    ):
         norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         assert norms
         assert all(isinstance(m, GlobalBatchNorm) and m.groups == 2 for m in norms)
@@ -98,5 +104,5 @@ def test_cifar_stem_keeps_the_resolution() -> None:
 
 
 def test_unknown_name_lists_close_ones() -> None:
-    with pytest.raises(ValueError, match="no model 'resnet51'.*resnet"):
+    with pytest.raises(ValueError, match=r"no model 'resnet51'.*resnet"):
         timm_backbone("resnet51")

@@ -1,4 +1,4 @@
-"""BYOL equals three steps of DeepMind's own update function: loss, gradient, LARS, target, state."""
+"""BYOL equals three steps of DeepMind's own update: loss, gradient, LARS, target, state."""
 
 from __future__ import annotations
 

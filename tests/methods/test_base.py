@@ -1,0 +1,191 @@
+"""What the base class refuses, keeps and leaves alone."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sslzoo.backbones import SmallResNet
+from sslzoo.batch import Batch, as_batch
+from sslzoo.callbacks.ema import EMA
+from sslzoo.heads import MLP, byol_mlp, simclr_projector
+from sslzoo.methods import BYOL, InstDisc, SimCLR
+from sslzoo.optim import Constant, Horizon
+
+
+def simclr(**options: Any) -> SimCLR:
+    return SimCLR(SmallResNet((8, 16)), simclr_projector(16, out_dim=8), **options)
+
+
+def test_a_backbone_without_num_features_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_features.*Flatten"):
+        SimCLR(nn.Flatten(), MLP([4, 4]))
+
+
+def test_a_head_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="takes 8 features and what is below it gives 16"):
+        SimCLR(SmallResNet((8, 16)), simclr_projector(8))
+    with pytest.raises(ValueError, match="in_features and out_features"):
+        InstDisc(SmallResNet((8, 16)), nn.Identity(), bank_size=4)
+
+
+def test_only_plain_values_are_kept_as_hyperparameters() -> None:
+    method = simclr(temperature=0.3, optimizer=partial(torch.optim.SGD, lr=0.1))
+    assert dict(method.hparams) == {"temperature": 0.3, "schedule": None}
+
+
+def test_a_plain_loop_needs_no_trainer_and_counts_steps() -> None:
+    method = simclr(optimizer=partial(torch.optim.SGD, lr=0.1))
+    optimizer = method.configure_optimizers()
+    for _ in range(3):
+        loss = method.losses(Batch([torch.rand(4, 3, 8, 8)] * 2, torch.arange(4)))["nt_xent"]
+        loss.backward()
+        optimizer.step()
+    assert method.step == 3
+
+
+def test_fit_without_an_optimizer_says_what_to_pass() -> None:
+    with pytest.raises(ValueError, match="optimizer=lambda"):
+        simclr().configure_optimizers()
+
+
+def test_torchs_own_schedules_are_refused() -> None:
+    from lightning import Trainer
+
+    schedule: Any = torch.optim.lr_scheduler.StepLR
+    method = simclr(optimizer=partial(torch.optim.SGD, lr=0.1), schedule=schedule)
+    method._trainer_horizon = lambda: Horizon(10, 5)  # type: ignore[method-assign]
+    method.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(ValueError, match=r"WarmupCosine, Steps, ConstantRate.*StepLR"):
+        method.configure_optimizers()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda a, b, y: Batch([a, b], torch.arange(4), y),
+        lambda a, b, y: ((a, b), y),
+        lambda a, b, y: [[a, b], y],
+        lambda a, b, y: [a, b],
+        lambda a, b, y: (a, b),
+    ],
+    ids=["Batch", "pair", "list", "views", "tuple of views"],
+)
+def test_foreign_batches_train_alike(data: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(4, 3, 8, 8, generator=generator) for _ in range(2))
+    y = torch.arange(4)
+    torch.manual_seed(0)
+    method = simclr()
+    want = copy.deepcopy(method).losses(Batch([a, b], y))["nt_xent"]
+    assert torch.equal(method.training_step(data(a, b, y), 0), want)
+
+
+def test_image_and_label_is_one_view() -> None:
+    batch = as_batch([torch.rand(4, 3, 8, 8), torch.arange(4)])
+    assert len(batch.views) == 1
+    assert batch.label is not None
+
+
+def test_other_batches_are_named() -> None:
+    with pytest.raises(ValueError, match="got dict"):
+        as_batch({"image": torch.rand(4, 3, 8, 8)})
+
+
+def test_a_bank_without_indices_says_how_to_get_them() -> None:
+    method = InstDisc(SmallResNet((8, 16)), nn.Linear(16, 8), bank_size=48, num_negatives=6)
+    with pytest.raises(ValueError, match="with_views"):
+        method.losses(as_batch([torch.rand(4, 3, 8, 8), torch.arange(4)]))
+
+
+def test_instdisc_keeps_its_constant_in_the_checkpoint() -> None:
+    def fresh() -> InstDisc:
+        torch.manual_seed(0)
+        return InstDisc(SmallResNet((8, 16)), nn.Linear(16, 8), bank_size=48, num_negatives=6)
+
+    first, second = fresh(), fresh()
+    batch = Batch([torch.rand(4, 3, 8, 8)], torch.arange(4))
+    first.losses(batch)
+    assert first.z_constant > 0
+    second.load_state_dict(first.state_dict())
+    other = Batch([torch.rand(4, 3, 8, 8) * 9], torch.arange(4, 8))
+    second.losses(other)
+    assert second.z_constant == first.z_constant
+
+
+def test_instdisc_proximal_term_pulls_towards_the_old_row() -> None:
+    method = InstDisc(
+        SmallResNet((8, 16)), nn.Linear(16, 8), 48, num_negatives=0, proximal_weight=30.0
+    )
+    batch = Batch([torch.rand(4, 3, 8, 8)], torch.arange(4))
+    terms = method.losses(batch)
+    assert terms.keys() == {"softmax", "proximal"}
+    f = method.embed(batch.views[0])
+    wanted = 30 * (f - method.bank.rows[:4]).square().sum(1).mean()
+    torch.testing.assert_close(terms["proximal"], wanted)
+
+
+class Holder:
+    """Two Linears and a clock."""
+
+    def __init__(self) -> None:
+        self.student, self.teacher = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+        nn.init.constant_(self.student.weight, 2.0)
+        self.step, self.horizon = 0, Horizon(10, 10)
+
+    def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [(self.student, self.teacher)]
+
+
+def test_ema_moves_parameters_and_leaves_buffers_alone() -> None:
+    holder = Holder()
+    holder.student.num_batches_tracked.fill_(5)
+    holder.student.running_mean.fill_(3.0)  # type: ignore[union-attr]
+    EMA(Constant(0.75), "after_step").update(holder, 0)
+    assert torch.equal(holder.teacher.weight, torch.full((3,), 0.75 * 1 + 0.25 * 2))
+    assert int(holder.teacher.num_batches_tracked) == 0
+    assert torch.equal(holder.teacher.running_mean, torch.zeros(3))
+
+
+def test_ema_before_forward_uses_the_weights_a_step_starts_from() -> None:
+    holder, ema = Holder(), EMA(Constant(0.0), "before_forward")
+    trainer: Any = None
+    module: Any = holder
+    ema.on_train_start(trainer, module)
+    ema.on_train_batch_start(trainer, module, None, 0)
+    assert torch.equal(holder.teacher.weight, holder.student.weight)
+    with torch.no_grad():
+        holder.student.weight.fill_(9.0)
+    ema.on_train_batch_start(trainer, module, None, 1)  # a second micro-batch of the same step
+    assert not torch.equal(holder.teacher.weight, holder.student.weight)
+    holder.step = 1
+    ema.on_train_batch_start(trainer, module, None, 2)
+    assert torch.equal(holder.teacher.weight, holder.student.weight)
+
+
+def test_ema_refuses_networks_that_differ() -> None:
+    holder = Holder()
+    holder.teacher = nn.BatchNorm1d(3, affine=False)
+    with pytest.raises(ValueError, match="differ in their parameters"):
+        EMA(Constant(0.5), "after_step").update(holder, 0)
+
+
+def test_teachers_are_no_parameters_of_the_optimizer() -> None:
+    method = BYOL(SmallResNet((8, 16)), byol_mlp(16, 32, 8), byol_mlp(8, 32, 8))
+    given: list[Tensor] = [p for group in method._parameter_groups(method) for p in group["params"]]
+    teachers = {id(p) for _, teacher in method.teacher_pairs() for p in teacher.parameters()}
+    assert teachers
+    assert not teachers & {id(p) for p in given}
+
+
+def test_a_method_can_be_copied_and_pickled() -> None:
+    method = simclr()
+    again = pickle.loads(pickle.dumps(method))
+    batch = Batch([torch.rand(4, 3, 8, 8)] * 2, torch.arange(4))
+    assert torch.equal(method.losses(batch)["nt_xent"], again.losses(batch)["nt_xent"])
