@@ -43,7 +43,13 @@ def test_equals_simclr_projection_head(layers: int) -> None:
 
 def test_layers_of_the_papers_heads() -> None:
     simclr = simclr_projector(2048)
-    assert [p.shape for p in simclr.parameters()] == [(2048, 2048), (2048,), (2048,), (128, 2048), (128,)]
+    assert [p.shape for p in simclr.parameters()] == [
+        (2048, 2048),
+        (2048,),
+        (2048,),
+        (128, 2048),
+        (128,),
+    ]
     byol = byol_mlp(2048)
     assert byol.layers[0].bias is not None
     assert byol.layers[-1].bias is None

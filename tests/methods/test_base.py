@@ -24,7 +24,7 @@ def simclr(**options: Any) -> SimCLR:
 
 
 def test_a_backbone_without_num_features_is_refused() -> None:
-    with pytest.raises(ValueError, match="num_features.*Flatten"):
+    with pytest.raises(ValueError, match=r"num_features.*Flatten"):
         SimCLR(nn.Flatten(), MLP([4, 4]))
 
 
