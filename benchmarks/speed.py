@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -97,7 +98,8 @@ class Measurement:
                 measured = self._pair(row, peer)
             except SideError as error:
                 self.close()
-                measured = self._not_run(row, peer, str(error).splitlines()[-1], {})
+                reason = str(error).splitlines()[-1]
+                measured = {**self._not_run(row, peer, reason, {}), "failed": True}
             results[f"{row.name}/{peer.name}"] = {**measured, **about}
         return results
 
@@ -202,10 +204,14 @@ def _summary(row: Row, ours: Samples, theirs: Samples) -> Reply:
 
 
 def merge(path: Path, new: dict[str, dict[str, Any]]) -> None:
-    """Write results row by row; a row that was not run now keeps what it had."""
+    """Write results row by row.
+
+    A row whose peer is missing now keeps what it had; one that failed loses it.
+    """
     old = json.loads(path.read_text()) if path.exists() else {}
     for name, result in new.items():
-        if "not_run" not in result or "ratio" not in old.get(name, {}):
+        missing = "not_run" in result and "failed" not in result
+        if not missing or "ratio" not in old.get(name, {}):
             old[name] = result
     order = [f"{row.name}/{peer.name}" for row in ROWS for peer in row.peers]
     kept = {name: old[name] for name in order if name in old}
@@ -250,4 +256,5 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # workers are closed on the way out
     sys.exit(main())

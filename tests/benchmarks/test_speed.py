@@ -109,6 +109,13 @@ def test_missing_peers_do_not_erase_results(tmp_path: Path) -> None:
     assert len(found) == 2
 
 
+def test_a_row_that_fails_now_loses_its_old_result(tmp_path: Path) -> None:
+    output = tmp_path / "speed.json"
+    output.write_text(json.dumps({"ema/lightly": {"ratio": 2.0}}))
+    speed.merge(output, {"ema/lightly": {"not_run": "outputs differ", "failed": True}})
+    assert "ratio" not in json.loads(output.read_text())["ema/lightly"]
+
+
 def test_a_run_without_peers_says_so_and_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
