@@ -48,11 +48,13 @@ def ours(rounds: Rounds, net: str, calls: int) -> None:
     """The EMA callback as a Trainer calls it."""
     from sslzoo.backbones import timm_backbone
     from sslzoo.callbacks.ema import EMA
+    from sslzoo.heads import MLP
     from sslzoo.methods import BYOL
     from sslzoo.optim import Constant
 
     backbone = timm_backbone(net)
-    method = BYOL(backbone, _mlp(backbone.num_features), nn.Identity())
+    projector = MLP([backbone.num_features, 4096, 256])  # the layers of _mlp
+    method = BYOL(backbone, projector, nn.Linear(256, 256))
     students, teachers = zip(*method.teacher_pairs(), strict=True)
     ema = EMA(Constant(MOMENTUM), "after_step")
     ema.on_train_start(None, method)  # type: ignore[arg-type]
