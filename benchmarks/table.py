@@ -1,7 +1,7 @@
-"""Table: the README's tables, made from the result files and from nothing else.
+"""Table: the READMEs' tables, made from the result files and from nothing else.
 
-python -m benchmarks.table            writes them into benchmarks/README.md
-python -m benchmarks.table --check    fails where the README is not what the results say
+python -m benchmarks.table            writes them into README.md and benchmarks/README.md
+python -m benchmarks.table --check    fails where a README is not what the results say
 """
 
 from __future__ import annotations
@@ -98,42 +98,91 @@ def quality_table(results: list[Result]) -> str:
     return "\n".join([*lines, "", *(f"- {note}" for note in [*protocols, *places])])
 
 
+def short_quality_table(results: list[Result]) -> str:
+    """What the front page shows of it."""
+    if not results:
+        return NOT_RUN
+    lines = _head(["method", "kNN top-1 (k 20, T 0.07)", "untrained net", "raw pixels", "minutes"])
+    for r in results:
+        scores = [r["knn_top1"], r["untrained_knn_top1"], r["raw_pixels_knn_top1"]]
+        cells = [f"{value:.3f}" for value in scores]
+        lines.append(_line([f"`{r['config']}`", *cells, f"{r['minutes']:.1f}"]))
+    return "\n".join(lines)
+
+
+def quickstart_table(result: Result | None) -> str:
+    """The table that the quickstart prints at its end."""
+    if result is None:
+        return NOT_RUN
+    setting = f"kNN (k {result['k']}, T {result['temperature']:g})"
+    lines = _head([f"5,000 digits, {result['minutes']:.1f} minutes", setting, "linear probe"])
+    titles = {
+        "trained": "trained encoder",
+        "untrained": "untrained encoder",
+        "raw": "raw pixels",
+    }
+    for row, title in titles.items():
+        scores = result["scores"][row]
+        lines.append(_line([title, f"{scores['knn']:.3f}", f"{scores['linear']:.3f}"]))
+    return "\n".join([*lines, "", f"({result['cpu']}, {result['cores']} cores)"])
+
+
 def render(readme: str, results: Path) -> str:
-    """The README's text with both tables as the results in that folder say.
+    """A README's text with the tables that it has markers for, as the results say.
 
     Raises:
-        ValueError: the README lacks a marker.
+        ValueError: the README has no marker, or half of a pair.
     """
-    speed = results / "speed.json"
+
+    def read(name: str) -> Any:
+        path = results / name
+        return json.loads(path.read_text()) if path.exists() else None
+
+    quality = [
+        json.loads(path.read_text()) for path in sorted((results / "quality").glob("*.json"))
+    ]
     tables = {
-        "speed": speed_table(json.loads(speed.read_text()) if speed.exists() else {}),
-        "quality": quality_table(
-            [json.loads(path.read_text()) for path in sorted((results / "quality").glob("*.json"))]
-        ),
+        "speed": speed_table(read("speed.json") or {}),
+        "quality": quality_table(quality),
+        "short-quality": short_quality_table(quality),
+        "quickstart": quickstart_table(read("quickstart.json")),
     }
+    found = 0
     for name, table in tables.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        if readme.count(begin) != 1 or readme.count(end) != 1:
-            raise ValueError(f"the README must hold {begin} and {end} once each")
+        counts = (readme.count(begin), readme.count(end))
+        if counts == (0, 0):
+            continue
+        if counts != (1, 1):
+            raise ValueError(f"the README must hold {begin} and {end} once each, got {counts}")
         before, rest = readme.split(begin)
         readme = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+        found += 1
+    if not found:
+        names = ", ".join(f"<!-- {name}:begin -->" for name in tables)
+        raise ValueError(f"the README must hold one of {names}")
     return readme
 
 
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
-    parser.add_argument("--readme", type=Path, default=FOLDER / "README.md")
+    default = [FOLDER / "README.md", FOLDER.parent / "README.md"]
+    parser.add_argument("--readme", type=Path, nargs="+", default=default)
     parser.add_argument("--results", type=Path, default=FOLDER / "results")
     chosen = parser.parse_args(args)
-    old = chosen.readme.read_text()
-    new = render(old, chosen.results)
-    if not chosen.check:
-        chosen.readme.write_text(new)
-    elif new != old:
-        print(f"{chosen.readme} differs from the results: run python -m benchmarks.table")
-        return 1
-    return 0
+    differing = 0
+    for path in chosen.readme:
+        old = path.read_text()
+        new = render(old, chosen.results)
+        if new == old:
+            continue
+        if chosen.check:
+            print(f"{path} differs from the results: run python -m benchmarks.table")
+            differing = 1
+        else:
+            path.write_text(new)
+    return differing
 
 
 if __name__ == "__main__":

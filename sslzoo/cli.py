@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,8 @@ def main(args: Sequence[str] | None = None) -> SSLZooCLI | None:
     if arguments[:1] == ["--version"]:
         print(sslzoo.__version__)
         return None
+    # Lightning 2.6 reads an attribute of torch's that torch 2.14 deprecates.
+    warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
     arguments, SSLZooCLI.config_path = _with_config_paths(arguments)
     saved, sys.argv = sys.argv, ["sslzoo", *arguments]
     try:
@@ -160,6 +163,7 @@ def main(args: Sequence[str] | None = None) -> SSLZooCLI | None:
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
+            trainer_defaults={"enable_model_summary": False},
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"description": "Self-supervised learning: pre-train and evaluate."},
         )

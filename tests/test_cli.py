@@ -208,5 +208,57 @@ def test_errors_say_what_was_expected(folder: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.ckpt")), "nothing half written is left"
 
 
+def test_no_labels_and_no_validation_set_still_have_metrics(folder: Path, tmp_path: Path) -> None:
+    args = [*arguments(folder, tmp_path / "run", "simclr"), "--data.labels=false"]
+    args += ["--data.val_dir=null", "--trainer.max_epochs=1"]
+    text = failure(args, tmp_path)
+    assert "OnlineSpectrum" in text
+    assert not list(tmp_path.rglob("*.ckpt")), "refused before training"
+    run([*args, "--trainer.callbacks=sslzoo.callbacks.OnlineSpectrum"], tmp_path)
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    assert "val/effective_rank" in metrics.read_text()
+
+
 def test_version_is_printed(tmp_path: Path) -> None:
     assert run(["--version"], tmp_path).stdout.strip().count(".") == 2
+
+
+def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
+    ends = []
+    for devices in (1, 2):
+        out = tmp_path / str(devices)
+        options = [f"--trainer.devices={devices}", "--trainer.accelerator=cpu"]
+        if devices > 1:
+            options.append("--trainer.strategy=ddp")
+        run([*arguments(folder, out), *options, "--trainer.max_epochs=2"], tmp_path)
+        with (out / "version_0" / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
+        knn = [row["val/knn_top1_k20_t0.07"] for row in rows if row["val/knn_top1_k20_t0.07"]]
+        ends.append((losses, knn, weights(checkpoint(out / "version_0"))))
+    (losses, knn, one), (losses2, knn2, two) = ends
+    assert len(losses) == 10
+    assert losses2 == pytest.approx(losses, rel=1e-3)
+    assert losses2[0] == pytest.approx(losses[0], rel=1e-5)
+    assert knn == knn2
+    for name, value in one.items():
+        # AdamW turns the rounding noise of a bias before a batch norm into full-size steps.
+        if not name.endswith("layers.0.bias"):
+            torch.testing.assert_close(two[name], value, rtol=2e-2, atol=2e-3, msg=name)
+
+
+def test_quickstart_prints_its_table(tmp_path: Path) -> None:
+    done = run(
+        ["fit", "--config", "quickstart", "--trainer.max_epochs=1", "--trainer.precision=32-true"],
+        tmp_path,
+    )
+    for row in ("trained encoder", "untrained encoder", "raw pixels"):
+        assert row in done.stdout
+    checkpoint_line = re.search(r"checkpoint: (\S+\.ckpt)", done.stdout)
+    assert checkpoint_line
+    assert (tmp_path / checkpoint_line[1]).exists()
+    command = re.search(r"next: sslzoo (.*)", done.stdout)
+    assert command
+    run(command[1].split(), tmp_path)
+    assert list(tmp_path.rglob("*.safetensors"))
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}

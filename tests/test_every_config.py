@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningCLI
+from PIL import Image
 
 from sslzoo.batch import Batch
 from sslzoo.cli import config_folders, find_config, known_configs
@@ -119,3 +121,54 @@ def test_named_and_by_path_are_the_same_file() -> None:
     by_path = str(folder / "byol" / "cifar10_resnet18_200ep.yaml")
     assert Path(find_config("byol/cifar10_resnet18_200ep")) == Path(by_path)
     assert find_config(by_path) == by_path
+
+
+OFFICIAL = [name for name in NAMES if "imagenet" in name]
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ImageNet's layout: two classes of eight 500x375 JPEGs, four of them for validation."""
+    root = tmp_path_factory.mktemp("imagenet")
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 8), ("val", 2)):
+        for label in ("n01440764", "n01443537"):
+            (root / part / label).mkdir(parents=True)
+            for i in range(count):
+                small = generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+                image = Image.fromarray(small).resize((500, 375), Image.Resampling.BICUBIC)
+                image.save(root / part / label / f"{label}_{i}.JPEG")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+def test_official_config_runs_two_steps_at_224_pixels(
+    name: str, photographs: Path, tmp_path: Path
+) -> None:
+    """Reduced: resnet10t, 8 images a batch, narrow heads; views and losses as they are."""
+    model = yaml.safe_load(Path(find_config(name)).read_text())["model"]["init_args"]
+    overrides = [
+        "--model.init_args.backbone.init_args.name=resnet10t",
+        "--trainer.max_steps=2",
+        "--trainer.max_epochs=1",
+        "--trainer.accelerator=cpu",
+        "--trainer.callbacks=null",
+        "--trainer.enable_checkpointing=false",
+        "--trainer.enable_progress_bar=false",
+        f"--trainer.default_root_dir={tmp_path}",
+        f"--data.init_args.root={photographs}",
+        "--data.init_args.batch_size=8",
+        "--data.init_args.num_workers=2",
+    ]
+    head = model["projector"]["init_args"]
+    width = "in_dim" if "in_dim" in head else "in_features"
+    overrides.append(f"--model.init_args.projector.init_args.{width}=512")
+    if "bank_size" in model:
+        overrides += ["--model.init_args.bank_size=16", "--model.init_args.num_negatives=64"]
+    cli = load(name, *overrides)
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert cli.model.step == 2
+    assert cli.trainer.callback_metrics["train/loss"].isfinite()

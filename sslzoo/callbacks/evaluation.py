@@ -124,7 +124,10 @@ def number_of_classes(loaders: EvalLoaders, who: str) -> int:
 def query_set(loaders: EvalLoaders, who: str) -> Iterable[Any]:
     """The loader that is scored."""
     if loaders.query is None:
-        raise ValueError(f"{who} needs a query set, but EvalLoaders.query is None")
+        raise ValueError(
+            f"{who} needs a query set, but EvalLoaders.query is None (no validation set); "
+            "OnlineSpectrum needs none"
+        )
     return loaders.query
 
 

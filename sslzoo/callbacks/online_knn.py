@@ -46,6 +46,12 @@ class OnlineKNN(Evaluation):
         if not self.settings:
             raise ValueError(f"at least one k and one temperature wanted, got {ks}, {temperatures}")
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What an evaluation would refuse is refused before training."""
+        loaders = eval_loaders(trainer, self.loaders, "OnlineKNN")
+        number_of_classes(loaders, "OnlineKNN")
+        query_set(loaders, "OnlineKNN")
+
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         loaders = eval_loaders(trainer, self.loaders, "OnlineKNN")
         num_classes = number_of_classes(loaders, "OnlineKNN")

@@ -18,11 +18,6 @@ from sslzoo.data.module import ImageDataModule, ImageSets, PredictOn
 from sslzoo.transforms.eval_view import EvalView
 from sslzoo.transforms.views import Views
 
-# Mean and deviation of each channel over the CIFAR-10 training set: SimCLR's, MoCo's and others'
-# CIFAR code normalises with these (CIFAR-100 too).
-CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
-CIFAR_STD = (0.2023, 0.1994, 0.2010)
-
 # The folder inside the official archive, its training and its test files.
 _TEN = ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"])
 _HUNDRED = ("cifar-100-python", ["train"], ["test"])
@@ -91,7 +86,7 @@ class CIFAR10(ImageDataModule):
         transform: makes the training views.
         batch_size: the global batch, over all ranks.
         download: fetch the data (by torchvision) where it is missing.
-        eval_view: makes the view of evaluation; None: 32 px, normalised.
+        eval_view: makes the view of evaluation; None: 32 px, normalised as the training views are.
         eval_batch_size: of one batch in evaluation.
         num_workers: processes that load; None: 0, the data is in memory.
         seed: of batches and views; None: the run's.
@@ -117,7 +112,7 @@ class CIFAR10(ImageDataModule):
         super().__init__(
             transform,
             batch_size,
-            eval_view or EvalView(32, mean=CIFAR_MEAN, std=CIFAR_STD),
+            eval_view or transform.eval_view(32),
             eval_batch_size,
             num_workers,
             seed,
@@ -152,7 +147,7 @@ class CIFAR100(ImageDataModule):
         batch_size: the global batch, over all ranks.
         coarse: whether the labels are the 20 superclasses.
         download: fetch the data (by torchvision) where it is missing.
-        eval_view: makes the view of evaluation; None: 32 px, normalised.
+        eval_view: makes the view of evaluation; None: 32 px, normalised as the training views are.
         eval_batch_size: of one batch in evaluation.
         num_workers: processes that load; None: 0, the data is in memory.
         seed: of batches and views; None: the run's.
@@ -179,7 +174,7 @@ class CIFAR100(ImageDataModule):
         super().__init__(
             transform,
             batch_size,
-            eval_view or EvalView(32, mean=CIFAR_MEAN, std=CIFAR_STD),
+            eval_view or transform.eval_view(32),
             eval_batch_size,
             num_workers,
             seed,

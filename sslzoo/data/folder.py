@@ -8,8 +8,6 @@ from sslzoo.data.images import ArrayImages, OnBroken
 from sslzoo.data.listing import Listing, check_folder, list_classes, list_unlabelled
 from sslzoo.data.module import ImageDataModule, ImageSets, PredictOn
 from sslzoo.data.sets import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Decode,
     check_choices,
     image_sets,
@@ -40,7 +38,7 @@ class ImageFolder(ImageDataModule):
             crops in each batch, "auto" takes the array for small images of one size.
         on_broken: an image that cannot be read is an "error", or is left out and counted ("skip").
         eval_view: makes the view of evaluation; None: the whole (square) image of an array, else
-            224 px out of 256; ImageNet's mean and deviation.
+            224 px out of 256; normalised as the training views are.
         eval_batch_size: of one batch in evaluation.
         num_workers: processes that load; None: 0 for arrays, else one a core, at most 8.
         seed: of batches and views; None: the run's. The split does not depend on it.
@@ -76,7 +74,7 @@ class ImageFolder(ImageDataModule):
         super().__init__(
             transform,
             batch_size,
-            eval_view or EvalView(224, resize=256, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+            eval_view or transform.eval_view(224, resize=256),
             eval_batch_size,
             num_workers,
             seed,
@@ -101,7 +99,7 @@ class ImageFolder(ImageDataModule):
         sets = image_sets(train, query, self.decode, self.on_broken, upright=True)
         if isinstance(sets.train, ArrayImages) and not self._own_view:
             side = min(sets.train.images.shape[2:])
-            self.eval_view = EvalView(side, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+            self.eval_view = self.transform.eval_view(side)
         return sets
 
     def _list(self) -> tuple[Listing, Listing | None]:

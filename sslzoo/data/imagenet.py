@@ -1,7 +1,8 @@
 """ImageNet-1k in the usual layout: `train/<wnid>/*.JPEG` and `val/<wnid>/*.JPEG`.
 
 O. Russakovsky et al., ImageNet large scale visual recognition challenge, IJCV 2015. Evaluation
-as in torchvision's references: shorter side 256, centre crop 224, mean and deviation below.
+as in torchvision's references: shorter side 256, centre crop 224; mean and deviation are those of
+the training views.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from sslzoo.data.images import OnBroken
 from sslzoo.data.listing import check_folder, list_classes
 from sslzoo.data.module import ImageDataModule, ImageSets, PredictOn
-from sslzoo.data.sets import IMAGENET_MEAN, IMAGENET_STD, check_choices, image_sets
+from sslzoo.data.sets import check_choices, image_sets
 from sslzoo.transforms.eval_view import EvalView
 from sslzoo.transforms.views import Views
 
@@ -24,7 +25,8 @@ class ImageNet(ImageDataModule):
         transform: makes the training views.
         batch_size: the global batch, over all ranks.
         on_broken: an image that cannot be read is an "error", or is left out and counted ("skip").
-        eval_view: makes the view of evaluation; None: 224 px out of 256, normalised.
+        eval_view: makes the view of evaluation; None: 224 px out of 256, normalised as the
+            training views are.
         eval_batch_size: of one batch in evaluation.
         num_workers: processes that decode and crop; None: one a core, at most 8.
         seed: of batches and views; None: the run's.
@@ -51,7 +53,7 @@ class ImageNet(ImageDataModule):
         super().__init__(
             transform,
             batch_size,
-            eval_view or EvalView(224, resize=256, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+            eval_view or transform.eval_view(224, resize=256),
             eval_batch_size,
             num_workers,
             seed,

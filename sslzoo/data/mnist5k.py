@@ -24,7 +24,8 @@ class MNIST5k(ImageDataModule):
         batch_size: the global batch, over all ranks.
         channels: 3 repeats the grey channel, so that colour transforms and pretrained backbones
             work; 1 leaves it alone.
-        eval_view: makes the view of evaluation; None: 28 px, normalised to [-1, 1].
+        eval_view: makes the view of evaluation; None: 28 px, normalised as the training views
+            are.
         eval_batch_size: of one batch in evaluation.
         num_workers: processes that load; None: 0, the data is in memory.
         seed: of batches and views; None: the run's. The split does not depend on it.
@@ -48,11 +49,10 @@ class MNIST5k(ImageDataModule):
     ) -> None:
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, got {channels}")
-        half = (0.5,) * channels
         super().__init__(
             transform,
             batch_size,
-            eval_view or EvalView(28, mean=half, std=half),
+            eval_view or transform.eval_view(28),
             eval_batch_size,
             num_workers,
             seed,

@@ -19,9 +19,6 @@ Decode = Literal["auto", "array", "workers"]
 _ARRAY_SIDE = 128  # pixels
 _ARRAY_BYTES = 4 << 30
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 def check_choices(decode: str, on_broken: str) -> None:
     """Refuse unknown options.

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from sslzoo.data.images import ArrayImages
 from sslzoo.data.module import ImageDataModule, ImageSets, PredictOn
-from sslzoo.data.sets import IMAGENET_MEAN, IMAGENET_STD
 from sslzoo.transforms.eval_view import EvalView
 from sslzoo.transforms.views import Views
 
@@ -52,7 +51,8 @@ class STL10(ImageDataModule):
         train_on: the 100,000 unlabelled images, the 5,000 labelled ones, or both together
             (labelled first; labels are then left out of training).
         download: fetch the data (by torchvision) where it is missing.
-        eval_view: makes the view of evaluation; None: 96 px, ImageNet's mean and deviation.
+        eval_view: makes the view of evaluation; None: 96 px, normalised as the training views
+            are.
         eval_batch_size: of one batch in evaluation.
         num_workers: processes that load; None: 0, the data is in memory.
         seed: of batches and views; None: the run's.
@@ -83,7 +83,7 @@ class STL10(ImageDataModule):
         super().__init__(
             transform,
             batch_size,
-            eval_view or EvalView(96, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+            eval_view or transform.eval_view(96),
             eval_batch_size,
             num_workers,
             seed,

@@ -17,7 +17,6 @@ from sslzoo.batch import Batch
 from sslzoo.data.decode import to_rgb, to_tensor
 from sslzoo.data.images import Crops, ImageSet
 from sslzoo.data.module import ImageDataModule, ImageSets, PredictOn
-from sslzoo.data.sets import IMAGENET_MEAN, IMAGENET_STD
 from sslzoo.random import Keys
 from sslzoo.transforms.eval_view import EvalView
 from sslzoo.transforms.views import Views
@@ -48,7 +47,7 @@ def with_views(
             images without labels.
         transform: makes the training views.
         eval_view: makes the view of evaluation; None: the whole square image, or 224 px out of
-            256 for large images; ImageNet's mean and deviation, 0.5 and 0.5 for grey images.
+            256 for large images, normalised as the training views are.
         batch_size: the global batch, over all ranks; None: that of its loader times the number of
             ranks, as Lightning reads it.
         num_classes: None: the data module's `num_classes`, or the length of the dataset's
@@ -88,7 +87,7 @@ class _WithViews(ImageDataModule):
         super().__init__(
             transform,
             1 if batch_size is None else batch_size,
-            eval_view or EvalView(224, resize=256, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+            eval_view or transform.eval_view(224, resize=256),
             256,
             None,
             seed,
@@ -120,7 +119,7 @@ class _WithViews(ImageDataModule):
         side = max(_size(image))
         crop = side > _LARGE_SIDE if self._crop is None else self._crop
         if not crop and not self._own_view:
-            self.eval_view = _whole_view(_tensor(image))
+            self.eval_view = self.transform.eval_view(min(_tensor(image).shape[1:]))
         query = self._query_dataset()
         return ImageSets(
             _UserImages(loader.dataset, crop),
@@ -266,13 +265,6 @@ def _check_range(images: Tensor) -> None:
             f"float images must be in [0, 1], got [{low:.3g}, {high:.3g}]: leave normalisation "
             "to the transform given to with_views"
         )
-
-
-def _whole_view(image: Tensor) -> EvalView:
-    side = min(image.shape[1:])
-    if image.shape[0] == 1:
-        return EvalView(side, mean=(0.5,), std=(0.5,))
-    return EvalView(side, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def _describe(image: Any) -> str:

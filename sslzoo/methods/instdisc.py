@@ -16,7 +16,7 @@ Deviations:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import Callback
@@ -49,6 +49,7 @@ class InstDisc(SSLMethod):
         num_negatives: K of NCE (4096 in the code); 0 is the full softmax over the bank.
         temperature: 0.07; 0.1 in the recommended CIFAR-10 setting.
         bank_momentum: m of v <- normalise(m v + (1 - m) f); 0.5 in the code.
+        bank_dtype: of its rows; bfloat16 halves the 656 MB that ImageNet's bank takes.
         proximal_weight: lambda of the proximal term; 30 with bank_momentum 0 in the paper's plot
             (reported).
         refresh_every_n_epochs: recompute the whole bank every n epochs; 0: never.
@@ -76,6 +77,7 @@ class InstDisc(SSLMethod):
         num_negatives: int = 4096,
         temperature: float = 0.07,
         bank_momentum: float = 0.5,
+        bank_dtype: Literal["float32", "bfloat16"] = "float32",
         proximal_weight: float = 0.0,
         refresh_every_n_epochs: int = 0,
         optimizer: OptimizerFactory | None = None,
@@ -85,7 +87,7 @@ class InstDisc(SSLMethod):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
         self.projector = projector
         dim = joined(backbone, projector)
-        self.bank = MemoryBank(bank_size, dim, momentum=bank_momentum)
+        self.bank = MemoryBank(bank_size, dim, getattr(torch, bank_dtype), bank_momentum)
         self.num_negatives, self.temperature = num_negatives, temperature
         self.proximal_weight = proximal_weight
         self.refresh_every_n_epochs = refresh_every_n_epochs

@@ -5,8 +5,9 @@ Reference code: google-research/simclr, commits be133b3 (v1) and 383d414.
 
 Deviations:
     1. The loss is the paper's mean over 2N anchors; the code's is the sum of two directional
-       means, which is twice that. With LARS the difference is none but for the weight decay.
-    2. A step has n // batch_size * epochs of them in all; the code's schedule has one more.
+       means, which is twice that. LARS takes the factor out, but for the share of the weight
+       decay and for the exempt parameters, whose rate it halves.
+    2. A run has n // batch_size * epochs steps; the code's has n * epochs // batch_size + 1.
     3. Convolutions pad symmetrically; TensorFlow's max-pool pads (0, 1) on even inputs.
     4. Running variances of batch norm are unbiased, as in torch; TensorFlow's are biased.
 """

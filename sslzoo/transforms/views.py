@@ -18,6 +18,8 @@ from torch import Tensor
 
 from sslzoo.random import Keys
 from sslzoo.transforms.crop import RandomResizedCrop, draft_for
+from sslzoo.transforms.eval_view import EvalView
+from sslzoo.transforms.normalize import Normalize
 from sslzoo.transforms.planes import chunk_rows, to_planes
 from sslzoo.transforms.resample import pixels_of
 
@@ -68,6 +70,19 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
     def sizes(self) -> list[int]:
         """S of each view."""
         return [view.crop.size for view in self.views]
+
+    def eval_view(self, size: int, resize: int | None = None) -> EvalView:
+        """The view of evaluation, normalised as these are: an encoder knows no other input.
+
+        Args:
+            size: pixels of its side.
+            resize: length of the shorter side before the centre crop; None: no resize.
+        """
+        ops = self.views[0].ops if self.views else []
+        norm = next((op for op in reversed(ops) if isinstance(op, Normalize)), None)
+        if norm is None:
+            return EvalView(size, resize)
+        return EvalView(size, resize, mean=norm.mean, std=norm.std)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, keys: Keys) -> list[Tensor]:

@@ -16,6 +16,7 @@ from sslzoo.data import ImageFolder, ImageNet
 from sslzoo.data.decode import open_image, reduce, to_rgb, upright_size
 from sslzoo.random import sample_keys
 from sslzoo.transforms import EvalView, RandomResizedCrop, View, Views
+from sslzoo.transforms.normalize import Normalize
 from tests.data.toys import PlainViews
 
 
@@ -306,7 +307,9 @@ def test_wrong_arguments_are_refused_at_once(options: dict[str, Any], message: s
 
 def test_imagenet_uses_its_official_evaluation(tmp_path: Path):
     root = write_tree(tmp_path)
-    data = ImageNet(str(root), two_crops(), batch_size=4, num_workers=0, seed=1)
+    norm = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    views = Views([View(RandomResizedCrop(size), [norm]) for size in (128, 64)])
+    data = ImageNet(str(root), views, batch_size=4, num_workers=0, seed=1)
     data.setup("fit")
     assert data.sets.train.needs_crops
     batch = data.eval_views(next(iter(data.eval_dataloaders().query)))

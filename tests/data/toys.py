@@ -12,12 +12,14 @@ from sslzoo.batch import Batch
 from sslzoo.data.images import ArrayImages
 from sslzoo.data.module import ImageDataModule, ImageSets
 from sslzoo.random import Keys
+from sslzoo.transforms import Views
 
 
-class PlainViews:
+class PlainViews(Views):
     """Two views that add a keyed number to the image: tells when the keys are others."""
 
-    crops: list[Any] = []  # noqa: RUF012
+    def __init__(self) -> None:
+        super().__init__([])
 
     def __call__(self, images: Tensor, keys: Keys) -> list[Tensor]:
         shifts = [keys.fold("view", v).uniform("shift", 1, 1, 1) for v in range(2)]

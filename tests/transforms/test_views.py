@@ -26,6 +26,7 @@ from sslzoo.transforms import (
 )
 from sslzoo.transforms.blur import GaussianBlur, PILBlur
 from sslzoo.transforms.color import ColorJitter, Grayscale
+from sslzoo.transforms.normalize import Normalize
 from sslzoo.transforms.solarize import Solarize
 
 RECIPES: dict[str, Callable[[], Views]] = {
@@ -249,3 +250,15 @@ def test_no_view_makes_the_host_wait(recipe: str) -> None:
             EvalView(32, resize=36, mean=(0.5,) * 3, std=(0.5,) * 3)(images)
     assert [view.device.type for view in out] == ["cuda"] * len(out)
     assert syncs.seen == []
+
+
+def test_evaluation_is_normalised_as_training_is() -> None:
+    flat = torch.full((1, 3, 32, 32), 128, dtype=torch.uint8)
+    for views in (simclr_views(32, color=False, blur=False), instdisc_views(32, "cifar")):
+        seen = views.eval_view(32)(flat)
+        norm = [op for op in views.views[0].ops if isinstance(op, Normalize)]
+        wanted = torch.full((1, 3, 32, 32), 128 / 255)
+        if norm:
+            mean, std = torch.tensor(norm[0].mean), torch.tensor(norm[0].std)
+            wanted = (wanted - mean[:, None, None]) / std[:, None, None]
+        torch.testing.assert_close(seen, wanted)
