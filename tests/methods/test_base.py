@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import pickle
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from torch import Tensor, nn
 
 from sslzoo.backbones import SmallResNet
@@ -189,3 +191,17 @@ def test_a_method_can_be_copied_and_pickled() -> None:
     again = pickle.loads(pickle.dumps(method))
     batch = Batch([torch.rand(4, 3, 8, 8)] * 2, torch.arange(4))
     assert torch.equal(method.losses(batch)["nt_xent"], again.losses(batch)["nt_xent"])
+
+
+def test_ddp_is_told_to_leave_memories_alone() -> None:
+    method = InstDisc(SmallResNet((8, 16)), nn.Linear(16, 8), bank_size=48)
+    method._trainer = SimpleNamespace(strategy=DDPStrategy())  # type: ignore[assignment]
+    method.setup("fit")
+    assert method._ddp_params_and_buffers_to_ignore == ["bank.rows"]
+
+
+def test_other_strategies_are_refused_by_name() -> None:
+    method = simclr()
+    method._trainer = SimpleNamespace(strategy=FSDPStrategy())  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="FSDPStrategy"):
+        method.setup("fit")
