@@ -33,6 +33,8 @@ from sslzoo.cli import find_config
 from sslzoo.eval.features import extract
 from sslzoo.eval.knn import knn_top1
 from sslzoo.eval.loaders import EvalLoaders
+from sslzoo.transforms.eval_view import EvalView
+from sslzoo.transforms.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 RESULTS = ROOT / "benchmarks" / "results" / "quality"
 K, TEMPERATURE = 20, 0.07
@@ -89,6 +91,22 @@ def score(module: nn.Module, loaders: EvalLoaders, features: str | Callable = "f
     return top1
 
 
+def pixel_scores(model: nn.Module, data: Any) -> dict[str, float]:
+    """The floors: pixels in [0, 1], and pixels with ImageNet's mean and deviation, as features."""
+    size, resize = data.eval_view.size, data.eval_view.resize
+    views = {
+        "raw_pixels_knn_top1": EvalView(size, resize),
+        "normalised_pixels_knn_top1": EvalView(size, resize, IMAGENET_MEAN, IMAGENET_STD),
+    }
+    scores = {}
+    for name, view in views.items():
+        loaders = data.eval_dataloaders()._replace(
+            transform=lambda batch, view=view: batch._replace(views=[view(batch.views[0])])
+        )
+        scores[name] = score(model, loaders, lambda image: image.flatten(1))
+    return scores
+
+
 def evaluate(run: Path, name: str, config_name: str, data_name: str, weights: Path) -> Score:
     """Score a run, export its encoder and card; what goes into the results."""
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -97,10 +115,7 @@ def evaluate(run: Path, name: str, config_name: str, data_name: str, weights: Pa
     loaders = data.eval_dataloaders()
     seed_everything(config["seed_everything"], verbose=False)
     model = build(config, "model")
-    scores = {
-        "raw_pixels_knn_top1": score(model, loaders, lambda view: view.flatten(1)),
-        "untrained_knn_top1": score(model, loaders),
-    }
+    scores = {**pixel_scores(model, data), "untrained_knn_top1": score(model, loaders)}
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", "cpu", weights_only=True)
     model.load_state_dict(checkpoint["state_dict"])
     scores["knn_top1"] = score(model, loaders)

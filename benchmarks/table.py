@@ -80,12 +80,14 @@ def quality_table(results: list[Result]) -> str:
     if not results:
         return NOT_RUN
     titles = ["run", "data", "epochs", "minutes", "peak memory", "kNN", "kNN of the fp16 file"]
-    lines = _head([*titles, "untrained net", "raw pixels", "seeds", "config", "commit"])
+    floors = ["untrained net", "pixels", "normalised pixels"]
+    lines = _head([*titles, *floors, "seeds", "config", "commit"])
     for result in results:
         scores = [
             f"**{result['knn_top1']:.4f}**",
             *(f"{result[k]:.4f}" for k in ("knn_top1_float16", "untrained_knn_top1")),
             f"{result['raw_pixels_knn_top1']:.4f}",
+            f"{result['normalised_pixels_knn_top1']:.4f}",
         ]
         cost = [f"{result['minutes']:.1f}", f"{result['peak_memory_mb']:,.0f} MiB"]
         about = [", ".join(map(str, result["seeds"])), f"`{result['config']}`"]
@@ -102,9 +104,11 @@ def short_quality_table(results: list[Result]) -> str:
     """What the front page shows of it."""
     if not results:
         return NOT_RUN
-    lines = _head(["method", "kNN top-1 (k 20, T 0.07)", "untrained net", "raw pixels", "minutes"])
+    titles = ["recipe", "kNN top-1 (k 20, T 0.07)", "untrained net"]
+    lines = _head([*titles, "pixels", "normalised pixels", "minutes"])
+    floors = ("untrained_knn_top1", "raw_pixels_knn_top1", "normalised_pixels_knn_top1")
     for r in results:
-        scores = [r["knn_top1"], r["untrained_knn_top1"], r["raw_pixels_knn_top1"]]
+        scores = [r["knn_top1"], *(r[floor] for floor in floors)]
         cells = [f"{value:.3f}" for value in scores]
         lines.append(_line([f"`{r['config']}`", *cells, f"{r['minutes']:.1f}"]))
     return "\n".join(lines)

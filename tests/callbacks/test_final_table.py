@@ -44,7 +44,8 @@ def test_the_rows_are_trained_untrained_and_raw(tmp_path, capsys):
     for text in ("trained encoder", "untrained encoder", "raw pixels", "kNN", "linear probe"):
         assert text in out
     assert f"checkpoint: {saved.best_model_path}" in out
-    assert f"next: sslzoo predict --ckpt_path {saved.best_model_path}" in out
+    assert f"next: sslzoo predict --config {tmp_path}/config.yaml" in out
+    assert f"--ckpt_path {saved.best_model_path}" in out
 
 
 def test_the_json_has_the_same_numbers(tmp_path):
