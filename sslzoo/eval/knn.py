@@ -5,8 +5,8 @@ Discrimination", CVPR 2018 (test.py of zhirongw/lemniscate.pytorch), and of DINO
 k rows of the bank with the largest cosine similarity s vote for their class with weight exp(s/T).
 
 The neighbours are exact in the sense of `neighbours`: a function of the features alone. A large
-search runs in float32 first and repeats in float64 only the queries whose neighbours or best class
-the float32 rounding could have changed.
+search runs in float32 first; the queries whose neighbours or best class its rounding could have
+changed get their candidates rescored in float64, and only where those do not separate, all rows.
 
 Every function here is collective: each rank passes its rows of the bank and its queries, any
 number of each. Shapes: n queries and m bank rows of this rank, M bank rows of all ranks, D width,
@@ -29,6 +29,7 @@ from sslzoo.eval.neighbours import (
     float32_error,
     on_grid,
     search,
+    search_rescored,
     similarity_of,
 )
 
@@ -83,6 +84,9 @@ def _neighbours(
     more = min(k + 1, num_rows)
     found = search(query, bank, more, exact=False)
     again = _unsure(found, settings, num_classes, float32_error(width)).nonzero().squeeze(1)
+    better, sure = search_rescored(query[again], bank, more)
+    found.key[again], found.label[again] = better.key, better.label
+    again = again[~sure]
     exact = search(query[again], bank, more, exact=True)
     found.key[again], found.label[again] = exact.key, exact.label
     return found

@@ -25,6 +25,8 @@ INDEX_BITS = 32  # of a sortable key: similarity above, complement of the bank i
 GROUPS = (32, 8)  # neighbouring similarities of which only the largest enters a selection
 LOWEST = torch.iinfo(torch.int64).min  # a key below every real one
 QUERY_TILE = 512
+SLACK = 32  # neighbours beyond k that are rescored
+RESCORED = 1 << 23  # float64 numbers of candidates at a time: 64 MB
 BANK_TILE = 4096  # rows of the bank that are float64 at a time
 BLOCK = 65536  # columns among which one selection is made: 128 MB of similarities
 
@@ -128,21 +130,44 @@ def _fill(out: Tensor, query: Tensor, rows: Tensor, exact: bool) -> None:
         out[:, start : start + tile.shape[0]] = query.double() @ tile.T
 
 
-def _search_here(query: Tensor, bank: Bank, k: int, exact: bool, buffer: Tensor) -> Neighbours:
-    """The k best of this rank's rows for every query; places left over hold the lowest key."""
+def _rescored(query: Tensor, rows: Tensor, column: Tensor) -> Tensor:
+    """The exact similarity of some rows to each query. Shapes: column (n, c) -> (n, c) float32."""
+    out = torch.empty(column.shape, dtype=torch.float32, device=query.device)
+    step = max(1, RESCORED // (column.shape[1] * query.shape[1]))
+    for start in range(0, len(query), step):
+        few = slice(start, start + step)
+        chosen = rows[column[few]].double()
+        out[few] = torch.bmm(chosen, query[few].double()[:, :, None]).squeeze(2)
+    return out
+
+
+def _search_here(
+    query: Tensor, bank: Bank, k: int, exact: bool, buffer: Tensor, slack: int
+) -> tuple[Neighbours, Tensor]:
+    """The k best of this rank's rows for every query, and the float32 cut (n,).
+
+    Places left over hold the lowest key. With a slack, the k + slack best by float32 are rescored
+    exactly; no row that was left out has a float32 similarity above the cut.
+    """
     parts = [_none(query.shape[0], 0, query.device)]
+    cut = query.new_full((query.shape[0],), -torch.inf)
     for start in range(0, bank.rows.shape[0], BLOCK):
         rows = bank.rows[start : start + BLOCK]
         columns = -(-rows.shape[0] // GROUPS[0]) * GROUPS[0]
         similarity = buffer[: query.shape[0] * columns].view(query.shape[0], columns)
         _fill(similarity, query, rows, exact)
-        column = _select(similarity, k, exact)
+        column = _select(similarity, k + slack, exact)
         real = column < rows.shape[0]
-        position = start + column.clamp_max(rows.shape[0] - 1)
-        key = _keys(similarity.gather(1, column), bank.index[position])
+        inside = column.clamp_max(rows.shape[0] - 1)
+        chosen = similarity.gather(1, column)
+        if slack:
+            cut = torch.maximum(cut, chosen.amin(1)) if column.shape[1] < len(rows) else cut
+            chosen = _rescored(query, rows, inside)
+        position = start + inside
+        key = _keys(chosen, bank.index[position])
         parts.append(Neighbours(torch.where(real, key, LOWEST), bank.label[position]))
         parts = [_merge(parts, k)]
-    return parts[0] if bank.rows.shape[0] else _merge(parts, k)
+    return (parts[0] if bank.rows.shape[0] else _merge(parts, k)), cut
 
 
 def float32_error(width: int) -> float:
@@ -175,26 +200,42 @@ def search(query: Tensor, bank: Bank, k: int, exact: bool) -> Neighbours:
         exact: float64, ties by index; else float32, within `float32_error`.
     """
     with _full_float32():
-        return _search(query, bank, k, exact)
+        return _search(query, bank, k, exact, 0)[0]
 
 
-def _search(query: Tensor, bank: Bank, k: int, exact: bool) -> Neighbours:
+def search_rescored(query: Tensor, bank: Bank, k: int) -> tuple[Neighbours, Tensor]:
+    """The k best by exact similarity among somewhat more than k by float32.
+
+    Returns:
+        The neighbours, and (n,) bool: True where they are the neighbours of an exact search, for
+        nothing that was left out can reach the last of them.
+    """
+    with _full_float32():
+        found, cut = _search(query, bank, k, False, SLACK)
+    return found, similarity_of(found.key[:, -1]) > cut + float32_error(query.shape[1])
+
+
+def _search(
+    query: Tensor, bank: Bank, k: int, exact: bool, slack: int
+) -> tuple[Neighbours, Tensor]:
     layout = row_layout(query.shape[0])
     columns = min(-(-bank.rows.shape[0] // GROUPS[0]) * GROUPS[0], BLOCK)
     tile_rows = min(QUERY_TILE, max(layout.counts))
     buffer = query.new_empty(tile_rows * world_size() * columns)
     found = [_none(0, k, query.device)]
+    cuts = [query.new_empty(0)]
     for start in range(0, max(layout.counts), QUERY_TILE):
         counts = tuple(min(max(n - start, 0), QUERY_TILE) for n in layout.counts)
         tile = Rows(counts, sum(counts[: rank()]), sum(counts))
         queries = gather_rows(query[start : start + QUERY_TILE], tile)
-        here = _search_here(queries, bank, k, exact, buffer)
+        here, cut = _search_here(queries, bank, k, exact, buffer, slack)
         parts = Rows((1,) * world_size(), rank(), world_size())
         keys = gather_rows(here.key[None], parts)[:, tile.own]
         labels = gather_rows(here.label[None], parts)[:, tile.own]
         ranks = [Neighbours(key, label) for key, label in zip(keys, labels, strict=True)]
         found.append(_merge(ranks, k) if len(ranks) > 1 else ranks[0])
-    return Neighbours(*(torch.cat(column) for column in zip(*found, strict=True)))
+        cuts.append(gather_rows(cut[None], parts)[:, tile.own].amax(0))
+    return Neighbours(*(torch.cat(column) for column in zip(*found, strict=True))), torch.cat(cuts)
 
 
 def first_occurrence(index: Tensor, layout: Rows | None = None) -> Tensor:

@@ -226,3 +226,22 @@ def test_wrong_values_are_named():
         knn_predict(query, bank, labels, 3, 5)
     with pytest.raises(ValueError, match=r"labels \(m,\), got \(40, 3\)"):
         knn_predict(query, bank, torch.zeros(40, 3), 3, 5)
+
+
+@pytest.mark.parametrize("spread", [1e-2, 1e-3])
+def test_rescored_candidates_are_the_exact_neighbours(monkeypatch, spread):
+    """Features that nearly coincide: float32 cannot order them, their candidates are rescored."""
+    g = torch.Generator().manual_seed(0)
+    x = 1 + spread * torch.randn(3064, 96, generator=g)
+    query, rows = neighbours.on_grid(x[:64]), neighbours.on_grid(x[64:])
+    bank = neighbours.Bank(rows, torch.arange(3000) % 7, torch.arange(3000))
+    wanted = neighbours.search(query, bank, 21, exact=True)
+    plain = neighbours.search(query, bank, 21, exact=False)
+    assert not torch.equal(plain.key, wanted.key), "float32 alone is not enough here"
+    found, sure = neighbours.search_rescored(query, bank, 21)
+    assert sure.float().mean() > 0.9 or spread < 1e-2
+    assert torch.equal(found.key[sure], wanted.key[sure])
+    assert torch.equal(found.label[sure], wanted.label[sure])
+    monkeypatch.setattr(knn, "SMALL", 0)
+    mixed = knn._neighbours(query, bank, 7, [(20, 0.07)])
+    assert torch.equal(mixed.key[:, :20].sort().values, wanted.key[:, :20].sort().values)
