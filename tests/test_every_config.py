@@ -157,6 +157,7 @@ def test_official_config_runs_two_steps_at_224_pixels(
         "--trainer.accelerator=cpu",
         "--trainer.callbacks=null",
         "--trainer.enable_checkpointing=false",
+        "--trainer.enable_model_summary=false",
         "--trainer.enable_progress_bar=false",
         f"--trainer.default_root_dir={tmp_path}",
         f"--data.init_args.root={photographs}",
