@@ -91,7 +91,7 @@ def test_takes_a_step(name: str) -> None:
     config = yaml.safe_load(Path(find_config(name)).read_text())
     model = config["model"]["init_args"]
     head = model["projector"]["init_args"]
-    width = head.get("in_dim") or head["in_features"]
+    width = head.get("in_dim") or head.get("in_features") or head["sizes"][0]
     channels = config["data"]["init_args"].get("channels", 3)
     overrides = [
         "--model.init_args.backbone=tests.toys.Pooled",
