@@ -145,16 +145,26 @@ def _default_loggers(root: str) -> list[Logger]:
     return loggers
 
 
-def main(args: Sequence[str] | None = None) -> SSLZooCLI | None:
-    """Entry point of the console script; returns the CLI object when called from Python."""
-    arguments = list(sys.argv[1:] if args is None else args)
-    if arguments[:1] == ["--version"]:
+def main() -> None:
+    """Entry point of the console script."""
+    if sys.argv[1:2] == ["--version"]:
         print(sslzoo.__version__)
-        return None
+    else:
+        run()
+
+
+def run(args: Sequence[str] | None = None) -> SSLZooCLI:
+    """The command, from Python: `run(["fit", "--config", "quickstart"])`.
+
+    Args:
+        args: None: those of the process.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
     # Lightning 2.6 reads an attribute of torch's that torch 2.14 deprecates.
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
     arguments, SSLZooCLI.config_path = _with_config_paths(arguments)
-    saved, sys.argv = sys.argv, ["sslzoo", *arguments]
+    # The first word stays: Lightning starts the other ranks with it.
+    saved, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
         return SSLZooCLI(
             LightningModule,

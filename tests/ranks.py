@@ -52,12 +52,14 @@ def _worker(rank: int, world_size: int, port: int, connection: Connection) -> No
     torch.set_num_threads(1)
     local = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
-    os.environ.update({name: str(value) for name, value in {**local, **where}.items()})
+    environment = {name: str(value) for name, value in {**local, **where}.items()}
+    os.environ.update(environment)
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     timeout = datetime.timedelta(seconds=HANG_SECONDS)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timeout)
     try:
         while message := connection.recv_bytes():
+            os.environ.update(environment)  # a Trainer takes some of it away at its end
             connection.send_bytes(_call(rank, message))
     except EOFError:  # the parent is gone
         pass

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-COMMAND = [sys.executable, "-c", "from sslzoo.cli import main; main()"]
+COMMAND = [str(Path(sys.executable).parent / "sslzoo")]
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +228,9 @@ def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
     for devices in (1, 2):
         out = tmp_path / str(devices)
         options = [f"--trainer.devices={devices}", "--trainer.accelerator=cpu"]
+        # AdamW would turn the rounding noise of gradients that are 0 into full-size steps.
+        options.append("--model.init_args.optimizer=torch.optim.SGD")
+        options.append("--model.init_args.optimizer.init_args.lr=0.05")
         if devices > 1:
             options.append("--trainer.strategy=ddp")
         run([*arguments(folder, out), *options, "--trainer.max_epochs=2"], tmp_path)
@@ -238,13 +241,10 @@ def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
         ends.append((losses, knn, weights(checkpoint(out / "version_0"))))
     (losses, knn, one), (losses2, knn2, two) = ends
     assert len(losses) == 10
-    assert losses2 == pytest.approx(losses, rel=1e-3)
-    assert losses2[0] == pytest.approx(losses[0], rel=1e-5)
+    assert losses2 == pytest.approx(losses, rel=1e-4)
     assert knn == knn2
     for name, value in one.items():
-        # AdamW turns the rounding noise of a bias before a batch norm into full-size steps.
-        if not name.endswith("layers.0.bias"):
-            torch.testing.assert_close(two[name], value, rtol=2e-2, atol=2e-3, msg=name)
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_quickstart_prints_its_table(tmp_path: Path) -> None:
