@@ -228,9 +228,9 @@ def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
     for devices in (1, 2):
         out = tmp_path / str(devices)
         options = [f"--trainer.devices={devices}", "--trainer.accelerator=cpu"]
-        # AdamW would turn the rounding noise of gradients that are 0 into full-size steps.
-        options.append("--model.init_args.optimizer=torch.optim.SGD")
-        options.append("--model.init_args.optimizer.init_args.lr=0.05")
+        # In float32 a rounding error that carries one activation over ReLU's kink grows a
+        # hundredfold a step on images this few and this small, on one process as on two.
+        options.append("--trainer.precision=64-true")
         if devices > 1:
             options.append("--trainer.strategy=ddp")
         run([*arguments(folder, out), *options, "--trainer.max_epochs=2"], tmp_path)
@@ -241,10 +241,10 @@ def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
         ends.append((losses, knn, weights(checkpoint(out / "version_0"))))
     (losses, knn, one), (losses2, knn2, two) = ends
     assert len(losses) == 10
-    assert losses2 == pytest.approx(losses, rel=1e-4)
+    assert losses2 == pytest.approx(losses, rel=1e-9)
     assert knn == knn2
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(two[name], value, rtol=1e-6, atol=1e-9, msg=name)
 
 
 def test_quickstart_prints_its_table(tmp_path: Path) -> None:

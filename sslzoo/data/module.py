@@ -211,15 +211,15 @@ class ImageDataModule(LightningDataModule, ABC):
         """Raw batch to training views, a function of (seed, epoch, index) alone."""
         keys = sample_keys(self.seed, epoch, batch.index)
         if self.sets.train.needs_crops:
-            return batch._replace(views=self.transform.finish(batch.views, keys))
-        return batch._replace(views=self.transform(batch.views[0], keys))
+            views = self.transform.finish(batch.views, keys)
+        else:
+            views = self.transform(batch.views[0], keys)
+        return self._in_precision(batch._replace(views=views))
 
     def eval_views(self, batch: Batch) -> Batch:
         """Raw batch to the one view of evaluation."""
-        images = batch.views[0]
-        if self.sets.train.needs_crops:
-            return batch._replace(views=[self.eval_view.finish(images)])
-        return batch._replace(views=[self.eval_view(images)])
+        finish = self.eval_view.finish if self.sets.train.needs_crops else self.eval_view
+        return self._in_precision(batch._replace(views=[finish(batch.views[0])]))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Make the views, on the device that the batch was moved to."""
@@ -228,6 +228,12 @@ class ImageDataModule(LightningDataModule, ABC):
         return self.train_views(batch, self.trainer.current_epoch)
 
     # Parts
+
+    def _in_precision(self, batch: Batch) -> Batch:
+        """Views in the trainer's `precision`, which converts batches only as they are loaded."""
+        if self.trainer is None:
+            return batch
+        return self.trainer.precision_plugin.convert_input(batch)
 
     def _sampler(self) -> KeyedSampler:
         return KeyedSampler(self.num_samples, self.batch_size, self.seed, self.drop_last)
