@@ -4,6 +4,7 @@ from sslzoo.transforms.crop import RandomResizedCrop
 from sslzoo.transforms.eval_view import EvalView
 from sslzoo.transforms.recipes import (
     byol_views,
+    digit_views,
     instdisc_views,
     moco_v1_views,
     moco_v2_views,
@@ -18,6 +19,7 @@ __all__ = [
     "View",
     "Views",
     "byol_views",
+    "digit_views",
     "instdisc_views",
     "moco_v1_views",
     "moco_v2_views",

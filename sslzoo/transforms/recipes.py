@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from sslzoo.transforms.affine import RandomAffine
 from sslzoo.transforms.blur import GaussianBlur, PILBlur
 from sslzoo.transforms.color import ColorJitter, Grayscale
 from sslzoo.transforms.crop import RandomResizedCrop
@@ -270,3 +271,28 @@ def multi_crop_views(
             ops += [Solarize(0.2)] if large and number == 1 else []
             views.append(View(crop, [*ops, *_normalise(mean, std)]))
     return Views(views)
+
+
+def digit_views(
+    size: int = 28,
+    scale: tuple[float, float] = (0.3, 1.0),
+    degrees: float = 20.0,
+    shear: float = 20.0,
+    mean: Numbers = None,
+    std: Numbers = None,
+) -> Views:
+    """Two views of a white sign on black: no paper's; SimCLR's crop, and what handwriting varies.
+
+    Order: crop (bilinear, never mirrored: a digit's mirror image is another sign), then a turn
+    and a shear.
+
+    Args:
+        size: pixels of a view.
+        scale: range of the crop's share of the area.
+        degrees: the turn is uniform in [-degrees, degrees].
+        shear: so is the shear.
+        mean: of each channel, to normalise.
+        std: likewise.
+    """
+    ops: list[Op] = [RandomAffine(degrees, shear), *_normalise(mean, std)]
+    return Views([View(RandomResizedCrop(size, scale, flip=0.0), ops)] * 2)

@@ -9,8 +9,10 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
 
 from sslzoo.transforms import EvalView
+from sslzoo.transforms.affine import affine_
 from sslzoo.transforms.blur import gaussian_blur_, pil_blur_
 from sslzoo.transforms.color import (
     ColorJitter,
@@ -120,6 +122,17 @@ def test_solarize_equals_torchvision_and_touches_the_chosen_only() -> None:
     got = Solarize(0.5).apply(images.transpose(0, 1).clone(), chosen).transpose(0, 1)
     assert torch.equal(got[chosen], tv.solarize(images, 0.5)[chosen])
     assert torch.equal(got[~chosen], images[~chosen])
+
+
+def test_affine_equals_torchvision() -> None:
+    images = photos()[..., :17]
+    turn = torch.tensor([0.0, 20.0, -20.0, 7.0, 0.0, 90.0])
+    shear = torch.tensor([0.0, 0.0, 15.0, -20.0, 10.0, 0.0])
+    planes = images.transpose(0, 1).clone()
+    affine_(planes, turn.deg2rad(), shear.deg2rad())
+    for image, got, t, s in zip(images, planes.transpose(0, 1), turn, shear, strict=True):
+        want = tv.affine(image, float(t), [0, 0], 1.0, [float(s), 0.0], InterpolationMode.BILINEAR)
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
 
 
 def test_zero_padded_blur_equals_torchvision_inside() -> None:

@@ -18,12 +18,14 @@ from sslzoo.transforms import (
     View,
     Views,
     byol_views,
+    digit_views,
     instdisc_views,
     moco_v1_views,
     moco_v2_views,
     multi_crop_views,
     simclr_views,
 )
+from sslzoo.transforms.affine import RandomAffine
 from sslzoo.transforms.blur import GaussianBlur, PILBlur
 from sslzoo.transforms.color import ColorJitter, Grayscale
 from sslzoo.transforms.normalize import Normalize
@@ -33,6 +35,7 @@ RECIPES: dict[str, Callable[[], Views]] = {
     "simclr": lambda: simclr_views(32, 0.5),
     "simclr_v2": lambda: simclr_views(40, brightness="multiplicative"),
     "simclr_gray": lambda: simclr_views(28, color=False, flip=False),
+    "digits": lambda: digit_views(28),
     "byol": lambda: byol_views(96),
     "instdisc": lambda: instdisc_views(40),
     "instdisc_cifar": lambda: instdisc_views(32, "cifar"),
@@ -188,6 +191,16 @@ def test_jitter_draws_follow_the_recipe() -> None:
 
 def test_strength_beyond_one_cuts_factors_at_zero() -> None:
     assert ColorJitter(1.2, 1.2, 0.3, 0.2).low == (0.0, 0.0, 0.7, -0.2)
+
+
+def test_affine_draws_fill_their_range() -> None:
+    turn, shear = RandomAffine(20, 10).draw(sample_keys(0, 0, torch.arange(20_000)))
+    for drawn, degrees in ((turn, 20), (shear, 10)):
+        unit = (drawn.rad2deg().double().sort().values / degrees + 1) / 2
+        assert (unit - torch.linspace(0, 1, 20_000)).abs().max() < 1.95 / math.sqrt(20_000)
+    assert abs(torch.corrcoef(torch.stack([turn, shear]))[0, 1]) < 0.03
+    with pytest.raises(ValueError, match=r"shear 0 to below 90, got 20 and 95"):
+        RandomAffine(20, 95)
 
 
 @pytest.mark.parametrize("op", [GaussianBlur(0.3), PILBlur(0.3), Grayscale(0.3), Solarize(0.3)])
