@@ -6,6 +6,8 @@ from typing import Any, cast
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
+from rich.progress import BarColumn, TimeRemainingColumn
 
 
 class ProgressBar(RichProgressBar):
@@ -18,15 +20,35 @@ class ProgressBar(RichProgressBar):
     """
 
     def __init__(self, leave: bool = False):
-        super().__init__(leave=leave)
+        super().__init__(leave=leave, theme=RichProgressBarTheme(metrics_text_delimiter="\n"))
         self._shown: dict[str, Any] = {}
         self._shown_at = -1
+
+    def configure_columns(self, trainer: Trainer) -> list:
+        """Lightning's columns, narrow enough to leave 80 characters room for the metrics."""
+        columns = super().configure_columns(trainer)
+        for number, column in enumerate(columns):
+            if isinstance(column, BarColumn):
+                column.bar_width = 12
+            elif type(column).__name__ == "CustomTimeColumn":  # elapsed and remaining
+                columns[number] = TimeRemainingColumn()
+        return columns
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         now = trainer.global_step
         every: int = cast(Any, trainer).log_every_n_steps
         due = now % every == 0 or now <= 1
         if (now != self._shown_at and due) or not trainer.training:
-            self._shown, self._shown_at = dict(super().get_metrics(trainer, pl_module)), now
-            self._shown.pop("v_num", None)
+            metrics = dict(super().get_metrics(trainer, pl_module))
+            metrics.pop("v_num", None)
+            self._shown, self._shown_at = _short(metrics), now
         return self._shown
+
+
+def _short(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Names without `train/` and `val/` where that leaves them apart: a terminal is narrow."""
+    names = [name.rpartition("/")[2] for name in metrics]
+    return {
+        short if names.count(short) == 1 else name: value
+        for (name, value), short in zip(metrics.items(), names, strict=True)
+    }
