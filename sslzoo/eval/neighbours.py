@@ -25,8 +25,9 @@ INDEX_BITS = 32  # of a sortable key: similarity above, complement of the bank i
 GROUPS = (32, 8)  # neighbouring similarities of which only the largest enters a selection
 LOWEST = torch.iinfo(torch.int64).min  # a key below every real one
 QUERY_TILE = 512
-SLACK = 32  # neighbours beyond k that are rescored
-RESCORED = 1 << 23  # float64 numbers of candidates at a time: 64 MB
+SLACK = 16  # neighbours beyond k that are rescored
+# float64 numbers of candidates at a time: a core's cache, or few launches.
+RESCORED = {"cpu": 1 << 18, "cuda": 1 << 23}
 BANK_TILE = 4096  # rows of the bank that are float64 at a time
 BLOCK = 65536  # columns among which one selection is made: 128 MB of similarities
 
@@ -133,7 +134,8 @@ def _fill(out: Tensor, query: Tensor, rows: Tensor, exact: bool) -> None:
 def _rescored(query: Tensor, rows: Tensor, column: Tensor) -> Tensor:
     """The exact similarity of some rows to each query. Shapes: column (n, c) -> (n, c) float32."""
     out = torch.empty(column.shape, dtype=torch.float32, device=query.device)
-    step = max(1, RESCORED // (column.shape[1] * query.shape[1]))
+    limit = RESCORED.get(query.device.type, RESCORED["cpu"])
+    step = max(1, limit // (column.shape[1] * query.shape[1]))
     for start in range(0, len(query), step):
         few = slice(start, start + step)
         chosen = rows[column[few]].double()

@@ -1,7 +1,8 @@
 """Gaussian blur: SimCLR's and BYOL's kernel with zero padding, and PIL's three box passes.
 
-Both are products with banded matrices along the two axes, taken in blocks so that little more
-than the band is multiplied. Shapes: planes (C, B, H, W), changed in place; sigma (B,) in pixels.
+On accelerators, and for PIL's, both are products with banded matrices along the two axes, taken
+in blocks so that little more than the band is multiplied.
+Shapes: planes (C, B, H, W), changed in place; sigma (B,) in pixels.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from sslzoo.random import Keys
 from sslzoo.transforms.planes import on_rows
 
 _BLOCK = 32  # rows of the result a product: at 224 pixels and radius 11, a quarter is multiplied
+_NO_WEIGHT = 1e-10  # of a tap: below what a sum in float32 can show
 _PIL_PASSES = 3  # box passes of ImageFilter.GaussianBlur
 
 # Rows a to b and columns c to d of one square matrix a sample, (B, b - a, d - c).
@@ -50,6 +52,31 @@ def gaussian_blur_(planes: Tensor, sigma: Tensor, radius: int) -> None:
 
     Shapes: planes (C, B, H, W), changed in place; sigma (B,).
     """
+    (_blur_by_taps if planes.device.type == "cpu" else _blur_by_bands)(planes, sigma, radius)
+
+
+def _blur_by_taps(planes: Tensor, sigma: Tensor, radius: int) -> None:
+    """Sample by sample, a sum of shifted images: as many as the kernel is wide, in the cache."""
+    distance = torch.arange(radius + 1, dtype=torch.float64)
+    kernel = (-0.5 * (distance / sigma.double()[:, None]).square()).exp()
+    kernel /= 2 * kernel.sum(1, keepdim=True) - kernel[:, :1]
+    for sample, taps in enumerate(kernel.tolist()):
+        image = planes[:, sample]
+        for axis in (1, 2):
+            length = image.shape[axis]
+            result = image * taps[0]
+            for shift, tap in enumerate(taps[1:length], start=1):
+                if tap < _NO_WEIGHT:
+                    break
+                first, last = (0, length - shift), (shift, length - shift)
+                result.narrow(axis, *first).add_(image.narrow(axis, *last), alpha=tap)
+                result.narrow(axis, *last).add_(image.narrow(axis, *first), alpha=tap)
+            image = result
+        planes[:, sample] = image
+
+
+def _blur_by_bands(planes: Tensor, sigma: Tensor, radius: int) -> None:
+    """The whole batch by products with banded matrices: no number leaves the device."""
     rate = (-0.5 / (sigma * sigma))[:, None, None]
     taps = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
     total = (rate * taps * taps).exp().sum(2, keepdim=True)
