@@ -2,5 +2,6 @@
 
 from sslzoo.memory.bank import MemoryBank
 from sslzoo.memory.base import Memory, memory_buffers
+from sslzoo.memory.queue import Queue
 
-__all__ = ["Memory", "MemoryBank", "memory_buffers"]
+__all__ = ["Memory", "MemoryBank", "Queue", "memory_buffers"]

@@ -1,0 +1,88 @@
+"""Queue: the K newest keys, a ring in which each step's rows take the place of the oldest.
+
+He, Fan, Wu, Xie and Girshick, CVPR 2020, https://arxiv.org/abs/1911.05722, section 3.2.
+Reference code: facebookresearch/moco at 78b69ca, moco/builder.py.
+
+Deviations:
+    layout: rows (K, D); the reference code keeps columns (D, K).
+    size: any; the reference code wants a multiple of the global batch.
+    time of the update: at `commit`, after the optimizer step; the reference code's is at the end
+        of the forward. No loss lies between the two but those of an accumulation.
+    initial rows: the same distribution from our own generator.
+
+Shapes: K rows, D width, n local and N global rows of a step.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslzoo.memory.base import Memory
+from sslzoo.random import run_seed
+
+
+class Queue(Memory):
+    """(K, D) rows, first in, first out.
+
+    The rows begin as normalised Gaussian ones, equal on all ranks. Of a step with more than K
+    rows the last K stay.
+
+    Args:
+        size: K; 65536 in the paper, any number here.
+        dim: D; 128 in the paper.
+        seed: of the initial rows; None takes the run's.
+
+    Attributes:
+        rows: (K, D).
+        pointer: () int64, where the next row goes: that of the oldest.
+
+    Raises:
+        ValueError: for a size or dim below 1.
+    """
+
+    rows: Tensor
+    pointer: Tensor
+
+    def __init__(self, size: int, dim: int, seed: int | None = None) -> None:
+        super().__init__()
+        if size < 1 or dim < 1:
+            raise ValueError(f"a queue has at least one row and column, got ({size}, {dim})")
+        generator = torch.Generator("cpu").manual_seed(run_seed() if seed is None else seed)
+        rows = torch.empty(size, dim, dtype=torch.float32)
+        if not rows.is_meta:
+            rows.normal_(generator=generator)
+        self.register_buffer("rows", F.normalize(rows, dim=1))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+
+    def read(self) -> Tensor:
+        """All rows in the order of the ring, (K, D) in float32 at least."""
+        return self.rows.to(torch.promote_types(self.rows.dtype, torch.float32))
+
+    def stage(self, values: Tensor) -> None:
+        """Keep a micro-batch's keys for the next commit.
+
+        Args:
+            values: (n, D) L2-normalised keys; detached here.
+
+        Raises:
+            ValueError: for other shapes.
+        """
+        dim = self.rows.shape[1]
+        if values.dim() != 2 or values.shape[1] != dim:
+            raise ValueError(f"values (n, {dim}) wanted, got {tuple(values.shape)}")
+        self._append(values)
+
+    def _write(self, *columns: Tensor) -> None:
+        (values,) = columns
+        size = len(self.rows)
+        kept = values[-size:]
+        first = self.pointer + (len(values) - len(kept))
+        place = (first + torch.arange(len(kept), device=values.device)) % size
+        self.rows.index_copy_(0, place, kept.to(self.rows.dtype))
+        self.pointer.add_(len(values)).remainder_(size)
+
+    def extra_repr(self) -> str:
+        size, dim = self.rows.shape
+        return f"size={size}, dim={dim}"
