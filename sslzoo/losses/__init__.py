@@ -1,7 +1,17 @@
 """Losses: pure functions of tensors; the mean over ranks is the loss of the global batch."""
 
+from sslzoo.losses.info_nce import batch_info_nce, info_nce
 from sslzoo.losses.nce import bank_softmax, nce, nce_constant, proximal
 from sslzoo.losses.nt_xent import nt_xent
 from sslzoo.losses.regression import regression
 
-__all__ = ["bank_softmax", "nce", "nce_constant", "nt_xent", "proximal", "regression"]
+__all__ = [
+    "bank_softmax",
+    "batch_info_nce",
+    "info_nce",
+    "nce",
+    "nce_constant",
+    "nt_xent",
+    "proximal",
+    "regression",
+]
