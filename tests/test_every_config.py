@@ -59,7 +59,7 @@ def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_three_recipes_for_every_method() -> None:
-    for method in ("simclr", "byol", "instdisc"):
+    for method in ("simclr", "byol", "instdisc", "moco"):
         recipes = [name for name in NAMES if name.startswith(f"{method}/")]
         for data in ("imagenet", "cifar10", "folder"):
             assert any(f"/{data}_" in name for name in recipes), f"{method} has no {data} recipe"
@@ -165,8 +165,11 @@ def test_official_config_runs_two_steps_at_224_pixels(
         "--data.init_args.num_workers=2",
     ]
     head = model["projector"]["init_args"]
-    width = "in_dim" if "in_dim" in head else "in_features"
-    overrides.append(f"--model.init_args.projector.init_args.{width}=512")
+    if "sizes" in head:
+        override = f"sizes={[512, *head['sizes'][1:]]}"
+    else:
+        override = "in_dim=512" if "in_dim" in head else "in_features=512"
+    overrides.append(f"--model.init_args.projector.init_args.{override}")
     if "bank_size" in model:
         overrides += ["--model.init_args.bank_size=16", "--model.init_args.num_negatives=64"]
     cli = load(name, *overrides)

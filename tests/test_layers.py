@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from sslzoo.batch import Batch
+from sslzoo.memory import Memory
 from sslzoo.methods import SSLMethod
 from tests.no_sync import DEVICE, syncs
 from tests.toys import build, every_method
@@ -102,7 +103,7 @@ def test_no_host_sync_in_losses_and_backward(cls: type[SSLMethod]) -> None:
 @battery()
 def test_no_graph_break_in_backbone_and_heads(cls: type[SSLMethod]) -> None:
     method, batch = build(cls)
-    parts = [method.backbone, *(m for name, m in method.named_children() if name != "bank")]
+    parts = [m for m in method.children() if not isinstance(m, Memory)]
     for part in parts:
         torch._dynamo.reset()
         compiled = torch.compile(part, backend="eager", fullgraph=True)

@@ -3,6 +3,7 @@
 from sslzoo.methods.base import SSLMethod
 from sslzoo.methods.byol import BYOL
 from sslzoo.methods.instdisc import InstDisc
+from sslzoo.methods.moco import MoCo
 from sslzoo.methods.simclr import SimCLR
 
-__all__ = ["BYOL", "InstDisc", "SSLMethod", "SimCLR"]
+__all__ = ["BYOL", "InstDisc", "MoCo", "SSLMethod", "SimCLR"]

@@ -1,0 +1,130 @@
+"""MoCo: momentum contrast, versions 1 and 2.
+
+He, Fan, Wu, Xie and Girshick, CVPR 2020, https://arxiv.org/abs/1911.05722; Chen, Fan, Girshick
+and He, 2020, https://arxiv.org/abs/2003.04297 (another head, views and schedule: a config).
+Reference code: facebookresearch/moco at 78b69ca and its CIFAR-10 notebook (colab-notebook,
+f736491).
+
+Deviations:
+    1. The shuffle is a keyed permutation of the global batch, the code's is torch.randperm on
+       rank 0, broadcast.
+    2. Batch norm "per GPU" is the `bn_groups` of backbone and projector, for any number of GPUs;
+       running statistics follow the mean over groups, the code saves rank 0's. The notebook's
+       split batch norm takes every eighth sample into a group, ours an eighth of the batch.
+    3. The queue is written after the optimizer step, with the keys of all micro-batches of an
+       accumulation; the code writes it at the end of the forward and has no accumulation.
+    4. The queue may have any size; the code wants a multiple of the global batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from lightning import Callback
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sslzoo.batch import Batch
+from sslzoo.callbacks.ema import EMA
+from sslzoo.callbacks.memory import CommitMemory
+from sslzoo.distributed import gather_rows, row_layout
+from sslzoo.losses import info_nce
+from sslzoo.losses.precision import at_least_float32
+from sslzoo.memory import Queue
+from sslzoo.methods.base import (
+    GroupsFactory,
+    OptimizerFactory,
+    ScheduleFactory,
+    SSLMethod,
+    frozen_copy,
+    joined,
+)
+from sslzoo.optim import Constant, Curve, all_alike
+from sslzoo.random import run_keys
+
+
+class MoCo(SSLMethod):
+    """A query finds its key among the keys of a slowly moving encoder: its own and a queue's.
+
+    Args:
+        backbone: f; (B, C, H, W) -> (B, num_features); its `bn_groups` is the number of GPUs of
+            the paper, 8.
+        projector: num_features -> D: one Linear to 128 in v1, Linear-ReLU-Linear in v2.
+        queue_size: K; 65536 in the paper, 4096 in the CIFAR-10 notebook.
+        temperature: T; 0.07 in v1, 0.2 in v2, 0.1 in the notebook.
+        momentum: m of the key encoder by optimizer step; 0.999, 0.99 in the notebook.
+        shuffle: whether keys are computed on a permutation of the global batch, so that a query
+            and its key are in different groups of batch norm; without groups it gains nothing.
+        symmetric: add the loss with the views exchanged, and enqueue both views' keys (the
+            notebook's option); the sum of the two, as there.
+        optimizer: see `SSLMethod`; SGD in the paper.
+        schedule: see `SSLMethod`; steps at epochs 120 and 160 in v1, a cosine by epoch in v2.
+        parameter_groups: see `SSLMethod`; everything is decayed in the code.
+
+    Example:
+        >>> from sslzoo.backbones import SmallResNet
+        >>> method = MoCo(SmallResNet((8, 16), bn_groups=2), nn.Linear(16, 8), queue_size=20)
+        >>> views = [torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8)]
+        >>> batch = Batch(views, index=torch.arange(4))
+        >>> list(method.losses(batch))
+        ['info_nce']
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projector: nn.Module,
+        queue_size: int = 65536,
+        temperature: float = 0.07,
+        momentum: Curve = Constant(0.999),  # noqa: B008 (a curve is immutable)
+        shuffle: bool = True,
+        symmetric: bool = False,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
+        parameter_groups: GroupsFactory = all_alike,
+    ):
+        super().__init__(backbone, optimizer, schedule, parameter_groups)
+        dim = joined(backbone, projector)
+        self.projector = projector
+        self.key_backbone, self.key_projector = frozen_copy(backbone), frozen_copy(projector)
+        self.queue = Queue(queue_size, dim)
+        self.temperature, self.momentum = temperature, momentum
+        self.shuffle, self.symmetric = shuffle, symmetric
+
+    def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [(self.backbone, self.key_backbone), (self.projector, self.key_projector)]
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [EMA(self.momentum, when="before_forward"), CommitMemory()]
+
+    def embed(self, view: Tensor) -> Tensor:
+        """Queries; also what the notebook's kNN compares. (B, C, H, W) -> (B, D), normalised."""
+        return F.normalize(at_least_float32(self.projector(self.backbone(view))), dim=1)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        v1, v2 = batch.views
+        negatives, T = self.queue.read(), self.temperature  # (K, D)
+        q1, k2 = self.embed(v1), self.keys(v2, "second view")
+        loss = info_nce(q1, k2, negatives, T)
+        if self.symmetric:
+            q2, k1 = self.embed(v2), self.keys(v1, "first view")
+            loss = loss + info_nce(q2, k1, negatives, T)
+            self.queue.stage(k1)
+        self.queue.stage(k2)
+        return {"info_nce": loss}
+
+    @torch.no_grad()
+    def keys(self, view: Tensor, purpose: str) -> Tensor:
+        """The key encoder's rows, normalised, with its batch norm over shuffled groups. (B, D)."""
+        if not self.shuffle:
+            return self._encode(view)
+        rows = row_layout(len(view))
+        order = self.permutation(purpose, rows.total, view.device)
+        shuffled = gather_rows(view, rows)[order[rows.own]]
+        return gather_rows(self._encode(shuffled), rows)[order.argsort()[rows.own]]
+
+    def permutation(self, purpose: str, n: int, device: torch.device) -> Tensor:
+        """This step's order of the global batch, the same on every rank. (N,) int64."""
+        return run_keys(self.seed, self.step, device=device).permutation(purpose, n)[0]
+
+    def _encode(self, view: Tensor) -> Tensor:
+        return F.normalize(at_least_float32(self.key_projector(self.key_backbone(view))), dim=1)
