@@ -59,7 +59,7 @@ def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_three_recipes_for_every_method() -> None:
-    for method in ("simclr", "byol", "instdisc", "moco"):
+    for method in ("simclr", "byol", "instdisc", "moco", "nnclr"):
         recipes = [name for name in NAMES if name.startswith(f"{method}/")]
         for data in ("imagenet", "cifar10", "folder"):
             assert any(f"/{data}_" in name for name in recipes), f"{method} has no {data} recipe"

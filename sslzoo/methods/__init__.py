@@ -4,6 +4,7 @@ from sslzoo.methods.base import SSLMethod
 from sslzoo.methods.byol import BYOL
 from sslzoo.methods.instdisc import InstDisc
 from sslzoo.methods.moco import MoCo
+from sslzoo.methods.nnclr import NNCLR
 from sslzoo.methods.simclr import SimCLR
 
-__all__ = ["BYOL", "InstDisc", "MoCo", "SSLMethod", "SimCLR"]
+__all__ = ["BYOL", "NNCLR", "InstDisc", "MoCo", "SSLMethod", "SimCLR"]
