@@ -1,6 +1,7 @@
 """Losses: pure functions of tensors; the mean over ranks is the loss of the global batch."""
 
 from sslzoo.losses.info_nce import batch_info_nce, info_nce
+from sslzoo.losses.invaspread import invaspread
 from sslzoo.losses.nce import bank_softmax, nce, nce_constant, proximal
 from sslzoo.losses.nt_xent import nt_xent
 from sslzoo.losses.regression import regression
@@ -9,6 +10,7 @@ __all__ = [
     "bank_softmax",
     "batch_info_nce",
     "info_nce",
+    "invaspread",
     "nce",
     "nce_constant",
     "nt_xent",

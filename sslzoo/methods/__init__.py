@@ -8,3 +8,12 @@ from sslzoo.methods.nnclr import NNCLR
 from sslzoo.methods.simclr import SimCLR
 
 __all__ = ["BYOL", "NNCLR", "InstDisc", "MoCo", "SSLMethod", "SimCLR"]
+from sslzoo.methods.invaspread import InvaSpread
+
+__all__ = [
+    "BYOL",
+    "InstDisc",
+    "InvaSpread",
+    "SSLMethod",
+    "SimCLR",
+]

@@ -160,6 +160,31 @@ def instdisc_views(
     return Views([View(crop, [*ops, *_normalise(mean, std)])])
 
 
+def invaspread_views(
+    size: int = 32,
+    mean: Numbers = INSTDISC_CIFAR_MEAN,
+    std: Numbers = INSTDISC_CIFAR_STD,
+) -> Views:
+    """InvaSpread's two views.
+
+    Ye et al., Unsupervised Embedding Learning via Invariant and Spreading Instance Feature, CVPR
+    2019, https://arxiv.org/abs/1904.03436; code mangye16/Unsupervised_Embedding_Learning at
+    29de398.
+
+    Order: crop (area 0.2 to 1, bilinear), jitter (0.4 each) always, grayscale 0.2, flip 0.5,
+    normalise.
+
+    Deviations: the flip is made with the crop, which changes nothing.
+
+    Args:
+        size: pixels of a view: 32 for CIFAR, 96 for STL-10.
+        mean: of each channel; None for no normalisation.
+        std: likewise.
+    """
+    ops: list[Op] = [ColorJitter(0.4, 0.4, 0.4, 0.4), Grayscale(0.2), *_normalise(mean, std)]
+    return Views([View(RandomResizedCrop(size, (0.2, 1.0)), ops)] * 2)
+
+
 def moco_v1_views(
     size: int = 224, mean: Numbers = IMAGENET_MEAN, std: Numbers = IMAGENET_STD
 ) -> Views:

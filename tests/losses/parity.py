@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.ranks import Ranks
 
@@ -57,3 +59,18 @@ def assert_ranks_equal_one(
     for i, want in enumerate(wanted):
         got = torch.cat([grads[i] for _, grads in results]) / len(counts)
         torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-12)
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for part in out if isinstance(out, tuple) else (out,):
+            if isinstance(part, Tensor):
+                self.numel = max(self.numel, part.numel())
+        return out

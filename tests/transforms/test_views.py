@@ -20,6 +20,7 @@ from sslzoo.transforms import (
     byol_views,
     digit_views,
     instdisc_views,
+    invaspread_views,
     moco_v1_views,
     moco_v2_views,
     multi_crop_views,
@@ -39,6 +40,7 @@ RECIPES: dict[str, Callable[[], Views]] = {
     "byol": lambda: byol_views(96),
     "instdisc": lambda: instdisc_views(40),
     "instdisc_cifar": lambda: instdisc_views(32, "cifar"),
+    "invaspread": lambda: invaspread_views(32),
     "moco_v1": lambda: moco_v1_views(40),
     "moco_v2": lambda: moco_v2_views(80),
     "swav": lambda: multi_crop_views(sizes=(48, 24), counts=(2, 3)),
@@ -225,6 +227,8 @@ def test_recipes_hold_the_papers_order_and_numbers() -> None:
     assert names(instdisc_views().views[0])[:2] == ["Grayscale", "ColorJitter"]
     assert names(instdisc_views(32, "cifar").views[0])[:2] == ["ColorJitter", "Grayscale"]
     assert [v.crop.flip for v in instdisc_views(32, "cifar").views] == [0.0]
+    assert names(invaspread_views().views[0])[:2] == ["ColorJitter", "Grayscale"]
+    assert [v.crop.flip for v in invaspread_views().views] == [0.5, 0.5]
     assert names(moco_v2_views().views[0])[2] == "PILBlur"
     dino = multi_crop_views("dino", counts=(2, 8), scales=((0.4, 1.0), (0.05, 0.4))).views
     assert [op.p for v in dino for op in v.ops if isinstance(op, PILBlur)] == [1.0, 0.1] + [0.5] * 8

@@ -1,0 +1,78 @@
+"""InvaSpread: unsupervised embedding learning via invariant and spreading instance feature.
+
+Ye, Zhang, Yuen and Chang, CVPR 2019, https://arxiv.org/abs/1904.03436.
+Reference code: mangye16/Unsupervised_Embedding_Learning, commit 29de398.
+
+Deviations:
+    1. Batch norm is over the global batch, both views together. The code's DataParallel cuts
+       [first views; second views] into a block a GPU and normalises each by itself; a backbone
+       with bn_groups=G normalises G blocks of images, each with both views of its images. The
+       loss is that of the global batch in both.
+    2. log(1 - P) is exact where P rounds to 1; the code takes log(0) there.
+    3. `forward` gives the backbone's features; the kNN figures of the paper use the normalised
+       128-d embedding: `embed`, OnlineKNN(features="embed").
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sslzoo.batch import Batch, View
+from sslzoo.losses import invaspread
+from sslzoo.losses.precision import at_least_float32
+from sslzoo.methods.base import (
+    GroupsFactory,
+    OptimizerFactory,
+    ScheduleFactory,
+    SSLMethod,
+    joined,
+)
+from sslzoo.optim import all_alike
+
+
+class InvaSpread(SSLMethod):
+    """Two views of an image are one class, and no other view of the batch is taken for it.
+
+    Args:
+        backbone: (B, C, H, W) -> (B, num_features).
+        projector: num_features -> D, one Linear to 128 in the paper; normalised here.
+        temperature: T; 0.1 in the paper.
+        negative_weight: m of the spreading term, at least 1; 1 in the paper (negM of the code).
+        optimizer: see `SSLMethod`; SGD in the paper.
+        schedule: see `SSLMethod`; steps at epochs 120 and 160.
+        parameter_groups: see `SSLMethod`; everything is decayed in the code.
+
+    Example:
+        >>> from sslzoo.backbones import SmallResNet
+        >>> method = InvaSpread(SmallResNet((8, 16)), nn.Linear(16, 8))
+        >>> views = [torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8)]
+        >>> batch = Batch(views, index=torch.arange(4))
+        >>> list(method.losses(batch))
+        ['invaspread']
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projector: nn.Module,
+        temperature: float = 0.1,
+        negative_weight: float = 1.0,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
+        parameter_groups: GroupsFactory = all_alike,
+    ):
+        super().__init__(backbone, optimizer, schedule, parameter_groups)
+        joined(backbone, projector)
+        self.projector = projector
+        self.temperature, self.negative_weight = temperature, negative_weight
+
+    def embed(self, view: View) -> Tensor:
+        """Normalised embedding. (B, C, H, W) -> (B, D)."""
+        return F.normalize(at_least_float32(self.projector(self.backbone(view))), dim=1)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        x = torch.stack(batch.views, dim=1).flatten(0, 1)  # (2B, C, H, W), sample by sample
+        f1, f2 = self.embed(x).unflatten(0, (-1, 2)).unbind(1)  # (B, D) each
+        return {"invaspread": invaspread(f1, f2, self.temperature, self.negative_weight)}
