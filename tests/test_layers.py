@@ -78,7 +78,8 @@ def on_device(cls: type[SSLMethod]) -> tuple[SSLMethod, Batch]:
             module._parameters[name] = torch.nn.Parameter(fake(parameter), wanted)
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = fake(buffer)
-    return method, Batch([fake(view) for view in batch.views], fake(batch.index))
+    label = None if batch.label is None else fake(batch.label)
+    return method, Batch([fake(view) for view in batch.views], fake(batch.index), label)
 
 
 def summed(parts: tuple[SSLMethod, Batch]) -> Tensor:

@@ -1,14 +1,17 @@
 """Losses: pure functions of tensors; the mean over ranks is the loss of the global batch."""
 
+from sslzoo.losses.dcl import dcl
 from sslzoo.losses.info_nce import batch_info_nce, info_nce
 from sslzoo.losses.invaspread import invaspread
 from sslzoo.losses.nce import bank_softmax, nce, nce_constant, proximal
 from sslzoo.losses.nt_xent import nt_xent
 from sslzoo.losses.regression import regression
+from sslzoo.losses.sup_con import sup_con
 
 __all__ = [
     "bank_softmax",
     "batch_info_nce",
+    "dcl",
     "info_nce",
     "invaspread",
     "nce",
@@ -16,4 +19,5 @@ __all__ = [
     "nt_xent",
     "proximal",
     "regression",
+    "sup_con",
 ]

@@ -1,0 +1,71 @@
+"""DCL: decoupled contrastive learning.
+
+Yeh, Hong, Hsu, Liu, Chen and LeCun, ECCV 2022, https://arxiv.org/abs/2110.06848.
+Reference code: raminnakhli/Decoupled-Contrastive-Learning (the loss alone, a reimplementation).
+
+Deviations:
+    1. The loss is the mean over the 2N anchors; the paper's is their sum, the code's the sum of
+       two directional means, which is twice ours. LARS takes the factor out, but for the share
+       of the weight decay and for the exempt parameters.
+    2. DCLW's weights are normalised over the global batch, with gradient, as in the paper.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sslzoo.batch import Batch
+from sslzoo.losses import dcl
+from sslzoo.methods.base import (
+    GroupsFactory,
+    OptimizerFactory,
+    ScheduleFactory,
+    SSLMethod,
+    joined,
+)
+from sslzoo.optim import exempt_bias_and_norm
+
+
+class DCL(SSLMethod):
+    """SimCLR whose positive does not stand in its own denominator: small batches learn as large.
+
+    Args:
+        backbone: f; (B, C, H, W) -> (B, num_features).
+        projector: g; num_features -> 128 in the paper, SimCLR's.
+        temperature: of the cosines; 0.1 in the paper (reported).
+        sigma: None: DCL. DCLW otherwise: positives weigh 2 - exp(cosine / sigma) over its mean;
+            0.5 in the paper.
+        optimizer: see `SSLMethod`.
+        schedule: see `SSLMethod`.
+        parameter_groups: see `SSLMethod`; biases and norms are exempt in SimCLR.
+
+    Example:
+        >>> from sslzoo.backbones import SmallResNet
+        >>> from sslzoo.heads import simclr_projector
+        >>> method = DCL(SmallResNet((8, 16)), simclr_projector(16, out_dim=8), sigma=0.5)
+        >>> views = [torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8)]
+        >>> batch = Batch(views, index=torch.arange(4))
+        >>> list(method.losses(batch))
+        ['dcl']
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projector: nn.Module,
+        temperature: float = 0.1,
+        sigma: float | None = None,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
+        parameter_groups: GroupsFactory = exempt_bias_and_norm,
+    ):
+        super().__init__(backbone, optimizer, schedule, parameter_groups)
+        joined(backbone, projector)
+        self.projector = projector
+        self.temperature, self.sigma = temperature, sigma
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        x = torch.stack(batch.views, dim=1).flatten(0, 1)  # (2B, C, H, W), sample by sample
+        z1, z2 = self.projector(self.backbone(x)).unflatten(0, (-1, 2)).unbind(1)  # (B, D) each
+        return {"dcl": dcl(z1, z2, self.temperature, self.sigma)}
