@@ -3,10 +3,12 @@
 from sslzoo.losses.dcl import dcl
 from sslzoo.losses.info_nce import batch_info_nce, info_nce
 from sslzoo.losses.invaspread import invaspread
+from sslzoo.losses.margin_contrastive import margin_contrastive
 from sslzoo.losses.nce import bank_softmax, nce, nce_constant, proximal
 from sslzoo.losses.nt_xent import nt_xent
 from sslzoo.losses.regression import regression
 from sslzoo.losses.sup_con import sup_con
+from sslzoo.losses.triplet import triplet
 
 __all__ = [
     "bank_softmax",
@@ -14,10 +16,12 @@ __all__ = [
     "dcl",
     "info_nce",
     "invaspread",
+    "margin_contrastive",
     "nce",
     "nce_constant",
     "nt_xent",
     "proximal",
     "regression",
     "sup_con",
+    "triplet",
 ]
