@@ -4,6 +4,7 @@ from sslzoo.transforms.crop import RandomResizedCrop
 from sslzoo.transforms.eval_view import EvalView
 from sslzoo.transforms.recipes import (
     byol_views,
+    cmc_views,
     digit_views,
     instdisc_views,
     invaspread_views,
@@ -20,6 +21,7 @@ __all__ = [
     "View",
     "Views",
     "byol_views",
+    "cmc_views",
     "digit_views",
     "instdisc_views",
     "invaspread_views",

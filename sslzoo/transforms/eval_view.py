@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from sslzoo.transforms.color_space import Space, check_space, to_space_
 from sslzoo.transforms.normalize import normalize_
 from sslzoo.transforms.planes import to_planes
 from sslzoo.transforms.resample import Interpolation, crop_planes, pixels_of
@@ -30,6 +31,7 @@ class EvalView:
         interpolation: "bilinear" or "bicubic", antialiased.
         fraction: instead of `resize`, take the central square of this share of the shorter side
             and resize it to S without antialiasing: TensorFlow's way, SimCLR's 0.875, bicubic.
+        space: of the colours, before the normalisation: "rgb", "lab" or "ycbcr" (CMC).
     """
 
     def __init__(
@@ -40,7 +42,9 @@ class EvalView:
         std: Sequence[float] | None = None,
         interpolation: Interpolation = "bilinear",
         fraction: float | None = None,
+        space: Space = "rgb",
     ) -> None:
+        check_space(space)
         if (mean is None) != (std is None):
             raise ValueError(f"mean and std come together, got {mean} and {std}")
         if resize is not None and fraction is not None:
@@ -53,6 +57,7 @@ class EvalView:
         self.std = std
         self.interpolation: Interpolation = interpolation
         self.fraction = fraction
+        self.space: Space = space
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -70,8 +75,9 @@ class EvalView:
 
     @torch.no_grad()
     def finish(self, crops: Tensor) -> Tensor:
-        """Normalise: (B, C, S, S) uint8, or float in [0, 1] -> float32."""
+        """Colour space and mean: (B, C, S, S) uint8, or float in [0, 1] -> float32."""
         planes = to_planes(crops)
+        to_space_(planes, self.space)
         if self.mean is not None and self.std is not None:
             normalize_(planes, self.mean, self.std)
         return planes.transpose(0, 1).contiguous()

@@ -14,6 +14,13 @@ from typing import Literal
 from sslzoo.transforms.affine import RandomAffine
 from sslzoo.transforms.blur import GaussianBlur, PILBlur
 from sslzoo.transforms.color import ColorJitter, Grayscale
+from sslzoo.transforms.color_space import (
+    LAB_MEAN,
+    LAB_STD,
+    YCBCR_MEAN,
+    YCBCR_STD,
+    ColorSpace,
+)
 from sslzoo.transforms.crop import RandomResizedCrop
 from sslzoo.transforms.normalize import (
     IMAGENET_MEAN,
@@ -183,6 +190,40 @@ def invaspread_views(
     """
     ops: list[Op] = [ColorJitter(0.4, 0.4, 0.4, 0.4), Grayscale(0.2), *_normalise(mean, std)]
     return Views([View(RandomResizedCrop(size, (0.2, 1.0)), ops)] * 2)
+
+
+def cmc_views(
+    size: int = 224,
+    space: Literal["lab", "ycbcr"] = "lab",
+    scale: tuple[float, float] = (0.2, 1.0),
+    flip: bool = True,
+    mean: Numbers = None,
+    std: Numbers = None,
+) -> Views:
+    """CMC's two views of one crop: the lightness and the two colour channels.
+
+    Tian et al., Contrastive Multiview Coding, ECCV 2020, https://arxiv.org/abs/1906.05849; code
+    HobbitLong/CMC at 7b227be.
+
+    Order: crop (bilinear), flip 0.5, RGB to Lab (or YCbCr), normalise by the middle and half the
+    width of each channel's range, split into L and ab (Y and CbCr). Colours are not jittered.
+
+    Deviations: the released wider models add RandAugment, which is not in the code.
+
+    Args:
+        size: pixels of a view: 224, or 32 for CIFAR.
+        space: "lab", or "ycbcr", which the authors found slightly better.
+        scale: range of the crop's share of the area; (0.08, 1) in their ResNet runs.
+        flip: False for digits.
+        mean: of the three channels; None for the code's of that space.
+        std: likewise.
+    """
+    if space not in ("lab", "ycbcr"):
+        raise ValueError(f"space is 'lab' or 'ycbcr', got {space!r}")
+    if mean is None and std is None:
+        mean, std = (LAB_MEAN, LAB_STD) if space == "lab" else (YCBCR_MEAN, YCBCR_STD)
+    crop = RandomResizedCrop(size, scale, flip=0.5 if flip else 0.0)
+    return Views([View(crop, [ColorSpace(space), *_normalise(mean, std)])], split=(1, 2))
 
 
 def moco_v1_views(

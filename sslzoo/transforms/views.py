@@ -7,7 +7,7 @@ sample do not depend on the batch it comes in. Shapes: B samples, C channels, a 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Protocol, final
@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from sslzoo.random import Keys
+from sslzoo.transforms.color_space import ColorSpace, Space
 from sslzoo.transforms.crop import RandomResizedCrop, draft_for
 from sslzoo.transforms.eval_view import EvalView
 from sslzoo.transforms.normalize import Normalize
@@ -56,10 +57,13 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
 
     Args:
         views: one `View` for each tensor of the result; it may stand in the list several times.
+        split: channels of the parts that each view is cut into, a tensor each, for methods whose
+            views are channels of one crop (CMC); None: a view is one tensor.
     """
 
-    def __init__(self, views: list[View]) -> None:
+    def __init__(self, views: list[View], split: Sequence[int] | None = None) -> None:
         self.views = views
+        self.split = None if split is None else list(split)
 
     @property
     def crops(self) -> list[RandomResizedCrop]:
@@ -68,11 +72,14 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
 
     @property
     def sizes(self) -> list[int]:
-        """S of each view."""
-        return [view.crop.size for view in self.views]
+        """S of each tensor of the result."""
+        parts = 1 if self.split is None else len(self.split)
+        return [view.crop.size for view in self.views for _ in range(parts)]
 
     def eval_view(self, size: int, resize: int | None = None) -> EvalView:
         """The view of evaluation, normalised as these are: an encoder knows no other input.
+
+        It is of the same colour space, and not split.
 
         Args:
             size: pixels of its side.
@@ -80,9 +87,10 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         """
         ops = self.views[0].ops if self.views else []
         norm = next((op for op in reversed(ops) if isinstance(op, Normalize)), None)
+        space: Space = next((op.space for op in ops if isinstance(op, ColorSpace)), "rgb")
         if norm is None:
-            return EvalView(size, resize)
-        return EvalView(size, resize, mean=norm.mean, std=norm.std)
+            return EvalView(size, resize, space=space)
+        return EvalView(size, resize, mean=norm.mean, std=norm.std, space=space)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, keys: Keys) -> list[Tensor]:
@@ -93,7 +101,7 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
             keys: the samples' keys of this epoch.
 
         Returns:
-            One (B, C, S, S) float32 tensor a view, on the images' device.
+            One (B, C, S, S) float32 tensor a view (or part of one), on the images' device.
         """
         _check(images, keys)
         results = []
@@ -108,7 +116,7 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
                 return view.crop.planes(images[rows], boxes[rows], flip[rows])
 
             results.append(_finish(view, images, own, crop))
-        return results
+        return self._cut(results)
 
     @torch.no_grad()
     def finish(self, crops: list[Tensor], keys: Keys) -> list[Tensor]:
@@ -119,7 +127,7 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
             keys: as in `__call__`.
 
         Returns:
-            One (B, C, S, S) float32 tensor a view.
+            One (B, C, S, S) float32 tensor a view (or part of one).
         """
         if len(crops) != len(self.views):
             raise ValueError(f"wanted {len(self.views)} crops, one a view, got {len(crops)}")
@@ -131,7 +139,7 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
                 return to_planes(images[rows])
 
             results.append(_finish(view, images, keys.fold("view", number), crop))
-        return results
+        return self._cut(results)
 
     @torch.no_grad()
     def crop_one(
@@ -153,6 +161,14 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
             return draft_for(image, list(zip(self.crops, own, strict=True)))
         pixels = pixels_of(image)
         return [crop.crop_one(pixels, key) for crop, key in zip(self.crops, own, strict=True)]
+
+    def _cut(self, results: list[Tensor]) -> list[Tensor]:
+        if self.split is None:
+            return results
+        for view in results:
+            if view.shape[1] != sum(self.split):
+                raise ValueError(f"wanted channels to split into {self.split}, got {view.shape[1]}")
+        return [part.contiguous() for view in results for part in view.split(self.split, dim=1)]
 
 
 def _check(images: Tensor, keys: Keys) -> None:
