@@ -4,7 +4,7 @@ from sslzoo.losses.dcl import dcl
 from sslzoo.losses.info_nce import batch_info_nce, info_nce
 from sslzoo.losses.invaspread import invaspread
 from sslzoo.losses.margin_contrastive import margin_contrastive
-from sslzoo.losses.nce import bank_softmax, nce, nce_constant, proximal
+from sslzoo.losses.nce import bank_softmax, nce, nce_constant, proximal, sampled_softmax
 from sslzoo.losses.nt_xent import nt_xent
 from sslzoo.losses.regression import regression
 from sslzoo.losses.sup_con import sup_con
@@ -22,6 +22,7 @@ __all__ = [
     "nt_xent",
     "proximal",
     "regression",
+    "sampled_softmax",
     "sup_con",
     "triplet",
 ]

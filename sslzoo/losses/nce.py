@@ -1,7 +1,9 @@
 """Instance discrimination: noise-contrastive estimation or a softmax over a memory bank.
 
 Wu, Xiong, Yu and Lin, CVPR 2018, https://arxiv.org/abs/1805.01978, equations 2, 7 and 9.
-Reference code: zhirongw/lemniscate.pytorch, lib/NCEAverage.py, NCECriterion.py, LinearAverage.py.
+Reference code: zhirongw/lemniscate.pytorch, lib/NCEAverage.py, NCECriterion.py, LinearAverage.py;
+for `sampled_softmax` HobbitLong/CMC, NCE/NCECriterion.py. CMC gives each loss the features of one
+view and the bank of another.
 
 Deviations:
     normalising constant: estimated over the global batch; the reference code runs in one
@@ -101,6 +103,29 @@ def nce(
         return _NCE.apply(f, bank, index, log_z, temperature, eps, scale, with_gradient)  # type: ignore[no-any-return]
 
 
+def sampled_softmax(f: Tensor, bank: Tensor, index: Tensor, temperature: float) -> Tensor:
+    """Cross entropy of a row's own memory among K sampled ones and itself.
+
+    Args:
+        f: (n, D) features, L2-normalised by the caller.
+        bank: (M, D) memory, of any floating type; a constant.
+        index: (n, K + 1) bank rows: column 0 the rows' own, then K draws.
+        temperature: T; CMC has 0.07.
+
+    Returns:
+        Scalar whose mean over ranks is the loss of the global batch.
+
+    Raises:
+        ValueError: for other shapes, or a temperature that is not positive.
+    """
+    _check(f, bank, index, temperature)
+    with no_autocast(f):
+        f = at_least_float32(f)
+        scale = world_size() / row_layout(len(f)).total
+        with_gradient = torch.is_grad_enabled() and f.requires_grad
+        return _SampledSoftmax.apply(f, bank, index, temperature, scale, with_gradient)  # type: ignore[no-any-return]
+
+
 def bank_softmax(f: Tensor, bank: Tensor, index: Tensor, temperature: float) -> Tensor:
     """Cross entropy of a row's own memory among all M.
 
@@ -183,8 +208,7 @@ class _NCE(torch.autograd.Function):
         offset = log_z + log_noise  # of the logit log(P / (noise + eps))
         total = f.new_zeros(())
         grad = torch.empty_like(f) if with_gradient else None
-        walk = _dense if len(bank) <= _DENSE * index.shape[1] else _sampled
-        for rows, dots, product in walk(f, bank, index):
+        for rows, dots, product in _walk(f, bank, index):
             logits = dots / temperature - offset
             sign = torch.ones_like(logits[:1])
             sign[:, 0] = -1
@@ -201,6 +225,42 @@ class _NCE(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
         return grads[0] * grad, None, None, None, None, None, None, None
+
+
+class _SampledSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        f: Tensor,
+        bank: Tensor,
+        index: Tensor,
+        temperature: float,
+        scale: float,
+        with_gradient: bool,
+    ) -> Tensor:
+        total = f.new_zeros(())
+        grad = torch.empty_like(f) if with_gradient else None
+        for rows, dots, product in _walk(f, bank, index):
+            log_p = (dots / temperature).log_softmax(dim=1)
+            total = total - log_p[:, 0].sum()
+            if grad is not None:
+                weights = log_p.exp_()
+                weights[:, 0] -= 1
+                grad[rows] = product(weights)
+        if grad is not None:
+            ctx.save_for_backward(grad.mul_(scale / temperature))
+        return total * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (grad,) = ctx.saved_tensors
+        return grads[0] * grad, None, None, None, None, None
+
+
+def _walk(f: Tensor, bank: Tensor, index: Tensor) -> Iterator[_Block]:
+    """The faster of the two ways to the sampled dot products."""
+    walk = _dense if len(bank) <= _DENSE * index.shape[1] else _sampled
+    return walk(f, bank, index)
 
 
 def _sampled(f: Tensor, bank: Tensor, index: Tensor) -> Iterator[_Block]:

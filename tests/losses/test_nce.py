@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslzoo.losses import bank_softmax, nce, nce_constant, proximal
+from sslzoo.losses import bank_softmax, nce, nce_constant, proximal, sampled_softmax
 from sslzoo.memory import MemoryBank
 from tests.golden import assert_close_to_golden, load
 from tests.losses.parity import COUNTS, assert_ranks_equal_one, value_and_gradients
@@ -54,6 +54,15 @@ def _nce(f: Tensor, index: Tensor, bank: Tensor, z: float, temperature: float) -
     return nce(f, bank, index, z, temperature)
 
 
+def sampled_reference(f: Tensor, bank: Tensor, index: Tensor, temperature: float) -> Tensor:
+    logits = (bank.double()[index] * f.double()[:, None]).sum(2) / temperature
+    return (logits.exp().sum(1) / logits[:, 0].exp()).log().mean()
+
+
+def _sampled_softmax(f: Tensor, index: Tensor, bank: Tensor, temperature: float) -> Tensor:
+    return sampled_softmax(f, bank, index, temperature)
+
+
 def _softmax(f: Tensor, index: Tensor, bank: Tensor, temperature: float) -> Tensor:
     return bank_softmax(f, bank, index, temperature)
 
@@ -71,6 +80,24 @@ def test_nce_value_and_gradient_are_the_references(
     got, grads = value_and_gradients(lambda f: nce(f, bank, index, 50.0, temperature), [f], 1)
     want, wanted = value_and_gradients(
         lambda f: reference(f, bank, index, 50.0, temperature), [f], 1
+    )
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(grads, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dense", [0, 1000])
+@pytest.mark.parametrize("block", [1, 40, 1 << 20])
+@pytest.mark.parametrize("temperature", [0.07, 1.0, 100.0])
+def test_sampled_softmax_value_and_gradient_are_the_references(
+    monkeypatch: pytest.MonkeyPatch, dense: int, block: int, temperature: float
+) -> None:
+    monkeypatch.setattr(module, "_DENSE", dense)
+    monkeypatch.setitem(module._ROWS_BLOCK, "cpu", block)
+    monkeypatch.setitem(module._LOGITS_BLOCK, "cpu", block)
+    f, bank, index = _case()
+    got, grads = value_and_gradients(lambda f: sampled_softmax(f, bank, index, temperature), [f], 1)
+    want, wanted = value_and_gradients(
+        lambda f: sampled_reference(f, bank, index, temperature), [f], 1
     )
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(grads, wanted, rtol=1e-9, atol=1e-12)
@@ -101,6 +128,8 @@ def test_hand_worked_values() -> None:
     assert bank_softmax(f, bank, torch.tensor([0]), 0.5).item() == pytest.approx(
         math.log(1 + math.exp(-2)), rel=1e-6
     )
+    sampled = sampled_softmax(f, bank, torch.tensor([[0, 1, 1]]), 0.5)
+    assert sampled.item() == pytest.approx(math.log(1 + 2 * math.exp(-2)), rel=1e-6)
     constant = nce_constant(f, bank, torch.tensor([[0, 1]]), 1.0)
     assert constant.item() == pytest.approx((math.e + 1) / 2 * 2, rel=1e-6)
     assert proximal(f, torch.tensor([[0.0, 2.0]])).item() == pytest.approx(5.0)
@@ -121,6 +150,12 @@ def test_extreme_temperatures_in_float32(temperature: float) -> None:
         assert_close_to_golden(grads[0], wanted[0], 1e-4)
     assert got.isfinite()
     assert grads[0].isfinite().all()
+    hot, its_grads = value_and_gradients(
+        lambda f: sampled_softmax(f, small[1], index, temperature), small[:1], 1
+    )
+    logits = (bank[index] * f[:, None]).sum(2) / temperature
+    assert_close_to_golden(hot, (logits.logsumexp(1) - logits[:, 0]).mean(), 1e-4)
+    assert its_grads[0].isfinite().all()
     got, grads = value_and_gradients(
         lambda f: bank_softmax(f, small[1], index[:, 0], temperature), small[:1], 1
     )
@@ -142,6 +177,7 @@ def test_half_features_and_bank_are_computed_in_float32(
     for loss in (
         lambda f, bank: nce(f, bank, index, 50.0, 0.07),
         lambda f, bank: bank_softmax(f, bank, index[:, 0], 0.07),
+        lambda f, bank: sampled_softmax(f, bank, index, 0.07),
         lambda f, bank: proximal(f, bank[: len(f)]),
     ):
         want, wanted = value_and_gradients(lambda f, run=loss: run(f, bank.float()), [f.float()], 1)
@@ -157,6 +193,7 @@ def test_gradcheck() -> None:
     f.requires_grad_()
     assert torch.autograd.gradcheck(lambda f: nce(f, bank, index, 50.0, 0.2), [f])
     assert torch.autograd.gradcheck(lambda f: bank_softmax(f, bank, index[:, 0], 0.2), [f])
+    assert torch.autograd.gradcheck(lambda f: sampled_softmax(f, bank, index, 0.2), [f])
 
 
 @pytest.mark.parametrize("counts", COUNTS)
@@ -165,6 +202,7 @@ def test_ranks_equal_one(ranks: Ranks, counts: tuple[int, ...]) -> None:
     rest: dict[str, Any] = {"bank": bank, "temperature": 0.07}
     assert_ranks_equal_one(ranks, partial(_nce, z=50.0, **rest), [f, index], 1, counts)
     assert_ranks_equal_one(ranks, partial(_softmax, **rest), [f, index[:, 0]], 1, counts)
+    assert_ranks_equal_one(ranks, partial(_sampled_softmax, **rest), [f, index], 1, counts)
     assert_ranks_equal_one(ranks, proximal, [f, bank[: len(f)]], 1, counts)
     constants = ranks(len(counts), _constant_on_rank, f, bank, index, counts)
     want = nce_constant(f, bank, index, 0.07)
@@ -182,7 +220,7 @@ def _on_fake_cuda(loss: str, size: int) -> Tensor:
     bank = torch.randn(size, 8, device=DEVICE, dtype=torch.bfloat16)
     index = torch.randint(size, (6, 5), device=DEVICE)
     if loss == "softmax":
-        return bank_softmax(f, bank, index[:, 0], 0.07)
+        return bank_softmax(f, bank, index[:, 0], 0.07) + sampled_softmax(f, bank, index, 0.07)
     z = nce_constant(f, bank, index, 0.07)
     return nce(f, bank, index, z, 0.07) + nce(f, bank, index, 3.0, 0.07)
 
@@ -199,7 +237,8 @@ def test_compiles_without_graph_break(size: int) -> None:
     z = torch.tensor(50.0, dtype=torch.float64)
 
     def both(f: Tensor) -> Tensor:
-        return nce(f, bank, index, z, 0.07) + bank_softmax(f, bank, index[:, 0], 0.07)
+        sampled = sampled_softmax(f, bank, index, 0.07)
+        return nce(f, bank, index, z, 0.07) + bank_softmax(f, bank, index[:, 0], 0.07) + sampled
 
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(
@@ -250,6 +289,32 @@ def test_golden_nce() -> None:
         assert_close_to_golden(f.grad, golden[f"grad_x{step}"])
         assert_close_to_golden(raw.grad, golden[f"grad_raw{step}"])
         assert_close_to_golden(memory.rows, golden[f"memory_after{step}"])
+
+
+@pytest.mark.parametrize("name", ["cmc/insdis.npz", "cmc/insdis_softmax.npz"])
+def test_golden_of_cmcs_own_instance_discrimination(name: str) -> None:
+    golden = load(name)
+    hyper = golden["meta"]["hyper"]
+    start = torch.from_numpy(golden["memory_before"])
+    memory = MemoryBank(*start.shape, momentum=hyper["momentum"], seed=0)
+    memory.overwrite(torch.arange(len(start)), start)
+    f = torch.from_numpy(golden["x"]).requires_grad_()
+    index, own = torch.from_numpy(golden["idx"]), torch.from_numpy(golden["y"])
+    scores = (f[:, None] * memory.read(index)).sum(-1) / hyper["T"]
+    if hyper["use_softmax"]:
+        loss = sampled_softmax(f, memory.rows, index, hyper["T"])
+    else:
+        z = nce_constant(f, memory.rows, index, hyper["T"])
+        assert_close_to_golden(z, golden["params"][2])
+        scores = scores.exp() / z
+        loss = nce(f, memory.rows, index, z, hyper["T"])
+    loss.backward()
+    assert_close_to_golden(scores, golden["out"])
+    assert_close_to_golden(loss.flatten(), golden["loss"].reshape(1))
+    assert_close_to_golden(f.grad, golden["grad_x"])
+    memory.stage(own, f)
+    memory.commit()
+    assert_close_to_golden(memory.rows, golden["memory_after"])
 
 
 def test_golden_bank_softmax() -> None:
