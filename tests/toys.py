@@ -73,5 +73,6 @@ class Pooled(torch.nn.Module):
         self.num_features = num_features
         self.linear = torch.nn.Linear(in_chans, num_features)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x.mean((2, 3)))
+    def forward(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
+        image = x if isinstance(x, Tensor) else torch.cat(x, dim=1)
+        return self.linear(image.mean((2, 3)))

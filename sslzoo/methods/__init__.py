@@ -2,6 +2,7 @@
 
 from sslzoo.methods.base import SSLMethod
 from sslzoo.methods.byol import BYOL
+from sslzoo.methods.cmc import CMC
 from sslzoo.methods.dcl import DCL
 from sslzoo.methods.instdisc import InstDisc
 from sslzoo.methods.invaspread import InvaSpread
@@ -12,14 +13,15 @@ from sslzoo.methods.simclr import SimCLR
 from sslzoo.methods.supcon import SupCon
 from sslzoo.methods.triplet import Triplet
 
-__all__ = ["BYOL", "NNCLR", "InstDisc", "MoCo", "SSLMethod", "SimCLR"]
-
 __all__ = [
     "BYOL",
+    "CMC",
     "DCL",
+    "NNCLR",
     "InstDisc",
     "InvaSpread",
     "MarginContrastive",
+    "MoCo",
     "SSLMethod",
     "SimCLR",
     "SupCon",

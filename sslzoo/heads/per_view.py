@@ -1,0 +1,43 @@
+"""PerView: one head a view, on features that stand side by side."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+
+class PerView(nn.Module):
+    """M heads of one output width, each on its own share of the features.
+
+    Shapes: (B, in_features), the views' features one after the other, -> (B, M, out_features).
+
+    Args:
+        heads: M modules with `in_features` and `out_features`, such as `torch.nn.Linear`.
+
+    Attributes:
+        widths: `in_features` of each head; `in_features` is their sum.
+
+    Raises:
+        ValueError: no head, a head without the two widths, or several output widths.
+    """
+
+    def __init__(self, heads: list[nn.Module]) -> None:
+        super().__init__()
+        takes = [getattr(head, "in_features", None) for head in heads]
+        gives = [getattr(head, "out_features", None) for head in heads]
+        if not heads or not all(isinstance(width, int) for width in takes + gives):
+            raise ValueError(
+                f"heads with in_features and out_features (int) wanted, got {takes} and {gives}"
+            )
+        if len(set(gives)) > 1:
+            raise ValueError(f"heads of one out_features wanted, got {gives}")
+        self.heads = nn.ModuleList(heads)
+        self.widths = cast(list[int], takes)
+        self.in_features = sum(self.widths)
+        self.out_features: int = cast(Any, gives[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = zip(self.heads, x.split(self.widths, dim=1), strict=True)
+        return torch.stack([head(part) for head, part in pairs], dim=1)

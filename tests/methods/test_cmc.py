@@ -1,0 +1,202 @@
+"""CMC equals two steps of the authors' own code; pairs of views, towers, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslzoo.backbones import SmallResNet, Towers
+from sslzoo.batch import Batch
+from sslzoo.callbacks.memory import commit
+from sslzoo.heads import PerView
+from sslzoo.methods import CMC
+from tests.golden import assert_close_to_golden, load
+
+
+class Given(nn.Module):
+    """A tower whose features are its view, a channel each."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, 0, 0]
+
+
+class Eye(nn.Identity):
+    """A head that changes nothing."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.in_features = self.out_features = width
+
+
+def given(views: int, dim: int, **options: Any) -> CMC:
+    towers = Towers([Given(dim) for _ in range(views)], [dim] * views)
+    return CMC(towers, PerView([Eye(dim) for _ in range(views)]), **options)
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_golden_two_steps(softmax: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = load("cmc/nce_softmax.npz" if softmax else "cmc/nce.npz")
+    hyper = golden["meta"]["hyper"]
+    assert hyper["use_softmax"] == softmax
+    method = given(
+        2,
+        hyper["D"],
+        bank_size=hyper["n_data"],
+        num_negatives=hyper["K"],
+        temperature=hyper["T"],
+        bank_momentum=hyper["momentum"],
+        softmax=softmax,
+    )
+    every = torch.arange(hyper["n_data"])
+    for bank, name in zip(method.banks, ("l", "ab"), strict=True):
+        bank.overwrite(every, torch.from_numpy(golden[f"memory_{name}_before"]))
+    term = "softmax" if softmax else "nce"
+    for step in range(2):
+        index = torch.from_numpy(golden[f"idx{step}"])
+        monkeypatch.setattr(method, "negatives", lambda _, drawn=index: drawn[:, 1:])
+        views = [torch.from_numpy(golden[f"{n}{step}"]).requires_grad_() for n in ("l", "ab")]
+        own = torch.from_numpy(golden[f"y{step}"])
+        terms = method.losses(Batch([v[:, :, None, None] for v in views], own))
+        sum(terms.values()).backward()
+        for direction, name in (("0_1", "l"), ("1_0", "ab")):
+            loss = terms[f"{term}_{direction}"]
+            assert_close_to_golden(loss.flatten(), golden[f"loss_{name}{step}"].reshape(1))
+        if not softmax:
+            _, _, z_l, z_ab, _ = golden[f"params{step}"].tolist()
+            assert float(method.z_constants[0, 1]) == pytest.approx(z_l, rel=1e-4)
+            assert float(method.z_constants[1, 0]) == pytest.approx(z_ab, rel=1e-4)
+        for i, name in enumerate(("l", "ab")):
+            # Theirs is by the normalised features: the part along them is ours after normalising.
+            wanted = torch.from_numpy(golden[f"grad_{name}{step}"])
+            f = views[i].detach()
+            tangent = wanted - (wanted * f).sum(1, keepdim=True) * f
+            assert_close_to_golden(views[i].grad, tangent)
+        commit(method)
+        for bank, name in zip(method.banks, ("l", "ab"), strict=True):
+            assert_close_to_golden(bank.rows, golden[f"memory_{name}_after{step}"])
+
+
+def three(mode: str, **options: Any) -> tuple[CMC, Batch]:
+    method = given(3, 4, bank_size=20, num_negatives=5, mode=mode, **options)
+    generator = torch.Generator().manual_seed(0)
+    views = [torch.randn(6, 4, 1, 1, generator=generator) for _ in range(3)]
+    return method, Batch(views, torch.arange(6))
+
+
+def reference(f: Tensor, bank: Tensor, which: Tensor, temperature: float) -> Tensor:
+    logits = (bank[which] * f[:, None]).sum(2) / temperature
+    return F.cross_entropy(logits, torch.zeros(len(f), dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("mode", "wanted"),
+    [
+        ("full_graph", {(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)}),
+        ("core_view", {(0, 1), (1, 0), (0, 2), (2, 0)}),
+    ],
+)
+def test_modes_contrast_their_pairs_across_banks(mode: str, wanted: set[tuple[int, int]]) -> None:
+    method, batch = three(mode, softmax=True)
+    terms = method.losses(batch)
+    assert set(terms) == {f"softmax_{i}_{j}" for i, j in wanted}
+    which = torch.cat([batch.index[:, None], method.negatives(batch.index)], 1)
+    assert which.shape == (6, 6)
+    for i, j in wanted:
+        f = F.normalize(batch.views[i][:, :, 0, 0])
+        loss = reference(f, method.banks[j].rows, which, method.temperature)
+        torch.testing.assert_close(terms[f"softmax_{i}_{j}"], loss)
+
+
+def test_banks_differ_and_each_keeps_its_own_view() -> None:
+    method, batch = three("full_graph")
+    before = [bank.rows.clone() for bank in method.banks]
+    assert not torch.equal(before[0], before[1])
+    assert not torch.equal(before[1], before[2])
+    method.losses(batch)
+    commit(method)
+    for bank, old, view in zip(method.banks, before, batch.views, strict=True):
+        f = F.normalize(view[:, :, 0, 0])
+        torch.testing.assert_close(bank.rows[:6], F.normalize(0.5 * old[:6] + 0.5 * f))
+        assert torch.equal(bank.rows[6:], old[6:])
+
+
+def test_constants_are_set_once_and_survive_saving() -> None:
+    method, batch = three("core_view")
+    method.losses(batch)
+    constants = method.z_constants.clone()
+    pairs = torch.tensor([[0, 1, 1], [1, 0, 0], [1, 0, 0]], dtype=torch.bool)
+    assert torch.equal(constants > 0, pairs)
+    commit(method)
+    other, _ = three("core_view")
+    other.load_state_dict(method.state_dict())
+    again = batch._replace(views=[-view for view in batch.views])
+    torch.testing.assert_close(other.losses(again), method.losses(again))
+    assert torch.equal(method.z_constants, constants)
+    assert torch.equal(other.z_constants, constants)
+
+
+def test_no_negatives_is_the_softmax_over_a_whole_bank() -> None:
+    method, batch = three("full_graph")
+    method.num_negatives = 0
+    terms = method.losses(batch)
+    f = F.normalize(batch.views[2][:, :, 0, 0])
+    logits = f @ method.banks[1].rows.T / method.temperature
+    torch.testing.assert_close(terms["softmax_2_1"], F.cross_entropy(logits, batch.index))
+
+
+class Seen(NamedTuple):
+    light: Tensor
+    color: Tensor
+
+
+def test_an_image_and_its_views_give_the_same() -> None:
+    torch.manual_seed(0)
+    towers = Towers(
+        [SmallResNet((4, 8), in_chans=1), SmallResNet((4, 6), in_chans=2)], channels=(1, 2)
+    )
+    heads = PerView([nn.Linear(8, 5), nn.Linear(6, 5)])
+    method = CMC(towers, heads, bank_size=9, num_negatives=0)
+    image, index = torch.rand(4, 3, 8, 8), torch.arange(4)
+    cut = [image[:, :1], image[:, 1:]]
+    torch.testing.assert_close(
+        method.losses(Batch([image], index)), method.losses(Batch(cut, index))
+    )
+    method.eval()
+    features = method(image)
+    assert features.shape == (4, 14)
+    for view in (tuple(cut), Seen(*cut)):
+        assert torch.equal(method(view), features)
+    light, color = towers.towers[0](cut[0]), towers.towers[1](cut[1])
+    assert torch.equal(features, torch.cat([light, color], 1))
+    norms = method.project(image).norm(dim=2)
+    torch.testing.assert_close(norms, torch.ones(4, 2))
+
+
+def test_wrong_parts_are_named() -> None:
+    towers = Towers([Given(3), Given(4)], [3, 4])
+    with pytest.raises(ValueError, match=r"heads take \[4, 3\] .* towers give \[3, 4\]"):
+        CMC(towers, PerView([nn.Linear(4, 2), nn.Linear(3, 2)]), bank_size=5)
+    with pytest.raises(ValueError, match="PerView takes 6 features and what is below it gives 7"):
+        CMC(towers, PerView([Eye(3), Eye(3)]), bank_size=5)
+    with pytest.raises(ValueError, match="at least 2 views, got 1"):
+        CMC(Given(3), PerView([Eye(3)]), bank_size=5)
+    with pytest.raises(ValueError, match="got 'star'"):
+        given(2, 3, bank_size=5, mode="star")
+    with pytest.raises(ValueError, match=r"one out_features wanted, got \[2, 3\]"):
+        PerView([nn.Linear(3, 2), nn.Linear(3, 3)])
+    with pytest.raises(ValueError, match=r"got \[None\]"):
+        PerView([nn.ReLU()])
+    with pytest.raises(ValueError, match=r"got 2 towers and channels \[3\]"):
+        Towers([Given(3), Given(4)], [3])
+    with pytest.raises(ValueError, match=r"num_features \(int\), got \[None\]"):
+        Towers([nn.ReLU()], [3])
+    with pytest.raises(ValueError, match=r"7 channels, or views of \[3, 4\], got \[3\]"):
+        towers(torch.rand(2, 3, 1, 1))
