@@ -5,6 +5,7 @@ from sslzoo.data.folder import ImageFolder
 from sslzoo.data.imagenet import ImageNet
 from sslzoo.data.mnist5k import MNIST5k
 from sslzoo.data.module import ImageDataModule, ImageSets
+from sslzoo.data.multi_view import Modality, MultiViewFolder
 from sslzoo.data.stl10 import STL10
 from sslzoo.data.views import with_views
 
@@ -17,5 +18,7 @@ __all__ = [
     "ImageNet",
     "ImageSets",
     "MNIST5k",
+    "Modality",
+    "MultiViewFolder",
     "with_views",
 ]
