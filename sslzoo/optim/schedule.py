@@ -128,7 +128,10 @@ class WarmupCosine(Schedule):
 
 
 class Steps(Schedule):
-    """The rate times `gamma` at each milestone (in epochs): InstDisc's and MoCo's schedule."""
+    """The rate times `gamma` at each milestone (in epochs): InstDisc's and MoCo's schedule.
+
+    With `warmup_steps` it rises linearly from 0 over that many optimizer steps first (AMDIM: 500).
+    """
 
     def __init__(
         self,
@@ -137,13 +140,16 @@ class Steps(Schedule):
         milestones: Sequence[float] = (120, 160),
         gamma: float = 0.1,
         horizon_on_resume: Literal["keep", "new"] = "keep",
+        warmup_steps: int = 0,
     ):
         self.milestones, self.gamma = sorted(milestones), gamma
+        self.warmup_steps = warmup_steps
         super().__init__(optimizer, horizon, horizon_on_resume)
 
     def factor(self, step: int) -> float:
         epochs = step / self.horizon.steps_per_epoch
-        return self.gamma ** sum(epochs >= milestone for milestone in self.milestones)
+        dropped = self.gamma ** sum(epochs >= milestone for milestone in self.milestones)
+        return dropped * min(1.0, step / self.warmup_steps) if self.warmup_steps else dropped
 
 
 class ConstantRate(Schedule):

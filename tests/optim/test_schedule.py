@@ -64,6 +64,16 @@ def test_steps_drop_at_their_epochs() -> None:
     assert seen[480] == seen[599] == pytest.approx(0.0003)
 
 
+def test_steps_rise_first_where_asked() -> None:
+    schedule = Steps(sgd(0.2), Horizon(60, 10), milestones=[3, 5], gamma=0.5, warmup_steps=20)
+    seen = rates(schedule, 60)
+    assert seen[0] == 0
+    assert seen[5] == pytest.approx(0.05)
+    assert seen[20] == seen[29] == pytest.approx(0.2)
+    assert seen[30] == seen[49] == pytest.approx(0.1)
+    assert seen[59] == pytest.approx(0.05)
+
+
 def test_first_middle_and_last_value() -> None:
     schedule = WarmupCosine(sgd(2.0), Horizon(110, 10), warmup_epochs=1, end_factor=0.1)
     seen = rates(schedule, 111)
