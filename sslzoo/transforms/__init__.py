@@ -3,9 +3,11 @@
 from sslzoo.transforms.crop import RandomResizedCrop
 from sslzoo.transforms.eval_view import EvalView
 from sslzoo.transforms.recipes import (
+    amdim_views,
     byol_views,
     cmc_views,
     digit_views,
+    dim_views,
     instdisc_views,
     invaspread_views,
     moco_v1_views,
@@ -20,9 +22,11 @@ __all__ = [
     "RandomResizedCrop",
     "View",
     "Views",
+    "amdim_views",
     "byol_views",
     "cmc_views",
     "digit_views",
+    "dim_views",
     "instdisc_views",
     "invaspread_views",
     "moco_v1_views",

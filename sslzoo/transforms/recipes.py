@@ -23,6 +23,8 @@ from sslzoo.transforms.color_space import (
 )
 from sslzoo.transforms.crop import RandomResizedCrop
 from sslzoo.transforms.normalize import (
+    AMDIM_CIFAR_MEAN,
+    AMDIM_CIFAR_STD,
     IMAGENET_MEAN,
     IMAGENET_STD,
     INSTDISC_CIFAR_MEAN,
@@ -33,6 +35,7 @@ from sslzoo.transforms.normalize import (
 )
 from sslzoo.transforms.resample import Interpolation
 from sslzoo.transforms.solarize import Solarize
+from sslzoo.transforms.translate import RandomTranslate
 from sslzoo.transforms.views import Op, View, Views
 
 Numbers = Sequence[float] | None
@@ -337,6 +340,72 @@ def multi_crop_views(
             ops += [Solarize(0.2)] if large and number == 1 else []
             views.append(View(crop, [*ops, *_normalise(mean, std)]))
     return Views(views)
+
+
+def dim_views(
+    size: int = 32,
+    flip: bool = False,
+    mean: Numbers = (0.5, 0.5, 0.5),
+    std: Numbers = (0.5, 0.5, 0.5),
+) -> Views:
+    """Deep InfoMax's single view: the image itself.
+
+    Hjelm et al., Learning Deep Representations by Mutual Information Estimation and Maximization,
+    ICLR 2019, https://arxiv.org/abs/1808.06670; code rdevon/DIM at bac4765.
+
+    Order: resize, flip 0.5 (STL-10 only), normalise.
+
+    Deviations: an image that is not square is cut to its central square; the code's are square.
+
+    Args:
+        size: pixels of the view.
+        flip: True for STL-10, False for CIFAR.
+        mean: of each channel; None for no normalisation.
+        std: likewise.
+    """
+    crop = RandomResizedCrop(size, (1.0, 1.0), (1.0, 1.0), flip=0.5 if flip else 0.0)
+    return Views([View(crop, _normalise(mean, std))])
+
+
+def amdim_views(
+    size: int = 128,
+    dataset: Literal["imagenet", "cifar"] = "imagenet",
+    mean: Numbers = None,
+    std: Numbers = None,
+) -> Views:
+    """AMDIM's two views, which share one flip.
+
+    Bachman, Hjelm and Buchwalter, Learning Representations by Maximizing Mutual Information
+    Across Views, NeurIPS 2019, https://arxiv.org/abs/1906.00910; code Philip-Bachman/
+    amdim-public at 8754ae1.
+
+    Order, ImageNet: one flip 0.5 for both, crop (area 0.3 to 1, aspect 0.7 to 1.4, bicubic),
+    jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8, grayscale 0.25, normalise. CIFAR: one flip
+    0.5 for both, a shift of up to 4 pixels mirrored at the border with probability 0.8, jitter
+    (0.4, 0.4, 0.4, 0.2) with probability 0.8, grayscale 0.25, normalise.
+
+    Deviations: the flip is made with the crop, which changes nothing.
+
+    Args:
+        size: pixels of a view: 128, 64 for STL-10, 32 for CIFAR.
+        dataset: which of the two.
+        mean: of each channel; None for the code's of that dataset.
+        std: likewise.
+    """
+    if dataset not in ("imagenet", "cifar"):
+        raise ValueError(f"dataset is 'imagenet' or 'cifar', got {dataset!r}")
+    photos = dataset == "imagenet"
+    if mean is None and std is None:
+        mean = IMAGENET_MEAN if photos else AMDIM_CIFAR_MEAN
+        std = IMAGENET_STD if photos else AMDIM_CIFAR_STD
+    hue = 0.1 if photos else 0.2
+    ops: list[Op] = [] if photos else [RandomTranslate(4, 0.8)]
+    ops += [ColorJitter(0.4, 0.4, 0.4, hue, 0.8), Grayscale(0.25), *_normalise(mean, std)]
+    if photos:
+        crop = RandomResizedCrop(size, (0.3, 1.0), (0.7, 1.4), "bicubic", flip=0.0)
+    else:
+        crop = RandomResizedCrop(size, (1.0, 1.0), (1.0, 1.0), flip=0.0)
+    return Views([View(crop, ops)] * 2, shared_flip=0.5)
 
 
 def digit_views(

@@ -59,11 +59,19 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         views: one `View` for each tensor of the result; it may stand in the list several times.
         split: channels of the parts that each view is cut into, a tensor each, for methods whose
             views are channels of one crop (CMC); None: a view is one tensor.
+        shared_flip: probability of mirroring all views of a sample together, besides each crop's
+            own flip.
     """
 
-    def __init__(self, views: list[View], split: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        views: list[View],
+        split: Sequence[int] | None = None,
+        shared_flip: float = 0.0,
+    ) -> None:
         self.views = views
         self.split = None if split is None else list(split)
+        self.shared_flip = shared_flip
 
     @property
     def crops(self) -> list[RandomResizedCrop]:
@@ -109,6 +117,8 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
             own = keys.fold("view", number)
             boxes = view.crop.draw(own, images.shape[2], images.shape[3])
             flip = view.crop.draw_flip(own)
+            if self.shared_flip:
+                flip = flip ^ keys.bernoulli("shared flip", self.shared_flip)
 
             def crop(
                 rows: slice, view: View = view, boxes: Tensor = boxes, flip: Tensor = flip
@@ -156,11 +166,15 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         Returns:
             One (C, S, S) uint8 tensor a view.
         """
-        own = [keys.fold("view", number) for number in range(len(self.views))]
+        pairs = [(crop, keys.fold("view", number)) for number, crop in enumerate(self.crops)]
         if draft and not isinstance(image, Tensor):
-            return draft_for(image, list(zip(self.crops, own, strict=True)))
-        pixels = pixels_of(image)
-        return [crop.crop_one(pixels, key) for crop, key in zip(self.crops, own, strict=True)]
+            crops = draft_for(image, pairs)
+        else:
+            pixels = pixels_of(image)
+            crops = [crop.crop_one(pixels, key) for crop, key in pairs]
+        if self.shared_flip and bool(keys.bernoulli("shared flip", self.shared_flip)):
+            return [crop.flip(2) for crop in crops]
+        return crops
 
     def _cut(self, results: list[Tensor]) -> list[Tensor]:
         if self.split is None:

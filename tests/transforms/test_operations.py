@@ -25,6 +25,7 @@ from sslzoo.transforms.color import (
 )
 from sslzoo.transforms.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize_
 from sslzoo.transforms.solarize import Solarize, solarize_
+from sslzoo.transforms.translate import translate
 from tests.golden import assert_close_to_golden, load
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -132,6 +133,17 @@ def test_both_ways_to_blur_are_equal(size: int) -> None:
     _blur_by_taps(by_taps, sigma, 11)
     _blur_by_bands(by_bands, sigma, 11)
     torch.testing.assert_close(by_taps, by_bands, rtol=0, atol=1e-6)
+
+
+def test_translation_is_a_crop_of_the_mirrored_image() -> None:
+    images = photos()
+    shift = torch.tensor([[0, 0], [4, 0], [0, -4], [-3, 2], [1, 1], [-4, -4]])
+    got = translate(images.transpose(0, 1), shift).transpose(0, 1)
+    padded = tv.pad(images, [4, 4], padding_mode="reflect")
+    height, width = images.shape[2:]
+    for i, (down, right) in enumerate(shift.tolist()):
+        want = padded[i, :, 4 - down : 4 - down + height, 4 - right : 4 - right + width]
+        assert torch.equal(got[i], want)
 
 
 def test_affine_equals_torchvision() -> None:

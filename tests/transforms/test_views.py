@@ -17,8 +17,10 @@ from sslzoo.transforms import (
     RandomResizedCrop,
     View,
     Views,
+    amdim_views,
     byol_views,
     digit_views,
+    dim_views,
     instdisc_views,
     invaspread_views,
     moco_v1_views,
@@ -31,6 +33,7 @@ from sslzoo.transforms.blur import GaussianBlur, PILBlur
 from sslzoo.transforms.color import ColorJitter, Grayscale
 from sslzoo.transforms.normalize import Normalize
 from sslzoo.transforms.solarize import Solarize
+from sslzoo.transforms.translate import RandomTranslate
 
 RECIPES: dict[str, Callable[[], Views]] = {
     "simclr": lambda: simclr_views(32, 0.5),
@@ -43,6 +46,9 @@ RECIPES: dict[str, Callable[[], Views]] = {
     "invaspread": lambda: invaspread_views(32),
     "moco_v1": lambda: moco_v1_views(40),
     "moco_v2": lambda: moco_v2_views(80),
+    "dim": lambda: dim_views(32, flip=True),
+    "amdim": lambda: amdim_views(40),
+    "amdim_cifar": lambda: amdim_views(32, "cifar"),
     "swav": lambda: multi_crop_views(sizes=(48, 24), counts=(2, 3)),
     "dino": lambda: multi_crop_views("dino", (48, 24), (2, 3), ((0.4, 1.0), (0.05, 0.4))),
 }
@@ -100,7 +106,7 @@ def test_views_are_finite_random_and_of_the_announced_size(recipe: str) -> None:
         assert (first[0] - first[1]).abs().mean() > 0.01
 
 
-@pytest.mark.parametrize("recipe", ["simclr", "byol", "instdisc"])
+@pytest.mark.parametrize("recipe", ["simclr", "byol", "instdisc", "amdim"])
 def test_crops_of_workers_finish_to_the_devices_views(recipe: str) -> None:
     views, images = RECIPES[recipe](), photos(6)
     keys = sample_keys(4, 1, torch.arange(6))
@@ -205,6 +211,39 @@ def test_affine_draws_fill_their_range() -> None:
         RandomAffine(20, 95)
 
 
+def test_translations_are_uniform_and_independent() -> None:
+    (shift,) = RandomTranslate(2, 0.5).draw(sample_keys(0, 0, torch.arange(20_000)))
+    still = (shift == 0).all(1)
+    assert _near(still, 0.5 + 0.5 / 25)
+    code = ((shift[~still] + 2) * torch.tensor([5, 1])).sum(1)
+    counts = code.unique(return_counts=True)[1]
+    assert len(counts) == 24
+    expected = len(code) / 24
+    assert ((counts - expected) ** 2 / expected).sum() < 49.7
+    with pytest.raises(ValueError, match="got -1 and"):
+        RandomTranslate(-1)
+
+
+def test_amdims_views_share_their_flip_and_half_are_flipped() -> None:
+    crop = RandomResizedCrop(16, (1.0, 1.0), (1.0, 1.0), flip=0.0)
+    views = Views([View(crop, [])] * 2, amdim_views(16, "cifar").shared_flip)
+    image = photos(1, 16, 16)
+    keys = sample_keys(0, 0, torch.arange(400))
+    first, second = views(image.expand(400, -1, -1, -1), keys)
+    assert torch.equal(first, second)
+    flipped = ((first - image / 255).abs() > 1e-3).flatten(1).any(1)
+    torch.testing.assert_close(first[flipped][0], (image[0] / 255).flip(2))
+    assert _near(flipped, 0.5)
+    own = amdim_views(16, "cifar").views
+    assert [view.crop.flip for view in own] == [0.0, 0.0], "no flip of one view alone"
+
+
+def test_dims_view_is_the_image() -> None:
+    images = photos(3, 32, 32)
+    (view,) = dim_views(32)(images, sample_keys(0, 0, torch.arange(3)))
+    torch.testing.assert_close(view, images / 255 * 2 - 1)
+
+
 @pytest.mark.parametrize("op", [GaussianBlur(0.3), PILBlur(0.3), Grayscale(0.3), Solarize(0.3)])
 def test_operations_are_applied_with_their_probability(
     op: GaussianBlur | PILBlur | Grayscale | Solarize,
@@ -229,6 +268,9 @@ def test_recipes_hold_the_papers_order_and_numbers() -> None:
     assert [v.crop.flip for v in instdisc_views(32, "cifar").views] == [0.0]
     assert names(invaspread_views().views[0])[:2] == ["ColorJitter", "Grayscale"]
     assert [v.crop.flip for v in invaspread_views().views] == [0.5, 0.5]
+    assert names(amdim_views().views[1]) == ["ColorJitter", "Grayscale", "Normalize"]
+    assert names(amdim_views(32, "cifar").views[0])[0] == "RandomTranslate"
+    assert amdim_views().views[0].crop.scale == (0.3, 1.0)
     assert names(moco_v2_views().views[0])[2] == "PILBlur"
     dino = multi_crop_views("dino", counts=(2, 8), scales=((0.4, 1.0), (0.05, 0.4))).views
     assert [op.p for v in dino for op in v.ops if isinstance(op, PILBlur)] == [1.0, 0.1] + [0.5] * 8
