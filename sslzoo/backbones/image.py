@@ -96,6 +96,7 @@ class SmallResNet(nn.Module):
         widths: of the stem and of the blocks.
         in_chans: channels of the input.
         bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
+        map_block: `forward_map` gives the output of this block, counted from 1; None: the last's.
     """
 
     def __init__(
@@ -103,8 +104,14 @@ class SmallResNet(nn.Module):
         widths: tuple[int, ...] = (32, 64, 128, 256),
         in_chans: int = 3,
         bn_groups: int = 1,
+        map_block: int | None = None,
     ):
         super().__init__()
+        last = len(widths) - 1
+        if map_block is not None and not 1 <= map_block <= last:
+            raise ValueError(f"map_block is one of the {last} blocks from 1, got {map_block}")
+        self.map_block = last if map_block is None else map_block
+        self.map_features = widths[self.map_block]
         self.num_features = widths[-1]
         self.stem = nn.Conv2d(in_chans, widths[0], 3, 1, 1, bias=False)
         self.bn = GlobalBatchNorm(widths[0], groups=bn_groups)
@@ -118,8 +125,12 @@ class SmallResNet(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward_map(self, x: Tensor) -> Tensor:
-        """Feature map (B, num_features, H / 2^blocks, W / 2^blocks)."""
-        return self.blocks(self.relu(self.bn(self.stem(x))))
+        """Feature map (B, map_features, H / 2^map_block, W / 2^map_block)."""
+        return self.blocks[: self.map_block](self.relu(self.bn(self.stem(x))))
+
+    def forward_from_map(self, m: Tensor) -> Tensor:
+        """Features (B, num_features) of a feature map."""
+        return self.blocks[self.map_block :](m).mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.forward_map(x).mean((2, 3))
+        return self.forward_from_map(self.forward_map(x))

@@ -1,6 +1,15 @@
 """Heads: small modules between the backbone and the loss."""
 
 from sslzoo.heads.mlp import MLP, byol_mlp, simclr_projector
+from sslzoo.heads.mutual_information import MapEncoder, MI1x1ConvNet, PriorDiscriminator
 from sslzoo.heads.per_view import PerView
 
-__all__ = ["MLP", "PerView", "byol_mlp", "simclr_projector"]
+__all__ = [
+    "MLP",
+    "MI1x1ConvNet",
+    "MapEncoder",
+    "PerView",
+    "PriorDiscriminator",
+    "byol_mlp",
+    "simclr_projector",
+]

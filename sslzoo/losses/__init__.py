@@ -4,6 +4,14 @@ from sslzoo.losses.dcl import dcl
 from sslzoo.losses.info_nce import batch_info_nce, info_nce
 from sslzoo.losses.invaspread import invaspread
 from sslzoo.losses.margin_contrastive import margin_contrastive
+from sslzoo.losses.mutual_information import (
+    dim_donsker_varadhan,
+    dim_fenchel_dual,
+    dim_info_nce,
+    discriminator_loss,
+    generator_loss,
+    slope_penalty,
+)
 from sslzoo.losses.nce import bank_softmax, nce, nce_constant, proximal, sampled_softmax
 from sslzoo.losses.nt_xent import nt_xent
 from sslzoo.losses.regression import regression
@@ -14,6 +22,11 @@ __all__ = [
     "bank_softmax",
     "batch_info_nce",
     "dcl",
+    "dim_donsker_varadhan",
+    "dim_fenchel_dual",
+    "dim_info_nce",
+    "discriminator_loss",
+    "generator_loss",
     "info_nce",
     "invaspread",
     "margin_contrastive",
@@ -23,6 +36,7 @@ __all__ = [
     "proximal",
     "regression",
     "sampled_softmax",
+    "slope_penalty",
     "sup_con",
     "triplet",
 ]

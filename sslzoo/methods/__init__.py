@@ -4,6 +4,7 @@ from sslzoo.methods.base import SSLMethod
 from sslzoo.methods.byol import BYOL
 from sslzoo.methods.cmc import CMC
 from sslzoo.methods.dcl import DCL
+from sslzoo.methods.deep_infomax import DeepInfoMax
 from sslzoo.methods.instdisc import InstDisc
 from sslzoo.methods.invaspread import InvaSpread
 from sslzoo.methods.margin_contrastive import MarginContrastive
@@ -18,6 +19,7 @@ __all__ = [
     "CMC",
     "DCL",
     "NNCLR",
+    "DeepInfoMax",
     "InstDisc",
     "InvaSpread",
     "MarginContrastive",

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sslzoo.batch import Batch, View, as_batch
-from sslzoo.distributed import gather_objects, rank, sum_over_ranks, world_size
+from sslzoo.distributed import gather_objects, rank, row_layout, sum_over_ranks, world_size
 from sslzoo.memory import memory_buffers
 from sslzoo.optim import Horizon, Schedule, all_alike
-from sslzoo.random import run_seed
+from sslzoo.random import Keys, run_seed
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
 ScheduleFactory = Callable[[Optimizer, Horizon], Schedule]
@@ -59,6 +59,20 @@ def joined(backbone: nn.Module, *heads: nn.Module) -> int:
             raise ValueError(f"{name} takes {takes} features and what is below it gives {width}")
         width = gives
     return width
+
+
+def step_keys(method: SSLMethod, batch: Batch) -> Keys:
+    """A key for each sample's draws of this step.
+
+    Of the sample's index; of its place in the global batch where a foreign loader gives none.
+    """
+    index = batch.index
+    if len(index) == 0:
+        view = batch.views[0]
+        values = view if isinstance(view, Tensor) else view[0]
+        start = row_layout(len(values)).start
+        index = torch.arange(start, start + len(values), device=values.device)
+    return Keys(index).fold(method.seed, method.step)
 
 
 class SSLMethod(LightningModule, ABC):

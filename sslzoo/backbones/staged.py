@@ -1,0 +1,98 @@
+"""Staged backbones: a feature map on the way to the features, for methods that look at places.
+
+Such a backbone has `map_features` (channels of the map), `forward_map` and `forward_from_map`;
+its `forward` is the one after the other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslzoo.backbones.image import cifar_resnet
+from sslzoo.norm import GlobalBatchNorm
+
+
+class Staged(nn.Module):
+    """Two parts: images to a feature map, and the map to features.
+
+    Args:
+        low: (B, C, H, W) -> (B, map_features, h, w).
+        high: the map -> (B, num_features).
+        map_features: channels of the map.
+        num_features: width of the features.
+    """
+
+    def __init__(self, low: nn.Module, high: nn.Module, map_features: int, num_features: int):
+        super().__init__()
+        self.low, self.high = low, high
+        self.map_features, self.num_features = map_features, num_features
+        self.to(memory_format=torch.channels_last)
+
+    def forward_map(self, x: Tensor) -> Tensor:
+        """Feature map (B, map_features, h, w)."""
+        return self.low(x)
+
+    def forward_from_map(self, m: Tensor) -> Tensor:
+        """Features (B, num_features) of a feature map."""
+        return self.high(m)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.high(self.low(x))
+
+
+def dim_convnet(size: int = 32, in_chans: int = 3, bn_groups: int = 1) -> nn.Module:
+    """Deep InfoMax's CIFAR encoder: a map of 128 x 8 x 8 for 32 pixels, and 1024 features.
+
+    Conv(64)-Conv(128) to the map, Conv(256), Linear(1024), each with BN and ReLU, convolutions
+    4x4 of stride 2. The features are the paper's "fc"; its Y is a Linear on top of them. Code:
+    rdevon/DIM at bac4765, configuration basic32x32.
+
+    Args:
+        size: pixels of the images, a multiple of 8.
+        in_chans: channels of the images.
+        bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
+    """
+    if size < 8 or size % 8:
+        raise ValueError(f"dim_convnet halves three times: a multiple of 8 wanted, got {size}")
+
+    def halve(wide: int, narrow: int) -> list[nn.Module]:
+        conv = nn.Conv2d(wide, narrow, 4, 2, 1, bias=False)
+        return [conv, GlobalBatchNorm(narrow, groups=bn_groups), nn.ReLU(inplace=True)]
+
+    low = nn.Sequential(*halve(in_chans, 64), *halve(64, 128))
+    high = nn.Sequential(
+        *halve(128, 256),
+        nn.Flatten(),
+        nn.Linear(256 * (size // 8) ** 2, 1024, bias=False),
+        GlobalBatchNorm(1024, groups=bn_groups),
+        nn.ReLU(inplace=True),
+    )
+    return Staged(low, high, 128, 1024)
+
+
+def staged_cifar_resnet(
+    name: str = "resnet18",
+    map_stage: int = 3,
+    bn_groups: int = 1,
+    in_chans: int = 3,
+    zero_init_last: bool = True,
+) -> nn.Module:
+    """`cifar_resnet` with the output of a stage as its feature map.
+
+    Args:
+        name: as in `cifar_resnet`.
+        map_stage: 1 to 3; for 32 pixels their maps are of 32, 16 and 8.
+        bn_groups: see `cifar_resnet`.
+        in_chans: see `cifar_resnet`.
+        zero_init_last: see `cifar_resnet`.
+    """
+    if not 1 <= map_stage <= 3:
+        raise ValueError(f"the map is the output of stage 1, 2 or 3, got {map_stage}")
+    net: Any = cifar_resnet(name, bn_groups, in_chans, zero_init_last)
+    stages = [net.layer1, net.layer2, net.layer3, net.layer4]
+    low = nn.Sequential(net.conv1, net.bn1, net.act1, *stages[:map_stage])
+    high = nn.Sequential(*stages[map_stage:], net.global_pool)
+    return Staged(low, high, net.feature_info[map_stage]["num_chs"], net.num_features)
