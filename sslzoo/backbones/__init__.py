@@ -1,11 +1,13 @@
 """Backbones: functions and classes that give an nn.Module with `num_features`."""
 
+from sslzoo.backbones.amdim import AMDIMEncoder
 from sslzoo.backbones.image import SmallResNet, cifar_resnet, timm_backbone
 from sslzoo.backbones.staged import Staged, dim_convnet, staged_cifar_resnet
 from sslzoo.backbones.towers import Towers
 from sslzoo.norm import GlobalBatchNorm, convert_batch_norm
 
 __all__ = [
+    "AMDIMEncoder",
     "GlobalBatchNorm",
     "SmallResNet",
     "Staged",

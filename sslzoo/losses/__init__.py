@@ -1,5 +1,6 @@
 """Losses: pure functions of tensors; the mean over ranks is the loss of the global batch."""
 
+from sslzoo.losses.amdim import amdim_nce
 from sslzoo.losses.dcl import dcl
 from sslzoo.losses.info_nce import batch_info_nce, info_nce
 from sslzoo.losses.invaspread import invaspread
@@ -19,6 +20,7 @@ from sslzoo.losses.sup_con import sup_con
 from sslzoo.losses.triplet import triplet
 
 __all__ = [
+    "amdim_nce",
     "bank_softmax",
     "batch_info_nce",
     "dcl",

@@ -1,5 +1,6 @@
 """Methods: one LightningModule, one file, one paper."""
 
+from sslzoo.methods.amdim import AMDIM
 from sslzoo.methods.base import SSLMethod
 from sslzoo.methods.byol import BYOL
 from sslzoo.methods.cmc import CMC
@@ -15,6 +16,7 @@ from sslzoo.methods.supcon import SupCon
 from sslzoo.methods.triplet import Triplet
 
 __all__ = [
+    "AMDIM",
     "BYOL",
     "CMC",
     "DCL",
