@@ -123,9 +123,10 @@ def test_takes_a_step(name: str) -> None:
     index = torch.arange(8)
     images = torch.randint(0, 256, (8, channels, 40, 40), dtype=torch.uint8)
     views = cli.datamodule.transform(images, sample_keys(0, 0, index))
-    size = config["data"]["init_args"]["transform"]["init_args"]["size"]
-    assert all(view.shape[2:] == (size, size) for view in views)
-    split = cli.datamodule.transform.split
+    sizes, split = cli.datamodule.transform.sizes, cli.datamodule.transform.split
+    given = config["data"]["init_args"]["transform"].get("init_args", {})
+    assert [view.shape[2:] for view in views] == [(size, size) for size in sizes]
+    assert given.get("size", sizes[0]) == sizes[0]
     assert all(view.shape[:2] == (8, channels) for view in views) or sum(split) == channels
     method = cli.model
     optimizer = method.configure_optimizers()
