@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from jsonargparse import ArgumentParser
+from lightning import LightningDataModule
 from PIL import Image
 from torch import Tensor, nn
 
@@ -133,10 +137,11 @@ def test_evaluation_resizes_the_shorter_side(tmp_path: Path) -> None:
     depth = data.sets.train.read(0)[1]
     half = torch.nn.functional.interpolate(depth[None], (10, 12), mode="bilinear", antialias=True)
     torch.testing.assert_close(view[0, 3], half[0, 0, 1:9, 2:10])
+    large = folder(tmp_path, size=22)
+    large.setup()
+    batches = iter(large.eval_dataloaders().bank)
     with pytest.raises(ValueError, match="20 x 24 are smaller than size 22; set resize"):
-        large = folder(tmp_path, size=22)
-        large.setup()
-        next(iter(large.eval_dataloaders().bank))
+        next(batches)
 
 
 def test_formats(tmp_path: Path) -> None:
@@ -228,6 +233,21 @@ def test_wrong_arguments_are_refused_at_once(tmp_path: Path) -> None:
         Modality("flow", "flow")
     with pytest.raises(ValueError, match=r"depth wants 1 numbers, got mean \[0.5, 0.5\]"):
         Modality("depth", "depth", [0.5, 0.5])
+
+
+@pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+def test_the_yaml_of_the_guide_is_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/methods/cmc.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    content = yaml.safe_load(block)
+    content["init_args"] |= {"root": str(write_tree(tmp_path)), "size": 16, "batch_size": 3}
+    data = parser.instantiate_classes(parser.parse_object({"data": content})).data
+    data.num_workers = 0
+    data.setup()
+    assert data.channels == [1, 2, 1, 3]
+    assert [view.shape[1] for view in train_batches(data)[0].views] == data.channels
 
 
 def test_cmc_takes_a_step_on_it_and_evaluates_all_towers(tmp_path: Path) -> None:
