@@ -61,10 +61,17 @@ def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["sslzoo"])
 
 
-def test_three_recipes_for_every_method() -> None:
+# Not on ImageNet: the papers have no such recipe, or none whose numbers are known here.
+NOT_IMAGENET = {"deep_infomax", "invaspread", "margin_contrastive", "supcon", "triplet"}
+
+
+def test_recipes_for_every_method() -> None:
     for method in sorted({name.split("/")[0] for name in NAMES if "/" in name}):
         recipes = [name for name in NAMES if name.startswith(f"{method}/")]
-        for data in ("imagenet", "cifar10", "folder"):
+        wanted = (
+            ("cifar10", "folder") if method in NOT_IMAGENET else ("imagenet", "cifar10", "folder")
+        )
+        for data in wanted:
             assert any(f"/{data}_" in name for name in recipes), f"{method} has no {data} recipe"
 
 
