@@ -10,7 +10,7 @@ import torch
 from tests.ranks import Ranks
 
 # One thread: with two, torch 2.14's convolutions write beyond their memory for odd batches of
-# images and very few channels, which toys have and real nets have not.
+# images and very few channels; seen for toys alone.
 torch.set_num_threads(1)
 
 

@@ -226,7 +226,7 @@ def test_translations_are_uniform_and_independent() -> None:
 
 def test_amdims_views_share_their_flip_and_half_are_flipped() -> None:
     crop = RandomResizedCrop(16, (1.0, 1.0), (1.0, 1.0), flip=0.0)
-    views = Views([View(crop, [])] * 2, amdim_views(16, "cifar").shared_flip)
+    views = Views([View(crop, [])] * 2, shared_flip=amdim_views(16, "cifar").shared_flip)
     image = photos(1, 16, 16)
     keys = sample_keys(0, 0, torch.arange(400))
     first, second = views(image.expand(400, -1, -1, -1), keys)
