@@ -21,9 +21,7 @@ from torch import Tensor
 from sslzoo.distributed import gather, row_layout, world_size
 from sslzoo.losses.identity import identity
 from sslzoo.losses.precision import at_least_float32, no_autocast
-from sslzoo.losses.strips import Strips
-
-_NEAREST = 1e-9**0.5
+from sslzoo.losses.strips import NEAREST, Strips
 
 
 def margin_contrastive(z: Tensor, label: Tensor | None = None, margin: float = 1.0) -> Tensor:
@@ -56,6 +54,6 @@ def margin_contrastive(z: Tensor, label: Tensor | None = None, margin: float = 1
             same, other = pull * who.same(part), push * who.other(part)
             short = (margin - distance).clamp_min(0)
             total = total + (same * distance.square() + other * short.square()).sum() / 2
-            slope = (same - other * short / distance.clamp_min(_NEAREST)) / 2
+            slope = (same - other * short / distance.clamp_min(NEAREST)) / 2
             strips.add_square_slope(part, slope)
         return strips.total(total)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 # Numbers of one strip: few enough for a core's caches; large launches, and 64 MiB, on a GPU.
 _STRIP = {"cpu": 1 << 21, "cuda": 1 << 24}
+NEAREST = 1e-9**0.5  # the least distance that a slope is divided by
 
 
 class Strips:

@@ -28,9 +28,7 @@ from torch.nn import functional as F
 from sslzoo.distributed import gather, row_layout, sum_over_ranks, world_size
 from sslzoo.losses.identity import identity
 from sslzoo.losses.precision import at_least_float32, no_autocast
-from sslzoo.losses.strips import Strips
-
-_NEAREST = 1e-9**0.5
+from sslzoo.losses.strips import NEAREST, Strips
 
 
 class _Mined(NamedTuple):
@@ -93,7 +91,7 @@ def triplet(
             mined = _mine(d, who.same(part), who.other(part), margin, mining)
             total = total + mined.value
             count = count + (mined.num_mined if mean_over == "all" else mined.num_nonzero)
-            slope = mined.slope if squared else mined.slope / (2 * distance.clamp_min(_NEAREST))
+            slope = mined.slope if squared else mined.slope / (2 * distance.clamp_min(NEAREST))
             strips.add_square_slope(part, slope)
         everywhere = sum_over_ranks(count).clamp_min(1).to(z.dtype)
         return strips.total(total) * (world_size() / everywhere)
