@@ -2,8 +2,8 @@
 
     python -m benchmarks.quality simclr --config simclr/folder_small_10ep --data FOLDER
 
-`sslzoo fit` runs as a process of its own, whose wall time and peak memory are recorded in the run
-folder; the final encoder, the untrained one and raw pixels are scored with the library's kNN.
+`sslzoo fit` runs as a process of its own, whose wall time, CPU time and peak memory are recorded in
+the run folder; the final encoder, the untrained one and raw pixels are scored with the library's kNN.
 Results go to benchmarks/results/quality/<name>.json and weights to zoo_weights/.
 """
 
@@ -44,7 +44,8 @@ TIMING = "fit.json"  # in the run folder
 def fit(config: str, data: str, val_dir: str, folder: Path, extra: list[str]) -> Path:
     """Run `sslzoo fit` and time it; the folder of the run.
 
-    The wall time counts everything: start, decoding of the images, online evaluation.
+    The wall time counts everything: start, decoding of the images, online evaluation. The CPU
+    time counts all threads and workers, and not what else the machine did meanwhile.
     """
     folder.mkdir(parents=True, exist_ok=True)
     arguments = ["fit", "--config", config, "--data.root", data, "--data.val_dir", val_dir]
@@ -60,7 +61,9 @@ def fit(config: str, data: str, val_dir: str, folder: Path, extra: list[str]) ->
     if process.returncode:
         raise RuntimeError(f"sslzoo {' '.join(arguments)} ended with {process.returncode}")
     (run,) = set(folder.glob("version_*")) - before
-    timing = {"minutes": minutes, "peak_memory_mb": usage.ru_maxrss / 1024, **about}
+    cpu_minutes = (usage.ru_utime + usage.ru_stime) / 60
+    timing = {"minutes": minutes, "cpu_minutes": cpu_minutes}
+    timing |= {"peak_memory_mb": usage.ru_maxrss / 1024, **about}
     timing["extra"] = extra
     (run / TIMING).write_text(json.dumps(timing, indent=1) + "\n")
     return run
@@ -107,7 +110,9 @@ def pixel_scores(model: nn.Module, data: Any) -> dict[str, float]:
     return scores
 
 
-def evaluate(run: Path, name: str, config_name: str, data_name: str, weights: Path) -> Score:
+def evaluate(
+    run: Path, name: str, net: str, config_name: str, data_name: str, weights: Path
+) -> Score:
     """Score a run, export its encoder and card; what goes into the results."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     data = build(config, "data")
@@ -136,8 +141,8 @@ def evaluate(run: Path, name: str, config_name: str, data_name: str, weights: Pa
         "versions": versions(),
     }
     encoder = config["model"]["init_args"]["backbone"]
-    view = {key: _plain(getattr(data.eval_view, key)) for key in ("size", "mean", "std")}
-    stem = weights / f"{name}-small_resnet-cifar10jpeg"
+    view = {key: _plain(getattr(data.eval_view, key)) for key in ("size", "mean", "std", "space")}
+    stem = weights / f"{name}-{net}-cifar10jpeg"
     digest = export(model.encoder(), stem.with_suffix(".safetensors"))
     loaded = load_encoder(encoder, stem.with_suffix(".safetensors"))
     result["knn_top1_float16"] = score(loaded, loaders)
@@ -163,6 +168,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="folder with train/ and the test images")
     parser.add_argument("--val-dir", default="test")
     parser.add_argument("--data-name", default="CIFAR-10 as JPEG files")
+    parser.add_argument("--net", default="small_resnet", help="in the name of the weights")
     parser.add_argument("--run", type=Path, help="score this finished run instead of training")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "quality")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -174,7 +180,8 @@ def main(args: list[str] | None = None) -> None:
     if run is None:
         folder = (given.runs / given.name).resolve()
         run = fit(given.config, data, given.val_dir, folder, extra)
-    result = evaluate(run, given.name, given.config, given.data_name, given.weights)
+    about = (given.name, given.net, given.config, given.data_name)
+    result = evaluate(run, *about, given.weights)
     given.output.mkdir(parents=True, exist_ok=True)
     (given.output / f"{given.name}.json").write_text(json.dumps(result, indent=1) + "\n")
     print({key: result[key] for key in result if key.endswith(("top1", "float16", "minutes"))})
