@@ -3,7 +3,8 @@
     python -m benchmarks.quality simclr --config simclr/folder_small_10ep --data FOLDER
 
 `sslzoo fit` runs as a process of its own, whose wall time, CPU time and peak memory are recorded in
-the run folder; the final encoder, the untrained one and raw pixels are scored with the library's kNN.
+the run folder; the final encoder, the untrained one and raw pixels are scored with the library's
+kNN (pixels once for a folder of images: their scores are kept beside the runs).
 Results go to benchmarks/results/quality/<name>.json and weights to zoo_weights/.
 """
 
@@ -110,6 +111,17 @@ def pixel_scores(model: nn.Module, data: Any) -> dict[str, float]:
     return scores
 
 
+def kept_pixel_scores(model: nn.Module, data: Any, path: Path) -> dict[str, float]:
+    """`pixel_scores`, from the file where they stand there for these images."""
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    view = data.eval_view
+    key = f"{data.root} {len(data.sets.query)} {view.size} {view.resize} {K} {TEMPERATURE}"
+    if key not in kept:
+        kept[key] = pixel_scores(model, data)
+        path.write_text(json.dumps(kept, indent=1) + "\n")
+    return kept[key]
+
+
 def evaluate(
     run: Path, name: str, net: str, config_name: str, data_name: str, weights: Path
 ) -> Score:
@@ -120,7 +132,8 @@ def evaluate(
     loaders = data.eval_dataloaders()
     seed_everything(config["seed_everything"], verbose=False)
     model = build(config, "model")
-    scores = {**pixel_scores(model, data), "untrained_knn_top1": score(model, loaders)}
+    pixels = kept_pixel_scores(model, data, run.parents[1] / "pixels.json")
+    scores = {**pixels, "untrained_knn_top1": score(model, loaders)}
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", "cpu", weights_only=True)
     model.load_state_dict(checkpoint["state_dict"])
     scores["knn_top1"] = score(model, loaders)
