@@ -44,7 +44,8 @@ def load_encoder(backbone: dict[str, Any], path: Path) -> nn.Module:
     """The backbone of a config (class_path, init_args) with the file's weights, in float32."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--backbone", type=nn.Module)
-    made = parser.instantiate(parser.parse_object({"backbone": copy.deepcopy(backbone)}))
+    parsed = parser.parse_object({"backbone": copy.deepcopy(backbone)})  # it changes what it gets
+    made = parser.instantiate(parsed)
     encoder: nn.Module = made["backbone"]
     with torch.no_grad():
         encoder.load_state_dict(load_file(path))

@@ -11,6 +11,7 @@ Results go to benchmarks/results/quality/<name>.json and weights to zoo_weights/
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import subprocess
@@ -75,7 +76,7 @@ def build(config: dict[str, Any], part: str) -> Any:
     bases = {"model": LightningModule, "data": LightningDataModule}
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(bases[part], part, required=True)
-    parsed = parser.parse_object({part: config[part]})
+    parsed = parser.parse_object({part: copy.deepcopy(config[part])})  # it changes what it gets
     return parser.instantiate(parsed)[part]
 
 
