@@ -29,7 +29,7 @@ _NEUTRAL = (1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 
 
 def gray_plane(planes: Tensor) -> Tensor:
-    """The gray value of each pixel. Shapes: (3, B, H, W) -> (B, H, W)."""
+    """The gray value of each pixel. Shapes: (3, B, ...) -> (B, ...)."""
     red, green, blue = GRAY_WEIGHTS
     return (planes[0] * red).add_(planes[1], alpha=green).add_(planes[2], alpha=blue)
 
@@ -52,7 +52,8 @@ def hue_(planes: Tensor, turns: Tensor) -> None:
 
     With m the smallest and M the largest channel, the hexagon's hue counted from red is, in
     sixths of a turn, sign(g - b) (1 + (g + b - r - m) / (M - m)), whichever channel is largest.
-    Back, a channel is m + (M - m) clamp(2 - sixths from that channel's own hue, 0, 1).
+    Back, a channel is m + (M - m) clamp(2 - sixths from that channel's own hue, 0, 1); from red
+    the distance counts around both ends, so there it is clamp(sixths from cyan - 1, 0, 1).
 
     Args:
         planes: (3, B, H, W), changed in place.
@@ -60,12 +61,16 @@ def hue_(planes: Tensor, turns: Tensor) -> None:
     """
     red, green, blue = planes
     high, chroma = _extremes(planes)
-    low = high - chroma
-    hue = (green + blue).sub_(red).sub_(low).div_(chroma.clamp_min(_TINY)).add_(1)
-    hue.copysign_(green - blue).mul_(1 / 6).add_(per_sample(turns))
-    own = torch.arange(3, device=planes.device)[:, None, None, None] / 3
-    torch.sub(hue, own, out=planes)
-    planes.sub_(planes.round()).abs_().mul_(-6).add_(2).clamp_(0, 1).mul_(chroma).add_(low)
+    low = torch.sub(high, chroma, out=high)
+    hue = torch.add(green, blue).sub_(red).sub_(low)
+    scratch = chroma.clamp_min(_TINY)
+    hue.div_(scratch).add_(1).copysign_(torch.sub(green, blue, out=scratch))
+    hue.mul_(1 / 6).add_(per_sample(turns + 2)).frac_().mul_(6)  # 0 to 6, from red
+    torch.sub(hue, 3, out=red).abs_().sub_(1)
+    torch.sub(hue, 2, out=green).abs_().neg_().add_(2)
+    torch.sub(hue, 4, out=blue).abs_().neg_().add_(2)
+    for plane in (red, green, blue):  # one at a time: in the cache
+        plane.clamp_(0, 1).mul_(chroma).add_(low)
 
 
 def fast_hue_(planes: Tensor, turns: Tensor) -> None:
@@ -98,17 +103,18 @@ def hsv_saturation_(planes: Tensor, factor: Tensor) -> None:
 def _blend(planes: Tensor, weights: Tensor, channel_mean: bool, wanted: list[bool]) -> None:
     """Pixel <- scale pixel + gray its gray value + mean the image's mean + shift."""
     scale, gray, mean, shift = weights.unbind(1)
-    offset = per_sample(shift)
-    if wanted[_MEAN] and channel_mean:
-        offset = offset + per_sample(planes.mean((2, 3)) * mean)
-    if wanted[_GRAY] or (wanted[_MEAN] and not channel_mean):
-        values = gray_plane(planes)
-        if wanted[_MEAN] and not channel_mean:
-            offset = offset + per_sample(values.mean((1, 2)) * mean)
-        offset = values.mul_(per_sample(gray)).add_(offset) if wanted[_GRAY] else offset
+    offset = per_sample(shift) if wanted[_SHIFT] else None
+    if wanted[_MEAN]:
+        means = planes.mean((2, 3))  # (3, B)
+        moved = per_sample((means if channel_mean else gray_plane(means)) * mean)
+        offset = moved if offset is None else offset + moved
+    if wanted[_GRAY]:
+        values = gray_plane(planes).mul_(per_sample(gray))
+        offset = values if offset is None else values + offset
     if wanted[_SCALE]:
         planes.mul_(per_sample(scale))
-    planes.add_(offset)
+    if offset is not None:
+        planes.add_(offset)
 
 
 @final

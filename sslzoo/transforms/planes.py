@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _CACHE_FLOATS = 400_000  # of a chunk of samples on a CPU: few enough for its caches
+_FEW = 4  # large images: one alone needs only the operations that it drew
 
 
 def to_planes(images: Tensor) -> Tensor:
@@ -30,7 +31,10 @@ def per_sample(values: Tensor) -> Tensor:
 
 def chunk_rows(floats_per_sample: int, batch: int, device: torch.device) -> int:
     """How many samples to take at a time: few on a CPU (cache), all on an accelerator."""
-    return max(1, _CACHE_FLOATS // floats_per_sample) if device.type == "cpu" else max(1, batch)
+    if device.type != "cpu":
+        return max(1, batch)
+    rows = _CACHE_FLOATS // floats_per_sample
+    return rows if rows >= _FEW else 1
 
 
 def require_rgb(planes: Tensor, operation: str) -> None:

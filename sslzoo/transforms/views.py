@@ -6,10 +6,7 @@ sample do not depend on the batch it comes in. Shapes: B samples, C channels, a 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import Protocol, final
 
 import torch
@@ -203,28 +200,11 @@ def _finish(view: View, images: Tensor, keys: Keys, crop: Callable[[slice], Tens
     out = torch.empty(batch, channels, size, size, device=images.device)
     step = chunk_rows(channels * size * size, batch, images.device)
 
-    @torch.no_grad()
-    def make(rows: slice) -> None:
-        with torch.autocast(images.device.type, enabled=False):
+    with torch.autocast(images.device.type, enabled=False):
+        for start in range(0, batch, step):
+            rows = slice(start, start + step)
             planes = crop(rows)
             for op, drawn in zip(view.ops, draws, strict=True):
                 planes = op.apply(planes, *(values[rows] for values in drawn))
             out[rows] = planes.transpose(0, 1)
-
-    chunks = [slice(start, start + step) for start in range(0, batch, step)]
-    threads = min(len(chunks), torch.get_num_threads())
-    if images.device.type == "cpu" and threads > 1:
-        list(_threads(os.getpid(), torch.get_num_threads()).map(make, chunks))
-    else:
-        for rows in chunks:
-            make(rows)
     return out
-
-
-@lru_cache(maxsize=1)
-def _threads(process: int, count: int) -> ThreadPoolExecutor:
-    """Threads that take a chunk each: torch's own would meet after every small operation.
-
-    One pool a process (a forked one has none of its parent's threads), one operation a thread.
-    """
-    return ThreadPoolExecutor(count, "views", initializer=torch.set_num_threads, initargs=(1,))

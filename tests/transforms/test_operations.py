@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import InterpolationMode
 
 from sslzoo.transforms import EvalView
 from sslzoo.transforms.affine import affine_
-from sslzoo.transforms.blur import _blur_by_bands, _blur_by_taps, gaussian_blur_, pil_blur_
+from sslzoo.transforms.blur import _blur_by_bands, _blur_by_samples, gaussian_blur_, pil_blur_
 from sslzoo.transforms.color import (
     ColorJitter,
     Grayscale,
@@ -130,7 +130,7 @@ def test_both_ways_to_blur_are_equal(size: int) -> None:
     images = torch.rand(3, 4, size, size + 2, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor([0.1, 0.5, 1.1, 2.0])
     by_taps, by_bands = images.clone(), images.clone()
-    _blur_by_taps(by_taps, sigma, 11)
+    _blur_by_samples(by_taps, sigma, 11)
     _blur_by_bands(by_bands, sigma, 11)
     torch.testing.assert_close(by_taps, by_bands, rtol=0, atol=1e-6)
 
