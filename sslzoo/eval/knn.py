@@ -28,12 +28,13 @@ from sslzoo.eval.neighbours import (
     first_occurrence,
     float32_error,
     on_grid,
+    rescore,
     search,
-    search_rescored,
     similarity_of,
 )
 
 SMALL = 1 << 33  # multiply-adds of all ranks below which the search runs in float64 at once
+SLACK = 16  # neighbours beyond k that are rescored
 QUERY_TILE = 512  # queries that vote at a time
 
 
@@ -81,10 +82,12 @@ def _neighbours(
     width = query.shape[1]
     if num_queries * num_rows * width <= SMALL:
         return search(query, bank, k, exact=True)
-    more = min(k + 1, num_rows)
-    found = search(query, bank, more, exact=False)
+    more, most = min(k + 1, num_rows), min(k + SLACK, num_rows)
+    near = search(query, bank, most, exact=False)
+    found = Neighbours(near.key[:, :more].clone(), near.label[:, :more].clone())
     again = _unsure(found, settings, num_classes, float32_error(width)).nonzero().squeeze(1)
-    better, sure = search_rescored(query[again], bank, more)
+    near = Neighbours(near.key[again], near.label[again])
+    better, sure = rescore(query[again], bank, near, more)
     found.key[again], found.label[again] = better.key, better.label
     again = again[~sure]
     exact = search(query[again], bank, more, exact=True)

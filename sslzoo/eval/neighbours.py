@@ -23,12 +23,12 @@ from sslzoo.distributed import Rows, gather_rows, rank, row_layout, world_size
 GRID = 2.0**24  # float32 holds all multiples of 1/GRID up to 1; their dot products fit in float64
 INDEX_BITS = 32  # of a sortable key: similarity above, complement of the bank index below
 GROUPS = (32, 8)  # neighbouring similarities of which only the largest enters a selection
+KEYED = 64  # queries whose similarities are sortable keys at a time
 LOWEST = torch.iinfo(torch.int64).min  # a key below every real one
-QUERY_TILE = 512
-SLACK = 16  # neighbours beyond k that are rescored
+QUERY_TILE = 768
 # float64 numbers of candidates at a time: a core's cache, or few launches.
 RESCORED = {"cpu": 1 << 18, "cuda": 1 << 23}
-BANK_TILE = 4096  # rows of the bank that are float64 at a time
+BANK_TILE = 4096  # rows of the bank in one product: their float64, or their similarities, are hot
 BLOCK = 65536  # columns among which one selection is made: 128 MB of similarities
 
 
@@ -53,12 +53,11 @@ def on_grid(x: Tensor) -> Tensor:
     Shapes: (n, D) -> (n, D) float32.
     """
     out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
-    factor = GRID / norm.clamp_min(1e-12)
     for start in range(0, x.shape[0], QUERY_TILE):  # few rows: float64 stays in the cache
-        rows = slice(start, start + QUERY_TILE)
-        out[rows] = x[rows].double().mul_(factor[rows]).round_()
-    return out.div_(GRID)
+        rows = x[start : start + QUERY_TILE].double()
+        norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-12)
+        out[start : start + QUERY_TILE] = rows.mul_(GRID / norm).round_().mul_(1 / GRID)
+    return out
 
 
 def _keys(similarity: Tensor, index: Tensor) -> Tensor:
@@ -74,33 +73,51 @@ def similarity_of(key: Tensor) -> Tensor:
     return (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(torch.int32).view(torch.float32)
 
 
-def _top(values: Tensor, position: Tensor, k: int, exact: bool) -> Tensor:
-    """Columns of the k largest, (n, k); if exact, equal values by position ascending."""
-    if exact:
-        values = _keys(values, position)
-    return values.topk(k, dim=1, sorted=False).indices
+def _index_of(key: Tensor) -> Tensor:
+    """The bank index in a key."""
+    return ((1 << INDEX_BITS) - 1) - (key & ((1 << INDEX_BITS) - 1))
 
 
-def _select(similarity: Tensor, k: int, exact: bool) -> Tensor:
-    """Columns of the k largest of each row, (n, k), in no order; ties as in `_top`.
+def _select(similarity: Tensor, k: int, largest: Tensor | None) -> Tensor:
+    """Columns of the k largest of each row, (n, k), in no order.
 
-    The k best groups of neighbouring columns, by (largest member, then position), contain the k
-    best columns: each of k better groups holds a better column than any of a group left out.
-
-    Shapes: similarity (n, c), c a multiple of the largest of GROUPS.
+    Args:
+        similarity: (n, c), c a multiple of the largest of GROUPS.
+        k: how many.
+        largest: of each GROUPS[0] columns; None: order equal ones by position.
     """
-    n, columns = similarity.shape
-    device = similarity.device
-    row = torch.arange(n, device=device)[:, None]
-    values, position = similarity, torch.arange(columns, device=device).expand(n, columns)
+    if largest is not None:
+        return _largest(similarity, k, largest)
+    position = torch.arange(similarity.shape[1], device=similarity.device)
+    return torch.cat([_largest(_keys(few, position), k) for few in similarity.split(KEYED)])
+
+
+def _largest(values: Tensor, k: int, largest: Tensor | None = None) -> Tensor:
+    """Columns of the k largest of each row, in no order.
+
+    The k groups with the largest members contain the k largest columns: each of k better groups
+    holds a better column than any of a group left out.
+
+    Shapes: values (n, c), largest (n, c / GROUPS[0]), if known -> (n, k) int64.
+    """
+    row = torch.arange(len(values), device=values.device)[:, None]
+    chosen = []  # of each stage: the size of its groups, and the best of them
     for size in GROUPS:
         if values.shape[1] // size > k:
-            grouped, first = values.view(n, -1, size), position[:, ::size]
-            best = _top(grouped.amax(2), first, k, exact)
-            values = grouped[row, best].view(n, -1)
-            within = torch.arange(size, device=device)
-            position = (first.gather(1, best)[:, :, None] + within).view(n, -1)
-    return position.gather(1, _top(values, position, min(k, values.shape[1]), exact))
+            grouped = values.view(len(values), -1, size)
+            best = (
+                (grouped.amax(2) if largest is None else largest)
+                .topk(k, dim=1, sorted=False)
+                .indices
+            )
+            values = grouped[row, best].flatten(1)
+            chosen.append((size, best))
+        largest = None
+    column = values.topk(min(k, values.shape[1]), dim=1, sorted=False).indices
+    for size, best in reversed(chosen):
+        group = column // size
+        column = best.gather(1, group) * size + (column - group * size)
+    return column
 
 
 def _none(n: int, k: int, device: torch.device) -> Neighbours:
@@ -120,15 +137,27 @@ def _merge(parts: Sequence[Neighbours], k: int) -> Neighbours:
     return Neighbours(key, label.gather(1, order))
 
 
-def _fill(out: Tensor, query: Tensor, rows: Tensor, exact: bool) -> None:
-    """out[:, :len(rows)] = query @ rows.T; the columns beyond become -inf."""
+def _fill(out: Tensor, query: Tensor, rows: Tensor, exact: bool) -> Tensor | None:
+    """out[:, :len(rows)] = query @ rows.T; the columns beyond become -inf.
+
+    Returns:
+        The largest of each GROUPS[0] columns, taken while they are in the cache; None if exact.
+    """
     out[:, rows.shape[0] :] = -torch.inf
-    if not exact:
-        torch.mm(query, rows.T, out=out[:, : rows.shape[0]])
-        return
-    for start in range(0, rows.shape[0], BANK_TILE):
-        tile = rows[start : start + BANK_TILE].double()
-        out[:, start : start + tile.shape[0]] = query.double() @ tile.T
+    if exact:
+        for start in range(0, rows.shape[0], BANK_TILE):
+            part = rows[start : start + BANK_TILE].double()
+            out[:, start : start + part.shape[0]] = query.double() @ part.T
+        return None
+    size = GROUPS[0]
+    largest = out.new_empty(out.shape[0], out.shape[1] // size)
+    step = -(-BANK_TILE // size) * size
+    for start in range(0, out.shape[1], step):
+        part, tile = rows[start : start + step], out[:, start : start + step]
+        torch.mm(query, part.T, out=tile[:, : part.shape[0]])
+        groups = slice(start // size, (start + tile.shape[1]) // size)
+        largest[:, groups] = tile.unflatten(1, (-1, size)).amax(2)
+    return largest
 
 
 def _rescored(query: Tensor, rows: Tensor, column: Tensor) -> Tensor:
@@ -143,33 +172,21 @@ def _rescored(query: Tensor, rows: Tensor, column: Tensor) -> Tensor:
     return out
 
 
-def _search_here(
-    query: Tensor, bank: Bank, k: int, exact: bool, buffer: Tensor, slack: int
-) -> tuple[Neighbours, Tensor]:
-    """The k best of this rank's rows for every query, and the float32 cut (n,).
-
-    Places left over hold the lowest key. With a slack, the k + slack best by float32 are rescored
-    exactly; no row that was left out has a float32 similarity above the cut.
-    """
+def _search_here(query: Tensor, bank: Bank, k: int, exact: bool, buffer: Tensor) -> Neighbours:
+    """The k best of this rank's rows for every query; places left over hold the lowest key."""
     parts = [_none(query.shape[0], 0, query.device)]
-    cut = query.new_full((query.shape[0],), -torch.inf)
     for start in range(0, bank.rows.shape[0], BLOCK):
         rows = bank.rows[start : start + BLOCK]
         columns = -(-rows.shape[0] // GROUPS[0]) * GROUPS[0]
         similarity = buffer[: query.shape[0] * columns].view(query.shape[0], columns)
-        _fill(similarity, query, rows, exact)
-        column = _select(similarity, k + slack, exact)
+        largest = _fill(similarity, query, rows, exact)
+        column = _select(similarity, k, largest)
         real = column < rows.shape[0]
-        inside = column.clamp_max(rows.shape[0] - 1)
-        chosen = similarity.gather(1, column)
-        if slack:
-            cut = torch.maximum(cut, chosen.amin(1)) if column.shape[1] < len(rows) else cut
-            chosen = _rescored(query, rows, inside)
-        position = start + inside
-        key = _keys(chosen, bank.index[position])
+        position = start + column.clamp_max(rows.shape[0] - 1)
+        key = _keys(similarity.gather(1, column), bank.index[position])
         parts.append(Neighbours(torch.where(real, key, LOWEST), bank.label[position]))
         parts = [_merge(parts, k)]
-    return (parts[0] if bank.rows.shape[0] else _merge(parts, k)), cut
+    return parts[0] if bank.rows.shape[0] else _merge(parts, k)
 
 
 def float32_error(width: int) -> float:
@@ -202,42 +219,57 @@ def search(query: Tensor, bank: Bank, k: int, exact: bool) -> Neighbours:
         exact: float64, ties by index; else float32, within `float32_error`.
     """
     with _full_float32():
-        return _search(query, bank, k, exact, 0)[0]
+        layout = row_layout(query.shape[0])
+        columns = min(-(-bank.rows.shape[0] // GROUPS[0]) * GROUPS[0], BLOCK)
+        tile_rows = min(QUERY_TILE, max(layout.counts))
+        buffer = query.new_empty(tile_rows * world_size() * columns)
+        found = [_none(0, k, query.device)]
+        for own, tile in _tiles(layout):
+            here = _search_here(gather_rows(query[own], tile), bank, k, exact, buffer)
+            keys, labels = (_from_all_ranks(part, tile) for part in here)
+            ranks = [Neighbours(key, label) for key, label in zip(keys, labels, strict=True)]
+            found.append(_merge(ranks, k) if len(ranks) > 1 else ranks[0])
+    return Neighbours(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 
-def search_rescored(query: Tensor, bank: Bank, k: int) -> tuple[Neighbours, Tensor]:
-    """The k best by exact similarity among somewhat more than k by float32.
+def rescore(query: Tensor, bank: Bank, found: Neighbours, k: int) -> tuple[Neighbours, Tensor]:
+    """The k best by exact similarity of somewhat more than k that a float32 search found.
+
+    Args:
+        query: (n, D) from `on_grid`.
+        bank: this rank's rows.
+        found: (n, k + some) by float32, in order.
+        k: neighbours wanted.
 
     Returns:
         The neighbours, and (n,) bool: True where they are the neighbours of an exact search, for
         nothing that was left out can reach the last of them.
     """
-    with _full_float32():
-        found, cut = _search(query, bank, k, False, SLACK)
-    return found, similarity_of(found.key[:, -1]) > cut + float32_error(query.shape[1])
+    keys = [found.key[:0]]
+    for own, tile in _tiles(row_layout(query.shape[0])):
+        wanted = _index_of(gather_rows(found.key[own], tile))
+        place = torch.searchsorted(bank.index, wanted).clamp_max(max(len(bank.index) - 1, 0))
+        here = torch.full_like(wanted, LOWEST)
+        if len(bank.index):
+            similarity = _rescored(gather_rows(query[own], tile), bank.rows, place)
+            here = torch.where(bank.index[place] == wanted, _keys(similarity, wanted), LOWEST)
+        keys.append(_from_all_ranks(here, tile).amax(0))
+    key, order = torch.cat(keys).topk(k, dim=1)
+    cut = similarity_of(found.key[:, -1])
+    sure = similarity_of(key[:, -1]) > cut + float32_error(query.shape[1])
+    return Neighbours(key, found.label.gather(1, order)), sure
 
 
-def _search(
-    query: Tensor, bank: Bank, k: int, exact: bool, slack: int
-) -> tuple[Neighbours, Tensor]:
-    layout = row_layout(query.shape[0])
-    columns = min(-(-bank.rows.shape[0] // GROUPS[0]) * GROUPS[0], BLOCK)
-    tile_rows = min(QUERY_TILE, max(layout.counts))
-    buffer = query.new_empty(tile_rows * world_size() * columns)
-    found = [_none(0, k, query.device)]
-    cuts = [query.new_empty(0)]
+def _tiles(layout: Rows) -> Iterator[tuple[slice, Rows]]:
+    """This rank's queries some at a time, and all ranks' of that time; as often on each rank."""
     for start in range(0, max(layout.counts), QUERY_TILE):
         counts = tuple(min(max(n - start, 0), QUERY_TILE) for n in layout.counts)
-        tile = Rows(counts, sum(counts[: rank()]), sum(counts))
-        queries = gather_rows(query[start : start + QUERY_TILE], tile)
-        here, cut = _search_here(queries, bank, k, exact, buffer, slack)
-        parts = Rows((1,) * world_size(), rank(), world_size())
-        keys = gather_rows(here.key[None], parts)[:, tile.own]
-        labels = gather_rows(here.label[None], parts)[:, tile.own]
-        ranks = [Neighbours(key, label) for key, label in zip(keys, labels, strict=True)]
-        found.append(_merge(ranks, k) if len(ranks) > 1 else ranks[0])
-        cuts.append(gather_rows(cut[None], parts)[:, tile.own].amax(0))
-    return Neighbours(*(torch.cat(column) for column in zip(*found, strict=True))), torch.cat(cuts)
+        yield slice(start, start + QUERY_TILE), Rows(counts, sum(counts[: rank()]), sum(counts))
+
+
+def _from_all_ranks(x: Tensor, tile: Rows) -> Tensor:
+    """What each rank holds of this rank's queries. Shapes: (all queries, c) -> (W, own, c)."""
+    return gather_rows(x[None], Rows((1,) * world_size(), rank(), world_size()))[:, tile.own]
 
 
 def first_occurrence(index: Tensor, layout: Rows | None = None) -> Tensor:

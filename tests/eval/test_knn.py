@@ -238,7 +238,8 @@ def test_rescored_candidates_are_the_exact_neighbours(monkeypatch, spread):
     wanted = neighbours.search(query, bank, 21, exact=True)
     plain = neighbours.search(query, bank, 21, exact=False)
     assert not torch.equal(plain.key, wanted.key), "float32 alone is not enough here"
-    found, sure = neighbours.search_rescored(query, bank, 21)
+    near = neighbours.search(query, bank, 37, exact=False)
+    found, sure = neighbours.rescore(query, bank, near, 21)
     assert sure.float().mean() > 0.9 or spread < 1e-2
     assert torch.equal(found.key[sure], wanted.key[sure])
     assert torch.equal(found.label[sure], wanted.label[sure])
