@@ -1,6 +1,7 @@
 """Losses: pure functions of tensors; the mean over ranks is the loss of the global batch."""
 
 from sslzoo.losses.amdim import amdim_nce
+from sslzoo.losses.cpc import cpc_info_nce
 from sslzoo.losses.dcl import dcl
 from sslzoo.losses.info_nce import batch_info_nce, info_nce
 from sslzoo.losses.invaspread import invaspread
@@ -23,6 +24,7 @@ __all__ = [
     "amdim_nce",
     "bank_softmax",
     "batch_info_nce",
+    "cpc_info_nce",
     "dcl",
     "dim_donsker_varadhan",
     "dim_fenchel_dual",

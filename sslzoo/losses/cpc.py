@@ -1,0 +1,78 @@
+"""CPC's InfoNCE: a prediction picks its own target among targets drawn from the whole batch.
+
+Van den Oord, Li and Vinyals, Representation Learning with Contrastive Predictive Coding, 2018,
+https://arxiv.org/abs/1807.03748, equation 4. The paper's authors published no code.
+Reference code: loeweX/Greedy_InfoMax, commit 22d17e4 (images and audio).
+
+Deviations:
+    1. The exact log softmax; the code for images takes log(softmax + 1e-11), which bounds a row's
+       loss at 25.3 and is the same number below about 20.
+    2. Negatives are drawn by the caller, keyed, from the global batch; the code's come from the
+       process's generator and from the batch of one GPU.
+
+Shapes: n local and N global samples, P predictions a sample, S targets a sample, K negatives of a
+prediction, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sslzoo.distributed import gather, row_layout, world_size
+from sslzoo.losses.precision import at_least_float32, no_autocast
+
+
+def cpc_info_nce(
+    predictions: Tensor, targets: Tensor, positives: Tensor, negatives: Tensor, scale: float = 1.0
+) -> Tensor:
+    """Mean cross entropy of each prediction's target among it and K others.
+
+    A score is the dot product times `scale`: 1 in the paper, 1 / D in CPC_audio.
+
+    Args:
+        predictions: (n, P, D).
+        targets: (n, S, D) of the same samples; they may be predicted from, and have gradients.
+        positives: (P,) int64, which of the sample's own S targets each prediction is of.
+        negatives: (n, P, K) int64, in 0..N S - 1: target s of global sample i is i S + s. The
+            own target may be among them, as in the code.
+        scale: of the scores.
+
+    Returns:
+        Scalar whose mean over ranks is the loss of the global batch.
+
+    Raises:
+        ValueError: for other shapes, or no negatives.
+    """
+    n, num_predictions, width = _check(predictions, targets, positives, negatives)
+    with no_autocast(predictions):
+        anchors, own = at_least_float32(predictions), at_least_float32(targets)
+        rows = row_layout(n)
+        every = gather(own, rows).flatten(0, 1)  # (N S, D)
+        others = F.embedding(negatives, every)  # (n, P, K, D): its backward is one dense sum
+        positive = (anchors * own[:, positives]).sum(2, keepdim=True)  # (n, P, 1)
+        negative = (others @ anchors[..., None])[..., 0]  # (n, P, K)
+        scores = torch.cat([positive, negative], dim=2) * scale
+        loss = (scores.logsumexp(2) - scores[..., 0]).sum()
+        return loss * (world_size() / (rows.total * num_predictions))
+
+
+def _check(
+    predictions: Tensor, targets: Tensor, positives: Tensor, negatives: Tensor
+) -> tuple[int, int, int]:
+    if (
+        predictions.dim() != 3
+        or targets.dim() != 3
+        or predictions.shape[::2] != targets.shape[::2]
+        or positives.shape != predictions.shape[1:2]
+        or negatives.dim() != 3
+        or negatives.shape[:2] != predictions.shape[:2]
+        or negatives.shape[2] < 1
+    ):
+        got = [tuple(x.shape) for x in (predictions, targets, positives, negatives)]
+        raise ValueError(
+            "predictions (n, P, D), targets (n, S, D), positives (P,) and negatives (n, P, K) "
+            f"with K at least 1 wanted, got {got}"
+        )
+    return predictions.shape[0], predictions.shape[1], predictions.shape[2]
