@@ -105,8 +105,8 @@ def test_no_host_sync_in_losses_and_backward(cls: type[SSLMethod]) -> None:
 def test_no_graph_break_in_backbone_and_heads(cls: type[SSLMethod]) -> None:
     method, batch = build(cls)
     for name, part in method.named_children():
-        if memories(part):
-            continue
+        if memories(part) or isinstance(part, torch.nn.ModuleList):
+            continue  # a list of modules runs within losses(), see below
         torch._dynamo.reset()
         compiled = torch.compile(part, backend="eager", fullgraph=True)
         x = batch.views[0] if "backbone" in name else torch.randn(4, _width(part))

@@ -2,13 +2,16 @@
 
 from sslzoo.backbones.amdim import AMDIMEncoder
 from sslzoo.backbones.image import SmallResNet, cifar_resnet, timm_backbone
+from sslzoo.backbones.patches import CPCResNet, PatchGrid
 from sslzoo.backbones.staged import Staged, dim_convnet, staged_cifar_resnet
 from sslzoo.backbones.towers import Towers
 from sslzoo.norm import GlobalBatchNorm, convert_batch_norm
 
 __all__ = [
     "AMDIMEncoder",
+    "CPCResNet",
     "GlobalBatchNorm",
+    "PatchGrid",
     "SmallResNet",
     "Staged",
     "Towers",

@@ -1,5 +1,6 @@
 """Heads: small modules between the backbone and the loss."""
 
+from sslzoo.heads.context import PixelContext
 from sslzoo.heads.mlp import MLP, byol_mlp, simclr_projector
 from sslzoo.heads.mutual_information import MapEncoder, MI1x1ConvNet, PriorDiscriminator
 from sslzoo.heads.per_view import PerView
@@ -9,6 +10,7 @@ __all__ = [
     "MI1x1ConvNet",
     "MapEncoder",
     "PerView",
+    "PixelContext",
     "PriorDiscriminator",
     "byol_mlp",
     "simclr_projector",

@@ -45,22 +45,20 @@ def cpc_info_nce(
     Raises:
         ValueError: for other shapes, or no negatives.
     """
-    n, num_predictions, width = _check(predictions, targets, positives, negatives)
+    _check(predictions, targets, positives, negatives)
     with no_autocast(predictions):
         anchors, own = at_least_float32(predictions), at_least_float32(targets)
-        rows = row_layout(n)
+        rows = row_layout(len(own))
         every = gather(own, rows).flatten(0, 1)  # (N S, D)
         others = F.embedding(negatives, every)  # (n, P, K, D): its backward is one dense sum
         positive = (anchors * own[:, positives]).sum(2, keepdim=True)  # (n, P, 1)
         negative = (others @ anchors[..., None])[..., 0]  # (n, P, K)
         scores = torch.cat([positive, negative], dim=2) * scale
         loss = (scores.logsumexp(2) - scores[..., 0]).sum()
-        return loss * (world_size() / (rows.total * num_predictions))
+        return loss * (world_size() / (rows.total * predictions.shape[1]))
 
 
-def _check(
-    predictions: Tensor, targets: Tensor, positives: Tensor, negatives: Tensor
-) -> tuple[int, int, int]:
+def _check(predictions: Tensor, targets: Tensor, positives: Tensor, negatives: Tensor) -> None:
     if (
         predictions.dim() != 3
         or targets.dim() != 3
@@ -75,4 +73,3 @@ def _check(
             "predictions (n, P, D), targets (n, S, D), positives (P,) and negatives (n, P, K) "
             f"with K at least 1 wanted, got {got}"
         )
-    return predictions.shape[0], predictions.shape[1], predictions.shape[2]

@@ -6,6 +6,7 @@ from sslzoo.methods.byol import BYOL
 from sslzoo.methods.cmc import CMC
 from sslzoo.methods.dcl import DCL
 from sslzoo.methods.deep_infomax import DeepInfoMax
+from sslzoo.methods.image_cpc import ImageCPC
 from sslzoo.methods.instdisc import InstDisc
 from sslzoo.methods.invaspread import InvaSpread
 from sslzoo.methods.margin_contrastive import MarginContrastive
@@ -22,6 +23,7 @@ __all__ = [
     "DCL",
     "NNCLR",
     "DeepInfoMax",
+    "ImageCPC",
     "InstDisc",
     "InvaSpread",
     "MarginContrastive",

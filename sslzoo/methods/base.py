@@ -33,7 +33,7 @@ OptimizerFactory = Callable[[Iterable], Optimizer]
 ScheduleFactory = Callable[[Optimizer, Horizon], Schedule]
 GroupsFactory = Callable[[nn.Module], list]
 
-PLAIN = (bool, int, float, str, type(None), dict, list, tuple)
+PLAIN = (bool, int, float, str, type(None))
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -41,6 +41,15 @@ Module = TypeVar("Module", bound=nn.Module)
 def frozen_copy(module: Module) -> Module:
     """A teacher: equal to `module` now, without gradient, moved later by `EMA` alone."""
     return copy.deepcopy(module).requires_grad_(False)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether numbers and names are all that it holds."""
+    if isinstance(value, dict):
+        return all(_is_plain(part) for part in value.values())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(part) for part in value)
+    return isinstance(value, PLAIN)
 
 
 def joined(backbone: nn.Module, *heads: nn.Module) -> int:
@@ -249,9 +258,7 @@ class SSLMethod(LightningModule, ABC):
         ignore: list[str] = []
         if frame is not None and _given_hyperparameters.get() is None:
             for arguments in collect_init_args(frame, [], classes=(SSLMethod,)):
-                ignore += [
-                    name for name, value in arguments.items() if not isinstance(value, PLAIN)
-                ]
+                ignore += [name for name, value in arguments.items() if not _is_plain(value)]
         self.save_hyperparameters(ignore=ignore, frame=frame, logger=False)
 
     @property

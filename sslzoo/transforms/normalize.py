@@ -17,6 +17,7 @@ INSTDISC_CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 INSTDISC_CIFAR_STD = (0.2023, 0.1994, 0.2010)
 AMDIM_CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
 AMDIM_CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
+GIM_MEAN, GIM_STD = (0.4120,) * 3, (0.2570,) * 3  # Greedy InfoMax's, of gray STL-10
 
 
 def normalize_(planes: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -18,12 +18,16 @@ from sslzoo.transforms.color_space import ColorSpace, Space
 from sslzoo.transforms.crop import RandomResizedCrop, draft_for
 from sslzoo.transforms.eval_view import EvalView
 from sslzoo.transforms.normalize import Normalize
+from sslzoo.transforms.patches import PerPatch
 from sslzoo.transforms.planes import chunk_rows, to_planes
 from sslzoo.transforms.resample import pixels_of
 
 
 class Op(Protocol):
-    """What follows the crop: a draw for the whole batch, then work on a chunk of its planes."""
+    """What follows the crop: a draw for the whole batch, then work on a chunk of its planes.
+
+    Only `PerPatch` changes the side of the planes.
+    """
 
     def draw(self, keys: Keys) -> tuple[Tensor, ...]:
         """Random parameters, each (B, ...)."""
@@ -45,6 +49,9 @@ class View:
     def __init__(self, crop: RandomResizedCrop, ops: list[Op]) -> None:
         self.crop = crop
         self.ops = ops
+        self.size = crop.size  # pixels of the result's side
+        for op in ops:
+            self.size = op.side(self.size) if isinstance(op, PerPatch) else self.size
 
 
 class Views:  # not @final: jsonargparse would refuse the functions that return one
@@ -79,7 +86,7 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
     def sizes(self) -> list[int]:
         """S of each tensor of the result."""
         parts = 1 if self.split is None else len(self.split)
-        return [view.crop.size for view in self.views for _ in range(parts)]
+        return [view.size for view in self.views for _ in range(parts)]
 
     def eval_view(self, size: int, resize: int | None = None) -> EvalView:
         """The view of evaluation, normalised as these are: an encoder knows no other input.
@@ -195,7 +202,7 @@ def _check(images: Tensor, keys: Keys) -> None:
 def _finish(view: View, images: Tensor, keys: Keys, crop: Callable[[slice], Tensor]) -> Tensor:
     """Crop and change chunk by chunk, so that a CPU's intermediates stay in its cache."""
     batch, channels = images.shape[:2]
-    size = view.crop.size
+    size = view.size
     draws = [op.draw(keys.fold("op", number)) for number, op in enumerate(view.ops)]
     out = torch.empty(batch, channels, size, size, device=images.device)
     step = chunk_rows(channels * size * size, batch, images.device)

@@ -19,6 +19,7 @@ from sslzoo.transforms import (
     Views,
     amdim_views,
     byol_views,
+    cpc_views,
     digit_views,
     dim_views,
     instdisc_views,
@@ -49,6 +50,8 @@ RECIPES: dict[str, Callable[[], Views]] = {
     "dim": lambda: dim_views(32, flip=True),
     "amdim": lambda: amdim_views(40),
     "amdim_cifar": lambda: amdim_views(32, "cifar"),
+    "cpc": lambda: cpc_views(32),
+    "cpc_v2": lambda: cpc_views(32, (0.3, 1.0), gray=False, patch=8, stride=4, per_patch=True),
     "swav": lambda: multi_crop_views(sizes=(48, 24), counts=(2, 3)),
     "dino": lambda: multi_crop_views("dino", (48, 24), (2, 3), ((0.4, 1.0), (0.05, 0.4))),
 }
