@@ -1,8 +1,8 @@
 """Every shipped config parses, instantiates, states its claims, and takes a step.
 
 The step's reduced size: 8 images of 40 pixels, views at the config's own size, the backbone
-replaced by `tests.toys.Pooled` of the same width (AMDIM's narrowed, Deep InfoMax's kept), a bank
-of 64 rows.
+replaced by `tests.toys.Pooled` of the same width (AMDIM's and CPC's narrowed, Deep InfoMax's
+kept), a bank of 64 rows.
 """
 
 from __future__ import annotations
@@ -102,6 +102,18 @@ NARROW_AMDIM = [
 ]
 
 
+def narrow_cpc(model: dict[str, Any]) -> list[str]:
+    """Overrides: 8 features, context networks of that width."""
+    depth = len(model["backbone"]["init_args"]["encoder"]["init_args"]["widths"])
+    small = {"class_path": "sslzoo.heads.PixelContext", "init_args": {"width": 8, "layers": 1}}
+    encoder = "--model.init_args.backbone.init_args.encoder.init_args"
+    return [
+        f"{encoder}.widths={[2] * depth}",
+        f"{encoder}.blocks={[1] * depth}",
+        f"--model.init_args.contexts={json.dumps([small] * len(model['contexts']))}",
+    ]
+
+
 def small_backbone(name: str, model: dict[str, Any], channels: int) -> list[str]:
     """Overrides; a method that looks at places keeps its kind of backbone."""
     kind = model["class_path"].rsplit(".", 1)[1]
@@ -109,6 +121,8 @@ def small_backbone(name: str, model: dict[str, Any], channels: int) -> list[str]
         return []
     if kind == "AMDIM":
         return NARROW_AMDIM
+    if kind == "ImageCPC":
+        return narrow_cpc(model["init_args"])
     with torch.device("meta"):
         width = load(name).model.projector.in_features
     return [
@@ -133,7 +147,7 @@ def test_takes_a_step(name: str) -> None:
     sizes, split = cli.datamodule.transform.sizes, cli.datamodule.transform.split
     given = config["data"]["init_args"]["transform"].get("init_args", {})
     assert [view.shape[2:] for view in views] == [(size, size) for size in sizes]
-    assert given.get("size", sizes[0]) == sizes[0]
+    assert given.get("size", sizes[0]) == cli.datamodule.transform.crops[0].size
     assert all(view.shape[:2] == (8, channels) for view in views) or sum(split) == channels
     method = cli.model
     optimizer = method.configure_optimizers()
@@ -173,6 +187,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def reduced(model: dict[str, Any]) -> list[str]:
     """Overrides that make every backbone a resnet10t, or a narrow one of its own kind."""
+    if "contexts" in model:
+        return narrow_cpc(model)
     if "projector" not in model:
         return NARROW_AMDIM
     backbone, head = (model[part]["init_args"] for part in ("backbone", "projector"))
