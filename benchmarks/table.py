@@ -79,7 +79,8 @@ def quality_table(results: list[Result]) -> str:
     """The accuracies of the trained encoders beside their floors."""
     if not results:
         return NOT_RUN
-    titles = ["run", "data", "epochs", "minutes", "peak memory", "kNN", "kNN of the fp16 file"]
+    titles = ["run", "data", "epochs", "minutes", "CPU minutes", "peak memory", "kNN"]
+    titles.append("kNN of the fp16 file")
     floors = ["untrained net", "pixels", "normalised pixels"]
     lines = _head([*titles, *floors, "seeds", "config", "commit"])
     for result in results:
@@ -89,7 +90,7 @@ def quality_table(results: list[Result]) -> str:
             f"{result['raw_pixels_knn_top1']:.4f}",
             f"{result['normalised_pixels_knn_top1']:.4f}",
         ]
-        cost = [f"{result['minutes']:.1f}", f"{result['peak_memory_mb']:,.0f} MiB"]
+        cost = [*_minutes(result), f"{result['peak_memory_mb']:,.0f} MiB"]
         about = [", ".join(map(str, result["seeds"])), f"`{result['config']}`"]
         about.append(result["commit"][:12] + ("-dirty" if "dirty" in result["commit"] else ""))
         lines.append(
@@ -100,17 +101,23 @@ def quality_table(results: list[Result]) -> str:
     return "\n".join([*lines, "", *(f"- {note}" for note in [*protocols, *places])])
 
 
+def _minutes(result: Result) -> list[str]:
+    """Of the clock, and of all cores together; the first runs did not record these."""
+    cpu = result.get("cpu_minutes")
+    return [f"{result['minutes']:.1f}", "-" if cpu is None else f"{cpu:.1f}"]
+
+
 def short_quality_table(results: list[Result]) -> str:
     """What the front page shows of it."""
     if not results:
         return NOT_RUN
     titles = ["recipe", "kNN top-1 (k 20, T 0.07)", "untrained net"]
-    lines = _head([*titles, "pixels", "normalised pixels", "minutes"])
+    lines = _head([*titles, "pixels", "normalised pixels", "minutes", "CPU minutes"])
     floors = ("untrained_knn_top1", "raw_pixels_knn_top1", "normalised_pixels_knn_top1")
     for r in results:
         scores = [r["knn_top1"], *(r[floor] for floor in floors)]
         cells = [f"{value:.3f}" for value in scores]
-        lines.append(_line([f"`{r['config']}`", *cells, f"{r['minutes']:.1f}"]))
+        lines.append(_line([f"`{r['config']}`", *cells, *_minutes(r)]))
     return "\n".join(lines)
 
 
