@@ -111,7 +111,7 @@ class _Bottleneck(nn.Module):
         self.conv2 = nn.Conv2d(narrow, narrow, 3, stride, 1, bias=bias)
         self.conv3 = nn.Conv2d(narrow, out, 1, bias=bias)
         same = stride == 1 and wide == out
-        self.shortcut = nn.Identity() if same else nn.Conv2d(wide, out, 1, stride, bias=False)
+        self.shortcut = nn.Identity() if same else nn.Conv2d(wide, out, 1, stride, bias=bias)
         self.same = same
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,11 +151,11 @@ class CPCResNet(nn.Module):
             raise ValueError(f"norm is 'none', 'layer' or 'batch', got {norm!r}")
         if stem not in ("small", "imagenet"):
             raise ValueError(f"stem is 'small' or 'imagenet', got {stem!r}")
-        wide = widths[0]
+        wide, bias = widths[0], norm != "batch"  # before a batch norm a bias has no gradient
         layers: list[nn.Module] = (
-            [nn.Conv2d(in_chans, wide, 5, 1, 2)]
+            [nn.Conv2d(in_chans, wide, 5, 1, 2, bias=bias)]
             if stem == "small"
-            else [nn.Conv2d(in_chans, wide, 7, 2, 3), nn.MaxPool2d(3, 2, 1)]
+            else [nn.Conv2d(in_chans, wide, 7, 2, 3, bias=bias), nn.MaxPool2d(3, 2, 1)]
         )
         for stage, (depth, narrow) in enumerate(zip(blocks, widths, strict=True)):
             for block in range(depth):
@@ -169,11 +169,7 @@ class CPCResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        if norm == "none":  # without norms a sum of many branches would grow
-            for module in self.modules():
-                if isinstance(module, _Bottleneck):
-                    nn.init.zeros_(module.conv3.weight)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x).relu().mean((2, 3))
+        return self.layers(x).mean((2, 3))

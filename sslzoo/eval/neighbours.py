@@ -29,7 +29,7 @@ QUERY_TILE = 768
 # float64 numbers of candidates at a time: a core's cache, or few launches.
 RESCORED = {"cpu": 1 << 18, "cuda": 1 << 23}
 BANK_TILE = 4096  # rows of the bank in one product: their float64, or their similarities, are hot
-BLOCK = 65536  # columns among which one selection is made: 128 MB of similarities
+BLOCK = 65536  # columns among which one selection is made: 192 MiB of similarities a rank
 
 
 class Bank(NamedTuple):
@@ -56,7 +56,8 @@ def on_grid(x: Tensor) -> Tensor:
     for start in range(0, x.shape[0], QUERY_TILE):  # few rows: float64 stays in the cache
         rows = x[start : start + QUERY_TILE].double()
         norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-12)
-        out[start : start + QUERY_TILE] = rows.mul_(GRID / norm).round_().mul_(1 / GRID)
+        rows = rows * (GRID / norm)  # not in place: float64 features are the caller's
+        out[start : start + QUERY_TILE] = rows.round_().mul_(1 / GRID)
     return out
 
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from sslzoo.random import Keys
+from sslzoo.transforms.color import grayscale_
 from sslzoo.transforms.planes import require_rgb
 
-Space = Literal["rgb", "lab", "ycbcr"]
+Space = Literal["rgb", "lab", "ycbcr", "gray"]
 
 _XYZ = (
     (0.412453, 0.357580, 0.180423),
@@ -65,11 +66,14 @@ def rgb_to_ycbcr_(planes: Tensor) -> None:
 
 
 def to_space_(planes: Tensor, space: Space) -> None:
-    """Change the first three planes, RGB in [0, 1], to `space` in place; "rgb" leaves them."""
+    """Change the first three planes, RGB in [0, 1], to `space` in place; "rgb" leaves them.
+
+    "gray" keeps three channels, which are equal.
+    """
     if space == "rgb":
         return
     require_rgb(planes[:3], space)
-    change = rgb_to_lab_ if space == "lab" else rgb_to_ycbcr_
+    change = {"lab": rgb_to_lab_, "ycbcr": rgb_to_ycbcr_, "gray": grayscale_}[space]
     change(planes[:3])
 
 
@@ -79,8 +83,8 @@ def check_space(space: str) -> None:
     Raises:
         ValueError: names the value got and those wanted.
     """
-    if space not in ("rgb", "lab", "ycbcr"):
-        raise ValueError(f"space is 'rgb', 'lab' or 'ycbcr', got {space!r}")
+    if space not in ("rgb", "lab", "ycbcr", "gray"):
+        raise ValueError(f"space is 'rgb', 'lab', 'ycbcr' or 'gray', got {space!r}")
 
 
 @final
@@ -88,7 +92,7 @@ class ColorSpace:
     """Change the colours of every sample to another space.
 
     Args:
-        space: "lab", "ycbcr", or "rgb" for no change.
+        space: "lab", "ycbcr", "gray" (in three equal channels), or "rgb" for no change.
     """
 
     def __init__(self, space: Space) -> None:

@@ -31,7 +31,7 @@ class EvalView:
         interpolation: "bilinear" or "bicubic", antialiased.
         fraction: instead of `resize`, take the central square of this share of the shorter side
             and resize it to S without antialiasing: TensorFlow's way, SimCLR's 0.875, bicubic.
-        space: of the colours, before the normalisation: "rgb", "lab" or "ycbcr" (CMC).
+        space: of the colours, before the normalisation: "rgb", "lab" or "ycbcr" (CMC), "gray".
     """
 
     def __init__(

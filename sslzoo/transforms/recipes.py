@@ -450,7 +450,7 @@ def cpc_views(
     """
     if gray and per_patch:
         raise ValueError("per_patch changes colours: gray=False wanted, got gray=True")
-    ops: list[Op] = [Grayscale(1.0)] if gray else []
+    ops: list[Op] = [ColorSpace("gray")] if gray else []
     if per_patch:
         each = [
             RandomTranslate(patch // 8),

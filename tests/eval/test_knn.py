@@ -151,9 +151,18 @@ def test_the_float32_error_bound_holds():
             assert error.abs().max() < neighbours.float32_error(width)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_features_are_left_as_they_were(dtype):
+    x = torch.randn(20, 6, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    kept = x.clone()
+    knn_predict(x, x, torch.arange(20) % 3, 3, 4)
+    assert torch.equal(x, kept)
+
+
 def sharded(rank, world_size, small, query, truth, bank, labels, settings):
-    """Uneven shards: rank r has the chunks r, r + W, ... of 13 samples."""
-    knn.SMALL, before = small, knn.SMALL
+    """Uneven shards: rank r has the chunks r, r + W, ... of 13 samples; tiles of 7 queries."""
+    before = knn.SMALL, neighbours.QUERY_TILE
+    knn.SMALL, neighbours.QUERY_TILE = small, 7
     try:
 
         def own(x):
@@ -167,7 +176,7 @@ def sharded(rank, world_size, small, query, truth, bank, labels, settings):
         votes = [knn_predict(own(query), *args, k, t, index) for k, t in settings]
         return top1, mine, votes
     finally:
-        knn.SMALL = before
+        knn.SMALL, neighbours.QUERY_TILE = before
 
 
 @pytest.mark.parametrize("small", [0, knn.SMALL])

@@ -76,10 +76,20 @@ def test_a_direction_is_down_on_a_turned_image(monkeypatch, direction: str, turn
     torch.testing.assert_close(method(directions=[direction]).losses(given)[direction], wanted)
 
 
-def test_negatives_come_from_the_whole_batch_and_change_with_the_step() -> None:
-    cpc, given = method(), batch()
+def test_negatives_come_from_the_whole_batch_and_change_with_the_step(monkeypatch) -> None:
+    drawn: list[Tensor] = []
+
+    def spy(anchors: Tensor, targets: Tensor, places: Tensor, negatives: Tensor) -> Tensor:
+        drawn.append(negatives // targets.shape[1])  # whose targets they are
+        return cpc_info_nce(anchors, targets, places, negatives)
+
+    monkeypatch.setattr("sslzoo.methods.image_cpc.cpc_info_nce", spy)
+    cpc, given = method(num_negatives=50), batch()
     first, again = (cpc.losses(given)["down"] for _ in range(2))
     assert torch.equal(first, again)
+    for samples in drawn:
+        for own in samples:
+            assert own.unique().tolist() == [0, 1, 2, 3]
     cpc.step += 1
     assert not torch.equal(cpc.losses(given)["down"], first)
 

@@ -70,6 +70,14 @@ def photos(batch: int, height: int = 70, width: int = 80) -> Tensor:
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
+def test_gray_views_are_evaluated_in_gray() -> None:
+    views, images = cpc_views(32), photos(3, 32, 32)
+    (trained,) = views(images, sample_keys(0, 0, torch.arange(3)))
+    for made in (trained, views.eval_view(32)(images)):
+        assert torch.equal(made[:, 0], made[:, 1])
+        assert torch.equal(made[:, 0], made[:, 2])
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("side", [32, 70])
 def test_views_do_not_depend_on_the_split_or_the_order(recipe: str, side: int) -> None:
