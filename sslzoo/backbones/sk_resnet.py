@@ -12,6 +12,7 @@ shares a pooling window's mean among the pixels that exist; width multiplies its
 
 Deviations:
     1. Running variances of batch norm are unbiased, as in torch; TensorFlow's are biased.
+    2. Squeeze-and-excitation and DropBlock, off in the code's defaults, are left out.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def on_meta(depth: int, width: int, sk_ratio: float) -> nn.Module:
     ],
 )
 def test_sizes_are_the_papers(depth: int, width: int, plain: int | None, selective: int) -> None:
-    """Millions, table 1; the paper counts the running statistics."""
+    """Millions, table 1; with the running statistics counted, every figure is the paper's."""
     for sk_ratio, reported in ((0.0, plain), (0.0625, selective)):
         if reported is not None:
             state = on_meta(depth, width, sk_ratio).state_dict()
