@@ -61,6 +61,19 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
 
+    def first(self, num_layers: int) -> nn.Sequential:
+        """The first layers, each with its norm and ReLU: (B, sizes[0]) -> (B, sizes[num_layers]).
+
+        They are this head's own modules and not copies. SimCLR v2 fine-tunes from `first(1)`.
+
+        Args:
+            num_layers: 0 for none (the identity) up to all of them.
+        """
+        starts = [i for i, layer in enumerate(self.layers) if isinstance(layer, nn.Linear)]
+        if not 0 <= num_layers <= len(starts):
+            raise ValueError(f"the head has {len(starts)} layers, got the first {num_layers}")
+        return self.layers[: [*starts, len(self.layers)][num_layers]]
+
 
 def simclr_projector(in_dim: int, hidden_dim: int | None = None, out_dim: int = 128) -> nn.Module:
     """SimCLR v1's head: Linear-BN-ReLU-Linear-BN(scale only), no biases, weights N(0, 0.01).
@@ -70,13 +83,26 @@ def simclr_projector(in_dim: int, hidden_dim: int | None = None, out_dim: int = 
         hidden_dim: the input's width where None (2048 for ResNet-50).
         out_dim: 128 in the paper.
     """
-    return MLP(
-        [in_dim, hidden_dim or in_dim, out_dim],
-        bias=False,
-        last_bias=False,
-        last_norm="scale",
-        init_std=0.01,
-    )
+    return _simclr_head([in_dim, hidden_dim or in_dim, out_dim])
+
+
+def simclr_v2_projector(in_dim: int, num_layers: int = 3, out_dim: int = 128) -> nn.Module:
+    """SimCLR v2's head: (Linear-BN-ReLU)*-Linear-BN(scale only), no biases, weights N(0, 0.01).
+
+    Two layers are version 1's, `simclr_projector(in_dim)`.
+
+    Args:
+        in_dim: the backbone's `num_features`, and the width of the hidden layers.
+        num_layers: 3 in the paper.
+        out_dim: 128 in the paper.
+    """
+    if num_layers < 1:
+        raise ValueError(f"the head has at least 1 layer, got {num_layers}")
+    return _simclr_head([in_dim] * num_layers + [out_dim])
+
+
+def _simclr_head(sizes: Sequence[int]) -> nn.Module:
+    return MLP(sizes, bias=False, last_bias=False, last_norm="scale", init_std=0.01)
 
 
 def byol_mlp(in_dim: int, hidden_dim: int = 4096, out_dim: int = 256) -> nn.Module:

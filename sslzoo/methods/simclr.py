@@ -1,14 +1,17 @@
 """SimCLR: a simple framework for contrastive learning of visual representations.
 
 Chen, Kornblith, Norouzi and Hinton, ICML 2020, https://arxiv.org/abs/2002.05709.
-Reference code: google-research/simclr, commits be133b3 (v1) and 383d414.
+Version 2: Chen, Kornblith, Swersky, Norouzi and Hinton, NeurIPS 2020,
+https://arxiv.org/abs/2006.10029; its pre-training is a config of this class.
+Reference code: google-research/simclr, commits be133b3 (v1) and 383d414 (v2).
 
 Deviations:
     1. The loss is the paper's mean over 2N anchors; the code's is the sum of two directional
        means, which is twice that. LARS takes the factor out, but for the share of the weight
        decay and for the exempt parameters, whose rate it halves.
     2. A run has n // batch_size * epochs steps; the code's has n * epochs // batch_size + 1.
-    3. Convolutions pad symmetrically; TensorFlow's max-pool pads (0, 1) on even inputs.
+    3. timm's max-pool pads symmetrically, TensorFlow's (0, 1) on even inputs; timm's weights start
+       with variance 2 / fan-out, the code's with 1 / fan-in. `simclr_v2_resnet` has the code's.
     4. Running variances of batch norm are unbiased, as in torch; TensorFlow's are biased.
 """
 
@@ -34,10 +37,11 @@ class SimCLR(SSLMethod):
 
     Args:
         backbone: f; (B, C, H, W) -> (B, num_features).
-        projector: g; num_features -> 128 in the paper (`heads.simclr_projector`).
+        projector: g; num_features -> 128 in the paper (`heads.simclr_projector`, and
+            `heads.simclr_v2_projector` in version 2).
         temperature: of NT-Xent: 0.1 for ImageNet, 0.5 for CIFAR-10 (the repository's README).
         optimizer: see `SSLMethod`; LARS in the paper.
-        schedule: see `SSLMethod`; 10 epochs of warm-up, then a cosine.
+        schedule: see `SSLMethod`; 10 epochs of warm-up (version 2: 5 % of all), then a cosine.
         parameter_groups: see `SSLMethod`; biases and norms are exempt in the code.
 
     Example:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from sslzoo.backbones import GlobalBatchNorm
-from sslzoo.heads import MLP, byol_mlp, simclr_projector
+from sslzoo.heads import MLP, byol_mlp, simclr_projector, simclr_v2_projector
 from tests.golden import assert_close_to_golden, load
 
 
 @pytest.mark.parametrize("layers", [2, 3])
 def test_equals_simclr_projection_head(layers: int) -> None:
     z = load(f"simclr/proj_head_{layers}layers.npz")
-    width, out = z["x"].shape[1], z["out_train"].shape[1]
-    sizes = [width] * layers + [out]
-    head = MLP(sizes, bias=False, last_bias=False, last_norm="scale")
+    head: Any = simclr_v2_projector(z["x"].shape[1], layers, z["out_train"].shape[1])
     linears = [m for m in head.layers if isinstance(m, nn.Linear)]
     norms = [m for m in head.layers if isinstance(m, GlobalBatchNorm)]
     arrays = {name.split(":", 1)[1]: z[name] for name in z if name.startswith("w")}
@@ -39,6 +39,29 @@ def test_equals_simclr_projection_head(layers: int) -> None:
         assert_close_to_golden(norm.running_var, 0.9 + (theirs - 0.9) * n / (n - 1), 1e-5)
         norm.running_var.copy_(theirs)
     assert_close_to_golden(head.eval()(x), z["out_eval"], 1e-5)
+    for k in range(layers + 1):  # what fine-tuning takes: the code's ft_proj_selector
+        assert_close_to_golden(head.first(k)(x), z[f"ft_sel{k}_eval"], 1e-5)
+    head.train()
+    for k in range(layers + 1):
+        assert_close_to_golden(head.first(k)(x), z[f"ft_sel{k}_train"], 1e-5)
+
+
+def test_first_layers_are_the_heads_own() -> None:
+    head: Any = simclr_v2_projector(6)
+    assert list(head.first(0)) == []
+    assert list(head.first(1)) == list(head.layers[:3])
+    assert list(head.first(3)) == list(head.layers)
+    plain = MLP([4, 5, 6], norm=False)
+    assert list(plain.first(1)) == list(plain.layers[:2])
+
+
+def test_two_layers_are_version_1() -> None:
+    torch.manual_seed(0)
+    v1 = simclr_projector(6, out_dim=5).state_dict()
+    torch.manual_seed(0)
+    v2 = simclr_v2_projector(6, 2, 5).state_dict()
+    assert list(v1) == list(v2)
+    assert all(torch.equal(v1[name], v2[name]) for name in v1)
 
 
 def test_layers_of_the_papers_heads() -> None:
@@ -50,6 +73,9 @@ def test_layers_of_the_papers_heads() -> None:
         (128, 2048),
         (128,),
     ]
+    v2 = simclr_v2_projector(2048)
+    hidden = [(2048, 2048), (2048,), (2048,)]
+    assert [p.shape for p in v2.parameters()] == [*hidden, *hidden, (128, 2048), (128,)]
     byol = byol_mlp(2048)
     assert byol.layers[0].bias is not None
     assert byol.layers[-1].bias is None
@@ -60,3 +86,12 @@ def test_layers_of_the_papers_heads() -> None:
 def test_bad_sizes_are_named(sizes: list[int]) -> None:
     with pytest.raises(ValueError, match="at least two positive sizes"):
         MLP(sizes)
+
+
+def test_wrong_numbers_of_layers_are_named() -> None:
+    with pytest.raises(ValueError, match="at least 1 layer, got 0"):
+        simclr_v2_projector(4, 0)
+    head: Any = simclr_v2_projector(4)
+    for number in (-1, 4):
+        with pytest.raises(ValueError, match=f"has 3 layers, got the first {number}"):
+            head.first(number)

@@ -1,0 +1,171 @@
+"""SimCLR v2's ResNets: deeper, wider, and with selective kernels.
+
+Chen, Kornblith, Swersky, Norouzi and Hinton, Big Self-Supervised Models are Strong
+Semi-Supervised Learners, NeurIPS 2020, https://arxiv.org/abs/2006.10029; code
+google-research/simclr at 383d414 (tf2/resnet.py). Selective kernels: Li et al., CVPR 2019,
+https://arxiv.org/abs/1903.06586.
+
+The trunk and the plain blocks are timm's; `resnet50` and this module's depth 50 have the same
+parameters under the same names. What timm lacks: its `skresnet50` splits the input between a 3x3
+and a dilated 3x3 convolution; its `resnet50d` leaves the stride-1 shortcut without pooling and
+shares a pooling window's mean among the pixels that exist; width multiplies its bottlenecks only.
+
+Deviations:
+    1. Running variances of batch norm are unbiased, as in torch; TensorFlow's are biased.
+    2. Squeeze-and-excitation and DropBlock, off in the code's defaults, are left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import create_pool2d
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import Tensor, nn
+
+from sslzoo.norm import convert_batch_norm
+
+# Blocks of the four stages. The code's are 18 to 200; 14 and 26 are timm's, for small trials.
+_BLOCKS = {
+    14: (1, 1, 1, 1),
+    18: (2, 2, 2, 2),
+    26: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+}
+_BASIC = (18, 34)
+
+
+class SelectiveKernelConv(nn.Module):
+    """One 3x3 convolution to two streams, mixed by weights that the image itself gives.
+
+    Shapes: (B, in_dim, H, W) -> (B, out_dim, H / stride, W / stride), normalised and rectified.
+
+    Args:
+        in_dim: channels of the input.
+        out_dim: of the output; the convolution has twice as many.
+        stride: of the convolution.
+        sk_ratio: width of the mixing layer as a share of out_dim; at least 32 channels.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, stride: int, sk_ratio: float):
+        super().__init__()
+        self.conv = nn.Conv2d(in_dim, 2 * out_dim, 3, stride, 1, bias=False)
+        self.bn = nn.BatchNorm2d(2 * out_dim)
+        self.relu = nn.ReLU(inplace=True)
+        mid_dim = max(int(out_dim * sk_ratio), 32)
+        self.mixing = nn.Sequential(
+            nn.Conv2d(out_dim, mid_dim, 1, bias=False),
+            nn.BatchNorm2d(mid_dim),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(mid_dim, 2 * out_dim, 1, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn(self.conv(x)))
+        x1, x2 = x.chunk(2, dim=1)
+        pooled = x.mean((2, 3), keepdim=True).unflatten(1, (2, -1)).sum(1)
+        weights = self.mixing(pooled).unflatten(1, (2, -1)).softmax(1)  # (B, 2, out_dim, 1, 1)
+        weights = weights.to(x.dtype)  # autocast's softmax gives float32, and maps are large
+        return torch.lerp(x2, x1, weights[:, 0])  # x2's weight is 1 - x1's
+
+
+def _shortcut(in_dim: int, out_dim: int, stride: int, pool: bool) -> nn.Sequential:
+    """1x1 convolution and batch norm, after an average of 2x2 pixels where `pool`.
+
+    Beyond the right and the bottom edge lie zeros at stride 2 (seen at odd sizes only) and
+    nothing at stride 1, for which the edge is repeated: the same mean.
+    """
+    layers: list[nn.Module] = []
+    if pool and stride > 1:
+        layers.append(nn.AvgPool2d(2, stride, ceil_mode=True, divisor_override=4))
+    elif pool:
+        layers.append(nn.Sequential(nn.ReplicationPad2d((0, 1, 0, 1)), nn.AvgPool2d(2, 1)))
+    step = 1 if pool else stride
+    layers += [nn.Conv2d(in_dim, out_dim, 1, step, bias=False), nn.BatchNorm2d(out_dim)]
+    return nn.Sequential(*layers)
+
+
+def adapt_block(block: Any, first: bool, sk_ratio: float) -> None:
+    """Make timm's residual block SimCLR v2's, in place.
+
+    Args:
+        block: BasicBlock or Bottleneck; the former has no selective kernels in the code either.
+        first: whether it is the first of its stage, which always has a projection.
+        sk_ratio: see `simclr_v2_resnet`.
+    """
+    wide = isinstance(block, Bottleneck)
+    if first:
+        out_dim = (block.bn3 if wide else block.bn2).num_features
+        block.downsample = _shortcut(block.conv1.in_channels, out_dim, block.stride, sk_ratio > 0)
+    if sk_ratio > 0 and wide:
+        conv = block.conv2
+        block.conv2 = SelectiveKernelConv(
+            conv.in_channels, conv.out_channels, block.stride, sk_ratio
+        )
+        block.bn2, block.act2 = nn.Identity(), nn.Identity()
+
+
+def _initialise(net: nn.Module) -> None:
+    """TensorFlow's VarianceScaling: normal cut at two deviations, variance 1 / fan-in."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_in = module.weight[0].numel()
+            std = fan_in**-0.5 / 0.8796256610342398  # of a normal cut at two deviations
+            nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+
+
+def simclr_v2_resnet(
+    depth: int = 50,
+    width: int = 1,
+    sk_ratio: float = 0.0,
+    bn_groups: int = 1,
+    in_chans: int = 3,
+    cifar_stem: bool = False,
+    zero_init_last: bool = True,
+) -> nn.Module:
+    """A ResNet of SimCLR v2, with or without selective kernels.
+
+    Args:
+        depth: 50, 101 or 152 in the paper; 18, 34 and 200 in the code; 14 and 26 are small ones
+            of bottlenecks.
+        width: multiplies every channel: 1 to 3 in the paper.
+        sk_ratio: 0.0625 in the paper's models with selective kernels ("SK"), which also have a
+            stem of three convolutions and pooled shortcuts (ResNet-D); 0 for none of the three.
+            18 and 34 get the stem and the shortcuts alone, as in the code.
+        bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
+        in_chans: channels of the input.
+        cifar_stem: one 3x3 convolution of stride 1 and no max-pool, the code's up to 32 pixels.
+        zero_init_last: scale 0 in the last batch norm of each residual block, as the code.
+    """
+    if depth not in _BLOCKS:
+        raise ValueError(f"depth is one of {sorted(_BLOCKS)}, got {depth}")
+    if width < 1:
+        raise ValueError(f"width multiplies the channels by 1 or more, got {width}")
+    if not 0 <= sk_ratio <= 1:
+        raise ValueError(f"sk_ratio is a share in 0..1, got {sk_ratio}")
+    stem_dim = 64 * width
+    net = ResNet(
+        BasicBlock if depth in _BASIC else Bottleneck,
+        _BLOCKS[depth],
+        num_classes=0,
+        in_chans=in_chans,
+        stem_type="deep",  # the one whose width is free; replaced where it is not wanted
+        stem_width=stem_dim // 2,
+        channels=tuple(stem_dim * 2**stage for stage in range(4)),
+        zero_init_last=zero_init_last,
+    )
+    net.maxpool = nn.Identity() if cifar_stem else create_pool2d("max", 3, 2, padding="same")
+    if cifar_stem:
+        net.conv1 = nn.Conv2d(in_chans, stem_dim, 3, padding=1, bias=False)
+    elif sk_ratio == 0:
+        net.conv1 = nn.Conv2d(in_chans, stem_dim, 7, 2, padding=3, bias=False)
+    for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+        for i, block in enumerate(stage):
+            adapt_block(block, i == 0, sk_ratio)
+    _initialise(net)
+    return convert_batch_norm(net, bn_groups).to(memory_format=torch.channels_last)
