@@ -20,12 +20,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslzoo.distributed import gather, row_layout, world_size
+from sslzoo.distributed import Rows, gather, row_layout, world_size
 from sslzoo.losses.precision import at_least_float32, no_autocast
 
 
 def cpc_info_nce(
-    predictions: Tensor, targets: Tensor, positives: Tensor, negatives: Tensor, scale: float = 1.0
+    predictions: Tensor,
+    targets: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    scale: float = 1.0,
+    rows: Rows | None = None,
 ) -> Tensor:
     """Mean cross entropy of each prediction's target among it and K others.
 
@@ -38,6 +43,7 @@ def cpc_info_nce(
         negatives: (n, P, K) int64, in 0..N S - 1: target s of global sample i is i S + s. The
             own target may be among them, as in the code.
         scale: of the scores.
+        rows: from `row_layout(n)`, to exchange the counts once for several losses of a step.
 
     Returns:
         Scalar whose mean over ranks is the loss of the global batch.
@@ -48,7 +54,7 @@ def cpc_info_nce(
     _check(predictions, targets, positives, negatives)
     with no_autocast(predictions):
         anchors, own = at_least_float32(predictions), at_least_float32(targets)
-        rows = row_layout(len(own))
+        rows = rows or row_layout(len(own))
         every = gather(own, rows).flatten(0, 1)  # (N S, D)
         others = F.embedding(negatives, every)  # (n, P, K, D): its backward is one dense sum
         positive = (anchors * own[:, positives]).sum(2, keepdim=True)  # (n, P, 1)

@@ -111,7 +111,7 @@ class ImageCPC(SSLMethod):
         backbone: Any = self.backbone
         z = backbone.forward_map(batch.views[0]).permute(0, 2, 3, 1)  # (B, g, g, D)
         keys = step_keys(self, batch)
-        total = row_layout(len(z)).total
+        rows = row_layout(len(z))
         terms = {}
         parts: Any = zip(self.directions, self.contexts, self.predictors, strict=True)
         for name, context, predictors in parts:
@@ -123,11 +123,11 @@ class ImageCPC(SSLMethod):
                 target = predictor(turned[:, reach:]).flatten(1, 2)  # (B, P, D')
                 count = target.shape[1]
                 negatives = keys.fold(name, k).integers(
-                    "negatives", total * count, count, self.num_negatives
+                    "negatives", rows.total * count, count, self.num_negatives
                 )
                 places = torch.arange(count, device=target.device)
                 above = c[:, :-reach].flatten(1, 2)
-                steps.append(cpc_info_nce(above, target, places, negatives))
+                steps.append(cpc_info_nce(above, target, places, negatives, rows=rows))
             terms[name] = torch.stack(steps).mean()
         return terms
 

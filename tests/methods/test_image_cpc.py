@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sslzoo.batch import Batch
+from sslzoo.distributed import Rows
 from sslzoo.heads import PixelContext
 from sslzoo.losses import cpc_info_nce
 from sslzoo.methods import ImageCPC, SimCLR
@@ -79,9 +80,11 @@ def test_a_direction_is_down_on_a_turned_image(monkeypatch, direction: str, turn
 def test_negatives_come_from_the_whole_batch_and_change_with_the_step(monkeypatch) -> None:
     drawn: list[Tensor] = []
 
-    def spy(anchors: Tensor, targets: Tensor, places: Tensor, negatives: Tensor) -> Tensor:
+    def spy(
+        anchors: Tensor, targets: Tensor, places: Tensor, negatives: Tensor, rows: Rows
+    ) -> Tensor:
         drawn.append(negatives // targets.shape[1])  # whose targets they are
-        return cpc_info_nce(anchors, targets, places, negatives)
+        return cpc_info_nce(anchors, targets, places, negatives, rows=rows)
 
     monkeypatch.setattr("sslzoo.methods.image_cpc.cpc_info_nce", spy)
     cpc, given = method(num_negatives=50), batch()
