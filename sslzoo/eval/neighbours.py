@@ -106,14 +106,11 @@ def _largest(values: Tensor, k: int, largest: Tensor | None = None) -> Tensor:
     for size in GROUPS:
         if values.shape[1] // size > k:
             grouped = values.view(len(values), -1, size)
-            best = (
-                (grouped.amax(2) if largest is None else largest)
-                .topk(k, dim=1, sorted=False)
-                .indices
-            )
+            tops = grouped.amax(2) if largest is None else largest
+            best = tops.topk(k, dim=1, sorted=False).indices
             values = grouped[row, best].flatten(1)
             chosen.append((size, best))
-        largest = None
+        largest = None  # it was of the first stage
     column = values.topk(min(k, values.shape[1]), dim=1, sorted=False).indices
     for size, best in reversed(chosen):
         group = column // size

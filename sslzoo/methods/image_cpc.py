@@ -90,6 +90,9 @@ class ImageCPC(SSLMethod):
                 f"a context a direction of {sorted(_TURNS)} wanted, got {len(contexts)} contexts "
                 f"and directions {list(directions)}"
             )
+        takes = [getattr(context, "in_features", width) for context in contexts]
+        if set(takes) != {width}:
+            raise ValueError(f"the backbone gives {width} features and the contexts take {takes}")
         if min(num_steps, num_negatives) < 1 or not 0 <= skipped_rows < grid - num_steps:
             raise ValueError(
                 f"a grid of {grid} rows leaves {grid - 1} to predict: num_steps and num_negatives "
