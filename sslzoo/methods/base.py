@@ -2,38 +2,33 @@
 
 A method has four duties and no fifth: hold `backbone`; `forward(view)`, the features that its
 paper evaluates; `training_step`, which logs and sums the terms of `losses`; and
-`configure_optimizers`, from two callables. It works in a Lightning Trainer on one device or
-under DDP, and in a plain loop (docs/plain_loop.md).
+`configure_optimizers`, from two callables. The last two are `Trainable`'s. It works in a Lightning
+Trainer on one device or under DDP, and in a plain loop (docs/plain_loop.md).
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from types import FrameType
 from typing import Any, TypeVar, cast
 
 import torch
-from lightning import LightningModule
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from sslzoo.batch import Batch, View, as_batch
-from sslzoo.distributed import gather_objects, rank, row_layout, sum_over_ranks, world_size
-from sslzoo.memory import memory_buffers
-from sslzoo.optim import Horizon, Schedule, all_alike
-from sslzoo.random import Keys, run_seed
+from sslzoo.distributed import row_layout
+from sslzoo.optim import all_alike
+from sslzoo.random import Keys
+from sslzoo.trainable import GroupsFactory, OptimizerFactory, ScheduleFactory, Trainable
 
-OptimizerFactory = Callable[[Iterable], Optimizer]
-ScheduleFactory = Callable[[Optimizer, Horizon], Schedule]
-GroupsFactory = Callable[[nn.Module], list]
-
-PLAIN = (bool, int, float, str, type(None))
+__all__ = [
+    "GroupsFactory",
+    "OptimizerFactory",
+    "SSLMethod",
+    "ScheduleFactory",
+    "frozen_copy",
+    "joined",
+    "step_keys",
+]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -41,15 +36,6 @@ Module = TypeVar("Module", bound=nn.Module)
 def frozen_copy(module: Module) -> Module:
     """A teacher: equal to `module` now, without gradient, moved later by `EMA` alone."""
     return copy.deepcopy(module).requires_grad_(False)
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether numbers and names are all that it holds."""
-    if isinstance(value, dict):
-        return all(_is_plain(part) for part in value.values())
-    if isinstance(value, list | tuple):
-        return all(_is_plain(part) for part in value)
-    return isinstance(value, PLAIN)
 
 
 def joined(backbone: nn.Module, *heads: nn.Module) -> int:
@@ -84,7 +70,7 @@ def step_keys(method: SSLMethod, batch: Batch) -> Keys:
     return Keys(index).fold(method.seed, method.step)
 
 
-class SSLMethod(LightningModule, ABC):
+class SSLMethod(Trainable):
     """Base of all methods; a subclass writes `losses`.
 
     Args:
@@ -107,25 +93,13 @@ class SSLMethod(LightningModule, ABC):
         schedule: ScheduleFactory | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
-        super().__init__()
+        super().__init__(optimizer, schedule, parameter_groups)
         if not isinstance(getattr(backbone, "num_features", None), int):
             raise ValueError(
                 f"a backbone needs the attribute num_features (int), {type(backbone).__name__} "
                 f"has {getattr(backbone, 'num_features', None)!r}"
             )
         self.backbone = backbone
-        self._optimizer, self._schedule = optimizer, schedule
-        self._parameter_groups = parameter_groups
-        self.step = 0
-        self.horizon = Horizon(1, 1)
-        self._rng_to_restore: dict[str, Any] | None = None
-        self._keep_plain_hyperparameters(inspect.currentframe())
-
-    # -- what a method writes
-
-    @abstractmethod
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The terms of the loss by name; their sum is minimised. Gathers over ranks inside."""
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """(student, teacher) modules that `EMA` keeps together; none by default."""
@@ -139,129 +113,7 @@ class SSLMethod(LightningModule, ABC):
         """The module behind `forward`: what kNN, probes, export and the zoo get."""
         return self.backbone
 
-    # -- training
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        terms = self.losses(as_batch(batch))
-        loss = torch.stack(list(terms.values())).sum()
-        if self._logs_now():
-            values = torch.stack([loss, *terms.values()]).detach()
-            means = sum_over_ranks(values) / world_size()
-            self.log("train/loss", means[0], prog_bar=True)
-            for name, value in zip(terms, means[1:], strict=True):
-                self.log(f"train/{name}", value)
-        return loss
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Nothing: evaluation is the callbacks' work (OnlineKNN, OnlineProbe, ...)."""
-
-    test_step = validation_step
-
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
         """Features (B, num_features), labels and indices of a batch."""
         batch = as_batch(batch)
         return {"features": self(batch.views[0]), "label": batch.label, "index": batch.index}
-
-    def configure_optimizers(self) -> Any:
-        if self._optimizer is None:
-            raise ValueError(
-                f"{type(self).__name__} was built without an optimizer; pass "
-                "optimizer=lambda params: torch.optim.SGD(params, lr=...)"
-            )
-        optimizer = self._optimizer(self._parameter_groups(self))
-        optimizer.register_step_post_hook(self._count_step)
-        if self._trainer is None:
-            return optimizer
-        horizon = self._trainer_horizon()
-        if self.step == 0:  # a resumed run keeps its own, see on_train_start
-            self.horizon = horizon
-        if self._schedule is None:
-            return optimizer
-        schedule = self._schedule(optimizer, horizon)
-        if not isinstance(schedule, Schedule):
-            raise ValueError(
-                "schedule must give one of sslzoo.optim's (WarmupCosine, Steps, ConstantRate or "
-                f"your subclass of Schedule), got {type(schedule).__module__}."
-                f"{type(schedule).__name__}: torch's own take (optimizer, horizon) to mean "
-                "something else, and the rate would never change"
-            )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
-
-    def _count_step(self, *_: Any) -> None:
-        self.step += 1
-
-    def _trainer_horizon(self) -> Horizon:
-        total = self.trainer.estimated_stepping_batches
-        if total == float("inf"):
-            raise ValueError("schedules need the run's length: set trainer.max_epochs or max_steps")
-        batches = int(self.trainer.num_training_batches)
-        return Horizon(int(total), max(1, -(-batches // self.trainer.accumulate_grad_batches)))
-
-    def _logs_now(self) -> bool:
-        if self._trainer is None:
-            return False
-        stepped = self.trainer.fit_loop.epoch_loop._batches_that_stepped
-        every: int = cast(Any, self.trainer).log_every_n_steps
-        return (stepped + 1) % every == 0 or stepped == 0
-
-    # -- ranks and strategies
-
-    def setup(self, stage: str) -> None:
-        strategy = self.trainer.strategy
-        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
-            raise ValueError(
-                "sslzoo is proven on a single device and under DDP; got the strategy "
-                f"{type(strategy).__name__}"
-            )
-        if isinstance(strategy, DDPStrategy):
-            self._ddp_params_and_buffers_to_ignore = memory_buffers(self)
-
-    # -- saving
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(self.device)
-        checkpoint["sslzoo"] = {
-            "step": self.step,
-            "horizon": list(self.horizon),
-            "rng": gather_objects(state),
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint.get("sslzoo")
-        if saved is None:
-            return
-        self.step = saved["step"]
-        self.horizon = Horizon(*saved["horizon"])
-        states = saved["rng"]
-        self._rng_to_restore = states[rank()] if rank() < len(states) else None
-
-    def on_train_start(self) -> None:
-        schedule = self.lr_schedulers()
-        if isinstance(schedule, Schedule):  # it knows whether to keep a resumed run's horizon
-            self.horizon = schedule.horizon
-        if self._rng_to_restore is not None:  # after every draw that starting up makes
-            torch.set_rng_state(self._rng_to_restore["cpu"].cpu())
-            if "cuda" in self._rng_to_restore and self.device.type == "cuda":
-                torch.cuda.set_rng_state(self._rng_to_restore["cuda"].cpu(), self.device)
-            self._rng_to_restore = None
-
-    def _keep_plain_hyperparameters(self, frame: FrameType | None) -> None:
-        """Plain values only: a stored module or function would break `weights_only=True`.
-
-        Under the CLI Lightning stores the YAML instead, and the class alone loads again.
-        """
-        ignore: list[str] = []
-        if frame is not None and _given_hyperparameters.get() is None:
-            for arguments in collect_init_args(frame, [], classes=(SSLMethod,)):
-                ignore += [name for name, value in arguments.items() if not _is_plain(value)]
-        self.save_hyperparameters(ignore=ignore, frame=frame, logger=False)
-
-    @property
-    def seed(self) -> int:
-        """Seed of the method's own keyed draws: that of `seed_everything`."""
-        return run_seed()
