@@ -55,7 +55,10 @@ class Trainable(LightningModule, ABC):
     Attributes:
         step: optimizer steps taken so far; saved, and the clock of every curve.
         horizon: length of the run; saved, and kept when a finished run is extended.
+        uses_labels: whether `losses` reads the batch's labels.
     """
+
+    uses_labels: bool = False
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ import doctest
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from sslzoo.batch import Batch
 from sslzoo.callbacks.memory import memories
 from sslzoo.methods import SSLMethod
 from sslzoo.optim import WarmupCosine
+from sslzoo.trainable import Trainable
 from tests.ranks import Ranks
-from tests.toys import build, data_like, every_method, rows
+from tests.toys import build, data_like, every_method, every_trainable, rows
 
-METHODS = every_method()
+METHODS, TRAINABLES = every_method(), every_trainable()
 BATCH, SAMPLES = 12, 36
 
 THIRD_PARTY = (
@@ -37,15 +38,15 @@ THIRD_PARTY = (
 )
 
 
-def fit(run: Trainer, method: SSLMethod, data: list[Batch], resume: str | None = None) -> None:
+def fit(run: Trainer, method: Trainable, data: list[Batch], resume: str | None = None) -> None:
     with warnings.catch_warnings():
         for message in THIRD_PARTY:
             warnings.filterwarnings("ignore", message=re.escape(message))
         run.fit(method, Loader(data), val_dataloaders=Loader(data[:1]), ckpt_path=resume)
 
 
-def battery(*names: str) -> Any:
-    return pytest.mark.parametrize("cls", METHODS, ids=lambda cls: cls.__name__)
+def battery(classes: Sequence[type[Trainable]] = METHODS) -> Any:
+    return pytest.mark.parametrize("cls", classes, ids=lambda cls: cls.__name__)
 
 
 class Gradients(Callback):
@@ -75,7 +76,7 @@ class StopAfter(Callback):
         trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
 
 
-def toy(cls: type[SSLMethod]) -> tuple[SSLMethod, Batch]:
+def toy(cls: type[Trainable]) -> tuple[Any, Batch]:
     """Double-precision toy with an optimizer, and its training set."""
     method, batch = build(cls)
     method._optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-3)
@@ -116,11 +117,11 @@ def trainer(epochs: int = 2, **options: Any) -> Trainer:
     )
 
 
-def state(method: SSLMethod) -> dict[str, Tensor]:
+def state(method: Trainable) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in method.state_dict().items()}
 
 
-def train(rank: int, cls: type[SSLMethod], world: int, accumulate: int) -> dict[str, Any]:
+def train(rank: int, cls: type[Trainable], world: int, accumulate: int) -> dict[str, Any]:
     """Two epochs on this rank's share: loss, first gradients, final state."""
     torch.manual_seed(0)
     method, data = toy(cls)
@@ -146,9 +147,9 @@ def assert_same(actual: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
         )
 
 
-@battery()
+@battery(TRAINABLES)
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_ranks_equal_one(cls: type[SSLMethod], accumulate: int, ranks: Ranks) -> None:
+def test_two_ranks_equal_one(cls: type[Trainable], accumulate: int, ranks: Ranks) -> None:
     one = train(0, cls, 1, accumulate)
     two = ranks(2, train, cls, 2, accumulate)
     assert one["step"] == two[0]["step"] == 6
@@ -158,8 +159,8 @@ def test_two_ranks_equal_one(cls: type[SSLMethod], accumulate: int, ranks: Ranks
         torch.testing.assert_close(result["loss"], one["loss"], rtol=1e-6, atol=0)  # float32 log
 
 
-@battery()
-def test_gradients_reach_what_trains_and_nothing_else(cls: type[SSLMethod]) -> None:
+@battery(TRAINABLES)
+def test_gradients_reach_what_trains_and_nothing_else(cls: type[Trainable]) -> None:
     method, data = toy(cls)
     for _ in range(3):
         terms = method.losses(rows(data, slice(0, BATCH)))
@@ -178,8 +179,8 @@ def test_forward_gives_num_features(cls: type[SSLMethod]) -> None:
     assert features.shape == (SAMPLES, method.encoder().num_features)
 
 
-@battery()
-def test_labels_do_not_matter_unless_declared(cls: type[SSLMethod]) -> None:
+@battery(TRAINABLES)
+def test_labels_do_not_matter_unless_declared(cls: type[Trainable]) -> None:
     def loss(labels: Tensor | None) -> Tensor:
         method, data = toy(cls)
         return torch.stack(list(method.losses(data._replace(label=labels)).values())).sum()
@@ -191,15 +192,15 @@ def test_labels_do_not_matter_unless_declared(cls: type[SSLMethod]) -> None:
         assert loss(data.label) == loss(data.label.roll(1)) == loss(None)
 
 
-@battery()
-def test_same_seed_same_run(cls: type[SSLMethod]) -> None:
+@battery(TRAINABLES)
+def test_same_seed_same_run(cls: type[Trainable]) -> None:
     first, second = train(0, cls, 1, 1), train(0, cls, 1, 1)
     assert all(torch.equal(first["state"][k], second["state"][k]) for k in first["state"])
 
 
-@battery()
-def test_resume_equals_going_on(cls: type[SSLMethod], tmp_path: Path) -> None:
-    def go(epochs: int, resume: str | None = None) -> tuple[Trainer, SSLMethod]:
+@battery(TRAINABLES)
+def test_resume_equals_going_on(cls: type[Trainable], tmp_path: Path) -> None:
+    def go(epochs: int, resume: str | None = None) -> tuple[Trainer, Trainable]:
         torch.manual_seed(0)
         method, data = toy(cls)
         run = trainer(4, devices=1, callbacks=[StopAfter(epochs)])
@@ -252,8 +253,8 @@ def test_a_step_never_sees_its_own_rows(cls: type[SSLMethod]) -> None:
         assert not all(torch.equal(a, b) for a, b in zip(before, memory.buffers(), strict=True))
 
 
-@battery()
-def test_example_in_the_docstring_runs(cls: type[SSLMethod]) -> None:
+@battery(TRAINABLES)
+def test_example_in_the_docstring_runs(cls: type[Trainable]) -> None:
     space = dict(vars(sys.modules[cls.__module__]))
     test = doctest.DocTestFinder(recurse=False).find(cls, cls.__name__, globs=space)[0]
     assert doctest.DocTestRunner().run(test).failed == 0

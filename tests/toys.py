@@ -1,7 +1,7 @@
 """Toy instances of every method, from the example in its own docstring.
 
-The battery finds a method in sslzoo.methods and runs the `Example:` of its class: it defines
-`method` and a `batch` whose shapes and types the battery imitates with data of its own.
+The battery finds a class in sslzoo.methods or sslzoo.eval and runs the `Example:` of its docstring:
+it defines `method` and a `batch` whose shapes and types the battery imitates with data of its own.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 import doctest
 import inspect
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor
 
+import sslzoo.eval
 import sslzoo.methods
 from sslzoo.batch import Batch
 from sslzoo.methods import SSLMethod
+from sslzoo.trainable import Trainable
 
 
 def every_method() -> list[type[SSLMethod]]:
@@ -24,8 +27,15 @@ def every_method() -> list[type[SSLMethod]]:
     return [cls for cls in classes if issubclass(cls, SSLMethod) and not inspect.isabstract(cls)]
 
 
-def build(cls: type[SSLMethod], seed: int = 0) -> tuple[SSLMethod, Batch]:
-    """The method and the batch of the class's own example."""
+def every_trainable() -> list[type[Trainable]]:
+    """All methods, and the modules of `sslzoo.eval` that train with or after them."""
+    classes = [getattr(sslzoo.eval, name) for name in sslzoo.eval.__all__]
+    downstream = [cls for cls in classes if inspect.isclass(cls) and issubclass(cls, Trainable)]
+    return [*every_method(), *downstream]
+
+
+def build(cls: type[Trainable], seed: int = 0) -> tuple[Any, Batch]:
+    """The module and the batch of the class's own example."""
     examples = doctest.DocTestParser().get_examples(inspect.getdoc(cls) or "")
     assert examples, f"{cls.__name__} has no Example in its docstring: the batteries run it"
     space = dict(vars(sys.modules[cls.__module__]))

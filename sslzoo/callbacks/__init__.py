@@ -4,6 +4,7 @@ from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.final_table import FinalTable
 from sslzoo.callbacks.memory import CommitMemory, commit
+from sslzoo.callbacks.online_accuracy import OnlineAccuracy
 from sslzoo.callbacks.online_knn import OnlineKNN
 from sslzoo.callbacks.online_probe import OnlineProbe
 from sslzoo.callbacks.online_spectrum import OnlineSpectrum
@@ -14,6 +15,7 @@ __all__ = [
     "CommitMemory",
     "FeatureWriter",
     "FinalTable",
+    "OnlineAccuracy",
     "OnlineKNN",
     "OnlineProbe",
     "OnlineSpectrum",

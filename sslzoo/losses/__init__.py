@@ -1,6 +1,7 @@
 """Losses: pure functions of tensors; the mean over ranks is the loss of the global batch."""
 
 from sslzoo.losses.amdim import amdim_nce
+from sslzoo.losses.classification import cross_entropy, distillation
 from sslzoo.losses.cpc import cpc_info_nce
 from sslzoo.losses.dcl import dcl
 from sslzoo.losses.info_nce import batch_info_nce, info_nce
@@ -25,11 +26,13 @@ __all__ = [
     "bank_softmax",
     "batch_info_nce",
     "cpc_info_nce",
+    "cross_entropy",
     "dcl",
     "dim_donsker_varadhan",
     "dim_fenchel_dual",
     "dim_info_nce",
     "discriminator_loss",
+    "distillation",
     "generator_loss",
     "info_nce",
     "invaspread",

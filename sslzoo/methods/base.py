@@ -84,8 +84,6 @@ class SSLMethod(Trainable):
         horizon: length of the run; saved, and kept when a finished run is extended.
     """
 
-    uses_labels: bool = False
-
     def __init__(
         self,
         backbone: nn.Module,

@@ -28,3 +28,21 @@ def exempt_bias_and_norm(module: nn.Module) -> list[dict[str, Any]]:
         {"params": exempt, "weight_decay": 0.0, "adapt": False},
     ]
     return [group for group in groups if group["params"]]
+
+
+def exempt_bias_norm_and_classifier(module: nn.Module) -> list[dict[str, Any]]:
+    """As `exempt_bias_and_norm`, and the layer called `classifier` is exempt too.
+
+    The rule of SimCLR's fine-tuning, whose list of exemptions has `head_supervised`
+    (google-research/simclr, tf2/model.py).
+    """
+    named = module.named_modules()
+    heads = [child for name, child in named if name.rpartition(".")[2] == "classifier"]
+    if not heads:
+        raise ValueError(f"{type(module).__name__} has no layer called classifier to exempt")
+    inside = {parameter for head in heads for parameter in head.parameters()}
+    groups = exempt_bias_and_norm(module)
+    decayed = [p for p in groups[0]["params"] if p not in inside]
+    moved = [p for p in groups[0]["params"] if p in inside]
+    exempt = {"params": [*moved, *groups[-1]["params"]], "weight_decay": 0.0, "adapt": False}
+    return [{"params": decayed}, exempt] if decayed else [exempt]

@@ -16,6 +16,7 @@ from sslzoo.transforms.recipes import (
     multi_crop_views,
     simclr_views,
 )
+from sslzoo.transforms.supervised import crop_view
 from sslzoo.transforms.views import View, Views
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "byol_views",
     "cmc_views",
     "cpc_views",
+    "crop_view",
     "digit_views",
     "dim_views",
     "instdisc_views",

@@ -1,0 +1,127 @@
+"""Classifier: a pre-trained encoder, perhaps with the first layers of its head, and a Linear.
+
+Built from its parts, so that its own checkpoint loads without that of the pre-training run;
+`load_weights` puts a run's weights in. Shapes: B samples, D features, C classes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning import LightningModule
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sslzoo.batch import View
+
+
+class Headed(nn.Module):
+    """A backbone and the first layers of its projector, as one backbone.
+
+    SimCLR v2 is fine-tuned from the first of the head's three layers (arXiv 2006.10029, section
+    2; `ft_proj_selector=1` in the code).
+
+    Args:
+        backbone: (B, ...) -> (B, num_features).
+        projector: a head with `first`, such as `heads.simclr_v2_projector`, as it was pre-trained.
+        num_layers: how many of its layers are kept, each with its norm and ReLU.
+    """
+
+    def __init__(self, backbone: nn.Module, projector: nn.Module, num_layers: int = 1):
+        super().__init__()
+        self.backbone = backbone
+        self.num_layers = num_layers
+        self.head: nn.Sequential = cast(Any, projector).first(num_layers)
+        widths = [layer.out_features for layer in self.head if isinstance(layer, nn.Linear)]
+        self.num_features = int([cast(Any, backbone).num_features, *widths][-1])
+
+    def forward(self, x: View) -> Tensor:
+        return self.head(self.backbone(x))
+
+
+class Classifier(nn.Module):
+    """Logits of a Linear on the features of a backbone. Shapes: (B, ...) -> (B, C).
+
+    Args:
+        backbone: with `num_features`; `Headed` to keep layers of the pre-trained head.
+        num_classes: C.
+        init_std: the Linear's weights start from N(0, init_std), its bias from 0 (SimCLR: 0.01).
+    """
+
+    def __init__(self, backbone: nn.Module, num_classes: int, init_std: float = 0.01):
+        super().__init__()
+        width = getattr(backbone, "num_features", None)
+        if not isinstance(width, int):
+            raise ValueError(
+                f"a backbone needs the attribute num_features (int), {type(backbone).__name__} "
+                f"has {width!r}"
+            )
+        self.backbone = backbone
+        self.classifier = nn.Linear(width, num_classes)
+        nn.init.normal_(self.classifier.weight, std=init_std)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, x: View) -> Tensor:
+        return self.classifier(self.backbone(x))
+
+
+def load_weights(model: Classifier, path: str) -> None:
+    """Put trained weights into a classifier.
+
+    Args:
+        model: all of it is filled from a run that trained a classifier of its kind, all but the
+            Linear from a run that pre-trained its backbone (and head).
+        path: a Lightning checkpoint whose class has been imported, or the .safetensors of an
+            encoder (which has no head).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: what it holds does not fit, naming the parameters.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no checkpoint at {path!r}")
+    if path.endswith(".safetensors"):
+        if isinstance(model.backbone, Headed):
+            raise ValueError(
+                f"{path!r} is an encoder, the classifier also wants {model.backbone.num_layers} "
+                "layers of its head: give the run's checkpoint, or the backbone without Headed"
+            )
+        return _fill(model.backbone, load_file(path), path)
+    run = LightningModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    parts = dict(run.named_children())
+    trained = parts.get("model")
+    if isinstance(trained, Classifier):
+        return _fill(model, trained.state_dict(), path)
+    encoder = getattr(run, "encoder", None)
+    if not callable(encoder):
+        raise ValueError(f"{path!r} holds a {type(run).__name__}, which has no encoder()")
+    if not isinstance(model.backbone, Headed):
+        return _fill(model.backbone, encoder().state_dict(), path)
+    if "projector" not in parts:
+        raise ValueError(
+            f"{path!r} holds a {type(run).__name__}, which has no projector for Headed"
+        )
+    _fill(model.backbone.backbone, encoder().state_dict(), path)
+    head = cast(Any, parts["projector"]).first(model.backbone.num_layers)
+    return _fill(model.backbone.head, head.state_dict(), path)
+
+
+def _fill(module: nn.Module, saved: dict[str, Tensor], path: str) -> None:
+    """`load_state_dict`, whose error names what differs; weights take the module's precision."""
+    own = module.state_dict()
+    wrong = sorted(own.keys() ^ saved.keys())
+    wrong += [
+        f"{name}: {tuple(saved[name].shape)} for {tuple(own[name].shape)}"
+        for name in own.keys() & saved.keys()
+        if own[name].shape != saved[name].shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"{path!r} does not fit {type(module).__name__}: {len(wrong)} of {len(own)} tensors "
+            f"differ in name or shape, such as {wrong[:3]}"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])

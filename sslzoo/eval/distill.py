@@ -1,0 +1,102 @@
+"""Distill: a student learns a fine-tuned teacher's probabilities, without labels.
+
+SimCLR v2's third step: Chen, Kornblith, Swersky, Norouzi and Hinton, NeurIPS 2020,
+https://arxiv.org/abs/2006.10029, section 2 and equation 3. Self-distillation is a student of the
+teacher's own architecture. Reference code: none in google-research/simclr's training scripts at
+commit 383d414.
+
+Deviations:
+    1. The weighted sum with the labels' cross-entropy (equation 4) is left out: the paper reports
+       equation 3 alone unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sslzoo.batch import Batch, View
+from sslzoo.eval.classifier import Classifier
+from sslzoo.eval.fine_tune import RANDOM, only_view, start_from
+from sslzoo.losses import distillation
+from sslzoo.optim import all_alike
+from sslzoo.trainable import GroupsFactory, OptimizerFactory, ScheduleFactory, Trainable
+
+
+class Distill(Trainable):
+    """The student's cross-entropy against the teacher's probabilities of the same view.
+
+    Args:
+        model: the student.
+        teacher: in eval mode, never trained.
+        teacher_weights: the fine-tuned run's checkpoint, needed by `fit`.
+        temperature: of both softmaxes; reported: 0.1 for a teacher tuned on 1 % of labels, 1 on
+            10 %.
+        weights: where the student starts: a checkpoint for `load_weights`, or "random".
+        optimizer: see `Trainable`; LARS in the paper.
+        schedule: see `Trainable`.
+        parameter_groups: see `Trainable`.
+
+    Example:
+        >>> from sslzoo.backbones import SmallResNet
+        >>> student, teacher = (Classifier(SmallResNet((8, 16)), 3) for _ in range(2))
+        >>> method = Distill(student, teacher, teacher_weights="random")
+        >>> batch = Batch([torch.rand(4, 3, 8, 8)], torch.arange(4))
+        >>> list(method.losses(batch))
+        ['distillation']
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        teacher: Classifier,
+        teacher_weights: str | None = None,
+        temperature: float = 1.0,
+        weights: str = RANDOM,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
+        parameter_groups: GroupsFactory = all_alike,
+    ):
+        super().__init__(optimizer, schedule, parameter_groups)
+        classes = model.classifier.out_features, teacher.classifier.out_features
+        if classes[0] != classes[1]:
+            raise ValueError(
+                f"student and teacher want the same classes, got {classes[0]} and {classes[1]}"
+            )
+        self.model = model
+        self.teacher = teacher.requires_grad_(False)
+        self.teacher_weights, self.weights = teacher_weights, weights
+        self.temperature = temperature
+
+    def train(self, mode: bool = True) -> Distill:
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.train()  # Lightning leaves flags as it finds them, and warns of eval mode before this
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit" and not self.trainer.ckpt_path:
+            start_from(self.model, self.weights, "weights")
+            start_from(self.teacher, self.teacher_weights, "teacher_weights")
+
+    def forward(self, view: View) -> Tensor:
+        """The student's logits. Shapes: (B, ...) -> (B, C)."""
+        return self.model(view)
+
+    def features(self, view: View) -> Tensor:
+        """Features of the student's backbone. Shapes: (B, ...) -> (B, num_features)."""
+        return self.model.backbone(view)
+
+    def encoder(self) -> Classifier:
+        """The module behind `forward`."""
+        return self.model
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        x = only_view(batch, "Distill")
+        with torch.no_grad():
+            target = self.teacher(x)  # (B, C)
+        return {"distillation": distillation(self.model(x), target, self.temperature)}

@@ -1,0 +1,118 @@
+"""FineTune: train a classifier with labels, from pre-trained weights or from random ones.
+
+Semi-supervised learning is this on a data module with `train_fraction` 0.01 or 0.1: a subset
+with the same share of each class, the same for every run.
+SimCLR v2: Chen, Kornblith, Swersky, Norouzi and Hinton, NeurIPS 2020,
+https://arxiv.org/abs/2006.10029. Reference code: google-research/simclr, commit 383d414.
+
+Deviations:
+    1. The labelled subsets of ImageNet are drawn by `train_fraction`; the authors' are the lists
+       imagenet2012_subset/1pct and 10pct of TensorFlow Datasets.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sslzoo.batch import Batch, View, label_of
+from sslzoo.eval.classifier import Classifier, load_weights
+from sslzoo.losses import cross_entropy
+from sslzoo.optim import all_alike
+from sslzoo.trainable import GroupsFactory, OptimizerFactory, ScheduleFactory, Trainable
+
+RANDOM = "random"
+
+
+class FineTune(Trainable):
+    """Cross-entropy of a classifier; `sslzoo.callbacks.OnlineAccuracy` scores it.
+
+    Args:
+        model: the classifier.
+        weights: where `fit` starts from: a checkpoint or .safetensors for `load_weights`, or
+            "random" for a net trained from scratch.
+        train_backbone: False freezes the backbone, in eval mode: the linear protocol.
+        label_smoothing: see `losses.cross_entropy`; 0 in SimCLR.
+        optimizer: see `Trainable`; LARS without weight decay in SimCLR v2.
+        schedule: see `Trainable`; a cosine without warm-up in SimCLR v2.
+        parameter_groups: see `Trainable`; `optim.exempt_bias_norm_and_classifier` in SimCLR.
+
+    Example:
+        >>> import torch
+        >>> from sslzoo.backbones import SmallResNet
+        >>> method = FineTune(Classifier(SmallResNet((8, 16)), num_classes=3), "random")
+        >>> batch = Batch([torch.rand(4, 3, 8, 8)], torch.arange(4), torch.tensor([0, 1, 2, 0]))
+        >>> list(method.losses(batch))
+        ['cross_entropy']
+    """
+
+    uses_labels = True
+
+    def __init__(
+        self,
+        model: Classifier,
+        weights: str | None = None,
+        train_backbone: bool = True,
+        label_smoothing: float = 0.0,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
+        parameter_groups: GroupsFactory = all_alike,
+    ):
+        super().__init__(optimizer, schedule, parameter_groups)
+        self.model = model
+        self.weights, self.train_backbone = weights, train_backbone
+        self.label_smoothing = label_smoothing
+        if not train_backbone:
+            model.backbone.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> FineTune:
+        super().train(mode)
+        if not self.train_backbone:
+            self.model.backbone.eval()
+        return self
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.train()  # Lightning leaves flags as it finds them, and warns of eval mode before this
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit" and not self.trainer.ckpt_path:
+            start_from(self.model, self.weights, "weights")
+
+    def forward(self, view: View) -> Tensor:
+        """Logits. Shapes: (B, ...) -> (B, C)."""
+        return self.model(view)
+
+    def features(self, view: View) -> Tensor:
+        """Features of the backbone. Shapes: (B, ...) -> (B, num_features)."""
+        return self.model.backbone(view)
+
+    def encoder(self) -> Classifier:
+        """The module behind `forward`."""
+        return self.model
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        logits = self.model(only_view(batch, "FineTune"))  # (B, C)
+        label = label_of(batch, "FineTune").long()  # (B,)
+        return {"cross_entropy": cross_entropy(logits, label, self.label_smoothing)}
+
+
+def start_from(model: Classifier, weights: str | None, name: str) -> None:
+    """`load_weights`, unless they are to be random; an error where nothing was said."""
+    if weights is None:
+        raise ValueError(
+            f"{name} is None: give the checkpoint to start from (--model.{name} "
+            f"RUN/checkpoints/last.ckpt), or {RANDOM!r}"
+        )
+    if weights != RANDOM:
+        load_weights(model, weights)
+
+
+def only_view(batch: Batch, who: str) -> View:
+    """The view of a batch that has one."""
+    if len(batch.views) != 1:
+        raise ValueError(
+            f"{who} trains on one view of a sample, as sslzoo.transforms.crop_view makes, got "
+            f"{len(batch.views)}"
+        )
+    return batch.views[0]

@@ -1,0 +1,211 @@
+"""FineTune, Distill and what they start from; the battery holds them to ranks and resume."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sslzoo.backbones import SmallResNet
+from sslzoo.batch import Batch
+from sslzoo.callbacks import OnlineAccuracy
+from sslzoo.eval import Classifier, Distill, FineTune, Headed, load_weights
+from sslzoo.heads import simclr_v2_projector
+from sslzoo.methods import SimCLR
+from sslzoo.optim import exempt_bias_norm_and_classifier
+from tests.callbacks.toy import FILTERS, NUM_CLASSES, FitOnly, ToyData, data, quiet, trainer
+from tests.ranks import Ranks
+
+pytestmark = FILTERS
+
+
+class OneView(FitOnly):
+    """The toy data with the first view alone."""
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        return batch._replace(views=batch.views[:1])
+
+
+def small() -> SmallResNet:
+    return SmallResNet((4, 8))
+
+
+def headed() -> Classifier:
+    return Classifier(Headed(small(), simclr_v2_projector(8, 3, 4), 1), NUM_CLASSES)
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> tuple[SimCLR, str]:
+    """A SimCLR v2 run that trained for an epoch, and its checkpoint, built in Python."""
+    torch.manual_seed(5)
+    method = SimCLR(small(), simclr_v2_projector(8, 3, 4), optimizer=sgd)
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(method, datamodule=FitOnly())
+    path = str(tmp_path / "pretrained.ckpt")
+    run.save_checkpoint(path)
+    return method, path
+
+
+def encoder_file(method: SimCLR, folder: Path) -> str:
+    path = str(folder / "encoder.safetensors")
+    save_file({k: v.contiguous() for k, v in method.encoder().state_dict().items()}, path)
+    return path
+
+
+def fit(module: Any, folder: Path, *callbacks: Any, epochs: int = 1, **options: Any) -> Trainer:
+    run = trainer(folder, *callbacks, max_epochs=epochs)
+    run.fit(module, datamodule=OneView(), **options)
+    return run
+
+
+def images() -> Tensor:
+    return data(6, 3)[0]
+
+
+def test_headed_is_the_backbone_and_the_first_layers_of_the_head() -> None:
+    backbone, projector = small().eval(), simclr_v2_projector(8, 3, 4).eval()
+    module = Headed(backbone, projector, 2).eval()
+    x = images()
+    torch.testing.assert_close(module(x), projector.layers[:6](backbone(x)), rtol=0, atol=0)
+    assert module.num_features == 8
+    assert Headed(small(), simclr_v2_projector(8, 3, 4), 3).num_features == 4
+    assert Headed(small(), simclr_v2_projector(8, 3, 4), 0).num_features == 8
+
+
+def test_a_safetensors_fills_the_backbone(pretrained: Any, tmp_path: Path) -> None:
+    method, _ = pretrained
+    model = Classifier(small(), NUM_CLASSES)
+    start = model.classifier.weight.clone()
+    load_weights(model, encoder_file(method, tmp_path))
+    wanted = method.encoder().state_dict()
+    assert all(torch.equal(v, wanted[k]) for k, v in model.backbone.state_dict().items())
+    assert torch.equal(model.classifier.weight, start)
+
+
+def test_what_does_not_fit_is_named(pretrained: Any, tmp_path: Path) -> None:
+    method, _ = pretrained
+    path = encoder_file(method, tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at 'nowhere\.ckpt'"):
+        load_weights(headed(), "nowhere.ckpt")
+    with pytest.raises(ValueError, match="is an encoder, the classifier also wants 1 layers"):
+        load_weights(headed(), path)
+    wide = Classifier(SmallResNet((4, 16)), NUM_CLASSES)
+    with pytest.raises(ValueError, match=r"tensors differ in name or shape, such as \['blocks"):
+        load_weights(wide, path)
+    before = [value.clone() for value in wide.state_dict().values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, wide.state_dict().values(), strict=True))
+
+
+def test_fit_wants_to_be_told_where_to_start(tmp_path: Path) -> None:
+    module = FineTune(headed(), optimizer=sgd)
+    with pytest.raises(ValueError, match="weights is None: give the checkpoint"):
+        fit(module, tmp_path)
+    student = Distill(headed(), headed(), optimizer=sgd)
+    with pytest.raises(ValueError, match="teacher_weights is None"):
+        fit(student, tmp_path)
+
+
+def test_a_resumed_run_does_not_need_what_it_started_from(pretrained: Any, tmp_path: Path) -> None:
+    path = Path(encoder_file(pretrained[0], tmp_path))
+    started = FineTune(Classifier(small(), NUM_CLASSES), str(path), optimizer=sgd)
+    run = fit(started, tmp_path)
+    saved = str(tmp_path / "tuned.ckpt")
+    run.save_checkpoint(saved)
+    path.unlink()
+    resumed = FineTune(Classifier(small(), NUM_CLASSES), str(path), optimizer=sgd)
+    fit(resumed, tmp_path, epochs=2, ckpt_path=saved)
+    assert resumed.step == 2 * started.step
+    with pytest.raises(FileNotFoundError):
+        fit(FineTune(Classifier(small(), NUM_CLASSES), str(path), optimizer=sgd), tmp_path)
+
+
+def test_a_frozen_backbone_keeps_its_bits(tmp_path: Path) -> None:
+    module = FineTune(headed(), "random", train_backbone=False, optimizer=sgd)
+    backbone = {k: v.clone() for k, v in module.model.backbone.state_dict().items()}
+    linear = module.model.classifier.weight.clone()
+    fit(module, tmp_path)
+    assert all(torch.equal(v, backbone[k]) for k, v in module.model.backbone.state_dict().items())
+    assert not torch.equal(module.model.classifier.weight, linear)
+
+
+def test_the_teacher_keeps_its_bits_and_teaches(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tuned = FineTune(headed(), "random", optimizer=sgd)
+    run = fit(tuned, tmp_path, epochs=3)
+    # A checkpoint of a module built in Python names no class: its parts are given again.
+    path = str(tmp_path / "tuned.ckpt")
+    run.save_checkpoint(path)
+    teacher = headed()
+    saved = FineTune.load_from_checkpoint(path, model=teacher, weights_only=True)
+    module = Distill(headed(), saved.model, "random", optimizer=sgd)
+    wanted = {k: v.clone() for k, v in tuned.model.state_dict().items()}
+    first = fit(copy.deepcopy(module), tmp_path).callback_metrics["train/loss"]
+    last = fit(module, tmp_path, epochs=20).callback_metrics["train/loss"]
+    assert all(torch.equal(v, wanted[k]) for k, v in module.teacher.state_dict().items())
+    assert last < first
+
+
+def test_views_and_labels_are_checked() -> None:
+    module = FineTune(headed(), "random")
+    x, label = data(6, 3)
+    with pytest.raises(ValueError, match=r"one view of a sample, as .*crop_view makes, got 2"):
+        module.losses(Batch([x, x], torch.arange(6), label))
+    with pytest.raises(ValueError, match="FineTune wants one class for each sample"):
+        module.losses(Batch([x], torch.arange(6)))
+    with pytest.raises(ValueError, match="the same classes, got 4 and 5"):
+        Distill(headed(), Classifier(small(), 5))
+    with pytest.raises(ValueError, match="needs the attribute num_features"):
+        Classifier(nn.Flatten(), 3)
+
+
+def accuracy(rank: int, folder: str, world: int) -> float:
+    quiet()
+    torch.manual_seed(1)
+    module = FineTune(headed(), "random", optimizer=sgd)
+    run = trainer(folder, OnlineAccuracy(), max_epochs=1, world_size=world)
+    run.validate(module, datamodule=ToyData(), verbose=False)
+    return run.callback_metrics["val/top1"].item()
+
+
+def test_accuracy_is_the_share_that_is_right_on_any_number_of_ranks(
+    tmp_path: Path, ranks: Ranks
+) -> None:
+    one = accuracy(0, str(tmp_path), 1)
+    torch.manual_seed(1)
+    model = FineTune(headed(), "random").eval()
+    query, truth = data(31, 1)
+    wanted = (model(query).argmax(1) == truth).double().mean().item()
+    assert one == pytest.approx(wanted)
+    assert ranks(2, accuracy, str(tmp_path), 2) == [one, one]
+
+
+def test_accuracy_wants_as_many_logits_as_classes(tmp_path: Path) -> None:
+    module = FineTune(Classifier(small(), 3), "random", optimizer=sgd)
+    run = trainer(tmp_path, OnlineAccuracy())
+    with pytest.raises(ValueError, match="gives 3 logits and the data has 4 classes"):
+        run.validate(module, datamodule=ToyData(), verbose=False)
+
+
+def test_the_classifier_is_exempt_as_biases_and_norms_are() -> None:
+    module = FineTune(headed(), "random")
+    decayed, exempt = exempt_bias_norm_and_classifier(module)
+    assert exempt["weight_decay"] == 0.0
+    assert exempt["adapt"] is False
+    names = {id(p): name for name, p in module.named_parameters()}
+    assert {names[id(p)].rpartition(".")[2] for p in decayed["params"]} == {"weight"}
+    assert not any("classifier" in names[id(p)] for p in decayed["params"])
+    inside = [names[id(p)] for p in exempt["params"]]
+    assert "model.classifier.weight" in inside
+    assert len(inside) + len(decayed["params"]) == len(names)
+    with pytest.raises(ValueError, match="no layer called classifier"):
+        exempt_bias_norm_and_classifier(small())
