@@ -74,9 +74,9 @@ class FineTune(Trainable):
         super().on_train_start()
         self.train()  # Lightning leaves flags as it finds them, and warns of eval mode before this
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if stage == "fit" and not self.trainer.ckpt_path:
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.step == 0:  # a resumed run has its own
             start_from(self.model, self.weights, "weights")
 
     def forward(self, view: View) -> Tensor:
