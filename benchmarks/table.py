@@ -121,6 +121,19 @@ def short_quality_table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
+def semi_supervised_table(results: dict[str, Result]) -> str:
+    """Accuracies with few labels, by where training starts."""
+    if not results:
+        return NOT_RUN
+    lines = _head(["labels, start", "top-1", "epochs", "CPU minutes", "seeds", "config", "commit"])
+    for name, result in results.items():
+        about = [str(result["epochs"]), f"{result['cpu_minutes']:.1f}"]
+        about += [", ".join(map(str, result["seeds"])), f"`{result['config']}`"]
+        lines.append(_line([name, f"**{result['top1']:.4f}**", *about, result["commit"][:12]]))
+    places = sorted({f"{result['cpu']}, {result['cores']} cores" for result in results.values()})
+    return "\n".join([*lines, "", *(f"- {place}" for place in places)])
+
+
 def quickstart_table(result: Result | None) -> str:
     """The table that the quickstart prints at its end."""
     if result is None:
@@ -156,6 +169,7 @@ def render(readme: str, results: Path) -> str:
         "speed": speed_table(read("speed.json") or {}),
         "quality": quality_table(quality),
         "short-quality": short_quality_table(quality),
+        "semi-supervised": semi_supervised_table(read("semi_supervised.json") or {}),
         "quickstart": quickstart_table(read("quickstart.json")),
     }
     found = 0
