@@ -64,11 +64,20 @@ def test_golden_two_steps(softmax: bool, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(method, "negatives", lambda _, drawn=index: drawn[:, 1:])
         views = [torch.from_numpy(golden[f"{n}{step}"]).requires_grad_() for n in ("l", "ab")]
         own = torch.from_numpy(golden[f"y{step}"])
+        scores = [  # of view i against the other view's bank, which the step then changes
+            torch.einsum("bkd,bd->bk", method.bank(1 - i).rows[index], views[i].detach())
+            for i in range(2)
+        ]
         terms = method.losses(Batch([v[:, :, None, None] for v in views], own))
         sum(terms.values()).backward()
         for direction, name in (("0_1", "l"), ("1_0", "ab")):
             loss = terms[f"{term}_{direction}"]
             assert_close_to_golden(loss.flatten(), golden[f"loss_{name}{step}"].reshape(1))
+            i = int(direction[0])
+            out = scores[i] / hyper["T"]
+            if not softmax:
+                out = out.exp() / method.z_constants[i, 1 - i]
+            assert_close_to_golden(out[..., None], golden[f"out_{name}{step}"])
         if not softmax:
             _, _, z_l, z_ab, _ = golden[f"params{step}"].tolist()
             assert float(method.z_constants[0, 1]) == pytest.approx(z_l, rel=1e-4)
