@@ -1,0 +1,103 @@
+"""Retrieval: how the samples of a query's class are ranked among all others.
+
+Cosine similarity; the ranking of each query is over all of the bank (or of the set itself, without
+the query). Shapes: n queries and m bank rows of all ranks, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sslzoo.distributed import gather_rows, row_layout, sum_over_ranks
+from sslzoo.eval.neighbours import on_grid
+
+TILE = 64  # queries that are ranked at a time
+
+
+class Retrieval(NamedTuple):
+    """Averages over the queries that have a relevant row.
+
+    Args:
+        mean_average_precision: mAP: of each query the mean of the precision at each relevant rank.
+        recall: by K, recall@K of metric learning: the share of queries with a relevant row among
+            the K nearest.
+        purity: the share of queries whose nearest row is relevant (recall@1).
+        num_queries: how many queries count.
+    """
+
+    mean_average_precision: float
+    recall: dict[int, float]
+    purity: float
+    num_queries: int
+
+
+@torch.no_grad()
+def retrieval(
+    query: Tensor,
+    query_labels: Tensor,
+    bank: Tensor | None = None,
+    bank_labels: Tensor | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+) -> Retrieval:
+    """MAP and recall@K by cosine similarity.
+
+    Collective: each rank passes its rows, any number of each. Equal similarities are ordered by
+    position in the bank.
+
+    Args:
+        query: (n, D) features of any scale.
+        query_labels: (n,) classes of any integer type.
+        bank: (m, D); None: the queries themselves, each without itself.
+        bank_labels: (m,).
+        ks: the K of recall@K.
+
+    Raises:
+        ValueError: for other shapes, a K below 1, or no query with a relevant row.
+    """
+    if (bank is None) != (bank_labels is None):
+        raise ValueError("bank and bank_labels come together, got one of them")
+    if min(ks, default=0) < 1:
+        raise ValueError(f"recall@K wants K of at least 1, got {list(ks)}")
+    itself = bank is None
+    rows = query if bank is None else bank
+    labels = query_labels if bank_labels is None else bank_labels
+    for x, y in ((query, query_labels), (rows, labels)):
+        if x.ndim != 2 or y.shape != x.shape[:1]:
+            shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
+            raise ValueError(f"retrieval wants features (n, D) and labels (n,), got {shapes}")
+    start = row_layout(len(query)).start
+    asked = on_grid(query)
+    every, classes = gather_rows(on_grid(rows)), gather_rows(labels.to(torch.int64))
+    asked_ks = [1, *ks]  # the first is the purity of the nearest
+    sums = torch.zeros(2 + len(asked_ks), dtype=torch.float64, device=query.device)
+    for first in range(0, len(asked), TILE):
+        few = slice(first, first + TILE)
+        similarity = asked[few].double() @ every.T.double()
+        relevant = query_labels[few, None] == classes
+        if itself:
+            own = start + torch.arange(first, first + len(similarity), device=query.device)
+            similarity.scatter_(1, own[:, None], -torch.inf)
+            relevant.scatter_(1, own[:, None], False)
+        sums += _scores(similarity, relevant, asked_ks)
+    total = sum_over_ranks(sums).tolist()
+    if not total[0]:
+        raise ValueError("no query has a sample of its class to find")
+    mean, purity, *recall = (value / total[0] for value in total[1:])
+    return Retrieval(mean, dict(zip(ks, recall, strict=True)), purity, int(total[0]))
+
+
+def _scores(similarity: Tensor, relevant: Tensor, ks: Sequence[int]) -> Tensor:
+    """Sums over some queries: how many count, average precision, hits among the first K."""
+    order = similarity.argsort(dim=1, descending=True, stable=True)
+    hit = relevant.gather(1, order).double()
+    found = hit.cumsum(1)
+    rank = torch.arange(1, hit.shape[1] + 1, device=hit.device)
+    total = found[:, -1]
+    average = (hit * found / rank).sum(1) / total.clamp_min(1)
+    counts = total > 0
+    hits = [(found[:, min(k, hit.shape[1]) - 1] > 0).double().sum() for k in ks]
+    return torch.stack([counts.double().sum(), average.sum(), *hits])
