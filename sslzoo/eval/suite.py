@@ -1,0 +1,120 @@
+"""Suite: what is measured of an encoder on a data module, from features extracted once.
+
+Metric names: `knn_top1_k<k>_t<T>`, `linear_top1`, `retrieval_map`, `recall_at_<K>`, `purity`,
+`effective_rank`, `feature_std`, `uniformity`. Shapes: n samples of this rank, D width, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+from torch import Tensor
+
+from sslzoo.eval.features import Features, gather_features
+from sslzoo.eval.knn import knn_top1
+from sslzoo.eval.linear import linear_probe
+from sslzoo.eval.retrieval import retrieval
+from sslzoo.eval.spectrum import effective_rank, feature_std, uniformity
+
+Protocol = Literal["knn", "linear", "retrieval", "label_free"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+
+# The neighbours and temperature that the papers report with.
+KNN = {
+    "instdisc": ((200,), (0.07,)),  # lemniscate.pytorch, test.py
+    "dino": ((10, 20, 100, 200), (0.07,)),  # dino, eval_knn.py
+}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Which protocols, and with what settings.
+
+    Args:
+        protocols: of "knn", "linear", "retrieval" (all of which read labels) and "label_free".
+        k: neighbours of kNN; each with each temperature. `KNN` has the papers'.
+        temperature: of kNN's vote.
+        l2: weights among which the linear probe chooses on held-out training samples.
+        recall: K of recall@K.
+        rank_samples: of the bank that effective rank and uniformity are computed of, the first in
+            the order of index.
+
+    Raises:
+        ValueError: for an unknown protocol, or none.
+    """
+
+    protocols: Sequence[Protocol] = PROTOCOLS
+    k: Sequence[int] = (20,)
+    temperature: Sequence[float] = (0.07,)
+    l2: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1)
+    recall: Sequence[int] = (1, 5, 10)
+    rank_samples: int = 25_600  # RankMe's
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.protocols if name not in PROTOCOLS]
+        if unknown or not self.protocols:
+            raise ValueError(f"protocols are some of {', '.join(PROTOCOLS)}, got {self.protocols}")
+
+    def __call__(
+        self, bank: Features, query: Features | None, num_classes: int | None
+    ) -> dict[str, float]:
+        """All metrics by name; collective, the same on every rank.
+
+        Args:
+            bank: the training set's features of this rank.
+            query: the test set's; None only where nothing that reads labels is asked for.
+            num_classes: C; None as for `query`.
+
+        Raises:
+            ValueError: a protocol wants labels or a query set that are not there.
+        """
+        values: dict[str, float] = {}
+        if "label_free" in self.protocols:
+            values |= self._label_free(bank)
+        if all(name == "label_free" for name in self.protocols):
+            return values
+        asked, labels = _labelled(query, "query set")
+        known, bank_labels = _labelled(bank, "training set")
+        if num_classes is None:
+            raise ValueError("kNN, linear probe and retrieval want labelled data, it has none")
+        if "knn" in self.protocols:
+            settings = [(k, t) for k in self.k for t in self.temperature]
+            accuracies = knn_top1(
+                *(asked.features, labels, known.features, bank_labels, num_classes, settings),
+                bank_index=known.index,
+            )
+            names = [f"knn_top1_k{k}_t{t:g}" for k, t in settings]
+            values |= dict(zip(names, accuracies, strict=True))
+        if "linear" in self.protocols:
+            train, test = gather_features(known), gather_features(asked)
+            values["linear_top1"] = linear_probe(
+                *(train.features, cast(Tensor, train.label), test.features),
+                *(cast(Tensor, test.label), num_classes, self.l2),
+            )
+        if "retrieval" in self.protocols:
+            found = retrieval(asked.features, labels, ks=self.recall)
+            values["retrieval_map"] = found.mean_average_precision
+            values |= {f"recall_at_{k}": value for k, value in found.recall.items()}
+            values["purity"] = found.purity
+        return values
+
+    def _label_free(self, bank: Features) -> dict[str, float]:
+        features = gather_features(bank).features[: self.rank_samples]
+        return {
+            "effective_rank": effective_rank(features).item(),
+            "feature_std": feature_std(features).mean().item(),
+            "uniformity": uniformity(features).item(),
+        }
+
+
+def _labelled(features: Features | None, name: str) -> tuple[Features, Tensor]:
+    if features is None or features.label is None:
+        raise ValueError(f"kNN, linear probe and retrieval want a {name} with labels, got none")
+    label = features.label
+    if label.ndim == 2 and label.shape[1] == 1:
+        label = label[:, 0]
+    if label.ndim != 1:
+        raise ValueError(f"one class a sample wanted, labels (n,), got {tuple(label.shape)}")
+    return features._replace(label=label.long()), label.long()
