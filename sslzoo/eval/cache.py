@@ -1,0 +1,91 @@
+"""Cache of features: one file for what these weights make of this data.
+
+The name is a hash of all that the features depend on: the module's class, parameters and buffers,
+the data's own fingerprint, and how they were computed. A file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sslzoo.distributed import gather_objects, rank, world_size
+from sslzoo.eval.features import Features
+
+
+def tensor_digest(tensors: dict[str, Tensor]) -> str:
+    """sha256 of names, types, shapes and bytes; the order does not matter."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        if flat.numel():
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def module_digest(module: nn.Module) -> str:
+    """sha256 of a module: what it prints as, and its parameters and buffers."""
+    text = f"{type(module).__module__}.{type(module).__qualname__}\n{module}\n"
+    return hashlib.sha256((text + tensor_digest(module.state_dict())).encode()).hexdigest()
+
+
+def cached_features(
+    folder: Path | None, key: str, compute: Callable[[], Features]
+) -> tuple[Features, bool]:
+    """This rank's features, from the cache where every rank has its file, else computed.
+
+    Args:
+        folder: of the cache; None computes.
+        key: a string of all that the features depend on; hashed here, with the number of ranks.
+        compute: collective; its result is written.
+
+    Returns:
+        The features, on the CPU where they come from the cache, and whether they do.
+    """
+    if folder is None:
+        return compute(), False
+    name = hashlib.sha256(f"{key}\n{world_size()} ranks".encode()).hexdigest()[:32]
+    path = folder / f"{name}.{rank()}.safetensors"
+    found = _read(path)
+    if all(gather_objects(found is not None)):
+        assert found is not None
+        return found, True
+    features = compute()
+    _write(path, features)
+    return features, False
+
+
+def _read(path: Path) -> Features | None:
+    try:
+        with safe_open(path, "pt") as file:
+            kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):  # not there, or not a whole file
+        return None
+    return Features(kept["features"], kept.get("label"), kept["index"])
+
+
+def _write(path: Path, features: Features) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: value.detach().cpu().contiguous()
+        for name, value in features._asdict().items()
+        if value is not None
+    }
+    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    os.close(handle)
+    try:
+        save_file(tensors, part)
+        os.replace(part, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
