@@ -108,3 +108,36 @@ def _simclr_head(sizes: Sequence[int]) -> nn.Module:
 def byol_mlp(in_dim: int, hidden_dim: int = 4096, out_dim: int = 256) -> nn.Module:
     """BYOL's projector and predictor: Linear-BN-ReLU-Linear, no bias and no norm at the end."""
     return MLP([in_dim, hidden_dim, out_dim], last_bias=False)
+
+
+def simsiam_projector(
+    in_dim: int, hidden_dim: int | None = None, out_dim: int = 2048, num_layers: int = 3
+) -> nn.Module:
+    """SimSiam's projector: (Linear-BN-ReLU)*-Linear-BN without scale and offset, no biases.
+
+    As in the code, the last Linear alone has a bias, which is frozen: the norm takes it out again.
+
+    Args:
+        in_dim: the backbone's `num_features`.
+        hidden_dim: the input's width where None (2048 for ResNet-50).
+        out_dim: 2048 in the paper.
+        num_layers: 3 in the paper, 2 on CIFAR-10.
+    """
+    if num_layers < 1:
+        raise ValueError(f"the projector has at least 1 layer, got {num_layers}")
+    hidden = [hidden_dim or in_dim] * (num_layers - 1)
+    head = MLP([in_dim, *hidden, out_dim], bias=False, last_norm="plain")
+    last = head.layers[-2]
+    assert isinstance(last, nn.Linear)
+    last.bias.requires_grad_(False)
+    return head
+
+
+def simsiam_predictor(dim: int = 2048, hidden_dim: int = 512) -> nn.Module:
+    """SimSiam's predictor, a bottleneck: Linear-BN-ReLU-Linear, a bias at the end alone.
+
+    Args:
+        dim: of projection and prediction, 2048 in the paper.
+        hidden_dim: 512 in the paper.
+    """
+    return MLP([dim, hidden_dim, dim], bias=False)

@@ -16,7 +16,7 @@ from sslzoo.losses.mutual_information import (
 )
 from sslzoo.losses.nce import bank_softmax, nce, nce_constant, proximal, sampled_softmax
 from sslzoo.losses.nt_xent import nt_xent
-from sslzoo.losses.regression import regression
+from sslzoo.losses.regression import negative_cosine, regression
 from sslzoo.losses.sup_con import sup_con
 from sslzoo.losses.triplet import triplet
 
@@ -36,6 +36,7 @@ __all__ = [
     "margin_contrastive",
     "nce",
     "nce_constant",
+    "negative_cosine",
     "nt_xent",
     "proximal",
     "regression",

@@ -13,6 +13,7 @@ from sslzoo.methods.margin_contrastive import MarginContrastive
 from sslzoo.methods.moco import MoCo
 from sslzoo.methods.nnclr import NNCLR
 from sslzoo.methods.simclr import SimCLR
+from sslzoo.methods.simsiam import SimSiam
 from sslzoo.methods.supcon import SupCon
 from sslzoo.methods.triplet import Triplet
 
@@ -30,6 +31,7 @@ __all__ = [
     "MoCo",
     "SSLMethod",
     "SimCLR",
+    "SimSiam",
     "SupCon",
     "Triplet",
 ]

@@ -1,14 +1,21 @@
 """Schedules, curves, parameter groups, and the optimizers that torch and timm lack."""
 
 from sslzoo.optim.curve import Constant, Cosine, Curve, Horizon, Linear
-from sslzoo.optim.groups import all_alike, exempt_bias_and_norm
+from sslzoo.optim.groups import (
+    BiasAndNormRate,
+    ConstantRateFor,
+    all_alike,
+    exempt_bias_and_norm,
+)
 from sslzoo.optim.lars import LARS
 from sslzoo.optim.schedule import ConstantRate, Schedule, Steps, WarmupCosine
 
 __all__ = [
     "LARS",
+    "BiasAndNormRate",
     "Constant",
     "ConstantRate",
+    "ConstantRateFor",
     "Cosine",
     "Curve",
     "Horizon",
