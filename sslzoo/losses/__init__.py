@@ -1,6 +1,7 @@
 """Losses: pure functions of tensors; the mean over ranks is the loss of the global batch."""
 
 from sslzoo.losses.amdim import amdim_nce
+from sslzoo.losses.barlow_twins import barlow_twins
 from sslzoo.losses.cpc import cpc_info_nce
 from sslzoo.losses.dcl import dcl
 from sslzoo.losses.info_nce import batch_info_nce, info_nce
@@ -19,10 +20,13 @@ from sslzoo.losses.nt_xent import nt_xent
 from sslzoo.losses.regression import negative_cosine, regression
 from sslzoo.losses.sup_con import sup_con
 from sslzoo.losses.triplet import triplet
+from sslzoo.losses.vicreg import VICRegTerms, vicreg
 
 __all__ = [
+    "VICRegTerms",
     "amdim_nce",
     "bank_softmax",
+    "barlow_twins",
     "batch_info_nce",
     "cpc_info_nce",
     "dcl",
@@ -44,4 +48,5 @@ __all__ = [
     "slope_penalty",
     "sup_con",
     "triplet",
+    "vicreg",
 ]

@@ -1,6 +1,7 @@
 """Methods: one LightningModule, one file, one paper."""
 
 from sslzoo.methods.amdim import AMDIM
+from sslzoo.methods.barlow_twins import BarlowTwins
 from sslzoo.methods.base import SSLMethod
 from sslzoo.methods.byol import BYOL
 from sslzoo.methods.cmc import CMC
@@ -16,6 +17,7 @@ from sslzoo.methods.simclr import SimCLR
 from sslzoo.methods.simsiam import SimSiam
 from sslzoo.methods.supcon import SupCon
 from sslzoo.methods.triplet import Triplet
+from sslzoo.methods.vicreg import VICReg
 
 __all__ = [
     "AMDIM",
@@ -23,6 +25,7 @@ __all__ = [
     "CMC",
     "DCL",
     "NNCLR",
+    "BarlowTwins",
     "DeepInfoMax",
     "ImageCPC",
     "InstDisc",
@@ -34,4 +37,5 @@ __all__ = [
     "SimSiam",
     "SupCon",
     "Triplet",
+    "VICReg",
 ]

@@ -88,7 +88,10 @@ def test_a_step_equals_the_authors() -> None:
             assert_close_to_golden(grad, wanted)
     optimizer.step()
     for name, wanted in group(z, "after").items():
-        assert_close_to_golden(method.state_dict()[name], wanted, 1e-5)
+        if name == "predictor.layers.1.running_mean":  # of projections whose mean is 0: noise
+            assert max(method.state_dict()[name].abs().max(), wanted.abs().max()) < 1e-6
+        else:
+            assert_close_to_golden(method.state_dict()[name], wanted, 1e-5)
 
 
 def test_rates_equal_the_authors() -> None:
