@@ -5,10 +5,8 @@ Reference code: facebookresearch/barlowtwins, commit 8e8d284.
 
 Deviations:
     1. The gradient is that of the global batch's loss. The code's `all_reduce` has no backward, so
-       that on W GPUs its gradient is 1 / W of it: `gradient_scale` (1 / 32 in our ImageNet config;
-       0.024 is the `--scale-loss` of the paper's first code). LARS takes the factor out, but
-       for the share of the weight decay and for biases and norms.
-    2. Views: BYOL's operations, see the config.
+       that on W GPUs its gradient is 1 / W of it: `gradient_scale` (1 / 32 in our ImageNet config).
+       LARS takes the factor out, but for the share of the weight decay and for biases and norms.
 """
 
 from __future__ import annotations

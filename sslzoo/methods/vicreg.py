@@ -3,8 +3,7 @@
 Bardes, Ponce and LeCun, ICLR 2022, https://arxiv.org/abs/2105.04906.
 Reference code: facebookresearch/vicreg, commit 4e12602.
 
-Deviations:
-    1. Views: BYOL's operations, see the config.
+Deviations: none.
 """
 
 from __future__ import annotations
