@@ -18,7 +18,7 @@ import torch
 from lightning import Callback
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, View
 from sslzoo.callbacks.ema import EMA
 from sslzoo.losses import regression
 from sslzoo.methods.base import (
@@ -78,13 +78,17 @@ class BYOL(SSLMethod):
         return [EMA(self.momentum, when="after_step")]
 
     @torch.no_grad()
-    def target(self, view: Tensor) -> Tensor:
+    def target(self, view: View) -> Tensor:
         """The target network's projection, with batch statistics of its own. (B, D)."""
         return self.teacher_projector(self.teacher_backbone(view))
 
-    def online(self, view: Tensor) -> Tensor:
+    def embed(self, view: View) -> Tensor:
+        """The online network's projection. (B, C, H, W) -> (B, D)."""
+        return self.projector(self.backbone(view))
+
+    def online(self, view: View) -> Tensor:
         """The online network's prediction. (B, D)."""
-        return self.predictor(self.projector(self.backbone(view)))
+        return self.predictor(self.embed(view))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         v1, v2 = batch.views
