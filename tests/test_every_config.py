@@ -218,8 +218,10 @@ def reduced(model: dict[str, Any]) -> list[str]:
         override = f"sizes={[512, *head['sizes'][1:]]}"
     else:
         override = "in_dim=512" if "in_dim" in head else "in_features=512"
+    # Both are 512 wide; a stem of 24 channels does not divide into the groups of group norm.
+    small = "resnet18" if backbone.get("norm") == "group" else "resnet10t"
     return [
-        "--model.init_args.backbone.init_args.name=resnet10t",
+        f"--model.init_args.backbone.init_args.name={small}",
         f"--model.init_args.projector.init_args.{override}",
     ]
 

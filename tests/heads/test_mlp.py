@@ -98,6 +98,22 @@ def test_layers_of_the_papers_heads() -> None:
     assert byol.layers[-1].weight.shape == (256, 4096)
 
 
+@pytest.mark.parametrize(
+    ("norm", "kind"),
+    [(True, GlobalBatchNorm), ("group", nn.GroupNorm), ("layer", nn.LayerNorm), (False, nn.ReLU)],
+)
+def test_the_hidden_norm_is_the_one_asked_for(norm: Any, kind: type[nn.Module]) -> None:
+    assert isinstance(MLP([4, 32, 3], norm=norm).layers[1], kind)
+
+
+def test_an_unknown_norm_is_named() -> None:
+    with pytest.raises(ValueError, match="'group' or 'layer', got 'batch'"):
+        MLP([4, 16, 3], norm="batch")  # type: ignore[arg-type]
+    for width in (16, 40):
+        with pytest.raises(ValueError, match=f"hidden width of {width}"):
+            MLP([4, width, 3], norm="group")
+
+
 @pytest.mark.parametrize("sizes", [[4], [], [4, 0]])
 def test_bad_sizes_are_named(sizes: list[int]) -> None:
     with pytest.raises(ValueError, match="at least two positive sizes"):

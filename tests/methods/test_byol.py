@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sslzoo.backbones import GlobalBatchNorm
+from sslzoo.backbones import GlobalBatchNorm, SmallResNet
 from sslzoo.batch import Batch
 from sslzoo.callbacks.ema import EMA
 from sslzoo.heads import byol_mlp
@@ -141,3 +141,16 @@ def test_target_has_batch_statistics_of_its_own() -> None:
     online, target = method.backbone.norm, method.teacher_backbone.norm
     assert int(target.num_batches_tracked) == int(online.num_batches_tracked) == 2
     assert not torch.allclose(target.running_var, online.running_var)
+
+
+def test_with_group_norm_the_loss_is_the_mean_of_the_samples_own() -> None:
+    torch.manual_seed(0)
+    heads = byol_mlp(32, 48, 8, norm="group"), byol_mlp(8, 32, 8, norm="group")
+    method = BYOL(SmallResNet((16, 32), norm="group"), *heads).double()
+    v1, v2 = torch.rand(2, 5, 3, 8, 8, dtype=torch.float64)
+    together = method.losses(Batch([v1, v2], torch.arange(5)))["regression"]
+    each = [
+        method.losses(Batch([v1[i : i + 1], v2[i : i + 1]], torch.arange(1)))["regression"]
+        for i in range(5)
+    ]
+    torch.testing.assert_close(together, torch.stack(each).mean())
