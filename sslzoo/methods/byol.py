@@ -10,6 +10,13 @@ Deviations:
        `OnlineProbe` here, with an optimizer of its own.
     3. Running statistics of batch norm are torch's (unbiased variance, momentum 0.1); Haiku's
        are zero-debiased averages of the biased variance. Both train with batch statistics.
+    4. A run has n // batch_size * epochs steps; the code's has n * epochs // batch_size, and its
+       warm-up likewise.
+    5. timm's strided convolutions and max-pool pad symmetrically, Haiku's SAME padding does not on
+       even inputs.
+
+Without batch statistics: Richemond et al., "BYOL works even without batch statistics", 2020,
+https://arxiv.org/abs/2010.10241, is a config of this class (`norm: group` in backbone and heads).
 """
 
 from __future__ import annotations
