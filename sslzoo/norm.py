@@ -1,4 +1,4 @@
-"""Batch norm over the global batch, or over G equal groups of it, on any number of ranks.
+"""Batch norm over the global batch, or over G equal groups of it, on any number of ranks; or none.
 
 Groups stand for what the papers' code got from per-GPU batch norm: the global batch, in rank
 order, is cut into G blocks of N / G rows, and each is normalised by its own statistics. So a
@@ -12,10 +12,13 @@ Shapes: n rows of this rank, N of all ranks, C channels, G groups, S positions o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.layers import StdConv2d
 from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -247,20 +250,75 @@ def convert_batch_norm(module: nn.Module, groups: int = 1) -> nn.Module:
     Raises:
         ValueError: for a class of batch norm that is not torch's, timm's or ours.
     """
-    return _convert(module, groups, {})
+    return _convert(module, partial(_global, groups=groups), {})
 
 
-def _convert(module: nn.Module, groups: int, done: dict[nn.Module, nn.Module]) -> nn.Module:
+def convert_to_group_norm(module: nn.Module, groups: int = 16) -> nn.Module:
+    """Take the batch out: group norm for every batch norm, weight standardisation, in place.
+
+    Richemond et al., "BYOL works even without batch statistics", 2020,
+    https://arxiv.org/abs/2010.10241. Every torch.nn.Conv2d becomes timm's StdConv2d, whose filters
+    have mean 0 and variance 1 (Qiao et al., 2019, https://arxiv.org/abs/1903.10520). Parameters and
+    their names stay; running statistics go.
+
+    Args:
+        module: any network, not yet given to an optimizer.
+        groups: of channels; must divide their number everywhere.
+
+    Returns:
+        `module`, or its replacement where it is a batch norm or a convolution itself.
+
+    Raises:
+        ValueError: for a batch norm with an activation in it, or channels that do not divide.
+    """
+    return _convert(module, partial(_batch_independent, groups=groups), {})
+
+
+def _convert(
+    module: nn.Module,
+    replace: Callable[[nn.Module], nn.Module],
+    done: dict[nn.Module, nn.Module],
+) -> nn.Module:
     if module not in done:
-        done[module] = _replacement(module, groups) if isinstance(module, _BatchNorm) else module
+        done[module] = replace(module)
         if done[module] is module:
             for name, child in module._modules.items():
                 if child is not None:
-                    setattr(module, name, _convert(child, groups, done))
+                    setattr(module, name, _convert(child, replace, done))
     return done[module]
 
 
-def _replacement(old: _BatchNorm, groups: int) -> GlobalBatchNorm:
+def _batch_independent(old: nn.Module, groups: int) -> nn.Module:
+    if type(old) is nn.Conv2d:
+        conv = StdConv2d(
+            old.in_channels,
+            old.out_channels,
+            old.kernel_size,
+            old.stride,
+            old.padding,
+            old.dilation,
+            old.groups,
+            bias=False,
+            device="meta",  # draws nothing: the weights are the old ones
+        )
+        conv.weight, conv.bias = old.weight, old.bias
+        return conv.train(old.training)
+    if not isinstance(old, _BatchNorm):
+        return old
+    acts = getattr(old, "drop", None) is not None or getattr(old, "act", None) is not None
+    if type(old) not in (*_PLAIN, GlobalBatchNorm) or acts:
+        known = "batch norms of torch and GlobalBatchNorm without activation"
+        raise ValueError(f"convert_to_group_norm knows {known}, got {type(old).__qualname__}")
+    if old.num_features % groups:
+        raise ValueError(f"{old.num_features} channels do not divide into {groups} groups")
+    norm = nn.GroupNorm(groups, old.num_features, old.eps, affine=False)
+    norm.affine, norm.weight, norm.bias = old.affine, old.weight, old.bias
+    return norm.train(old.training)
+
+
+def _global(old: nn.Module, groups: int) -> nn.Module:
+    if not isinstance(old, _BatchNorm):
+        return old
     if type(old) not in (*_PLAIN, *_WITH_ACTIVATION, GlobalBatchNorm):
         known = "torch's BatchNorm and SyncBatchNorm, timm's BatchNormAct2d and GlobalBatchNorm"
         raise ValueError(f"convert_batch_norm knows {known}, got {type(old).__qualname__}")

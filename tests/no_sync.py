@@ -68,6 +68,8 @@ def _backward(loss: Tensor) -> None:
         results = out if isinstance(out, tuple) else (out,)
         for (following, slot), grad in zip(node.next_functions, results, strict=False):
             if following is not None and grad is not None:
+                # As the engine does: what was broadcast forwards is summed backwards.
+                grad = grad.sum_to_size(following._input_metadata[slot].shape)
                 slots = grads.setdefault(following, {})
                 slots[slot] = slots[slot] + grad if slot in slots else grad
 

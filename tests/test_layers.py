@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from sslzoo.batch import Batch
 from sslzoo.callbacks.memory import memories
 from sslzoo.methods import ImageCPC, SSLMethod
+from sslzoo.norm import GlobalBatchNorm
 from tests.no_sync import DEVICE, syncs
 from tests.toys import build, every_method
 
@@ -127,4 +128,4 @@ def test_no_graph_break_in_losses(cls: type[SSLMethod]) -> None:
 
 
 def _width(part: Any) -> int:
-    return int(part.in_features)
+    return int(part.num_features if isinstance(part, GlobalBatchNorm) else part.in_features)

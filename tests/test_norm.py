@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from sslzoo.norm import GlobalBatchNorm, convert_batch_norm
+from sslzoo.norm import GlobalBatchNorm, convert_batch_norm, convert_to_group_norm
 from tests.no_sync import DEVICE, syncs
 from tests.ranks import Ranks
 
@@ -240,3 +240,37 @@ def test_wrong_use_is_named() -> None:
         GlobalBatchNorm(3, groups=2)(torch.ones(5, 3))
     with pytest.raises(ValueError, match=r"\(n, 3\).*got \(5, 4\)"):
         GlobalBatchNorm(3)(torch.ones(5, 4))
+
+
+def test_group_norm_with_standardised_weights_is_their_formulas() -> None:
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    net = convert_to_group_norm(nn.Sequential(conv, norm), groups=2).double()
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    filters = []
+    for one in conv.weight:  # each filter by itself
+        filters.append((one - one.mean()) / (one.var(correction=0) + 1e-6).sqrt())
+    y = F.conv2d(x, torch.stack(filters), conv.bias, 2, 1)
+    wanted = torch.empty_like(y)
+    for i in range(4):
+        for g in (slice(0, 3), slice(3, 6)):
+            part = y[i, g]
+            part = (part - part.mean()) / (part.var(correction=0) + 1e-5).sqrt()
+            wanted[i, g] = part * norm.weight[g, None, None] + norm.bias[g, None, None]
+    torch.testing.assert_close(net(x), wanted)
+
+
+def test_conversion_to_group_norm_draws_nothing() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16))
+    before = torch.get_rng_state()
+    convert_to_group_norm(net)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_cannot_become_group_norm_is_named() -> None:
+    with pytest.raises(ValueError, match="8 channels do not divide into 16 groups"):
+        convert_to_group_norm(nn.Sequential(nn.BatchNorm2d(8)))
+    with pytest.raises(ValueError, match="got BatchNormAct2d"):
+        convert_to_group_norm(BatchNormAct2d(16))

@@ -6,7 +6,7 @@ from sslzoo.backbones.patches import CPCResNet, PatchGrid
 from sslzoo.backbones.sk_resnet import simclr_v2_resnet
 from sslzoo.backbones.staged import Staged, dim_convnet, staged_cifar_resnet
 from sslzoo.backbones.towers import Towers
-from sslzoo.norm import GlobalBatchNorm, convert_batch_norm
+from sslzoo.norm import GlobalBatchNorm, convert_batch_norm, convert_to_group_norm
 
 __all__ = [
     "AMDIMEncoder",
@@ -18,6 +18,7 @@ __all__ = [
     "Towers",
     "cifar_resnet",
     "convert_batch_norm",
+    "convert_to_group_norm",
     "dim_convnet",
     "simclr_v2_resnet",
     "staged_cifar_resnet",

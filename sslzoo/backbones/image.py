@@ -7,11 +7,25 @@ over the global batch unless `bn_groups` says otherwise.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import timm
 import torch
 from torch import Tensor, nn
 
-from sslzoo.norm import GlobalBatchNorm, convert_batch_norm
+from sslzoo.norm import GlobalBatchNorm, convert_batch_norm, convert_to_group_norm
+
+Norm = Literal["batch", "group"]
+
+
+def _with_norm(model: nn.Module, norm: Norm, bn_groups: int) -> nn.Module:
+    if norm not in ("batch", "group"):
+        raise ValueError(f"norm is 'batch' or 'group', got {norm!r}")
+    if norm == "batch":
+        return convert_batch_norm(model, bn_groups)
+    if bn_groups != 1:
+        raise ValueError(f"norm 'group' has no batch norm: bn_groups 1 wanted, got {bn_groups}")
+    return convert_to_group_norm(model)
 
 
 def timm_backbone(
@@ -22,6 +36,7 @@ def timm_backbone(
     drop_path_rate: float = 0.0,
     img_size: int | None = None,
     zero_init_last: bool | None = None,
+    norm: Norm = "batch",
 ) -> nn.Module:
     """A timm model without its classifier.
 
@@ -34,6 +49,8 @@ def timm_backbone(
         img_size: input size in pixels, for models that fix it (ViT).
         zero_init_last: scale 0 in the last batch norm of each residual block (SimCLR: true,
             InstDisc: false), for models that take it; None leaves the model's default.
+        norm: "group": group norm and weight standardisation instead of batch norm
+            (`convert_to_group_norm`).
     """
     options: dict[str, object] = {}
     if drop_path_rate:
@@ -48,7 +65,7 @@ def timm_backbone(
     model = timm.create_model(
         name, pretrained=pretrained, num_classes=0, in_chans=in_chans, **options
     )
-    return convert_batch_norm(model, bn_groups).to(memory_format=torch.channels_last)
+    return _with_norm(model, norm, bn_groups).to(memory_format=torch.channels_last)
 
 
 def cifar_resnet(
@@ -56,8 +73,12 @@ def cifar_resnet(
     bn_groups: int = 1,
     in_chans: int = 3,
     zero_init_last: bool = True,
+    norm: Norm = "batch",
 ) -> nn.Module:
-    """A timm ResNet with the stem for small images: 3x3 convolution, stride 1, no max-pool."""
+    """A timm ResNet with the stem for small images: 3x3 convolution, stride 1, no max-pool.
+
+    The arguments are `timm_backbone`'s.
+    """
     if not name.startswith("resnet"):
         raise ValueError(f"cifar_resnet wants a timm resnet such as resnet18, got {name!r}")
     model = timm.create_model(name, num_classes=0, in_chans=in_chans, zero_init_last=zero_init_last)
@@ -65,7 +86,7 @@ def cifar_resnet(
     model.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
-    return convert_batch_norm(model, bn_groups).to(memory_format=torch.channels_last)
+    return _with_norm(model, norm, bn_groups).to(memory_format=torch.channels_last)
 
 
 class _Block(nn.Module):
@@ -97,6 +118,7 @@ class SmallResNet(nn.Module):
         in_chans: channels of the input.
         bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
         map_block: `forward_map` gives the output of this block, counted from 1; None: the last's.
+        norm: see `timm_backbone`; with "group" the widths are multiples of 16.
     """
 
     def __init__(
@@ -105,6 +127,7 @@ class SmallResNet(nn.Module):
         in_chans: int = 3,
         bn_groups: int = 1,
         map_block: int | None = None,
+        norm: Norm = "batch",
     ):
         super().__init__()
         last = len(widths) - 1
@@ -122,7 +145,7 @@ class SmallResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.to(memory_format=torch.channels_last)
+        _with_norm(self, norm, bn_groups).to(memory_format=torch.channels_last)
 
     def forward_map(self, x: Tensor) -> Tensor:
         """Feature map (B, map_features, H / 2^map_block, W / 2^map_block)."""

@@ -7,11 +7,12 @@ from sslzoo.callbacks.memory import CommitMemory, commit
 from sslzoo.callbacks.online_accuracy import OnlineAccuracy
 from sslzoo.callbacks.online_knn import OnlineKNN
 from sslzoo.callbacks.online_probe import OnlineProbe
-from sslzoo.callbacks.online_spectrum import OnlineSpectrum
+from sslzoo.callbacks.online_spectrum import CollapseWarning, OnlineSpectrum
 from sslzoo.callbacks.progress import ProgressBar
 
 __all__ = [
     "EMA",
+    "CollapseWarning",
     "CommitMemory",
     "FeatureWriter",
     "FinalTable",

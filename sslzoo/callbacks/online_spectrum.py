@@ -1,8 +1,9 @@
-"""OnlineSpectrum: collapse made visible during training, without labels."""
+"""OnlineSpectrum: collapse made visible during training, without labels (docs/collapse.md)."""
 
 from __future__ import annotations
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from sslzoo.callbacks.evaluation import Evaluation, embed, eval_loaders
 from sslzoo.eval.features import gather_features
@@ -10,16 +11,27 @@ from sslzoo.eval.loaders import EvalLoaders
 from sslzoo.eval.spectrum import effective_rank, feature_std
 
 
+class CollapseWarning(UserWarning):
+    """The features are all alike, or lie on one line: the run has nothing left to learn from."""
+
+
 class OnlineSpectrum(Evaluation):
     """Logs `val/effective_rank` (RankMe) and `val/feature_std` of the query set.
 
-    Without a query set the first samples of the bank are taken.
+    Without a query set the first samples of the bank are taken. Once a run, on rank 0, it warns
+    (`CollapseWarning`) where the effective rank or the spread, feature_std * sqrt(D), is below its
+    least value. Methods without negatives are watched by `features="embed"`: the projections are
+    what their loss can make constant.
 
     Args:
         max_samples: of all ranks; RankMe's 25,600.
         every_n_epochs: training epochs between two evaluations; the last always has one.
         loaders: as for OnlineKNN; None: those of the data module.
         features: name of the module's method from a view to (B, D).
+        least_rank: below 2 the features have less than two directions of like size.
+        least_spread: the spread is at most the square root of 1 - the mean cosine of two samples,
+            and 1 on the whole sphere; below 0.05 that cosine is above 0.9975, or nearly all
+            dimensions are still.
     """
 
     def __init__(
@@ -28,18 +40,35 @@ class OnlineSpectrum(Evaluation):
         every_n_epochs: int = 1,
         loaders: EvalLoaders | None = None,
         features: str = "forward",
+        least_rank: float = 2.0,
+        least_spread: float = 0.05,
     ) -> None:
         super().__init__(every_n_epochs, loaders, features)
         if max_samples < 2:
             raise ValueError(f"max_samples must be at least 2, got {max_samples}")
         self.max_samples = max_samples
+        self.least_rank, self.least_spread = least_rank, least_spread
+        self._warned = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._warned = False
 
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         loaders = eval_loaders(trainer, self.loaders, "OnlineSpectrum")
         loader = loaders.bank if loaders.query is None else loaders.query
         own = embed(trainer, pl_module, loaders, loader, self.features, limit=self.max_samples)
         features = gather_features(own).features
-        return {
-            "val/effective_rank": effective_rank(features).item(),
-            "val/feature_std": feature_std(features).mean().item(),
-        }
+        rank, std = effective_rank(features).item(), feature_std(features).mean().item()
+        self._warn_of_collapse(rank, std * features.shape[1] ** 0.5)
+        return {"val/effective_rank": rank, "val/feature_std": std}
+
+    def _warn_of_collapse(self, rank: float, spread: float) -> None:
+        if self._warned or (rank >= self.least_rank and spread >= self.least_spread):
+            return
+        self._warned = True
+        rank_zero_warn(
+            f"the features of {self.features!r} have collapsed: effective rank {rank:.2f} (least "
+            f"{self.least_rank:g}), spread {spread:.3f} (least {self.least_spread:g}); "
+            "docs/collapse.md says what this means and where to look",
+            category=CollapseWarning,
+        )

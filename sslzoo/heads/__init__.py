@@ -1,7 +1,14 @@
 """Heads: small modules between the backbone and the loss."""
 
 from sslzoo.heads.context import PixelContext
-from sslzoo.heads.mlp import MLP, byol_mlp, simclr_projector, simclr_v2_projector
+from sslzoo.heads.mlp import (
+    MLP,
+    byol_mlp,
+    simclr_projector,
+    simclr_v2_projector,
+    simsiam_predictor,
+    simsiam_projector,
+)
 from sslzoo.heads.mutual_information import MapEncoder, MI1x1ConvNet, PriorDiscriminator
 from sslzoo.heads.per_view import PerView
 
@@ -15,4 +22,6 @@ __all__ = [
     "byol_mlp",
     "simclr_projector",
     "simclr_v2_projector",
+    "simsiam_predictor",
+    "simsiam_projector",
 ]

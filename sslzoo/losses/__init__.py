@@ -1,6 +1,7 @@
 """Losses: pure functions of tensors; the mean over ranks is the loss of the global batch."""
 
 from sslzoo.losses.amdim import amdim_nce
+from sslzoo.losses.barlow_twins import barlow_twins
 from sslzoo.losses.classification import cross_entropy, distillation
 from sslzoo.losses.cpc import cpc_info_nce
 from sslzoo.losses.dcl import dcl
@@ -17,13 +18,16 @@ from sslzoo.losses.mutual_information import (
 )
 from sslzoo.losses.nce import bank_softmax, nce, nce_constant, proximal, sampled_softmax
 from sslzoo.losses.nt_xent import nt_xent
-from sslzoo.losses.regression import regression
+from sslzoo.losses.regression import negative_cosine, regression
 from sslzoo.losses.sup_con import sup_con
 from sslzoo.losses.triplet import triplet
+from sslzoo.losses.vicreg import VICRegTerms, vicreg
 
 __all__ = [
+    "VICRegTerms",
     "amdim_nce",
     "bank_softmax",
+    "barlow_twins",
     "batch_info_nce",
     "cpc_info_nce",
     "cross_entropy",
@@ -39,6 +43,7 @@ __all__ = [
     "margin_contrastive",
     "nce",
     "nce_constant",
+    "negative_cosine",
     "nt_xent",
     "proximal",
     "regression",
@@ -46,4 +51,5 @@ __all__ = [
     "slope_penalty",
     "sup_con",
     "triplet",
+    "vicreg",
 ]

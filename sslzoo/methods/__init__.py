@@ -1,6 +1,7 @@
 """Methods: one LightningModule, one file, one paper."""
 
 from sslzoo.methods.amdim import AMDIM
+from sslzoo.methods.barlow_twins import BarlowTwins
 from sslzoo.methods.base import SSLMethod
 from sslzoo.methods.byol import BYOL
 from sslzoo.methods.cmc import CMC
@@ -13,8 +14,10 @@ from sslzoo.methods.margin_contrastive import MarginContrastive
 from sslzoo.methods.moco import MoCo
 from sslzoo.methods.nnclr import NNCLR
 from sslzoo.methods.simclr import SimCLR
+from sslzoo.methods.simsiam import SimSiam
 from sslzoo.methods.supcon import SupCon
 from sslzoo.methods.triplet import Triplet
+from sslzoo.methods.vicreg import VICReg
 
 __all__ = [
     "AMDIM",
@@ -22,6 +25,7 @@ __all__ = [
     "CMC",
     "DCL",
     "NNCLR",
+    "BarlowTwins",
     "DeepInfoMax",
     "ImageCPC",
     "InstDisc",
@@ -30,6 +34,8 @@ __all__ = [
     "MoCo",
     "SSLMethod",
     "SimCLR",
+    "SimSiam",
     "SupCon",
     "Triplet",
+    "VICReg",
 ]

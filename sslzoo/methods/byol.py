@@ -10,6 +10,13 @@ Deviations:
        `OnlineProbe` here, with an optimizer of its own.
     3. Running statistics of batch norm are torch's (unbiased variance, momentum 0.1); Haiku's
        are zero-debiased averages of the biased variance. Both train with batch statistics.
+    4. A run has n // batch_size * epochs steps; the code's has n * epochs // batch_size, and its
+       warm-up likewise.
+    5. timm's strided convolutions and max-pool pad symmetrically, Haiku's SAME padding does not on
+       even inputs.
+
+Without batch statistics: Richemond et al., "BYOL works even without batch statistics", 2020,
+https://arxiv.org/abs/2010.10241, is a config of this class (`norm: group` in backbone and heads).
 """
 
 from __future__ import annotations
@@ -18,7 +25,7 @@ import torch
 from lightning import Callback
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, View
 from sslzoo.callbacks.ema import EMA
 from sslzoo.losses import regression
 from sslzoo.methods.base import (
@@ -78,13 +85,17 @@ class BYOL(SSLMethod):
         return [EMA(self.momentum, when="after_step")]
 
     @torch.no_grad()
-    def target(self, view: Tensor) -> Tensor:
+    def target(self, view: View) -> Tensor:
         """The target network's projection, with batch statistics of its own. (B, D)."""
         return self.teacher_projector(self.teacher_backbone(view))
 
-    def online(self, view: Tensor) -> Tensor:
+    def embed(self, view: View) -> Tensor:
+        """The online network's projection. (B, C, H, W) -> (B, D)."""
+        return self.projector(self.backbone(view))
+
+    def online(self, view: View) -> Tensor:
         """The online network's prediction. (B, D)."""
-        return self.predictor(self.projector(self.backbone(view)))
+        return self.predictor(self.embed(view))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         v1, v2 = batch.views

@@ -2,6 +2,8 @@
 
 from sslzoo.optim.curve import Constant, Cosine, Curve, Horizon, Linear
 from sslzoo.optim.groups import (
+    BiasAndNormRate,
+    ConstantRateFor,
     all_alike,
     exempt_bias_and_norm,
     exempt_bias_norm_and_classifier,
@@ -11,8 +13,10 @@ from sslzoo.optim.schedule import ConstantRate, Schedule, Steps, WarmupCosine
 
 __all__ = [
     "LARS",
+    "BiasAndNormRate",
     "Constant",
     "ConstantRate",
+    "ConstantRateFor",
     "Cosine",
     "Curve",
     "Horizon",

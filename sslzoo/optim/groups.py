@@ -1,7 +1,8 @@
-"""Parameter groups: which parameters a recipe exempts from weight decay and LARS adaptation."""
+"""Parameter groups: which parameters a recipe decays, adapts, or gives a rate of their own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -46,3 +47,59 @@ def exempt_bias_norm_and_classifier(module: nn.Module) -> list[dict[str, Any]]:
     moved = [p for p in groups[0]["params"] if p in inside]
     exempt = {"params": [*moved, *groups[-1]["params"]], "weight_decay": 0.0, "adapt": False}
     return [{"params": decayed}, exempt] if decayed else [exempt]
+
+
+class ConstantRateFor:
+    """Keeps the named parts of a method at their base rate, whatever the schedule.
+
+    SimSiam's predictor (the code's `--fix-pred-lr`). The parts get groups of their own, marked
+    `constant_rate=True` for `Schedule`; torch's optimizers ignore and save the mark.
+
+    Args:
+        parts: names of the method's modules.
+        groups: makes the groups that are split.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[str] = ("predictor",),
+        groups: Callable[[nn.Module], list] = all_alike,
+    ):
+        self.parts, self.groups = list(parts), groups
+
+    def __call__(self, module: nn.Module) -> list[dict[str, Any]]:
+        """The groups, the constant ones last.
+
+        Raises:
+            ValueError: a part is no module of the method.
+        """
+        known = dict(module.named_modules())
+        for name in self.parts:
+            if name not in known:
+                children = [child for child, _ in module.named_children()]
+                raise ValueError(f"parts are modules of the method, {children}; got {name!r}")
+        constant = {id(p) for name in self.parts for p in known[name].parameters()}
+        groups = self.groups(module)
+        moving = [[p for p in group["params"] if id(p) not in constant] for group in groups]
+        held = [[p for p in group["params"] if id(p) in constant] for group in groups]
+        split = [{**group, "params": p} for group, p in zip(groups, moving, strict=True)]
+        for group, parameters in zip(groups, held, strict=True):
+            split.append({**group, "params": parameters, "constant_rate": True})
+        return [group for group in split if group["params"]]
+
+
+class BiasAndNormRate:
+    """`exempt_bias_and_norm` with a rate of its own for the exempt (Barlow Twins).
+
+    Args:
+        lr: base rate of the 1-D parameters; the optimizer's is that of the others.
+    """
+
+    def __init__(self, lr: float):
+        if lr < 0:
+            raise ValueError(f"a rate is at least 0, got {lr}")
+        self.lr = lr
+
+    def __call__(self, module: nn.Module) -> list[dict[str, Any]]:
+        groups = exempt_bias_and_norm(module)
+        return [{**group, "lr": self.lr} if "adapt" in group else group for group in groups]

@@ -23,6 +23,8 @@ from sslzoo.optim.curve import Horizon
 class Schedule(LRScheduler, ABC):
     """Base of our schedules: lr(step) = base lr * factor(step).
 
+    A group marked `constant_rate=True` (see `ConstantRateFor`) stays at its base rate.
+
     Args:
         optimizer: its groups' `lr` are the base rates.
         horizon: length of the run in optimizer steps.
@@ -45,7 +47,11 @@ class Schedule(LRScheduler, ABC):
         """What the base rate is multiplied by at optimizer step `step`, counted from 0."""
 
     def get_lr(self) -> list[float | Tensor]:
-        return [base * self.factor(self.last_epoch) for base in self.base_lrs]
+        factor, groups = self.factor(self.last_epoch), self.optimizer.param_groups
+        return [
+            base if group.get("constant_rate", False) else base * factor
+            for base, group in zip(self.base_lrs, groups, strict=True)
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -97,6 +97,40 @@ def test_every_norm_is_global() -> None:
         assert all(isinstance(m, GlobalBatchNorm) and m.groups == 2 for m in norms)
 
 
+WITHOUT_BATCH_STATISTICS = {
+    "small": lambda: SmallResNet((16, 32), norm="group"),
+    "cifar": lambda: cifar_resnet("resnet18", norm="group"),
+    "timm": lambda: timm_backbone("resnet18", norm="group"),
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_BATCH_STATISTICS)
+def test_with_group_norm_a_sample_does_not_see_the_others(kind: str) -> None:
+    net = WITHOUT_BATCH_STATISTICS[kind]().double().train()
+    x = torch.rand(3, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(net(x)[:1], net(x[:1]))
+    assert not list(net.buffers())
+    assert not [m for m in net.modules() if type(m) is nn.Conv2d]
+
+
+def test_group_norm_keeps_the_names_and_values_of_the_parameters() -> None:
+    torch.manual_seed(0)
+    batch = timm_backbone("resnet18")
+    torch.manual_seed(0)
+    group = timm_backbone("resnet18", norm="group")
+    wanted = dict(batch.named_parameters())
+    assert [name for name, _ in group.named_parameters()] == list(wanted)
+    assert all(torch.equal(p, wanted[name]) for name, p in group.named_parameters())
+    assert group.layer1[-1].bn2.weight.abs().sum() == 0, "last scale of each block starts at 0"
+
+
+def test_group_norm_has_no_groups_of_the_batch() -> None:
+    with pytest.raises(ValueError, match="bn_groups 1 wanted, got 8"):
+        timm_backbone("resnet10t", bn_groups=8, norm="group")
+    with pytest.raises(ValueError, match="'batch' or 'group', got 'none'"):
+        SmallResNet(norm="none")  # type: ignore[arg-type]
+
+
 def test_cifar_stem_keeps_the_resolution() -> None:
     net = cifar_resnet("resnet18").eval()
     assert net.forward_features(torch.rand(1, 3, 32, 32)).shape == (1, 512, 4, 4)

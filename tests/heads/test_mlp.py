@@ -9,7 +9,13 @@ import torch
 from torch import nn
 
 from sslzoo.backbones import GlobalBatchNorm
-from sslzoo.heads import MLP, byol_mlp, simclr_projector, simclr_v2_projector
+from sslzoo.heads import (
+    MLP,
+    byol_mlp,
+    simclr_projector,
+    simclr_v2_projector,
+    simsiam_projector,
+)
 from tests.golden import assert_close_to_golden, load
 
 
@@ -44,6 +50,16 @@ def test_equals_simclr_projection_head(layers: int) -> None:
     head.train()
     for k in range(layers + 1):
         assert_close_to_golden(head.first(k)(x), z[f"ft_sel{k}_train"], 1e-5)
+
+
+@pytest.mark.parametrize("system", ["barlow", "vicreg"])
+def test_equals_barlow_twins_and_vicreg(system: str) -> None:
+    z = load(f"{system}/projector.npz")
+    sizes = [int(size) for size in z["meta"]["hyper"]["mlp"].split("-")]
+    head = MLP(sizes, bias=system == "vicreg", last_bias=False)
+    theirs = {k.removeprefix("param:"): torch.as_tensor(z[k]) for k in z if k.startswith("param")}
+    head.layers.load_state_dict(theirs)  # every name of theirs, and no other
+    assert_close_to_golden(head(torch.tensor(z["x"])), z["out"], 1e-5)
 
 
 def test_first_layers_are_the_heads_own() -> None:
@@ -82,6 +98,22 @@ def test_layers_of_the_papers_heads() -> None:
     assert byol.layers[-1].weight.shape == (256, 4096)
 
 
+@pytest.mark.parametrize(
+    ("norm", "kind"),
+    [(True, GlobalBatchNorm), ("group", nn.GroupNorm), ("layer", nn.LayerNorm), (False, nn.ReLU)],
+)
+def test_the_hidden_norm_is_the_one_asked_for(norm: Any, kind: type[nn.Module]) -> None:
+    assert isinstance(MLP([4, 32, 3], norm=norm).layers[1], kind)
+
+
+def test_an_unknown_norm_is_named() -> None:
+    with pytest.raises(ValueError, match="'group' or 'layer', got 'batch'"):
+        MLP([4, 16, 3], norm="batch")  # type: ignore[arg-type]
+    for width in (16, 40):
+        with pytest.raises(ValueError, match=f"hidden width of {width}"):
+            MLP([4, width, 3], norm="group")
+
+
 @pytest.mark.parametrize("sizes", [[4], [], [4, 0]])
 def test_bad_sizes_are_named(sizes: list[int]) -> None:
     with pytest.raises(ValueError, match="at least two positive sizes"):
@@ -89,8 +121,9 @@ def test_bad_sizes_are_named(sizes: list[int]) -> None:
 
 
 def test_wrong_numbers_of_layers_are_named() -> None:
-    with pytest.raises(ValueError, match="at least 1 layer, got 0"):
-        simclr_v2_projector(4, 0)
+    for head in (simclr_v2_projector, simsiam_projector):
+        with pytest.raises(ValueError, match="at least 1 layer, got 0"):
+            head(4, num_layers=0)
     head: Any = simclr_v2_projector(4)
     for number in (-1, 4):
         with pytest.raises(ValueError, match=f"has 3 layers, got the first {number}"):

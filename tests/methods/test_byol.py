@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+import yaml
 from torch import Tensor, nn
 
-from sslzoo.backbones import GlobalBatchNorm
+from sslzoo.backbones import GlobalBatchNorm, SmallResNet
 from sslzoo.batch import Batch
 from sslzoo.callbacks.ema import EMA
+from sslzoo.cli import find_config
 from sslzoo.heads import byol_mlp
 from sslzoo.methods import BYOL
 from sslzoo.optim import LARS, Cosine, Horizon, WarmupCosine
@@ -31,7 +35,9 @@ LAYERS = {
     "predictor|linear": "predictor.layers.0",
     "predictor|batch_norm": "predictor.layers.1",
     "predictor|linear_1": "predictor.layers.3",
+    "classifier": "classifier",
 }
+UNUSED = ("predictor", "classifier")  # the authors' target has them too
 PARAMETERS = {"w": "weight", "b": "bias", "scale": "weight", "offset": "bias"}
 
 
@@ -82,11 +88,16 @@ def test_three_updates_equal_the_authors(devices: int) -> None:
         momentum=Cosine(hyper["base_target_ema"], 1.0),
         optimizer=partial(LARS, lr=peak, weight_decay=hyper["weight_decay"], eta=hyper["eta"]),
     )
+    # Deviation 2: theirs trains a classifier beside, which here is this test's.
+    method.classifier = nn.Linear(hyper["encoder_hidden"], hyper["num_classes"])
+    labels = torch.tensor(np.concatenate(list(z["labels"])))
+    features: list[Tensor] = []
+    method.backbone.register_forward_hook(lambda _, args, out: features.append(out.detach()))
     method.load_state_dict(parameters(z, "online_init"), strict=False)
     target = {
         teacher_name(name): value
         for name, value in parameters(z, "target_init").items()
-        if not name.startswith("predictor")
+        if not name.startswith(UNUSED)
     }
     method.load_state_dict(target, strict=False)
     method.horizon, method.step = horizon, start
@@ -98,8 +109,17 @@ def test_three_updates_equal_the_authors(devices: int) -> None:
     for k in range(3):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(z["log_learning_rate"][k])
         assert method.momentum(method.step, horizon) == pytest.approx(z["log_tau"][k])
+        features.clear()
         loss = method.losses(batch)["regression"]
         assert_close_to_golden(loss, z["log_repr_loss"][k], 1e-5)
+        logits = method.classifier(features[0])  # of view 1
+        classification = F.cross_entropy(logits, labels)
+        assert_close_to_golden(classification, z["log_classif_loss"][k], 1e-5)
+        loss = loss + classification
+        assert_close_to_golden(loss, z["log_loss"][k], 1e-5)
+        for count in (1, 5):
+            found = (logits.topk(count).indices == labels[:, None]).any(dim=1).float()
+            assert_close_to_golden(found.mean(), z[f"log_top{count}_accuracy"][k], 1e-6)
         optimizer.zero_grad()
         loss.backward()
         if k == 0:
@@ -117,7 +137,7 @@ def check_state(method: BYOL, z: dict[str, Any], k: int, updates: int, rows: int
     for name, wanted in parameters(z, f"online_after{k}").items():
         assert_close_to_golden(method.get_parameter(name), wanted)
     for name, wanted in parameters(z, f"target_after{k}").items():
-        if not name.startswith("predictor"):
+        if not name.startswith(UNUSED):
             assert_close_to_golden(method.get_parameter(teacher_name(name)), wanted)
     for name, ours in LAYERS.items():
         for network, place in (("online", ours), ("target", teacher_name(ours))):
@@ -141,3 +161,37 @@ def test_target_has_batch_statistics_of_its_own() -> None:
     online, target = method.backbone.norm, method.teacher_backbone.norm
     assert int(target.num_batches_tracked) == int(online.num_batches_tracked) == 2
     assert not torch.allclose(target.running_var, online.running_var)
+
+
+def test_with_group_norm_the_loss_is_the_mean_of_the_samples_own() -> None:
+    torch.manual_seed(0)
+    heads = byol_mlp(32, 48, 8, norm="group"), byol_mlp(8, 32, 8, norm="group")
+    method = BYOL(SmallResNet((16, 32), norm="group"), *heads).double()
+    v1, v2 = torch.rand(2, 5, 3, 8, 8, dtype=torch.float64)
+    together = method.losses(Batch([v1, v2], torch.arange(5)))["regression"]
+    each = [
+        method.losses(Batch([v1[i : i + 1], v2[i : i + 1]], torch.arange(1)))["regression"]
+        for i in range(5)
+    ]
+    torch.testing.assert_close(together, torch.stack(each).mean())
+
+
+def test_the_imagenet_recipe_is_the_official_config() -> None:
+    z = load("byol/official_configs.npz")
+    hyper, which = z["meta"]["hyper"], list(z["epochs"]).index(1000)
+    config = yaml.safe_load(Path(find_config("byol/imagenet_resnet50_1000ep")).read_text())
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    lars, network = model["optimizer"]["init_args"], hyper["network"]
+    assert config["trainer"]["max_epochs"] == 1000
+    assert data["batch_size"] == hyper["batch"]
+    assert lars["lr"] == pytest.approx(z["base_lr"][which] * hyper["batch"] / 256)
+    assert lars["weight_decay"] == z["wd"][which]
+    assert (lars["eta"], lars["momentum"]) == (0.001, hyper["optimizer"]["momentum"])
+    assert model["momentum"]["init_args"]["start"] == z["ema"][which]
+    # Deviation 4: theirs counts the last part of an epoch, ours whole batches.
+    epochs = model["schedule"]["init_args"]["warmup_epochs"]
+    assert z["warmup"][which] == epochs * 1_281_167 // hyper["batch"]
+    for part in ("projector", "predictor"):
+        sizes = model[part]["init_args"]
+        assert sizes["hidden_dim"] == network[f"{part}_hidden_size"]
+        assert sizes["out_dim"] == network["projector_output_size"]

@@ -62,6 +62,20 @@ def test_equals_byol() -> None:
             assert_close_to_golden(buffer, z[f"mu{step}:{name}"], 1e-6)
 
 
+@pytest.mark.parametrize("system", ["barlow", "vicreg"])
+def test_equals_barlow_twins_and_vicreg(system: str) -> None:
+    z = load(f"{system}/lars.npz")
+    hyper = z["meta"]["hyper"]
+    net = nn.ParameterList([nn.Parameter(torch.tensor(z[f"p{i}"])) for i in range(3)])
+    optimizer = LARS(exempt_bias_and_norm(net), **hyper)
+    for step in range(2):
+        for i, parameter in enumerate(net):
+            parameter.grad = torch.tensor(z[f"g{i}_step{step}"])
+        optimizer.step()
+        for i, parameter in enumerate(net):
+            assert_close_to_golden(parameter, z[f"p{i}_after{step}"], 1e-6)
+
+
 def test_biases_and_norms_are_exempt() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2, bias=False))
     decayed, exempt = exempt_bias_and_norm(net)

@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from sslzoo.optim import ConstantRate, Cosine, Horizon, Linear, Schedule, Steps, WarmupCosine
+from sslzoo.optim import (
+    BiasAndNormRate,
+    ConstantRate,
+    ConstantRateFor,
+    Cosine,
+    Horizon,
+    Linear,
+    Schedule,
+    Steps,
+    WarmupCosine,
+    exempt_bias_and_norm,
+)
 from tests.golden import assert_close_to_golden, load
 
 
@@ -47,6 +58,29 @@ def test_warmup_cosine_equals_simclr() -> None:
     peak = hyper["base_lr"] * hyper["batch"] / 256
     schedule = WarmupCosine(sgd(peak), Horizon(total, 1), warmup_epochs=warmup)
     assert_close_to_golden(torch.tensor(rates(schedule, len(z["lr"]))), z["lr"], 1e-6)
+
+
+@pytest.mark.parametrize("system", ["barlow", "vicreg"])
+def test_warmup_cosine_equals_barlow_twins_and_vicreg(system: str) -> None:
+    z = load(f"{system}/schedule.npz")
+    hyper = z["meta"]["hyper"]
+    scale = hyper["batch_size"] / 256
+    net = nn.Linear(2, 2)
+    if system == "barlow":
+        groups = BiasAndNormRate(hyper["lr_biases"] * scale)(net)
+        optimizer = torch.optim.SGD(groups, lr=hyper["lr_weights"] * scale)
+    else:
+        optimizer = torch.optim.SGD(net.parameters(), lr=hyper["base_lr"] * scale)
+    per_epoch = hyper["iters_per_epoch"]
+    horizon = Horizon(hyper["epochs"] * per_epoch, per_epoch)
+    schedule = WarmupCosine(optimizer, horizon, warmup_epochs=10, end_factor=0.001)
+    seen = []
+    for _ in range(horizon.total_steps):
+        seen.append(schedule.get_last_lr())
+        optimizer.step()
+        schedule.step()
+    got = torch.tensor(seen, dtype=torch.float64)[z["step"]]
+    assert_close_to_golden(got.squeeze(1), z["lr"], 1e-9)
 
 
 def test_byol_official_horizons_and_tau() -> None:
@@ -122,3 +156,42 @@ def test_extended_run_keeps_its_horizon_unless_asked() -> None:
 def test_two_durations_are_refused() -> None:
     with pytest.raises(ValueError, match="warmup_epochs or warmup_fraction"):
         WarmupCosine(sgd(1.0), Horizon(10, 1), warmup_epochs=1, warmup_fraction=0.1)
+
+
+class TwoParts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(2, 3), nn.Linear(3, 2)
+
+
+def test_named_parts_keep_their_base_rate_also_after_a_resume() -> None:
+    def make() -> WarmupCosine:
+        groups = ConstantRateFor(["head"], exempt_bias_and_norm)(TwoParts())
+        return WarmupCosine(torch.optim.SGD(groups, lr=0.5), Horizon(10, 1))
+
+    first = make()
+    rates(first, 5)
+    assert first.get_last_lr() == pytest.approx([0.25, 0.25, 0.5, 0.5])
+    second = make()
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    second.load_state_dict(first.state_dict())
+    assert [group["lr"] for group in second.optimizer.param_groups] == first.get_last_lr()
+
+
+def test_groups_of_constant_rate_keep_their_other_options() -> None:
+    net = TwoParts()
+    groups = ConstantRateFor(["head"], exempt_bias_and_norm)(net)
+    marks = [(group.get("constant_rate", False), group.get("adapt", True)) for group in groups]
+    assert marks == [(False, True), (False, False), (True, True), (True, False)]
+    given = [id(p) for group in groups for p in group["params"]]
+    assert sorted(given) == sorted(id(p) for p in net.parameters())
+
+
+def test_an_unknown_part_is_named() -> None:
+    with pytest.raises(ValueError, match=r"\['body', 'head'\]; got 'predictor'"):
+        ConstantRateFor(["predictor"])(TwoParts())
+
+
+def test_a_negative_rate_is_named() -> None:
+    with pytest.raises(ValueError, match=r"at least 0, got -0\.1"):
+        BiasAndNormRate(-0.1)

@@ -1,0 +1,78 @@
+"""VICReg: variance-invariance-covariance regularisation.
+
+Bardes, Ponce and LeCun, ICLR 2022, https://arxiv.org/abs/2105.04906.
+Reference code: facebookresearch/vicreg, commit 4e12602.
+
+Deviations: none.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from sslzoo.batch import Batch, View
+from sslzoo.losses import vicreg
+from sslzoo.methods.base import (
+    GroupsFactory,
+    OptimizerFactory,
+    ScheduleFactory,
+    SSLMethod,
+    joined,
+)
+from sslzoo.optim import exempt_bias_and_norm
+
+
+class VICReg(SSLMethod):
+    """Views agree, every dimension varies, and no two dimensions vary together.
+
+    Args:
+        backbone: (B, C, H, W) -> (B, num_features).
+        projector: the paper's expander; num_features -> D: three Linears of 8192, batch norm and
+            ReLU between, no bias at the end.
+        invariance_weight: lambda; 25 in the paper.
+        variance_weight: mu; 25.
+        covariance_weight: nu; 1.
+        optimizer: see `SSLMethod`; LARS in the paper.
+        schedule: see `SSLMethod`; 10 epochs of warm-up, then a cosine to a thousandth.
+        parameter_groups: see `SSLMethod`; biases and norms are exempt in the code.
+
+    Example:
+        >>> import torch
+        >>> from sslzoo.backbones import SmallResNet
+        >>> from sslzoo.heads import MLP
+        >>> method = VICReg(SmallResNet((8, 16)), MLP([16, 32, 8], bias=False, last_bias=False))
+        >>> views = [torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8)]
+        >>> batch = Batch(views, index=torch.arange(4))
+        >>> list(method.losses(batch))
+        ['invariance', 'variance', 'covariance']
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projector: nn.Module,
+        invariance_weight: float = 25.0,
+        variance_weight: float = 25.0,
+        covariance_weight: float = 1.0,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
+        parameter_groups: GroupsFactory = exempt_bias_and_norm,
+    ):
+        super().__init__(backbone, optimizer, schedule, parameter_groups)
+        joined(backbone, projector)
+        self.projector = projector
+        self.invariance_weight, self.variance_weight = invariance_weight, variance_weight
+        self.covariance_weight = covariance_weight
+
+    def embed(self, view: View) -> Tensor:
+        """Embedding. (B, C, H, W) -> (B, D)."""
+        return self.projector(self.backbone(view))
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        z1, z2 = (self.embed(view) for view in batch.views)  # (B, D)
+        terms = vicreg(z1, z2)
+        return {
+            "invariance": self.invariance_weight * terms.invariance,
+            "variance": self.variance_weight * terms.variance,
+            "covariance": self.covariance_weight * terms.covariance,
+        }
