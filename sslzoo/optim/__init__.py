@@ -2,10 +2,12 @@
 
 from sslzoo.optim.curve import Constant, Cosine, Curve, Horizon, Linear
 from sslzoo.optim.groups import all_alike, exempt_bias_and_norm
+from sslzoo.optim.larc import LARC
 from sslzoo.optim.lars import LARS
 from sslzoo.optim.schedule import ConstantRate, Schedule, Steps, WarmupCosine
 
 __all__ = [
+    "LARC",
     "LARS",
     "Constant",
     "ConstantRate",
