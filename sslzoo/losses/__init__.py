@@ -1,6 +1,7 @@
 """Losses: pure functions of tensors; the mean over ranks is the loss of the global batch."""
 
 from sslzoo.losses.amdim import amdim_nce
+from sslzoo.losses.cluster_cross_entropy import cluster_cross_entropy
 from sslzoo.losses.cpc import cpc_info_nce
 from sslzoo.losses.dcl import dcl
 from sslzoo.losses.info_nce import batch_info_nce, info_nce
@@ -17,13 +18,16 @@ from sslzoo.losses.mutual_information import (
 from sslzoo.losses.nce import bank_softmax, nce, nce_constant, proximal, sampled_softmax
 from sslzoo.losses.nt_xent import nt_xent
 from sslzoo.losses.regression import regression
+from sslzoo.losses.sinkhorn import sinkhorn
 from sslzoo.losses.sup_con import sup_con
+from sslzoo.losses.swapped_prediction import swapped_prediction
 from sslzoo.losses.triplet import triplet
 
 __all__ = [
     "amdim_nce",
     "bank_softmax",
     "batch_info_nce",
+    "cluster_cross_entropy",
     "cpc_info_nce",
     "dcl",
     "dim_donsker_varadhan",
@@ -40,7 +44,9 @@ __all__ = [
     "proximal",
     "regression",
     "sampled_softmax",
+    "sinkhorn",
     "slope_penalty",
     "sup_con",
+    "swapped_prediction",
     "triplet",
 ]
