@@ -1,8 +1,10 @@
 """Callbacks: teachers, memories, and evaluation during training."""
 
+from sslzoo.callbacks.clusters import ClusterEpochs
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.final_table import FinalTable
+from sslzoo.callbacks.freeze import FreezeFirstSteps
 from sslzoo.callbacks.memory import CommitMemory, commit
 from sslzoo.callbacks.online_knn import OnlineKNN
 from sslzoo.callbacks.online_probe import OnlineProbe
@@ -11,9 +13,11 @@ from sslzoo.callbacks.progress import ProgressBar
 
 __all__ = [
     "EMA",
+    "ClusterEpochs",
     "CommitMemory",
     "FeatureWriter",
     "FinalTable",
+    "FreezeFirstSteps",
     "OnlineKNN",
     "OnlineProbe",
     "OnlineSpectrum",
