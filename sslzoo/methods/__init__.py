@@ -6,6 +6,7 @@ from sslzoo.methods.byol import BYOL
 from sslzoo.methods.cmc import CMC
 from sslzoo.methods.dcl import DCL
 from sslzoo.methods.deep_infomax import DeepInfoMax
+from sslzoo.methods.deepcluster_v2 import DeepClusterV2
 from sslzoo.methods.image_cpc import ImageCPC
 from sslzoo.methods.instdisc import InstDisc
 from sslzoo.methods.invaspread import InvaSpread
@@ -14,6 +15,7 @@ from sslzoo.methods.moco import MoCo
 from sslzoo.methods.nnclr import NNCLR
 from sslzoo.methods.simclr import SimCLR
 from sslzoo.methods.supcon import SupCon
+from sslzoo.methods.swav import SwAV
 from sslzoo.methods.triplet import Triplet
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "CMC",
     "DCL",
     "NNCLR",
+    "DeepClusterV2",
     "DeepInfoMax",
     "ImageCPC",
     "InstDisc",
@@ -31,5 +34,6 @@ __all__ = [
     "SSLMethod",
     "SimCLR",
     "SupCon",
+    "SwAV",
     "Triplet",
 ]
