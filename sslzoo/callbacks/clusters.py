@@ -37,15 +37,26 @@ class ClusterEpochs(Callback):
 
     def __init__(self, iterations: int = 10):
         self.iterations = iterations
+        self._epoch = -1  # that the clusters are of
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._epoch = int(cast(Clustered, pl_module).clusters.epoch)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        method = cast(Clustered, pl_module)
-        epoch, done = trainer.current_epoch, int(method.clusters.epoch)
-        if done == epoch:
-            return
-        if done < 0:
+        if self._epoch < 0:
             self.fill(trainer, pl_module)
-        method.clusters.cluster(epoch, method.seed, self.iterations)
+        self._cluster(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # Lightning 2.6.6 resumes from an epoch's last batch without saying that the next begins.
+        self._cluster(trainer, pl_module)
+
+    def _cluster(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._epoch != trainer.current_epoch:
+            self._epoch, method = trainer.current_epoch, cast(Clustered, pl_module)
+            method.clusters.cluster(self._epoch, method.seed, self.iterations)
 
     @torch.no_grad()
     def fill(self, trainer: Trainer, pl_module: LightningModule) -> None:
