@@ -63,7 +63,8 @@ class ClusterEpochs(Callback):
         """Write the embeddings of one epoch's batches; nothing is trained."""
         method = cast(Clustered, pl_module)
         loader: Any = trainer.train_dataloader
-        for raw in islice(loader, cast(int, trainer.num_training_batches)):
+        count = trainer.num_training_batches  # infinite for a loader without a length
+        for raw in islice(loader, count if isinstance(count, int) else None):
             batch = trainer.precision_plugin.convert_input(raw)
             batch = pl_module._on_before_batch_transfer(batch)
             batch = trainer.strategy.batch_to_device(batch)
