@@ -1,6 +1,6 @@
 """Cluster cross entropy: each crop names the clusters that its sample was put into.
 
-Caron et al., NeurIPS 2020, https://arxiv.org/abs/2006.09882, appendix D (DeepCluster-v2).
+Caron et al., NeurIPS 2020, https://arxiv.org/abs/2006.09882, appendix (DeepCluster-v2).
 Reference code: facebookresearch/swav at 06b1b7c, main_deepclusterv2.py, train.
 
 Deviations:

@@ -1,6 +1,6 @@
 """Swapped prediction: each crop predicts the assignments that other crops of its sample got.
 
-Caron et al., NeurIPS 2020, https://arxiv.org/abs/2006.09882, equations 2 and 6.
+Caron et al., NeurIPS 2020, https://arxiv.org/abs/2006.09882, section 3.
 Reference code: facebookresearch/swav at 06b1b7c, main_swav.py, train.
 
 Deviations: none.

@@ -1,6 +1,6 @@
 """Cluster memory: what an epoch saw of every training sample, and the clusters made of that.
 
-Caron et al., NeurIPS 2020, https://arxiv.org/abs/2006.09882, appendix D (DeepCluster-v2).
+Caron et al., NeurIPS 2020, https://arxiv.org/abs/2006.09882, appendix (DeepCluster-v2).
 Reference code: facebookresearch/swav at 06b1b7c, main_deepclusterv2.py.
 
 Deviations:

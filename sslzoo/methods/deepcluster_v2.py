@@ -1,7 +1,7 @@
 """DeepCluster-v2: naming the clusters of the last epoch's embeddings.
 
 Caron, Misra, Mairal, Goyal, Bojanowski and Joulin, "Unsupervised Learning of Visual Features by
-Contrasting Cluster Assignments", NeurIPS 2020, https://arxiv.org/abs/2006.09882, appendix D.
+Contrasting Cluster Assignments", NeurIPS 2020, https://arxiv.org/abs/2006.09882, appendix.
 Reference code: facebookresearch/swav at 06b1b7c, main_deepclusterv2.py.
 
 Deviations:
