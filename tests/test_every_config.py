@@ -269,7 +269,11 @@ def test_official_config_runs_two_steps_at_224_pixels(
         "--data.init_args.num_workers=2",
     ]
     if "bank_size" in model:
-        overrides += ["--model.init_args.bank_size=16", "--model.init_args.num_negatives=64"]
+        overrides.append("--model.init_args.bank_size=16")
+    if "num_negatives" in model:
+        overrides.append("--model.init_args.num_negatives=64")
+    if "k_means_iterations" in model:
+        overrides.append("--model.init_args.num_prototypes=[4,3]")
     cli = load(name, *overrides)
     cli.trainer.fit(cli.model, cli.datamodule)
     assert cli.model.step == 2

@@ -1,8 +1,10 @@
 """Callbacks: teachers, memories, and evaluation during training."""
 
+from sslzoo.callbacks.clusters import ClusterEpochs
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.final_table import FinalTable
+from sslzoo.callbacks.freeze import FreezeFirstSteps
 from sslzoo.callbacks.memory import CommitMemory, commit
 from sslzoo.callbacks.online_accuracy import OnlineAccuracy
 from sslzoo.callbacks.online_knn import OnlineKNN
@@ -12,10 +14,12 @@ from sslzoo.callbacks.progress import ProgressBar
 
 __all__ = [
     "EMA",
+    "ClusterEpochs",
     "CollapseWarning",
     "CommitMemory",
     "FeatureWriter",
     "FinalTable",
+    "FreezeFirstSteps",
     "OnlineAccuracy",
     "OnlineKNN",
     "OnlineProbe",

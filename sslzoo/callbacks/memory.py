@@ -15,7 +15,7 @@ from lightning import Callback, LightningModule, Trainer
 from sslzoo.distributed import broadcast_
 from sslzoo.eval.features import extract
 from sslzoo.eval.loaders import EvalLoaders
-from sslzoo.memory import Memory, MemoryBank
+from sslzoo.memory import ClusterMemory, Memory, MemoryBank
 
 
 def memories(module: torch.nn.Module) -> list[Memory]:
@@ -48,7 +48,8 @@ class CommitMemory(Callback):
         self._committed = cast(Any, pl_module).step
         samples = getattr(getattr(trainer, "datamodule", None), "num_samples", None)
         for memory in memories(pl_module):
-            if isinstance(memory, MemoryBank) and samples not in (None, len(memory.rows)):
+            kept = isinstance(memory, MemoryBank | ClusterMemory)
+            if kept and samples not in (None, len(memory.rows)):
                 raise ValueError(
                     f"the memory bank has {len(memory.rows)} rows and the training set {samples} "
                     f"samples; set bank_size: {samples}"

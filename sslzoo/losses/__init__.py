@@ -3,6 +3,7 @@
 from sslzoo.losses.amdim import amdim_nce
 from sslzoo.losses.barlow_twins import barlow_twins
 from sslzoo.losses.classification import cross_entropy, distillation
+from sslzoo.losses.cluster_cross_entropy import cluster_cross_entropy
 from sslzoo.losses.cpc import cpc_info_nce
 from sslzoo.losses.dcl import dcl
 from sslzoo.losses.info_nce import batch_info_nce, info_nce
@@ -19,7 +20,9 @@ from sslzoo.losses.mutual_information import (
 from sslzoo.losses.nce import bank_softmax, nce, nce_constant, proximal, sampled_softmax
 from sslzoo.losses.nt_xent import nt_xent
 from sslzoo.losses.regression import negative_cosine, regression
+from sslzoo.losses.sinkhorn import sinkhorn
 from sslzoo.losses.sup_con import sup_con
+from sslzoo.losses.swapped_prediction import swapped_prediction
 from sslzoo.losses.triplet import triplet
 from sslzoo.losses.vicreg import VICRegTerms, vicreg
 
@@ -29,6 +32,7 @@ __all__ = [
     "bank_softmax",
     "barlow_twins",
     "batch_info_nce",
+    "cluster_cross_entropy",
     "cpc_info_nce",
     "cross_entropy",
     "dcl",
@@ -48,8 +52,10 @@ __all__ = [
     "proximal",
     "regression",
     "sampled_softmax",
+    "sinkhorn",
     "slope_penalty",
     "sup_con",
+    "swapped_prediction",
     "triplet",
     "vicreg",
 ]

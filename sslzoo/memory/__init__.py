@@ -2,6 +2,15 @@
 
 from sslzoo.memory.bank import MemoryBank
 from sslzoo.memory.base import Memory, memory_buffers
+from sslzoo.memory.clusters import ClusterMemory
+from sslzoo.memory.k_means import spherical_k_means
 from sslzoo.memory.queue import Queue
 
-__all__ = ["Memory", "MemoryBank", "Queue", "memory_buffers"]
+__all__ = [
+    "ClusterMemory",
+    "Memory",
+    "MemoryBank",
+    "Queue",
+    "memory_buffers",
+    "spherical_k_means",
+]

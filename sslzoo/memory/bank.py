@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslzoo.distributed import gather_rows, row_layout
-from sslzoo.memory.base import Memory
+from sslzoo.memory.base import Memory, last_of_each
 from sslzoo.random import run_seed
 
 
@@ -105,9 +105,7 @@ class MemoryBank(Memory):
 
     def _put(self, index: Tensor, values: Tensor) -> None:
         """Write rows; of several for one sample the last one wins, on every device."""
-        ordered, order = index.sort(stable=True)
-        last = order[torch.searchsorted(ordered, index, right=True) - 1]
-        self.rows[index] = values[last].to(self.rows.dtype)  # equal values for equal indices
+        self.rows[index] = values[last_of_each(index)].to(self.rows.dtype)
 
     def _check(self, index: Tensor, values: Tensor) -> None:
         wanted = (len(index), self.rows.shape[1])

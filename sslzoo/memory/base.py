@@ -74,6 +74,21 @@ def _by_micro_batch(x: Tensor, counts: list[list[int]]) -> Tensor:
     return torch.cat([piece for of_micro in zip(*of_ranks, strict=True) for piece in of_micro])
 
 
+def last_of_each(index: Tensor) -> Tensor:
+    """For each row the place of the last row with its index: of several the last one is written.
+
+    Rows of one index then hold equal values, in whatever order a device writes them.
+
+    Args:
+        index: (n,) int64.
+
+    Returns:
+        (n,) int64.
+    """
+    ordered, order = index.sort(stable=True)
+    return order[torch.searchsorted(ordered, index, right=True) - 1]
+
+
 def memory_buffers(module: nn.Module) -> list[str]:
     """Full names of the memories' buffers in `module`.
 

@@ -33,6 +33,7 @@ class Queue(Memory):
         size: K; 65536 in the paper, any number here.
         dim: D; 128 in the paper.
         seed: of the initial rows; None takes the run's.
+        empty: the rows begin as zeros instead, and `full` says when none is left (SwAV).
 
     Attributes:
         rows: (K, D).
@@ -45,13 +46,13 @@ class Queue(Memory):
     rows: Tensor
     pointer: Tensor
 
-    def __init__(self, size: int, dim: int, seed: int | None = None) -> None:
+    def __init__(self, size: int, dim: int, seed: int | None = None, empty: bool = False) -> None:
         super().__init__()
         if size < 1 or dim < 1:
             raise ValueError(f"a queue has at least one row and column, got ({size}, {dim})")
         generator = torch.Generator("cpu").manual_seed(run_seed() if seed is None else seed)
-        rows = torch.empty(size, dim, dtype=torch.float32)
-        if not rows.is_meta:
+        rows = torch.zeros(size, dim, dtype=torch.float32)
+        if not empty and not rows.is_meta:
             rows.normal_(generator=generator)
         self.register_buffer("rows", F.normalize(rows, dim=1))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
@@ -59,6 +60,11 @@ class Queue(Memory):
     def read(self) -> Tensor:
         """All rows in the order of the ring, (K, D) in float32 at least."""
         return self.rows.to(torch.promote_types(self.rows.dtype, torch.float32))
+
+    @property
+    def full(self) -> Tensor:
+        """Whether the ring's last row was written since an empty start. () bool, on the device."""
+        return self.rows[-1].any()
 
     def stage(self, values: Tensor) -> None:
         """Keep a micro-batch's keys for the next commit.

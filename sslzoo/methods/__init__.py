@@ -7,6 +7,7 @@ from sslzoo.methods.byol import BYOL
 from sslzoo.methods.cmc import CMC
 from sslzoo.methods.dcl import DCL
 from sslzoo.methods.deep_infomax import DeepInfoMax
+from sslzoo.methods.deepcluster_v2 import DeepClusterV2
 from sslzoo.methods.image_cpc import ImageCPC
 from sslzoo.methods.instdisc import InstDisc
 from sslzoo.methods.invaspread import InvaSpread
@@ -16,6 +17,7 @@ from sslzoo.methods.nnclr import NNCLR
 from sslzoo.methods.simclr import SimCLR
 from sslzoo.methods.simsiam import SimSiam
 from sslzoo.methods.supcon import SupCon
+from sslzoo.methods.swav import SwAV
 from sslzoo.methods.triplet import Triplet
 from sslzoo.methods.vicreg import VICReg
 
@@ -26,6 +28,7 @@ __all__ = [
     "DCL",
     "NNCLR",
     "BarlowTwins",
+    "DeepClusterV2",
     "DeepInfoMax",
     "ImageCPC",
     "InstDisc",
@@ -36,6 +39,7 @@ __all__ = [
     "SimCLR",
     "SimSiam",
     "SupCon",
+    "SwAV",
     "Triplet",
     "VICReg",
 ]

@@ -8,10 +8,12 @@ from sslzoo.optim.groups import (
     exempt_bias_and_norm,
     exempt_bias_norm_and_classifier,
 )
+from sslzoo.optim.larc import LARC
 from sslzoo.optim.lars import LARS
 from sslzoo.optim.schedule import ConstantRate, Schedule, Steps, WarmupCosine
 
 __all__ = [
+    "LARC",
     "LARS",
     "BiasAndNormRate",
     "Constant",

@@ -191,3 +191,18 @@ def test_six_steps_equal_the_authors() -> None:
         queue.commit()
         assert_close_to_golden(queue.read().T, z["queue_after"][step])
         assert int(queue.pointer) == z["ptr_after"][step]
+
+
+def test_an_empty_start_is_full_once_every_row_was_written() -> None:
+    queue = Queue(5, 3, empty=True)
+    assert not queue.rows.any()
+    full = []
+    for _ in range(4):
+        full.append(bool(queue.full))
+        queue.stage(_unit(2, 3))
+        queue.commit()
+    assert full == [False, False, False, True]
+    again = Queue(5, 3, empty=True)
+    again.load_state_dict(queue.state_dict())
+    assert again.full
+    assert Queue(5, 3).full  # what begins with random rows always is

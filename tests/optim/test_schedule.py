@@ -83,6 +83,31 @@ def test_warmup_cosine_equals_barlow_twins_and_vicreg(system: str) -> None:
     assert_close_to_golden(got.squeeze(1), z["lr"], 1e-9)
 
 
+def test_warmup_cosine_equals_swav() -> None:
+    z = load("swav/lr_schedule.npz")
+    hyper = z["meta"]["hyper"]
+    per_epoch, warmup = hyper["iters_per_epoch"], hyper["warmup_epochs"]
+    schedule = WarmupCosine(
+        sgd(hyper["base_lr"]),
+        Horizon(hyper["epochs"] * per_epoch, per_epoch),
+        warmup_epochs=warmup,
+        start_factor=hyper["start_warmup"] / hyper["base_lr"],
+        end_factor=hyper["final_lr"] / hyper["base_lr"],
+        warmup_has_peak=True,
+    )
+    got = rates(schedule, len(z["lr"]))
+    assert_close_to_golden(torch.tensor(got, dtype=torch.float64), z["lr"], 1e-9)
+    peak = warmup * per_epoch
+    assert got[peak - 1] == got[peak] == hyper["base_lr"]  # twice
+
+
+def test_a_warmup_of_one_step_that_has_the_peak_starts_low() -> None:
+    schedule = WarmupCosine(
+        sgd(1.0), Horizon(5, 5), warmup_epochs=0.2, start_factor=0.5, warmup_has_peak=True
+    )
+    assert rates(schedule, 2) == [0.5, 1.0]  # as linspace(0.5, 1, 1)
+
+
 def test_byol_official_horizons_and_tau() -> None:
     z = load("byol/official_configs.npz")
     for epochs, steps, base in zip(z["epochs"], z["max_steps"], z["ema"], strict=True):

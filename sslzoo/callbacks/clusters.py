@@ -1,0 +1,73 @@
+"""ClusterEpochs: clusters the memory of what an epoch saw before the next one begins.
+
+Before the first epoch the memory is filled by a pass over the training data, with its random
+views and batch norm in training mode, without gradient: what the code of DeepCluster-v2 does.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any, Protocol, cast
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from sslzoo.batch import Batch, as_batch
+from sslzoo.memory import ClusterMemory
+
+
+class Clustered(Protocol):
+    """What `ClusterEpochs` needs of a method."""
+
+    clusters: ClusterMemory
+    seed: int
+
+    def remember(self, batch: Batch) -> None:
+        """Stage the batch's embeddings in `clusters`."""
+
+
+class ClusterEpochs(Callback):
+    """At the start of each epoch: k-means over the memory, new centroids and assignments.
+
+    A run that resumes inside an epoch goes on with the assignments of its checkpoint.
+
+    Args:
+        iterations: of k-means; 10 in the code.
+    """
+
+    def __init__(self, iterations: int = 10):
+        self.iterations = iterations
+        self._epoch = -1  # that the clusters are of
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._epoch = int(cast(Clustered, pl_module).clusters.epoch)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._epoch < 0:
+            self.fill(trainer, pl_module)
+        self._cluster(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # Lightning 2.6.6 resumes from an epoch's last batch without saying that the next begins.
+        self._cluster(trainer, pl_module)
+
+    def _cluster(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._epoch != trainer.current_epoch:
+            self._epoch, method = trainer.current_epoch, cast(Clustered, pl_module)
+            method.clusters.cluster(self._epoch, method.seed, self.iterations)
+
+    @torch.no_grad()
+    def fill(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the embeddings of one epoch's batches; nothing is trained."""
+        method = cast(Clustered, pl_module)
+        loader: Any = trainer.train_dataloader
+        count = trainer.num_training_batches  # infinite for a loader without a length
+        for raw in islice(loader, count if isinstance(count, int) else None):
+            batch = trainer.precision_plugin.convert_input(raw)
+            batch = pl_module._on_before_batch_transfer(batch)
+            batch = trainer.strategy.batch_to_device(batch)
+            with trainer.precision_plugin.train_step_context():
+                method.remember(as_batch(batch))
+            method.clusters.commit()

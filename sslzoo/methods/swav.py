@@ -1,0 +1,151 @@
+"""SwAV: swapping assignments between views, with multi-crop.
+
+Caron, Misra, Mairal, Goyal, Bojanowski and Joulin, "Unsupervised Learning of Visual Features by
+Contrasting Cluster Assignments", NeurIPS 2020, https://arxiv.org/abs/2006.09882.
+Reference code: facebookresearch/swav at 06b1b7c, main_swav.py.
+
+Deviations:
+    1. Sinkhorn works on logarithms; the code exponentiates scores as they are, so that float16
+       and small epsilons overflow.
+    2. The queue is one for all ranks, of any size, written after the optimizer step with the rows
+       of all micro-batches; the code keeps queue_size / W rows on each of W GPUs, a multiple of
+       the batch, written in the forward. Sinkhorn sees the same rows.
+    3. Batch norm in groups of 8 GPUs (512 samples at batch 4096) is the `bn_groups` of backbone
+       and projector, for any number of GPUs; running statistics follow the mean over groups.
+    4. The Linear before the head's batch norm has no bias in our configs, the code's has one: the
+       norm takes it out, and LARC would turn the rounding noise that is its gradient into steps.
+    5. Predictions, too, are scored in float32 at least; the code scores in float16 (apex O1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from lightning import Callback
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sslzoo.backbones import multi_crop
+from sslzoo.batch import Batch
+from sslzoo.callbacks.freeze import FreezeFirstSteps
+from sslzoo.callbacks.memory import CommitMemory
+from sslzoo.distributed import rank, world_size
+from sslzoo.losses import sinkhorn, swapped_prediction
+from sslzoo.losses.precision import at_least_float32, no_autocast
+from sslzoo.memory import Queue
+from sslzoo.methods.base import (
+    GroupsFactory,
+    OptimizerFactory,
+    ScheduleFactory,
+    SSLMethod,
+    joined,
+)
+from sslzoo.optim import all_alike
+
+
+class SwAV(SSLMethod):
+    """Each crop of an image predicts the cluster assignments of its other, large crops.
+
+    Args:
+        backbone: (B, C, S, S) -> (B, num_features), for every size S of the views.
+        projector: num_features -> D: Linear-BN-ReLU-Linear, 2048 wide, to 128 in the paper.
+        num_prototypes: K; 3000 in the paper.
+        crops_for_assign: views whose assignments are predicted; the two large ones in the paper.
+        temperature: of the predictions; 0.1 in the paper.
+        epsilon: of Sinkhorn; 0.05 in the paper.
+        sinkhorn_iterations: 3 in the paper.
+        queue_size: earlier samples that stand beside the batch in Sinkhorn; 0 for none (batch
+            4096), 3840 with batch 256.
+        queue_from_epoch: when the queue begins to fill; it is used once full. 15 in the code.
+        freeze_prototypes_steps: optimizer steps in which the prototypes are only normalised: 313
+            with batch 4096, 5005 (an epoch) with batch 256.
+        optimizer: see `SSLMethod`; LARC in the paper.
+        schedule: see `SSLMethod`; 10 epochs of warm-up, then a cosine.
+        parameter_groups: see `SSLMethod`; all parameters are decayed and adapted in the code.
+
+    Example:
+        >>> from sslzoo.backbones import SmallResNet
+        >>> from sslzoo.heads import MLP
+        >>> method = SwAV(
+        ...     SmallResNet((8, 16)),
+        ...     MLP([16, 32, 8], bias=False),
+        ...     num_prototypes=6,
+        ...     queue_size=20,
+        ...     queue_from_epoch=0,
+        ...     freeze_prototypes_steps=2,
+        ... )
+        >>> views = [torch.rand(4, 3, size, size) for size in (8, 8, 6)]
+        >>> batch = Batch(views, index=torch.arange(4))
+        >>> list(method.losses(batch))
+        ['swapped_prediction']
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projector: nn.Module,
+        num_prototypes: int = 3000,
+        crops_for_assign: Sequence[int] = (0, 1),
+        temperature: float = 0.1,
+        epsilon: float = 0.05,
+        sinkhorn_iterations: int = 3,
+        queue_size: int = 0,
+        queue_from_epoch: float = 15,
+        freeze_prototypes_steps: int = 313,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
+        parameter_groups: GroupsFactory = all_alike,
+    ):
+        super().__init__(backbone, optimizer, schedule, parameter_groups)
+        dim = joined(backbone, projector)
+        self.projector = projector
+        self.prototypes = nn.Linear(dim, num_prototypes, bias=False)
+        self.assigned = tuple(crops_for_assign)
+        width = len(self.assigned) * dim  # a row holds all assigned crops of a sample
+        self.queue = Queue(queue_size, width, empty=True) if queue_size else None
+        self.temperature, self.queue_from_epoch = temperature, queue_from_epoch
+        self.epsilon, self.sinkhorn_iterations = epsilon, sinkhorn_iterations
+        self.freeze_prototypes_steps = freeze_prototypes_steps
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [CommitMemory(), FreezeFirstSteps("prototypes", self.freeze_prototypes_steps)]
+
+    def embed_crops(self, views: Sequence[Tensor]) -> Tensor:
+        """Normalised embeddings of V views. V times (B, C, S, S) -> (B, V, D)."""
+        z = multi_crop(self.backbone, self.projector, views)
+        return F.normalize(at_least_float32(z), dim=-1)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        self.normalise_prototypes()
+        z = self.embed_crops(batch.views)  # (B, V, D)
+        targets = torch.stack([z[:, crop].detach() for crop in self.assigned])  # (A, B, D)
+        q = self.assign(targets)  # (A, B, K)
+        if self.queue is not None and self.queue_has_begun:
+            self.queue.stage(targets.transpose(0, 1).flatten(1))
+        c, T = self.prototypes.weight, self.temperature
+        return {"swapped_prediction": swapped_prediction(z, c, q, self.assigned, T)}
+
+    @torch.no_grad()
+    def normalise_prototypes(self) -> None:
+        """Prototypes of length 1, before each forward and not as a part of it."""
+        self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
+
+    @property
+    def queue_has_begun(self) -> bool:
+        return self.step >= self.queue_from_epoch * self.horizon.steps_per_epoch
+
+    @torch.no_grad()
+    def assign(self, z: Tensor) -> Tensor:
+        """Sinkhorn's assignments, over the batch and a full queue. (A, B, D) -> (A, B, K)."""
+        num_crops, num_samples, _ = z.shape
+        weight = None
+        if self.queue is not None and self.queue_has_begun:
+            rows = self.queue.read()[rank() :: world_size()]  # each rank brings its share
+            z = torch.cat([rows.unflatten(1, (num_crops, -1)).transpose(0, 1), z], dim=1)
+            there = [self.queue.full.expand(len(rows)), rows.new_ones(num_samples)]
+            weight = torch.cat([part.to(rows.dtype) for part in there])
+        with no_autocast(z):
+            scores = z @ self.prototypes.weight.T.to(z.dtype)
+        q = sinkhorn(scores, self.epsilon, self.sinkhorn_iterations, weight)
+        return q[:, -num_samples:]
