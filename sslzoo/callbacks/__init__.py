@@ -8,6 +8,7 @@ from sslzoo.callbacks.online_knn import OnlineKNN
 from sslzoo.callbacks.online_probe import OnlineProbe
 from sslzoo.callbacks.online_spectrum import OnlineSpectrum
 from sslzoo.callbacks.progress import ProgressBar
+from sslzoo.callbacks.weight_decay import WeightDecaySchedule
 
 __all__ = [
     "EMA",
@@ -18,5 +19,6 @@ __all__ = [
     "OnlineProbe",
     "OnlineSpectrum",
     "ProgressBar",
+    "WeightDecaySchedule",
     "commit",
 ]
