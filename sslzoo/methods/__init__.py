@@ -11,6 +11,7 @@ from sslzoo.methods.instdisc import InstDisc
 from sslzoo.methods.invaspread import InvaSpread
 from sslzoo.methods.margin_contrastive import MarginContrastive
 from sslzoo.methods.moco import MoCo
+from sslzoo.methods.moco_v3 import MoCoV3
 from sslzoo.methods.nnclr import NNCLR
 from sslzoo.methods.simclr import SimCLR
 from sslzoo.methods.supcon import SupCon
@@ -28,6 +29,7 @@ __all__ = [
     "InvaSpread",
     "MarginContrastive",
     "MoCo",
+    "MoCoV3",
     "SSLMethod",
     "SimCLR",
     "SupCon",

@@ -13,6 +13,7 @@ from sslzoo.transforms.recipes import (
     invaspread_views,
     moco_v1_views,
     moco_v2_views,
+    moco_v3_views,
     multi_crop_views,
     simclr_views,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "invaspread_views",
     "moco_v1_views",
     "moco_v2_views",
+    "moco_v3_views",
     "multi_crop_views",
     "simclr_views",
 ]

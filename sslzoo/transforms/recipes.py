@@ -285,6 +285,40 @@ def moco_v2_views(
     return Views([View(RandomResizedCrop(size, scale), ops)] * 2)
 
 
+def moco_v3_views(
+    size: int = 224,
+    blur: bool = True,
+    scale: tuple[float, float] = (0.08, 1.0),
+    mean: Numbers = IMAGENET_MEAN,
+    std: Numbers = IMAGENET_STD,
+) -> Views:
+    """MoCo v3's two views, which differ in blur and solarisation.
+
+    Chen, Xie and He, An Empirical Study of Training Self-Supervised Vision Transformers, ICCV
+    2021, https://arxiv.org/abs/2104.02057; code facebookresearch/moco-v3 at c349e6e.
+
+    Order: crop (area 0.08 to 1, bilinear); jitter (0.4, 0.4, 0.2, 0.1) with probability 0.8;
+    grayscale 0.2; PIL's Gaussian blur 1.0 and 0.1, radius 0.1 to 2; solarise 0 and 0.2 at 128;
+    flip 0.5; normalise.
+
+    Deviations: the flip is made with the crop, which changes nothing.
+
+    Args:
+        size: pixels of a view.
+        blur: False leaves it out, for small images.
+        scale: range of the crop's share of the area; (0.2, 1) for ResNet-50.
+        mean: of each channel; None for no normalisation.
+        std: likewise.
+    """
+    views = []
+    for blur_p, solarize_p in ((1.0, 0.0), (0.1, 0.2)):
+        ops: list[Op] = [ColorJitter(0.4, 0.4, 0.2, 0.1, 0.8), Grayscale(0.2)]
+        ops += [PILBlur(blur_p)] if blur else []
+        ops += [Solarize(solarize_p)] if solarize_p else []
+        views.append(View(RandomResizedCrop(size, scale), [*ops, *_normalise(mean, std)]))
+    return Views(views)
+
+
 def multi_crop_views(
     recipe: Literal["swav", "dino"] = "swav",
     sizes: Sequence[int] = (224, 96),

@@ -26,6 +26,7 @@ from sslzoo.transforms import (
     invaspread_views,
     moco_v1_views,
     moco_v2_views,
+    moco_v3_views,
     multi_crop_views,
     simclr_views,
 )
@@ -47,6 +48,7 @@ RECIPES: dict[str, Callable[[], Views]] = {
     "invaspread": lambda: invaspread_views(32),
     "moco_v1": lambda: moco_v1_views(40),
     "moco_v2": lambda: moco_v2_views(80),
+    "moco_v3": lambda: moco_v3_views(40),
     "dim": lambda: dim_views(32, flip=True),
     "amdim": lambda: amdim_views(40),
     "amdim_cifar": lambda: amdim_views(32, "cifar"),
