@@ -192,6 +192,11 @@ def reduced(model: dict[str, Any]) -> list[str]:
     if "projector" not in model:
         return NARROW_AMDIM
     backbone, head = (model[part]["init_args"] for part in ("backbone", "projector"))
+    if "vit" in model["backbone"]["class_path"]:
+        return [
+            "--model.init_args.backbone.init_args.name=vit_tiny_patch16_224",
+            f"--model.init_args.projector.init_args.sizes={[192, *head['sizes'][1:]]}",
+        ]
     if "depth" in backbone:
         return ["--model.init_args.backbone.init_args.depth=14"]  # as wide as 50 to 152
     if "towers" in backbone:
