@@ -1,8 +1,8 @@
 """Vision transformers: timm's blocks, with what self-supervised methods need of the tokens.
 
 Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, https://arxiv.org/abs/2010.11929.
-Initialisations and position tables: facebookresearch/dino at 7c446df, moco-v3 at c349e6e, mae at
-efb2a80, ijepa at 52c1ae9. Parameters have timm's names, which are also those of that code.
+Initialisations: facebookresearch/dino at 7c446df, moco-v3 at c349e6e, mae at efb2a80, ijepa at
+52c1ae9. Parameters have timm's names, which are also those of that code.
 
 Shapes: B images, a grid of g x g patches, L = g * g, D width, K patches kept.
 """
@@ -19,34 +19,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sslzoo.transformer import Init, initialise_blocks, scale_blocks_by_depth, sincos_positions
+
 Positions = Literal["learned", "mae", "moco_v3"]
-Init = Literal["dino", "moco_v3", "mae", "ijepa"]
 Pool = Literal["token", "mean"]
-
-
-def sincos_positions(
-    height: int, width: int, dim: int, first: Literal["column", "row"] = "column"
-) -> Tensor:
-    """Sines and cosines of the place of each patch, row by row. (height * width, dim) float32.
-
-    Half of the channels tell the column, half the row: MAE and I-JEPA put the column first, MoCo
-    v3's code the row (for a grid that is not square it swaps height and width besides).
-
-    Raises:
-        ValueError: for a width that is not a multiple of 4.
-    """
-    if dim % 4:
-        raise ValueError(f"sine and cosine of two coordinates: a multiple of 4 wanted, got {dim}")
-    if first not in ("column", "row"):
-        raise ValueError(f"first is 'column' or 'row', got {first!r}")
-    place = torch.arange(height * width, dtype=torch.float64)
-    row, column = place.div(width, rounding_mode="floor"), place % width
-    frequency = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    halves = []
-    for coordinate in (column, row) if first == "column" else (row, column):
-        angle = coordinate[:, None] * frequency
-        halves += [angle.sin(), angle.cos()]
-    return torch.cat(halves, dim=1).float()
 
 
 def resample_positions(positions: Tensor, height: int, width: int) -> Tensor:
@@ -187,31 +163,6 @@ def _check(net: VisionTransformer, pool: str, positions: str, init: str) -> None
         raise ValueError(f"positions is 'learned', 'mae' or 'moco_v3', got {positions!r}")
     if init not in ("dino", "moco_v3", "mae", "ijepa"):
         raise ValueError(f"init is 'dino', 'moco_v3', 'mae' or 'ijepa', got {init!r}")
-
-
-def initialise_blocks(blocks: nn.Module, init: Init) -> None:
-    """Draw the Linear layers of transformer blocks, and of what else stands in `blocks`, anew."""
-    for name, part in blocks.named_modules():
-        if not isinstance(part, nn.Linear):
-            continue
-        if init in ("dino", "ijepa"):
-            nn.init.trunc_normal_(part.weight, std=0.02)
-        elif init == "moco_v3" and name.endswith("qkv"):
-            bound = math.sqrt(6 / (part.out_features // 3 + part.in_features))
-            nn.init.uniform_(part.weight, -bound, bound)
-        else:
-            nn.init.xavier_uniform_(part.weight)
-        if part.bias is not None:
-            nn.init.zeros_(part.bias)
-
-
-def scale_blocks_by_depth(blocks: nn.Sequential) -> None:
-    """Divide what block i adds (i from 1) by sqrt(2 i) (BEiT, I-JEPA)."""
-    block: Any
-    with torch.no_grad():
-        for i, block in enumerate(blocks, start=1):
-            block.attn.proj.weight.div_(math.sqrt(2 * i))
-            block.mlp.fc2.weight.div_(math.sqrt(2 * i))
 
 
 def _initialise(vit: ViT, init: Init) -> None:

@@ -11,7 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from sslzoo.backbones import ViT, small_vit, timm_vit, without_drop_path
-from sslzoo.backbones.vit import resample_positions, sincos_positions
+from sslzoo.backbones.vit import resample_positions
+from sslzoo.transformer import sincos_positions
 from tests.golden import assert_close_to_golden, load
 
 
