@@ -6,6 +6,7 @@ from sslzoo.losses.dcl import dcl
 from sslzoo.losses.info_nce import batch_info_nce, info_nce
 from sslzoo.losses.invaspread import invaspread
 from sslzoo.losses.margin_contrastive import margin_contrastive
+from sslzoo.losses.masked_pixels import masked_pixels, patchify
 from sslzoo.losses.mutual_information import (
     dim_donsker_varadhan,
     dim_fenchel_dual,
@@ -34,9 +35,11 @@ __all__ = [
     "info_nce",
     "invaspread",
     "margin_contrastive",
+    "masked_pixels",
     "nce",
     "nce_constant",
     "nt_xent",
+    "patchify",
     "proximal",
     "regression",
     "sampled_softmax",

@@ -9,6 +9,7 @@ from sslzoo.methods.deep_infomax import DeepInfoMax
 from sslzoo.methods.image_cpc import ImageCPC
 from sslzoo.methods.instdisc import InstDisc
 from sslzoo.methods.invaspread import InvaSpread
+from sslzoo.methods.mae import MAE
 from sslzoo.methods.margin_contrastive import MarginContrastive
 from sslzoo.methods.moco import MoCo
 from sslzoo.methods.moco_v3 import MoCoV3
@@ -22,6 +23,7 @@ __all__ = [
     "BYOL",
     "CMC",
     "DCL",
+    "MAE",
     "NNCLR",
     "DeepInfoMax",
     "ImageCPC",

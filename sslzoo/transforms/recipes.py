@@ -319,6 +319,31 @@ def moco_v3_views(
     return Views(views)
 
 
+def mae_views(
+    size: int = 224,
+    scale: tuple[float, float] = (0.2, 1.0),
+    mean: Numbers = IMAGENET_MEAN,
+    std: Numbers = IMAGENET_STD,
+) -> Views:
+    """MAE's single view.
+
+    He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022,
+    https://arxiv.org/abs/2111.06377; code facebookresearch/mae at efb2a80.
+
+    Order: crop (area 0.2 to 1, bicubic), flip 0.5, normalise. No change of colours.
+
+    Deviations: none.
+
+    Args:
+        size: pixels of the view.
+        scale: range of the crop's share of the area.
+        mean: of each channel; None for no normalisation.
+        std: likewise.
+    """
+    crop = RandomResizedCrop(size, scale, interpolation="bicubic")
+    return Views([View(crop, _normalise(mean, std))])
+
+
 def multi_crop_views(
     recipe: Literal["swav", "dino"] = "swav",
     sizes: Sequence[int] = (224, 96),
