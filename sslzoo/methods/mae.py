@@ -10,6 +10,8 @@ Deviations:
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from sslzoo.backbones import ViT
@@ -93,5 +95,6 @@ class MAE(SSLMethod):
 
         Shapes: (B, C, H, W) and (B, L) int64 -> (B, L, P * P * C).
         """
-        tokens = self.backbone.forward_tokens(view, keep=order[:, : self.num_kept])
+        vit = cast(ViT, self.backbone)
+        tokens = vit.forward_tokens(view, keep=order[:, : self.num_kept])
         return self.decoder(tokens, order.argsort(dim=1))
