@@ -1,7 +1,7 @@
 """Schedules, curves, parameter groups, and the optimizers that torch and timm lack."""
 
 from sslzoo.optim.curve import Constant, Cosine, Curve, Horizon, Linear
-from sslzoo.optim.groups import all_alike, exempt_bias_and_norm
+from sslzoo.optim.groups import all_alike, exempt_bias_and_norm, layer_decay
 from sslzoo.optim.lars import LARS
 from sslzoo.optim.schedule import ConstantRate, Schedule, Steps, WarmupCosine
 
@@ -18,4 +18,5 @@ __all__ = [
     "WarmupCosine",
     "all_alike",
     "exempt_bias_and_norm",
+    "layer_decay",
 ]

@@ -21,7 +21,7 @@ from sslzoo.optim.curve import Horizon
 
 
 class Schedule(LRScheduler, ABC):
-    """Base of our schedules: lr(step) = base lr * factor(step).
+    """Base of our schedules: lr(step) = base lr * factor(step), and times a group's `lr_scale`.
 
     Args:
         optimizer: its groups' `lr` are the base rates.
@@ -45,7 +45,9 @@ class Schedule(LRScheduler, ABC):
         """What the base rate is multiplied by at optimizer step `step`, counted from 0."""
 
     def get_lr(self) -> list[float | Tensor]:
-        return [base * self.factor(self.last_epoch) for base in self.base_lrs]
+        factor = self.factor(self.last_epoch)
+        scales = [group.get("lr_scale", 1.0) for group in self.optimizer.param_groups]
+        return [base * scale * factor for base, scale in zip(self.base_lrs, scales, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         return {
