@@ -6,7 +6,7 @@ As in facebookresearch/dino at 7c446df, moco-v3 at c349e6e, mae at efb2a80 and i
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -53,12 +53,3 @@ def initialise_blocks(blocks: nn.Module, init: Init) -> None:
             nn.init.xavier_uniform_(part.weight)
         if part.bias is not None:
             nn.init.zeros_(part.bias)
-
-
-def scale_blocks_by_depth(blocks: nn.Sequential) -> None:
-    """Divide what block i adds (i from 1) by sqrt(2 i) (BEiT, I-JEPA)."""
-    block: Any
-    with torch.no_grad():
-        for i, block in enumerate(blocks, start=1):
-            block.attn.proj.weight.div_(math.sqrt(2 * i))
-            block.mlp.fc2.weight.div_(math.sqrt(2 * i))

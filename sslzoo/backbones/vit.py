@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslzoo.transformer import Init, initialise_blocks, scale_blocks_by_depth, sincos_positions
+from sslzoo.transformer import Init, initialise_blocks, sincos_positions
 
 Positions = Literal["learned", "mae", "moco_v3"]
 Pool = Literal["token", "mean"]
@@ -56,8 +56,7 @@ class ViT(nn.Module):
         pool: "token": the class token after the norm; "mean": the patches' mean after it.
         positions: "learned", or fixed sines and cosines as "mae" or "moco_v3" orders them.
         init: the weights' distribution, of that method's code: "dino" normal 0.02; "moco_v3"
-            Xavier, q, k and v each by itself; "mae" Xavier; "ijepa" normal 0.02, the blocks'
-            outputs smaller with depth.
+            Xavier, q, k and v each by itself; "mae" Xavier; "ijepa" normal 0.02, patches too.
         mask_token: whether there is one for `forward_tokens(mask=)` (iBOT).
         freeze_patches: whether the patch projection stays as it is drawn (MoCo v3).
 
@@ -177,7 +176,6 @@ def _initialise(vit: ViT, init: Init) -> None:
     elif init == "ijepa":
         nn.init.trunc_normal_(projection.weight, std=0.02)
         nn.init.zeros_(projection.bias)
-        scale_blocks_by_depth(vit.blocks)
     if vit.cls_token is not None:
         nn.init.trunc_normal_(vit.cls_token, std=1e-6 if init == "moco_v3" else 0.02)
     nn.init.trunc_normal_(vit.pos_embed, std=0.02)

@@ -1,6 +1,7 @@
 """Heads: small modules between the backbone and the loss."""
 
 from sslzoo.heads.context import PixelContext
+from sslzoo.heads.ijepa_predictor import IJEPAPredictor
 from sslzoo.heads.mae_decoder import MAEDecoder
 from sslzoo.heads.mlp import MLP, byol_mlp, simclr_projector, simclr_v2_projector
 from sslzoo.heads.mutual_information import MapEncoder, MI1x1ConvNet, PriorDiscriminator
@@ -8,6 +9,7 @@ from sslzoo.heads.per_view import PerView
 
 __all__ = [
     "MLP",
+    "IJEPAPredictor",
     "MAEDecoder",
     "MI1x1ConvNet",
     "MapEncoder",

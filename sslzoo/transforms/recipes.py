@@ -319,6 +319,32 @@ def moco_v3_views(
     return Views(views)
 
 
+def ijepa_views(
+    size: int = 224,
+    scale: tuple[float, float] = (0.3, 1.0),
+    mean: Numbers = IMAGENET_MEAN,
+    std: Numbers = IMAGENET_STD,
+) -> Views:
+    """I-JEPA's single view.
+
+    Assran et al., Self-Supervised Learning from Images with a Joint-Embedding Predictive
+    Architecture, CVPR 2023, https://arxiv.org/abs/2301.08243; code facebookresearch/ijepa at
+    52c1ae9.
+
+    Order: crop (area 0.3 to 1, bilinear), normalise. No flip, no change of colours.
+
+    Deviations: none.
+
+    Args:
+        size: pixels of the view.
+        scale: range of the crop's share of the area.
+        mean: of each channel; None for no normalisation.
+        std: likewise.
+    """
+    crop = RandomResizedCrop(size, scale, flip=0.0)
+    return Views([View(crop, _normalise(mean, std))])
+
+
 def mae_views(
     size: int = 224,
     scale: tuple[float, float] = (0.2, 1.0),
