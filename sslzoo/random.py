@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -107,3 +108,22 @@ def sample_keys(seed: int, epoch: int, index: Tensor) -> Keys:
 def run_keys(seed: int, *parts: int | str, device: torch.device | str = "cpu") -> Keys:
     """A single key (B = 1) that belongs to no sample: a sampler's epoch, a step's shuffle."""
     return Keys(torch.zeros(1, dtype=torch.int64, device=device)).fold(seed, *parts)
+
+
+def run_uniform(purpose: str, seed: int, *parts: int | str) -> float:
+    """`run_keys(seed, *parts).uniform(purpose)` as a number of the host, without any tensor.
+
+    For what sets shapes: no device is waited for, and torch.compile follows it.
+    """
+    key = 0
+    for part in (seed, *parts, purpose):
+        key = _mix_host(key + _GOLDEN + _mix_host(cast(int, _number(part))))
+    return (_mix_host(key + _GOLDEN) >> 40) * 2.0**-24
+
+
+def _mix_host(x: int) -> int:
+    whole = (1 << 64) - 1  # Python's integers do not wrap
+    x &= whole
+    x = ((x ^ (x >> 30)) * _MIX1) & whole
+    x = ((x ^ (x >> 27)) * _MIX2) & whole
+    return x ^ (x >> 31)

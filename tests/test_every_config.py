@@ -138,6 +138,22 @@ def pooled_classifiers(model: dict[str, Any]) -> list[str]:
     return overrides
 
 
+def narrow_vit(model: dict[str, Any]) -> list[str]:
+    """Overrides: a ViT-Ti with the patches of the recipe, one block in the head."""
+    part = "decoder" if "decoder" in model else "predictor"
+    backbone, head = model["backbone"]["init_args"], f"--model.init_args.{part}.init_args"
+    ours = "--model.init_args.backbone.init_args"
+    if "name" not in backbone:
+        return [f"{ours}.depth=1", f"{head}.depth=1"]
+    patch = backbone.get("patch_size") or int(backbone["name"].split("patch")[1].split("_")[0])
+    return [
+        f"{ours}.name=vit_tiny_patch16_224",
+        f"{ours}.patch_size={patch}",
+        f"{head}.token_dim=192",
+        f"{head}.depth=1",
+    ]
+
+
 def small_backbone(name: str, model: dict[str, Any], channels: int) -> list[str]:
     """Overrides; a method that looks at places keeps its kind of backbone."""
     kind = model["class_path"].rsplit(".", 1)[1]
@@ -145,6 +161,8 @@ def small_backbone(name: str, model: dict[str, Any], channels: int) -> list[str]
         return []
     if kind == "AMDIM":
         return NARROW_AMDIM
+    if "token_dim" in str(model):
+        return narrow_vit(model["init_args"])
     if kind == "ImageCPC":
         return narrow_cpc(model["init_args"])
     if kind in ("FineTune", "Distill"):
@@ -220,9 +238,16 @@ def reduced(model: dict[str, Any]) -> list[str]:
     """Overrides that make every backbone a resnet10t, or a small one of its own kind."""
     if "contexts" in model:
         return narrow_cpc(model)
+    if "token_dim" in str(model):
+        return narrow_vit(model)
     if "projector" not in model:
         return NARROW_AMDIM
     backbone, head = (model[part]["init_args"] for part in ("backbone", "projector"))
+    if "vit" in model["backbone"]["class_path"]:
+        return [
+            "--model.init_args.backbone.init_args.name=vit_tiny_patch16_224",
+            f"--model.init_args.projector.init_args.sizes={[192, *head['sizes'][1:]]}",
+        ]
     if "depth" in backbone:
         return ["--model.init_args.backbone.init_args.depth=14"]  # as wide as 50 to 152
     if "towers" in backbone:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sslzoo.random import Keys, run_keys, run_seed, sample_keys
+from sslzoo.random import Keys, run_keys, run_seed, run_uniform, sample_keys
 from tests.no_sync import DEVICE, syncs
 
 
@@ -127,3 +127,9 @@ def _on_fake_cuda() -> None:
 
 def test_no_host_synchronisation() -> None:
     assert syncs(_on_fake_cuda) == []
+
+
+def test_host_numbers_are_those_of_run_keys() -> None:
+    for seed, step in ((0, 0), (3, 17), (2**31, 100_000)):
+        wanted = run_keys(seed, "purpose", step).uniform("size").item()
+        assert run_uniform("size", seed, "purpose", step) == wanted

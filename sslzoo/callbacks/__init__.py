@@ -11,6 +11,7 @@ from sslzoo.callbacks.online_knn import OnlineKNN
 from sslzoo.callbacks.online_probe import OnlineProbe
 from sslzoo.callbacks.online_spectrum import CollapseWarning, OnlineSpectrum
 from sslzoo.callbacks.progress import ProgressBar
+from sslzoo.callbacks.weight_decay import WeightDecaySchedule
 
 __all__ = [
     "EMA",
@@ -25,5 +26,6 @@ __all__ = [
     "OnlineProbe",
     "OnlineSpectrum",
     "ProgressBar",
+    "WeightDecaySchedule",
     "commit",
 ]

@@ -1,6 +1,8 @@
 """Heads: small modules between the backbone and the loss."""
 
 from sslzoo.heads.context import PixelContext
+from sslzoo.heads.ijepa_predictor import IJEPAPredictor
+from sslzoo.heads.mae_decoder import MAEDecoder
 from sslzoo.heads.mlp import (
     MLP,
     byol_mlp,
@@ -14,6 +16,8 @@ from sslzoo.heads.per_view import PerView
 
 __all__ = [
     "MLP",
+    "IJEPAPredictor",
+    "MAEDecoder",
     "MI1x1ConvNet",
     "MapEncoder",
     "PerView",

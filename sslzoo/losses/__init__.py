@@ -9,6 +9,8 @@ from sslzoo.losses.dcl import dcl
 from sslzoo.losses.info_nce import batch_info_nce, info_nce
 from sslzoo.losses.invaspread import invaspread
 from sslzoo.losses.margin_contrastive import margin_contrastive
+from sslzoo.losses.masked_features import masked_features
+from sslzoo.losses.masked_pixels import masked_pixels, patchify
 from sslzoo.losses.mutual_information import (
     dim_donsker_varadhan,
     dim_fenchel_dual,
@@ -45,10 +47,13 @@ __all__ = [
     "info_nce",
     "invaspread",
     "margin_contrastive",
+    "masked_features",
+    "masked_pixels",
     "nce",
     "nce_constant",
     "negative_cosine",
     "nt_xent",
+    "patchify",
     "proximal",
     "regression",
     "sampled_softmax",

@@ -136,6 +136,7 @@ class _BatchInfoNCE(torch.autograd.Function):
         with_gradient: bool,
     ) -> Tensor:
         own = keys[first : first + len(q)]
+        constant_keys = not ctx.needs_input_grad[1]
         total = -(q * own).sum() / temperature
         by_query, by_key = torch.zeros_like(q), torch.zeros_like(keys)
         step = max(1, _block(q) // max(1, len(keys)))
@@ -148,7 +149,8 @@ class _BatchInfoNCE(torch.autograd.Function):
             total = total + (top + norm.log()).sum()
             if with_gradient:
                 by_query[rows] = weight @ keys / norm
-                by_key.addmm_(weight.T, q[rows] / norm)
+                if not constant_keys:
+                    by_key.addmm_(weight.T, q[rows] / norm)
         if with_gradient:
             by_query -= own
             by_key[first : first + len(q)] -= q

@@ -8,11 +8,14 @@ from sslzoo.methods.cmc import CMC
 from sslzoo.methods.dcl import DCL
 from sslzoo.methods.deep_infomax import DeepInfoMax
 from sslzoo.methods.deepcluster_v2 import DeepClusterV2
+from sslzoo.methods.ijepa import IJEPA
 from sslzoo.methods.image_cpc import ImageCPC
 from sslzoo.methods.instdisc import InstDisc
 from sslzoo.methods.invaspread import InvaSpread
+from sslzoo.methods.mae import MAE
 from sslzoo.methods.margin_contrastive import MarginContrastive
 from sslzoo.methods.moco import MoCo
+from sslzoo.methods.moco_v3 import MoCoV3
 from sslzoo.methods.nnclr import NNCLR
 from sslzoo.methods.simclr import SimCLR
 from sslzoo.methods.simsiam import SimSiam
@@ -26,6 +29,8 @@ __all__ = [
     "BYOL",
     "CMC",
     "DCL",
+    "IJEPA",
+    "MAE",
     "NNCLR",
     "BarlowTwins",
     "DeepClusterV2",
@@ -35,6 +40,7 @@ __all__ = [
     "InvaSpread",
     "MarginContrastive",
     "MoCo",
+    "MoCoV3",
     "SSLMethod",
     "SimCLR",
     "SimSiam",

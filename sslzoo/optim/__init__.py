@@ -7,6 +7,7 @@ from sslzoo.optim.groups import (
     all_alike,
     exempt_bias_and_norm,
     exempt_bias_norm_and_classifier,
+    layer_decay,
 )
 from sslzoo.optim.larc import LARC
 from sslzoo.optim.lars import LARS
@@ -29,4 +30,5 @@ __all__ = [
     "all_alike",
     "exempt_bias_and_norm",
     "exempt_bias_norm_and_classifier",
+    "layer_decay",
 ]

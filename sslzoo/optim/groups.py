@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
+
+_BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+_STEM = re.compile(r"(?:^|\.)(?:patch_embed|cls_token|pos_embed|mask_token|reg_token)(?:\.|$)")
 
 
 def all_alike(module: nn.Module) -> list[dict[str, Any]]:
@@ -103,3 +107,47 @@ class BiasAndNormRate:
     def __call__(self, module: nn.Module) -> list[dict[str, Any]]:
         groups = exempt_bias_and_norm(module)
         return [{**group, "lr": self.lr} if "adapt" in group else group for group in groups]
+
+
+def layer_decay(
+    module: nn.Module, rate: float = 0.75, weight_decay: float = 0.05
+) -> list[dict[str, Any]]:
+    """Groups for fine-tuning a ViT: the further below the head, the smaller the rate.
+
+    BEiT's rule as MAE has it (facebookresearch/mae at efb2a80, util/lr_decay.py): with B blocks,
+    patches, class token and positions are layer 0, block i (from 0) is layer i + 1, everything
+    else (norm, head) layer B + 1; layer l has `lr_scale` = rate ** (B + 1 - l), by which our
+    schedules multiply the rate. 1-D parameters, class token and positions are not decayed.
+
+    Args:
+        module: holds a ViT with timm's names (`blocks.0`, `patch_embed`, ...), at any depth.
+        rate: between 0 and 1; 0.65 (ViT-B) or 0.75 (ViT-L, ViT-H) in MAE's recipes.
+        weight_decay: of what is decayed.
+
+    Raises:
+        ValueError: for a module without blocks, or another rate.
+    """
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    blocks = [int(found[1]) for name, _ in named if (found := _BLOCK.search(name))]
+    if not blocks:
+        raise ValueError(
+            f"a ViT's blocks.0, blocks.1, ... wanted, {type(module).__name__} has none"
+        )
+    if not 0 < rate <= 1:
+        raise ValueError(f"rate is above 0 and at most 1, got {rate}")
+    last = max(blocks) + 2
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in named:
+        block, stem = _BLOCK.search(name), _STEM.search(name)
+        layer = int(block[1]) + 1 if block else 0 if stem else last
+        decayed = parameter.ndim > 1 and not (stem and "patch_embed" not in name)
+        group = groups.setdefault(
+            (layer, decayed),
+            {
+                "params": [],
+                "weight_decay": weight_decay if decayed else 0.0,
+                "lr_scale": rate ** (last - layer),
+            },
+        )
+        group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]

@@ -21,7 +21,7 @@ from sslzoo.optim.curve import Horizon
 
 
 class Schedule(LRScheduler, ABC):
-    """Base of our schedules: lr(step) = base lr * factor(step).
+    """Base of our schedules: lr(step) = base lr * factor(step), and times a group's `lr_scale`.
 
     A group marked `constant_rate=True` (see `ConstantRateFor`) stays at its base rate.
 
@@ -47,10 +47,12 @@ class Schedule(LRScheduler, ABC):
         """What the base rate is multiplied by at optimizer step `step`, counted from 0."""
 
     def get_lr(self) -> list[float | Tensor]:
-        factor, groups = self.factor(self.last_epoch), self.optimizer.param_groups
+        factor = self.factor(self.last_epoch)
         return [
-            base if group.get("constant_rate", False) else base * factor
-            for base, group in zip(self.base_lrs, groups, strict=True)
+            base
+            * group.get("lr_scale", 1.0)
+            * (1.0 if group.get("constant_rate", False) else factor)
+            for base, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)
         ]
 
     def state_dict(self) -> dict[str, Any]:

@@ -285,6 +285,91 @@ def moco_v2_views(
     return Views([View(RandomResizedCrop(size, scale), ops)] * 2)
 
 
+def moco_v3_views(
+    size: int = 224,
+    blur: bool = True,
+    scale: tuple[float, float] = (0.08, 1.0),
+    mean: Numbers = IMAGENET_MEAN,
+    std: Numbers = IMAGENET_STD,
+) -> Views:
+    """MoCo v3's two views, which differ in blur and solarisation.
+
+    Chen, Xie and He, An Empirical Study of Training Self-Supervised Vision Transformers, ICCV
+    2021, https://arxiv.org/abs/2104.02057; code facebookresearch/moco-v3 at c349e6e.
+
+    Order: crop (area 0.08 to 1, bilinear); jitter (0.4, 0.4, 0.2, 0.1) with probability 0.8;
+    grayscale 0.2; PIL's Gaussian blur 1.0 and 0.1, radius 0.1 to 2; solarise 0 and 0.2 at 128;
+    flip 0.5; normalise.
+
+    Deviations: the flip is made with the crop, which changes nothing.
+
+    Args:
+        size: pixels of a view.
+        blur: False leaves it out, for small images.
+        scale: range of the crop's share of the area; (0.2, 1) for ResNet-50.
+        mean: of each channel; None for no normalisation.
+        std: likewise.
+    """
+    views = []
+    for blur_p, solarize_p in ((1.0, 0.0), (0.1, 0.2)):
+        ops: list[Op] = [ColorJitter(0.4, 0.4, 0.2, 0.1, 0.8), Grayscale(0.2)]
+        ops += [PILBlur(blur_p)] if blur else []
+        ops += [Solarize(solarize_p)] if solarize_p else []
+        views.append(View(RandomResizedCrop(size, scale), [*ops, *_normalise(mean, std)]))
+    return Views(views)
+
+
+def ijepa_views(
+    size: int = 224,
+    scale: tuple[float, float] = (0.3, 1.0),
+    mean: Numbers = IMAGENET_MEAN,
+    std: Numbers = IMAGENET_STD,
+) -> Views:
+    """I-JEPA's single view.
+
+    Assran et al., Self-Supervised Learning from Images with a Joint-Embedding Predictive
+    Architecture, CVPR 2023, https://arxiv.org/abs/2301.08243; code facebookresearch/ijepa at
+    52c1ae9.
+
+    Order: crop (area 0.3 to 1, bilinear), normalise. No flip, no change of colours.
+
+    Deviations: none.
+
+    Args:
+        size: pixels of the view.
+        scale: range of the crop's share of the area.
+        mean: of each channel; None for no normalisation.
+        std: likewise.
+    """
+    crop = RandomResizedCrop(size, scale, flip=0.0)
+    return Views([View(crop, _normalise(mean, std))])
+
+
+def mae_views(
+    size: int = 224,
+    scale: tuple[float, float] = (0.2, 1.0),
+    mean: Numbers = IMAGENET_MEAN,
+    std: Numbers = IMAGENET_STD,
+) -> Views:
+    """MAE's single view.
+
+    He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022,
+    https://arxiv.org/abs/2111.06377; code facebookresearch/mae at efb2a80.
+
+    Order: crop (area 0.2 to 1, bicubic), flip 0.5, normalise. No change of colours.
+
+    Deviations: none.
+
+    Args:
+        size: pixels of the view.
+        scale: range of the crop's share of the area.
+        mean: of each channel; None for no normalisation.
+        std: likewise.
+    """
+    crop = RandomResizedCrop(size, scale, interpolation="bicubic")
+    return Views([View(crop, _normalise(mean, std))])
+
+
 def multi_crop_views(
     recipe: Literal["swav", "dino"] = "swav",
     sizes: Sequence[int] = (224, 96),

@@ -1,0 +1,63 @@
+"""Masked pixels: MAE's squared error in the patches that the encoder did not see.
+
+He et al., CVPR 2022, https://arxiv.org/abs/2111.06377, section 3.
+Reference code: facebookresearch/mae at efb2a80, models_mae.py.
+
+Deviations: none.
+
+Shapes: n local rows, L patches of P x P pixels and C channels, R of them removed.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sslzoo.distributed import row_layout, world_size
+from sslzoo.losses.precision import at_least_float32, no_autocast
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Pixels of each patch, row by row, channels together. (n, C, H, W) -> (n, L, P * P * C)."""
+    if images.shape[2] % patch_size or images.shape[3] % patch_size:
+        raise ValueError(
+            f"sides that are multiples of the patch, {patch_size}, wanted, got "
+            f"{tuple(images.shape[2:])}"
+        )
+    cut = images.unfold(2, patch_size, patch_size).unfold(3, patch_size, patch_size)
+    return cut.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
+
+
+def masked_pixels(
+    prediction: Tensor, images: Tensor, removed: Tensor, patch_size: int, normalise: bool = True
+) -> Tensor:
+    """Mean squared error over the pixels of the removed patches.
+
+    Args:
+        prediction: (n, L, P * P * C), as `patchify` orders it.
+        images: (n, C, H, W).
+        removed: (n, R) int64, indices of the patches that count; R is the same on every rank.
+        patch_size: P.
+        normalise: whether each patch's own mean and deviation (of the unbiased variance + 1e-6)
+            are taken out of the target: `norm_pix_loss`.
+
+    Returns:
+        Scalar whose mean over ranks is the loss of the global batch.
+
+    Raises:
+        ValueError: for shapes that do not belong together, or none removed.
+    """
+    target = patchify(at_least_float32(images), patch_size)
+    if prediction.shape != target.shape:
+        shapes = f"{tuple(prediction.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"a prediction of the target's shape wanted, got {shapes}")
+    if removed.dim() != 2 or len(removed) != len(target) or removed.shape[1] == 0:
+        raise ValueError(f"indices ({len(target)}, R > 0) wanted, got {tuple(removed.shape)}")
+    with no_autocast(prediction):
+        index = removed[..., None].expand(-1, -1, target.shape[2])
+        target = target.gather(1, index)
+        if normalise:
+            mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
+            target = (target - mean) / (var + 1e-6).sqrt()
+        error = (at_least_float32(prediction.gather(1, index)) - target).square()
+        per_image = error.mean(dim=(1, 2))
+        return per_image.sum() * (world_size() / row_layout(len(per_image)).total)

@@ -1,0 +1,110 @@
+"""MoCo v3: an empirical study of training self-supervised vision transformers.
+
+Chen, Xie and He, ICCV 2021, https://arxiv.org/abs/2104.02057.
+Reference code: facebookresearch/moco-v3 at c349e6e.
+
+Deviations:
+    1. Accumulated micro-batches have their own keys as negatives, as separate batches would; the
+       code has no accumulation.
+    2. Half precision is bfloat16 in our recipes, float16 with a loss scaler there.
+"""
+
+from __future__ import annotations
+
+import torch
+from lightning import Callback
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sslzoo.batch import Batch
+from sslzoo.callbacks.ema import EMA
+from sslzoo.losses import batch_info_nce
+from sslzoo.losses.precision import at_least_float32
+from sslzoo.methods.base import (
+    GroupsFactory,
+    OptimizerFactory,
+    ScheduleFactory,
+    SSLMethod,
+    frozen_copy,
+    joined,
+)
+from sslzoo.optim import Cosine, Curve, all_alike
+
+
+class MoCoV3(SSLMethod):
+    """A prediction finds its key among the momentum encoder's keys of the whole global batch.
+
+    Args:
+        backbone: f; (B, C, H, W) -> (B, num_features).
+        projector: num_features -> D = 256, without biases, plain batch norm at the end: two
+            layers for ResNet-50, three for ViT, 4096 wide.
+        predictor: D -> D, two layers without biases, 4096 wide; plain batch norm at the end for
+            ViT, none for ResNet-50.
+        temperature: T; 1.0 for ResNet-50, 0.2 for ViT.
+        momentum: m of the momentum encoder by optimizer step; a cosine from 0.99 to 1, for
+            ResNet-50 over 1000 epochs from 0.996.
+        optimizer: see `SSLMethod`; LARS for ResNet-50, AdamW for ViT.
+        schedule: see `SSLMethod`; 10 epochs of warm-up (ViT: 40), then a cosine.
+        parameter_groups: see `SSLMethod`; everything is decayed for ViT, biases and norms are
+            exempt for ResNet-50.
+
+    Example:
+        >>> from sslzoo.backbones import small_vit
+        >>> from sslzoo.heads import MLP
+        >>> vit = small_vit(8, 4, width=16, depth=2, num_heads=2, freeze_patches=True)
+        >>> plain = {"bias": False, "last_bias": False, "last_norm": "plain"}
+        >>> method = MoCoV3(vit, MLP([16, 32, 32, 8], **plain), MLP([8, 32, 8], **plain))
+        >>> views = [torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8)]
+        >>> batch = Batch(views, index=torch.arange(4))
+        >>> list(method.losses(batch))
+        ['info_nce']
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projector: nn.Module,
+        predictor: nn.Module,
+        temperature: float = 1.0,
+        momentum: Curve = Cosine(0.99, 1.0),  # noqa: B008 (a curve is immutable)
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
+        parameter_groups: GroupsFactory = all_alike,
+    ):
+        super().__init__(backbone, optimizer, schedule, parameter_groups)
+        dim = joined(backbone, projector)
+        if joined(backbone, projector, predictor) != dim:
+            raise ValueError(
+                f"the predictor gives {predictor.out_features} features and its keys, the "
+                f"projections, have {dim}"
+            )
+        self.projector, self.predictor = projector, predictor
+        self.key_backbone, self.key_projector = frozen_copy(backbone), frozen_copy(projector)
+        self.temperature, self.momentum = temperature, momentum
+
+    def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [(self.backbone, self.key_backbone), (self.projector, self.key_projector)]
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [EMA(self.momentum, when="before_forward")]
+
+    def query(self, view: Tensor) -> Tensor:
+        """The encoder's prediction, normalised. (B, C, H, W) -> (B, D)."""
+        return _unit(self.predictor(self.projector(self.backbone(view))))
+
+    @torch.no_grad()
+    def key(self, view: Tensor) -> Tensor:
+        """The momentum encoder's projection, normalised. (B, C, H, W) -> (B, D)."""
+        return _unit(self.key_projector(self.key_backbone(view)))
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        v1, v2 = batch.views
+        q1, q2 = self.query(v1), self.query(v2)
+        k1, k2 = self.key(v1), self.key(v2)
+        T = self.temperature
+        loss = batch_info_nce(q1, k2, T) + batch_info_nce(q2, k1, T)
+        return {"info_nce": 2 * T * loss}  # 2T: the rates are tuned with it
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(at_least_float32(x), dim=1)

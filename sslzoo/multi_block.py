@@ -1,0 +1,104 @@
+"""Multi-block masks: I-JEPA's context and the targets that are cut out of it.
+
+Assran et al., Self-Supervised Learning from Images with a Joint-Embedding Predictive
+Architecture, CVPR 2023, https://arxiv.org/abs/2301.08243. Reference code: facebookresearch/ijepa
+at 52c1ae9, src/masks/multiblock.py.
+
+Deviations: see `methods.IJEPA`.
+
+Shapes: B images of g x g patches, M target blocks of R patches, K patches of context.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sslzoo.random import Keys, run_uniform
+
+
+@dataclass(frozen=True)
+class MultiBlock:
+    """Draws a context block and target blocks for each image; all sizes are those of the step.
+
+    Args:
+        num_targets: M; 4 in the paper.
+        target_scale: range of a target's share of the patches.
+        target_aspect: range of a target's height over its width.
+        context_scale: range of the context block's share, before targets are taken out.
+        min_keep: more patches of context than this are kept.
+    """
+
+    num_targets: int = 4
+    target_scale: tuple[float, float] = (0.15, 0.2)
+    target_aspect: tuple[float, float] = (0.75, 1.5)
+    context_scale: tuple[float, float] = (0.85, 1.0)
+    min_keep: int = 10
+
+    def __post_init__(self) -> None:
+        if self.num_targets < 1 or self.min_keep < 0:
+            raise ValueError(
+                f"num_targets >= 1 and min_keep >= 0 wanted, got {self.num_targets} and "
+                f"{self.min_keep}"
+            )
+
+    def draw(self, keys: Keys, grid: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        """Indices of the patches of context and targets.
+
+        Args:
+            keys: of each image, for the places of its blocks.
+            grid: g.
+            seed: of the run, for the sizes of all blocks of the step.
+            step: likewise.
+
+        Returns:
+            Context (B, K) and targets (B, M, R), int64. No patch is in both, unless fewer than
+            `min_keep` + 1 would be left: then patches of the last target come back, and so on.
+        """
+        u_target, u_context = (
+            run_uniform(name, seed, "multi-block", step) for name in ("target", "context")
+        )
+        h, w = block_size(grid, self.target_scale, self.target_aspect, u_target)
+        height, width = block_size(grid, self.context_scale, (1.0, 1.0), u_context)
+        top, left = _corners(keys.fold("targets"), grid, h, w, self.num_targets)
+        place = torch.arange(grid, device=keys.key.device)
+        corner = top * grid + left  # (B, M)
+        targets = corner[..., None] + (place[:h, None] * grid + place[:w]).flatten()
+        inside = _cover(place, top, left, h, w)  # (B, M, g * g)
+        # How many targets, from the last, must be given up for a patch to be context.
+        age = self.num_targets - torch.arange(self.num_targets, device=place.device)
+        cost = (inside * age[:, None]).amax(1)
+        block = _cover(
+            place, *_corners(keys.fold("context"), grid, height, width, 1), height, width
+        )
+        cost = torch.where(block[:, 0], cost, self.num_targets + 1)
+        # Every image has this many, however its blocks lie.
+        num_context = max(height * width - self.num_targets * h * w, self.min_keep + 1)
+        order = cost.argsort(dim=1, stable=True)
+        return order[:, : min(num_context, height * width)], targets
+
+
+def block_size(
+    grid: int, scale: tuple[float, float], aspect: tuple[float, float], u: float
+) -> tuple[int, int]:
+    """Height and width in patches, smaller than the grid; one draw, u, gives scale and aspect."""
+    patches = int(grid**2 * (scale[0] + u * (scale[1] - scale[0])))
+    ratio = aspect[0] + u * (aspect[1] - aspect[0])
+    height, width = round(math.sqrt(patches * ratio)), round(math.sqrt(patches / ratio))
+    return max(1, min(height, grid - 1)), max(1, min(width, grid - 1))
+
+
+def _corners(keys: Keys, grid: int, height: int, width: int, count: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the blocks' corners, (B, count) each; as in the code, never the last."""
+    top, left = (grid - size for size in (height, width))
+    return keys.integers("top", top, count), keys.integers("left", left, count)
+
+
+def _cover(place: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
+    """Which patches lie in each block. (B, M) corners -> (B, M, g * g) bool."""
+    rows = (place >= top[..., None]) & (place < top[..., None] + height)
+    columns = (place >= left[..., None]) & (place < left[..., None] + width)
+    return (rows[..., :, None] & columns[..., None, :]).flatten(2)

@@ -1,0 +1,91 @@
+"""Layer decay: MAE's rule for a timm ViT, wherever it stands, and rates that follow it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from sslzoo.backbones import small_vit
+from sslzoo.optim import Horizon, WarmupCosine, layer_decay
+
+
+def vit(num_classes: int = 3) -> VisionTransformer:
+    return VisionTransformer(
+        img_size=8, patch_size=4, embed_dim=8, depth=3, num_heads=2, num_classes=num_classes
+    )
+
+
+def by_name(module: nn.Module, groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    names = {id(p): name for name, p in module.named_parameters()}
+    return {names[id(p)]: group for group in groups for p in group["params"]}
+
+
+# Layers of a net with three blocks, by the rule of util/lr_decay.py, written out.
+LAYERS = {
+    "cls_token": 0,
+    "pos_embed": 0,
+    "patch_embed.proj.weight": 0,
+    "patch_embed.proj.bias": 0,
+    "blocks.0.attn.qkv.weight": 1,
+    "blocks.1.norm1.bias": 2,
+    "blocks.2.mlp.fc2.weight": 3,
+    "norm.weight": 4,
+    "head.weight": 4,
+    "head.bias": 4,
+}
+UNDECAYED = {"cls_token", "pos_embed"}
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_rates_and_decay_by_layer(inside: bool) -> None:
+    net: nn.Module = nn.ModuleDict({"backbone": vit()}) if inside else vit()
+    found = by_name(net, layer_decay(net, 0.5, 0.05))
+    assert len(found) == len(list(net.parameters())), "every parameter, once"
+    for name, layer in LAYERS.items():
+        full = f"backbone.{name}" if inside else name
+        group, parameter = found[full], net.get_parameter(full)
+        assert group["lr_scale"] == 0.5 ** (4 - layer), name
+        wanted = 0.0 if parameter.ndim == 1 or name in UNDECAYED else 0.05
+        assert group["weight_decay"] == wanted, name
+
+
+def test_a_head_beside_the_backbone_has_the_full_rate() -> None:
+    net = nn.ModuleDict({"backbone": small_vit(8, 4, 8, 2, 2), "head": nn.Linear(8, 3)})
+    found = by_name(net, layer_decay(net, 0.5))
+    assert found["head.weight"]["lr_scale"] == 1.0
+    assert found["backbone.blocks.1.norm2.weight"]["lr_scale"] == 0.5
+
+
+def test_frozen_parameters_are_in_no_group() -> None:
+    net = small_vit(8, 4, 8, 2, 2, positions="mae")
+    assert "pos_embed" not in by_name(net, layer_decay(net))
+
+
+def test_schedules_multiply_by_the_layers_scale_and_after_a_resume() -> None:
+    def build() -> tuple[torch.optim.Optimizer, WarmupCosine]:
+        torch.manual_seed(0)
+        optimizer = torch.optim.AdamW(layer_decay(vit(), 0.5), lr=0.1)
+        return optimizer, WarmupCosine(optimizer, Horizon(10, 1), warmup_epochs=2)
+
+    optimizer, schedule = build()
+    for _ in range(3):
+        optimizer.step()
+        schedule.step()
+    rates = [group["lr"] for group in optimizer.param_groups]
+    scales = [group["lr_scale"] for group in optimizer.param_groups]
+    assert rates == pytest.approx([0.1 * scale * schedule.factor(3) for scale in scales])
+    again, resumed = build()
+    again.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(schedule.state_dict())
+    assert [group["lr"] for group in again.param_groups] == rates
+
+
+def test_wrong_input_is_named() -> None:
+    with pytest.raises(ValueError, match="Linear has none"):
+        layer_decay(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"at most 1, got 1\.5"):
+        layer_decay(vit(), 1.5)
