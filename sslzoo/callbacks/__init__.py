@@ -1,8 +1,10 @@
 """Callbacks: teachers, memories, and evaluation during training."""
 
+from sslzoo.callbacks.clip import ClipPerParameter, clip_per_parameter
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.final_table import FinalTable
+from sslzoo.callbacks.freeze import FreezeUntil
 from sslzoo.callbacks.memory import CommitMemory, commit
 from sslzoo.callbacks.online_knn import OnlineKNN
 from sslzoo.callbacks.online_probe import OnlineProbe
@@ -11,12 +13,15 @@ from sslzoo.callbacks.progress import ProgressBar
 
 __all__ = [
     "EMA",
+    "ClipPerParameter",
     "CommitMemory",
     "FeatureWriter",
     "FinalTable",
+    "FreezeUntil",
     "OnlineKNN",
     "OnlineProbe",
     "OnlineSpectrum",
     "ProgressBar",
+    "clip_per_parameter",
     "commit",
 ]
