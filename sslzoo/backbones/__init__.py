@@ -6,6 +6,7 @@ from sslzoo.backbones.patches import CPCResNet, PatchGrid
 from sslzoo.backbones.sk_resnet import simclr_v2_resnet
 from sslzoo.backbones.staged import Staged, dim_convnet, staged_cifar_resnet
 from sslzoo.backbones.towers import Towers
+from sslzoo.backbones.vit import ViT, small_vit, timm_vit, without_drop_path
 from sslzoo.norm import GlobalBatchNorm, convert_batch_norm
 
 __all__ = [
@@ -16,10 +17,14 @@ __all__ = [
     "SmallResNet",
     "Staged",
     "Towers",
+    "ViT",
     "cifar_resnet",
     "convert_batch_norm",
     "dim_convnet",
     "simclr_v2_resnet",
+    "small_vit",
     "staged_cifar_resnet",
     "timm_backbone",
+    "timm_vit",
+    "without_drop_path",
 ]

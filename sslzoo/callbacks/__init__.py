@@ -10,6 +10,7 @@ from sslzoo.callbacks.online_knn import OnlineKNN
 from sslzoo.callbacks.online_probe import OnlineProbe
 from sslzoo.callbacks.online_spectrum import OnlineSpectrum
 from sslzoo.callbacks.progress import ProgressBar
+from sslzoo.callbacks.weight_decay import WeightDecaySchedule
 
 __all__ = [
     "EMA",
@@ -23,5 +24,6 @@ __all__ = [
     "OnlineSpectrum",
     "ProgressBar",
     "clip_per_parameter",
+    "WeightDecaySchedule",
     "commit",
 ]

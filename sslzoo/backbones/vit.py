@@ -1,0 +1,329 @@
+"""Vision transformers: timm's blocks, with what self-supervised methods need of the tokens.
+
+Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, https://arxiv.org/abs/2010.11929.
+Initialisations and position tables: facebookresearch/dino at 7c446df, moco-v3 at c349e6e, mae at
+efb2a80, ijepa at 52c1ae9. Parameters have timm's names, which are also those of that code.
+
+Shapes: B images, a grid of g x g patches, L = g * g, D width, K patches kept.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.layers import DropPath
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Positions = Literal["learned", "mae", "moco_v3"]
+Init = Literal["dino", "moco_v3", "mae", "ijepa"]
+Pool = Literal["token", "mean"]
+
+
+def sincos_positions(
+    height: int, width: int, dim: int, first: Literal["column", "row"] = "column"
+) -> Tensor:
+    """Sines and cosines of the place of each patch, row by row. (height * width, dim) float32.
+
+    Half of the channels tell the column, half the row: MAE and I-JEPA put the column first, MoCo
+    v3's code the row (for a grid that is not square it swaps height and width besides).
+
+    Raises:
+        ValueError: for a width that is not a multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"sine and cosine of two coordinates: a multiple of 4 wanted, got {dim}")
+    if first not in ("column", "row"):
+        raise ValueError(f"first is 'column' or 'row', got {first!r}")
+    place = torch.arange(height * width, dtype=torch.float64)
+    row, column = place.div(width, rounding_mode="floor"), place % width
+    frequency = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    halves = []
+    for coordinate in (column, row) if first == "column" else (row, column):
+        angle = coordinate[:, None] * frequency
+        halves += [angle.sin(), angle.cos()]
+    return torch.cat(halves, dim=1).float()
+
+
+def resample_positions(positions: Tensor, height: int, width: int) -> Tensor:
+    """Positions of a square grid for another one, bicubic. (1, L, D) -> (1, height * width, D).
+
+    DINO's: the scale is that of a grid larger by a tenth of a patch, and nothing is antialiased;
+    timm's (`dynamic_img_size`) has the exact scale and antialiases. They differ for smaller grids.
+    """
+    side = math.isqrt(positions.shape[1])
+    square = positions.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    scale = ((height + 0.1) / side, (width + 0.1) / side)
+    moved = F.interpolate(square, scale_factor=scale, mode="bicubic", align_corners=False)
+    return moved.flatten(2).transpose(1, 2)
+
+
+def without_drop_path(module: nn.Module) -> nn.Module:
+    """Switch stochastic depth off, in place: a teacher's copy of a student has none."""
+    for part in module.modules():
+        if isinstance(part, DropPath):
+            part.drop_prob = 0.0
+    return module
+
+
+class ViT(nn.Module):
+    """The parts of a timm VisionTransformer, with access to its tokens.
+
+    Shapes: images (B, C, H, W) of any multiple of the patch; `forward` gives (B, D).
+
+    Args:
+        net: whose patch projection, class token, positions, blocks and norm are used.
+        pool: "token": the class token after the norm; "mean": the patches' mean after it.
+        positions: "learned", or fixed sines and cosines as "mae" or "moco_v3" orders them.
+        init: the weights' distribution, of that method's code: "dino" normal 0.02; "moco_v3"
+            Xavier, q, k and v each by itself; "mae" Xavier; "ijepa" normal 0.02, the blocks'
+            outputs smaller with depth.
+        mask_token: whether there is one for `forward_tokens(mask=)` (iBOT).
+        freeze_patches: whether the patch projection stays as it is drawn (MoCo v3).
+
+    Attributes:
+        num_features: D.
+        grid: g, patches along a side of the images that `net` was built for.
+        patch_size: pixels of a patch's side.
+        num_prefix: 1 where there is a class token, else 0.
+
+    Raises:
+        ValueError: for a net with what this class would leave out, or unknown options.
+    """
+
+    def __init__(
+        self,
+        net: VisionTransformer,
+        pool: Pool = "token",
+        positions: Positions = "learned",
+        init: Init = "dino",
+        mask_token: bool = False,
+        freeze_patches: bool = False,
+    ):
+        super().__init__()
+        _check(net, pool, positions, init)
+        parts: Any = net
+        self.num_features: int = parts.embed_dim
+        self.grid: int = parts.patch_embed.grid_size[0]
+        self.patch_size: int = parts.patch_embed.patch_size[0]
+        self.num_prefix: int = parts.num_prefix_tokens
+        self.pool = pool
+        self.patch_embed, self.blocks, self.norm = parts.patch_embed, parts.blocks, parts.norm
+        self.cls_token, self.pos_embed = parts.cls_token, parts.pos_embed
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.num_features)) if mask_token else None
+        _initialise(self, init)
+        if positions != "learned":
+            first: Literal["column", "row"] = "column" if positions == "mae" else "row"
+            table = sincos_positions(self.grid, self.grid, self.num_features, first)
+            table = F.pad(table, (0, 0, self.num_prefix, 0))  # the class token's is zero
+            self.pos_embed = nn.Parameter(table[None], requires_grad=False)
+        if freeze_patches:
+            self.patch_embed.requires_grad_(False)
+
+    def forward_tokens(
+        self, x: Tensor, mask: Tensor | None = None, keep: Tensor | None = None
+    ) -> Tensor:
+        """Every token after the final norm, the class token first where there is one.
+
+        Args:
+            x: (B, C, H, W).
+            mask: (B, L) bool; where True the mask token stands in the patch's place (iBOT).
+            keep: (B, K) int64, patches that are encoded; the others are left out once all have
+                their positions (MAE, I-JEPA).
+
+        Returns:
+            (B, 1 + L, D), or (B, 1 + K, D) with `keep`; without the 1 where no class token is.
+        """
+        patches = self.patch_embed(x)  # (B, h, w, D)
+        height, width = patches.shape[1:3]
+        patches = patches.flatten(1, 2)
+        if mask is not None:
+            if self.mask_token is None:
+                raise ValueError("mask= wants a ViT with mask_token=True, got one without")
+            patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
+        prefix, places = self.pos_embed.tensor_split([self.num_prefix], dim=1)
+        if (height, width) != (self.grid, self.grid):
+            places = resample_positions(places, height, width)
+        tokens = patches + places
+        if keep is not None:
+            tokens = tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[2]))
+        if self.cls_token is not None:
+            first = (self.cls_token + prefix).expand(len(x), -1, -1)
+            tokens = torch.cat([first, tokens], dim=1)
+        return self.norm(self.blocks(tokens))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.forward_tokens(x)
+        return tokens[:, 0] if self.pool == "token" else tokens[:, self.num_prefix :].mean(dim=1)
+
+
+def _check(net: VisionTransformer, pool: str, positions: str, init: str) -> None:
+    odd = [
+        name
+        for name, extra in (
+            ("reg_token", net.num_reg_tokens),
+            ("norm_pre", not isinstance(net.norm_pre, nn.Identity)),
+            ("patch_drop", not isinstance(net.patch_drop, nn.Identity)),
+            ("pos_drop", net.pos_drop.p),
+            ("no_embed_class", net.no_embed_class and net.has_class_token),
+            ("attn_pool", net.attn_pool is not None),
+        )
+        if extra
+    ]
+    if odd or net.pos_embed is None:
+        raise ValueError(f"a plain VisionTransformer with positions wanted, got {odd or 'none'}")
+    if net.patch_embed.output_fmt != "NHWC":
+        raise ValueError("a VisionTransformer with dynamic_img_size=True wanted, got False")
+    grid = net.patch_embed.grid_size
+    if grid[0] != grid[1]:
+        raise ValueError(f"a square grid of patches wanted, got {tuple(grid)}")
+    if pool not in ("token", "mean") or (pool == "token" and not net.has_class_token):
+        raise ValueError(f"pool is 'mean', or 'token' with a class token, got {pool!r}")
+    if positions not in ("learned", "mae", "moco_v3"):
+        raise ValueError(f"positions is 'learned', 'mae' or 'moco_v3', got {positions!r}")
+    if init not in ("dino", "moco_v3", "mae", "ijepa"):
+        raise ValueError(f"init is 'dino', 'moco_v3', 'mae' or 'ijepa', got {init!r}")
+
+
+def initialise_blocks(blocks: nn.Module, init: Init) -> None:
+    """Draw the Linear layers of transformer blocks, and of what else stands in `blocks`, anew."""
+    for name, part in blocks.named_modules():
+        if not isinstance(part, nn.Linear):
+            continue
+        if init in ("dino", "ijepa"):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+        elif init == "moco_v3" and name.endswith("qkv"):
+            bound = math.sqrt(6 / (part.out_features // 3 + part.in_features))
+            nn.init.uniform_(part.weight, -bound, bound)
+        else:
+            nn.init.xavier_uniform_(part.weight)
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)
+
+
+def scale_blocks_by_depth(blocks: nn.Sequential) -> None:
+    """Divide what block i adds (i from 1) by sqrt(2 i) (BEiT, I-JEPA)."""
+    block: Any
+    with torch.no_grad():
+        for i, block in enumerate(blocks, start=1):
+            block.attn.proj.weight.div_(math.sqrt(2 * i))
+            block.mlp.fc2.weight.div_(math.sqrt(2 * i))
+
+
+def _initialise(vit: ViT, init: Init) -> None:
+    initialise_blocks(vit.blocks, init)
+    projection = vit.patch_embed.proj
+    if init == "moco_v3":
+        bound = math.sqrt(6 / (projection.weight[0].numel() + vit.num_features))
+        nn.init.uniform_(projection.weight, -bound, bound)
+        nn.init.zeros_(projection.bias)
+    elif init == "mae":
+        nn.init.xavier_uniform_(projection.weight.flatten(1))
+    elif init == "ijepa":
+        nn.init.trunc_normal_(projection.weight, std=0.02)
+        nn.init.zeros_(projection.bias)
+        scale_blocks_by_depth(vit.blocks)
+    if vit.cls_token is not None:
+        nn.init.trunc_normal_(vit.cls_token, std=1e-6 if init == "moco_v3" else 0.02)
+    nn.init.trunc_normal_(vit.pos_embed, std=0.02)
+
+
+def timm_vit(
+    name: str = "vit_small_patch16_224",
+    img_size: int | None = None,
+    patch_size: int | None = None,
+    num_heads: int | None = None,
+    in_chans: int = 3,
+    class_token: bool = True,
+    drop_path_rate: float = 0.0,
+    pool: Pool = "token",
+    positions: Positions = "learned",
+    init: Init = "dino",
+    mask_token: bool = False,
+    freeze_patches: bool = False,
+) -> nn.Module:
+    """A timm VisionTransformer by name, drawn anew. See `ViT` for the options that are not here.
+
+    Args:
+        name: vit_tiny_patch16_224, vit_small_patch16_224, vit_base_patch16_224, ...
+        img_size: pixels for which positions are made; other sizes interpolate them.
+        patch_size: other than the name's.
+        num_heads: other than the name's; MoCo v3's ViT-S has 12.
+        in_chans: channels of the images.
+        class_token: I-JEPA has none.
+        drop_path_rate: stochastic depth, rising over the blocks to this; see `without_drop_path`.
+        pool: see `ViT`.
+        positions: see `ViT`.
+        init: see `ViT`.
+        mask_token: see `ViT`.
+        freeze_patches: see `ViT`.
+    """
+    asked = {"img_size": img_size, "patch_size": patch_size, "num_heads": num_heads}
+    if not timm.is_model(name):
+        close = timm.list_models("vit_*_patch*")[:5]
+        raise ValueError(f"timm has no model {name!r}; names that are meant: {close}")
+    net = timm.create_model(
+        name,
+        num_classes=0,
+        global_pool="",
+        in_chans=in_chans,
+        class_token=class_token,
+        drop_path_rate=drop_path_rate,
+        dynamic_img_size=True,
+        **{key: value for key, value in asked.items() if value is not None},
+    )
+    if type(net) is not VisionTransformer:
+        raise ValueError(f"a timm VisionTransformer wanted, {name} is a {type(net).__name__}")
+    return ViT(net, pool, positions, init, mask_token, freeze_patches)
+
+
+def small_vit(
+    img_size: int = 32,
+    patch_size: int = 4,
+    width: int = 128,
+    depth: int = 6,
+    num_heads: int = 4,
+    in_chans: int = 3,
+    class_token: bool = True,
+    drop_path_rate: float = 0.0,
+    pool: Pool = "token",
+    positions: Positions = "learned",
+    init: Init = "dino",
+    mask_token: bool = False,
+    freeze_patches: bool = False,
+) -> nn.Module:
+    """A ViT for images of about 32 pixels on a CPU: 1.2 M parameters. Any size, by its numbers.
+
+    Args:
+        img_size: see `timm_vit`.
+        patch_size: pixels of a patch's side.
+        width: D.
+        depth: blocks.
+        num_heads: attention heads of each.
+        in_chans: channels of the images.
+        class_token: see `timm_vit`.
+        drop_path_rate: see `timm_vit`.
+        pool: see `ViT`.
+        positions: see `ViT`.
+        init: see `ViT`.
+        mask_token: see `ViT`.
+        freeze_patches: see `ViT`.
+    """
+    net = VisionTransformer(
+        img_size=img_size,
+        patch_size=patch_size,
+        in_chans=in_chans,
+        num_classes=0,
+        global_pool="",
+        embed_dim=width,
+        depth=depth,
+        num_heads=num_heads,
+        class_token=class_token,
+        drop_path_rate=drop_path_rate,
+        dynamic_img_size=True,
+    )
+    return ViT(net, pool, positions, init, mask_token, freeze_patches)

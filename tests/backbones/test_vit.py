@@ -1,0 +1,245 @@
+"""ViT equals the authors' ViTs: features, tokens, gradients, positions; masks and kept patches."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from sslzoo.backbones import ViT, small_vit, timm_vit, without_drop_path
+from sslzoo.backbones.vit import resample_positions, sincos_positions
+from tests.golden import assert_close_to_golden, load
+
+
+def toy(**options: Any) -> ViT:
+    torch.manual_seed(0)
+    sizes = {"img_size": 8, "patch_size": 4, "width": 8, "depth": 2, "num_heads": 2}
+    vit = small_vit(**(sizes | options))
+    assert isinstance(vit, ViT)
+    return vit
+
+
+def tensors(z: dict[str, Any], group: str) -> dict[str, Tensor]:
+    """Arrays of one group, by the names that follow it."""
+    start = f"{group}:"
+    return {k.removeprefix(start): torch.tensor(v) for k, v in z.items() if k.startswith(start)}
+
+
+def golden_vit(z: dict[str, Any], group: str, prefix: str = "", **options: Any) -> ViT:
+    """A ViT with the file's sizes and weights; what is not the encoder's is left out."""
+    hyper = z["meta"]["hyper"]
+    size = hyper["img_size"]
+    vit = ViT(
+        VisionTransformer(
+            img_size=size[0] if isinstance(size, list) else size,
+            patch_size=hyper["patch_size"],
+            embed_dim=hyper["embed_dim"],
+            depth=hyper["depth"],
+            num_heads=hyper["num_heads"],
+            num_classes=0,
+            dynamic_img_size=True,
+        ),
+        **options,
+    )
+    weights = {
+        name.removeprefix(prefix): value.float()
+        for name, value in tensors(z, group).items()
+        if name.startswith(prefix)
+    }
+    wanted = vit.state_dict()
+    vit.load_state_dict({name: value for name, value in weights.items() if name in wanted})
+    return vit
+
+
+def test_dino_features_tokens_and_interpolation() -> None:
+    z = load("dino/vit_multicrop.npz")
+    vit = golden_vit(z, "param", "backbone.")
+    for i in range(4):
+        crop = torch.tensor(z[f"crop{i}"]).float()
+        assert_close_to_golden(vit(crop), z[f"feat{i}"], 1e-5)
+    tokens = vit.forward_tokens(torch.tensor(z["crop0"]).float())
+    assert_close_to_golden(tokens, z["tokens0"], 1e-5)
+    assert_close_to_golden(vit(torch.tensor(z["rect"]).float()), z["rect_feat"], 1e-5)
+    small = resample_positions(vit.pos_embed[:, 1:], 2, 2)
+    assert_close_to_golden(torch.cat([vit.pos_embed[:, :1], small], 1), z["pos_small"], 1e-5)
+
+
+def test_moco_v3_features_and_gradients() -> None:
+    z = load("mocov3/vit_forward.npz")
+    vit = golden_vit(z, "param", positions="moco_v3", init="moco_v3", freeze_patches=True)
+    frozen = {name for name, p in vit.named_parameters() if not p.requires_grad}
+    assert frozen == set(z["meta"]["hyper"]["no_grad"])
+    head = nn.Linear(24, 7)
+    head.load_state_dict(
+        {k.removeprefix("head."): v for k, v in tensors(z, "param").items() if "head." in k}
+    )
+    out = head(vit(torch.tensor(z["x"])))
+    assert_close_to_golden(out, z["out"], 1e-5)
+    out.square().sum().backward()
+    for name, wanted in tensors(z, "grad").items():
+        ours = head if name.startswith("head.") else vit
+        parameter = ours.get_parameter(name.removeprefix("head."))
+        assert_close_to_golden(parameter.grad, wanted, 2e-5)
+
+
+def test_moco_v3_positions() -> None:
+    z = load("mocov3/vit_forward.npz")
+    vit = toy(img_size=32, patch_size=8, width=24, positions="moco_v3")
+    assert_close_to_golden(vit.pos_embed, z["pos_embed"], 1e-5)
+    assert not vit.pos_embed.requires_grad
+    z = load("mocov3/sincos.npz")  # their grid of (h, w) is listed as one of (w, h)
+    for h, w, dim in ((2, 3, 16), (3, 2, 8)):
+        assert_close_to_golden(
+            sincos_positions(w, h, dim, "row"), z[f"pos_h{h}_w{w}_d{dim}"][0, 1:], 1e-5
+        )
+
+
+def test_mae_positions() -> None:
+    z = load("mae/sincos.npz")
+    for dim, grid in ((16, 3), (24, 4)):
+        vit = toy(img_size=4 * grid, width=dim, positions="mae")
+        assert_close_to_golden(vit.pos_embed[0], z[f"pos_d{dim}_g{grid}"], 1e-6)
+
+
+def test_positions_worked_by_hand() -> None:
+    table = sincos_positions(1, 2, 4)  # column 1: sin 1, cos 1; row 0: sin 0, cos 0
+    wanted = torch.tensor([[0, 1, 0, 1], [0.841471, 0.540302, 0, 1]])
+    torch.testing.assert_close(table, wanted)
+
+
+def test_own_size_is_not_resampled_and_others_keep_their_grid() -> None:
+    vit = toy()
+    assert vit.forward_tokens(torch.rand(2, 3, 8, 8)).shape == (2, 1 + 4, 8)
+    assert vit.forward_tokens(torch.rand(2, 3, 12, 20)).shape == (2, 1 + 15, 8)
+    constant = torch.ones(1, 4, 8)
+    torch.testing.assert_close(resample_positions(constant, 3, 5), torch.ones(1, 15, 8))
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_kept_patches_are_encoded_as_if_alone(class_token: bool) -> None:
+    vit = toy(class_token=class_token, pool="mean")
+    x = torch.rand(2, 3, 8, 8)
+    keep = torch.tensor([[2, 0], [1, 3]])
+    tokens = vit.forward_tokens(x, keep=keep)
+    patches = x.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
+    for b in range(2):  # slowly: patch by patch, then the blocks
+        rows = [
+            vit.patch_embed.proj(patches[b, i][None]).flatten() + vit.pos_embed[0, class_token + i]
+            for i in keep[b].tolist()
+        ]
+        rows = [vit.cls_token[0, 0] + vit.pos_embed[0, 0], *rows] if class_token else rows
+        alone = vit.norm(vit.blocks(torch.stack(rows)[None]))
+        torch.testing.assert_close(tokens[b], alone[0])
+
+
+def test_all_kept_in_order_is_everything() -> None:
+    vit, x = toy(), torch.rand(2, 3, 8, 8)
+    everything = torch.arange(4).expand(2, 4)
+    torch.testing.assert_close(vit.forward_tokens(x, keep=everything), vit.forward_tokens(x))
+
+
+def test_masked_patches_do_not_matter_and_their_token_learns() -> None:
+    vit = toy(mask_token=True)
+    x, mask = torch.rand(2, 3, 8, 8), torch.tensor([[True, False, False, False], [False] * 4])
+    other = x.clone()
+    other[0, :, :4, :4] = 9.0
+    torch.testing.assert_close(vit.forward_tokens(x, mask), vit.forward_tokens(other, mask))
+    torch.testing.assert_close(vit.forward_tokens(x, mask)[1], vit.forward_tokens(x)[1])
+    vit.forward_tokens(x, mask).square().sum().backward()
+    assert vit.mask_token.grad.abs().max() > 0
+
+
+def test_pooling() -> None:
+    x = torch.rand(2, 3, 8, 8)
+    vit = toy()
+    torch.testing.assert_close(vit(x), vit.forward_tokens(x)[:, 0])
+    vit.pool = "mean"
+    torch.testing.assert_close(vit(x), vit.forward_tokens(x)[:, 1:].mean(1))
+
+
+def test_drop_path_is_the_students_alone() -> None:
+    student = toy(drop_path_rate=0.9, depth=3)
+    teacher = without_drop_path(copy.deepcopy(student))
+    x = torch.rand(16, 3, 8, 8)
+    assert not torch.equal(student(x), student(x))
+    assert torch.equal(teacher(x), teacher(x))
+    torch.testing.assert_close(teacher(x), student.eval()(x))
+
+
+def test_timm_names_and_moco_v3s_twelve_heads() -> None:
+    with torch.device("meta"):
+        small = timm_vit("vit_small_patch16_224", num_heads=12)
+        base = timm_vit("vit_base_patch16_224", img_size=96)
+    assert (small.num_features, small.blocks[0].attn.num_heads, small.grid) == (384, 12, 14)
+    assert (base.num_features, base.grid, base.num_prefix) == (768, 6, 1)
+    assert sum(p.numel() for p in small_vit().parameters()) == pytest.approx(1.2e6, rel=0.02)
+
+
+@pytest.mark.parametrize("init", ["dino", "moco_v3", "mae", "ijepa"])
+def test_initialisation(init: Any) -> None:
+    torch.manual_seed(0)
+    vit = small_vit(init=init)
+    qkv, fc2 = vit.blocks[3].attn.qkv.weight, vit.blocks[3].mlp.fc2.weight
+    std = {
+        "dino": (0.02, 0.02, None),
+        "moco_v3": ((2 / (128 + 128)) ** 0.5, (2 / 640) ** 0.5, (2 / (48 + 128)) ** 0.5),
+        "mae": ((2 / (128 + 384)) ** 0.5, (2 / 640) ** 0.5, (2 / (48 + 128)) ** 0.5),
+        "ijepa": (0.02, 0.02 / 8**0.5, 0.02),
+    }[init]
+    for weight, wanted in zip((qkv, fc2, vit.patch_embed.proj.weight), std, strict=True):
+        assert wanted is None or weight.std().item() == pytest.approx(wanted, rel=0.05)
+    assert all(p.abs().max() == 0 for n, p in vit.blocks.named_parameters() if "fc1.bias" in n)
+
+
+def test_half_precision_stays_close() -> None:
+    vit, x = toy(mask_token=True, positions="mae"), torch.rand(4, 3, 12, 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = vit.forward_tokens(x, torch.rand(4, 9) < 0.5)
+    assert half.isfinite().all()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = vit(x)
+    torch.testing.assert_close(half.float(), vit(x), rtol=0.1, atol=0.1)
+
+
+def test_no_graph_break() -> None:
+    vit = toy(mask_token=True)
+    x = torch.rand(2, 3, 8, 8)
+    for arguments in (
+        {"x": x, "mask": torch.rand(2, 4) < 0.5},
+        {"x": torch.rand(2, 3, 12, 12), "keep": torch.tensor([[0, 5], [1, 2]])},
+    ):
+        torch._dynamo.reset()
+        compiled = torch.compile(vit.forward_tokens, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(**arguments), vit.forward_tokens(**arguments))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pool": "max"}, "pool is 'mean', or 'token' with a class token, got 'max'"),
+        ({"class_token": False}, "got 'token'"),
+        ({"positions": "sin"}, "got 'sin'"),
+        ({"init": "beit"}, "got 'beit'"),
+        ({"width": 6, "positions": "mae"}, "a multiple of 4 wanted, got 6"),
+    ],
+)
+def test_unknown_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        toy(**options)
+
+
+def test_what_is_left_out_is_refused() -> None:
+    with pytest.raises(ValueError, match="reg_token"):
+        ViT(VisionTransformer(img_size=32, reg_tokens=2, dynamic_img_size=True))
+    with pytest.raises(ValueError, match="dynamic_img_size=True wanted"):
+        ViT(VisionTransformer(img_size=32))
+    with pytest.raises(ValueError, match="no model 'vit_tiny_patch3'"):
+        timm_vit("vit_tiny_patch3")
+    with pytest.raises(ValueError, match="mask_token=True"):
+        toy().forward_tokens(torch.rand(1, 3, 8, 8), mask=torch.zeros(1, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="VisionTransformer wanted"):
+        timm_vit("eva02_tiny_patch14_224", img_size=28)
