@@ -100,8 +100,8 @@ class WarmupCosine(Schedule):
         end_factor: factor at the end.
         every: "step", or "epoch": constant within an epoch.
         horizon_on_resume: see `Schedule`.
-        warmup_ends_at_peak: the warm-up's last step has the peak rate, as the cosine's first has:
-            t / (t_w - 1), the linspace of SwAV's, DINO's and iBOT's code.
+        warmup_has_peak: the last step of the warm-up has the peak rate already, and the first
+            one after it again: numpy's linspace, in SwAV and DINO.
     """
 
     def __init__(
@@ -114,10 +114,10 @@ class WarmupCosine(Schedule):
         end_factor: float = 0.0,
         every: Literal["step", "epoch"] = "step",
         horizon_on_resume: Literal["keep", "new"] = "keep",
-        warmup_ends_at_peak: bool = False,
+        warmup_has_peak: bool = False,
     ):
-        self.warmup_ends_at_peak = warmup_ends_at_peak
         self.warmup_epochs, self.warmup_fraction = warmup_epochs, warmup_fraction
+        self.warmup_has_peak = warmup_has_peak
         self.start_factor, self.end_factor, self.every = start_factor, end_factor, every
         super().__init__(optimizer, horizon, horizon_on_resume)
 
@@ -126,8 +126,8 @@ class WarmupCosine(Schedule):
             step -= step % self.horizon.steps_per_epoch
         warmup = _duration(self.warmup_epochs, self.warmup_fraction, self.horizon, "warmup")
         if step < warmup:
-            length = max(1, warmup - 1) if self.warmup_ends_at_peak else warmup
-            return self.start_factor + (1 - self.start_factor) * step / length
+            rises = max(1, warmup - self.warmup_has_peak)
+            return self.start_factor + (1 - self.start_factor) * step / rises
         done = min(1.0, (step - warmup) / max(1, self.horizon.total_steps - warmup))
         return self.end_factor + (1 - self.end_factor) * (1 + math.cos(math.pi * done)) / 2
 

@@ -59,7 +59,7 @@ def test_rates_decay_and_momentum_equal_dino() -> None:
         horizon,
         warmup_epochs=warmup,
         end_factor=final / base,
-        warmup_ends_at_peak=True,
+        warmup_has_peak=True,
     )
     got = torch.tensor(rates(schedule, len(z["lr"])), dtype=torch.float64)
     assert_close_to_golden(got, z["lr"], 1e-12)
@@ -89,11 +89,6 @@ def assert_by_epoch(curve: Linear, wanted: np.ndarray) -> None:
     horizon = Horizon(5 * len(wanted), 5)
     values = torch.tensor([curve(step, horizon) for step in range(5 * len(wanted))]).double()
     assert_close_to_golden(values, np.repeat(wanted, 5), 1e-7)
-
-
-def test_a_warmup_of_one_step_starts_at_its_start() -> None:
-    schedule = WarmupCosine(sgd(1.0), Horizon(4, 1), warmup_epochs=1, warmup_ends_at_peak=True)
-    assert [schedule.factor(step) for step in (0, 1)] == [0.0, 1.0]
 
 
 def test_byol_official_horizons_and_tau() -> None:
