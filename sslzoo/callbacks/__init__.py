@@ -23,7 +23,7 @@ __all__ = [
     "OnlineProbe",
     "OnlineSpectrum",
     "ProgressBar",
-    "clip_per_parameter",
     "WeightDecaySchedule",
+    "clip_per_parameter",
     "commit",
 ]
