@@ -1,17 +1,20 @@
 """Heads: small modules between the backbone and the loss."""
 
 from sslzoo.heads.context import PixelContext
+from sslzoo.heads.dino import DINOHead, Prototypes
 from sslzoo.heads.mlp import MLP, byol_mlp, simclr_projector, simclr_v2_projector
 from sslzoo.heads.mutual_information import MapEncoder, MI1x1ConvNet, PriorDiscriminator
 from sslzoo.heads.per_view import PerView
 
 __all__ = [
     "MLP",
+    "DINOHead",
     "MI1x1ConvNet",
     "MapEncoder",
     "PerView",
     "PixelContext",
     "PriorDiscriminator",
+    "Prototypes",
     "byol_mlp",
     "simclr_projector",
     "simclr_v2_projector",
