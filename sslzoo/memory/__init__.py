@@ -2,6 +2,7 @@
 
 from sslzoo.memory.bank import MemoryBank
 from sslzoo.memory.base import Memory, memory_buffers
+from sslzoo.memory.center import Center
 from sslzoo.memory.queue import Queue
 
-__all__ = ["Memory", "MemoryBank", "Queue", "memory_buffers"]
+__all__ = ["Center", "Memory", "MemoryBank", "Queue", "memory_buffers"]
