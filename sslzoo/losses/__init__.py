@@ -3,6 +3,7 @@
 from sslzoo.losses.amdim import amdim_nce
 from sslzoo.losses.cpc import cpc_info_nce
 from sslzoo.losses.dcl import dcl
+from sslzoo.losses.dino import dino, distillation, teacher_probabilities
 from sslzoo.losses.info_nce import batch_info_nce, info_nce
 from sslzoo.losses.invaspread import invaspread
 from sslzoo.losses.margin_contrastive import margin_contrastive
@@ -29,7 +30,9 @@ __all__ = [
     "dim_donsker_varadhan",
     "dim_fenchel_dual",
     "dim_info_nce",
+    "dino",
     "discriminator_loss",
+    "distillation",
     "generator_loss",
     "info_nce",
     "invaspread",
@@ -42,5 +45,6 @@ __all__ = [
     "sampled_softmax",
     "slope_penalty",
     "sup_con",
+    "teacher_probabilities",
     "triplet",
 ]

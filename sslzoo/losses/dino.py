@@ -57,7 +57,8 @@ def dino(z: Tensor, v: Tensor, g: Tensor, teacher: Tensor, temperature: float) -
     Raises:
         ValueError: for other shapes, a single view, or a temperature that is not positive.
     """
-    pairs = z.new_ones(len(z), len(teacher), dtype=torch.float32).fill_diagonal_(0.0)
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    pairs = z.new_ones(len(z), len(teacher), dtype=dtype).fill_diagonal_(0.0)
     terms = len(z) * len(teacher) - min(len(z), len(teacher))
     if terms == 0:
         raise ValueError("a view is compared with others: at least two wanted, got one")
