@@ -69,6 +69,8 @@ def _backward(loss: Tensor) -> None:
         for (following, slot), grad in zip(node.next_functions, results, strict=False):
             if following is not None and grad is not None:
                 slots = grads.setdefault(following, {})
+                wanted = following._input_metadata[slot].shape  # the engine undoes broadcasts
+                grad = grad if grad.shape == wanted else grad.sum_to_size(wanted)
                 slots[slot] = slots[slot] + grad if slot in slots else grad
 
 
