@@ -2,6 +2,7 @@
 
 from sslzoo.backbones.amdim import AMDIMEncoder
 from sslzoo.backbones.image import SmallResNet, cifar_resnet, timm_backbone
+from sslzoo.backbones.multi_crop import multi_crop
 from sslzoo.backbones.patches import CPCResNet, PatchGrid
 from sslzoo.backbones.sk_resnet import simclr_v2_resnet
 from sslzoo.backbones.staged import Staged, dim_convnet, staged_cifar_resnet
@@ -21,6 +22,7 @@ __all__ = [
     "cifar_resnet",
     "convert_batch_norm",
     "dim_convnet",
+    "multi_crop",
     "simclr_v2_resnet",
     "small_vit",
     "staged_cifar_resnet",

@@ -6,8 +6,8 @@ Reference code: facebookresearch/dino at 7c446df, main_dino.py, DINOLoss.
 
 Deviations: none.
 
-Shapes: S student and T teacher views, n rows of each on this rank, N on all, D width of the
-bottleneck, K prototypes. The student's (S n, K) logits never exist as a whole, nor do normalised
+Shapes: n samples of this rank, N of all, S student and T teacher views of each, D width of the
+bottleneck, K prototypes. The student's (n, S, K) logits never exist as a whole, nor do normalised
 prototypes: the gradient is formed in the forward, some prototypes at a time.
 """
 
@@ -45,10 +45,10 @@ def dino(z: Tensor, v: Tensor, g: Tensor, teacher: Tensor, temperature: float) -
     """Mean cross entropy over all pairs of a student's view and another view of the teacher's.
 
     Args:
-        z: (S, n, D) the student's bottleneck; its first T views are those of the teacher.
+        z: (n, S, D) the student's bottleneck; its first T views are those of the teacher.
         v: (K, D) directions of the prototypes; a logit is z . g v / |v|.
         g: (K, 1) their lengths.
-        teacher: (T, n, K) probabilities, a constant; T is 2 in the paper.
+        teacher: (n, T, K) probabilities, a constant; T is 2 in the paper.
         temperature: of the student; 0.1 in the paper.
 
     Returns:
@@ -58,8 +58,9 @@ def dino(z: Tensor, v: Tensor, g: Tensor, teacher: Tensor, temperature: float) -
         ValueError: for other shapes, a single view, or a temperature that is not positive.
     """
     dtype = torch.promote_types(z.dtype, torch.float32)
-    pairs = z.new_ones(len(z), len(teacher), dtype=dtype).fill_diagonal_(0.0)
-    terms = len(z) * len(teacher) - min(len(z), len(teacher))
+    views = z.shape[1], teacher.shape[1]
+    pairs = z.new_ones(*views, dtype=dtype).fill_diagonal_(0.0)
+    terms = views[0] * views[1] - min(views)
     if terms == 0:
         raise ValueError("a view is compared with others: at least two wanted, got one")
     return distillation(z, v, g, teacher, pairs / terms, temperature)
@@ -74,16 +75,16 @@ def distillation(
     temperature: float,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """Sum over s and t of pairs[s, t] times the mean over rows of their cross entropy.
+    """Sum over s and t of pairs[s, t] times the mean over samples of their cross entropy.
 
     Args:
-        z: (S, n, D) the student's bottleneck.
+        z: (n, S, D) the student's bottleneck.
         v: (K, D) directions of the prototypes.
         g: (K, 1) their lengths.
-        teacher: (T, n, K) probabilities, a constant.
+        teacher: (n, T, K) probabilities, a constant.
         pairs: (S, T), a constant; 0 leaves a pair out.
         temperature: of the student.
-        weight: (S, n) of each of the student's rows in the mean; None: 1.
+        weight: (n, S) of each of the student's rows in the mean; None: 1.
 
     Returns:
         Scalar whose mean over ranks is that of the global batch.
@@ -96,7 +97,7 @@ def distillation(
     with no_autocast(z):
         z, v, g = at_least_float32(z), at_least_float32(v), at_least_float32(g)
         weight = z.new_ones(z.shape[:2]) if weight is None else weight.to(z.dtype)
-        weight = weight * (world_size() / row_layout(z.shape[1]).total)
+        weight = weight * (world_size() / row_layout(len(z)).total)
         with_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (z, v, g))
         constants = teacher.to(z.dtype), pairs.to(z.dtype), weight, temperature
         return _Distillation.apply(z, v, g, *constants, with_gradient)  # type: ignore[no-any-return]
@@ -112,12 +113,12 @@ def _check(
 ) -> None:
     if z.dim() != 3 or v.dim() != 2 or v.shape[1] != z.shape[2] or g.shape != (len(v), 1):
         shapes = f"{tuple(z.shape)}, {tuple(v.shape)} and {tuple(g.shape)}"
-        raise ValueError(f"rows (S, n, D), prototypes (K, D) and (K, 1) wanted, got {shapes}")
-    if teacher.dim() != 3 or teacher.shape[1:] != (z.shape[1], len(v)):
-        wanted = f"(T, {z.shape[1]}, {len(v)})"
+        raise ValueError(f"rows (n, S, D), prototypes (K, D) and (K, 1) wanted, got {shapes}")
+    if teacher.dim() != 3 or teacher.shape[::2] != (len(z), len(v)):
+        wanted = f"({len(z)}, T, {len(v)})"
         raise ValueError(f"teacher probabilities {wanted} wanted, got {tuple(teacher.shape)}")
-    if pairs.shape != (len(z), len(teacher)):
-        wanted = f"({len(z)}, {len(teacher)})"
+    if pairs.shape != (z.shape[1], teacher.shape[1]):
+        wanted = f"({z.shape[1]}, {teacher.shape[1]})"
         raise ValueError(f"weights of pairs {wanted} wanted, got {tuple(pairs.shape)}")
     if weight is not None and weight.shape != z.shape[:2]:
         raise ValueError(f"weights {tuple(z.shape[:2])} wanted, got {tuple(weight.shape)}")
@@ -138,10 +139,9 @@ class _Distillation(torch.autograd.Function):
         temperature: float,
         with_gradient: bool,
     ) -> Tensor:
-        views, count, _ = z.shape
-        rows = z.transpose(0, 1).flatten(0, 1)  # (n S, D)
-        q = teacher.transpose(0, 1)  # (n, T, K)
-        pairs = pairs * weight.T[..., None]  # (n, S, T)
+        count, views, _ = z.shape
+        rows = z.flatten(0, 1)  # (n S, D)
+        pairs = pairs * weight[..., None]  # (n, S, T)
         mass = pairs.sum(dim=2).view(-1, 1)  # of each row's target, (n S, 1)
         length = torch.linalg.vector_norm(v, dim=1)
         inverse = 1 / (length * temperature)
@@ -152,7 +152,7 @@ class _Distillation(torch.autograd.Function):
         norm, matched = torch.zeros_like(top), torch.zeros_like(pairs)
         for block in blocks:
             logits = (rows @ v[block].T).mul_(factor[block])
-            matched.baddbmm_(logits.view(count, views, -1), q[..., block].transpose(1, 2))
+            matched.baddbmm_(logits.view(count, views, -1), teacher[..., block].transpose(1, 2))
             new_top = torch.maximum(top, logits.amax(dim=1, keepdim=True))
             norm *= (top - new_top).exp()
             norm += logits.sub_(new_top).exp_().sum(dim=1, keepdim=True)
@@ -167,7 +167,7 @@ class _Distillation(torch.autograd.Function):
         for block in blocks:
             dots = rows @ v[block].T
             slope = torch.mul(dots, factor[block]).sub_(normaliser).exp_()
-            slope.view(count, views, -1).baddbmm_(pairs, q[..., block], alpha=-1)
+            slope.view(count, views, -1).baddbmm_(pairs, teacher[..., block], alpha=-1)
             along_v = dots.mul_(slope).sum(dim=0)
             by_g[block, 0] = along_v * inverse[block]
             slope *= factor[block]
@@ -175,8 +175,7 @@ class _Distillation(torch.autograd.Function):
             torch.mm(slope.T, rows, out=by_v[block])
             radial = along_v * factor[block] / length[block] ** 2
             by_v[block].addcmul_(v[block], radial[:, None], value=-1)  # |v| changes nothing
-        by_z = by_rows.view(count, views, -1).transpose(0, 1)
-        ctx.save_for_backward(by_z, by_v, by_g)
+        ctx.save_for_backward(by_rows.view_as(z), by_v, by_g)
         return value
 
     @staticmethod

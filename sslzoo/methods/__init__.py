@@ -6,6 +6,7 @@ from sslzoo.methods.byol import BYOL
 from sslzoo.methods.cmc import CMC
 from sslzoo.methods.dcl import DCL
 from sslzoo.methods.deep_infomax import DeepInfoMax
+from sslzoo.methods.dino import DINO
 from sslzoo.methods.image_cpc import ImageCPC
 from sslzoo.methods.instdisc import InstDisc
 from sslzoo.methods.invaspread import InvaSpread
@@ -21,6 +22,7 @@ __all__ = [
     "BYOL",
     "CMC",
     "DCL",
+    "DINO",
     "NNCLR",
     "DeepInfoMax",
     "ImageCPC",

@@ -25,8 +25,8 @@ def reference(z: Tensor, v: Tensor, g: Tensor, teacher: Tensor, temperature: flo
     """Pair by pair and row by row, the weight norm written out; float64."""
     weight = g.double() * v.double() / v.double().norm(dim=1, keepdim=True)
     terms = []
-    for t, of_teacher in enumerate(teacher.double()):
-        for s, of_student in enumerate(z.double()):
+    for t, of_teacher in enumerate(teacher.double().unbind(1)):
+        for s, of_student in enumerate(z.double().unbind(1)):
             if s != t:
                 for q, row in zip(of_teacher, of_student, strict=True):
                     logits = weight @ row / temperature
@@ -35,15 +35,15 @@ def reference(z: Tensor, v: Tensor, g: Tensor, teacher: Tensor, temperature: flo
 
 
 def _case(n: int = 6, views: int = 4, prototypes: int = 11) -> list[Tensor]:
-    """z (S, n, D), v, g, teacher (2, n, K)."""
+    """z (n, S, D), v, g, teacher (n, 2, K)."""
     generator = torch.Generator().manual_seed(n)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    z = F.normalize(draw(views, n, 5), dim=-1)
+    z = F.normalize(draw(n, views, 5), dim=-1)
     v, g = draw(prototypes, 5), draw(prototypes, 1).exp()
-    return [z, v, g, (3 * draw(2, n, prototypes)).softmax(dim=-1)]
+    return [z, v, g, (3 * draw(n, 2, prototypes)).softmax(dim=-1)]
 
 
 @pytest.mark.parametrize("block", [1, 1 << 20])
@@ -66,25 +66,25 @@ def test_equals_torchs_linear_cross_entropy() -> None:
     pairs = torch.ones(1, 1)
 
     def ours(z: Tensor, v: Tensor) -> Tensor:
-        return distillation(z[None], v, torch.ones(len(v), 1), teacher[:1], pairs, 0.1)
+        return distillation(z[:, None], v, torch.ones(len(v), 1), teacher[:, :1], pairs, 0.1)
 
     def theirs(z: Tensor, v: Tensor) -> Tensor:
         weight = F.normalize(v, dim=1) / 0.1
-        return F.linear_cross_entropy(z, weight, teacher[0])
+        return F.linear_cross_entropy(z, weight, teacher[:, 0])
 
-    got, want = (value_and_gradients(loss, [z[0], v], 2) for loss in (ours, theirs))
+    got, want = (value_and_gradients(loss, [z[:, 0], v], 2) for loss in (ours, theirs))
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 
 def test_weights_of_rows_and_pairs() -> None:
     z, v, g, teacher = _case(n=3, views=2)
     pairs = torch.tensor([[0.0, 2.0], [0.5, 1.0]], dtype=torch.float64)
-    weight = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.25, 3.0]], dtype=torch.float64)
+    weight = torch.tensor([[1.0, 0.0], [0.0, 0.25], [2.0, 3.0]], dtype=torch.float64)
 
     def slow(z: Tensor, v: Tensor, g: Tensor) -> Tensor:
         logits = z @ (g * F.normalize(v, dim=1)).T / 0.2
-        cross = -torch.einsum("tnk,snk->stn", teacher, logits.log_softmax(dim=-1))
-        return (pairs[..., None] * weight[:, None] * cross).sum() / 3
+        cross = -torch.einsum("ntk,nsk->nst", teacher, logits.log_softmax(dim=-1))
+        return (pairs * weight[..., None] * cross).sum() / 3
 
     def ours(z: Tensor, v: Tensor, g: Tensor) -> Tensor:
         return distillation(z, v, g, teacher, pairs, 0.2, weight)
@@ -95,8 +95,8 @@ def test_weights_of_rows_and_pairs() -> None:
 
 def test_hand_worked_value() -> None:
     # Prototypes along the axes, two views of one image; logits at T = 0.5: (2, 0) and (0, 2).
-    z = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
-    teacher = torch.tensor([[[0.9, 0.1]], [[0.8, 0.2]]])
+    z = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    teacher = torch.tensor([[[0.9, 0.1], [0.8, 0.2]]])
     v, g = torch.tensor([[3.0, 0.0], [0.0, 0.1]]), torch.ones(2, 1)
     lse = math.log(math.exp(2) + 1)
     # view 0 with the teacher's view 1, view 1 with its view 0
@@ -107,13 +107,13 @@ def test_hand_worked_value() -> None:
 def test_a_large_crop_is_not_compared_with_itself() -> None:
     z, v, g, teacher = _case(views=2)
     changed = teacher.clone()
-    changed[0] = changed[0].roll(1, dims=-1)
-    by_z = [
+    changed[:, 0] = changed[:, 0].roll(1, dims=-1)
+    first, second = (
         value_and_gradients(partial(dino, temperature=0.1), [z, v, g, q], 1)[1][0]
         for q in (teacher, changed)
-    ]
-    assert torch.equal(by_z[0][0], by_z[1][0])  # the first sees the second teacher's view alone
-    assert not torch.allclose(by_z[0][1], by_z[1][1])
+    )
+    assert torch.equal(first[:, 0], second[:, 0])  # sees the teacher's other view alone
+    assert not torch.allclose(first[:, 1], second[:, 1])
 
 
 @pytest.mark.parametrize("temperature", [0.001, 0.02, 100.0])
@@ -159,21 +159,20 @@ def test_the_students_logits_never_exist_as_a_whole() -> None:
 
 
 def _of_samples(z: Tensor, teacher: Tensor, v: Tensor, g: Tensor) -> Tensor:
-    """The loss of tensors with one row a sample, (n, S, D) and (n, T, K)."""
-    return dino(z.transpose(0, 1), v, g, teacher.transpose(0, 1), 0.1)
+    return dino(z, v, g, teacher, 0.1)
 
 
 @pytest.mark.parametrize("counts", COUNTS)
 def test_ranks_equal_one(ranks: Ranks, counts: tuple[int, ...]) -> None:
     z, v, g, teacher = _case()
-    samples = [z.transpose(0, 1), teacher.transpose(0, 1)]
-    assert_ranks_equal_one(ranks, partial(_of_samples, v=v, g=g), samples, 1, counts)
+    loss = partial(_of_samples, v=v, g=g)
+    assert_ranks_equal_one(ranks, loss, [z, teacher], 1, counts)
 
 
 def _on_fake_cuda() -> Tensor:
-    z = torch.randn(4, 6, 8, device=DEVICE, requires_grad=True)
+    z = torch.randn(6, 4, 8, device=DEVICE, requires_grad=True)
     v = torch.randn(300, 8, device=DEVICE, requires_grad=True)
-    logits = torch.randn(2, 6, 300, device=DEVICE)
+    logits = torch.randn(6, 2, 300, device=DEVICE)
     q = teacher_probabilities(logits, torch.zeros(300, device=DEVICE), 0.04)
     return dino(z, v, torch.ones(300, 1, device=DEVICE), q, 0.1)
 
@@ -193,17 +192,17 @@ def test_compiles_without_graph_break() -> None:
 
 def test_wrong_input_is_named() -> None:
     z, v, g, teacher = _case()
-    with pytest.raises(ValueError, match=r"\(4, 6, 5\), \(11, 4\) and \(11, 1\)"):
+    with pytest.raises(ValueError, match=r"\(6, 4, 5\), \(11, 4\) and \(11, 1\)"):
         dino(z, v[:, :4], g, teacher, 0.1)
-    with pytest.raises(ValueError, match=r"\(T, 6, 11\) wanted, got \(2, 5, 11\)"):
-        dino(z, v, g, teacher[:, :5], 0.1)
+    with pytest.raises(ValueError, match=r"\(6, T, 11\) wanted, got \(5, 2, 11\)"):
+        dino(z, v, g, teacher[:5], 0.1)
     with pytest.raises(ValueError, match="above 0, got 0"):
         dino(z, v, g, teacher, 0)
     with pytest.raises(ValueError, match="at least two wanted, got one"):
-        dino(z[:1], v, g, teacher[:1], 0.1)
+        dino(z[:, :1], v, g, teacher[:, :1], 0.1)
     with pytest.raises(ValueError, match=r"pairs \(4, 2\) wanted, got \(2, 4\)"):
         distillation(z, v, g, teacher, torch.ones(2, 4), 0.1)
-    with pytest.raises(ValueError, match=r"weights \(4, 6\) wanted, got \(6,\)"):
+    with pytest.raises(ValueError, match=r"weights \(6, 4\) wanted, got \(6,\)"):
         distillation(z, v, g, teacher, torch.ones(4, 2), 0.1, torch.ones(6))
     with pytest.raises(ValueError, match="above 0, got -1"):
         teacher_probabilities(teacher, torch.zeros(11), -1)
@@ -214,17 +213,23 @@ def _golden_epoch(rank: int, z: dict, epoch: int, world: int) -> dict[str, Tenso
     hyper = z["meta"]["hyper"]
     temperature = float(z["teacher_temp_schedule"][epoch])
     student = torch.tensor(z[f"student_ep{epoch}"]).view(world, hyper["ncrops"], hyper["B"], -1)
-    logits = torch.tensor(z[f"teacher_ep{epoch}"]).view(world, 2, hyper["B"], -1)[rank]
-    rows = student[rank].clone().requires_grad_()
+    logits = (
+        torch.tensor(z[f"teacher_ep{epoch}"]).view(world, 2, hyper["B"], -1)[rank].transpose(0, 1)
+    )
+    rows = student[rank].transpose(0, 1).clone().requires_grad_()
     center = Center(hyper["out_dim"], hyper["center_momentum"])
     center.rows.copy_(torch.tensor(z[f"center_before_ep{epoch}"]))
     q = teacher_probabilities(logits, center.read(), temperature)
     axes = torch.eye(hyper["out_dim"])
     loss = dino(rows, axes, torch.ones(len(axes), 1), q, hyper["student_temp"])
     loss.backward()
-    center.stage(logits.mean(dim=(0, 1)), len(logits) * hyper["B"])
+    center.stage(logits.mean(dim=(0, 1)), 2 * hyper["B"])
     center.commit()
-    return {"loss": loss.detach(), "grad": rows.grad.flatten(0, 1), "center": center.rows}
+    return {
+        "loss": loss.detach(),
+        "grad": rows.grad.transpose(0, 1).flatten(0, 1),
+        "center": center.rows,
+    }
 
 
 @pytest.mark.parametrize("epoch", [0, 2, 5])
