@@ -71,6 +71,8 @@ def _backward(loss: Tensor) -> None:
                 # As the engine does: what was broadcast forwards is summed backwards.
                 grad = grad.sum_to_size(following._input_metadata[slot].shape)
                 slots = grads.setdefault(following, {})
+                wanted = following._input_metadata[slot].shape  # the engine undoes broadcasts
+                grad = grad if grad.shape == wanted else grad.sum_to_size(wanted)
                 slots[slot] = slots[slot] + grad if slot in slots else grad
 
 

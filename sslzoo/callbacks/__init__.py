@@ -1,10 +1,11 @@
 """Callbacks: teachers, memories, and evaluation during training."""
 
+from sslzoo.callbacks.clip import ClipPerParameter, clip_per_parameter
 from sslzoo.callbacks.clusters import ClusterEpochs
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.final_table import FinalTable
-from sslzoo.callbacks.freeze import FreezeFirstSteps
+from sslzoo.callbacks.freeze import FreezeUntil
 from sslzoo.callbacks.memory import CommitMemory, commit
 from sslzoo.callbacks.online_accuracy import OnlineAccuracy
 from sslzoo.callbacks.online_knn import OnlineKNN
@@ -15,17 +16,19 @@ from sslzoo.callbacks.weight_decay import WeightDecaySchedule
 
 __all__ = [
     "EMA",
+    "ClipPerParameter",
     "ClusterEpochs",
     "CollapseWarning",
     "CommitMemory",
     "FeatureWriter",
     "FinalTable",
-    "FreezeFirstSteps",
+    "FreezeUntil",
     "OnlineAccuracy",
     "OnlineKNN",
     "OnlineProbe",
     "OnlineSpectrum",
     "ProgressBar",
     "WeightDecaySchedule",
+    "clip_per_parameter",
     "commit",
 ]

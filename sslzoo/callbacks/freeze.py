@@ -1,45 +1,65 @@
-"""FreezeFirstSteps: a part of a method that does not move in the first optimizer steps.
+"""FreezeUntil: a module stands still at the start of a run.
 
-The part gets its gradients, and loses them before the step, so that the optimizer leaves it
-alone: no decay, no momentum. SwAV and DINO freeze their prototypes in this way.
+Its gradients are dropped before the optimizer step, so that the optimizer passes it over: no
+decay, no momentum, as DINO's and SwAV's code has it. The rest of the net sees it as it is.
 """
 
 from __future__ import annotations
 
 from typing import Any, Protocol, cast
 
-import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import nn
+from torch.optim import Optimizer
+
+from sslzoo.optim import Horizon
 
 
-class Clocked(Protocol):
-    """What `FreezeFirstSteps` needs of a method."""
+class Clock(Protocol):
+    """What `FreezeUntil` needs of a method."""
 
     step: int
+    horizon: Horizon
 
-    def get_submodule(self, target: str) -> torch.nn.Module: ...
+    def get_submodule(self, target: str) -> nn.Module: ...
 
 
-class FreezeFirstSteps(Callback):
-    """Drops the gradients of one module before each of the first optimizer steps.
+class FreezeUntil(Callback):
+    """Drops the gradients of one module during the first epochs or optimizer steps.
 
     Args:
-        module: its name in the method, such as `prototypes`.
-        steps: how many optimizer steps.
+        module: name within the method: "head.last_layer" (DINO), "prototypes" (SwAV).
+        epochs: how long, in epochs (fractions allowed): 1 in DINO.
+        steps: how long, in optimizer steps, instead: 313 in SwAV.
+
+    Raises:
+        ValueError: both durations or a negative one are given; the method has no such module.
     """
 
-    def __init__(self, module: str, steps: int):
-        if steps < 0:
-            raise ValueError(f"the number of steps is at least 0, got {steps}")
-        self.module, self.steps = module, steps
+    def __init__(self, module: str, epochs: float = 0.0, steps: int = 0):
+        if (epochs and steps) or epochs < 0 or steps < 0:
+            raise ValueError(f"epochs or steps, at least 0, wanted, got {epochs} and {steps}")
+        self.module, self.epochs, self.steps = module, epochs, steps
 
-    def drop_gradients(self, method: Clocked) -> None:
-        """A plain loop calls it between `backward` and `optimizer.step`."""
-        if method.step < self.steps:
-            for parameter in method.get_submodule(self.module).parameters():
+    def drop(self, method: Clock) -> None:
+        """Drop the gradients if it is time; a plain loop calls it before `optimizer.step()`."""
+        steps = self.steps or self.epochs * method.horizon.steps_per_epoch
+        if method.step < steps:
+            for parameter in self._frozen(method).parameters():
                 parameter.grad = None
 
+    def _frozen(self, method: Clock) -> nn.Module:
+        try:
+            return method.get_submodule(self.module)
+        except AttributeError as error:
+            raise ValueError(
+                f"a module of {type(method).__name__} wanted, got {self.module!r}"
+            ) from error
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._frozen(cast(Clock, pl_module))  # a wrong name fails at once
+
     def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        self.drop_gradients(cast(Clocked, pl_module))
+        self.drop(cast(Any, pl_module))

@@ -1,6 +1,7 @@
 """Heads: small modules between the backbone and the loss."""
 
 from sslzoo.heads.context import PixelContext
+from sslzoo.heads.dino import DINOHead, Prototypes
 from sslzoo.heads.ijepa_predictor import IJEPAPredictor
 from sslzoo.heads.mae_decoder import MAEDecoder
 from sslzoo.heads.mlp import (
@@ -16,6 +17,7 @@ from sslzoo.heads.per_view import PerView
 
 __all__ = [
     "MLP",
+    "DINOHead",
     "IJEPAPredictor",
     "MAEDecoder",
     "MI1x1ConvNet",
@@ -23,6 +25,7 @@ __all__ = [
     "PerView",
     "PixelContext",
     "PriorDiscriminator",
+    "Prototypes",
     "byol_mlp",
     "simclr_projector",
     "simclr_v2_projector",

@@ -6,6 +6,7 @@ from sslzoo.losses.classification import cross_entropy, distillation
 from sslzoo.losses.cluster_cross_entropy import cluster_cross_entropy
 from sslzoo.losses.cpc import cpc_info_nce
 from sslzoo.losses.dcl import dcl
+from sslzoo.losses.dino import dino, distillation, teacher_probabilities
 from sslzoo.losses.info_nce import batch_info_nce, info_nce
 from sslzoo.losses.invaspread import invaspread
 from sslzoo.losses.margin_contrastive import margin_contrastive
@@ -41,6 +42,7 @@ __all__ = [
     "dim_donsker_varadhan",
     "dim_fenchel_dual",
     "dim_info_nce",
+    "dino",
     "discriminator_loss",
     "distillation",
     "generator_loss",
@@ -61,6 +63,7 @@ __all__ = [
     "slope_penalty",
     "sup_con",
     "swapped_prediction",
+    "teacher_probabilities",
     "triplet",
     "vicreg",
 ]

@@ -8,6 +8,7 @@ from sslzoo.methods.cmc import CMC
 from sslzoo.methods.dcl import DCL
 from sslzoo.methods.deep_infomax import DeepInfoMax
 from sslzoo.methods.deepcluster_v2 import DeepClusterV2
+from sslzoo.methods.dino import DINO
 from sslzoo.methods.ijepa import IJEPA
 from sslzoo.methods.image_cpc import ImageCPC
 from sslzoo.methods.instdisc import InstDisc
@@ -29,6 +30,7 @@ __all__ = [
     "BYOL",
     "CMC",
     "DCL",
+    "DINO",
     "IJEPA",
     "MAE",
     "NNCLR",

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from sslzoo.backbones import multi_crop
 from sslzoo.batch import Batch
-from sslzoo.callbacks.freeze import FreezeFirstSteps
+from sslzoo.callbacks.freeze import FreezeUntil
 from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.distributed import rank, world_size
 from sslzoo.losses import sinkhorn, swapped_prediction
@@ -109,7 +109,7 @@ class SwAV(SSLMethod):
         self.freeze_prototypes_steps = freeze_prototypes_steps
 
     def configure_callbacks(self) -> list[Callback]:
-        return [CommitMemory(), FreezeFirstSteps("prototypes", self.freeze_prototypes_steps)]
+        return [CommitMemory(), FreezeUntil("prototypes", steps=self.freeze_prototypes_steps)]
 
     def embed_crops(self, views: Sequence[Tensor]) -> Tensor:
         """Normalised embeddings of V views. V times (B, C, S, S) -> (B, V, D)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 class Horizon(NamedTuple):
@@ -59,11 +59,33 @@ class Cosine(Curve):
 
 
 class Linear(Curve):
-    """A straight line from `start` to `end` over the first `epochs`, constant after that."""
+    """A straight line from `start` to `end` over some epochs, constant before and after.
 
-    def __init__(self, start: float, end: float, epochs: float):
+    DINO's teacher temperature, a linspace over its first n epochs, is
+    Linear(0.04, 0.07, epochs=n - 1, every="epoch"): the n-th epoch has the end value.
+
+    Args:
+        start: value at the beginning.
+        end: value after `delay + epochs`.
+        epochs: length of the line.
+        every: "step", or "epoch": constant within an epoch.
+        delay: epochs before the line begins.
+    """
+
+    def __init__(
+        self,
+        start: float,
+        end: float,
+        epochs: float,
+        every: Literal["step", "epoch"] = "step",
+        delay: float = 0.0,
+    ):
         self.start, self.end, self.epochs = start, end, epochs
+        self.every, self.delay = every, delay
 
     def __call__(self, step: int, horizon: Horizon) -> float:
-        done = min(1.0, step / max(1.0, self.epochs * horizon.steps_per_epoch))
+        if self.every == "epoch":
+            step -= step % horizon.steps_per_epoch
+        since = max(0.0, step - self.delay * horizon.steps_per_epoch)
+        done = min(1.0, since / max(1.0, self.epochs * horizon.steps_per_epoch))
         return self.start + (self.end - self.start) * done

@@ -76,6 +76,20 @@ def test_equals_barlow_twins_and_vicreg(system: str) -> None:
             assert_close_to_golden(parameter, z[f"p{i}_after{step}"], 1e-6)
 
 
+def test_equals_dino() -> None:
+    z = load("dino/lars.npz")
+    hyper = z["meta"]["hyper"]
+    net = nn.ParameterDict({f"p{i}": nn.Parameter(torch.tensor(z[f"p{i}"])) for i in range(3)})
+    options = {name: hyper[name] for name in ("lr", "momentum", "weight_decay", "eta")}
+    optimizer = LARS(exempt_bias_and_norm(net), **options)
+    for step in range(2):
+        for i in range(3):
+            net[f"p{i}"].grad = torch.tensor(z[f"g{i}_step{step}"])
+        optimizer.step()
+        for i in range(3):
+            assert_close_to_golden(net[f"p{i}"], z[f"p{i}_after{step}"], 1e-6)
+
+
 def test_biases_and_norms_are_exempt() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2, bias=False))
     decayed, exempt = exempt_bias_and_norm(net)

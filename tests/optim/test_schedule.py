@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -106,6 +107,47 @@ def test_a_warmup_of_one_step_that_has_the_peak_starts_low() -> None:
         sgd(1.0), Horizon(5, 5), warmup_epochs=0.2, start_factor=0.5, warmup_has_peak=True
     )
     assert rates(schedule, 2) == [0.5, 1.0]  # as linspace(0.5, 1, 1)
+
+
+def test_rates_decay_and_momentum_equal_dino() -> None:
+    z = load("dino/schedules.npz")
+    base, final, epochs, per_epoch, warmup = z["meta"]["hyper"]["lr"]
+    horizon = Horizon(epochs * per_epoch, per_epoch)
+    schedule = WarmupCosine(
+        sgd(base),
+        horizon,
+        warmup_epochs=warmup,
+        end_factor=final / base,
+        warmup_has_peak=True,
+    )
+    got = torch.tensor(rates(schedule, len(z["lr"])), dtype=torch.float64)
+    assert_close_to_golden(got, z["lr"], 1e-12)
+    ends = {"wd": z["meta"]["hyper"]["wd"][:2], "momentum": [z["meta"]["hyper"]["momentum"][0], 1]}
+    for name, (start, end) in ends.items():
+        curve = Cosine(start, end)
+        values = [curve(step, horizon) for step in range(horizon.total_steps)]
+        assert_close_to_golden(torch.tensor(values, dtype=torch.float64), z[name], 1e-12)
+
+
+def test_teacher_temperatures_equal_dino_and_ibot() -> None:
+    """By epoch, here of 5 steps; iBOT's second one waits for the epoch that masks first."""
+    z, hyper = load("dino/loss_1rank.npz"), load("dino/loss_1rank.npz")["meta"]["hyper"]
+    names = ("warmup_teacher_temp", "teacher_temp", "warmup_teacher_temp_epochs")
+    curve = Linear(*(hyper[name] for name in names[:2]), hyper[names[2]] - 1, every="epoch")
+    assert_by_epoch(curve, z["teacher_temp_schedule"])
+    z = load("ibot/loss_1rank.npz")
+    of_cls, of_patches = z["meta"]["hyper"]["temps"][:2], z["meta"]["hyper"]["temps"][2:4]
+    warmup = z["meta"]["hyper"]["temps"][4] - 1
+    assert_by_epoch(Linear(*of_cls, warmup, every="epoch"), z["temp_schedule"])
+    delay = z["meta"]["hyper"]["mim_start_epoch"]
+    curve = Linear(*of_patches, warmup, every="epoch", delay=delay)
+    assert_by_epoch(curve, z["temp2_schedule"])
+
+
+def assert_by_epoch(curve: Linear, wanted: np.ndarray) -> None:
+    horizon = Horizon(5 * len(wanted), 5)
+    values = torch.tensor([curve(step, horizon) for step in range(5 * len(wanted))]).double()
+    assert_close_to_golden(values, np.repeat(wanted, 5), 1e-7)
 
 
 def test_byol_official_horizons_and_tau() -> None:

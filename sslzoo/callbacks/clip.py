@@ -1,0 +1,54 @@
+"""ClipPerParameter: each parameter's gradient is clipped by its own norm.
+
+DINO's and iBOT's clipping; `Trainer(gradient_clip_val=...)` clips by the norm of all together.
+Reference code: facebookresearch/dino at 7c446df, utils.py, clip_gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import nn
+from torch.optim import Optimizer
+
+
+@torch.no_grad()
+def clip_per_parameter(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
+    """Scale down, in place, every gradient whose norm is above `max_norm`; no host sync."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not grads:
+        return
+    norms = torch.stack(list(torch._foreach_norm(grads)))
+    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(grads, list(factors.unbind()))
+
+
+class ClipPerParameter(Callback):
+    """Clips before each optimizer step, once the gradients are those of the whole batch.
+
+    Args:
+        max_norm: 3.0 in DINO's and iBOT's code, 0 (leave it out) in some of their recipes.
+
+    Raises:
+        ValueError: for a norm that is not positive; for a fused optimizer with 16-mixed, which
+            would get its gradients here before they are unscaled.
+    """
+
+    def __init__(self, max_norm: float = 3.0):
+        if not max_norm > 0:
+            raise ValueError(f"ClipPerParameter wants a max_norm above 0, got {max_norm}")
+        self.max_norm = max_norm
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            raise ValueError(
+                "clipping needs unscaled gradients: precision bf16-mixed or fused: false wanted, "
+                "got a fused optimizer with 16-mixed"
+            )
+        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        clip_per_parameter(parameters, self.max_norm)

@@ -1,0 +1,103 @@
+"""DINO's head: an MLP to a normalised bottleneck, then prototypes with weight norm.
+
+Caron et al., ICCV 2021, https://arxiv.org/abs/2104.14294, appendix C.
+Reference code: facebookresearch/dino at 7c446df, vision_transformer.py, DINOHead. Parameters have
+its names.
+
+Shapes: B rows, D width of the bottleneck, K prototypes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sslzoo.norm import GlobalBatchNorm
+
+
+class Prototypes(nn.Module):
+    """K directions with a length each: the logits are z . g v / |v|. (..., D) -> (..., K).
+
+    Computes in float32 at least, also under autocast.
+
+    Args:
+        in_features: D.
+        out_features: K.
+        fixed_length: whether g stays 1.
+    """
+
+    def __init__(self, in_features: int, out_features: int, fixed_length: bool = True):
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight_g = nn.Parameter(torch.ones(out_features, 1), requires_grad=not fixed_length)
+        self.weight_v = nn.Parameter(torch.empty(out_features, in_features))
+        nn.init.uniform_(self.weight_v, -(in_features**-0.5), in_features**-0.5)
+
+    def forward(self, z: Tensor) -> Tensor:
+        v, g = self.weight_v, self.weight_g
+        with torch.autocast(z.device.type, enabled=False):
+            # The factor on the logits, for the normalised prototypes may be the larger tensor.
+            length = torch.linalg.vector_norm(v, dim=1)
+            return F.linear(z.to(torch.promote_types(z.dtype, v.dtype)), v) * (g[:, 0] / length)
+
+
+def _linear(wide: int, narrow: int) -> nn.Linear:
+    layer = nn.Linear(wide, narrow)
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class DINOHead(nn.Module):
+    """(Linear - [batch norm] - GELU)*, Linear, normalise, prototypes. (B, in_dim) -> (B, K).
+
+    Args:
+        in_dim: the backbone's `num_features`.
+        out_dim: K; 65536 in DINO, 8192 in iBOT.
+        hidden_dim: width of the hidden layers.
+        bottleneck_dim: D.
+        num_layers: of the MLP, 3 in the code.
+        norm: batch norm after each hidden Linear; the code has none for either backbone.
+        norm_last_layer: keep the prototypes' lengths at 1: the code's default; its help says that
+            False is better, but stable for ViT-S alone.
+        bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
+
+    Raises:
+        ValueError: for a size below 1.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int = 65536,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        num_layers: int = 3,
+        norm: bool = False,
+        norm_last_layer: bool = True,
+        bn_groups: int = 1,
+    ):
+        super().__init__()
+        sizes = [in_dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim]
+        if num_layers < 1 or min(*sizes, out_dim) < 1:
+            raise ValueError(
+                f"sizes of at least 1 wanted, got {sizes} in {num_layers} layers and {out_dim}"
+            )
+        self.in_features, self.out_features = in_dim, out_dim
+        layers: list[nn.Module] = []
+        for wide, narrow in zip(sizes[:-2], sizes[1:-1], strict=True):
+            layers.append(_linear(wide, narrow))
+            layers += [GlobalBatchNorm(narrow, groups=bn_groups)] if norm else []
+            layers.append(nn.GELU())
+        layers.append(_linear(sizes[-2], sizes[-1]))
+        self.mlp = nn.Sequential(*layers)
+        self.last_layer = Prototypes(bottleneck_dim, out_dim, fixed_length=norm_last_layer)
+
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """Normalised rows, in float32 at least. (..., in_dim) -> (..., D)."""
+        x = self.mlp(x)
+        return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last_layer(self.bottleneck(x))

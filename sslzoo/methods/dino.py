@@ -1,0 +1,122 @@
+"""DINO: self-distillation with no labels.
+
+Caron, Touvron, Misra, Jegou, Mairal, Bojanowski and Joulin, Emerging Properties in
+Self-Supervised Vision Transformers, ICCV 2021, https://arxiv.org/abs/2104.14294.
+Reference code: facebookresearch/dino at 7c446df.
+
+Deviations:
+    1. The center is updated after the optimizer step, with the rows of all micro-batches of an
+       accumulation; the code updates it at the end of the loss and has no accumulation.
+    2. Prototypes are scored in float32; the code scores them in float16 under autocast.
+    3. Half precision is bfloat16 in our recipes, float16 with a loss scaler there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from lightning import Callback
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sslzoo.backbones import multi_crop
+from sslzoo.backbones.vit import without_drop_path
+from sslzoo.batch import Batch
+from sslzoo.callbacks.ema import EMA
+from sslzoo.callbacks.freeze import FreezeUntil
+from sslzoo.callbacks.memory import CommitMemory
+from sslzoo.heads import DINOHead
+from sslzoo.losses import dino, teacher_probabilities
+from sslzoo.losses.precision import at_least_float32
+from sslzoo.memory import Center
+from sslzoo.methods.base import (
+    GroupsFactory,
+    OptimizerFactory,
+    ScheduleFactory,
+    SSLMethod,
+    frozen_copy,
+    joined,
+)
+from sslzoo.optim import Constant, Cosine, Curve, exempt_bias_and_norm
+
+
+class DINO(SSLMethod):
+    """Every crop predicts what the teacher, a moving average, says of the other large crop.
+
+    Args:
+        backbone: (B, C, S, S) -> (B, num_features), for every size S of the views.
+        projector: num_features -> K, the paper's head; its prototypes are scored in the loss.
+        student_temperature: 0.1 in the paper.
+        teacher_temperature: by optimizer step; 0.04 in the code's default, rising to 0.07 over the
+            first 30 epochs in the longer recipes.
+        center_momentum: 0.9 in the paper.
+        momentum: of the teacher; 0.996 rising to 1 in the paper, from 0.9995 for a batch of 256.
+        freeze_last_layer_epochs: epochs in which the student's prototypes stand still; 1 in the
+            paper.
+        optimizer: see `SSLMethod`; AdamW for ViT, SGD for ResNet-50.
+        schedule: see `SSLMethod`; 10 epochs of warm-up, then a cosine to 1e-6.
+        parameter_groups: see `SSLMethod`; biases and norms are exempt.
+
+    The two large crops are the first two views: `transforms.multi_crop_views("dino")`.
+
+    Example:
+        >>> from sslzoo.backbones import small_vit
+        >>> vit = small_vit(8, 4, width=16, depth=2, num_heads=2)
+        >>> method = DINO(vit, DINOHead(16, 10, hidden_dim=12, bottleneck_dim=6))
+        >>> views = [torch.rand(4, 3, size, size) for size in (8, 8, 4)]
+        >>> batch = Batch(views, index=torch.arange(4))
+        >>> list(method.losses(batch))
+        ['dino']
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projector: DINOHead,
+        student_temperature: float = 0.1,
+        teacher_temperature: Curve = Constant(0.04),  # noqa: B008 (a curve is immutable)
+        center_momentum: float = 0.9,
+        momentum: Curve = Cosine(0.996, 1.0),  # noqa: B008
+        freeze_last_layer_epochs: float = 1.0,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
+        parameter_groups: GroupsFactory = exempt_bias_and_norm,
+    ):
+        super().__init__(backbone, optimizer, schedule, parameter_groups)
+        self.projector = projector
+        self.teacher_backbone = without_drop_path(frozen_copy(backbone))
+        self.teacher_projector = frozen_copy(projector)
+        self.center = Center(joined(backbone, projector), center_momentum)
+        self.student_temperature = student_temperature
+        self.teacher_temperature, self.momentum = teacher_temperature, momentum
+        self.freeze_last_layer_epochs = freeze_last_layer_epochs
+
+    def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [(self.backbone, self.teacher_backbone), (self.projector, self.teacher_projector)]
+
+    def configure_callbacks(self) -> list[Callback]:
+        freeze = FreezeUntil("projector.last_layer", self.freeze_last_layer_epochs)
+        return [EMA(self.momentum, when="after_step"), CommitMemory(), freeze]
+
+    def encoder(self) -> nn.Module:
+        """The teacher's backbone, which the paper evaluates."""
+        return self.teacher_backbone
+
+    def student(self, views: Sequence[Tensor]) -> Tensor:
+        """Normalised bottlenecks. V times (B, C, S, S) -> (B, V, D)."""
+        x = multi_crop(self.backbone, self.projector.mlp, views)
+        return F.normalize(at_least_float32(x), dim=-1)
+
+    @torch.no_grad()
+    def teacher(self, views: Sequence[Tensor]) -> Tensor:
+        """Logits, before the center is taken off. V times (B, C, S, S) -> (B, V, K)."""
+        return multi_crop(self.teacher_backbone, self.teacher_projector, views)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        logits, z = self.teacher(batch.views[:2]), self.student(batch.views)
+        temperature = self.teacher_temperature(self.step, self.horizon)
+        q = teacher_probabilities(logits, self.center.read(), temperature)
+        self.center.stage(logits.mean(dim=(0, 1)), logits[..., 0].numel())
+        last = self.projector.last_layer
+        return {"dino": dino(z, last.weight_v, last.weight_g, q, self.student_temperature)}
