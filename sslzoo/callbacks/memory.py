@@ -48,8 +48,9 @@ class CommitMemory(Callback):
         self._committed = cast(Any, pl_module).step
         samples = getattr(getattr(trainer, "datamodule", None), "num_samples", None)
         for memory in memories(pl_module):
-            kept = isinstance(memory, MemoryBank | ClusterMemory)
-            if kept and samples not in (None, len(memory.rows)):
+            if not isinstance(memory, MemoryBank | ClusterMemory):
+                continue
+            if samples not in (None, len(memory.rows)):
                 raise ValueError(
                     f"the memory bank has {len(memory.rows)} rows and the training set {samples} "
                     f"samples; set bank_size: {samples}"

@@ -18,7 +18,7 @@ from torch import Tensor
 from sslzoo.batch import Batch, View
 from sslzoo.eval.classifier import Classifier
 from sslzoo.eval.fine_tune import RANDOM, only_view, start_from
-from sslzoo.losses import distillation
+from sslzoo.losses import soft_cross_entropy
 from sslzoo.optim import all_alike
 from sslzoo.trainable import GroupsFactory, OptimizerFactory, ScheduleFactory, Trainable
 
@@ -99,4 +99,4 @@ class Distill(Trainable):
         x = only_view(batch, "Distill")
         with torch.no_grad():
             target = self.teacher(x)  # (B, C)
-        return {"distillation": distillation(self.model(x), target, self.temperature)}
+        return {"distillation": soft_cross_entropy(self.model(x), target, self.temperature)}

@@ -2,7 +2,7 @@
 
 from sslzoo.losses.amdim import amdim_nce
 from sslzoo.losses.barlow_twins import barlow_twins
-from sslzoo.losses.classification import cross_entropy, distillation
+from sslzoo.losses.classification import cross_entropy, soft_cross_entropy
 from sslzoo.losses.cluster_cross_entropy import cluster_cross_entropy
 from sslzoo.losses.cpc import cpc_info_nce
 from sslzoo.losses.dcl import dcl
@@ -61,6 +61,7 @@ __all__ = [
     "sampled_softmax",
     "sinkhorn",
     "slope_penalty",
+    "soft_cross_entropy",
     "sup_con",
     "swapped_prediction",
     "teacher_probabilities",

@@ -40,7 +40,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
         return total * (world_size() / row_layout(len(logits)).total)
 
 
-def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Mean over the global batch of -sum_y P_T(y) log P_S(y), both at the temperature.
 
     Args:
@@ -56,7 +56,7 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     """
     if student.dim() != 2 or student.shape != teacher.shape:
         shapes = f"{tuple(student.shape)} and {tuple(teacher.shape)}"
-        raise ValueError(f"distillation takes two (n, C) tensors of one shape, got {shapes}")
+        raise ValueError(f"soft_cross_entropy takes two (n, C) tensors of one shape, got {shapes}")
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     with no_autocast(student):

@@ -1,4 +1,4 @@
-"""Cross-entropy and distillation against slow references, by hand, and on several ranks."""
+"""Cross-entropy and soft cross-entropy against slow references, by hand, and on several ranks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslzoo.losses import cross_entropy, distillation
+from sslzoo.losses import cross_entropy, soft_cross_entropy
 from tests.losses.parity import COUNTS, assert_ranks_equal_one, value_and_gradients
 from tests.ranks import Ranks
 
@@ -22,7 +22,7 @@ def slow_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tens
     return torch.stack(terms).mean()
 
 
-def slow_distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def slow_soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     terms = []
     for s, t in zip(student / temperature, teacher.detach() / temperature, strict=True):
         classes = range(len(s))
@@ -49,10 +49,12 @@ def test_cross_entropy_is_the_reference(smoothing: float) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.02, 1.0, 50.0])
-def test_distillation_is_the_reference(temperature: float) -> None:
+def test_soft_cross_entropy_is_the_reference(temperature: float) -> None:
     case = [logits(), logits(seed=1)]
-    got, grads = value_and_gradients(partial(distillation, temperature=temperature), case, 1)
-    want, wanted = value_and_gradients(partial(slow_distillation, temperature=temperature), case, 1)
+    got, grads = value_and_gradients(partial(soft_cross_entropy, temperature=temperature), case, 1)
+    want, wanted = value_and_gradients(
+        partial(slow_soft_cross_entropy, temperature=temperature), case, 1
+    )
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(grads, wanted)
 
@@ -63,12 +65,12 @@ def test_values_worked_by_hand() -> None:
     assert cross_entropy(row, torch.tensor([0])).item() == pytest.approx(math.log(4))
     # The teacher at T = 1/2: squares, 1/10 and 9/10, for student and teacher alike.
     wanted = -(0.1 * math.log(0.1) + 0.9 * math.log(0.9))
-    assert distillation(row, row, 0.5).item() == pytest.approx(wanted)
+    assert soft_cross_entropy(row, row, 0.5).item() == pytest.approx(wanted)
 
 
 def test_the_teacher_gets_no_gradient() -> None:
     student, teacher = logits().requires_grad_(), logits(seed=1).requires_grad_()
-    distillation(student, teacher, 1.0).backward()
+    soft_cross_entropy(student, teacher, 1.0).backward()
     assert student.grad is not None
     assert teacher.grad is None
 
@@ -79,9 +81,9 @@ def test_half_precision_computes_in_float32(dtype: torch.dtype) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(cross_entropy(half, LABELS), cross_entropy(half.float(), LABELS))
         full = half.float()
-        assert torch.equal(distillation(half, half, 0.1), distillation(full, full, 0.1))
+        assert torch.equal(soft_cross_entropy(half, half, 0.1), soft_cross_entropy(full, full, 0.1))
     extreme = torch.tensor([[1e4, -1e4]], dtype=torch.float16)
-    assert distillation(extreme, -extreme, 0.1).isfinite()
+    assert soft_cross_entropy(extreme, -extreme, 0.1).isfinite()
 
 
 @pytest.mark.parametrize("counts", COUNTS)
@@ -90,7 +92,7 @@ def test_ranks_equal_one(counts: tuple[int, ...], ranks: Ranks) -> None:
     generator = torch.Generator().manual_seed(n)
     labels = torch.randint(4, (n,), generator=generator)
     assert_ranks_equal_one(ranks, cross_entropy, [logits(n), labels], 1, counts)
-    soft = partial(distillation, temperature=0.3)
+    soft = partial(soft_cross_entropy, temperature=0.3)
     assert_ranks_equal_one(ranks, soft, [logits(n), logits(n, 1)], 1, counts)
 
 
@@ -98,6 +100,6 @@ def test_errors_name_what_they_got() -> None:
     with pytest.raises(ValueError, match=r"got \(7, 4\) and \(6,\)"):
         cross_entropy(logits(), LABELS[:6])
     with pytest.raises(ValueError, match=r"got \(7, 4\) and \(6, 4\)"):
-        distillation(logits(), logits(6), 1.0)
+        soft_cross_entropy(logits(), logits(6), 1.0)
     with pytest.raises(ValueError, match="above 0, got 0"):
-        distillation(logits(), logits(), 0)
+        soft_cross_entropy(logits(), logits(), 0)
