@@ -48,11 +48,10 @@ class CommitMemory(Callback):
         self._committed = cast(Any, pl_module).step
         samples = getattr(getattr(trainer, "datamodule", None), "num_samples", None)
         for memory in memories(pl_module):
-            if not isinstance(memory, MemoryBank | ClusterMemory):
-                continue
-            if samples not in (None, len(memory.rows)):
+            slots = len(memory.rows) if isinstance(memory, MemoryBank | ClusterMemory) else samples
+            if samples not in (None, slots):
                 raise ValueError(
-                    f"the memory bank has {len(memory.rows)} rows and the training set {samples} "
+                    f"the memory bank has {slots} rows and the training set {samples} "
                     f"samples; set bank_size: {samples}"
                 )
             for buffer in memory.buffers():

@@ -42,8 +42,8 @@ def spherical_k_means(rows: Tensor, centroids: Tensor, iterations: int) -> tuple
             sums.index_add_(0, nearest, F.pad(block, (0, 1), value=1.0))
         sums, counts = sum_over_ranks(sums).split([centroids.shape[1], 1], dim=1)
         centroids = F.normalize(torch.where(counts > 0, sums / counts, centroids), dim=1)
-    numbers = [(block @ centroids.T).argmax(dim=1) for block in _blocks(rows, centroids)]
-    return centroids, torch.cat(numbers)
+    own = [(block @ centroids.T).argmax(dim=1) for block in _blocks(rows, centroids)]
+    return centroids, torch.cat(own)
 
 
 def _blocks(rows: Tensor, centroids: Tensor) -> Iterator[Tensor]:
