@@ -4,10 +4,10 @@ from sslzoo.optim.curve import Constant, Cosine, Curve, Horizon, Linear
 from sslzoo.optim.groups import (
     BiasAndNormRate,
     ConstantRateFor,
+    LayerDecay,
     all_alike,
     exempt_bias_and_norm,
     exempt_bias_norm_and_classifier,
-    layer_decay,
 )
 from sslzoo.optim.larc import LARC
 from sslzoo.optim.lars import LARS
@@ -23,6 +23,7 @@ __all__ = [
     "Cosine",
     "Curve",
     "Horizon",
+    "LayerDecay",
     "Linear",
     "Schedule",
     "Steps",
@@ -30,5 +31,4 @@ __all__ = [
     "all_alike",
     "exempt_bias_and_norm",
     "exempt_bias_norm_and_classifier",
-    "layer_decay",
 ]

@@ -109,9 +109,7 @@ class BiasAndNormRate:
         return [{**group, "lr": self.lr} if "adapt" in group else group for group in groups]
 
 
-def layer_decay(
-    module: nn.Module, rate: float = 0.75, weight_decay: float = 0.05
-) -> list[dict[str, Any]]:
+class LayerDecay:
     """Groups for fine-tuning a ViT: the further below the head, the smaller the rate.
 
     BEiT's rule as MAE has it (facebookresearch/mae at efb2a80, util/lr_decay.py): with B blocks,
@@ -120,34 +118,43 @@ def layer_decay(
     schedules multiply the rate. 1-D parameters, class token and positions are not decayed.
 
     Args:
-        module: holds a ViT with timm's names (`blocks.0`, `patch_embed`, ...), at any depth.
-        rate: between 0 and 1; 0.65 (ViT-B) or 0.75 (ViT-L, ViT-H) in MAE's recipes.
+        rate: above 0 and at most 1; 0.65 (ViT-B) or 0.75 (ViT-L, ViT-H) in MAE's recipes.
         weight_decay: of what is decayed.
 
     Raises:
-        ValueError: for a module without blocks, or another rate.
+        ValueError: for another rate.
     """
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    blocks = [int(found[1]) for name, _ in named if (found := _BLOCK.search(name))]
-    if not blocks:
-        raise ValueError(
-            f"a ViT's blocks.0, blocks.1, ... wanted, {type(module).__name__} has none"
-        )
-    if not 0 < rate <= 1:
-        raise ValueError(f"rate is above 0 and at most 1, got {rate}")
-    last = max(blocks) + 2
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    for name, parameter in named:
-        block, stem = _BLOCK.search(name), _STEM.search(name)
-        layer = int(block[1]) + 1 if block else 0 if stem else last
-        decayed = parameter.ndim > 1 and not (stem and "patch_embed" not in name)
-        group = groups.setdefault(
-            (layer, decayed),
-            {
-                "params": [],
-                "weight_decay": weight_decay if decayed else 0.0,
-                "lr_scale": rate ** (last - layer),
-            },
-        )
-        group["params"].append(parameter)
-    return [groups[key] for key in sorted(groups)]
+
+    def __init__(self, rate: float = 0.75, weight_decay: float = 0.05):
+        if not 0 < rate <= 1:
+            raise ValueError(f"rate is above 0 and at most 1, got {rate}")
+        self.rate, self.weight_decay = rate, weight_decay
+
+    def __call__(self, module: nn.Module) -> list[dict[str, Any]]:
+        """The groups of a module that holds a ViT with timm's names, at any depth.
+
+        Raises:
+            ValueError: for a module without blocks.
+        """
+        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        blocks = [int(found[1]) for name, _ in named if (found := _BLOCK.search(name))]
+        if not blocks:
+            raise ValueError(
+                f"a ViT's blocks.0, blocks.1, ... wanted, {type(module).__name__} has none"
+            )
+        last = max(blocks) + 2
+        groups: dict[tuple[int, bool], dict[str, Any]] = {}
+        for name, parameter in named:
+            block, stem = _BLOCK.search(name), _STEM.search(name)
+            layer = int(block[1]) + 1 if block else 0 if stem else last
+            decayed = parameter.ndim > 1 and not (stem and "patch_embed" not in name)
+            group = groups.setdefault(
+                (layer, decayed),
+                {
+                    "params": [],
+                    "weight_decay": self.weight_decay if decayed else 0.0,
+                    "lr_scale": self.rate ** (last - layer),
+                },
+            )
+            group["params"].append(parameter)
+        return [groups[key] for key in sorted(groups)]

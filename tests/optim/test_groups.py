@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from sslzoo.backbones import small_vit
-from sslzoo.optim import Horizon, WarmupCosine, layer_decay
+from sslzoo.optim import Horizon, LayerDecay, WarmupCosine
 
 
 def vit(num_classes: int = 3) -> VisionTransformer:
@@ -43,7 +43,7 @@ UNDECAYED = {"cls_token", "pos_embed"}
 @pytest.mark.parametrize("inside", [False, True])
 def test_rates_and_decay_by_layer(inside: bool) -> None:
     net: nn.Module = nn.ModuleDict({"backbone": vit()}) if inside else vit()
-    found = by_name(net, layer_decay(net, 0.5, 0.05))
+    found = by_name(net, LayerDecay(0.5, 0.05)(net))
     assert len(found) == len(list(net.parameters())), "every parameter, once"
     for name, layer in LAYERS.items():
         full = f"backbone.{name}" if inside else name
@@ -55,20 +55,20 @@ def test_rates_and_decay_by_layer(inside: bool) -> None:
 
 def test_a_head_beside_the_backbone_has_the_full_rate() -> None:
     net = nn.ModuleDict({"backbone": small_vit(8, 4, 8, 2, 2), "head": nn.Linear(8, 3)})
-    found = by_name(net, layer_decay(net, 0.5))
+    found = by_name(net, LayerDecay(0.5)(net))
     assert found["head.weight"]["lr_scale"] == 1.0
     assert found["backbone.blocks.1.norm2.weight"]["lr_scale"] == 0.5
 
 
 def test_frozen_parameters_are_in_no_group() -> None:
     net = small_vit(8, 4, 8, 2, 2, positions="mae")
-    assert "pos_embed" not in by_name(net, layer_decay(net))
+    assert "pos_embed" not in by_name(net, LayerDecay()(net))
 
 
 def test_schedules_multiply_by_the_layers_scale_and_after_a_resume() -> None:
     def build() -> tuple[torch.optim.Optimizer, WarmupCosine]:
         torch.manual_seed(0)
-        optimizer = torch.optim.AdamW(layer_decay(vit(), 0.5), lr=0.1)
+        optimizer = torch.optim.AdamW(LayerDecay(0.5)(vit()), lr=0.1)
         return optimizer, WarmupCosine(optimizer, Horizon(10, 1), warmup_epochs=2)
 
     optimizer, schedule = build()
@@ -86,6 +86,6 @@ def test_schedules_multiply_by_the_layers_scale_and_after_a_resume() -> None:
 
 def test_wrong_input_is_named() -> None:
     with pytest.raises(ValueError, match="Linear has none"):
-        layer_decay(nn.Linear(2, 2))
+        LayerDecay()(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"at most 1, got 1\.5"):
-        layer_decay(vit(), 1.5)
+        LayerDecay(1.5)
