@@ -7,6 +7,7 @@ from sslzoo.methods.cmc import CMC
 from sslzoo.methods.dcl import DCL
 from sslzoo.methods.deep_infomax import DeepInfoMax
 from sslzoo.methods.dino import DINO
+from sslzoo.methods.ibot import IBOT
 from sslzoo.methods.image_cpc import ImageCPC
 from sslzoo.methods.instdisc import InstDisc
 from sslzoo.methods.invaspread import InvaSpread
@@ -23,6 +24,7 @@ __all__ = [
     "CMC",
     "DCL",
     "DINO",
+    "IBOT",
     "NNCLR",
     "DeepInfoMax",
     "ImageCPC",
