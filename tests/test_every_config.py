@@ -114,6 +114,16 @@ def narrow_cpc(model: dict[str, Any]) -> list[str]:
     ]
 
 
+def shallow_vit(backbone: dict[str, Any]) -> list[str]:
+    """Overrides: a single block, of the heads' width; a timm ViT has 12 of them."""
+    ours = "--model.init_args.backbone"
+    if "name" not in backbone:
+        return [f"{ours}.init_args.depth=1"]
+    init = {"img_size": 224, "patch_size": 16, "width": 384, "depth": 1, "mask_token": True}
+    given = {"class_path": "sslzoo.backbones.small_vit", "init_args": init}
+    return [f"{ours}={json.dumps(given)}"]
+
+
 def small_backbone(name: str, model: dict[str, Any], channels: int) -> list[str]:
     """Overrides; a method that looks at places keeps its kind of backbone."""
     kind = model["class_path"].rsplit(".", 1)[1]
@@ -123,6 +133,8 @@ def small_backbone(name: str, model: dict[str, Any], channels: int) -> list[str]
         return NARROW_AMDIM
     if kind == "ImageCPC":
         return narrow_cpc(model["init_args"])
+    if kind == "IBOT":
+        return shallow_vit(model["init_args"]["backbone"]["init_args"])
     with torch.device("meta"):
         width = load(name).model.projector.in_features
     return [
@@ -192,6 +204,8 @@ def reduced(model: dict[str, Any]) -> list[str]:
     if "projector" not in model:
         return NARROW_AMDIM
     backbone, head = (model[part]["init_args"] for part in ("backbone", "projector"))
+    if "masks" in model:
+        return shallow_vit(backbone)
     if "depth" in backbone:
         return ["--model.init_args.backbone.init_args.depth=14"]  # as wide as 50 to 152
     if "towers" in backbone:

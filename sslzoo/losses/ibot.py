@@ -11,6 +11,7 @@ Shapes: n crops of this rank, M patches of each, D width of the bottleneck, K pr
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sslzoo.losses.dino import distillation
@@ -40,7 +41,8 @@ def ibot_patches(
     if z.dim() != 3 or hidden.shape != z.shape[:2] or teacher.shape[:2] != z.shape[:2]:
         shapes = f"{tuple(z.shape)}, {tuple(teacher.shape)} and {tuple(hidden.shape)}"
         raise ValueError(f"(n, M, D), (n, M, K) and (n, M) wanted, got {shapes}")
-    count = hidden.sum(dim=1, keepdim=True).clamp(min=1)
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    count = hidden.sum(dim=1, keepdim=True).clamp(min=1).to(dtype)
     weight = hidden * (hidden.shape[1] / count)  # `distillation` takes the mean over all n M
     rows, q = z.flatten(0, 1)[:, None], teacher.flatten(0, 1)[:, None]
     return distillation(rows, v, g, q, z.new_ones(1, 1), temperature, weight.view(-1, 1))
