@@ -1,5 +1,6 @@
 """Callbacks: teachers, memories, and evaluation during training."""
 
+from sslzoo.callbacks.attention_maps import AttentionMaps
 from sslzoo.callbacks.clip import ClipPerParameter, clip_per_parameter
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.feature_writer import FeatureWriter
@@ -14,6 +15,7 @@ from sslzoo.callbacks.weight_decay import WeightDecaySchedule
 
 __all__ = [
     "EMA",
+    "AttentionMaps",
     "ClipPerParameter",
     "CommitMemory",
     "FeatureWriter",
