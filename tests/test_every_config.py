@@ -161,6 +161,16 @@ def narrow_vit(model: dict[str, Any]) -> list[str]:
     ]
 
 
+def shallow_vit(backbone: dict[str, Any]) -> list[str]:
+    """Overrides: a single block, of the heads' width; a timm ViT has 12 of them."""
+    ours = "--model.init_args.backbone"
+    if "name" not in backbone:
+        return [f"{ours}.init_args.depth=1"]
+    init = {"img_size": 224, "patch_size": 16, "width": 384, "depth": 1, "mask_token": True}
+    given = {"class_path": "sslzoo.backbones.small_vit", "init_args": init}
+    return [f"{ours}={json.dumps(given)}"]
+
+
 def small_backbone(name: str, model: dict[str, Any], channels: int) -> list[str]:
     """Overrides; a method that looks at places keeps its kind of backbone."""
     kind = model["class_path"].rsplit(".", 1)[1]
@@ -174,6 +184,8 @@ def small_backbone(name: str, model: dict[str, Any], channels: int) -> list[str]
         return narrow_cpc(model["init_args"])
     if kind in ("FineTune", "Distill"):
         return small_classifiers(model["init_args"])
+    if kind == "IBOT":
+        return shallow_vit(model["init_args"]["backbone"]["init_args"])
     with torch.device("meta"):
         width = load(name).model.projector.in_features
     return [
@@ -220,11 +232,7 @@ def test_named_and_by_path_are_the_same_file() -> None:
     assert find_config(by_path) == by_path
 
 
-OFFICIAL = [
-    name
-    for name in NAMES
-    if "imagenet" in name and "fine_tune" not in name and "distill" not in name
-]
+OFFICIAL = [name for name in NAMES if "imagenet" in name]
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +252,10 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def reduced(model: dict[str, Any]) -> list[str]:
     """Overrides that make every backbone a resnet10t, or a small one of its own kind."""
+    if "model" in model:
+        starts = ["weights", *(["teacher_weights"] if "teacher" in model else [])]
+        random = [f"--model.init_args.{name}=random" for name in starts]
+        return [*small_classifiers(model), *random, "--data.init_args.train_fraction=1.0"]
     if "contexts" in model:
         return narrow_cpc(model)
     if "token_dim" in str(model):
@@ -251,11 +263,8 @@ def reduced(model: dict[str, Any]) -> list[str]:
     if "projector" not in model:
         return NARROW_AMDIM
     backbone, head = (model[part]["init_args"] for part in ("backbone", "projector"))
-    if "vit" in model["backbone"]["class_path"]:
-        return [
-            "--model.init_args.backbone.init_args.name=vit_tiny_patch16_224",
-            f"--model.init_args.projector.init_args.sizes={[192, *head['sizes'][1:]]}",
-        ]
+    if "masks" in model:
+        return shallow_vit(backbone)
     if "depth" in backbone:
         return ["--model.init_args.backbone.init_args.depth=14"]  # as wide as 50 to 152
     if "towers" in backbone:
@@ -266,12 +275,15 @@ def reduced(model: dict[str, Any]) -> list[str]:
             f"--model.init_args.backbone.init_args.towers={json.dumps(backbone['towers'])}",
             f"--model.init_args.projector.init_args.heads={json.dumps(head['heads'])}",
         ]
+    small, width = "resnet10t", 512
+    if "vit" in model["backbone"]["class_path"]:
+        small, width = "vit_tiny_patch16_224", 192
+    elif backbone.get("norm") == "group":
+        small = "resnet18"  # a stem of 24 channels does not divide into the groups
     if "sizes" in head:
-        override = f"sizes={[512, *head['sizes'][1:]]}"
+        override = f"sizes={[width, *head['sizes'][1:]]}"
     else:
-        override = "in_dim=512" if "in_dim" in head else "in_features=512"
-    # Both are 512 wide; a stem of 24 channels does not divide into the groups of group norm.
-    small = "resnet18" if backbone.get("norm") == "group" else "resnet10t"
+        override = f"in_dim={width}" if "in_dim" in head else f"in_features={width}"
     return [
         f"--model.init_args.backbone.init_args.name={small}",
         f"--model.init_args.projector.init_args.{override}",

@@ -1,5 +1,6 @@
 """Callbacks: teachers, memories, and evaluation during training."""
 
+from sslzoo.callbacks.attention_maps import AttentionMaps
 from sslzoo.callbacks.clip import ClipPerParameter, clip_per_parameter
 from sslzoo.callbacks.clusters import ClusterEpochs
 from sslzoo.callbacks.ema import EMA
@@ -16,6 +17,7 @@ from sslzoo.callbacks.weight_decay import WeightDecaySchedule
 
 __all__ = [
     "EMA",
+    "AttentionMaps",
     "ClipPerParameter",
     "ClusterEpochs",
     "CollapseWarning",

@@ -7,6 +7,7 @@ from sslzoo.losses.cluster_cross_entropy import cluster_cross_entropy
 from sslzoo.losses.cpc import cpc_info_nce
 from sslzoo.losses.dcl import dcl
 from sslzoo.losses.dino import dino, distillation, teacher_probabilities
+from sslzoo.losses.ibot import ibot_patches
 from sslzoo.losses.info_nce import batch_info_nce, info_nce
 from sslzoo.losses.invaspread import invaspread
 from sslzoo.losses.margin_contrastive import margin_contrastive
@@ -46,6 +47,7 @@ __all__ = [
     "discriminator_loss",
     "distillation",
     "generator_loss",
+    "ibot_patches",
     "info_nce",
     "invaspread",
     "margin_contrastive",

@@ -9,6 +9,7 @@ from sslzoo.methods.dcl import DCL
 from sslzoo.methods.deep_infomax import DeepInfoMax
 from sslzoo.methods.deepcluster_v2 import DeepClusterV2
 from sslzoo.methods.dino import DINO
+from sslzoo.methods.ibot import IBOT
 from sslzoo.methods.ijepa import IJEPA
 from sslzoo.methods.image_cpc import ImageCPC
 from sslzoo.methods.instdisc import InstDisc
@@ -31,6 +32,7 @@ __all__ = [
     "CMC",
     "DCL",
     "DINO",
+    "IBOT",
     "IJEPA",
     "MAE",
     "NNCLR",

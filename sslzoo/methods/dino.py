@@ -110,13 +110,13 @@ class DINO(SSLMethod):
 
     @torch.no_grad()
     def teacher(self, views: Sequence[Tensor]) -> Tensor:
-        """Logits, before the center is taken off. V times (B, C, S, S) -> (B, V, K)."""
-        return multi_crop(self.teacher_backbone, self.teacher_projector, views)
+        """Probabilities, centered and sharpened. V times (B, C, S, S) -> (B, V, K)."""
+        logits = multi_crop(self.teacher_backbone, self.teacher_projector, views)
+        self.center.stage(logits.mean(dim=(0, 1)), len(views) * len(logits))
+        temperature = self.teacher_temperature(self.step, self.horizon)
+        return teacher_probabilities(logits, self.center.read(), temperature)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        logits, z = self.teacher(batch.views[:2]), self.student(batch.views)
-        temperature = self.teacher_temperature(self.step, self.horizon)
-        q = teacher_probabilities(logits, self.center.read(), temperature)
-        self.center.stage(logits.mean(dim=(0, 1)), logits[..., 0].numel())
+        q, z = self.teacher(batch.views[:2]), self.student(batch.views)
         last = self.projector.last_layer
         return {"dino": dino(z, last.weight_v, last.weight_g, q, self.student_temperature)}

@@ -1,5 +1,6 @@
 """Transforms: batched, per-sample-random views made on the batch's own device."""
 
+from sslzoo.transforms.block_masks import BlockMasks
 from sslzoo.transforms.crop import RandomResizedCrop
 from sslzoo.transforms.eval_view import EvalView
 from sslzoo.transforms.recipes import (
@@ -23,6 +24,7 @@ from sslzoo.transforms.supervised import crop_view
 from sslzoo.transforms.views import View, Views
 
 __all__ = [
+    "BlockMasks",
     "EvalView",
     "RandomResizedCrop",
     "View",

@@ -1,0 +1,68 @@
+"""AttentionMaps: a picture of what a ViT's class token looks at, when training ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from sslzoo.batch import as_batch
+from sslzoo.distributed import rank
+from sslzoo.eval.attention import attention_picture, cls_attention
+from sslzoo.eval.loaders import EvalLoaders
+
+
+class AttentionMaps(Callback):
+    """Writes `<filename>.png` into the run folder: see `eval.attention.attention_picture`.
+
+    The images are the first of the validation set, or of the training set where there is none.
+    The encoder is the method's `encoder()`: the teacher's for DINO and iBOT.
+
+    Args:
+        count: rows of the picture.
+        filename: without ending, in the run folder (the logger's, else `default_root_dir`).
+        loaders: where the images are from; None: the data module's.
+
+    Raises:
+        ValueError: for a count below 1; at the start for data without such loaders.
+    """
+
+    def __init__(
+        self, count: int = 8, filename: str = "attention", loaders: EvalLoaders | None = None
+    ) -> None:
+        super().__init__()
+        if count < 1:
+            raise ValueError(f"a count of at least 1 wanted, got {count}")
+        self.count, self.filename, self.loaders = count, filename, loaders
+
+    def _loaders(self, trainer: Trainer) -> EvalLoaders:
+        if self.loaders is not None:
+            return self.loaders
+        give = getattr(getattr(trainer, "datamodule", None), "eval_dataloaders", None)
+        if give is None:
+            raise ValueError("AttentionMaps wants loaders=, or a data module's eval_dataloaders()")
+        return give()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._loaders(trainer)  # fails at once and not after the training
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective
+        if rank() != 0:
+            return
+        loaders = self._loaders(trainer)
+        images, device = [], pl_module.device
+        for raw in loaders.bank if loaders.query is None else loaders.query:
+            batch = loaders.transform(move_data_to_device(as_batch(raw), device))
+            images.append(batch.views[0])
+            if sum(map(len, images)) >= self.count:
+                break
+        shown = torch.cat(images)[: self.count]
+        encoder = cast(Any, pl_module).encoder() if hasattr(pl_module, "encoder") else pl_module
+        maps = cls_attention(cast(nn.Module, encoder), shown)
+        folder.mkdir(parents=True, exist_ok=True)
+        attention_picture(shown, maps).save(folder / f"{self.filename}.png")

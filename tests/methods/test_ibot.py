@@ -1,0 +1,112 @@
+"""iBOT: a step is the paper's, with every patch scored; masks reach the student alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sslzoo.backbones import small_vit
+from sslzoo.batch import Batch
+from sslzoo.callbacks import commit
+from sslzoo.heads import DINOHead
+from sslzoo.methods import IBOT
+from sslzoo.optim import Constant, Horizon, Linear
+from sslzoo.transforms import BlockMasks
+
+
+def toy(**options) -> IBOT:
+    torch.manual_seed(0)
+    vit = small_vit(24, 4, width=16, depth=2, num_heads=2, mask_token=True)
+    return IBOT(vit, DINOHead(16, 10, hidden_dim=12, bottleneck_dim=6), **options).double()
+
+
+def batch(n: int = 6, small: int = 2) -> Batch:
+    generator = torch.Generator().manual_seed(3)
+    sizes = [24, 24] + [8] * small
+    views = [torch.randn(n, 3, s, s, generator=generator).double() for s in sizes]
+    return Batch(views, torch.arange(n))
+
+
+def scores(head: DINOHead, tokens: Tensor) -> Tensor:
+    return head(tokens.flatten(0, -2)).unflatten(0, tokens.shape[:-1])
+
+
+@pytest.mark.parametrize("small", [0, 2])
+def test_a_step_is_the_papers_with_every_patch_scored(small: int) -> None:
+    method = toy(
+        teacher_temperature=Constant(0.05),
+        teacher_patch_temperature=Linear(0.04, 0.07, 2),
+        patch_weight=0.5,
+    )
+    method.horizon, method.step = Horizon(40, 10), 5  # a quarter of the way up: 0.0475
+    with torch.no_grad():
+        method.backbone.norm.weight.mul_(2)  # student and teacher differ
+        method.center.rows.normal_()
+        method.patch_center.rows.normal_()
+    center, patch_center = method.center.read().clone(), method.patch_center.read().clone()
+    data = batch(small=small)
+    masks, cls_loss, patch_loss = method.hide(data), [], []
+    students, teachers, patches = [], [], []
+    for i, view in enumerate(data.views):
+        mask = masks[:, i] if i < 2 else None
+        student = scores(method.projector, method.backbone.forward_tokens(view, mask=mask)) / 0.1
+        students.append(student[:, 0].log_softmax(-1))
+        if i < 2:
+            teacher = scores(method.teacher_projector, method.teacher_backbone.forward_tokens(view))
+            teachers.append(teacher[:, 0])
+            patches.append(teacher[:, 1:])
+            q = ((teacher[:, 1:] - patch_center) / 0.0475).softmax(-1)
+            each = -(q * student[:, 1:].log_softmax(-1)).sum(-1)
+            count = mask.sum(1).clamp(min=1)
+            patch_loss.append(((each * mask).sum(1) / count).mean())
+    for i, teacher in enumerate(teachers):
+        q = ((teacher - center) / 0.05).softmax(-1)
+        cls_loss += [-(q * s).sum(-1).mean() for j, s in enumerate(students) if i != j]
+    assert 0 < masks.sum() < masks.numel()
+    terms = method.losses(data)
+    wanted = torch.stack(cls_loss).mean(), 0.5 * torch.stack(patch_loss).mean()
+    torch.testing.assert_close(terms["cls"], wanted[0], rtol=1e-9, atol=0)
+    torch.testing.assert_close(terms["patch"], wanted[1], rtol=1e-9, atol=0)
+    commit(method)
+    for memory, before, logits in (
+        (method.center, center, torch.cat(teachers)),
+        (method.patch_center, patch_center, torch.cat(patches).flatten(0, 1)),
+    ):
+        torch.testing.assert_close(memory.read(), 0.9 * before + 0.1 * logits.mean(0))
+
+
+def test_masks_differ_by_view_and_step_and_not_by_batch() -> None:
+    method, data = toy(masks=BlockMasks([0.4], [0.1])), batch(16)
+    first = method.hide(data)
+    assert first.shape == (16, 2, 36)
+    assert not torch.equal(first[:, 0], first[:, 1])
+    part = Batch([view[3:5] for view in data.views], data.index[3:5])
+    assert torch.equal(method.hide(part), first[3:5])
+    method.step = 1
+    assert not torch.equal(method.hide(data), first)
+
+
+def test_the_teacher_sees_large_crops_whole() -> None:
+    method, data = toy(), batch()
+    hidden = data.views[0].clone()
+    before = method.losses(data)
+    with torch.no_grad():
+        method.teacher_backbone.mask_token.normal_(std=100.0)  # nothing of the teacher is masked
+    assert torch.equal(method.losses(data)["patch"], before["patch"])
+    with torch.no_grad():
+        method.backbone.mask_token.normal_()
+    assert not torch.allclose(method.losses(data)["patch"], before["patch"])
+    assert torch.equal(data.views[0], hidden)
+
+
+def test_without_masks_it_is_dino_and_the_patches_cost_nothing() -> None:
+    method = toy(masks=BlockMasks([0.0], [0.0]))
+    terms = method.losses(batch())
+    assert terms["patch"] == 0
+    assert terms["cls"] > 0
+
+
+def test_a_backbone_without_mask_token_is_named() -> None:
+    with pytest.raises(ValueError, match="mask_token=True wanted, got ViT"):
+        IBOT(small_vit(8, 4, width=16, depth=1, num_heads=2), DINOHead(16, 10, 8, 6))
