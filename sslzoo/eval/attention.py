@@ -37,7 +37,7 @@ def cls_attention(vit: nn.Module, images: Tensor) -> Tensor:
         ValueError: for a module without such blocks, or without a class token.
     """
     net: Any = vit
-    attention = getattr(net.blocks[-1], "attn", None) if hasattr(net, "blocks") else None
+    attention: Any = getattr(net.blocks[-1], "attn", None) if hasattr(net, "blocks") else None
     prefix = getattr(net, "num_prefix", getattr(net, "num_prefix_tokens", 0))
     if not isinstance(getattr(attention, "qkv", None), nn.Linear) or not prefix:
         name = type(vit).__name__
