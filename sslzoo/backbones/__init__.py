@@ -3,19 +3,24 @@
 from sslzoo.backbones.amdim import AMDIMEncoder
 from sslzoo.backbones.image import SmallResNet, cifar_resnet, timm_backbone
 from sslzoo.backbones.patches import CPCResNet, PatchGrid
+from sslzoo.backbones.sequence import SequenceEncoder
 from sslzoo.backbones.sk_resnet import simclr_v2_resnet
 from sslzoo.backbones.staged import Staged, dim_convnet, staged_cifar_resnet
 from sslzoo.backbones.towers import Towers
+from sslzoo.backbones.wave import FrameNorm, WaveEncoder
 from sslzoo.norm import GlobalBatchNorm, convert_batch_norm
 
 __all__ = [
     "AMDIMEncoder",
     "CPCResNet",
+    "FrameNorm",
     "GlobalBatchNorm",
     "PatchGrid",
+    "SequenceEncoder",
     "SmallResNet",
     "Staged",
     "Towers",
+    "WaveEncoder",
     "cifar_resnet",
     "convert_batch_norm",
     "dim_convnet",

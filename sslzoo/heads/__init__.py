@@ -1,17 +1,24 @@
 """Heads: small modules between the backbone and the loss."""
 
+from sslzoo.heads.causal_transformer import CausalTransformer
 from sslzoo.heads.context import PixelContext
 from sslzoo.heads.mlp import MLP, byol_mlp, simclr_projector, simclr_v2_projector
 from sslzoo.heads.mutual_information import MapEncoder, MI1x1ConvNet, PriorDiscriminator
 from sslzoo.heads.per_view import PerView
+from sslzoo.heads.recurrent import Recurrent
+from sslzoo.heads.step_predictors import LinearSteps, TransformerSteps
 
 __all__ = [
     "MLP",
+    "CausalTransformer",
+    "LinearSteps",
     "MI1x1ConvNet",
     "MapEncoder",
     "PerView",
     "PixelContext",
     "PriorDiscriminator",
+    "Recurrent",
+    "TransformerSteps",
     "byol_mlp",
     "simclr_projector",
     "simclr_v2_projector",

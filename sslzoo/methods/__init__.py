@@ -4,6 +4,7 @@ from sslzoo.methods.amdim import AMDIM
 from sslzoo.methods.base import SSLMethod
 from sslzoo.methods.byol import BYOL
 from sslzoo.methods.cmc import CMC
+from sslzoo.methods.cpc import CPC
 from sslzoo.methods.dcl import DCL
 from sslzoo.methods.deep_infomax import DeepInfoMax
 from sslzoo.methods.image_cpc import ImageCPC
@@ -20,6 +21,7 @@ __all__ = [
     "AMDIM",
     "BYOL",
     "CMC",
+    "CPC",
     "DCL",
     "NNCLR",
     "DeepInfoMax",
