@@ -1,5 +1,7 @@
-"""LightningDataModules of images, and `with_views` for a user's own."""
+"""LightningDataModules of images and sound, and `with_views` for a user's own."""
 
+from sslzoo.data.audio import AudioDataModule, AudioFolder
+from sslzoo.data.base import SampleDataModule, Sets
 from sslzoo.data.cifar import CIFAR10, CIFAR100
 from sslzoo.data.folder import ImageFolder
 from sslzoo.data.imagenet import ImageNet
@@ -13,6 +15,8 @@ __all__ = [
     "CIFAR10",
     "CIFAR100",
     "STL10",
+    "AudioDataModule",
+    "AudioFolder",
     "ImageDataModule",
     "ImageFolder",
     "ImageNet",
@@ -20,5 +24,7 @@ __all__ = [
     "MNIST5k",
     "Modality",
     "MultiViewFolder",
+    "SampleDataModule",
+    "Sets",
     "with_views",
 ]

@@ -52,6 +52,7 @@ class Recurrent(nn.Module):
             for layer in range(self.layers)
             for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         ]
+        x = x.to(weights[0].dtype)  # autocast on a CPU leaves recurrences alone
         start = x.new_zeros(self.layers, len(x), self.out_features)
         options = (True, self.layers, 0.0, self.training, False, True)  # with bias, batch first
         if self.cell == "gru":

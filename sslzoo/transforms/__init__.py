@@ -2,6 +2,7 @@
 
 from sslzoo.transforms.crop import RandomResizedCrop
 from sslzoo.transforms.eval_view import EvalView
+from sslzoo.transforms.log_mel import LogMel
 from sslzoo.transforms.recipes import (
     amdim_views,
     byol_views,
@@ -18,12 +19,15 @@ from sslzoo.transforms.recipes import (
 )
 from sslzoo.transforms.supervised import crop_view
 from sslzoo.transforms.views import View, Views
+from sslzoo.transforms.waveform import Waveform
 
 __all__ = [
     "EvalView",
+    "LogMel",
     "RandomResizedCrop",
     "View",
     "Views",
+    "Waveform",
     "amdim_views",
     "byol_views",
     "cmc_views",

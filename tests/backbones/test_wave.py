@@ -92,7 +92,7 @@ def test_recurrent_is_torchs(cell: Any, layers: int) -> None:
 def test_wrong_parts_are_named() -> None:
     with pytest.raises(ValueError, match="Linear has None"):
         SequenceEncoder(nn.Linear(2, 2), Recurrent(2))
-    with pytest.raises(ValueError, match="context of 6 in_features .* Recurrent has 5 and 256"):
+    with pytest.raises(ValueError, match=r"context of 6 in_features .* Recurrent has 5 and 256"):
         SequenceEncoder(encoder(), Recurrent(5))
     with pytest.raises(ValueError, match="got 'max'"):
         SequenceEncoder(encoder(), Recurrent(6), "max")  # type: ignore[arg-type]

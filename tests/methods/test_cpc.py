@@ -1,4 +1,4 @@
-"""CPC: the official arrays, which frames are drawn, whose contexts predict, ranks, wrong options."""
+"""CPC: the official arrays, which frames are drawn, whose contexts predict, ranks."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_what_cannot_be_predicted_is_named() -> None:
     with pytest.raises(ValueError, match="want a batch of 2, got 1"):
         method(negatives="other_sequences").losses(Batch([torch.zeros(1, 4, 3)], torch.arange(1)))
     backbone = SequenceEncoder(Frames(), Double())
-    with pytest.raises(ValueError, match="a predictor from 3 to 3; .* goes from 3 to 4"):
+    with pytest.raises(ValueError, match=r"a predictor from 3 to 3; .* goes from 3 to 4"):
         CPC(backbone, LinearSteps(3, 4))
     with pytest.raises(ValueError, match="WaveEncoder has frame_features None"):
         CPC(WaveEncoder(3), LinearSteps(3, 3))
