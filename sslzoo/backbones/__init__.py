@@ -3,7 +3,7 @@
 from sslzoo.backbones.amdim import AMDIMEncoder
 from sslzoo.backbones.image import SmallResNet, cifar_resnet, timm_backbone
 from sslzoo.backbones.patches import CPCResNet, PatchGrid
-from sslzoo.backbones.sequence import SequenceEncoder
+from sslzoo.backbones.sequence import FrameMLP, SequenceEncoder
 from sslzoo.backbones.sk_resnet import simclr_v2_resnet
 from sslzoo.backbones.staged import Staged, dim_convnet, staged_cifar_resnet
 from sslzoo.backbones.towers import Towers
@@ -13,6 +13,7 @@ from sslzoo.norm import GlobalBatchNorm, convert_batch_norm
 __all__ = [
     "AMDIMEncoder",
     "CPCResNet",
+    "FrameMLP",
     "FrameNorm",
     "GlobalBatchNorm",
     "PatchGrid",

@@ -13,6 +13,29 @@ from torch import Tensor, nn
 from sslzoo.batch import Padded
 
 
+class FrameMLP(nn.Module):
+    """Linear - ReLU - Linear on each frame by itself. Shapes: (B, T, F) -> (B, T, D).
+
+    Args:
+        in_features: F.
+        width: D, and of the hidden layer.
+    """
+
+    def __init__(self, in_features: int, width: int = 64):
+        super().__init__()
+        self.num_features = width
+        self.layers = nn.Sequential(
+            nn.Linear(in_features, width), nn.ReLU(), nn.Linear(width, width)
+        )
+
+    def num_frames(self, lengths: Tensor) -> Tensor:
+        """As many as there were. Shapes: (B,) int64 -> (B,)."""
+        return lengths
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.layers(x)
+
+
 class SequenceEncoder(nn.Module):
     """Frames, their contexts, and one vector a sequence: the mean (or last) context.
 
@@ -20,8 +43,8 @@ class SequenceEncoder(nn.Module):
     made counts, and a sequence's features are those that it has alone.
 
     Args:
-        encoder: (B, ...) -> (B, T, D), with `num_features`: `WaveEncoder`, or an encoder of your
-            own, such as an MLP on (B, T, F) arrays. To take `Padded` it also takes `lengths` as
+        encoder: (B, ...) -> (B, T, D), with `num_features`: `WaveEncoder`,
+            `FrameMLP`, or one of your own. To take `Padded` it also takes `lengths` as
             second argument and has `num_frames`.
         context: (B, T, D) -> (B, T, D'), with `in_features` and `out_features`; its output at a
             frame depends on that frame and those before (`heads.Recurrent`).

@@ -29,14 +29,14 @@ class KeyedSampler(DistributedSampler[int]):
         drop_last: leave out the last global batch where it is shorter than B. Otherwise its rows
             are split over the ranks, whose parts then differ by at most one row.
         shuffle: False gives the order 0..N-1 in each epoch.
-        groups: (N,) int64; a global batch is then of one group (such as a speaker), and what a
-            group has left over sits out the epoch. Needs drop_last and shuffle.
         rank: this process's, from the process group by default.
         world: W, from the process group by default.
+        groups: (N,) int64; a global batch is then of one group (such as a speaker), and what a
+            group has left over sits out the epoch. Needs drop_last and shuffle.
 
     Raises:
-        ValueError: W does not divide B, B is larger than N, or the short last batch has fewer
-            rows than there are ranks.
+        ValueError: W does not divide B, B is larger than N, the short last batch has fewer rows
+            than there are ranks, or no group fills a batch.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class KeyedSampler(DistributedSampler[int]):
         seed: int = 0,
         drop_last: bool = True,
         shuffle: bool = True,
-        groups: Tensor | None = None,
         rank: int | None = None,
         world: int | None = None,
+        groups: Tensor | None = None,
     ) -> None:
         world = distributed.world_size() if world is None else world
         rank = distributed.rank() if rank is None else rank
