@@ -4,9 +4,10 @@
 
 FOLDER holds the recordings of the Free Spoken Digit Dataset. On the official split (recordings 0
 to 4 of each speaker and digit are the test set) a linear probe and one with a hidden layer look at
-the trained encoder's mean context, at the untrained encoder's, and at mean and deviation over time
-of raw log-mel spectra. The loader's rate is measured alone, and set beside what training asks of
-it. Everything goes to benchmarks/results/audio.json.
+the trained encoder's mean context, at the untrained encoder's, and at raw log-mel spectra: their
+mean over time, which is pooled as the contexts are, and that with the deviation beside it. The
+loader's rate is measured alone, and set beside what training asks of it. Everything goes to
+benchmarks/results/audio.json.
 """
 
 from __future__ import annotations
@@ -91,7 +92,11 @@ def evaluate(run: Path, seconds: float) -> dict[str, Any]:
     found["trained"] = features(data, model, "forward")
     rate = data.rate
     data.transform = LogMel(rate, bands=40, window=rate // 40, hop=rate // 100)
-    found["log_mel"] = features(data, model, statistics)
+    found["log_mel_mean_and_deviation"] = features(data, model, statistics)
+    found["log_mel_mean"] = tuple(
+        part._replace(features=part.features.chunk(2, dim=1)[0])
+        for part in found["log_mel_mean_and_deviation"]
+    )
     timing = json.loads((run / TIMING).read_text())
     windows = (checkpoint["epoch"] + 1) * len(data.train_dataloader()) * data.batch_size
     return {

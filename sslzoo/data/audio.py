@@ -37,8 +37,10 @@ Batches = Literal["uniform", "same_group"]
 class AudioViews(Protocol):
     """Makes views of waveforms, on their device (`transforms.Waveform`)."""
 
-    def __call__(self, waves: Tensor, keys: Keys) -> list[Tensor]:
-        """Training views of (B, L) int16."""
+    partners: int  # windows of other files that it wants beside each sample's
+
+    def __call__(self, waves: list[Tensor], keys: Keys) -> list[Tensor]:
+        """Training views of 1 + partners windows, each (B, L) int16."""
         ...
 
     def evaluation(self, waves: Tensor | Padded) -> Tensor | Padded:
@@ -148,7 +150,8 @@ class AudioDataModule(SampleDataModule):
 
     def train_source(self, sampler: KeyedSampler) -> BatchSource:
         short: Short = "loop" if self.short == "loop" else "pad"
-        return Windows(self.sets.train, self.window, short, self.seed, sampler.shared_epoch)
+        given = self.window, short, self.seed, sampler.shared_epoch
+        return Windows(self.sets.train, *given, self.transform.partners)
 
     def eval_source(self, samples: Waveforms) -> BatchSource:
         return Whole(samples) if self.eval_window is None else Centres(samples, self.eval_window)
@@ -159,7 +162,7 @@ class AudioDataModule(SampleDataModule):
 
     def train_views(self, batch: Batch, epoch: int) -> Batch:
         keys = sample_keys(self.seed, epoch, batch.index)
-        return self._in_precision(batch._replace(views=self.transform(batch.views[0], keys)))
+        return self._in_precision(batch._replace(views=self.transform(batch.views, keys)))
 
     def eval_views(self, batch: Batch) -> Batch:
         view = self.transform.evaluation(batch.views[0])

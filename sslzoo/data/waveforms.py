@@ -18,7 +18,7 @@ from sslzoo.batch import Batch, Padded
 from sslzoo.data.base import SampleSet, readable_rows
 from sslzoo.data.images import OnBroken
 from sslzoo.data.soundfiles import SoundFileError, num_samples, read_sound
-from sslzoo.random import sample_keys
+from sslzoo.random import Keys, sample_keys
 
 Short = Literal["pad", "loop"]
 
@@ -152,28 +152,45 @@ class Windows:
             from a random start ("loop").
         seed: of the draws.
         epoch: shared int64 scalar, written by the sampler (`KeyedSampler.shared_epoch`).
+        partners: further views that are windows of files drawn from all, for transforms that mix.
     """
 
     def __init__(
-        self, waveforms: Waveforms, window: int, short: Short, seed: int, epoch: Tensor
+        self,
+        waveforms: Waveforms,
+        window: int,
+        short: Short,
+        seed: int,
+        epoch: Tensor,
+        partners: int = 0,
     ) -> None:
         self.waveforms, self.window, self.short = waveforms, window, short
-        self.seed, self.epoch = seed, epoch
+        self.seed, self.epoch, self.partners = seed, epoch, partners
 
     def __len__(self) -> int:
         return len(self.waveforms)
 
     def __getitems__(self, index: list[int]) -> Batch:
-        rows = torch.tensor(index)
-        lengths = self.waveforms.lengths[rows]
+        keys = sample_keys(self.seed, int(self.epoch), torch.tensor(index))
+        batch = self.waveforms.batch(self._windows(index, keys), index, keep_size=True)
+        keys = sample_keys(self.seed, int(self.epoch), batch.index)
+        views = batch.views
+        for number in range(self.partners):
+            own = keys.fold("partner", number)
+            others = own.integers("file", len(self.waveforms)).tolist()
+            waves = self._windows(others, own)
+            views = [*views, self.waveforms.batch(waves, others, keep_size=True).views[0]]
+        return batch._replace(views=views)
+
+    def _windows(self, index: list[int], keys: Keys) -> list[np.ndarray | None]:
+        """A window of each file, at its key's place."""
+        lengths = self.waveforms.lengths[torch.tensor(index)]
         if self.short == "loop":
             room = torch.where(lengths < self.window, lengths - 1, lengths - self.window)
         else:
             room = (lengths - self.window).abs()
-        unit = sample_keys(self.seed, int(self.epoch), rows).integers("window", 1 << 31)
-        places = (unit * (room + 1) >> 31).tolist()
-        waves = [self._cut(*case) for case in zip(index, lengths.tolist(), places, strict=True)]
-        return self.waveforms.batch(waves, index, keep_size=True)
+        places = (keys.integers("window", 1 << 31) * (room + 1) >> 31).tolist()
+        return [self._cut(*case) for case in zip(index, lengths.tolist(), places, strict=True)]
 
     def _cut(self, index: int, length: int, place: int) -> np.ndarray | None:
         if length >= self.window:

@@ -3,6 +3,7 @@
 from sslzoo.transforms.crop import RandomResizedCrop
 from sslzoo.transforms.eval_view import EvalView
 from sslzoo.transforms.log_mel import LogMel
+from sslzoo.transforms.log_mel_views import LogMelViews
 from sslzoo.transforms.recipes import (
     amdim_views,
     byol_views,
@@ -24,6 +25,7 @@ from sslzoo.transforms.waveform import Waveform
 __all__ = [
     "EvalView",
     "LogMel",
+    "LogMelViews",
     "RandomResizedCrop",
     "View",
     "Views",

@@ -46,6 +46,8 @@ class LogMel:
         floor: energy that is added, so that silence is finite: 1e-8, -80 dB.
     """
 
+    partners = 0  # other windows that the data module brings with each sample
+
     def __init__(
         self,
         rate: int = 16000,
@@ -78,9 +80,9 @@ class LogMel:
         energy = power @ self.filters.to(x.device)
         return 10 * (energy + self.floor).log10()
 
-    def __call__(self, waves: Tensor, keys: Keys) -> list[Tensor]:
-        """One view, (B, T, M) frames for `CPC` on arrays; nothing is random."""
-        return [self.spectrum(waves)]
+    def __call__(self, waves: list[Tensor], keys: Keys) -> list[Tensor]:
+        """Frames (B, T, M), for `CPC` with an encoder of frames; nothing is random."""
+        return [self.spectrum(wave) for wave in waves]
 
     def evaluation(self, waves: Tensor | Padded) -> Tensor | Padded:
         """The same, with the frames of each waveform's own samples."""

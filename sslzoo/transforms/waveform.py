@@ -27,14 +27,16 @@ class Waveform:
         std: likewise; 1 in CPC_audio, 0.063 in Greedy InfoMax.
     """
 
+    partners = 0  # other windows that the data module brings with each sample
+
     def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
         if std <= 0:
             raise ValueError(f"a std above 0 wanted, got {std}")
         self.mean, self.std = mean, std
 
-    def __call__(self, waves: Tensor, keys: Keys) -> list[Tensor]:
-        """Shapes: (B, L) int16 -> [(B, L) float32]; nothing is random."""
-        return [self._scaled(waves)]
+    def __call__(self, waves: list[Tensor], keys: Keys) -> list[Tensor]:
+        """Shapes: [(B, L) int16] -> [(B, L) float32]; nothing is random."""
+        return [self._scaled(wave) for wave in waves]
 
     def evaluation(self, waves: Tensor | Padded) -> Tensor | Padded:
         """The same; zeros stay behind each waveform's own samples."""

@@ -20,7 +20,7 @@ from sslzoo.data.soundfiles import SoundFileError, num_samples, read_sound
 from sslzoo.eval.features import extract, gather_features
 from sslzoo.heads import LinearSteps, Recurrent
 from sslzoo.methods import CPC
-from sslzoo.transforms import Waveform
+from sslzoo.transforms import LogMel, LogMelViews, Waveform
 from tests.ranks import Ranks
 
 soundfile = pytest.importorskip("soundfile")
@@ -132,6 +132,21 @@ def test_windows_depend_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
     assert torch.equal(together.views[0][1:2], alone.views[0])
     sampler.set_epoch(1)
     assert not torch.equal(source.__getitems__([5]).views[0], alone.views[0])
+
+
+def test_partners_are_windows_of_any_file_keyed_by_the_sample(tmp_path: Path) -> None:
+    mel = LogMel(8000, bands=8, window=80, hop=40)
+    data = folder(digits(tmp_path), transform=LogMelViews(mel, 8), eval_window=400)
+    source = data.train_source(KeyedSampler(data.num_samples, 4))
+    together, alone = source.__getitems__([1, 5, 7]), source.__getitems__([5])
+    assert len(together.views) == 3
+    for both, one in zip(together.views, alone.views, strict=True):
+        assert torch.equal(both[1:2], one)
+    first = source.__getitems__(list(range(18)))
+    assert not torch.equal(first.views[1], first.views[2])
+    assert [view.shape for view in data.train_views(first, 0).views] == [(18, 1, 8, 8)] * 2
+    for batch in data.eval_dataloaders().query:
+        assert data.eval_views(batch).views[0].shape[1:] == (1, 8, 9)
 
 
 @pytest.mark.parametrize("short", ["pad", "loop"])
