@@ -134,6 +134,51 @@ def semi_supervised_table(results: dict[str, Result]) -> str:
     return "\n".join([*lines, "", *(f"- {place}" for place in places)])
 
 
+def audio_table(result: Result | None) -> str:
+    """Accuracies of the probes of CPC on spoken digits, beside their floors."""
+    if result is None:
+        return NOT_RUN
+    titles = ["features", "digit, linear", "digit, hidden layer", "speaker, linear"]
+    lines = _head([*titles, "speaker, hidden layer"])
+    names = {
+        "trained": "trained encoder",
+        "untrained": "untrained encoder",
+        "log_mel_mean": "log-mel, mean over time",
+        "log_mel_mean_and_deviation": "log-mel, mean and deviation",
+    }
+    for row, title in names.items():
+        scores = result["accuracy"][row]
+        cells = [f"{scores[t][p]:.3f}" for t in ("digit", "speaker") for p in ("linear", "hidden")]
+        lines.append(_line([title, *cells]))
+    loader = result["loader_windows_per_cpu_second"]
+    asked = result["training_windows_per_cpu_second"]
+    about = (
+        f"- `{result['config']}`, {result['epochs']} epochs, {result['minutes']:.1f} minutes "
+        f"({result['cpu_minutes']:.1f} of CPU), commit {result['commit'][:12]}, {result['cpu']}, "
+        f"{result['cores']} cores; {result['train']} recordings, {result['test']} to test"
+    )
+    rate = (
+        f"- the loader gives {loader:,.0f} windows a second of CPU time, training takes "
+        f"{asked:,.0f}: {100 * asked / loader:.1f} % of a step is loading"
+    )
+    return "\n".join([*lines, "", about, rate])
+
+
+def trajectories_table(result: Result | None) -> str:
+    """Accuracies of the probe for a constant of the physics."""
+    if result is None:
+        return NOT_RUN
+    lines = _head(["features", f"gravity, linear probe ({result['data']})"])
+    names = {
+        "trained": "trained encoder",
+        "untrained": "untrained encoder",
+        "raw": "raw observations, mean and deviation",
+    }
+    return "\n".join(
+        [*lines, *(_line([names[row], f"{result['accuracy'][row]:.3f}"]) for row in names)]
+    )
+
+
 def quickstart_table(result: Result | None) -> str:
     """The table that the quickstart prints at its end."""
     if result is None:
@@ -171,6 +216,8 @@ def render(readme: str, results: Path) -> str:
         "short-quality": short_quality_table(quality),
         "semi-supervised": semi_supervised_table(read("semi_supervised.json") or {}),
         "quickstart": quickstart_table(read("quickstart.json")),
+        "audio": audio_table(read("audio.json")),
+        "trajectories": trajectories_table(read("trajectories.json")),
     }
     found = 0
     for name, table in tables.items():

@@ -15,6 +15,18 @@ from torch import Tensor
 View = Any
 
 
+class Padded(NamedTuple):
+    """Sequences of several lengths, filled up with zeros to the longest.
+
+    Args:
+        values: (B, L, ...).
+        lengths: (B,) int64, how many of the L are the sequence's own.
+    """
+
+    values: Tensor
+    lengths: Tensor
+
+
 class Batch(NamedTuple):
     """B samples, each seen V times.
 

@@ -63,7 +63,7 @@ def _backward(loss: Tensor) -> None:
         if "AccumulateGrad" in node.name() or node not in grads:
             continue
         incoming = grads.pop(node)
-        inputs = [incoming.get(i) for i in range(max(incoming) + 1)]
+        inputs = [incoming.get(i) for i in range(len(node._input_metadata))]
         out = node.apply(*inputs) if hasattr(node, "apply") else node(*inputs)
         results = out if isinstance(out, tuple) else (out,)
         for (following, slot), grad in zip(node.next_functions, results, strict=False):

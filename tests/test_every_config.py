@@ -2,7 +2,8 @@
 
 The step's reduced size: 8 images of 40 pixels, views at the config's own size, the backbone
 replaced by `tests.toys.Pooled` of the same width (AMDIM's and CPC's narrowed, Deep InfoMax's
-kept), a bank of 64 rows.
+kept), a bank of 64 rows; of sound and other sequences 4 windows of the config's own length, the
+network as it is.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ import yaml
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningCLI
 from PIL import Image
+from torch import Tensor
 
 from sslzoo.batch import Batch
 from sslzoo.callbacks import OnlineSpectrum
 from sslzoo.cli import config_folders, find_config, known_configs
+from sslzoo.data import AudioDataModule
 from sslzoo.random import sample_keys
 from sslzoo.trainable import Trainable
 
@@ -32,6 +35,14 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 NAMES = known_configs()
+NOT_OF_IMAGES = ("AudioFolder", "LibriSpeech", "SequenceArrays", "SpeechCommands")
+SEQUENCES = [
+    name
+    for name in NAMES
+    if yaml.safe_load(Path(find_config(name)).read_text())["data"]["class_path"].endswith(
+        NOT_OF_IMAGES
+    )
+]
 MANY = 30_000_000
 
 
@@ -63,13 +74,14 @@ def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Not on ImageNet: the papers have no such recipe, or none whose numbers are known here.
+NOT_IMAGES = {"cpc": ("librispeech", "folder", "arrays")}
 NOT_IMAGENET = {"deep_infomax", "invaspread", "margin_contrastive", "supcon", "triplet"}
 
 
 def test_recipes_for_every_method() -> None:
     for method in sorted({name.split("/")[0] for name in NAMES if "/" in name}):
         recipes = [name for name in NAMES if name.startswith(f"{method}/")]
-        wanted = (
+        wanted = NOT_IMAGES.get(method) or (
             ("cifar10", "folder") if method in NOT_IMAGENET else ("imagenet", "cifar10", "folder")
         )
         for data in wanted:
@@ -195,7 +207,28 @@ def small_backbone(name: str, model: dict[str, Any], channels: int) -> list[str]
     ]
 
 
-@every_config()
+def raw_sequences(data: Any, model: Any) -> list[Tensor]:
+    """4 windows: sound (and what is mixed in), or frames as wide as the encoder takes."""
+    if isinstance(data, AudioDataModule):
+        shape = (1 + data.transform.partners, 4, data.window)
+        return list(torch.randint(-9999, 9999, shape, dtype=torch.int16))
+    return [torch.randn(4, data.window, model.backbone.encoder.layers[0].in_features)]
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_sequences_take_a_step(name: str) -> None:
+    cli = load(name)
+    method, index = cli.model, torch.arange(4)
+    raw = Batch(raw_sequences(cli.datamodule, method), index)
+    optimizer = method.configure_optimizers()
+    loss = torch.stack(list(method.losses(cli.datamodule.train_views(raw, 0)).values())).sum()
+    loss.backward()
+    optimizer.step()
+    assert loss.isfinite()
+    assert method.step == 1
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in SEQUENCES])
 def test_takes_a_step(name: str) -> None:
     config = yaml.safe_load(Path(find_config(name)).read_text())
     model = config["model"]["init_args"]

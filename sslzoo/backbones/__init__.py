@@ -4,21 +4,27 @@ from sslzoo.backbones.amdim import AMDIMEncoder
 from sslzoo.backbones.image import SmallResNet, cifar_resnet, timm_backbone
 from sslzoo.backbones.multi_crop import multi_crop
 from sslzoo.backbones.patches import CPCResNet, PatchGrid
+from sslzoo.backbones.sequence import FrameMLP, SequenceEncoder
 from sslzoo.backbones.sk_resnet import simclr_v2_resnet
 from sslzoo.backbones.staged import Staged, dim_convnet, staged_cifar_resnet
 from sslzoo.backbones.towers import Towers
 from sslzoo.backbones.vit import ViT, small_vit, timm_vit, without_drop_path
+from sslzoo.backbones.wave import FrameNorm, WaveEncoder
 from sslzoo.norm import GlobalBatchNorm, convert_batch_norm, convert_to_group_norm
 
 __all__ = [
     "AMDIMEncoder",
     "CPCResNet",
+    "FrameMLP",
+    "FrameNorm",
     "GlobalBatchNorm",
     "PatchGrid",
+    "SequenceEncoder",
     "SmallResNet",
     "Staged",
     "Towers",
     "ViT",
+    "WaveEncoder",
     "cifar_resnet",
     "convert_batch_norm",
     "convert_to_group_norm",

@@ -1,11 +1,16 @@
-"""LightningDataModules of images, and `with_views` for a user's own."""
+"""LightningDataModules of images, sound and sequences, and `with_views` for a user's own."""
 
+from sslzoo.data.arrays import SequenceArrays
+from sslzoo.data.audio import AudioDataModule, AudioFolder
+from sslzoo.data.base import SampleDataModule, Sets
 from sslzoo.data.cifar import CIFAR10, CIFAR100
 from sslzoo.data.folder import ImageFolder
 from sslzoo.data.imagenet import ImageNet
+from sslzoo.data.librispeech import LibriSpeech
 from sslzoo.data.mnist5k import MNIST5k
 from sslzoo.data.module import ImageDataModule, ImageSets
 from sslzoo.data.multi_view import Modality, MultiViewFolder
+from sslzoo.data.speech_commands import SpeechCommands
 from sslzoo.data.stl10 import STL10
 from sslzoo.data.views import with_views
 
@@ -13,12 +18,19 @@ __all__ = [
     "CIFAR10",
     "CIFAR100",
     "STL10",
+    "AudioDataModule",
+    "AudioFolder",
     "ImageDataModule",
     "ImageFolder",
     "ImageNet",
     "ImageSets",
+    "LibriSpeech",
     "MNIST5k",
     "Modality",
     "MultiViewFolder",
+    "SampleDataModule",
+    "SequenceArrays",
+    "Sets",
+    "SpeechCommands",
     "with_views",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from sslzoo.batch import Batch
+from sslzoo.data.base import SampleSet, readable_rows
 from sslzoo.data.decode import BROKEN, broken_error, open_image, reduce, to_rgb, upright_size
 from sslzoo.random import Keys, sample_keys
 from sslzoo.transforms.crop import RandomResizedCrop
@@ -26,21 +27,14 @@ from sslzoo.transforms.views import Views
 OnBroken = Literal["error", "skip"]
 
 
-class ImageSet(ABC):
+class ImageSet(SampleSet):
     """N images that make batches of raw uint8 (or float in [0, 1]) images.
 
     `needs_crops` says that a batch is made by `cropped(...)`, whose views are the crops; otherwise
     its one view is the whole images.
     """
 
-    labels: Tensor | None
     needs_crops: bool
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def __getitems__(self, index: list[int]) -> Batch: ...
 
     @abstractmethod
     def subset(self, rows: Tensor) -> ImageSet:
@@ -54,11 +48,6 @@ class ImageSet(ABC):
             crops: cuts the views.
             keep_size: whether a broken image's row is filled (training) or left out (evaluation).
         """
-
-    @property
-    def num_broken(self) -> int:
-        """Images that could not be read so far, in this process and its workers."""
-        return 0
 
 
 class ArrayImages(ImageSet):
@@ -238,19 +227,13 @@ class FileImages(ImageSet):
 
     def _readable(self, cut: list[list[Tensor] | None], index: list[int]) -> list[int]:
         """The row that fills each row, or only the readable rows."""
-        good = [row for row, views in enumerate(cut) if views is not None]
-        if not good:
+        rows = readable_rows([views is not None for views in cut], self.keep_size)
+        if not rows:
             raise ValueError(
                 f"none of the {len(index)} images of a batch can be read, the first is "
                 f"{self.path(index[0])}"
             )
-        if not self.keep_size:
-            return good
-        following = {row: row for row in good}
-        return [
-            next(r % len(cut) for r in range(row, row + len(cut)) if r % len(cut) in following)
-            for row in range(len(cut))
-        ]
+        return rows
 
 
 def _spare(crop: RandomResizedCrop, keys: Keys, height: int, width: int) -> float:

@@ -26,15 +26,15 @@ class Listing(NamedTuple):
     classes: list[str]
 
 
-def list_images(root: str | Path) -> list[str]:
-    """All image files under a folder, sorted; hidden files and folders are left out."""
+def list_files(root: str | Path, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
+    """All files of a kind under a folder, sorted; hidden files and folders are left out."""
     found = []
     for folder, inner, names in os.walk(root, followlinks=True):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         found += [
             os.path.join(folder, name)
             for name in sorted(names)
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+            if name.lower().endswith(extensions) and not name.startswith(".")
         ]
     return found
 
@@ -52,16 +52,22 @@ def check_folder(root: str | Path, what: str) -> Path:
     return path
 
 
-def list_classes(root: str | Path, what: str, classes: list[str] | None = None) -> Listing:
+def list_classes(
+    root: str | Path,
+    what: str,
+    classes: list[str] | None = None,
+    extensions: tuple[str, ...] = EXTENSIONS,
+) -> Listing:
     """A folder with one sub-folder a class.
 
     Args:
         root: the folder.
         what: its name in messages.
         classes: names wanted (those of the training set); by default the sub-folders found.
+        extensions: of the files wanted.
 
     Raises:
-        ValueError: the folder is missing or empty, a class has no image, a class is unknown.
+        ValueError: the folder is missing or empty, a class has no file, a class is unknown.
     """
     path = check_folder(root, what)
     names = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -75,14 +81,14 @@ def list_classes(root: str | Path, what: str, classes: list[str] | None = None) 
     labels: list[int] = []
     empty = []
     for label, name in enumerate(classes):
-        files = list_images(path / name) if name in names else []
+        files = list_files(path / name, extensions) if name in names else []
         empty += [] if files or name not in names else [name]
         paths += files
         labels += [label] * len(files)
     if empty:
         raise ValueError(
-            f"every class of {what} {str(path)!r} must hold an image "
-            f"({', '.join(EXTENSIONS)}), none in: {empty[:5]}"
+            f"every class of {what} {str(path)!r} must hold a file of "
+            f"{', '.join(extensions)}, none in: {empty[:5]}"
         )
     return Listing(paths, torch.tensor(labels), list(classes))
 
@@ -94,7 +100,7 @@ def list_unlabelled(root: str | Path, what: str) -> Listing:
         ValueError: the folder is missing or holds no image.
     """
     path = check_folder(root, what)
-    paths = list_images(path)
+    paths = list_files(path)
     if not paths:
         raise ValueError(
             f"{what} {str(path)!r} must hold images ({', '.join(EXTENSIONS)}), it has none"

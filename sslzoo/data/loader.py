@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sslzoo import distributed
@@ -139,7 +140,7 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """All samples in order, in whole batches shared out over the ranks.
+    """All samples, in whole batches shared out over the ranks.
 
     Args:
         dataset: with `__getitems__` that gives a `Batch`.
@@ -147,6 +148,7 @@ class EvalLoader:
         num_workers: 0 loads in the main process; workers live as long as an iteration.
         rank: this process's, from the process group by default.
         world: number of ranks, from the process group by default.
+        order: (N,) int64 that batches are cut from, such as by length; None: 0..N-1.
     """
 
     def __init__(
@@ -156,10 +158,11 @@ class EvalLoader:
         num_workers: int = 0,
         rank: int | None = None,
         world: int | None = None,
+        order: Tensor | None = None,
     ) -> None:
         self._loader: DataLoader[Any] = DataLoader(
             dataset,  # type: ignore[arg-type]
-            batch_sampler=ShardedBatchSampler(len(dataset), batch_size, rank, world),
+            batch_sampler=ShardedBatchSampler(len(dataset), batch_size, rank, world, order),
             num_workers=num_workers,
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),

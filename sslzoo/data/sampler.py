@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 from torch.utils.data import DistributedSampler, Sampler
 
 from sslzoo import distributed
@@ -30,10 +31,12 @@ class KeyedSampler(DistributedSampler[int]):
         shuffle: False gives the order 0..N-1 in each epoch.
         rank: this process's, from the process group by default.
         world: W, from the process group by default.
+        groups: (N,) int64; a global batch is then of one group (such as a speaker), and what a
+            group has left over sits out the epoch. Needs drop_last and shuffle.
 
     Raises:
-        ValueError: W does not divide B, B is larger than N, or the short last batch has fewer
-            rows than there are ranks.
+        ValueError: W does not divide B, B is larger than N, the short last batch has fewer rows
+            than there are ranks, or no group fills a batch.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class KeyedSampler(DistributedSampler[int]):
         shuffle: bool = True,
         rank: int | None = None,
         world: int | None = None,
+        groups: Tensor | None = None,
     ) -> None:
         world = distributed.world_size() if world is None else world
         rank = distributed.rank() if rank is None else rank
@@ -69,11 +73,14 @@ class KeyedSampler(DistributedSampler[int]):
         self.first_batch = 0  # where the next iteration begins; set by the loader on a resume
         self.shared_epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers read it
         self._total = num_samples
+        self._groups = groups
+        if groups is not None:
+            self._check_groups(groups)
 
     @property
     def num_batches(self) -> int:
         """Global batches of an epoch."""
-        full, last = divmod(self._total, self.batch_size)
+        full, last = self._blocks()
         return full + (0 if self.drop_last or last == 0 else 1)
 
     def set_epoch(self, epoch: int) -> None:
@@ -82,7 +89,7 @@ class KeyedSampler(DistributedSampler[int]):
         self.shared_epoch.fill_(epoch)
 
     def __len__(self) -> int:
-        full, last = divmod(self._total, self.batch_size)
+        full, last = self._blocks()
         return full * self.rank_batch + (0 if self.drop_last else self._share(last)[1])
 
     def __iter__(self) -> Iterator[int]:
@@ -90,13 +97,45 @@ class KeyedSampler(DistributedSampler[int]):
         if self.shuffle:
             keys = run_keys(self.seed, "sampler", self.epoch)
             order = keys.permutation("order", self._total)[0]
-        full, last = divmod(self._total, self.batch_size)
+        full, last = self._blocks()
+        if self._groups is not None:
+            order = self._grouped(order, self._groups)
+            order = order[run_keys(self.seed, "groups", self.epoch).permutation("order", full)[0]]
+            order = order.flatten()
         blocks = order[: full * self.batch_size].view(full, self.num_replicas, self.rank_batch)
         mine = [blocks[self.first_batch :, self.rank].flatten()]
         if not self.drop_last and self.first_batch <= full:
             start, count = self._share(last)
             mine.append(order[full * self.batch_size + start :][:count])
         return iter(torch.cat(mine).tolist())
+
+    def _blocks(self) -> tuple[int, int]:
+        """Whole global batches of an epoch, and the rows of a short last one."""
+        if self._groups is None:
+            return divmod(self._total, self.batch_size)
+        counts = torch.unique(self._groups, return_counts=True)[1]
+        return int((counts // self.batch_size).sum()), 0
+
+    def _grouped(self, order: Tensor, groups: Tensor) -> Tensor:
+        """(batches, B) rows, group after group, each group's in the order given."""
+        order = order[groups[order].argsort(stable=True)]
+        _, counts = torch.unique(groups, return_counts=True)
+        parts = order.split(counts.tolist())
+        whole = [part[: len(part) // self.batch_size * self.batch_size] for part in parts]
+        return torch.cat(whole).view(-1, self.batch_size)
+
+    def _check_groups(self, groups: Tensor) -> None:
+        if groups.shape != (self._total,) or not (self.drop_last and self.shuffle):
+            raise ValueError(
+                f"a group for each of {self._total} samples, drop_last and shuffle wanted, got "
+                f"{tuple(groups.shape)}, {self.drop_last} and {self.shuffle}"
+            )
+        if not self._blocks()[0]:
+            largest = int(torch.unique(groups, return_counts=True)[1].max())
+            raise ValueError(
+                f"batches of one group want a group of {self.batch_size} samples (batch_size), the "
+                f"largest has {largest}"
+            )
 
     def _share(self, rows: int) -> tuple[int, int]:
         """Where this rank's contiguous share of `rows` begins, and how long it is."""
@@ -105,24 +144,31 @@ class KeyedSampler(DistributedSampler[int]):
 
 
 class ShardedBatchSampler(Sampler[list[int]]):
-    """Whole batches in order: rank r has batches r, r + W, ... of the sequence 0..N-1.
+    """Whole batches in order: rank r has batches r, r + W, ... of the sequence.
 
     What stands in a batch does not depend on W, so neither does a feature of it.
 
     Args:
         num_samples: N, each once.
         batch_size: of each batch; the last may be shorter.
+        order: (N,) int64, taken instead of 0..N-1.
         rank: this process's, from the process group by default.
         world: W, from the process group by default.
     """
 
     def __init__(
-        self, num_samples: int, batch_size: int, rank: int | None = None, world: int | None = None
+        self,
+        num_samples: int,
+        batch_size: int,
+        rank: int | None = None,
+        world: int | None = None,
+        order: Tensor | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"a batch needs at least 1 sample, got batch_size={batch_size}")
         self.num_samples = num_samples
         self.batch_size = batch_size
+        self.order = range(num_samples) if order is None else order.tolist()
         self.rank = distributed.rank() if rank is None else rank
         self.world = distributed.world_size() if world is None else world
 
@@ -135,7 +181,7 @@ class ShardedBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for start in self._starts():
-            yield list(range(start, min(start + self.batch_size, self.num_samples)))
+            yield list(self.order[start : start + self.batch_size])
 
 
 def _check_batch(num_samples: int, batch_size: int, world: int) -> None:

@@ -58,15 +58,19 @@ def _as_batch(raw: Any, start: int) -> Batch:
     )
 
 
-def _own_batches(loader: Iterable[Any], sharded: bool, limit: int | None) -> Iterator[Batch]:
+def own_batches(
+    loader: Iterable[Any], loaders: EvalLoaders, limit: int | None = None
+) -> Iterator[Batch]:
     """This rank's batches: all of a sharded loader, else each W-th of the one common sequence."""
     start = 0
     for number, raw in enumerate(loader):
         batch = _as_batch(raw, start)
         start += len(batch.index)
         if limit is not None and int(batch.index.min()) >= limit:
-            return
-        if sharded or number % world_size() == rank():
+            if loaders.ordered:
+                return
+            continue
+        if loaders.sharded or number % world_size() == rank():
             yield batch
 
 
@@ -89,7 +93,7 @@ def extract(
             first view is looked at; it says whether the loader is sharded.
         features: name of the module's method from a view to features (B, D), or a function.
         device: None: where the module's first parameter is.
-        limit: read only the samples of an index below it, from a loader in the order of index.
+        limit: use only the samples of an index below it.
 
     Returns:
         The samples of this rank, duplicates by index dropped (the first of the lowest rank stays).
@@ -105,7 +109,7 @@ def extract(
         device = "cpu" if parameter is None else parameter.device
     parts = []
     with isolate_rng(), eval_mode(module):
-        for batch in _own_batches(loader, loaders.sharded, limit):
+        for batch in own_batches(loader, loaders, limit):
             batch = loaders.transform(move_data_to_device(batch, device))
             output = forward(batch.views[0])
             if not isinstance(output, Tensor) or output.ndim != 2:

@@ -28,6 +28,12 @@ class _Standardise:
         return (features - self.mean) * self.inverse
 
 
+def standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    """Both by the training set's mean and variance. Shapes: (n, D), (m, D)."""
+    by_train = _Standardise(train)
+    return by_train(train), by_train(test)
+
+
 def _fit(
     x: Tensor, labels: Tensor, num_classes: int, l2: float, start: Tensor, max_steps: int
 ) -> Tensor:
@@ -70,7 +76,8 @@ def _accuracy(x: Tensor, labels: Tensor, weight: Tensor) -> float:
     return (predicted == labels).double().mean().item()
 
 
-def _check(name: str, features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+def checked_labels(name: str, features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """The labels as int64 on the features' device; a ValueError names what is wrong."""
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(features):
         raise ValueError(
             f"{name}: features (n, D) and labels (n,) wanted, "
@@ -112,8 +119,8 @@ def linear_probe(
     Returns:
         Fraction in [0, 1].
     """
-    train_labels = _check("linear probe, training set", train, train_labels, num_classes)
-    test_labels = _check("linear probe, test set", test, test_labels, num_classes)
+    train_labels = checked_labels("linear probe, training set", train, train_labels, num_classes)
+    test_labels = checked_labels("linear probe, test set", test, test_labels, num_classes)
     train, test = train.float(), test.float()
     weights = sorted([l2] if isinstance(l2, (int, float)) else l2, reverse=True)
     start = train.new_zeros(train.shape[1] + 1, num_classes)
@@ -121,9 +128,9 @@ def linear_probe(
         best = weights[0]
         if len(weights) > 1 and len(train) >= 2 * EVERY:
             best = _choose(train, train_labels, num_classes, weights, start, max_steps)
-        standardise = _Standardise(train)
-        weight = _fit(standardise(train), train_labels, num_classes, best, start, max_steps)
-    return _accuracy(standardise(test), test_labels, weight)
+        x, asked = standardise(train, test)
+        weight = _fit(x, train_labels, num_classes, best, start, max_steps)
+    return _accuracy(asked, test_labels, weight)
 
 
 def _choose(
@@ -140,8 +147,7 @@ def _choose(
     place[labels.argsort(stable=True)] = torch.arange(len(labels), device=labels.device)
     held = place % EVERY == EVERY - 1
     kept, kept_labels = features[~held], labels[~held]
-    standardise = _Standardise(kept)
-    x, x_held = standardise(kept), standardise(features[held])
+    x, x_held = standardise(kept, features[held])
     best, best_accuracy = weights[0], -1.0
     for l2 in weights:  # from strong to weak, each from the last solution
         start = _fit(x, kept_labels, num_classes, l2, start, max_steps)

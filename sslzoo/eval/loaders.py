@@ -16,13 +16,14 @@ class EvalLoaders(NamedTuple):
     """Loaders of raw `Batch`es, and how to read them.
 
     Args:
-        bank: the training set, each sample once, in the order of its index.
-        query: the validation (or test) set in order; None where there is none.
+        bank: the training set, each sample once.
+        query: the validation (or test) set; None where there is none.
         transform: applied to each batch after it is moved to the device.
         num_classes: None where the data has no labels: only label-free metrics can be computed.
         sharded: whether the loaders yield this rank's batches only. Then rank r of W has the
             whole batches r, r + W, ... of one fixed sequence, so that what stands in a batch never
             depends on W; some ranks may have one batch less than others, or none.
+        ordered: whether samples come in the order of their index; length-bucketed ones do not.
     """
 
     bank: Iterable[Batch]
@@ -30,3 +31,4 @@ class EvalLoaders(NamedTuple):
     transform: Callable[[Batch], Batch]
     num_classes: int | None
     sharded: bool
+    ordered: bool = True

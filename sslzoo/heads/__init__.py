@@ -1,5 +1,6 @@
 """Heads: small modules between the backbone and the loss."""
 
+from sslzoo.heads.causal_transformer import CausalTransformer
 from sslzoo.heads.context import PixelContext
 from sslzoo.heads.dino import DINOHead, Prototypes
 from sslzoo.heads.ijepa_predictor import IJEPAPredictor
@@ -14,11 +15,15 @@ from sslzoo.heads.mlp import (
 )
 from sslzoo.heads.mutual_information import MapEncoder, MI1x1ConvNet, PriorDiscriminator
 from sslzoo.heads.per_view import PerView
+from sslzoo.heads.recurrent import Recurrent
+from sslzoo.heads.step_predictors import LinearSteps, TransformerSteps
 
 __all__ = [
     "MLP",
+    "CausalTransformer",
     "DINOHead",
     "IJEPAPredictor",
+    "LinearSteps",
     "MAEDecoder",
     "MI1x1ConvNet",
     "MapEncoder",
@@ -26,6 +31,8 @@ __all__ = [
     "PixelContext",
     "PriorDiscriminator",
     "Prototypes",
+    "Recurrent",
+    "TransformerSteps",
     "byol_mlp",
     "simclr_projector",
     "simclr_v2_projector",

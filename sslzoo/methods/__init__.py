@@ -5,6 +5,7 @@ from sslzoo.methods.barlow_twins import BarlowTwins
 from sslzoo.methods.base import SSLMethod
 from sslzoo.methods.byol import BYOL
 from sslzoo.methods.cmc import CMC
+from sslzoo.methods.cpc import CPC
 from sslzoo.methods.dcl import DCL
 from sslzoo.methods.deep_infomax import DeepInfoMax
 from sslzoo.methods.deepcluster_v2 import DeepClusterV2
@@ -30,6 +31,7 @@ __all__ = [
     "AMDIM",
     "BYOL",
     "CMC",
+    "CPC",
     "DCL",
     "DINO",
     "IBOT",

@@ -3,6 +3,8 @@
 from sslzoo.transforms.block_masks import BlockMasks
 from sslzoo.transforms.crop import RandomResizedCrop
 from sslzoo.transforms.eval_view import EvalView
+from sslzoo.transforms.log_mel import LogMel
+from sslzoo.transforms.log_mel_views import LogMelViews
 from sslzoo.transforms.recipes import (
     amdim_views,
     byol_views,
@@ -22,13 +24,17 @@ from sslzoo.transforms.recipes import (
 )
 from sslzoo.transforms.supervised import crop_view
 from sslzoo.transforms.views import View, Views
+from sslzoo.transforms.waveform import Waveform
 
 __all__ = [
     "BlockMasks",
     "EvalView",
+    "LogMel",
+    "LogMelViews",
     "RandomResizedCrop",
     "View",
     "Views",
+    "Waveform",
     "amdim_views",
     "byol_views",
     "cmc_views",

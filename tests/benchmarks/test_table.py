@@ -126,3 +126,28 @@ def test_a_lost_marker_is_an_error(tmp_path: Path) -> None:
 def test_row_names_are_unique() -> None:
     names = [f"{row.name}/{peer.name}" for row in ROWS for peer in row.peers]
     assert len(set(names)) == len(names)
+
+
+def test_sound_lines_set_the_loader_beside_training() -> None:
+    scores = {task: {"linear": 0.5, "hidden": 0.75} for task in ("digit", "speaker")}
+    rows = ("trained", "untrained", "log_mel_mean", "log_mel_mean_and_deviation")
+    result = {
+        **scored(),
+        "accuracy": dict.fromkeys(rows, scores),
+        "cpu_minutes": 12.5,
+        "train": 2700,
+        "test": 300,
+        "loader_windows_per_cpu_second": 20000.0,
+        "training_windows_per_cpu_second": 100.0,
+    }
+    text = table.audio_table(result)
+    assert "| trained encoder | 0.500 | 0.750 | 0.500 | 0.750 |" in text
+    assert "20,000 windows a second of CPU time, training takes 100: 0.5 %" in text
+    assert table.audio_table(None) == table.NOT_RUN
+
+
+def test_trajectory_lines_say_what_was_probed() -> None:
+    accuracy = {"trained": 0.9, "untrained": 0.5, "raw": 0.4}
+    text = table.trajectories_table({"accuracy": accuracy, "data": "pendulum"})
+    assert text.splitlines()[0] == "| features | gravity, linear probe (pendulum) |"
+    assert "| trained encoder | 0.900 |" in text

@@ -1,0 +1,124 @@
+"""WaveEncoder: strided convolutions from raw waveform to frames.
+
+Van den Oord, Li and Vinyals, Representation Learning with Contrastive Predictive Coding, 2018,
+https://arxiv.org/abs/1807.03748, section 3.1. Reference code: loeweX/Greedy_InfoMax at 22d17e4
+(no norm) and facebookresearch/CPC_audio at b98a1bd (norm over channels).
+
+Shapes: B waveforms of L samples, T frames, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sslzoo.norm import GlobalBatchNorm
+
+
+class FrameNorm(nn.Module):
+    """Norm over the channels of each frame, by their unbiased variance: CPC_audio's ChannelNorm.
+
+    Shapes: (B, D, T). Weight and bias are (1, D, 1), as in the code.
+
+    Args:
+        channels: D, at least 2.
+        eps: added to the variance.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__()
+        if channels < 2:
+            raise ValueError(f"an unbiased variance wants at least 2 channels, got {channels}")
+        self.weight = nn.Parameter(torch.ones(1, channels, 1))
+        self.bias = nn.Parameter(torch.zeros(1, channels, 1))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, dim=1, keepdim=True)
+        return (x - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
+
+
+FrameNorms = Literal["none", "channel", "batch"]
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    if kind == "none":
+        return nn.Identity()
+    return FrameNorm(channels) if kind == "channel" else GlobalBatchNorm(channels)
+
+
+class WaveEncoder(nn.Module):
+    """Convolution - norm - ReLU, several times. Shapes: (B, L) -> (B, T, D).
+
+    The defaults take 160 samples a frame, 10 ms at 16 kHz. Where waveforms of several lengths are
+    padded to the longest, `lengths` makes each one's frames those that it has alone.
+
+    Args:
+        width: D; 512 in the paper, 256 in CPC_audio.
+        kernels: of the layers.
+        strides: of the layers.
+        paddings: zeros on each side of a layer's input; (3, 2, 1, 1, 1) in CPC_audio.
+        norm: "none" in the paper, "channel" or "batch" in CPC_audio.
+
+    Attributes:
+        num_features: D.
+    """
+
+    def __init__(
+        self,
+        width: int = 512,
+        kernels: Sequence[int] = (10, 8, 4, 4, 4),
+        strides: Sequence[int] = (5, 4, 2, 2, 2),
+        paddings: Sequence[int] = (2, 2, 2, 2, 1),
+        norm: FrameNorms = "none",
+    ):
+        super().__init__()
+        sizes = list(zip(kernels, strides, paddings, strict=False))
+        if not len(kernels) == len(strides) == len(paddings) or not sizes:
+            raise ValueError(
+                "a kernel, a stride and a padding for each layer wanted, got "
+                f"{list(kernels)}, {list(strides)} and {list(paddings)}"
+            )
+        if norm not in ("none", "channel", "batch"):
+            raise ValueError(f'norm must be "none", "channel" or "batch", got {norm!r}')
+        self.sizes = sizes
+        self.num_features = width
+        self.convs = nn.ModuleList(
+            nn.Conv1d(width if i else 1, width, kernel, stride, padding)
+            for i, (kernel, stride, padding) in enumerate(sizes)
+        )
+        self.norms = nn.ModuleList(_norm(norm, width) for _ in sizes)
+
+    def num_frames(self, lengths: Tensor) -> Tensor:
+        """Frames of waveforms of so many samples. Shapes: (B,) int64 -> (B,)."""
+        for size in self.sizes:
+            lengths = _after(lengths, *size)
+        return lengths
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Frames.
+
+        Args:
+            x: (B, L), zeros behind each waveform's own length.
+            lengths: (B,) int64; None: all are whole.
+
+        Returns:
+            (B, T, D), zeros behind each one's own `num_frames`.
+        """
+        if x.dim() != 2:
+            raise ValueError(f"waveforms (B, L) wanted, got {tuple(x.shape)}")
+        x = x[:, None]
+        for conv, norm, size in zip(self.convs, self.norms, self.sizes, strict=True):
+            x = norm(conv(x)).relu()
+            if lengths is not None:  # what a layer's own padding would be, and no more
+                lengths = _after(lengths, *size)
+                x = x * (torch.arange(x.shape[2], device=x.device) < lengths[:, None])[:, None]
+        return x.transpose(1, 2)
+
+
+def _after(lengths: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+    steps = torch.div(lengths + 2 * padding - kernel, stride, rounding_mode="floor") + 1
+    return steps.clamp_min(0)

@@ -1,0 +1,206 @@
+"""SequenceArrays: sequences of feature vectors in npz or npy files, for methods on (B, T, F).
+
+Sensor data, observations of an environment, log-mel frames: N sequences of T frames of F numbers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslzoo.batch import Batch, Padded
+from sslzoo.data.base import PredictOn, SampleDataModule, SampleSet, Sets
+from sslzoo.data.listing import check_folder
+from sslzoo.data.loader import BatchSource
+from sslzoo.data.sampler import KeyedSampler
+from sslzoo.data.split import stratified_split
+from sslzoo.random import sample_keys
+
+
+class ArraySequences(SampleSet):
+    """Whole sequences: `Padded` where they have lengths of their own, else (B, T, F).
+
+    Args:
+        values: (N, T, F), in memory or mapped.
+        labels: (N,) int64 or None.
+        lengths: (N,) int64, or None: all have T.
+    """
+
+    def __init__(self, values: np.ndarray, labels: Tensor | None, lengths: Tensor | None) -> None:
+        self.values, self.labels, self.lengths = values, labels, lengths
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitems__(self, index: list[int]) -> Batch:
+        rows = torch.tensor(index)
+        values = torch.from_numpy(np.asarray(self.values[index], dtype=np.float32))
+        label = None if self.labels is None else self.labels[rows]
+        view = values if self.lengths is None else Padded(values, self.lengths[rows])
+        return Batch([view], rows, label)
+
+    def subset(self, rows: Tensor) -> ArraySequences:
+        labels, lengths = (None if x is None else x[rows] for x in (self.labels, self.lengths))
+        return ArraySequences(self.values[rows.numpy()], labels, lengths)
+
+    def frames(self) -> Tensor:
+        """(N,) length of each."""
+        if self.lengths is not None:
+            return self.lengths
+        return torch.full((len(self),), self.values.shape[1])
+
+
+class FrameWindows:
+    """A random window of each sequence, keyed by (seed, epoch, index): (B, L, F).
+
+    Args:
+        sequences: none of them shorter than L.
+        window: L.
+        seed: of the draws.
+        epoch: shared int64 scalar, written by the sampler (`KeyedSampler.shared_epoch`).
+    """
+
+    def __init__(self, sequences: ArraySequences, window: int, seed: int, epoch: Tensor) -> None:
+        self.sequences, self.window, self.seed, self.epoch = sequences, window, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitems__(self, index: list[int]) -> Batch:
+        rows = torch.tensor(index)
+        unit = sample_keys(self.seed, int(self.epoch), rows).integers("window", 1 << 31)
+        starts = (unit * (self.sequences.frames()[rows] - self.window + 1) >> 31).tolist()
+        cases = zip(index, starts, strict=True)
+        windows = [self.sequences.values[i, start : start + self.window] for i, start in cases]
+        values = torch.from_numpy(np.stack(windows).astype(np.float32))
+        labels = self.sequences.labels
+        return Batch([values], rows, None if labels is None else labels[rows])
+
+
+class SequenceArrays(SampleDataModule):
+    """`<root>/train.npz` (or `.npy`) and, where there is one, `<root>/val.npz` (or `.npy`).
+
+    An npz holds `values` (N, T, F) and may hold `label` (N,) and `lengths` (N,), frames of each
+    sequence, zeros behind them; an npy is the values alone. Evaluation has whole sequences.
+
+    Args:
+        root: the folder.
+        window: frames of a training window, at a random place; None: all T.
+        batch_size: the global batch, over all ranks.
+        standardise: each of the F numbers by its mean and deviation in the training set.
+        val_fraction: of each class of the training file that is kept for validation.
+        eval_batch_size: of one batch in evaluation.
+        num_workers: processes that load; None: 0.
+        seed: of batches and windows; None: the run's.
+        train_fraction: of the training set that is used, stratified.
+        predict_on: what `predict` goes through.
+        drop_last: leave out an epoch's last batch where it is short.
+    """
+
+    noun = "sequences"
+
+    def __init__(
+        self,
+        root: str,
+        window: int | None = None,
+        batch_size: int = 64,
+        standardise: bool = True,
+        val_fraction: float | None = None,
+        eval_batch_size: int = 64,
+        num_workers: int | None = None,
+        seed: int | None = None,
+        train_fraction: float = 1.0,
+        predict_on: PredictOn = "query",
+        drop_last: bool = True,
+    ) -> None:
+        super().__init__(
+            batch_size, eval_batch_size, num_workers, seed, train_fraction, predict_on, drop_last
+        )
+        if window is not None and window < 1:
+            raise ValueError(f"a window of at least 1 frame wanted, got {window}")
+        self.root, self.window, self.standardise = root, window, standardise
+        self.val_fraction = val_fraction
+        self._mean = self._std = torch.zeros(1)
+
+    def read(self) -> Sets:
+        """Load both files, and the training set's mean and deviation."""
+        root = check_folder(self.root, "root")
+        train = _load(root, "train")
+        assert train is not None
+        query = _load(root, "val")
+        if self.val_fraction is not None:
+            rows = stratified_split(train.labels, len(train), self.val_fraction)
+            train, query = (train.subset(part) for part in rows)
+        if query is not None and query.values.shape[2] != train.values.shape[2]:
+            widths = train.values.shape[2], query.values.shape[2]
+            raise ValueError(f"train and val must have the same F, got {widths[0]} and {widths[1]}")
+        window = train.values.shape[1] if self.window is None else self.window
+        short = int((train.frames() < window).sum())
+        if short:
+            raise ValueError(
+                f"{short} of {len(train)} training sequences are shorter than the window of "
+                f"{window} frames; set window"
+            )
+        frames = np.arange(train.values.shape[1]) < train.frames().numpy()[:, None]
+        own = np.asarray(train.values, dtype=np.float64)[frames]  # (frames of all, F)
+        self._mean = torch.from_numpy(own.mean(0)).float()
+        self._std = torch.from_numpy(own.std(0)).float().clamp_min(1e-6)
+        labels = [x.labels for x in (train, query) if x is not None and x.labels is not None]
+        return Sets(train, query, 1 + max(int(x.max()) for x in labels) if labels else None)
+
+    def train_source(self, sampler: KeyedSampler) -> BatchSource:
+        train: ArraySequences = self.sets.train
+        window = train.values.shape[1] if self.window is None else self.window
+        return FrameWindows(train, window, self.seed, sampler.shared_epoch)
+
+    def eval_source(self, samples: ArraySequences) -> BatchSource:
+        return samples
+
+    def train_views(self, batch: Batch, epoch: int) -> Batch:
+        return self.eval_views(batch)  # the window is all that is random
+
+    def eval_views(self, batch: Batch) -> Batch:
+        view = batch.views[0]
+        if not isinstance(view, Padded):
+            return self._in_precision(batch._replace(views=[self._scaled(view)]))
+        values = self._scaled(view.values)
+        inside = torch.arange(values.shape[1], device=values.device) < view.lengths[:, None]
+        padded = Padded(values * inside[..., None], view.lengths)
+        return self._in_precision(batch._replace(views=[padded]))
+
+    def workers(self, samples: Any) -> int:
+        return 0
+
+    def _scaled(self, values: Tensor) -> Tensor:
+        if not self.standardise:
+            return values
+        return (values - self._mean.to(values.device)) / self._std.to(values.device)
+
+
+def _load(root: Path, name: str) -> ArraySequences | None:
+    path = next((p for p in (root / f"{name}.npz", root / f"{name}.npy") if p.is_file()), None)
+    if path is None:
+        if name == "val":
+            return None
+        raise ValueError(f"{str(root)!r} must hold {name}.npz or {name}.npy, it has neither")
+    parts: dict[str, Any] = {}
+    if path.suffix == ".npy":
+        parts["values"] = np.load(path, mmap_mode="r", allow_pickle=False)
+    else:
+        with np.load(path, allow_pickle=False) as arrays:
+            parts = {key: arrays[key] for key in arrays.files}
+    values = parts.get("values")
+    if values is None or values.ndim != 3 or not len(values):
+        got = sorted(parts) if values is None else values.shape
+        raise ValueError(f"{path} must hold values (N, T, F), got {got}")
+    extra = {}
+    for key in ("label", "lengths"):
+        extra[key] = None if key not in parts else torch.from_numpy(parts[key].astype(np.int64))
+        given = extra[key]
+        if given is not None and given.shape != (len(values),):
+            raise ValueError(f"{path}: {key} ({len(values)},) wanted, got {tuple(given.shape)}")
+    return ArraySequences(values, extra["label"], extra["lengths"])

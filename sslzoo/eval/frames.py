@@ -1,0 +1,63 @@
+"""Frames: features of every frame with its label, for probes of phones and the like.
+
+Shapes: B sequences, T frames, D width, n frames in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+
+from sslzoo.batch import Padded
+from sslzoo.eval.features import Features, eval_mode, own_batches
+from sslzoo.eval.loaders import EvalLoaders
+
+
+@torch.no_grad()
+def extract_frames(
+    encoder: nn.Module, loader: Iterable[Any], loaders: EvalLoaders, device: torch.device | str
+) -> Features:
+    """Features of all labelled frames of this rank's sequences.
+
+    A sequence's last frames go with its last labels, as in Greedy InfoMax's phone probe: padding
+    adds frames at the front.
+
+    Args:
+        encoder: with `forward_frames`, a view -> `Padded` (B, T, D) (`backbones.SequenceEncoder`).
+        loader: as for `extract`; labels are (B, T), with -1 behind each sequence's own.
+        loaders: as for `extract`.
+        device: of the encoder.
+
+    Returns:
+        Features (n, D), labels (n,), and the sequence's index of each frame.
+
+    Raises:
+        ValueError: the labels are not (B, T), or there are none.
+    """
+    frames: Any = getattr(encoder, "forward_frames", None)
+    if frames is None:
+        raise ValueError(f"an encoder with forward_frames wanted, got {type(encoder).__name__}")
+    features, labels, index = [], [], []
+    with isolate_rng(), eval_mode(encoder):
+        for raw in own_batches(loader, loaders):
+            batch = loaders.transform(move_data_to_device(raw, device))
+            if batch.label is None or batch.label.dim() != 2:
+                got = None if batch.label is None else tuple(batch.label.shape)
+                raise ValueError(f"labels (B, T) of frames wanted, got {got}")
+            made: Padded = frames(batch.views[0])
+            given = (batch.label >= 0).sum(1)
+            for row, (have, want) in enumerate(
+                zip(made.lengths.tolist(), given.tolist(), strict=True)
+            ):
+                count = min(have, want)
+                features.append(made.values[row, have - count : have].float())
+                labels.append(batch.label[row, want - count : want])
+                index.append(batch.index[row].expand(count))
+    if not features:
+        raise ValueError("the loader yields no batch on this rank")
+    return Features(torch.cat(features), torch.cat(labels), torch.cat(index))

@@ -1,0 +1,60 @@
+"""Recurrent: what a sequence has shown so far, by a GRU or an LSTM.
+
+CPC's context network for audio: a GRU in the paper (https://arxiv.org/abs/1807.03748), an LSTM in
+facebookresearch/CPC_audio at b98a1bd. The state is zero at the start of each sequence.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+class Recurrent(nn.Module):
+    """A GRU or LSTM, each layer on the one below. Shapes: (B, T, D) -> (B, T, D').
+
+    Parameters are named, shaped and initialised as torch's own; the functional call lets
+    torch.compile see the whole graph, which `nn.GRU` does not.
+
+    Args:
+        in_features: D.
+        out_features: D'; 256 in the paper and in CPC_audio.
+        cell: "gru" or "lstm".
+        layers: how many.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int = 256,
+        cell: Literal["gru", "lstm"] = "gru",
+        layers: int = 1,
+    ):
+        super().__init__()
+        if cell not in ("gru", "lstm"):
+            raise ValueError(f'cell must be "gru" or "lstm", got {cell!r}')
+        if min(in_features, out_features, layers) < 1:
+            raise ValueError(
+                "sizes and layers of at least 1 wanted, got "
+                f"{in_features}, {out_features} and {layers}"
+            )
+        self.in_features, self.out_features = in_features, out_features
+        self.cell, self.layers = cell, layers
+        made = (nn.GRU if cell == "gru" else nn.LSTM)(in_features, out_features, layers)
+        for name, parameter in made.named_parameters():
+            self.register_parameter(name, parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = [
+            getattr(self, f"{kind}_l{layer}")
+            for layer in range(self.layers)
+            for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        ]
+        x = x.to(weights[0].dtype)  # autocast on a CPU leaves recurrences alone
+        start = x.new_zeros(self.layers, len(x), self.out_features)
+        options = (True, self.layers, 0.0, self.training, False, True)  # with bias, batch first
+        if self.cell == "gru":
+            return torch.gru(x, start, weights, *options)[0]
+        return torch.lstm(x, (start, start), weights, *options)[0]

@@ -1,0 +1,110 @@
+"""WaveEncoder and SequenceEncoder: the official model, padding, pooling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sslzoo.backbones import FrameNorm, SequenceEncoder, WaveEncoder
+from sslzoo.batch import Padded
+from sslzoo.heads import Recurrent
+from tests.golden import assert_close_to_golden, load
+
+
+def test_golden_model_of_cpc_audio() -> None:
+    data = load("cpc/cpc_audio_model.npz")
+    model = SequenceEncoder(
+        WaveEncoder(12, paddings=(3, 2, 1, 1, 1), norm="channel"), Recurrent(12, 10, "lstm")
+    )
+    names = {
+        "gEncoder.conv": "encoder.convs.",
+        "gEncoder.batchNorm": "encoder.norms.",
+        "gAR.baseNet.": "context.",
+    }
+    weights = {}
+    for name, value in data.items():
+        if name.startswith("param:"):
+            (old,) = (old for old in names if name[6:].startswith(old))
+            weights[names[old] + name[6 + len(old) :]] = torch.from_numpy(value)
+    model.load_state_dict(weights)
+    x = torch.from_numpy(data["x"]).requires_grad_()
+    z, c = model.forward_parts(x[:, 0])
+    assert_close_to_golden(z, data["z"])
+    assert_close_to_golden(c, data["c"])
+    (c.square().sum() + z.square().sum()).backward()
+    assert_close_to_golden(x.grad, data["grad_x"])
+
+
+def test_frame_norm_is_the_unbiased_norm_of_each_frame() -> None:
+    x = torch.randn(2, 4, 3)
+    got = FrameNorm(4)(x)
+    for frame in range(3):
+        own = x[1, :, frame]
+        wanted = (own - own.mean()) / (own.var() + 1e-5).sqrt()
+        torch.testing.assert_close(got[1, :, frame], wanted)
+
+
+def encoder(**options: Any) -> WaveEncoder:
+    torch.manual_seed(0)
+    return WaveEncoder(6, (10, 8, 4), (5, 4, 2), (2, 2, 1), **options)
+
+
+@pytest.mark.parametrize("norm", ["none", "channel", "batch"])
+@pytest.mark.parametrize("pool", ["mean", "last"])
+def test_padding_changes_no_feature(norm: Any, pool: Any) -> None:
+    model = SequenceEncoder(encoder(norm=norm), Recurrent(6, 5), pool).eval()
+    lengths = [400, 233, 71]
+    waves = [torch.randn(n) for n in lengths]
+    padded = nn.utils.rnn.pad_sequence(waves, batch_first=True)
+    together = Padded(padded, torch.tensor(lengths))
+    features, frames = model(together), model.forward_frames(together)
+    for i, wave in enumerate(waves):
+        alone = model.forward_frames(wave[None])
+        assert frames.lengths[i] == alone.lengths[0] == alone.values.shape[1]
+        torch.testing.assert_close(frames.values[i, : alone.lengths[0]], alone.values[0])
+        torch.testing.assert_close(features[i], model(wave[None])[0])
+        pooled = alone.values[0].mean(0) if pool == "mean" else alone.values[0, -1]
+        torch.testing.assert_close(features[i], pooled)
+
+
+def test_the_paper_takes_ten_milliseconds_a_frame() -> None:
+    with torch.device("meta"):
+        net = WaveEncoder()
+        assert net(torch.empty(2, 20480)).shape == (2, 128, 512)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_recurrent_is_torchs(cell: Any, layers: int) -> None:
+    torch.manual_seed(0)
+    ours = Recurrent(3, 4, cell, layers)
+    theirs = (nn.GRU if cell == "gru" else nn.LSTM)(3, 4, layers, batch_first=True)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 6, 3)
+    torch.testing.assert_close(ours(x), theirs(x)[0])
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), ours(x))
+
+
+def test_wrong_parts_are_named() -> None:
+    with pytest.raises(ValueError, match="Linear has None"):
+        SequenceEncoder(nn.Linear(2, 2), Recurrent(2))
+    with pytest.raises(ValueError, match=r"context of 6 in_features .* Recurrent has 5 and 256"):
+        SequenceEncoder(encoder(), Recurrent(5))
+    with pytest.raises(ValueError, match="got 'max'"):
+        SequenceEncoder(encoder(), Recurrent(6), "max")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match='"gru" or "lstm", got \'rnn\''):
+        Recurrent(2, 2, "rnn")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="got 0, 256 and 1"):
+        Recurrent(0)
+    with pytest.raises(ValueError, match=r"for each layer wanted, got \[3\], \[2, 2\] and \[1\]"):
+        WaveEncoder(4, (3,), (2, 2), (1,))
+    with pytest.raises(ValueError, match="got 'layer'"):
+        WaveEncoder(4, norm="layer")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least 2 channels, got 1"):
+        FrameNorm(1)
+    with pytest.raises(ValueError, match=r"\(B, L\) wanted, got \(2, 1, 40\)"):
+        encoder()(torch.zeros(2, 1, 40))
