@@ -17,15 +17,24 @@ from sslzoo.transforms.recipes import (
     simclr_views,
 )
 from sslzoo.transforms.supervised import crop_view
+from sslzoo.transforms.text import Reordering, SpanDeletion, Substitution, WordDeletion
+from sslzoo.transforms.text_views import Drawn, TextViews, clear_views, plain_text
 from sslzoo.transforms.views import View, Views
 
 __all__ = [
+    "Drawn",
     "EvalView",
     "RandomResizedCrop",
+    "Reordering",
+    "SpanDeletion",
+    "Substitution",
+    "TextViews",
     "View",
     "Views",
+    "WordDeletion",
     "amdim_views",
     "byol_views",
+    "clear_views",
     "cmc_views",
     "cpc_views",
     "crop_view",
@@ -36,5 +45,6 @@ __all__ = [
     "moco_v1_views",
     "moco_v2_views",
     "multi_crop_views",
+    "plain_text",
     "simclr_views",
 ]
