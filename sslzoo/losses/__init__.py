@@ -7,6 +7,7 @@ from sslzoo.losses.dcl import dcl
 from sslzoo.losses.info_nce import batch_info_nce, info_nce
 from sslzoo.losses.invaspread import invaspread
 from sslzoo.losses.margin_contrastive import margin_contrastive
+from sslzoo.losses.masked_language_model import masked_language_model
 from sslzoo.losses.mutual_information import (
     dim_donsker_varadhan,
     dim_fenchel_dual,
@@ -37,6 +38,7 @@ __all__ = [
     "info_nce",
     "invaspread",
     "margin_contrastive",
+    "masked_language_model",
     "nce",
     "nce_constant",
     "nt_xent",
