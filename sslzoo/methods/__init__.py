@@ -3,6 +3,7 @@
 from sslzoo.methods.amdim import AMDIM
 from sslzoo.methods.base import SSLMethod
 from sslzoo.methods.byol import BYOL
+from sslzoo.methods.clear import CLEAR
 from sslzoo.methods.cmc import CMC
 from sslzoo.methods.dcl import DCL
 from sslzoo.methods.deep_infomax import DeepInfoMax
@@ -13,12 +14,14 @@ from sslzoo.methods.margin_contrastive import MarginContrastive
 from sslzoo.methods.moco import MoCo
 from sslzoo.methods.nnclr import NNCLR
 from sslzoo.methods.simclr import SimCLR
+from sslzoo.methods.simcse import SimCSE
 from sslzoo.methods.supcon import SupCon
 from sslzoo.methods.triplet import Triplet
 
 __all__ = [
     "AMDIM",
     "BYOL",
+    "CLEAR",
     "CMC",
     "DCL",
     "NNCLR",
@@ -30,6 +33,7 @@ __all__ = [
     "MoCo",
     "SSLMethod",
     "SimCLR",
+    "SimCSE",
     "SupCon",
     "Triplet",
 ]
