@@ -150,7 +150,7 @@ class HFEncoder(nn.Module):
         super().__init__()
         self.pooling = _checked(pooling)
         self.model: Any = model
-        self.num_features: int = self.model.config.hidden_size
+        self.num_features = int(self.model.config.hidden_size)
 
     @property
     def token_embedding(self) -> nn.Embedding:

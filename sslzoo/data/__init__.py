@@ -1,4 +1,4 @@
-"""LightningDataModules of images, and `with_views` for a user's own."""
+"""LightningDataModules of images and text, and `with_views` for a user's own."""
 
 from sslzoo.data.cifar import CIFAR10, CIFAR100
 from sslzoo.data.folder import ImageFolder
@@ -7,12 +7,17 @@ from sslzoo.data.mnist5k import MNIST5k
 from sslzoo.data.module import ImageDataModule, ImageSets
 from sslzoo.data.multi_view import Modality, MultiViewFolder
 from sslzoo.data.stl10 import STL10
+from sslzoo.data.text import STSB, HFText, TextDataModule, TextLines, TextSets
+from sslzoo.data.tokenizer import HFTokenizer, TextTokenizer, WordPiece
 from sslzoo.data.views import with_views
 
 __all__ = [
     "CIFAR10",
     "CIFAR100",
     "STL10",
+    "STSB",
+    "HFText",
+    "HFTokenizer",
     "ImageDataModule",
     "ImageFolder",
     "ImageNet",
@@ -20,5 +25,10 @@ __all__ = [
     "MNIST5k",
     "Modality",
     "MultiViewFolder",
+    "TextDataModule",
+    "TextLines",
+    "TextSets",
+    "TextTokenizer",
+    "WordPiece",
     "with_views",
 ]
