@@ -9,6 +9,7 @@ from sslzoo.callbacks.online_knn import OnlineKNN
 from sslzoo.callbacks.online_probe import OnlineProbe
 from sslzoo.callbacks.online_spectrum import OnlineSpectrum
 from sslzoo.callbacks.progress import ProgressBar
+from sslzoo.callbacks.sentences import OnlineSpearman, SentenceTable
 
 __all__ = [
     "EMA",
@@ -18,7 +19,9 @@ __all__ = [
     "OnlineAccuracy",
     "OnlineKNN",
     "OnlineProbe",
+    "OnlineSpearman",
     "OnlineSpectrum",
     "ProgressBar",
+    "SentenceTable",
     "commit",
 ]
