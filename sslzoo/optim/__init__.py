@@ -7,7 +7,7 @@ from sslzoo.optim.groups import (
     exempt_bias_norm_and_classifier,
 )
 from sslzoo.optim.lars import LARS
-from sslzoo.optim.schedule import ConstantRate, Schedule, Steps, WarmupCosine
+from sslzoo.optim.schedule import ConstantRate, Schedule, Steps, WarmupCosine, WarmupLinear
 
 __all__ = [
     "LARS",
@@ -20,6 +20,7 @@ __all__ = [
     "Schedule",
     "Steps",
     "WarmupCosine",
+    "WarmupLinear",
     "all_alike",
     "exempt_bias_and_norm",
     "exempt_bias_norm_and_classifier",
