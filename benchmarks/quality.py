@@ -43,14 +43,15 @@ K, TEMPERATURE = 20, 0.07
 TIMING = "fit.json"  # in the run folder
 
 
-def fit(config: str, data: str, val_dir: str, folder: Path, extra: list[str]) -> Path:
+def fit(config: str, data: str, val_dir: str | None, folder: Path, extra: list[str]) -> Path:
     """Run `sslzoo fit` and time it; the folder of the run.
 
     The wall time counts everything: start, decoding of the images, online evaluation. The CPU
     time counts all threads and workers, and not what else the machine did meanwhile.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    arguments = ["fit", "--config", config, "--data.root", data, "--data.val_dir", val_dir]
+    arguments = ["fit", "--config", config, "--data.root", data]
+    arguments += [] if val_dir is None else ["--data.val_dir", val_dir]
     arguments += [f"--trainer.default_root_dir={folder}", *extra]
     command = [sys.executable, "-c", "from sslzoo.cli import main; main()", *arguments]
     before = set(folder.glob("version_*"))
@@ -169,7 +170,7 @@ def _plain(value: Any) -> Any:
     return value.flatten().tolist() if isinstance(value, Tensor) else value
 
 
-def _split(args: list[str]) -> tuple[list[str], list[str]]:
+def split_arguments(args: list[str]) -> tuple[list[str], list[str]]:
     """The arguments before and after the first `--`."""
     at = args.index("--") if "--" in args else len(args)
     return args[:at], args[at + 1 :]
@@ -188,7 +189,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--weights", type=Path, default=ROOT / "zoo_weights")
     parser.epilog = "Arguments after -- go to `sslzoo fit`."
-    own, extra = _split(sys.argv[1:] if args is None else args)
+    own, extra = split_arguments(sys.argv[1:] if args is None else args)
     given = parser.parse_args(own)
     data, run = str(Path(given.data).resolve()), given.run
     if run is None:
