@@ -179,6 +179,41 @@ def trajectories_table(result: Result | None) -> str:
     )
 
 
+def text_table(results: dict[str, Result]) -> str:
+    """Spearman of trained sentence encoders, their baselines, and what bounds their training."""
+    if not results:
+        return NOT_RUN
+    columns = ("spearman_dev", "spearman_test")
+    titles = {
+        "trained": "trained",
+        "untrained": "untrained",
+        "trained_tokens": "its tokens' mean",
+        "untrained_tokens": "untrained tokens' mean",
+        "words": "bag of words",
+    }
+    speeds = ("read_per_second", "views_per_second", "trained_per_second")
+    head = [
+        "run",
+        "epochs",
+        "minutes",
+        "CPU minutes",
+        *(f"{t}, dev / test" for t in titles.values()),
+    ]
+    lines = _head([*head, "sentences/s: read, views, trained", "seeds", "config", "commit"])
+    for name, result in results.items():
+        scores = [
+            " / ".join(f"{result['scores'][row][column]:.3f}" for column in columns)
+            for row in titles
+        ]
+        scores[0] = f"**{scores[0]}**"
+        cost = [str(result["epochs"]), *_minutes(result)]
+        about = [", ".join(f"{result[speed]:,.0f}" for speed in speeds)]
+        about += [", ".join(map(str, result["seeds"])), f"`{result['config']}`"]
+        lines.append(_line([name, *cost, *scores, *about, result["commit"][:12]]))
+    places = sorted({f"{result['cpu']}, {result['cores']} cores" for result in results.values()})
+    return "\n".join([*lines, "", *(f"- {place}" for place in places)])
+
+
 def quickstart_table(result: Result | None) -> str:
     """The table that the quickstart prints at its end."""
     if result is None:
@@ -215,6 +250,7 @@ def render(readme: str, results: Path) -> str:
         "quality": quality_table(quality),
         "short-quality": short_quality_table(quality),
         "semi-supervised": semi_supervised_table(read("semi_supervised.json") or {}),
+        "text": text_table(read("text.json") or {}),
         "quickstart": quickstart_table(read("quickstart.json")),
         "audio": audio_table(read("audio.json")),
         "trajectories": trajectories_table(read("trajectories.json")),

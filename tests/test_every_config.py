@@ -27,6 +27,7 @@ from sslzoo.callbacks import OnlineSpectrum
 from sslzoo.cli import config_folders, find_config, known_configs
 from sslzoo.data import AudioDataModule
 from sslzoo.random import sample_keys
+from sslzoo.tokens import Special, Tokens
 from sslzoo.trainable import Trainable
 
 # LightningCLI calls what jsonargparse deprecates.
@@ -74,17 +75,17 @@ def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Not on ImageNet: the papers have no such recipe, or none whose numbers are known here.
-NOT_IMAGES = {"cpc": ("librispeech", "folder", "arrays")}
 NOT_IMAGENET = {"deep_infomax", "invaspread", "margin_contrastive", "supcon", "triplet"}
+IMAGES = ("imagenet", "cifar10", "folder")
+WANTED = dict.fromkeys(NOT_IMAGENET, ("cifar10", "folder"))
+WANTED |= dict.fromkeys(("clear", "simcse"), ("text", "stsb"))
+WANTED["cpc"] = ("librispeech", "folder", "arrays")
 
 
 def test_recipes_for_every_method() -> None:
     for method in sorted({name.split("/")[0] for name in NAMES if "/" in name}):
         recipes = [name for name in NAMES if name.startswith(f"{method}/")]
-        wanted = NOT_IMAGES.get(method) or (
-            ("cifar10", "folder") if method in NOT_IMAGENET else ("imagenet", "cifar10", "folder")
-        )
-        for data in wanted:
+        for data in WANTED.get(method, IMAGES):
             assert any(f"/{data}_" in name for name in recipes), f"{method} has no {data} recipe"
 
 
@@ -112,12 +113,13 @@ def test_header_states_its_claims(name: str) -> None:
 
 @every_config()
 def test_instantiates(name: str) -> None:
+    small = small_text_backbone(name) if "hf_encoder" in Path(find_config(name)).read_text() else []
     with torch.device("meta"):
-        cli = load(name)
+        cli = load(name, *small)
     assert isinstance(cli.model, Trainable)
     count = sum(p.numel() for p in cli.model.parameters())
     if count <= MANY and "imagenet" not in name:
-        assert not any(p.is_meta for p in load(name).model.parameters())
+        assert not any(p.is_meta for p in load(name, *small).model.parameters())
 
 
 NARROW_AMDIM = [
@@ -183,6 +185,48 @@ def shallow_vit(backbone: dict[str, Any]) -> list[str]:
     return [f"{ours}={json.dumps(given)}"]
 
 
+def is_text(data: Any) -> bool:
+    """Whether a data module, or its configuration, is of sentences."""
+    transform = data["init_args"].get("transform", {}).get("class_path", "")
+    return transform in ("sslzoo.transforms.clear_views", "sslzoo.transforms.plain_text")
+
+
+def small_text_backbone(name: str) -> list[str]:
+    """Overrides: one block without Hugging Face's weights, as wide as the head above it."""
+    model = yaml.safe_load(Path(find_config(name)).read_text())["model"]["init_args"]
+    head, given = model["projector"]["init_args"], model["backbone"]["init_args"]
+    sizes = {
+        "num_ids": given["num_ids"],
+        "width": head["sizes"][0] if "sizes" in head else head["width"],
+        "depth": 1,
+        "heads": 1,
+        "hidden": 8,
+    }
+    place = "--model.init_args.backbone"
+    options = [f"{place}.init_args.{key}={value}" for key, value in sizes.items()]
+    return [f"{place}=sslzoo.backbones.SmallTransformer", *options]
+
+
+def text_views(cli: LightningCLI, index: torch.Tensor) -> list[Any]:
+    """The config's views of sentences of 0 to 14 words."""
+    words = torch.randint(6, 1000, (len(index), 14))
+    tokens = Tokens(words, 2 * torch.arange(len(index)))
+    return cli.datamodule.transform(tokens, sample_keys(0, 0, index), Special())
+
+
+def image_views(cli: LightningCLI, index: torch.Tensor, data: dict[str, Any]) -> list[Any]:
+    """The config's views of images of 40 pixels, at its own sizes."""
+    channels = data.get("channels", 3)
+    images = torch.randint(0, 256, (len(index), channels, 40, 40), dtype=torch.uint8)
+    views = cli.datamodule.transform(images, sample_keys(0, 0, index))
+    sizes, split = cli.datamodule.transform.sizes, cli.datamodule.transform.split
+    given = data["transform"].get("init_args", {})
+    assert [view.shape[2:] for view in views] == [(size, size) for size in sizes]
+    assert given.get("size", sizes[0]) == cli.datamodule.transform.crops[0].size
+    assert all(view.shape[:2] == (8, channels) for view in views) or sum(split) == channels
+    return views
+
+
 def small_backbone(name: str, model: dict[str, Any], channels: int) -> list[str]:
     """Overrides; a method that looks at places keeps its kind of backbone."""
     kind = model["class_path"].rsplit(".", 1)[1]
@@ -232,19 +276,16 @@ def test_sequences_take_a_step(name: str) -> None:
 def test_takes_a_step(name: str) -> None:
     config = yaml.safe_load(Path(find_config(name)).read_text())
     model = config["model"]["init_args"]
-    channels = config["data"]["init_args"].get("channels", 3)
-    overrides = small_backbone(name, config["model"], channels)
+    data, text = config["data"]["init_args"], is_text(config["data"])
+    if text:
+        overrides = small_text_backbone(name)
+    else:
+        overrides = small_backbone(name, config["model"], data.get("channels", 3))
     if "bank_size" in model:
         overrides.append("--model.init_args.bank_size=64")
     cli = load(name, *overrides)
     index = torch.arange(8)
-    images = torch.randint(0, 256, (8, channels, 40, 40), dtype=torch.uint8)
-    views = cli.datamodule.transform(images, sample_keys(0, 0, index))
-    sizes, split = cli.datamodule.transform.sizes, cli.datamodule.transform.split
-    given = config["data"]["init_args"]["transform"].get("init_args", {})
-    assert [view.shape[2:] for view in views] == [(size, size) for size in sizes]
-    assert given.get("size", sizes[0]) == cli.datamodule.transform.crops[0].size
-    assert all(view.shape[:2] == (8, channels) for view in views) or sum(split) == channels
+    views = text_views(cli, index) if text else image_views(cli, index, data)
     method = cli.model
     optimizer = method.configure_optimizers()
     labels = index % 3 if getattr(method, "uses_labels", False) else None

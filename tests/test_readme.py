@@ -39,7 +39,7 @@ def test_there_is_an_example_for_each_way_in() -> None:
 
 
 def test_every_config_it_names_exists() -> None:
-    named = set(re.findall(r"`(\w+/\w+ep)`", README))
+    named = set(re.findall(r"`(\w+/\w+(?:ep|steps))`", README))
     assert named <= set(known_configs())
     assert {name for name in known_configs() if "/" in name} <= named
 

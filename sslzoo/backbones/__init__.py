@@ -7,6 +7,7 @@ from sslzoo.backbones.patches import CPCResNet, PatchGrid
 from sslzoo.backbones.sequence import FrameMLP, SequenceEncoder
 from sslzoo.backbones.sk_resnet import simclr_v2_resnet
 from sslzoo.backbones.staged import Staged, dim_convnet, staged_cifar_resnet
+from sslzoo.backbones.text import HFEncoder, KeyedDropout, SmallTransformer, hf_encoder
 from sslzoo.backbones.towers import Towers
 from sslzoo.backbones.vit import ViT, small_vit, timm_vit, without_drop_path
 from sslzoo.backbones.wave import FrameNorm, WaveEncoder
@@ -18,9 +19,12 @@ __all__ = [
     "FrameMLP",
     "FrameNorm",
     "GlobalBatchNorm",
+    "HFEncoder",
+    "KeyedDropout",
     "PatchGrid",
     "SequenceEncoder",
     "SmallResNet",
+    "SmallTransformer",
     "Staged",
     "Towers",
     "ViT",
@@ -29,6 +33,7 @@ __all__ = [
     "convert_batch_norm",
     "convert_to_group_norm",
     "dim_convnet",
+    "hf_encoder",
     "multi_crop",
     "simclr_v2_resnet",
     "small_vit",

@@ -13,6 +13,7 @@ from sslzoo.callbacks.online_knn import OnlineKNN
 from sslzoo.callbacks.online_probe import OnlineProbe
 from sslzoo.callbacks.online_spectrum import CollapseWarning, OnlineSpectrum
 from sslzoo.callbacks.progress import ProgressBar
+from sslzoo.callbacks.sentences import OnlineSpearman, SentenceTable
 from sslzoo.callbacks.weight_decay import WeightDecaySchedule
 
 __all__ = [
@@ -28,8 +29,10 @@ __all__ = [
     "OnlineAccuracy",
     "OnlineKNN",
     "OnlineProbe",
+    "OnlineSpearman",
     "OnlineSpectrum",
     "ProgressBar",
+    "SentenceTable",
     "WeightDecaySchedule",
     "clip_per_parameter",
     "commit",

@@ -12,14 +12,19 @@ from sslzoo.data.module import ImageDataModule, ImageSets
 from sslzoo.data.multi_view import Modality, MultiViewFolder
 from sslzoo.data.speech_commands import SpeechCommands
 from sslzoo.data.stl10 import STL10
+from sslzoo.data.text import STSB, HFText, TextDataModule, TextLines, TextSets
+from sslzoo.data.tokenizer import HFTokenizer, TextTokenizer, WordPiece
 from sslzoo.data.views import with_views
 
 __all__ = [
     "CIFAR10",
     "CIFAR100",
     "STL10",
+    "STSB",
     "AudioDataModule",
     "AudioFolder",
+    "HFText",
+    "HFTokenizer",
     "ImageDataModule",
     "ImageFolder",
     "ImageNet",
@@ -32,5 +37,10 @@ __all__ = [
     "SequenceArrays",
     "Sets",
     "SpeechCommands",
+    "TextDataModule",
+    "TextLines",
+    "TextSets",
+    "TextTokenizer",
+    "WordPiece",
     "with_views",
 ]

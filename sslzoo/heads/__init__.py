@@ -17,6 +17,7 @@ from sslzoo.heads.mutual_information import MapEncoder, MI1x1ConvNet, PriorDiscr
 from sslzoo.heads.per_view import PerView
 from sslzoo.heads.recurrent import Recurrent
 from sslzoo.heads.step_predictors import LinearSteps, TransformerSteps
+from sslzoo.heads.text import MLMHead, TanhHead
 
 __all__ = [
     "MLP",
@@ -26,12 +27,14 @@ __all__ = [
     "LinearSteps",
     "MAEDecoder",
     "MI1x1ConvNet",
+    "MLMHead",
     "MapEncoder",
     "PerView",
     "PixelContext",
     "PriorDiscriminator",
     "Prototypes",
     "Recurrent",
+    "TanhHead",
     "TransformerSteps",
     "byol_mlp",
     "simclr_projector",

@@ -12,6 +12,7 @@ from sslzoo.losses.info_nce import batch_info_nce, info_nce
 from sslzoo.losses.invaspread import invaspread
 from sslzoo.losses.margin_contrastive import margin_contrastive
 from sslzoo.losses.masked_features import masked_features
+from sslzoo.losses.masked_language_model import masked_language_model
 from sslzoo.losses.masked_pixels import masked_pixels, patchify
 from sslzoo.losses.mutual_information import (
     dim_donsker_varadhan,
@@ -52,6 +53,7 @@ __all__ = [
     "invaspread",
     "margin_contrastive",
     "masked_features",
+    "masked_language_model",
     "masked_pixels",
     "nce",
     "nce_constant",

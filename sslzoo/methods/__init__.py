@@ -4,6 +4,7 @@ from sslzoo.methods.amdim import AMDIM
 from sslzoo.methods.barlow_twins import BarlowTwins
 from sslzoo.methods.base import SSLMethod
 from sslzoo.methods.byol import BYOL
+from sslzoo.methods.clear import CLEAR
 from sslzoo.methods.cmc import CMC
 from sslzoo.methods.cpc import CPC
 from sslzoo.methods.dcl import DCL
@@ -21,6 +22,7 @@ from sslzoo.methods.moco import MoCo
 from sslzoo.methods.moco_v3 import MoCoV3
 from sslzoo.methods.nnclr import NNCLR
 from sslzoo.methods.simclr import SimCLR
+from sslzoo.methods.simcse import SimCSE
 from sslzoo.methods.simsiam import SimSiam
 from sslzoo.methods.supcon import SupCon
 from sslzoo.methods.swav import SwAV
@@ -30,6 +32,7 @@ from sslzoo.methods.vicreg import VICReg
 __all__ = [
     "AMDIM",
     "BYOL",
+    "CLEAR",
     "CMC",
     "CPC",
     "DCL",
@@ -49,6 +52,7 @@ __all__ = [
     "MoCoV3",
     "SSLMethod",
     "SimCLR",
+    "SimCSE",
     "SimSiam",
     "SupCon",
     "SwAV",

@@ -11,7 +11,7 @@ from sslzoo.optim.groups import (
 )
 from sslzoo.optim.larc import LARC
 from sslzoo.optim.lars import LARS
-from sslzoo.optim.schedule import ConstantRate, Schedule, Steps, WarmupCosine
+from sslzoo.optim.schedule import ConstantRate, Schedule, Steps, WarmupCosine, WarmupLinear
 
 __all__ = [
     "LARC",
@@ -28,6 +28,7 @@ __all__ = [
     "Schedule",
     "Steps",
     "WarmupCosine",
+    "WarmupLinear",
     "all_alike",
     "exempt_bias_and_norm",
     "exempt_bias_norm_and_classifier",

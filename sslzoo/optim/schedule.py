@@ -140,6 +140,36 @@ class WarmupCosine(Schedule):
         return self.end_factor + (1 - self.end_factor) * (1 + math.cos(math.pi * done)) / 2
 
 
+class WarmupLinear(Schedule):
+    """Linear warm-up from 0, then linearly to 0 at the end: BERT's schedule.
+
+    Args:
+        optimizer: its groups' `lr` are the peak rates.
+        horizon: length of the run.
+        warmup_epochs: in epochs (fractions allowed).
+        warmup_fraction: as a fraction of the run, instead.
+        horizon_on_resume: see `Schedule`.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        horizon: Horizon,
+        warmup_epochs: float = 0.0,
+        warmup_fraction: float = 0.0,
+        horizon_on_resume: Literal["keep", "new"] = "keep",
+    ):
+        self.warmup_epochs, self.warmup_fraction = warmup_epochs, warmup_fraction
+        super().__init__(optimizer, horizon, horizon_on_resume)
+
+    def factor(self, step: int) -> float:
+        warmup = _duration(self.warmup_epochs, self.warmup_fraction, self.horizon, "warmup")
+        if step < warmup:
+            return step / warmup
+        total = self.horizon.total_steps
+        return max(0.0, (total - step) / max(1, total - warmup))
+
+
 class Steps(Schedule):
     """The rate times `gamma` at each milestone (in epochs): InstDisc's and MoCo's schedule.
 

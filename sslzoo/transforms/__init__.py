@@ -23,20 +23,29 @@ from sslzoo.transforms.recipes import (
     simclr_views,
 )
 from sslzoo.transforms.supervised import crop_view
+from sslzoo.transforms.text import Reordering, SpanDeletion, Substitution, WordDeletion
+from sslzoo.transforms.text_views import Drawn, TextViews, clear_views, plain_text
 from sslzoo.transforms.views import View, Views
 from sslzoo.transforms.waveform import Waveform
 
 __all__ = [
     "BlockMasks",
+    "Drawn",
     "EvalView",
     "LogMel",
     "LogMelViews",
     "RandomResizedCrop",
+    "Reordering",
+    "SpanDeletion",
+    "Substitution",
+    "TextViews",
     "View",
     "Views",
     "Waveform",
+    "WordDeletion",
     "amdim_views",
     "byol_views",
+    "clear_views",
     "cmc_views",
     "cpc_views",
     "crop_view",
@@ -50,5 +59,6 @@ __all__ = [
     "moco_v2_views",
     "moco_v3_views",
     "multi_crop_views",
+    "plain_text",
     "simclr_views",
 ]

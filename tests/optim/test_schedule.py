@@ -19,6 +19,7 @@ from sslzoo.optim import (
     Schedule,
     Steps,
     WarmupCosine,
+    WarmupLinear,
     exempt_bias_and_norm,
 )
 from tests.golden import assert_close_to_golden, load
@@ -155,6 +156,14 @@ def test_byol_official_horizons_and_tau() -> None:
     for epochs, steps, base in zip(z["epochs"], z["max_steps"], z["ema"], strict=True):
         assert int(steps) == int(epochs) * 1_281_167 // 4096
         assert Cosine(float(base), 1.0)(0, Horizon(int(steps), 312)) == pytest.approx(float(base))
+
+
+def test_warmup_linear_is_a_triangle() -> None:
+    schedule = WarmupLinear(sgd(2.0), Horizon(10, 5), warmup_fraction=0.2)
+    wanted = [0, 1, 2, 1.75, 1.5, 1.25, 1, 0.75, 0.5, 0.25, 0, 0]
+    assert rates(schedule, 12) == pytest.approx(wanted)
+    assert rates(WarmupLinear(sgd(2.0), Horizon(4, 2)), 4) == pytest.approx([2, 1.5, 1, 0.5])
+    assert rates(WarmupLinear(sgd(2.0), Horizon(4, 2), warmup_epochs=1), 3)[1] == pytest.approx(1)
 
 
 def test_steps_drop_at_their_epochs() -> None:

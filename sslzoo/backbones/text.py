@@ -1,0 +1,217 @@
+"""Text backbones: a small Transformer, and any Hugging Face encoder by name.
+
+A text backbone is an nn.Module with `num_features`, `num_ids` (the size of its vocabulary), and
+`forward(tokens, keys=None) -> (B, num_features)`; for a masked language model also
+`forward_tokens(tokens, keys=None) -> (B, L, num_features)` and `token_embedding`, an nn.Embedding.
+`keys` are one a sentence: dropout follows them where it can (see `KeyedDropout`).
+
+Shapes: B sentences, L places, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslzoo.random import Keys
+from sslzoo.tokens import Tokens
+
+Pooling = Literal["cls", "mean"]
+
+
+class KeyedDropout(nn.Module):
+    """Dropout whose mask is a function of the sentence's key, the place and the channel.
+
+    So it does not depend on the batch, the padding or the number of ranks. Without keys it is
+    torch's. Four mask values of 16 bits come from each draw of 64: p is rounded to 1 / 65536.
+
+    Args:
+        p: probability that a number becomes 0.
+        purpose: of the draw, another one for each dropout of a network.
+    """
+
+    def __init__(self, p: float, purpose: str) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"p must be in [0, 1), got {p}")
+        self.p, self.purpose = p, purpose
+
+    def forward(self, x: Tensor, keys: Keys | None) -> Tensor:
+        """Shapes: x (B, L, D), keys (B,)."""
+        if keys is None or not self.training or self.p == 0:
+            return F.dropout(x, self.p, self.training)
+        _, length, width = x.shape
+        draws = keys.bits(self.purpose, length, -(-width // 4)).view(torch.int16)
+        keep = draws[:, :, :width] >= round(self.p * 65536) - 32768
+        return x * keep * (1 / (1 - self.p))
+
+
+class _Block(nn.Module):
+    """Pre-norm: x + attention(norm(x)), then x + MLP(norm(x))."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float, name: str) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        # No biases: a softmax over keys does not see theirs, whose gradient is rounding noise.
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.dropout1 = KeyedDropout(dropout, f"{name}, attention")
+        self.dropout2 = KeyedDropout(dropout, f"{name}, MLP")
+
+    def forward(self, x: Tensor, mask: Tensor, keys: Keys | None) -> Tensor:
+        q, k, v = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, heads, L, D/heads)
+        attended = self.out(attended.transpose(1, 2).flatten(2))
+        x = x + self.dropout1(attended, keys)
+        return x + self.dropout2(self.mlp(self.norm2(x)), keys)
+
+
+class SmallTransformer(nn.Module):
+    """A Transformer encoder that trains in minutes on a CPU; 4.3 M parameters with the defaults.
+
+    Pre-norm with a norm at the end, which trains without warm-up (Xiong et al., ICML 2020,
+    https://arxiv.org/abs/2002.04745); weights start from N(0, 0.02), as BERT's. Dropout is on the
+    embeddings and on each residual branch; not on attention's probabilities, where BERT has one
+    more. Not `torch.nn.TransformerEncoder`, whose dropout cannot follow keys.
+
+    Args:
+        num_ids: V, the ids of the tokenizer.
+        width: D.
+        depth: number of blocks.
+        heads: of attention.
+        hidden: width inside the MLPs; None: 4 D.
+        max_length: places, [CLS] and [SEP] among them.
+        dropout: 0.1 in BERT.
+        pooling: "cls" gives the first place, "mean" the mean over the sentence.
+    """
+
+    def __init__(
+        self,
+        num_ids: int,
+        width: int = 256,
+        depth: int = 3,
+        heads: int = 4,
+        hidden: int | None = None,
+        max_length: int = 64,
+        dropout: float = 0.1,
+        pooling: Pooling = "cls",
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"heads must divide the width {width}, got {heads}")
+        self.pooling = _checked(pooling)
+        self.num_features, self.num_ids, self.max_length = width, num_ids, max_length
+        self.token_embedding = nn.Embedding(num_ids, width)
+        self.place_embedding = nn.Parameter(torch.empty(max_length, width))
+        self.norm_in = nn.LayerNorm(width)
+        self.dropout = KeyedDropout(dropout, "embedding")
+        blocks = [_Block(width, heads, hidden or 4 * width, dropout, f"{i}") for i in range(depth)]
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(width)
+        nn.init.normal_(self.place_embedding, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward_tokens(self, tokens: Tokens, keys: Keys | None = None) -> Tensor:
+        """Features of every place, (B, L, D)."""
+        length = tokens.ids.shape[1]
+        if length > self.max_length:
+            raise ValueError(
+                f"a view has {length} places, the backbone max_length={self.max_length}"
+            )
+        x = self.norm_in(self.token_embedding(tokens.ids) + self.place_embedding[:length])
+        x = self.dropout(x, keys)
+        mask = tokens.mask[:, None, None]  # (B, 1, 1, L): keys that may be looked at
+        for block in self.blocks:
+            x = block(x, mask, keys)
+        return self.norm(x)
+
+    def forward(self, tokens: Tokens, keys: Keys | None = None) -> Tensor:
+        return _pool(self.forward_tokens(tokens, keys), tokens, self.pooling)
+
+
+class HFEncoder(nn.Module):
+    """A Hugging Face encoder as a text backbone. Its dropout is torch's and follows no keys.
+
+    Args:
+        model: with `last_hidden_state` in what it returns.
+        pooling: "cls" gives the first place, "mean" the mean over the sentence.
+    """
+
+    def __init__(self, model: nn.Module, pooling: Pooling = "cls") -> None:
+        super().__init__()
+        self.pooling = _checked(pooling)
+        given: Any = model
+        self.model = given
+        self.num_features = int(given.config.hidden_size)
+
+    @property
+    def token_embedding(self) -> nn.Embedding:
+        """V x D, tied to the masked language model's output."""
+        return self.model.get_input_embeddings()
+
+    @property
+    def num_ids(self) -> int:
+        """V."""
+        return self.token_embedding.num_embeddings
+
+    def forward_tokens(self, tokens: Tokens, keys: Keys | None = None) -> Tensor:
+        """Features of every place, (B, L, D)."""
+        mask = tokens.mask
+        return self.model(input_ids=tokens.ids, attention_mask=mask.long()).last_hidden_state
+
+    def forward(self, tokens: Tokens, keys: Keys | None = None) -> Tensor:
+        return _pool(self.forward_tokens(tokens, keys), tokens, self.pooling)
+
+
+def hf_encoder(
+    name: str, num_ids: int | None = None, pooling: Pooling = "cls", pretrained: bool = True
+) -> nn.Module:
+    """A Hugging Face encoder by name, without its pooler where it can be left out.
+
+    Args:
+        name: such as "bert-base-uncased" or "roberta-base", or a folder.
+        num_ids: the embedding is resized to so many tokens: `HFTokenizer` adds [DEL], so that
+            bert-base-uncased has 30,523; None leaves it.
+        pooling: see `HFEncoder`.
+        pretrained: whether its weights are loaded; otherwise its configuration alone is.
+
+    Raises:
+        ValueError: transformers is not installed.
+    """
+    try:
+        from transformers import AutoConfig, AutoModel
+    except ImportError as error:
+        raise ValueError(
+            "hf_encoder needs the package transformers, which is not installed; run: "
+            "pip install transformers"
+        ) from error
+    load = AutoModel.from_pretrained
+    model = load(name) if pretrained else AutoModel.from_config(AutoConfig.from_pretrained(name))
+    if hasattr(model, "pooler"):
+        model.pooler = None  # it would have no gradient
+    if num_ids is not None:
+        model.resize_token_embeddings(num_ids)
+    return HFEncoder(model, pooling)
+
+
+def _checked(pooling: Pooling) -> Pooling:
+    if pooling not in ("cls", "mean"):
+        raise ValueError(f'pooling must be "cls" or "mean", got {pooling!r}')
+    return pooling
+
+
+def _pool(x: Tensor, tokens: Tokens, pooling: Pooling) -> Tensor:
+    """(B, L, D) -> (B, D)."""
+    if pooling == "cls":
+        return x[:, 0]
+    mask = tokens.mask[:, :, None]
+    return (x * mask).sum(1) / mask.sum(1)

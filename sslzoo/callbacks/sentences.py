@@ -1,0 +1,163 @@
+"""Evaluation of sentence encoders: OnlineSpearman during training, SentenceTable at its end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from sslzoo.callbacks.evaluation import Evaluation, classes, embed, query_set
+from sslzoo.distributed import rank
+from sslzoo.eval.features import Features, extract, gather_features
+from sslzoo.eval.linear import linear_probe
+from sslzoo.eval.loaders import EvalLoaders
+from sslzoo.eval.similarity import bag_of_words, mean_of_tokens, pair_spearman
+from sslzoo.tokens import Tokens
+
+ROWS = {
+    "trained": "trained encoder",
+    "untrained": "untrained encoder",
+    "trained_tokens": "mean of trained token embeddings",
+    "untrained_tokens": "mean of untrained token embeddings",
+    "words": "bag of words",
+}
+Embed = Callable[[EvalLoaders, Any], Features]
+
+
+def pair_loaders(trainer: Trainer, who: str) -> dict[str, EvalLoaders]:
+    """The data module's scored pairs by name.
+
+    Raises:
+        ValueError: it has no `similarity_dataloaders()`.
+    """
+    make = getattr(getattr(trainer, "datamodule", None), "similarity_dataloaders", None)
+    if make is None:
+        raise ValueError(
+            f"{who} needs a data module with similarity_dataloaders(), such as sslzoo.data.STSB or "
+            "TextLines(pairs=...)"
+        )
+    return make()
+
+
+class OnlineSpearman(Evaluation):
+    """Logs `val/spearman_<name>` for every set of scored pairs: cosines against scores.
+
+    Args:
+        every_n_epochs: training epochs between two evaluations; the last always has one.
+        features: name of the module's method from a view to (B, D).
+    """
+
+    def __init__(self, every_n_epochs: int = 1, features: str = "forward") -> None:
+        super().__init__(every_n_epochs, None, features)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What an evaluation would refuse is refused before training."""
+        if not pair_loaders(trainer, "OnlineSpearman"):
+            raise ValueError("OnlineSpearman needs scored pairs, the data module has none")
+
+    def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        scores = {}
+        for name, loaders in pair_loaders(trainer, "OnlineSpearman").items():
+            own = embed(trainer, pl_module, loaders, loaders.bank, self.features)
+            scores[f"val/spearman_{name}"] = _spearman(own)
+        return scores
+
+
+class SentenceTable(Callback):
+    """What training was worth: prints a table on rank 0 and writes it into the run folder.
+
+    Rows: the trained and the untrained encoder, means of their token embeddings, bag of words.
+    Columns: Spearman on each set of scored pairs and, where the data has labelled sentences, the
+    accuracy of a linear probe. All features are in memory, V numbers a sentence for bag of words.
+    The untrained encoder is scored before the first step; its figures are in the checkpoint.
+
+    Args:
+        filename: of the JSON.
+        features: name of the module's method from a view to (B, D).
+    """
+
+    def __init__(self, filename: str = "sentence_table.json", features: str = "forward") -> None:
+        super().__init__()
+        self.filename, self.features = filename, features
+        self.scores: dict[str, dict[str, float]] = {}  # row -> column -> fraction
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == 0:
+            self._score_encoder(trainer, pl_module, "untrained")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._score_encoder(trainer, pl_module, "trained")
+        num_ids = int(cast(Any, pl_module.backbone).num_ids)
+        self._score_plain(trainer, pl_module, "words", lambda text: bag_of_words(text, num_ids))
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective
+        if rank() == 0:
+            ordered = {row: self.scores[row] for row in ROWS if row in self.scores}
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / self.filename).write_text(json.dumps(ordered, indent=1) + "\n")
+            self._print()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"scores": self.scores}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.scores = dict(state_dict["scores"])
+
+    def _score_encoder(self, trainer: Trainer, pl_module: LightningModule, row: str) -> None:
+        def encode(loaders: EvalLoaders, loader: Any) -> Features:
+            return embed(trainer, pl_module, loaders, loader, self.features)
+
+        self.scores[row] = self._score(trainer, encode)
+        table = cast(Any, pl_module.backbone).token_embedding.weight.detach()
+        plain = lambda text: mean_of_tokens(text, table)  # noqa: E731
+        self._score_plain(trainer, pl_module, f"{row}_tokens", plain)
+
+    def _score_plain(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        row: str,
+        features: Callable[[Tokens], Tensor],
+    ) -> None:
+        device = pl_module.device
+        self.scores[row] = self._score(
+            trainer, lambda loaders, loader: extract(pl_module, loader, loaders, features, device)
+        )
+
+    def _score(self, trainer: Trainer, encode: Embed) -> dict[str, float]:
+        pairs = pair_loaders(trainer, "SentenceTable")
+        scores = {
+            f"spearman_{name}": _spearman(encode(part, part.bank)) for name, part in pairs.items()
+        }
+        loaders: EvalLoaders = cast(Any, trainer).datamodule.eval_dataloaders()
+        if loaders.num_classes is not None:
+            bank = gather_features(encode(loaders, loaders.bank))
+            query = gather_features(encode(loaders, query_set(loaders, "SentenceTable")))
+            scores["linear"] = linear_probe(
+                bank.features,
+                classes(bank.label, "SentenceTable"),
+                query.features,
+                classes(query.label, "SentenceTable"),
+                loaders.num_classes,
+            )
+        return scores
+
+    def _print(self) -> None:
+        columns = list(self.scores["trained"])
+        table = Table("", *columns)
+        for row, title in ROWS.items():
+            scores = self.scores.get(row, {})
+            table.add_row(title, *(f"{scores[c]:.3f}" if c in scores else "-" for c in columns))
+        Console().print(table)
+
+
+def _spearman(own: Features) -> float:
+    every = gather_features(own)
+    assert every.label is not None
+    return pair_spearman(every.features, every.label.to(torch.float64))

@@ -1,0 +1,78 @@
+"""Similarity of sentences: Spearman's correlation on scored pairs, and the plainest features.
+
+Shapes: n pairs, 2n sentences of which 2i and 2i + 1 are a pair; B sentences, L places, V words, D
+width. Tokens stand between [CLS] and [SEP], which the plain features leave out.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslzoo.tokens import Tokens
+
+
+def spearman(x: Tensor, y: Tensor) -> float:
+    """Spearman's rank correlation, equal values sharing the mean of their ranks; in [-1, 1].
+
+    Args:
+        x: (n,) finite.
+        y: (n,).
+
+    Returns:
+        The correlation; 0 where all of x or all of y are equal.
+
+    Raises:
+        ValueError: for other shapes, fewer than 2 values, or values that are not finite.
+    """
+    if x.ndim != 1 or x.shape != y.shape or len(x) < 2:
+        raise ValueError(
+            f"two (n,) of at least 2 values wanted, got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
+    if not bool((x.isfinite() & y.isfinite()).all()):
+        raise ValueError("finite values wanted, got some that are not")
+    a, b = (ranks - ranks.mean() for ranks in (_ranks(x), _ranks(y)))
+    return float((a @ b) / (a.norm() * b.norm()).clamp_min(1e-12))
+
+
+def _ranks(x: Tensor) -> Tensor:
+    """(n,) float64."""
+    _, inverse, counts = x.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts.double() - 1) / 2)[inverse]
+
+
+def pair_spearman(features: Tensor, score: Tensor) -> float:
+    """Spearman of the cosines of pairs with their scores: SentEval's protocol, all pairs at once.
+
+    Args:
+        features: (2n, D).
+        score: (2n,), each pair's twice.
+
+    Raises:
+        ValueError: the two rows of a pair have other scores, or see `spearman`.
+    """
+    if len(features) != len(score) or len(score) % 2 or not torch.equal(score[::2], score[1::2]):
+        raise ValueError(
+            "features (2n, D) and scores (2n,), each pair's twice, wanted; got "
+            f"{tuple(features.shape)} and {tuple(score.shape)}"
+        )
+    return spearman(F.cosine_similarity(features[::2], features[1::2], dim=1), score[::2])
+
+
+def bag_of_words(tokens: Tokens, num_ids: int) -> Tensor:
+    """How often each word stands in a sentence. (B, V) float32."""
+    counts = torch.zeros(len(tokens.ids), num_ids, device=tokens.ids.device)
+    return counts.scatter_add_(1, tokens.ids, _words(tokens).float())
+
+
+def mean_of_tokens(tokens: Tokens, embedding: Tensor) -> Tensor:
+    """Mean embedding of a sentence's words. Shapes: embedding (V, D) -> (B, D)."""
+    words = _words(tokens)[:, :, None]
+    return (embedding[tokens.ids] * words).sum(1) / words.sum(1).clamp_min(1)
+
+
+def _words(tokens: Tokens) -> Tensor:
+    places = torch.arange(tokens.ids.shape[1], device=tokens.ids.device)
+    return (places > 0) & (places < tokens.lengths[:, None] - 1)

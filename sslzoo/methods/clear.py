@@ -1,0 +1,115 @@
+"""CLEAR: contrastive learning for sentence representation.
+
+Wu, Wang, Gu, Khabsa, Sun and Ma, 2020, https://arxiv.org/abs/2012.15466.
+Reference code: none is known. What the paper says is taken from a summary of it, not checked
+against the text; settings called reported are from there.
+
+Deviations (or choices where we do not know):
+    1. The masked language model sees the original sentence, not an augmented one.
+    2. Its masking is BERT's (15 %; 80 / 10 / 10), its output tied to the embedding.
+    3. The temperature and the sizes of the projector are ours.
+    4. Shares of short sentences are rounded so that the same part of them changes, see
+       `sslzoo.transforms.text`; two augmentations of one view are applied in a fixed order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from sslzoo.batch import Batch
+from sslzoo.heads import MLMHead
+from sslzoo.losses import masked_language_model, nt_xent
+from sslzoo.methods.base import (
+    GroupsFactory,
+    OptimizerFactory,
+    ScheduleFactory,
+    SSLMethod,
+    joined,
+    step_keys,
+)
+from sslzoo.optim import exempt_bias_and_norm
+from sslzoo.random import Keys
+from sslzoo.tokens import Special, Tokens
+from sslzoo.transforms.masking import mask_tokens
+
+
+class CLEAR(SSLMethod):
+    """Two changed copies of a sentence attract each other; hidden words are told from the rest.
+
+    Args:
+        backbone: a text backbone, see `sslzoo.backbones.text`.
+        projector: g, left out of `forward`; num_features -> D.
+        mlm_head: features of a place -> the vocabulary; tied to the backbone's embedding.
+        temperature: of NT-Xent; 0.1 is ours.
+        mlm_weight: of the masked language model beside the contrastive term; 1 reported. With 0
+            the third view is not looked at.
+        mask_fraction: of the words; 0.15 reported.
+        mask_id: of [MASK]; the default is that of our tokenizers.
+        optimizer: see `SSLMethod`; Adam reported.
+        schedule: see `SSLMethod`; warm-up, then linear to 0 reported.
+        parameter_groups: see `SSLMethod`.
+
+    Example:
+        >>> import torch
+        >>> from sslzoo.backbones import SmallTransformer
+        >>> from sslzoo.heads import MLP
+        >>> backbone = SmallTransformer(20, width=8, depth=1, heads=2, max_length=9)
+        >>> method = CLEAR(backbone, MLP([8, 8, 4], norm=False), MLMHead(8, 20))
+        >>> text = Tokens(torch.randint(20, (4, 9)), torch.tensor([9, 3, 7, 5]))
+        >>> batch = Batch([text, text, text], index=torch.arange(4))
+        >>> list(method.losses(batch))
+        ['nt_xent', 'mlm']
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projector: nn.Module,
+        mlm_head: MLMHead,
+        temperature: float = 0.1,
+        mlm_weight: float = 1.0,
+        mask_fraction: float = 0.15,
+        mask_id: int = Special().mask,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
+        parameter_groups: GroupsFactory = exempt_bias_and_norm,
+    ):
+        super().__init__(backbone, optimizer, schedule, parameter_groups)
+        joined(backbone, projector)
+        self.projector = projector
+        self.mlm_head = mlm_head
+        mlm_head.tie(self._text_backbone.token_embedding)
+        self.temperature, self.mlm_weight = temperature, mlm_weight
+        self.mask_fraction, self.mask_id = mask_fraction, mask_id
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        keys = step_keys(self, batch)
+        z1, z2 = (
+            self.projector(self.backbone(view, keys.fold("view", number)))  # (B, D)
+            for number, view in enumerate(batch.views[:2])
+        )
+        terms = {"nt_xent": nt_xent(z1, z2, self.temperature)}
+        if self.mlm_weight:
+            terms["mlm"] = self.mlm_weight * self.language_loss(batch.views[2], keys)
+        return terms
+
+    def language_loss(self, text: Tokens, keys: Keys) -> Tensor:
+        """Cross-entropy of the words that are hidden in this step. Shapes: keys (B,)."""
+        num_ids = self.mlm_head.out_features
+        masked = mask_tokens(text, keys, self.mask_id, num_ids, self.mask_fraction)
+        x = self._text_backbone.forward_tokens(masked.tokens, keys.fold("masked"))  # (B, L, D)
+        hidden = x.take_along_dim(masked.places[:, :, None], dim=1)  # (B, K, D)
+        logits = self.mlm_head(hidden.flatten(0, 1))
+        return masked_language_model(logits, masked.targets.flatten(), masked.real.flatten())
+
+    @property
+    def _text_backbone(self) -> Any:
+        wanted = ("forward_tokens", "token_embedding")
+        if not all(hasattr(self.backbone, name) for name in wanted):
+            raise ValueError(
+                f"CLEAR wants a text backbone with {' and '.join(wanted)}, "
+                f"{type(self.backbone).__name__} has them not"
+            )
+        return self.backbone

@@ -1,0 +1,79 @@
+"""SimCSE, unsupervised: a sentence and itself, under two dropout masks.
+
+Gao, Yao and Chen, EMNLP 2021, https://arxiv.org/abs/2104.08821.
+Reference code: princeton-nlp/SimCSE, simcse/models.py; what is said of it here is from memory, not
+checked against it.
+
+Deviations:
+    1. Dropout masks of `SmallTransformer` are keyed by sentence, step and view; the code's are
+       torch's.
+    2. The negatives are those of all ranks, with gradient; the code gathers without it and puts
+       its own rows back.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslzoo.batch import Batch
+from sslzoo.losses import batch_info_nce
+from sslzoo.losses.precision import at_least_float32
+from sslzoo.methods.base import (
+    GroupsFactory,
+    OptimizerFactory,
+    ScheduleFactory,
+    SSLMethod,
+    joined,
+    step_keys,
+)
+from sslzoo.optim import exempt_bias_and_norm
+from sslzoo.random import Keys
+from sslzoo.tokens import Tokens
+
+
+class SimCSE(SSLMethod):
+    """A sentence finds itself among the batch's, each encoded twice with other dropout.
+
+    Args:
+        backbone: a text backbone with dropout, see `sslzoo.backbones.text`.
+        projector: left out of `forward`; `heads.TanhHead` in the code.
+        temperature: 0.05 in the paper.
+        optimizer: see `SSLMethod`; AdamW in the code.
+        schedule: see `SSLMethod`; linear to 0 in the code.
+        parameter_groups: see `SSLMethod`.
+
+    Example:
+        >>> import torch
+        >>> from sslzoo.backbones import SmallTransformer
+        >>> from sslzoo.heads import TanhHead
+        >>> backbone = SmallTransformer(20, width=8, depth=1, heads=2, max_length=9)
+        >>> method = SimCSE(backbone, TanhHead(8))
+        >>> text = Tokens(torch.randint(20, (4, 9)), torch.tensor([9, 3, 7, 5]))
+        >>> batch = Batch([text], index=torch.arange(4))
+        >>> list(method.losses(batch))
+        ['info_nce']
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projector: nn.Module,
+        temperature: float = 0.05,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
+        parameter_groups: GroupsFactory = exempt_bias_and_norm,
+    ):
+        super().__init__(backbone, optimizer, schedule, parameter_groups)
+        joined(backbone, projector)
+        self.projector = projector
+        self.temperature = temperature
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        (text,), keys = batch.views, step_keys(self, batch)
+        z1, z2 = (self.embed(text, keys.fold("view", number)) for number in (0, 1))
+        return {"info_nce": batch_info_nce(z1, z2, self.temperature)}
+
+    def embed(self, text: Tokens, keys: Keys) -> Tensor:
+        """Projections, normalised, under the dropout masks of these keys. (B, D)."""
+        return F.normalize(at_least_float32(self.projector(self.backbone(text, keys))), dim=1)
