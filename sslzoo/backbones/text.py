@@ -10,7 +10,7 @@ Shapes: B sentences, L places, D width.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -150,7 +150,7 @@ class HFEncoder(nn.Module):
         super().__init__()
         self.pooling = _checked(pooling)
         self.model: Any = model
-        self.num_features = int(self.model.config.hidden_size)
+        self.num_features: int = cast(Any, model).config.hidden_size
 
     @property
     def token_embedding(self) -> nn.Embedding:

@@ -2,6 +2,7 @@
 
 from sslzoo.transforms.crop import RandomResizedCrop
 from sslzoo.transforms.eval_view import EvalView
+from sslzoo.transforms.neighbours import NearestEmbeddings, TableFile
 from sslzoo.transforms.recipes import (
     amdim_views,
     byol_views,
@@ -24,10 +25,12 @@ from sslzoo.transforms.views import View, Views
 __all__ = [
     "Drawn",
     "EvalView",
+    "NearestEmbeddings",
     "RandomResizedCrop",
     "Reordering",
     "SpanDeletion",
     "Substitution",
+    "TableFile",
     "TextViews",
     "View",
     "Views",
