@@ -10,7 +10,7 @@ Shapes: B sentences, L places, D width.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -149,9 +149,8 @@ class HFEncoder(nn.Module):
     def __init__(self, model: nn.Module, pooling: Pooling = "cls") -> None:
         super().__init__()
         self.pooling = _checked(pooling)
-        given: Any = model
-        self.model = given
-        self.num_features = int(given.config.hidden_size)
+        self.model: Any = model
+        self.num_features: int = cast(Any, model).config.hidden_size
 
     @property
     def token_embedding(self) -> nn.Embedding:

@@ -5,6 +5,7 @@ from sslzoo.transforms.crop import RandomResizedCrop
 from sslzoo.transforms.eval_view import EvalView
 from sslzoo.transforms.log_mel import LogMel
 from sslzoo.transforms.log_mel_views import LogMelViews
+from sslzoo.transforms.neighbours import NearestEmbeddings, TableFile
 from sslzoo.transforms.recipes import (
     amdim_views,
     byol_views,
@@ -34,10 +35,12 @@ __all__ = [
     "EvalView",
     "LogMel",
     "LogMelViews",
+    "NearestEmbeddings",
     "RandomResizedCrop",
     "Reordering",
     "SpanDeletion",
     "Substitution",
+    "TableFile",
     "TextViews",
     "View",
     "Views",

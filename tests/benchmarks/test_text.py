@@ -16,8 +16,8 @@ pytest.importorskip("tokenizers")
 def test_a_run_becomes_a_row(tmp_path: Path) -> None:
     folder = tmp_path / "stsb"
     folder.mkdir()
-    pairs = zip(sentences()[1:], sentences()[:-1], strict=True)
-    lines = [f"{a},{b},{i % 6}" for i, (a, b) in enumerate(pairs)]
+    some = sentences()
+    lines = [f"{a},{some[i - 1]},{i % 6}" for i, a in enumerate(some)]
     for part in ("train", "dev", "test"):
         (folder / f"{part}.csv").write_text("\n".join(lines) + "\n")
     output = tmp_path / "text.json"
