@@ -15,7 +15,7 @@ Deviations:
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -91,14 +91,15 @@ class CPC(SSLMethod):
                 f"frame_features {frame!r} and {type(predictor).__name__} goes from {ends[0]!r} to "
                 f"{ends[1]!r}"
             )
-        if negatives not in Negatives.__args__ or score not in ("dot", "mean"):
+        if negatives not in get_args(Negatives) or score not in ("dot", "mean"):
             raise ValueError(
-                f'negatives one of {list(Negatives.__args__)} and score "dot" or "mean" wanted, '
+                f'negatives one of {list(get_args(Negatives))} and score "dot" or "mean" wanted, '
                 f"got {negatives!r} and {score!r}"
             )
         if num_negatives < 1:
             raise ValueError(f"num_negatives of at least 1 wanted, got {num_negatives}")
         self.predictor = predictor
+        self.num_steps = int(cast(Any, predictor).num_steps)
         self.num_negatives, self.negatives = num_negatives, negatives
         self.scale = 1.0 if score == "dot" else 1.0 / frame
         self.whole_steps, self.sum_steps = whole_steps, sum_steps
@@ -106,7 +107,7 @@ class CPC(SSLMethod):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         backbone: Any = self.backbone
         z, c = backbone.forward_parts(batch.views[0])  # (B, T, D), (B, T, D')
-        frames, steps = z.shape[1], int(self.predictor.num_steps)
+        frames, steps = z.shape[1], self.num_steps
         if frames <= steps:
             raise ValueError(f"more frames than the {steps} steps predicted wanted, got {frames}")
         places = frames - (steps if self.whole_steps else 1)
