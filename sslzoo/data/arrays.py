@@ -124,7 +124,7 @@ class SequenceArrays(SampleDataModule):
             raise ValueError(f"a window of at least 1 frame wanted, got {window}")
         self.root, self.window, self.standardise = root, window, standardise
         self.val_fraction = val_fraction
-        self._mean = self._std = torch.zeros(1)
+        self._mean, self._std = torch.zeros(1), torch.ones(1)  # until they are read
 
     def read(self) -> Sets:
         """Load both files, and the training set's mean and deviation."""

@@ -99,6 +99,7 @@ class CPC(SSLMethod):
         if num_negatives < 1:
             raise ValueError(f"num_negatives of at least 1 wanted, got {num_negatives}")
         self.predictor = predictor
+        self.num_steps = int(cast(Any, predictor).num_steps)
         self.num_negatives, self.negatives = num_negatives, negatives
         self.scale = 1.0 if score == "dot" else 1.0 / frame
         self.whole_steps, self.sum_steps = whole_steps, sum_steps
@@ -106,7 +107,7 @@ class CPC(SSLMethod):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         backbone: Any = self.backbone
         z, c = backbone.forward_parts(batch.views[0])  # (B, T, D), (B, T, D')
-        frames, steps = z.shape[1], int(cast(Any, self.predictor).num_steps)
+        frames, steps = z.shape[1], self.num_steps
         if frames <= steps:
             raise ValueError(f"more frames than the {steps} steps predicted wanted, got {frames}")
         places = frames - (steps if self.whole_steps else 1)

@@ -70,7 +70,7 @@ class LogMelViews:
         ]
 
     @torch.no_grad()
-    def evaluation(self, waves: Tensor | Padded) -> Tensor:
+    def evaluation(self, waves: Tensor | Padded) -> Tensor | Padded:
         """The whole spectrogram of a window: (B, L) -> (B, 1, M, T)."""
         if isinstance(waves, Padded):
             raise ValueError("an image has one size: set eval_window of the data module, got null")
