@@ -44,9 +44,9 @@ class Card:
         seeds: trained with.
         protocol: how the score was taken.
         score: metric -> value in 0..1.
-        features: the first few of the fixed input's, see `verify`.
+        features: the first few of the fixed input's, see `verifying`.
         urls: where the file is, the first that answers counts.
-        layout: how the encoder stands in a file that others wrote, see `convert.LAYOUTS`; None:
+        layout: how the encoder stands in a file that others wrote, see `LAYOUTS`; None:
             safetensors under the encoder's own names.
         source: the code behind the file: repository, commit.
         note: what is not verified, and what differs.

@@ -26,8 +26,8 @@ from sslzoo.eval.classifier import fill
 from sslzoo.zoo.building import build_backbone, complete, refuse_unknown_classes
 from sslzoo.zoo.cache import ANY, check, fetch, is_url, place
 from sslzoo.zoo.card import Card, read_card
-from sslzoo.zoo.convert import convert
-from sslzoo.zoo.entries import card_named, entries, local_file, sources
+from sslzoo.zoo.converters import convert
+from sslzoo.zoo.listing import card_named, entries, local_file, sources
 from sslzoo.zoo.reading import read
 
 

@@ -21,9 +21,9 @@ from sslzoo.eval.knn import knn_top1
 from sslzoo.transforms import simclr_views
 from sslzoo.zoo import Card, entries, verify
 from sslzoo.zoo.building import build_backbone
-from sslzoo.zoo.convert import LAYOUTS
-from sslzoo.zoo.entries import sources
-from sslzoo.zoo.verify import fixed_input
+from sslzoo.zoo.converters import LAYOUTS
+from sslzoo.zoo.listing import sources
+from sslzoo.zoo.verifying import fixed_input
 
 ROOT = Path(__file__).parents[2]
 OURS = sorted(path.stem for path in (ROOT / "zoo_weights").glob("*.json"))
@@ -41,7 +41,7 @@ def test_our_entry_is_what_its_card_says(name: str) -> None:
     weights = ROOT / "zoo_weights" / card.file
     assert card.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert weights.stat().st_size <= 2_500_000
-    assert len(card.features) == 4, "record them: see sslzoo.zoo.verify.fixed_features"
+    assert len(card.features) == 4, "record them: see sslzoo.zoo.verifying.fixed_features"
     for known in (card.recipe, card.commit, card.epochs, card.seeds, card.protocol, card.score):
         assert known
     assert (ROOT / str(card.recipe)).is_file()

@@ -21,7 +21,7 @@ import sslzoo
 from sslzoo.backbones import SmallResNet
 from sslzoo.zoo import read_card
 from sslzoo.zoo.card import Card, card_of
-from sslzoo.zoo.verify import fixed_input
+from sslzoo.zoo.verifying import fixed_input
 from tests.test_cli import arguments, folder, run  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[2]
