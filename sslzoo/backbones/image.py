@@ -7,6 +7,8 @@ over the global batch unless `bn_groups` says otherwise.
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ def timm_backbone(
     drop_path_rate: float = 0.0,
     img_size: int | None = None,
     zero_init_last: bool | None = None,
+    options: dict[str, Any] | None = None,
 ) -> nn.Module:
     """A timm model without its classifier.
 
@@ -34,19 +37,20 @@ def timm_backbone(
         img_size: input size in pixels, for models that fix it (ViT).
         zero_init_last: scale 0 in the last batch norm of each residual block (SimCLR: true,
             InstDisc: false), for models that take it; None leaves the model's default.
+        options: further arguments of timm's model, such as {num_heads: 12} for MoCo v3's ViT-S.
     """
-    options: dict[str, object] = {}
+    further = dict(options or {})
     if drop_path_rate:
-        options["drop_path_rate"] = drop_path_rate
+        further["drop_path_rate"] = drop_path_rate
     if img_size is not None:
-        options["img_size"] = img_size
+        further["img_size"] = img_size
     if zero_init_last is not None:
-        options["zero_init_last"] = zero_init_last
+        further["zero_init_last"] = zero_init_last
     if not timm.is_model(name.split(".")[0]):
         close = timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]
         raise ValueError(f"timm has no model {name!r}; names that are close: {close}")
     model = timm.create_model(
-        name, pretrained=pretrained, num_classes=0, in_chans=in_chans, **options
+        name, pretrained=pretrained, num_classes=0, in_chans=in_chans, **further
     )
     return convert_batch_norm(model, bn_groups).to(memory_format=torch.channels_last)
 

@@ -33,6 +33,7 @@ class Layout:
         keep: beginning of the names that are the encoder's -> what stands there instead. A common
             beginning "module." (of DataParallel) goes first.
         drop: beginnings of the names that are left out; None: all that `keep` does not name.
+        inside: what else changes anywhere in the encoder's names.
         translate: state -> (the encoder's, names left out), instead of `keep` and `drop`.
     """
 
@@ -40,6 +41,7 @@ class Layout:
     part: tuple[str, ...] = ()
     keep: Mapping[str, str] = field(default_factory=lambda: {"": ""})
     drop: tuple[str, ...] | None = ()
+    inside: tuple[str, str] = ("", "")
     translate: Callable[[Any], tuple[dict[str, Tensor], list[str]]] | None = None
 
 
@@ -89,7 +91,7 @@ def _renamed(state: Any, how: Layout, layout: str) -> tuple[dict[str, Tensor], l
         if how.drop and name.startswith(how.drop):
             dropped.append(full)
         elif start is not None:
-            kept[how.keep[start] + name[len(start) :]] = value
+            kept[(how.keep[start] + name[len(start) :]).replace(*how.inside)] = value
         elif how.drop is None:
             dropped.append(full)
         else:
@@ -291,7 +293,12 @@ LAYOUTS: dict[str, Layout] = {
     "mae": Layout("facebookresearch/mae", ("model",), drop=("decoder_", "mask_token")),
     "ijepa": Layout("facebookresearch/ijepa", ("target_encoder",)),
     "instdisc": Layout("zhirongw/lemniscate.pytorch", ("state_dict",), drop=("fc.",)),
-    "invaspread": Layout("mangye16/Unsupervised_Embedding_Learning", ("net",), drop=("linear.",)),
+    "invaspread": Layout(
+        "mangye16/Unsupervised_Embedding_Learning",
+        ("net",),
+        drop=("linear.",),
+        inside=(".shortcut.", ".downsample."),
+    ),
     "cmc": Layout(
         "HobbitLong/CMC",
         ("model",),

@@ -64,9 +64,7 @@ def card_named(name: str) -> Card:
     known = entries()
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
-        raise ValueError(
-            f"the zoo has no entry {name!r}, and there is no such file; close: {close}"
-        )
+        raise ValueError(f"no entry of the zoo and no file is named {name!r}; close: {close}")
     return known[name]
 
 
