@@ -6,6 +6,7 @@ compared, and only then renamed.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -109,7 +110,8 @@ def _torchvision_names(encoder: nn.Module, part: Path, x: Tensor, model: str | N
 
 
 def _to_program(encoder: nn.Module, x: Tensor) -> Any:
-    return torch.export.export(encoder, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    plain = copy.deepcopy(encoder).to(memory_format=torch.contiguous_format)
+    return torch.export.export(plain, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
 def _program(encoder: nn.Module, part: Path, x: Tensor, model: str | None) -> Any:

@@ -99,9 +99,14 @@ def _moco() -> list[Card]:
     runs.append(("v2", 800, 0.711, "a04e12f8"))
     return [
         _card(
-            *(f"moco_{v}-resnet50-imagenet-{n}ep", "sslzoo.methods.MoCo"),
-            *(f"{at}/moco_{v}_{n}ep/moco_{v}_{n}ep_pretrain.pth.tar", "moco", source, _NC),
-            *(score, n),
+            f"moco_{v}-resnet50-imagenet-{n}ep",
+            "sslzoo.methods.MoCo",
+            f"{at}/moco_{v}_{n}ep/moco_{v}_{n}ep_pretrain.pth.tar",
+            "moco",
+            source,
+            _NC,
+            score,
+            n,
             md5=md5,
         )
         for v, n, score, md5 in runs
@@ -120,9 +125,16 @@ def _moco_v3() -> list[Card]:
     ]
     return [
         _card(
-            *(f"moco_v3-{net}-imagenet-{n}ep", method),
-            *(f"{at}/{short}-{n}ep/{short}-{n}ep.pth.tar", "moco_v3", source, _NC),
-            *(score, n, backbone, width),
+            f"moco_v3-{net}-imagenet-{n}ep",
+            method,
+            f"{at}/{short}-{n}ep/{short}-{n}ep.pth.tar",
+            "moco_v3",
+            source,
+            _NC,
+            score,
+            n,
+            backbone,
+            width,
         )
         for net, short, n, score, backbone, width in nets
     ]
@@ -146,9 +158,16 @@ def _swav() -> list[Card]:
     wide = "sizes of the heads, which are left out, unverified"
     return [
         _card(
-            *(name, "SwAV" if name.startswith("swav") else "DeepCluster-v2"),
-            *(f"{at}/{file}_pretrain.pth.tar", "swav", source, _NC, score, epochs),
-            *((_scaled(width=2), 4096) if "w2" in name else (_RESNET50, 2048)),
+            name,
+            "SwAV" if name.startswith("swav") else "DeepCluster-v2",
+            f"{at}/{file}_pretrain.pth.tar",
+            "swav",
+            source,
+            _NC,
+            score,
+            epochs,
+            _scaled(width=2) if "w2" in name else _RESNET50,
+            4096 if "w2" in name else 2048,
             view,
             note=wide if "w2" in name else "",
         )
@@ -168,14 +187,26 @@ def _dino() -> list[Card]:
     ]
     cards = []
     for net, file, linear, knn, backbone, width, epochs in nets:
-        about: tuple[Any, ...] = (source, "Apache-2.0", linear, epochs, backbone, width, _BICUBIC)
+        about: dict[str, Any] = {
+            "source": source,
+            "licence": "Apache-2.0",
+            "score": linear,
+            "epochs": epochs,
+            "backbone": backbone,
+            "num_features": width,
+            "view": _BICUBIC,
+            "knn": knn,
+        }
         stem = f"{at}/dino_{file}_pretrain/dino_{file}_pretrain"
-        cards.append(_card(f"dino-{net}-imagenet", "DINO", f"{stem}.pth", "bare", *about, knn))
+        cards.append(_card(f"dino-{net}-imagenet", "DINO", f"{stem}.pth", "bare", **about))
         if net in ("vits16", "resnet50"):
             cards.append(
                 _card(
-                    *(f"dino-{net}-imagenet-teacher", "DINO", f"{stem}_full_checkpoint.pth"),
-                    *("dino_teacher", *about, knn),
+                    f"dino-{net}-imagenet-teacher",
+                    "DINO",
+                    f"{stem}_full_checkpoint.pth",
+                    "dino_teacher",
+                    **about,
                     note="out_dim and head of the file unverified; they are left out",
                 )
             )
@@ -190,33 +221,78 @@ def _masked() -> list[Card]:
     )
     return [
         _card(
-            *("mae-vit_base-imagenet", "MAE", f"{mae}_base.pth", "mae", source, _NC, 0.680, 1600),
-            *(_timm("vit_base_patch16_224"), 768, _BICUBIC),
+            "mae-vit_base-imagenet",
+            "MAE",
+            f"{mae}_base.pth",
+            "mae",
+            source,
+            _NC,
+            0.680,
+            1600,
+            _timm("vit_base_patch16_224"),
+            768,
+            _BICUBIC,
             note=inferred,
             md5="8cad7c",
         ),
         _card(
-            *("mae-vit_large-imagenet", "MAE", f"{mae}_large.pth", "mae", source, _NC, 0.758, 1600),
-            *(_timm("vit_large_patch16_224"), 1024, _BICUBIC),
+            "mae-vit_large-imagenet",
+            "MAE",
+            f"{mae}_large.pth",
+            "mae",
+            source,
+            _NC,
+            0.758,
+            1600,
+            _timm("vit_large_patch16_224"),
+            1024,
+            _BICUBIC,
             note=inferred,
             md5="b8b06e",
         ),
         _card(
-            *("ijepa-vit_huge14-imagenet", "I-JEPA", f"{_FB}/ijepa/IN1K-vit.h.14-300e.pth.tar"),
-            *("ijepa", "facebookresearch/ijepa 52c1ae9", _NC, 0.793, 300, huge, 1280, _BICUBIC),
+            "ijepa-vit_huge14-imagenet",
+            "I-JEPA",
+            f"{_FB}/ijepa/IN1K-vit.h.14-300e.pth.tar",
+            "ijepa",
+            "facebookresearch/ijepa 52c1ae9",
+            _NC,
+            0.793,
+            300,
+            huge,
+            1280,
+            _BICUBIC,
             note="the target encoder; features are the mean of the patches; interpolation of the "
             "evaluation unverified",
         ),
         _card(
-            *("ibot-vit_small-imagenet", "iBOT", "ibot_vits_16_teacher.pth", "ibot"),
-            *("bytedance/ibot da316d8", "Apache-2.0", 0.770, 800),
-            *(_timm("vit_small_patch16_224"), 384, _BICUBIC, 0.745),
+            "ibot-vit_small-imagenet",
+            "iBOT",
+            "ibot_vits_16_teacher.pth",
+            "ibot",
+            "bytedance/ibot da316d8",
+            "Apache-2.0",
+            0.770,
+            800,
+            _timm("vit_small_patch16_224"),
+            384,
+            _BICUBIC,
+            0.745,
             note="the README's `backbone (t)` on Google Drive; layout unverified",
         ),
         _card(
-            *("ibot-vit_base-imagenet", "iBOT", "ibot_vitb_16_teacher.pth", "ibot"),
-            *("bytedance/ibot da316d8", "Apache-2.0", 0.795, 400),
-            *(_timm("vit_base_patch16_224"), 768, _BICUBIC, 0.771),
+            "ibot-vit_base-imagenet",
+            "iBOT",
+            "ibot_vitb_16_teacher.pth",
+            "ibot",
+            "bytedance/ibot da316d8",
+            "Apache-2.0",
+            0.795,
+            400,
+            _timm("vit_base_patch16_224"),
+            768,
+            _BICUBIC,
+            0.771,
             note="the README's `backbone (t)` on Google Drive; layout unverified",
         ),
     ]
@@ -233,38 +309,79 @@ def _siamese() -> list[Card]:
     either = "MIT (earlier commits: CC-BY-NC-4.0)"
     return [
         _card(
-            *("simsiam-resnet50-imagenet-100ep", "SimSiam"),
-            *(f"{simsiam}/100ep/pretrain/checkpoint_0099.pth.tar", "simsiam", sources["simsiam"]),
-            *(_NC, 0.681, 100),
+            "simsiam-resnet50-imagenet-100ep",
+            "SimSiam",
+            f"{simsiam}/100ep/pretrain/checkpoint_0099.pth.tar",
+            "simsiam",
+            sources["simsiam"],
+            _NC,
+            0.681,
+            100,
         ),
         _card(
-            *("simsiam-resnet50-imagenet-100ep-bs256", "SimSiam"),
-            *(f"{simsiam}/100ep-256bs/pretrain/checkpoint_0099.pth.tar", "simsiam"),
-            *(sources["simsiam"], _NC, None, 100),
+            "simsiam-resnet50-imagenet-100ep-bs256",
+            "SimSiam",
+            f"{simsiam}/100ep-256bs/pretrain/checkpoint_0099.pth.tar",
+            "simsiam",
+            sources["simsiam"],
+            _NC,
+            None,
+            100,
         ),
         _card(
-            *("barlow-resnet50-imagenet-1000ep", "Barlow Twins", f"{barlow}/resnet50.pth", "bare"),
-            *(sources["barlow"], either, 0.732, 1000),
+            "barlow-resnet50-imagenet-1000ep",
+            "Barlow Twins",
+            f"{barlow}/resnet50.pth",
+            "bare",
+            sources["barlow"],
+            either,
+            0.732,
+            1000,
             note="score: the paper's",
         ),
         _card(
-            *("barlow-resnet50-imagenet-1000ep-full", "Barlow Twins", f"{barlow}/checkpoint.pth"),
-            *("barlow_vicreg", sources["barlow"], either, 0.732, 1000),
+            "barlow-resnet50-imagenet-1000ep-full",
+            "Barlow Twins",
+            f"{barlow}/checkpoint.pth",
+            "barlow_vicreg",
+            sources["barlow"],
+            either,
+            0.732,
+            1000,
             note="score: the paper's",
         ),
         _card(
-            *("vicreg-resnet50-imagenet-1000ep", "VICReg", f"{vicreg}/resnet50.pth", "bare"),
-            *(sources["vicreg"], "MIT", 0.732, 1000),
+            "vicreg-resnet50-imagenet-1000ep",
+            "VICReg",
+            f"{vicreg}/resnet50.pth",
+            "bare",
+            sources["vicreg"],
+            "MIT",
+            0.732,
+            1000,
         ),
         _card(
-            *("vicreg-resnet50-imagenet-1000ep-full", "VICReg", f"{vicreg}/resnet50_fullckpt.pth"),
-            *("barlow_vicreg", sources["vicreg"], "MIT", 0.732, 1000),
+            "vicreg-resnet50-imagenet-1000ep-full",
+            "VICReg",
+            f"{vicreg}/resnet50_fullckpt.pth",
+            "barlow_vicreg",
+            sources["vicreg"],
+            "MIT",
+            0.732,
+            1000,
         ),
         _card(
-            *("byol-resnet50-imagenet-1000ep", "sslzoo.methods.BYOL"),
+            "byol-resnet50-imagenet-1000ep",
+            "sslzoo.methods.BYOL",
             "https://storage.googleapis.com/deepmind-byol/checkpoints/pretrain_res50x1.pkl",
-            *("byol", "deepmind/deepmind-research d8df415", "Apache-2.0", 0.743, 1000),
-            *(_scaled(padding="same"), 2048, {**_TENSORFLOW, **_NORMAL}),
+            "byol",
+            "deepmind/deepmind-research d8df415",
+            "Apache-2.0",
+            0.743,
+            1000,
+            _scaled(padding="same"),
+            2048,
+            {**_TENSORFLOW, **_NORMAL},
             note="the online network; padding is TensorFlow's SAME (asymmetric), so torchvision's "
             "ResNet-50 with these numbers gives other features; how dill wrote its containers is "
             "unverified; score: the paper's; licence: the repository's",
@@ -284,9 +401,16 @@ def _contrastive() -> list[Card]:
     simclr = "google-research/simclr 383d414"
     cards = [
         _card(
-            *(f"instdisc-resnet{depth}-imagenet", "sslzoo.methods.InstDisc"),
-            *(f"{lemniscate}_resnet{depth}.pth", "instdisc", "zhirongw/lemniscate.pytorch f7cfe29"),
-            *(unknown, None, 200, _timm(f"resnet{depth}"), width),
+            f"instdisc-resnet{depth}-imagenet",
+            "sslzoo.methods.InstDisc",
+            f"{lemniscate}_resnet{depth}.pth",
+            "instdisc",
+            "zhirongw/lemniscate.pytorch f7cfe29",
+            unknown,
+            None,
+            200,
+            _timm(f"resnet{depth}"),
+            width,
             knn=knn,
         )
         for depth, width, knn in ((18, 512, 0.410), (50, 2048, 0.468))
@@ -303,8 +427,16 @@ def _contrastive() -> list[Card]:
         cards.append(
             _card(
                 f"simclr_{version}-resnet50{'_sk' if sk else ''}-imagenet",
-                *("sslzoo.methods.SimCLR", "model.ckpt", "simclr", simclr, "Apache-2.0"),
-                *(score, 1000 if version == "v1" else 800, backbone, 2048, _TENSORFLOW),
+                "sslzoo.methods.SimCLR",
+                "model.ckpt",
+                "simclr",
+                simclr,
+                "Apache-2.0",
+                score,
+                1000 if version == "v1" else 800,
+                backbone,
+                2048,
+                _TENSORFLOW,
                 note=f"gs://simclr-checkpoints/{folder}; file=FOLDER/model.ckpt-N, needs the "
                 "`convert` extra; folder unverified",
             )
@@ -318,20 +450,36 @@ def _contrastive() -> list[Card]:
         }
         cards.append(
             _card(
-                *(f"cmc-resnet50{version}-imagenet", "sslzoo.methods.CMC", "ckpt.pth", "cmc"),
-                *("HobbitLong/CMC 7b227be", unknown, None, 240, net, int(4096 * width), lab),
+                f"cmc-resnet50{version}-imagenet",
+                "sslzoo.methods.CMC",
+                "ckpt.pth",
+                "cmc",
+                "HobbitLong/CMC 7b227be",
+                unknown,
+                None,
+                240,
+                net,
+                int(4096 * width),
+                lab,
                 note="the Dropbox folder of the README, whose file names are unverified",
             )
         )
     cards.append(
         _card(
-            *("invaspread-resnet18-cifar10", "sslzoo.methods.InvaSpread", "ckpt.t7", "invaspread"),
-            *("mangye16/Unsupervised_Embedding_Learning 29de398", unknown, None, 200),
+            "invaspread-resnet18-cifar10",
+            "sslzoo.methods.InvaSpread",
+            "ckpt.t7",
+            "invaspread",
+            "mangye16/Unsupervised_Embedding_Learning 29de398",
+            unknown,
+            None,
+            200,
             {
                 "class_path": "sslzoo.backbones.cifar_resnet",
                 "init_args": {"name": "resnet18"},
             },
-            *(512, {"range": [0.0, 1.0], "size": 32, **_CIFAR}),
+            512,
+            {"range": [0.0, 1.0], "size": 32, **_CIFAR},
             note="none is released: this is the layout of what that code saves",
             data="CIFAR-10",
         )

@@ -164,7 +164,7 @@ def number(name: str, shape: list[int], fan_in: int | None = None) -> Tensor:
 def random_state(shapes: dict[str, list[int]], keep: Callable[[str], bool]) -> dict[str, Tensor]:
     """Numbers for the names that are kept; the others' take no memory."""
     return {
-        name: number(name, shape) if keep(name) else torch.zeros(1).expand(*shape)
+        name: number(name, shape) if keep(name) else torch.zeros(()).expand(shape)
         for name, shape in shapes.items()
     }
 
