@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
+
+from sslzoo.eval.classifier import fill
+from sslzoo.zoo import card_of
+from sslzoo.zoo.building import build_backbone
+from sslzoo.zoo.saving import save
+from sslzoo.zoo.verifying import fixed_features
 
 LARGEST = 2_500_000  # bytes of an encoder in the repository
 Score = dict[str, Any]
@@ -22,33 +24,18 @@ def export(encoder: nn.Module, path: Path) -> str:
     Raises:
         ValueError: a value does not fit into float16, or the file is larger than 2.5 MB.
     """
-    state = {}
-    for name, value in encoder.state_dict().items():
-        kept = value.half() if value.is_floating_point() else value
-        if not kept.isfinite().all():
-            raise ValueError(f"{name} has values that are not finite in float16")
-        state[name] = kept.contiguous().clone()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file(state, part, metadata={"format": "pt"})
-    size = part.stat().st_size
+    digest = save(encoder, path, "float16")
+    size = path.stat().st_size
     if size > LARGEST:
-        part.unlink()
+        path.unlink()
         raise ValueError(f"an encoder here has at most {LARGEST} bytes, {path.name} has {size}")
-    part.chmod(0o644)
-    part.replace(path)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return digest
 
 
 def load_encoder(backbone: dict[str, Any], path: Path) -> nn.Module:
     """The backbone of a config (class_path, init_args) with the file's weights, in float32."""
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--backbone", type=nn.Module)
-    parsed = parser.parse_object({"backbone": copy.deepcopy(backbone)})  # it changes what it gets
-    made = parser.instantiate(parsed)
-    encoder: nn.Module = made["backbone"]
-    with torch.no_grad():
-        encoder.load_state_dict(load_file(path))
+    encoder = build_backbone(backbone)
+    fill(encoder, load_file(path), str(path))
     return encoder.eval()
 
 
@@ -61,7 +48,7 @@ def card(
     encoder: nn.Module,
 ) -> dict[str, Any]:
     """The card of one encoder; its score is that of the weights in the file."""
-    return {
+    about = {
         "name": stem.name,
         "file": f"{stem.name}.safetensors",
         "sha256": digest,
@@ -86,3 +73,4 @@ def card(
             "weights": f"MIT; trained on {result['data']}, whose images are not included",
         },
     }
+    return {**about, "features": fixed_features(encoder, card_of(about, stem.name))}

@@ -1,12 +1,13 @@
 """sslzoo: a PyTorch Lightning model zoo of self-supervised learning.
 
-`import sslzoo` loads nothing; `sslzoo.methods.SimCLR` and the other parts are imported when named.
+`import sslzoo` loads nothing; `sslzoo.methods.SimCLR`, `sslzoo.load` and the other parts are
+imported when named.
 """
 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 __version__ = "0.1.0"
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "distributed",
     "eval",
     "heads",
+    "list_models",
+    "load",
     "losses",
     "memory",
     "methods",
@@ -24,10 +27,13 @@ __all__ = [
     "optim",
     "random",
     "transforms",
+    "zoo",
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
+    if name in ("load", "list_models"):
+        return getattr(importlib.import_module("sslzoo.zoo"), name)
     if name in __all__:
         return importlib.import_module(f"sslzoo.{name}")
     raise AttributeError(f"module 'sslzoo' has no attribute {name!r}; its parts are {__all__}")

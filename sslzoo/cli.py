@@ -2,6 +2,8 @@
 
     sslzoo fit --config simclr/cifar10_resnet18_200ep
     sslzoo validate | test | predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
+    sslzoo zoo list | info | fetch | verify | add | push
+    sslzoo export NAME --format FORMAT --to FILE
 
 Modules and data modules are named by class path; nothing is looked up in a registry.
 """
@@ -26,6 +28,7 @@ import sslzoo.data
 import sslzoo.methods
 from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.progress import ProgressBar
+from sslzoo.zoo import commands
 
 
 def config_folders() -> list[Path]:
@@ -149,6 +152,8 @@ def main() -> None:
     """Entry point of the console script."""
     if sys.argv[1:2] == ["--version"]:
         print(sslzoo.__version__)
+    elif sys.argv[1:2] in (["zoo"], ["export"]):
+        commands.main(sys.argv[1:])
     else:
         run()
 

@@ -4,6 +4,7 @@ from sslzoo.backbones.amdim import AMDIMEncoder
 from sslzoo.backbones.image import SmallResNet, cifar_resnet, timm_backbone
 from sslzoo.backbones.multi_crop import multi_crop
 from sslzoo.backbones.patches import CPCResNet, PatchGrid
+from sslzoo.backbones.scaled_resnet import scaled_resnet
 from sslzoo.backbones.sequence import FrameMLP, SequenceEncoder
 from sslzoo.backbones.sk_resnet import simclr_v2_resnet
 from sslzoo.backbones.staged import Staged, dim_convnet, staged_cifar_resnet
@@ -35,6 +36,7 @@ __all__ = [
     "dim_convnet",
     "hf_encoder",
     "multi_crop",
+    "scaled_resnet",
     "simclr_v2_resnet",
     "small_vit",
     "staged_cifar_resnet",

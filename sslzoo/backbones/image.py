@@ -7,7 +7,7 @@ over the global batch unless `bn_groups` says otherwise.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
@@ -37,6 +37,7 @@ def timm_backbone(
     img_size: int | None = None,
     zero_init_last: bool | None = None,
     norm: Norm = "batch",
+    options: dict[str, Any] | None = None,
 ) -> nn.Module:
     """A timm model without its classifier.
 
@@ -51,19 +52,20 @@ def timm_backbone(
             InstDisc: false), for models that take it; None leaves the model's default.
         norm: "group": group norm and weight standardisation instead of batch norm
             (`convert_to_group_norm`).
+        options: further arguments of timm's model, such as {num_heads: 12} for MoCo v3's ViT-S.
     """
-    options: dict[str, object] = {}
+    further = dict(options or {})
     if drop_path_rate:
-        options["drop_path_rate"] = drop_path_rate
+        further["drop_path_rate"] = drop_path_rate
     if img_size is not None:
-        options["img_size"] = img_size
+        further["img_size"] = img_size
     if zero_init_last is not None:
-        options["zero_init_last"] = zero_init_last
+        further["zero_init_last"] = zero_init_last
     if not timm.is_model(name.split(".")[0]):
         close = timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]
         raise ValueError(f"timm has no model {name!r}; names that are close: {close}")
     model = timm.create_model(
-        name, pretrained=pretrained, num_classes=0, in_chans=in_chans, **options
+        name, pretrained=pretrained, num_classes=0, in_chans=in_chans, **further
     )
     return _with_norm(model, norm, bn_groups).to(memory_format=torch.channels_last)
 

@@ -6,6 +6,7 @@ Built from its parts, so that its own checkpoint loads without that of the pre-t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -88,39 +89,50 @@ def load_weights(model: Classifier, path: str) -> None:
                 f"{path!r} is an encoder, the classifier also wants {model.backbone.num_layers} "
                 "layers of its head: give the run's checkpoint, or the backbone without Headed"
             )
-        return _fill(model.backbone, load_file(path), path)
+        return fill(model.backbone, load_file(path), path)
     run = LightningModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     parts = dict(run.named_children())
     trained = parts.get("model")
     if isinstance(trained, Classifier):
-        return _fill(model, trained.state_dict(), path)
+        return fill(model, trained.state_dict(), path)
     encoder = getattr(run, "encoder", None)
     if not callable(encoder):
         raise ValueError(f"{path!r} holds a {type(run).__name__}, which has no encoder()")
     if not isinstance(model.backbone, Headed):
-        return _fill(model.backbone, encoder().state_dict(), path)
+        return fill(model.backbone, encoder().state_dict(), path)
     if "projector" not in parts:
         raise ValueError(
             f"{path!r} holds a {type(run).__name__}, which has no projector for Headed"
         )
-    _fill(model.backbone.backbone, encoder().state_dict(), path)
+    fill(model.backbone.backbone, encoder().state_dict(), path)
     head = cast(Any, parts["projector"]).first(model.backbone.num_layers)
-    return _fill(model.backbone.head, head.state_dict(), path)
+    return fill(model.backbone.head, head.state_dict(), path)
 
 
-def _fill(module: nn.Module, saved: dict[str, Tensor], path: str) -> None:
-    """`load_state_dict`, whose error names what differs; weights take the module's precision."""
+def fill(module: nn.Module, saved: Mapping[str, Tensor], path: str) -> None:
+    """`load_state_dict`, whose error names what differs; weights take the module's precision.
+
+    Args:
+        module: all of its parameters and buffers are filled.
+        saved: a tensor for each name.
+        path: where they come from, for the error.
+
+    Raises:
+        ValueError: names are missing or not wanted, or shapes differ; `module` stays as it was.
+    """
     own = module.state_dict()
-    wrong = sorted(own.keys() ^ saved.keys())
-    wrong += [
+    shapes = sorted(
         f"{name}: {tuple(saved[name].shape)} for {tuple(own[name].shape)}"
         for name in own.keys() & saved.keys()
         if own[name].shape != saved[name].shape
-    ]
+    )
+    missing, unwanted = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
+    wrong = [*missing, *unwanted, *shapes]
     if wrong:
         raise ValueError(
             f"{path!r} does not fit {type(module).__name__}: {len(wrong)} of {len(own)} tensors "
-            f"differ in name or shape, such as {wrong[:3]}"
+            f"differ in name or shape, such as {wrong[:3]} ({len(missing)} missing, "
+            f"{len(unwanted)} not wanted, {len(shapes)} of another shape)"
         )
     with torch.no_grad():
         for name, tensor in own.items():

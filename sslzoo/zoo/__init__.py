@@ -1,0 +1,29 @@
+"""Zoo: trained encoders by name, path or address, each with a card; converters and export."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PLACES = {
+    "LAYOUTS": "converters",
+    "Card": "card",
+    "Layout": "converters",
+    "card_named": "listing",
+    "card_of": "card",
+    "convert": "converters",
+    "entries": "listing",
+    "list_models": "listing",
+    "load": "loading",
+    "locate": "loading",
+    "read_card": "card",
+    "verify": "verifying",
+}
+__all__ = list(_PLACES)
+
+
+def __getattr__(name: str) -> Any:
+    """Each part is imported when it is named: the cache, for one, needs no torch."""
+    if name in _PLACES:
+        return getattr(importlib.import_module(f"sslzoo.zoo.{_PLACES[name]}"), name)
+    raise AttributeError(f"module 'sslzoo.zoo' has no attribute {name!r}")

@@ -1,0 +1,185 @@
+"""Card: what is known about one trained encoder, as a dataclass and as the JSON beside its weights.
+
+A card says what was trained (method, backbone class, data, recipe, commit, epochs, seeds), how
+good it is (protocol, score), what may be done with it (licence) and which file it is (sha256,
+urls, layout).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sslzoo.transforms.eval_view import EvalView
+
+_LICENCES = {"code", "weights"}
+_VIEW = {"size", "resize", "mean", "std", "interpolation", "fraction", "space"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """One entry of the zoo; field by field the keys of its JSON.
+
+    Args:
+        name: in the zoo, such as "simclr-small_resnet-cifar10jpeg".
+        file: the weights' file name.
+        method: class path of ours, or the name of what the authors' code trains.
+        backbone: `class_path` and `init_args` of the encoder.
+        num_features: width of its features.
+        data: what it was trained on.
+        preprocessing: arguments of `EvalView`, and the range of the pixels; None for other data.
+        licence: of `code` and of `weights`.
+        sha256: of the file, or the beginning (8 digits or more) that its authors publish.
+        md5: the beginning of it, where that is what the authors publish.
+        dtype: of the floats in the file.
+        recipe: the YAML that trained it, from the repository's root.
+        recipe_changes: arguments of the command besides.
+        commit: of the code that trained it.
+        epochs: trained for.
+        seeds: trained with.
+        protocol: how the score was taken.
+        score: metric -> value in 0..1.
+        features: the first few of the fixed input's, see `verifying`.
+        urls: where the file is, the first that answers counts.
+        layout: how the encoder stands in a file that others wrote, see `LAYOUTS`; None:
+            safetensors under the encoder's own names.
+        source: the code behind the file: repository, commit.
+        note: what is not verified, and what differs.
+    """
+
+    name: str
+    file: str
+    method: str
+    backbone: dict[str, Any]
+    num_features: int
+    data: str
+    preprocessing: dict[str, Any] | None
+    licence: dict[str, str]
+    sha256: str | None = None
+    md5: str | None = None
+    dtype: str = "float32"
+    recipe: str | None = None
+    recipe_changes: list[str] = dataclasses.field(default_factory=list)
+    commit: str | None = None
+    epochs: int | None = None
+    seeds: list[int] = dataclasses.field(default_factory=list)
+    protocol: str | None = None
+    score: dict[str, float] = dataclasses.field(default_factory=dict)
+    features: list[float] = dataclasses.field(default_factory=list)
+    urls: list[str] = dataclasses.field(default_factory=list)
+    layout: str | None = None
+    source: str | None = None
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        for wrong in _complaints(self):
+            raise ValueError(f"the card of {self.name!r} {wrong}")
+
+    @property
+    def non_commercial(self) -> bool:
+        """Whether the licence of the weights forbids commercial use."""
+        text = self.licence["weights"].lower()
+        return "-nc" in text or "non-commercial" in text or "noncommercial" in text
+
+    def preprocess(self) -> EvalView:
+        """Images (B, C, H, W), uint8 or in [0, 1], to what the encoder was trained on.
+
+        Raises:
+            ValueError: the encoder is not of images.
+        """
+        if self.preprocessing is None:
+            raise ValueError(f"{self.name!r} is not an encoder of images: {self.note}")
+        view = {key: value for key, value in self.preprocessing.items() if key in _VIEW}
+        if "fraction" not in view:
+            view.setdefault("resize", view["size"])  # no change for images of that size
+        return EvalView(**view)
+
+    def to_json(self) -> str:
+        """What `read_card` reads; fields that say nothing are left out."""
+        raw = dataclasses.asdict(self)
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        kept = {k: v for k, v in raw.items() if v != defaults[k] and v != []}
+        return json.dumps(kept, indent=1) + "\n"
+
+
+def _complaints(card: Card) -> list[str]:
+    """What is wrong with the values, in the order of the fields."""
+    wrong = []
+    hints = {f.name: str(f.type) for f in dataclasses.fields(Card)}
+    for name, hint in hints.items():
+        value = getattr(card, name)
+        allowed = {
+            "str": isinstance(value, str),
+            "int": isinstance(value, int) and not isinstance(value, bool),
+            "dict": isinstance(value, dict),
+            "list": isinstance(value, list),
+            "None": value is None,
+        }
+        if not any(fits and kind in hint for kind, fits in allowed.items()):
+            wrong.append(f"wants {hint} as {name}, got {value!r}")
+    if wrong:
+        return wrong
+    if Path(card.file).name != card.file or not card.file:
+        wrong.append(f"wants a plain file name as file, got {card.file!r}")
+    if not isinstance(card.backbone.get("class_path"), str):
+        wrong.append(f"wants a class_path in backbone, got {card.backbone!r}")
+    if set(card.licence) != _LICENCES:
+        wrong.append(f"wants licences of {sorted(_LICENCES)}, got {card.licence!r}")
+    for name, least, most in (("sha256", 8, 64), ("md5", 6, 32)):
+        digest = getattr(card, name)
+        hexadecimal = digest is None or set(digest) <= set(string.hexdigits.lower())
+        if digest is not None and not (hexadecimal and least <= len(digest) <= most):
+            wrong.append(f"wants {least} to {most} hex digits as {name}, got {digest!r}")
+    if card.preprocessing is not None:
+        odd = set(card.preprocessing) - _VIEW - {"range"}
+        if odd or not isinstance(card.preprocessing.get("size"), int):
+            wrong.append(f"wants a size and of {sorted(_VIEW)} only, got {card.preprocessing!r}")
+    for metric, value in card.score.items():
+        if not isinstance(value, float) or not 0 <= value <= 1:
+            wrong.append(f"wants scores in 0..1, got {metric}: {value!r}")
+    return wrong
+
+
+def card_of(raw: Mapping[str, Any], where: str) -> Card:
+    """A card of a JSON object.
+
+    Args:
+        raw: the object.
+        where: its place, for errors.
+
+    Raises:
+        ValueError: a key is missing, unknown or of the wrong type.
+    """
+    fields = dataclasses.fields(Card)
+    needed = {
+        f.name
+        for f in fields
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    missing, unknown = needed - raw.keys(), raw.keys() - {f.name for f in fields}
+    if missing or unknown:
+        raise ValueError(
+            f"{where} is not a card of the zoo: missing {sorted(missing)}, unknown "
+            f"{sorted(unknown)}"
+        )
+    return Card(**raw)
+
+
+def read_card(path: Path) -> Card:
+    """The card in a file.
+
+    Raises:
+        ValueError: it is not JSON, or not a card.
+    """
+    try:
+        raw = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} is not a card of the zoo: a JSON object wanted")
+    return card_of(raw, str(path))

@@ -1,0 +1,140 @@
+"""Commands: `sslzoo zoo list | info | fetch | verify | add | push` and `sslzoo export`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sslzoo.zoo.cache import ANY, place
+from sslzoo.zoo.card import Card
+from sslzoo.zoo.exporting import FORMATS, export
+from sslzoo.zoo.hub import push
+from sslzoo.zoo.listing import card_named, list_models, local_file
+from sslzoo.zoo.loading import load, locate
+from sslzoo.zoo.saving import add_run
+from sslzoo.zoo.verifying import verify
+
+
+def _here(card: Card) -> bool:
+    return local_file(card) is not None or place(card.name, card.file).is_file()
+
+
+def _list(given: argparse.Namespace) -> None:
+    for name in list_models(given.pattern):
+        card = card_named(name)
+        best = next((f"{metric} {value:.3f}" for metric, value in card.score.items()), "-")
+        licence = "non-commercial" if card.non_commercial else card.licence["weights"].split(";")[0]
+        state = "here" if _here(card) else "elsewhere"
+        print(f"{name:<46} {card.num_features:>5}  {best:<32} {licence:<16} {state}")
+
+
+def _info(given: argparse.Namespace) -> None:
+    print(card_named(given.name).to_json(), end="")
+
+
+def _fetch(given: argparse.Namespace) -> None:
+    for name in given.names:
+        print(locate(name, given.sha256).path)
+
+
+def _verify(given: argparse.Namespace) -> None:
+    names = given.names or [name for name in list_models() if _here(card_named(name))]
+    wrong = 0
+    for name in names:
+        try:
+            verify(name, given.sha256)
+        except (ValueError, OSError) as error:
+            wrong += 1
+            print(f"WRONG {name}: {error}")
+        else:
+            print(f"right {name}")
+    if wrong:
+        raise SystemExit(1)
+
+
+def _add(given: argparse.Namespace) -> None:
+    folder = None if given.to is None else Path(given.to)
+    about = (given.name, given.data, given.licence, folder, given.dtype, given.size)
+    card = add_run(Path(given.run), *about, checkpoint=given.ckpt_path and Path(given.ckpt_path))
+    print(card.to_json(), end="")
+
+
+def _push(given: argparse.Namespace) -> None:
+    found = locate(given.name)
+    if found.card is None:
+        raise ValueError(f"{given.name!r} has no card beside it")
+    print(push(found.card, found.path, given.repository))
+
+
+def _export(given: argparse.Namespace) -> None:
+    encoder: Any = load(given.name, sha256=given.sha256)
+    card: Card | None = getattr(encoder, "card", None)
+    view = (card.preprocessing if card else None) or {}
+    size = given.size or view.get("size")
+    if size is None:
+        raise ValueError(f"{given.name!r} does not say what images it takes: pass --size")
+    print(export(encoder, Path(given.to), given.format, size, given.model))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sslzoo", description="Trained encoders.")
+    top = parser.add_subparsers(required=True, metavar="COMMAND")
+    zoo = top.add_parser("zoo", help="encoders by name").add_subparsers(required=True)
+    hashed: dict[str, Any] = {"help": f"of the file; {ANY!r} where nobody published one"}
+
+    verb = zoo.add_parser("list", help="names, widths, scores, licences")
+    verb.add_argument("pattern", nargs="?", default="*", help="with * and ?")
+    verb.set_defaults(run=_list)
+
+    verb = zoo.add_parser("info", help="an entry's card")
+    verb.add_argument("name")
+    verb.set_defaults(run=_info)
+
+    verb = zoo.add_parser("fetch", help="download, check and print the path")
+    verb.add_argument("names", nargs="+")
+    verb.add_argument("--sha256", **hashed)
+    verb.set_defaults(run=_fetch)
+
+    verb = zoo.add_parser("verify", help="hash, class, shapes and features against the card")
+    verb.add_argument("names", nargs="*", help="default: all that are on this machine")
+    verb.add_argument("--sha256", **hashed)
+    verb.set_defaults(run=_verify)
+
+    verb = zoo.add_parser("add", help="make an entry of a run of yours")
+    verb.add_argument("run", help="runs/<config>/version_N")
+    verb.add_argument("--name", required=True)
+    verb.add_argument("--data", required=True, help="what it was trained on, in words")
+    verb.add_argument("--licence", required=True, help="of the weights")
+    verb.add_argument("--to", help="folder (default: your own entries, which load by name)")
+    verb.add_argument("--dtype", choices=["float32", "float16"], default="float32")
+    verb.add_argument("--size", type=int, help="of the images, where the data is not at hand")
+    verb.add_argument("--ckpt_path", help="default: the run's last.ckpt")
+    verb.set_defaults(run=_add)
+
+    verb = zoo.add_parser("push", help="upload an entry of yours to the Hugging Face Hub")
+    verb.add_argument("name")
+    verb.add_argument("repository", help="OWNER/NAME")
+    verb.set_defaults(run=_push)
+
+    verb = top.add_parser("export", help="an encoder for other programs")
+    verb.add_argument("name", help="an entry, a path or an address")
+    verb.add_argument("--format", choices=FORMATS, required=True)
+    verb.add_argument("--to", required=True, help="the file")
+    verb.add_argument("--model", help="of timm or torchvision, for those two")
+    verb.add_argument("--size", type=int, help="of the images, where no card says it")
+    verb.add_argument("--sha256", **hashed)
+    verb.set_defaults(run=_export)
+    return parser
+
+
+def main(args: Sequence[str]) -> None:
+    """Run one of the commands; an error is one line and status 1."""
+    given = _parser().parse_args(args)
+    try:
+        given.run(given)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"sslzoo: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -1,0 +1,321 @@
+"""Converters: a checkpoint that others wrote, as the state of an encoder of ours.
+
+The backbones here have timm's names, which for ResNets are torchvision's; so a layout says where
+in the file the encoder stands, which beginnings of its names to change, and what is left out.
+Every name of a file is taken or left out by name; any other is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Blocks of the stages of a ResNet by how many there are.
+_STAGES = {
+    sum(stages): stages for stages in ((3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3), (3, 24, 36, 3))
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an encoder stands in a file.
+
+    Args:
+        code: whose files these are.
+        part: keys that lead to the state, from the outermost; the first of them that is there may
+            be one of several, "a|b".
+        keep: beginning of the names that are the encoder's -> what stands there instead. A common
+            beginning "module." (of DataParallel) goes first.
+        drop: beginnings of the names that are left out; None: all that `keep` does not name.
+        inside: what else changes anywhere in the encoder's names.
+        translate: state -> (the encoder's, names left out), instead of `keep` and `drop`.
+    """
+
+    code: str
+    part: tuple[str, ...] = ()
+    keep: Mapping[str, str] = field(default_factory=lambda: {"": ""})
+    drop: tuple[str, ...] | None = ()
+    inside: tuple[str, str] = ("", "")
+    translate: Callable[[Any], tuple[dict[str, Tensor], list[str]]] | None = None
+
+
+def convert(saved: Any, layout: str) -> tuple[dict[str, Tensor], list[str]]:
+    """The encoder's state, and the names that were left out.
+
+    Args:
+        saved: what `reading.read` gave.
+        layout: one of `LAYOUTS`.
+
+    Raises:
+        ValueError: there is no such layout, or the file has not the one named.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is one of {sorted(LAYOUTS)}, got {layout!r}")
+    how = LAYOUTS[layout]
+    state = _part(saved, how.part, layout)
+    if how.translate is not None:
+        kept, dropped = how.translate(state)
+    else:
+        kept, dropped = _renamed(state, how, layout)
+    if not kept:
+        names = [str(name) for name in list(state)[:3]]
+        raise ValueError(f"nothing of a {layout!r} checkpoint is in the file; its names: {names}")
+    return kept, dropped
+
+
+def _part(saved: Any, keys: tuple[str, ...], layout: str) -> Any:
+    for key in keys:
+        present = [k for k in key.split("|") if isinstance(saved, Mapping) and k in saved]
+        if not present:
+            names = list(saved)[:5] if isinstance(saved, Mapping) else type(saved).__name__
+            raise ValueError(f"a {layout!r} checkpoint has {key!r}, the file has {names}")
+        saved = saved[present[0]]
+    return saved
+
+
+def _renamed(state: Any, how: Layout, layout: str) -> tuple[dict[str, Tensor], list[str]]:
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        kinds = sorted({type(v).__name__ for v in state.values()} if state else {"nothing"})
+        raise ValueError(f"a {layout!r} checkpoint has tensors by name, the file has {kinds}")
+    bare = "module." if state and all(name.startswith("module.") for name in state) else ""
+    kept, dropped, unknown = {}, [], []
+    for full, value in state.items():
+        name = full.removeprefix(bare)
+        start = next((s for s in how.keep if name.startswith(s)), None)
+        if how.drop and name.startswith(how.drop):
+            dropped.append(full)
+        elif start is not None:
+            kept[(how.keep[start] + name[len(start) :]).replace(*how.inside)] = value
+        elif how.drop is None:
+            dropped.append(full)
+        else:
+            unknown.append(full)
+    if unknown:
+        raise ValueError(
+            f"a {layout!r} checkpoint has no {unknown[:3]} ({len(unknown)} names are neither the "
+            "encoder's nor known to be left out)"
+        )
+    return kept, dropped
+
+
+# -- lightly: a torchvision ResNet as Sequential(*children)[:-1], or under its own names
+
+_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+
+
+def _lightly(state: Any) -> tuple[dict[str, Tensor], list[str]]:
+    kept, dropped = _renamed(state, Layout("lightly", keep={"backbone.": ""}, drop=None), "lightly")
+    if any(name.startswith("4.") for name in kept):
+        first = {name: name.partition(".") for name in kept}
+        kept = {f"{_CHILDREN[a]}.{rest}": kept[name] for name, (a, _, rest) in first.items()}
+    dropped += [name for name in kept if name.startswith("fc.")]
+    return {name: value for name, value in kept.items() if not name.startswith("fc.")}, dropped
+
+
+# -- SimCLR: TensorFlow's variables, numbered in the order in which the net was built
+
+_TF_NAME = re.compile(
+    r"(?:^|/)(?:sync_)?(conv2d|batch_normalization)(?:_(\d+))?/"
+    r"(kernel|gamma|beta|moving_mean|moving_variance)$"
+)
+_TF_NORM = {
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+_TF_BASE = ("base_model/", "resnet/")
+
+
+def _simclr_layers(convs: list[np.ndarray]) -> tuple[list[str], list[str]]:
+    """Our names of the convolutions and of the batch norms, in the order of their numbers."""
+    deep = convs[0].shape[0] == 3  # the stem of three convolutions, which comes with SK
+    stem = ["conv1.0", "conv1.3", "conv1.6"] if deep else ["conv1"]
+    norms = ["conv1.1", "conv1.4", "bn1"] if deep else ["bn1"]
+    wide = sum(kernel.shape[0] == 3 for kernel in convs) - (3 if deep else 0)
+    if wide not in _STAGES:
+        raise ValueError(f"a SimCLR ResNet has {sorted(_STAGES)} blocks, the file has {wide}")
+    # Selective kernels: one convolution gives two streams, so it is twice as wide as the block.
+    pooled = deep
+    names = list(stem)
+    for stage, blocks in enumerate(_STAGES[wide], 1):
+        for i in range(blocks):
+            at = f"layer{stage}.{i}"
+            if i == 0:
+                place = 1 if pooled else 0  # behind the pooling
+                names.append(f"{at}.downsample.{place}")
+                norms.append(f"{at}.downsample.{place + 1}")
+            if deep:
+                mixing = f"{at}.conv2.mixing"
+                names += [f"{at}.conv1", f"{at}.conv2.conv", f"{mixing}.0", f"{mixing}.3"]
+                norms += [f"{at}.bn1", f"{at}.conv2.bn", f"{mixing}.1"]
+            else:
+                names += [f"{at}.conv1", f"{at}.conv2"]
+                norms += [f"{at}.bn1", f"{at}.bn2"]
+            names.append(f"{at}.conv3")
+            norms.append(f"{at}.bn3")
+    return names, norms
+
+
+def _simclr(state: Any) -> tuple[dict[str, Tensor], list[str]]:
+    numbered: dict[str, dict[int, dict[str, tuple[str, np.ndarray]]]] = {
+        "conv2d": {},
+        "batch_normalization": {},
+    }
+    dropped, unknown = [], []
+    for name, value in state.items():
+        match = _TF_NAME.search(name)
+        if name.startswith(_TF_BASE) and match:
+            layer = numbered[match[1]].setdefault(int(match[2] or 0), {})
+            layer[match[3]] = (name, value)
+        elif name.startswith(_TF_BASE) and not name.endswith(("/Momentum", "/LARSOptimizer")):
+            unknown.append(name)
+        else:
+            dropped.append(name)  # heads, global_step, the optimizer's slots
+    if unknown or not numbered["conv2d"]:
+        raise ValueError(
+            f"SimCLR's variables are convolutions and batch norms under {_TF_BASE}; the file has "
+            f"{(unknown or list(state))[:3]}"
+        )
+    convs, norms = (
+        [layers[i] for i in sorted(layers)]
+        for layers in (numbered["conv2d"], numbered["batch_normalization"])
+    )
+    names, norm_names = _simclr_layers([np.asarray(layer["kernel"][1]) for layer in convs])
+    if (len(names), len(norm_names)) != (len(convs), len(norms)):
+        raise ValueError(
+            f"{len(names)} convolutions and {len(norm_names)} batch norms wanted, the file has "
+            f"{len(convs)} and {len(norms)}"
+        )
+    kept = {
+        f"{name}.weight": _oihw(layer["kernel"][1])
+        for name, layer in zip(names, convs, strict=True)
+    }
+    for name, layer in zip(norm_names, norms, strict=True):
+        for theirs, (_, value) in layer.items():
+            kept[f"{name}.{_TF_NORM[theirs]}"] = _flat(value)
+    return kept, dropped
+
+
+def _oihw(kernel: Any) -> Tensor:
+    """(H, W, in, out) -> (out, in, H, W)."""
+    return torch.tensor(np.asarray(kernel)).permute(3, 2, 0, 1).contiguous()
+
+
+def _flat(values: Any) -> Tensor:
+    return torch.tensor(np.asarray(values)).flatten()
+
+
+# -- BYOL: Haiku's parameters and state, {module: {name: array}}
+
+_HK_BLOCK = re.compile(r"block_group_(\d+)/~/block_(\d+)/~/(\w+?)(?:_(\d+))?$")
+_HK_ARRAY = {"w": "weight", "scale": "weight", "offset": "bias"}
+_HK_STATE = {"/~/mean_ema": "running_mean", "/~/var_ema": "running_var"}
+
+
+def _haiku_layer(module: str) -> str | None:
+    """Our name of a module of the encoder, None for one of a head."""
+    root, _, inside = module.partition("/~/")
+    if not root.startswith("res_net"):
+        return None
+    if inside in ("initial_conv", "initial_batchnorm"):
+        return {"initial_conv": "conv1", "initial_batchnorm": "bn1"}[inside]
+    match = _HK_BLOCK.match(inside)
+    if not match:
+        raise ValueError(f"BYOL's ResNet has no {module!r}")
+    at = f"layer{int(match[1]) + 1}.{match[2]}"
+    if match[3] in ("shortcut_conv", "shortcut_batchnorm"):
+        return f"{at}.downsample.{0 if match[3] == 'shortcut_conv' else 1}"
+    kind = {"conv": "conv", "batchnorm": "bn"}[match[3]]
+    return f"{at}.{kind}{int(match[4]) + 1}"
+
+
+def _byol(state: Any) -> tuple[dict[str, Tensor], list[str]]:
+    kept: dict[str, Tensor] = {}
+    dropped = []
+    for module, arrays in state.online_params.items():
+        layer = _haiku_layer(module)
+        for name, value in arrays.items():
+            if layer is None:
+                dropped.append(f"{module}||{name}")
+            else:
+                array = np.asarray(value)
+                tensor = _oihw(array) if name == "w" else _flat(array)
+                kept[f"{layer}.{_HK_ARRAY[name]}"] = tensor
+    for module, arrays in state.online_state.items():
+        ending = next((e for e in _HK_STATE if module.endswith(e)), "")
+        layer = _haiku_layer(module.removesuffix(ending)) if ending else None
+        for name, value in arrays.items():
+            if layer is None or name != "average":  # counter and hidden make the average
+                dropped.append(f"{module}||{name}")
+            else:
+                kept[f"{layer}.{_HK_STATE[ending]}"] = _flat(value)
+    return kept, dropped
+
+
+LAYOUTS: dict[str, Layout] = {
+    "moco": Layout(
+        "facebookresearch/moco",
+        ("state_dict",),
+        {"encoder_q.": ""},
+        ("encoder_q.fc.", "encoder_k.", "queue"),
+    ),
+    "moco_v3": Layout(
+        "facebookresearch/moco-v3",
+        ("state_dict",),
+        {"base_encoder.": ""},
+        ("base_encoder.fc.", "base_encoder.head.", "momentum_encoder.", "predictor."),
+    ),
+    "simsiam": Layout(
+        "facebookresearch/simsiam",
+        ("state_dict",),
+        {"encoder.": ""},
+        ("encoder.fc.", "predictor."),
+    ),
+    "swav": Layout("facebookresearch/swav", drop=("projection_head.", "prototypes.")),
+    "barlow_vicreg": Layout(
+        "facebookresearch/barlowtwins and vicreg, whole checkpoints",
+        ("model",),
+        {"backbone.": ""},
+        ("projector.", "bn."),
+    ),
+    "dino_teacher": Layout(
+        "facebookresearch/dino, whole checkpoints", ("teacher",), {"backbone.": ""}, ("head.",)
+    ),
+    "bare": Layout("facebookresearch/barlowtwins, vicreg and dino, backbones alone"),
+    "ibot": Layout("bytedance/ibot, backbones alone", ("state_dict",), drop=("head.",)),
+    "mae": Layout("facebookresearch/mae", ("model",), drop=("decoder_", "mask_token")),
+    "ijepa": Layout("facebookresearch/ijepa", ("target_encoder",)),
+    "instdisc": Layout("zhirongw/lemniscate.pytorch", ("state_dict",), drop=("fc.",)),
+    "invaspread": Layout(
+        "mangye16/Unsupervised_Embedding_Learning",
+        ("net",),
+        drop=("linear.",),
+        inside=(".shortcut.", ".downsample."),
+    ),
+    "cmc": Layout(
+        "HobbitLong/CMC",
+        ("model",),
+        {"encoder.module.l_to_ab.": "towers.0.", "encoder.module.ab_to_l.": "towers.1."},
+        ("encoder.module.l_to_ab.fc.", "encoder.module.ab_to_l.fc."),
+    ),
+    "simclr": Layout("google-research/simclr, TensorFlow 1 and 2", translate=_simclr),
+    "byol": Layout("deepmind/deepmind-research, byol", ("experiment_state",), translate=_byol),
+    "torchvision": Layout("torchvision's own names", drop=("fc.", "heads.")),
+    "lightly": Layout("lightly-ai/lightly", ("state_dict",), translate=_lightly),
+    "solo_learn": Layout(
+        "vturrisi/solo-learn", ("state_dict",), {"backbone.": "", "encoder.": ""}, None
+    ),
+    "stable_pretraining": Layout(
+        "galilai-group/stable-pretraining",
+        ("state_dict",),
+        {"backbone.": "", "model.backbone.": ""},
+        None,
+    ),
+}

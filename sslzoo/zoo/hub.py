@@ -1,0 +1,61 @@
+"""Hub: an entry as a repository of the Hugging Face Hub, from which `hf://` loads it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from sslzoo.zoo.card import Card
+
+
+class Api(Protocol):
+    """What is used of `huggingface_hub.HfApi`."""
+
+    def create_repo(self, repo_id: str, *, exist_ok: bool) -> Any:
+        """Make the repository."""
+
+    def upload_file(self, *, path_or_fileobj: Any, path_in_repo: str, repo_id: str) -> Any:
+        """Put one file there."""
+
+
+def readme(card: Card, repository: str) -> str:
+    """The repository's page."""
+    scores = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in card.score.items())
+    return (
+        f"---\nlibrary_name: sslzoo\ntags: [self-supervised-learning]\n---\n\n# {card.name}\n\n"
+        f"{card.method} on {card.data}, {card.epochs} epochs. Weights: {card.licence['weights']}; "
+        f"code: {card.licence['code']}.\n\n"
+        f"    sslzoo.load('hf://{repository}/{card.file}')\n\n"
+        f"| metric ({card.protocol}) | value |\n|---|---|\n{scores}\n"
+    )
+
+
+def push(card: Card, weights: Path, repository: str, api: Api | None = None) -> str:
+    """Upload weights, card and a page; the address that `load` takes.
+
+    Args:
+        card: of the weights.
+        weights: the file.
+        repository: OWNER/NAME.
+        api: None: `huggingface_hub.HfApi()`, with the token that `hf auth login` stored.
+
+    Raises:
+        ValueError: the weights are others' (`layout`), or the repository is not OWNER/NAME.
+    """
+    if card.layout is not None:
+        raise ValueError(f"{card.name!r} is its authors' ({card.source}): push your own")
+    if len([part for part in repository.split("/") if part]) != 2:
+        raise ValueError(f"OWNER/NAME wanted, got {repository!r}")
+    if api is None:
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+    api.create_repo(repository, exist_ok=True)
+    files: dict[str, Any] = {
+        card.file: str(weights),
+        f"{Path(card.file).stem}.json": card.to_json().encode(),
+        "README.md": readme(card, repository).encode(),
+    }
+    for name, content in files.items():
+        api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=repository)
+    return f"hf://{repository}/{card.file}"

@@ -1,0 +1,175 @@
+"""Reading: tensors out of a file, without running code that the file brings.
+
+Safetensors and JSON hold data only. torch's own files are read with `weights_only=True`; other
+pickles through an unpickler that knows numpy's arrays and inert stand-ins for the containers of
+one code base, and refuses every other name.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import warnings
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+
+def read(path: Path) -> Any:
+    """What a file holds: tensors by name, perhaps within further dictionaries.
+
+    Args:
+        path: .safetensors; a torch file; .pkl, a pickle of numpy arrays (BYOL's); or the prefix
+            of a TensorFlow checkpoint (beside it lie PREFIX.index and PREFIX.data-*).
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: the file is cut short or damaged, or asks for code to be run.
+    """
+    if Path(f"{path}.index").is_file():
+        return read_tensorflow(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file at {str(path)!r}")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in (".pkl", ".pickle"):
+        return _read_pickle(path)
+    return _read_torch(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
+
+
+class _PickledModule(nn.Module):
+    """Stands in for a module whose class is in the authors' code; what it holds is left out."""
+
+    def forward(self) -> None:
+        raise ValueError("this module was pickled with code that is not here")
+
+
+# lemniscate.pytorch pickles its memory as a module, and that module its sampler.
+_PICKLED_MODULES = (
+    "lib.NCEAverage.NCEAverage",
+    "lib.LinearAverage.LinearAverage",
+    "lib.alias_multinomial.AliasMethod",
+)
+
+# What torch says of a name that it would have to call.
+_CODE = re.compile(r"GLOBAL|call reduce|[Cc]an only build|class")
+
+
+def _read_torch(path: Path) -> Any:
+    stand_ins: list[Any] = [(_PickledModule, name) for name in _PICKLED_MODULES]
+    try:
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
+            return torch.load(path, "cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        names = [line.strip() for line in str(error).split("\n") if _CODE.search(line)]
+        if not names:
+            raise ValueError(f"{path} is not a whole torch file: {_last_line(error)}") from None
+        raise ValueError(
+            f"{path} holds more than tensors and plain values, and reading it could run code: "
+            f"{names[0]}"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is not a whole torch file: {_last_line(error)}") from None
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
+    return lines[-1] if lines else "it ends too early"
+
+
+class _Inert:
+    """Takes the place of a container that nobody asks for (an optimizer's state)."""
+
+    def __new__(cls, *values: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *values: Any) -> None:
+        self.values = values
+
+    def __setstate__(self, state: Any) -> None:
+        self.values = (state,)
+
+
+class _Mapping(dict):
+    """Haiku's immutable mapping, as a dict."""
+
+    def __setstate__(self, state: Any) -> None:
+        parts = state if isinstance(state, tuple) else (state,)
+        for part in parts:
+            if isinstance(part, dict):
+                self.update(next((v for v in part.values() if isinstance(v, dict)), part))
+
+
+ByolState = namedtuple(
+    "ByolState", ["online_params", "target_params", "online_state", "target_state", "opt_state"]
+)
+
+_NUMPY = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): lambda text, encoding="latin1": text.encode(encoding),
+    ("collections", "OrderedDict"): dict,
+}
+_MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
+_HAIKU = ("haiku._src.data_structures", "haiku._src.utils")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows numpy's arrays and, as inert stand-ins, the containers of DeepMind's BYOL."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _NUMPY:
+            return _NUMPY[module, name]
+        if module in _MULTIARRAY and name in ("_reconstruct", "scalar"):
+            return getattr(np._core.multiarray, name)  # type: ignore[attr-defined]
+        if name == "_ByolExperimentState":
+            return ByolState
+        if module in _HAIKU:
+            return _Mapping
+        if module.endswith("utils.optimizers") or module.split(".")[0] == "optax":
+            return _Inert
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        return _Unpickler(io.BytesIO(path.read_bytes())).load()
+    except pickle.UnpicklingError as error:
+        if "asks for" in str(error):
+            raise ValueError(
+                f"{path} holds more than arrays, and reading it could run code: {error}"
+            ) from None
+        raise ValueError(f"{path} is not a whole pickle: {error}") from None
+    except (EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is not a whole pickle: {error}") from None
+
+
+def read_tensorflow(prefix: Path) -> dict[str, np.ndarray]:
+    """Every variable of a TensorFlow checkpoint, by name. Needs the `convert` extra.
+
+    Args:
+        prefix: such as FOLDER/model.ckpt-37535, without .index.
+    """
+    try:
+        import tensorflow as tf
+    except ImportError:
+        raise ImportError(
+            f"reading the TensorFlow checkpoint {prefix} needs `pip install 'sslzoo[convert]'`"
+        ) from None
+    reader = tf.train.load_checkpoint(str(prefix))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}

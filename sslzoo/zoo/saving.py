@@ -1,0 +1,178 @@
+"""Saving: an encoder as safetensors with its card beside it, whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonargparse
+import yaml
+from lightning import LightningDataModule
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sslzoo.zoo.cache import home
+from sslzoo.zoo.card import Card
+from sslzoo.zoo.listing import card_named
+from sslzoo.zoo.loading import load
+from sslzoo.zoo.reading import read
+from sslzoo.zoo.verifying import fixed_features
+
+Dtype = Literal["float32", "float16"]
+
+
+def save(encoder: nn.Module, path: Path, dtype: Dtype = "float32") -> str:
+    """Write an encoder's state; the sha256 of the file.
+
+    Args:
+        encoder: any module.
+        path: of the .safetensors.
+        dtype: of its floats.
+
+    Raises:
+        ValueError: a value is not finite in that precision; nothing is written.
+    """
+    state = {}
+    for name, value in encoder.state_dict().items():
+        kept = value.detach().cpu()
+        if kept.is_floating_point():
+            kept = kept.half() if dtype == "float16" else kept.float()
+            if not kept.isfinite().all():
+                raise ValueError(f"{name} has values that are not finite in {dtype}")
+        state[name] = kept.contiguous().clone()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        save_file(state, part, metadata={"format": "pt"})
+        part.chmod(0o644)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def save_with_card(encoder: nn.Module, card: Card, folder: Path, dtype: Dtype = "float32") -> Card:
+    """Write weights and card, and load them again.
+
+    Args:
+        encoder: what the card is of.
+        card: without hash and features.
+        folder: where both go, under the card's name.
+        dtype: of the floats.
+
+    Returns:
+        The card with the file's hash and the features of the fixed input.
+
+    Raises:
+        ValueError: the class on the card does not take the weights; nothing is left.
+    """
+    path = folder / card.file
+    beside = path.with_suffix(".json")
+    if path.exists() or beside.exists():
+        raise ValueError(f"{path} is there already: take another name, or remove it and its card")
+    try:
+        card = dataclasses.replace(card, sha256=save(encoder, path, dtype), dtype=dtype)
+        beside.write_text(card.to_json())
+        loaded = load(str(path))
+        if card.preprocessing is not None:
+            card = dataclasses.replace(card, features=fixed_features(loaded, card))
+        beside.write_text(card.to_json())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
+        raise
+    return card
+
+
+def add_run(
+    run: Path,
+    name: str,
+    data: str,
+    licence: str,
+    folder: Path | None = None,
+    dtype: Dtype = "float32",
+    size: int | None = None,
+    checkpoint: Path | None = None,
+) -> Card:
+    """Make an entry of a run of the command, which then loads by its name.
+
+    Args:
+        run: its folder, runs/<config>/version_N.
+        name: of the entry.
+        data: what it was trained on, in words.
+        licence: of the weights.
+        folder: where weights and card go; None: the user's own entries.
+        dtype: of the floats.
+        size: pixels of the evaluation's images, where the run's data is not at hand to say.
+        checkpoint: None: the run's last.
+
+    Raises:
+        FileNotFoundError: the run has no config or no checkpoint.
+        ValueError: it does not load, or its backbone is not the encoder.
+    """
+    config_path = run / "config.yaml"
+    checkpoint = checkpoint or run / "checkpoints" / "last.ckpt"
+    for path in (config_path, checkpoint):
+        if not path.is_file():
+            raise FileNotFoundError(f"{str(run)!r} is not a run of the command: no {path}")
+    config = yaml.safe_load(config_path.read_text())
+    method: Any = load(str(checkpoint), whole=True)
+    encoder = method.encoder().eval()
+    card = Card(
+        name=name,
+        file=f"{name}.safetensors",
+        method=config["model"]["class_path"],
+        backbone=_backbone(config["model"]["init_args"]["backbone"]),
+        num_features=encoder.num_features,
+        data=data,
+        preprocessing=_preprocessing(config["data"], size),
+        licence={"code": "MIT", "weights": licence},
+        recipe=str(config_path),
+        epochs=int(read(checkpoint)["epoch"]) + 1,
+        seeds=[int(config["seed_everything"])],
+        protocol="the run's last validation",
+        score=_scores(run / "metrics.csv"),
+    )
+    return save_with_card(encoder, card, folder or home() / "entries", dtype)
+
+
+def _backbone(config: dict[str, Any]) -> dict[str, Any]:
+    """Class path and arguments; of an entry from which training started, that entry's."""
+    if config["class_path"] in ("sslzoo.load", "sslzoo.zoo.load", "sslzoo.zoo.loading.load"):
+        return card_named(config["init_args"]["name"]).backbone
+    return {"class_path": config["class_path"], "init_args": config.get("init_args") or {}}
+
+
+def _preprocessing(config: dict[str, Any], size: int | None) -> dict[str, Any]:
+    """The arguments of the data module's evaluation view."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
+    module: Any = parser.instantiate(parser.parse_object({"data": config}))["data"]
+    if size is None:
+        module.setup("validate")  # a folder's view has the size of its images
+    view = module.eval_view
+    kept: dict[str, Any] = {"range": [0.0, 1.0], "size": size or view.size, "space": view.space}
+    for key in ("mean", "std"):
+        value = getattr(view, key)
+        if value is not None:
+            kept[key] = value.flatten().tolist() if isinstance(value, Tensor) else list(value)
+    if view.fraction is not None:
+        kept |= {"fraction": view.fraction, "interpolation": view.interpolation}
+    elif view.resize is not None:
+        kept |= {"resize": view.resize, "interpolation": view.interpolation}
+    return kept
+
+
+def _scores(metrics: Path) -> dict[str, float]:
+    """The last value of every validation metric that is a share."""
+    last: dict[str, float] = {}
+    if metrics.is_file():
+        with metrics.open() as file:
+            for row in csv.DictReader(file):
+                for name, text in row.items():
+                    if name and name.startswith("val/") and text and 0 <= float(text) <= 1:
+                        last[name] = float(text)
+    return last

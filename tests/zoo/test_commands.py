@@ -1,0 +1,223 @@
+"""The verbs: list, info, fetch, verify, add, push and export."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import nn
+
+import sslzoo
+from sslzoo import cli
+from sslzoo.backbones import SmallResNet, timm_backbone
+from sslzoo.zoo import card_named, commands, entries
+from sslzoo.zoo.exporting import export
+from sslzoo.zoo.hub import push
+from sslzoo.zoo.saving import save
+from tests.test_cli import arguments, folder, run  # noqa: F401
+from tests.zoo.test_loading import NAME, WEIGHTS, _own_home, write  # noqa: F401
+
+
+def said(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    commands.main(args)
+    return capsys.readouterr().out
+
+
+def failure(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        commands.main(args)
+    assert caught.value.code == 1
+    text = capsys.readouterr()
+    return text.out + text.err
+
+
+def test_list_says_what_is_here_and_what_is_not_commercial(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = {line.split()[0]: line for line in said(capsys, "zoo", "list").splitlines()}
+    assert set(lines) == set(entries())
+    assert "MIT" in lines[NAME]
+    assert lines[NAME].endswith("here")
+    assert "non-commercial" in lines["moco_v2-resnet50-imagenet-800ep"]
+    assert lines["moco_v2-resnet50-imagenet-800ep"].endswith("elsewhere")
+    assert len(said(capsys, "zoo", "list", "dino-vit*").splitlines()) == 5
+
+
+def test_info_is_the_card(capsys: pytest.CaptureFixture[str]) -> None:
+    card = json.loads(said(capsys, "zoo", "info", NAME))
+    assert card["sha256"] == entries()[NAME].sha256
+    assert "close" in failure(capsys, "zoo", "info", "simclr")
+
+
+def test_fetch_prints_the_path(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = write(tmp_path, SmallResNet((8, 16)))
+    got = Path(said(capsys, "zoo", "fetch", path.as_uri()).strip())
+    assert got.read_bytes() == path.read_bytes()
+    assert got.is_relative_to(tmp_path / "home")
+    assert "published a hash" in failure(capsys, "zoo", "fetch", "dino-vits16-imagenet")
+
+
+def test_verify_finds_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert said(capsys, "zoo", "verify", NAME) == f"right {NAME}\n"
+    path = write(tmp_path, SmallResNet((8, 16)), features=[9.0, 9.0, 9.0, 9.0])
+    text = failure(capsys, "zoo", "verify", NAME, str(path))
+    assert f"right {NAME}" in text
+    assert f"WRONG {path}: 'tiny' gives features" in text
+
+
+# -- add and push
+
+
+def test_a_run_becomes_an_entry_that_loads_by_name(
+    folder: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run([*arguments(folder, tmp_path / "run", "simclr"), "--trainer.max_epochs=2"], tmp_path)
+    version = tmp_path / "run" / "version_0"
+    about = ["--name", "mine", "--data", "60 pictures", "--licence", "CC0-1.0"]
+    card = json.loads(
+        said(capsys, "zoo", "add", str(version), *about, "--to", str(tmp_path / "zoo"))
+    )
+    assert (card["method"], card["epochs"], card["seeds"]) == ("sslzoo.methods.SimCLR", 2, [0])
+    assert card["preprocessing"]["size"] == 16
+    assert "val/knn_top1_k20_t0.07" in card["score"]
+    weights = tmp_path / "zoo" / "mine.safetensors"
+    loaded: Any = sslzoo.load(str(weights))
+    (ckpt,) = version.rglob("last.ckpt")
+    trained = torch.load(ckpt, weights_only=True)["state_dict"]
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, trained[f"backbone.{name}"]), name
+    assert said(capsys, "zoo", "verify", str(weights)) == f"right {weights}\n"
+    assert "there already" in failure(
+        capsys, "zoo", "add", str(version), *about, "--to", str(tmp_path / "zoo"), "--size", "16"
+    )
+    text = failure(capsys, "zoo", "add", str(tmp_path), *about)
+    assert "not a run of the command" in text
+
+
+def test_values_beyond_the_precision_are_refused_and_leave_nothing(tmp_path: Path) -> None:
+    net = nn.Linear(2, 2)
+    nn.init.constant_(net.bias, 1e6)
+    with pytest.raises(ValueError, match="bias has values that are not finite in float16"):
+        save(net, tmp_path / "net.safetensors", "float16")
+    assert not list(tmp_path.iterdir())
+
+
+class Recorder:
+    """Takes the place of the Hub: keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, Any] = {}
+
+    def create_repo(self, repo_id: str, *, exist_ok: bool) -> None:
+        self.repository = repo_id
+
+    def upload_file(self, *, path_or_fileobj: Any, path_in_repo: str, repo_id: str) -> None:
+        self.files[path_in_repo] = path_or_fileobj
+
+
+def test_push_uploads_weights_card_and_page() -> None:
+    api = Recorder()
+    assert push(card_named(NAME), WEIGHTS, "me/mine", api) == f"hf://me/mine/{NAME}.safetensors"
+    assert set(api.files) == {f"{NAME}.safetensors", f"{NAME}.json", "README.md"}
+    assert b"0.6269" in api.files["README.md"]
+    with pytest.raises(ValueError, match="its authors'"):
+        push(card_named("dino-vits16-imagenet"), WEIGHTS, "me/mine", api)
+    with pytest.raises(ValueError, match="OWNER/NAME wanted"):
+        push(card_named(NAME), WEIGHTS, "mine", api)
+
+
+# -- export
+
+
+def test_an_exported_resnet_is_timms_and_torchvisions(tmp_path: Path) -> None:
+    encoder = timm_backbone("resnet18")
+    encoder(torch.rand(4, 3, 64, 64))  # moves the running statistics
+    for to in ("timm", "torchvision"):
+        path = export(encoder, tmp_path / f"{to}.safetensors", to, 64, "resnet18")  # type: ignore[arg-type]
+        net: Any = (
+            timm.create_model("resnet18", num_classes=0)
+            if to == "timm"
+            else torchvision.models.resnet18()
+        )
+        if to == "torchvision":
+            net.fc = nn.Identity()
+        net.load_state_dict(load_file(path))
+        x = torch.rand(1, 3, 64, 64)
+        with torch.no_grad():
+            torch.testing.assert_close(net.eval()(x), encoder(x))
+
+
+def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    net = SmallResNet((8, 16))
+    to = tmp_path / "net.safetensors"
+    for form, model, text in (
+        ("timm", "resnet18", "other tensors than the encoder"),
+        ("timm", "resnet", "a model of timm's is wanted"),
+        ("torchvision", "vit_b_16", "is none"),
+        ("torchvision", None, "a model of torchvision's is wanted"),
+        ("tensorrt", None, "format is one of"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            export(net, to, form, 16, model)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_encoder_that_the_reference_does_not_equal_is_refused(tmp_path: Path) -> None:
+    net: Any = timm_backbone("resnet18")
+    net.maxpool = nn.AvgPool2d(3, 2, 1)  # the same names, other features
+    with pytest.raises(ValueError, match="other features than torch"):
+        export(net, tmp_path / "net.safetensors", "timm", 64, "resnet18")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_program_takes_any_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    to = tmp_path / "net.pt2"
+    said(capsys, "export", NAME, "--format", "torch.export", "--to", str(to))
+    program = torch.export.load(to).module()
+    encoder = sslzoo.load(NAME)
+    for batch in (1, 5):
+        x = torch.rand(batch, 3, 32, 32)
+        with torch.no_grad():
+            torch.testing.assert_close(program(x), encoder(x))
+    said(capsys, "export", NAME, "--format", "safetensors", "--to", str(tmp_path / "a.safetensors"))
+    assert load_file(tmp_path / "a.safetensors").keys() == encoder.state_dict().keys()
+
+
+def test_onnx_equals_torch(tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="the export extra is not installed")
+    pytest.importorskip("onnxscript", reason="the export extra is not installed")
+    encoder = sslzoo.load(NAME)
+    path = export(encoder, tmp_path / "net.onnx", "onnx", 32)
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for batch in (1, 5):
+        x = torch.rand(batch, 3, 32, 32)
+        with torch.no_grad():
+            wanted = encoder(x)
+        got = torch.tensor(session.run(None, {"images": x.numpy()})[0])
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_without_the_extra_onnx_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"sslzoo\[export\]"):
+        export(SmallResNet((8, 16)), tmp_path / "net.onnx", "onnx", 16)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_has_the_verbs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sslzoo", "zoo", "info", "nothing"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err.startswith("sslzoo: no entry of the zoo")

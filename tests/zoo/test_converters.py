@@ -1,0 +1,611 @@
+"""Converters, on checkpoints made from the layouts of the official classes.
+
+Every name of a manifest is mapped or left out by name and none is missing; and the encoder's
+features are those of a torchvision or timm model that holds the same numbers, or, for TensorFlow
+and Haiku, of a plain rendering of their graph.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+import sslzoo
+from sslzoo.backbones import SmallResNet, cifar_resnet, timm_backbone
+from sslzoo.zoo import LAYOUTS, convert, entries
+from sslzoo.zoo.building import build_backbone, complete
+from sslzoo.zoo.reading import ByolState, read
+from tests.golden import FOLDER
+
+MANIFESTS = FOLDER / "manifests"
+
+
+def manifest(name: str) -> dict[str, Any]:
+    path = MANIFESTS / f"{name}.json"
+    if not path.exists():
+        pytest.skip(f"no manifest {path}")
+    return json.loads(path.read_text())["parts"]
+
+
+class Case(NamedTuple):
+    """A manifest, the part of it that holds the encoder, its key in the file, and the entry."""
+
+    manifest: str
+    part: str
+    key: str  # "": the file is the part itself
+    entry: str
+    prefix: str = ""  # of the encoder's names, written down here from the manifest's notes
+
+
+TABLE = """
+moco_v1_resnet50,state_dict,state_dict,moco_v1-resnet50-imagenet-200ep,module.encoder_q.
+moco_v2_resnet50,state_dict,state_dict,moco_v2-resnet50-imagenet-800ep,module.encoder_q.
+mocov3_resnet50,state_dict,state_dict,moco_v3-resnet50-imagenet-300ep,module.base_encoder.
+mocov3_vit_small,state_dict,state_dict,moco_v3-vit_small-imagenet-300ep,module.base_encoder.
+mocov3_vit_base,state_dict,state_dict,moco_v3-vit_base-imagenet-300ep,module.base_encoder.
+simsiam_resnet50,state_dict,state_dict,simsiam-resnet50-imagenet-100ep,module.encoder.
+swav_resnet50,state_dict,,swav-resnet50-imagenet-800ep,module.
+swav_resnet50w2_backbone,state_dict,,swav-resnet50w2-imagenet-400ep,module.
+deepclusterv2_resnet50,state_dict,,deepcluster_v2-resnet50-imagenet-800ep,module.
+barlowtwins_resnet50,model,model,barlow-resnet50-imagenet-1000ep-full,module.backbone.
+barlowtwins_resnet50,resnet50_pth,,barlow-resnet50-imagenet-1000ep
+vicreg_resnet50,model,model,vicreg-resnet50-imagenet-1000ep-full,module.backbone.
+vicreg_resnet50,resnet50_pth,,vicreg-resnet50-imagenet-1000ep
+dino_resnet50_backbone,state_dict,,dino-resnet50-imagenet
+dino_resnet50_full,teacher,teacher,dino-resnet50-imagenet-teacher,module.backbone.
+dino_vits16_backbone,state_dict,,dino-vits16-imagenet
+dino_vits16_full,teacher,teacher,dino-vits16-imagenet-teacher,backbone.
+dino_vits8_backbone,state_dict,,dino-vits8-imagenet
+dino_vitb16_backbone,state_dict,,dino-vitb16-imagenet
+dino_vitb8_backbone,state_dict,,dino-vitb8-imagenet
+dino_vits16_backbone,state_dict,state_dict,ibot-vit_small-imagenet
+mae_vit_base,model,model,mae-vit_base-imagenet
+mae_vit_base,released_encoder_only,model,mae-vit_base-imagenet
+mae_vit_large,model,model,mae-vit_large-imagenet
+ijepa_vith14,encoder,target_encoder,ijepa-vit_huge14-imagenet,module.
+instdisc_resnet18,state_dict,state_dict,instdisc-resnet18-imagenet,module.
+instdisc_resnet50,state_dict,state_dict,instdisc-resnet50-imagenet,module.
+invaspread_resnet18,state_dict,net,invaspread-resnet18-cifar10
+cmc_resnet50v1,model,model,cmc-resnet50v1-imagenet
+cmc_resnet50v2,model,model,cmc-resnet50v2-imagenet
+cmc_resnet50v3,model,model,cmc-resnet50v3-imagenet
+simclr_v1_resnet50_1x_tf1,variables,,simclr_v1-resnet50-imagenet
+simclr_v1_resnet50_1x_tf2,variables,,simclr_v1-resnet50-imagenet
+simclr_v2_resnet50_1x_tf2,variables,,simclr_v2-resnet50-imagenet
+simclr_v2_resnet50_1x_sk_tf1,variables,,simclr_v2-resnet50_sk-imagenet
+simclr_v2_resnet50_1x_sk_tf2,variables,,simclr_v2-resnet50_sk-imagenet
+"""
+CASES = [Case(*line.split(",")) for line in TABLE.split()]
+
+
+def case_id(case: Case) -> str:
+    return f"{case.manifest}-{case.part}-{case.entry}"
+
+
+def shapes_of(case: Case) -> dict[str, list[int]]:
+    part = manifest(case.manifest)[case.part]
+    return dict(part["keys"] if "keys" in part else part["list"])
+
+
+def wrapped(case: Case, state: Any) -> Any:
+    return {case.key: state, "epoch": 3, "optimizer": {}} if case.key else state
+
+
+def empty(shape: list[int], tensorflow: bool) -> Any:
+    """A value of that shape that takes no memory."""
+    if tensorflow:
+        return np.broadcast_to(np.float32(0), shape)
+    return torch.empty(shape, device="meta")
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_every_name_is_mapped_or_left_out_and_none_is_missing(case: Case) -> None:
+    card = entries()[case.entry]
+    shapes = shapes_of(case)
+    state = {name: empty(shape, case.part == "variables") for name, shape in shapes.items()}
+    kept, dropped = convert(wrapped(case, state), str(card.layout))
+    assert len(kept) + len(dropped) == len(shapes)
+    assert set(dropped) < set(shapes)
+    assert len(set(dropped)) == len(dropped)
+    with torch.device("meta"):
+        encoder = build_backbone(card.backbone)
+    wanted = {name: value.shape for name, value in encoder.state_dict().items()}
+    assert {name: value.shape for name, value in complete(kept, encoder).items()} == wanted
+    heads = ("fc", "head", "predictor", "queue", "_k.", "momentum", "projector", "prototypes")
+    heads += ("projection", "decoder", "mask_token", "linear", "module.bn.")
+    assert all(any(part in name for part in heads) for name in dropped)
+
+
+def test_a_name_that_is_neither_is_an_error() -> None:
+    state = {"module.encoder_q.conv1.weight": torch.zeros(1), "module.extra.weight": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"no \['module.extra.weight'\]"):
+        convert({"state_dict": state}, "moco")
+    with pytest.raises(ValueError, match=r"'moco' checkpoint has 'state_dict', the file has"):
+        convert({"model": state}, "moco")
+    with pytest.raises(ValueError, match="nothing of a 'moco' checkpoint"):
+        convert({"state_dict": {"module.queue": torch.zeros(1)}}, "moco")
+    with pytest.raises(ValueError, match="tensors by name"):
+        convert({"state_dict": {"a": 1}}, "moco")
+
+
+# -- features, with distinct random numbers for every name
+
+
+def number(name: str, shape: list[int], fan_in: int | None = None) -> Tensor:
+    """Random, of the name, and of a size at which deep nets neither vanish nor explode."""
+    draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    noise = torch.rand(shape, generator=draw) - 0.5
+    if "num_batches" in name:
+        return torch.randint(1, 99, shape, generator=draw)
+    if name.endswith(("running_var", "variance", "var_ema||average")):
+        return 1 + noise
+    if len(shape) >= 2 and max(shape[1:]) > 1 and "pos_embed" not in name:
+        fan_in = fan_in or int(np.prod(shape[1:]))
+        return noise * (3 / fan_in) ** 0.5 * 2
+    scale = name.endswith(("weight", "gamma", "scale"))
+    return 1 + noise / 2 if scale else noise / 2
+
+
+def random_state(shapes: dict[str, list[int]], keep: Callable[[str], bool]) -> dict[str, Tensor]:
+    """Numbers for the names that are kept; the others' take no memory."""
+    return {
+        name: number(name, shape) if keep(name) else torch.zeros(()).expand(shape)
+        for name, shape in shapes.items()
+    }
+
+
+def features(net: nn.Module, channels: int = 3, size: int = 64) -> Tensor:
+    x = torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return net.eval()(x)
+
+
+def assert_same(actual: Tensor, wanted: Tensor) -> None:
+    assert wanted.isfinite().all()
+    assert wanted.std(0).max() > 1e-4, "the features depend on the picture"
+    error = (actual - wanted).abs().max() / wanted.abs().max()
+    assert error < 1e-4, error
+
+
+RESNETS = [c for c in CASES if c.part != "variables" and "resnet50" in c.entry and c.prefix]
+RESNETS = [c for c in RESNETS if "w2" not in c.manifest]
+RESNETS += [c for c in CASES if c.manifest in ("dino_resnet50_backbone", "instdisc_resnet18")]
+
+
+@pytest.mark.parametrize("case", RESNETS, ids=case_id)
+def test_resnets_equal_torchvisions(case: Case, tmp_path: Path) -> None:
+    shapes = shapes_of(case)
+    # Large heads and memories are left out by a name that the layout knows: two of each suffice.
+    shapes = {n: s for n, s in shapes.items() if np.prod(s) < 5e6}
+    state = random_state(shapes, lambda name: name.startswith(case.prefix))
+    torch.save(wrapped(case, state), tmp_path / "file.pth")
+    card = entries()[case.entry]
+    kept, _ = convert(read(tmp_path / "file.pth"), str(card.layout))
+    encoder = build_backbone(card.backbone)
+    encoder.load_state_dict(complete(kept, encoder))
+    depth = "18" if "18" in case.manifest else "50"
+    reference = getattr(torchvision.models, f"resnet{depth}")()
+    reference.fc = nn.Identity()
+    own = reference.state_dict()
+    reference.load_state_dict({name: state[f"{case.prefix}{name}"] for name in own})
+    assert_same(features(encoder), features(reference))
+
+
+VITS: list[tuple[Case, dict[str, Any]]] = [
+    (case, dict(zip(("embed_dim", "num_heads", "patch_size"), sizes, strict=True)))
+    for case in CASES
+    for manifest_name, sizes in {
+        "mocov3_vit_small": (384, 12, 16),
+        "mocov3_vit_base": (768, 12, 16),
+        "dino_vits16_full": (384, 6, 16),
+        "dino_vits8_backbone": (384, 6, 8),
+        "dino_vitb16_backbone": (768, 12, 16),
+        "mae_vit_base": (768, 12, 16),
+        "ijepa_vith14": (1280, 16, 14),
+    }.items()
+    if case.manifest == manifest_name and case.part != "released_encoder_only"
+]
+
+
+@pytest.mark.parametrize(("case", "sizes"), VITS, ids=lambda v: getattr(v, "manifest", None))
+def test_vits_equal_timms(case: Case, sizes: dict[str, int], tmp_path: Path) -> None:
+    """The first two blocks: the others' names are held by the test above."""
+    shapes = {
+        name: shape
+        for name, shape in shapes_of(case).items()
+        if not any(f"blocks.{i}." in name for i in range(2, 40)) and np.prod(shape) < 2e7
+    }
+    state = random_state(shapes, lambda name: name.startswith(case.prefix))
+    torch.save(wrapped(case, state), tmp_path / "file.pth")
+    card = entries()[case.entry]
+    kept, _ = convert(read(tmp_path / "file.pth"), str(card.layout))
+    name = card.backbone["init_args"]["name"]
+    options = {**card.backbone["init_args"].get("options", {}), "depth": 2}
+    encoder = timm_backbone(name, options=options)
+    encoder.load_state_dict(kept)
+    ijepa = case.manifest.startswith("ijepa")
+    reference = VisionTransformer(depth=2, num_classes=0, class_token=not ijepa, **sizes)
+    if ijepa:
+        reference.global_pool = ""
+    own = reference.state_dict()
+    reference.load_state_dict({n: state[f"{case.prefix}{n}"] for n in own})
+    wanted = features(reference, size=224)
+    if ijepa:
+        wanted = wanted.mean(1)  # of the patches after the last norm
+    assert_same(features(encoder, size=224), wanted)
+
+
+def test_cmcs_towers_see_their_own_channels() -> None:
+    (case,) = (c for c in CASES if c.manifest == "cmc_resnet50v2")
+    state = random_state(shapes_of(case), lambda name: True)
+    card = entries()[case.entry]
+    kept, _ = convert({"model": state}, str(card.layout))
+    encoder = build_backbone(card.backbone)
+    encoder.load_state_dict(kept)
+    towers = []
+    for view, channels in (("l_to_ab", 1), ("ab_to_l", 2)):
+        net = torchvision.models.resnet50()
+        net.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+        net.fc = nn.Identity()
+        net.load_state_dict({n: state[f"encoder.module.{view}.{n}"] for n in net.state_dict()})
+        towers.append(net.eval())
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = torch.cat([towers[0](x[:, :1]), towers[1](x[:, 1:])], dim=1)
+    assert_same(features(encoder), wanted)
+
+
+def test_invaspreads_resnet_equals_timms_with_a_small_stem() -> None:
+    (case,) = (c for c in CASES if c.manifest == "invaspread_resnet18")
+    state = random_state(shapes_of(case), lambda name: True)
+    kept, _ = convert({"net": {f"module.{n}": v for n, v in state.items()}}, "invaspread")
+    encoder = build_backbone(entries()[case.entry].backbone)
+    encoder.load_state_dict(kept)
+    net = torchvision.models.resnet18()
+    net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    net.fc = nn.Identity()
+    their = {n: n.replace("downsample", "shortcut") for n in net.state_dict()}
+    names = their if any("shortcut" in n for n in state) else {n: n for n in their}
+    net.load_state_dict({n: state[names[n]] for n in net.state_dict()})
+    assert_same(features(encoder, size=32), features(net, size=32))
+
+
+# -- TensorFlow: the graph by the order of its variables
+
+
+def tf_arrays(case: Case) -> dict[str, np.ndarray]:
+    """Kernels are (H, W, in, out)."""
+    return {
+        name: number(name, shape, int(np.prod(shape[:-1]))).numpy()
+        for name, shape in shapes_of(case).items()
+    }
+
+
+class TFGraph:
+    """SimCLR's ResNet-50 in eval mode, taking each kind of variable in the order of creation."""
+
+    def __init__(self, arrays: dict[str, np.ndarray], sk: bool):
+        base = {n: v for n, v in arrays.items() if n.startswith(("base_model/", "resnet/"))}
+        kinds = ("kernel", "gamma", "beta", "moving_mean", "moving_variance")
+        self.queues = {k: iter([v for n, v in base.items() if n.endswith(f"/{k}")]) for k in kinds}
+        self.sk = sk
+
+    def conv(self, x: Tensor, stride: int = 1) -> Tensor:
+        kernel = torch.tensor(next(self.queues["kernel"])).permute(3, 2, 0, 1)
+        edge = (kernel.shape[-1] - 1) // 2
+        return F.conv2d(F.pad(x, [edge] * 4), kernel, stride=stride)
+
+    def norm(self, x: Tensor) -> Tensor:
+        gamma, beta, mean, var = (
+            torch.tensor(next(self.queues[k]))[:, None, None]
+            for k in ("gamma", "beta", "moving_mean", "moving_variance")
+        )
+        return (x - mean) * (var + 1e-5).rsqrt() * gamma + beta
+
+    def shortcut(self, x: Tensor, stride: int) -> Tensor:
+        if self.sk:
+            x = F.pad(x, (0, 1, 0, 1))
+            ones = F.avg_pool2d(F.pad(torch.ones_like(x[:, :, :-1, :-1]), (0, 1, 0, 1)), 2, stride)
+            pooled = F.avg_pool2d(x, 2, stride)
+            x, stride = pooled / ones if stride == 1 else pooled, 1
+        return self.norm(self.conv(x, stride))
+
+    def middle(self, x: Tensor, stride: int) -> Tensor:
+        x = self.norm(self.conv(x, stride)).relu()
+        if not self.sk:
+            return x
+        a, b = x.chunk(2, 1)
+        mix = self.norm(self.conv((a + b).mean((2, 3), keepdim=True))).relu()
+        first, second = self.conv(mix).chunk(2, 1)
+        share = torch.stack([first, second]).softmax(0)
+        return a * share[0] + b * share[1]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for stride in (2, 1, 1) if self.sk else (2,):
+            x = self.norm(self.conv(x, stride)).relu()
+        x = F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=-torch.inf), 3, 2)
+        for stage, blocks in enumerate((3, 4, 6, 3)):
+            for i in range(blocks):
+                stride = 2 if stage and not i else 1
+                side = self.shortcut(x, stride) if i == 0 else x
+                y = self.middle(self.norm(self.conv(x)).relu(), stride)
+                x = (self.norm(self.conv(y)) + side).relu()
+        assert all(next(queue, None) is None for queue in self.queues.values())
+        return x.mean((2, 3))
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.part == "variables"], ids=case_id)
+def test_simclr_equals_tensorflows_graph(case: Case) -> None:
+    arrays = tf_arrays(case)
+    card = entries()[case.entry]
+    more = {"global_step": np.int64(7), f"{next(iter(arrays))}/Momentum": np.zeros(1)}
+    kept, dropped = convert({**arrays, **more}, str(card.layout))
+    assert {"global_step"} < set(dropped)
+    encoder = build_backbone(card.backbone)
+    encoder.load_state_dict(complete(kept, encoder))
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert_same(features(encoder), TFGraph(arrays, "_sk_" in case.manifest)(x))
+
+
+def test_a_tensorflow_checkpoint_is_read(tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow")
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 4)).astype(np.float32)
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        variable = tf.compat.v1.get_variable("base_model/conv2d/kernel", initializer=kernel)
+        session.run(variable.initializer)
+        tf.compat.v1.train.Saver().save(session, str(tmp_path / "model.ckpt"), global_step=3)
+    arrays = read(tmp_path / "model.ckpt-3")
+    np.testing.assert_array_equal(arrays["base_model/conv2d/kernel"], kernel)
+
+
+def test_without_tensorflow_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    (tmp_path / "model.ckpt-3.index").write_bytes(b"")
+    with pytest.raises(ImportError, match=r"sslzoo\[convert\]"):
+        read(tmp_path / "model.ckpt-3")
+
+
+# -- Haiku
+
+
+def haiku_arrays() -> tuple[dict[str, Tensor], Any]:
+    parts = manifest("byol_resnet50_1x")
+    flat, nested = {}, []
+    for part in ("online_params", "online_state"):
+        modules: dict[str, dict[str, np.ndarray]] = {}
+        for name, shape in parts[part]["keys"].items():
+            fan_in = int(np.prod(shape[:-1])) if name.endswith("||w") else None
+            flat[name] = number(name, shape, fan_in)
+            module, _, array = name.partition("||")
+            modules.setdefault(module, {})[array] = flat[name].numpy()
+        nested.append(modules)
+    return flat, ByolState(nested[0], {}, nested[1], {}, None)
+
+
+def same_padding(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
+    """TensorFlow's SAME: the right and the bottom get the larger half."""
+    size = x.shape[-1]
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return F.pad(x, [total // 2, total - total // 2] * 2, value=value)
+
+
+def haiku_resnet50(a: dict[str, Tensor], x: Tensor) -> Tensor:
+    def conv(x: Tensor, name: str, stride: int = 1) -> Tensor:
+        kernel = a[f"{name}||w"].permute(3, 2, 0, 1)
+        return F.conv2d(same_padding(x, kernel.shape[-1], stride), kernel, stride=stride)
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        mean, var, scale, offset = (
+            a[f"{name}{end}"].reshape(-1, 1, 1)
+            for end in ("/~/mean_ema||average", "/~/var_ema||average", "||scale", "||offset")
+        )
+        return (x - mean) * (var + 1e-5).rsqrt() * scale + offset
+
+    root = "res_net50/~/"
+    x = norm(conv(x, f"{root}initial_conv", 2), f"{root}initial_batchnorm").relu()
+    x = F.max_pool2d(same_padding(x, 3, 2, -torch.inf), 3, 2)
+    for group, blocks in enumerate((3, 4, 6, 3)):
+        for block in range(blocks):
+            at, stride = f"{root}block_group_{group}/~/block_{block}/~/", 2 if group else 1
+            stride, side = (stride, x) if block == 0 else (1, x)
+            if block == 0:
+                side = norm(conv(x, f"{at}shortcut_conv", stride), f"{at}shortcut_batchnorm")
+            y = norm(conv(x, f"{at}conv_0"), f"{at}batchnorm_0").relu()
+            y = norm(conv(y, f"{at}conv_1", stride), f"{at}batchnorm_1").relu()
+            x = (norm(conv(y, f"{at}conv_2"), f"{at}batchnorm_2") + side).relu()
+    return x.mean((2, 3))
+
+
+def test_byol_equals_haikus_graph_and_not_torchvisions() -> None:
+    flat, state = haiku_arrays()
+    kept, dropped = convert({"experiment_state": state, "step": 7}, "byol")
+    assert len(kept) + len(dropped) == len(flat)
+    assert set(dropped) < set(flat)
+    unknown = {n for n in dropped if n.startswith("res_net") and "||average" in n}
+    assert not unknown
+    encoder = build_backbone(entries()["byol-resnet50-imagenet-1000ep"].backbone)
+    encoder.load_state_dict(complete(kept, encoder))
+    for size in (64, 65):
+        x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+        assert_same(features(encoder, size=size), haiku_resnet50(flat, x))
+    plain = torchvision.models.resnet50()
+    plain.fc = nn.Identity()
+    plain.load_state_dict(complete(kept, plain))
+    assert (features(plain) - features(encoder)).abs().max() > 1e-3
+
+
+# Pickled under the names of DeepMind's code, which is not here.
+PICKLED_BYOL = """
+import pickle, sys, types, numpy as np
+from collections import namedtuple
+
+def module(name):
+    sys.modules[name] = types.ModuleType(name)
+    return sys.modules[name]
+
+for part in ("byol", "byol.utils", "haiku", "haiku._src"):
+    module(part)
+State = namedtuple(
+    "_ByolExperimentState",
+    "online_params target_params online_state target_state opt_state",
+    module="byol.byol_experiment",
+)
+module("byol.byol_experiment")._ByolExperimentState = State
+Lars = namedtuple("LarsState", "count momentum", module="byol.utils.optimizers")
+module("byol.utils.optimizers").LarsState = Lars
+
+class Frozen(dict):
+    def __init__(self, content=()):
+        self._storage = dict(content)
+    def __reduce__(self):
+        return (Frozen, (self._storage,))
+Frozen.__module__, Frozen.__qualname__ = "haiku._src.data_structures", "FlatMapping"
+module("haiku._src.data_structures").FlatMapping = Frozen
+
+params = Frozen({"res_net50/~/initial_conv": Frozen({"w": np.arange(6.0).reshape(1, 1, 2, 3)}),
+                 "classifier": Frozen({"b": np.zeros(2)})})
+ema = Frozen({"average": np.ones((1, 1, 1, 3)), "counter": np.int32(4), "hidden": np.ones(3)})
+state = Frozen({"res_net50/~/initial_batchnorm/~/mean_ema": ema})
+saved = State(params, params, state, state, Lars(np.int32(1), params))
+with open(sys.argv[1], "wb") as file:
+    pickle.dump({"experiment_state": saved, "step": 3, "rng": np.zeros(2)}, file, protocol=2)
+"""
+
+
+def test_byols_pickle_is_read_without_its_code(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-c", PICKLED_BYOL, str(tmp_path / "byol.pkl")], check=True, timeout=120
+    )
+    kept, dropped = convert(read(tmp_path / "byol.pkl"), "byol")
+    assert kept["conv1.weight"].flatten().tolist() == [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]
+    assert kept["bn1.running_mean"].tolist() == [1.0, 1.0, 1.0]
+    assert sorted(name.partition("||")[2] for name in dropped) == ["b", "counter", "hidden"]
+    assert "haiku" not in sys.modules
+
+
+# -- InstDisc: a module object in the file
+
+PICKLED_INSTDISC = """
+import sys, types, torch
+from torch import nn
+for name in ("lib", "lib.NCEAverage", "lib.alias_multinomial"):
+    sys.modules[name] = types.ModuleType(name)
+
+class AliasMethod:
+    def __init__(self):
+        self.prob = torch.ones(3)
+AliasMethod.__module__ = "lib.alias_multinomial"
+sys.modules["lib.alias_multinomial"].AliasMethod = AliasMethod
+
+class NCEAverage(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.multinomial = AliasMethod()
+        self.register_buffer("params", torch.ones(4))
+        self.register_buffer("memory", torch.ones(5, 128))
+NCEAverage.__module__ = "lib.NCEAverage"
+sys.modules["lib.NCEAverage"].NCEAverage = NCEAverage
+
+state = {"module.conv1.weight": torch.ones(2, 2), "module.fc.bias": torch.ones(3)}
+saved = {"epoch": 1, "arch": "resnet18", "state_dict": state, "lemniscate": NCEAverage()}
+saved.update(best_prec1=torch.tensor(41.0), optimizer={})
+torch.save(saved, sys.argv[1], _use_new_zipfile_serialization=sys.argv[2] == "zip")
+"""
+
+
+@pytest.mark.parametrize("form", ["zip", "old"])
+def test_instdiscs_pickled_module_is_left_out_and_not_run(tmp_path: Path, form: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", PICKLED_INSTDISC]
+    subprocess.run([*command, str(tmp_path / "file.pth"), form], check=True, timeout=120)
+    saved = read(tmp_path / "file.pth")
+    assert type(saved["lemniscate"]).__name__ == "_PickledModule"
+    assert "lib" not in sys.modules
+    kept, dropped = convert(saved, "instdisc")
+    assert list(kept) == ["conv1.weight"]
+    assert dropped == ["module.fc.bias"]
+
+
+# -- other libraries' runs
+
+
+def test_runs_of_other_libraries_load(tmp_path: Path) -> None:
+    net = torchvision.models.resnet18().eval()
+    children = nn.Sequential(*list(net.children())[:-1])
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        wanted = children(x).flatten(1)
+    own = net.state_dict()
+    bare = {n: v for n, v in own.items() if not n.startswith("fc.")}
+    head = {"projection_head.layers.0.weight": torch.ones(2), "criterion.queue": torch.ones(3)}
+
+    def under(prefix: str, state: Any) -> dict[str, Tensor]:
+        return {**{f"{prefix}{n}": v for n, v in state.items()}, **head}
+
+    momentum = {f"momentum_backbone.{n}": v + 1 for n, v in bare.items()}
+    files: dict[str, list[Any]] = {
+        "lightly": [
+            {"state_dict": {**under("backbone.", children.state_dict()), **momentum}},
+            {"state_dict": under("backbone.", own)},
+        ],
+        "solo_learn": [
+            {"state_dict": {**under("backbone.", bare), **momentum, "classifier.bias": x}},
+            {"state_dict": under("encoder.", bare)},
+        ],
+        "stable_pretraining": [
+            {"state_dict": under("backbone.", bare)},
+            {"state_dict": under("model.backbone.", bare)},
+        ],
+        "torchvision": [own, OrderedDict(bare), {f"module.{n}": v for n, v in own.items()}],
+    }
+    for layout, contents in files.items():
+        for content in contents:
+            saved = {**content, "pytorch-lightning_version": "2"} if "state_dict" in content else {}
+            torch.save(saved or content, tmp_path / "run.ckpt")
+            path = str(tmp_path / "run.ckpt")
+            loaded = sslzoo.load(path, timm_backbone("resnet18"), layout)
+            with torch.no_grad():
+                torch.testing.assert_close(loaded(x), wanted)
+
+
+def test_a_cifar_run_of_solo_learn_loads(tmp_path: Path) -> None:
+    net = timm.create_model("resnet18", num_classes=0)
+    net.conv1 = nn.Conv2d(3, 64, 3, 1, 2, bias=False)
+    state = {f"backbone.{n}": v for n, v in net.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "run.ckpt")
+    loaded: Any = sslzoo.load(str(tmp_path / "run.ckpt"), cifar_resnet(), "solo_learn")
+    assert torch.equal(loaded.conv1.weight, net.conv1.weight)
+    with pytest.raises(ValueError, match="does not fit SmallResNet"):
+        sslzoo.load(str(tmp_path / "run.ckpt"), SmallResNet((8, 16)), "solo_learn")
+
+
+def test_every_layout_is_tested() -> None:
+    tested = {entries()[case.entry].layout for case in CASES}
+    tested |= {"byol", "lightly", "solo_learn", "stable_pretraining", "torchvision"}
+    assert tested == set(LAYOUTS)
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", [n for n, c in entries().items() if c.layout and c.urls])
+def test_the_released_file_loads(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("SSLZOO_HOME", str(tmp_path))
+    encoder: Any = sslzoo.load(name, sha256="any")
+    out = features(encoder, size=entries()[name].preprocess().size)
+    assert out.shape == (2, encoder.num_features)
+    assert out.isfinite().all()

@@ -1,0 +1,254 @@
+"""Loading: encoders in one line, from YAML too; and an error that says what is wrong."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import sslzoo
+from sslzoo.backbones import SmallResNet
+from sslzoo.zoo import read_card
+from sslzoo.zoo.card import Card, card_of
+from sslzoo.zoo.verifying import fixed_input
+from tests.test_cli import arguments, folder, run  # noqa: F401 - a fixture
+
+ROOT = Path(__file__).parents[2]
+NAME = "simclr-small_resnet-cifar10jpeg"
+WEIGHTS = ROOT / "zoo_weights" / f"{NAME}.safetensors"
+SMALL = {"class_path": "sslzoo.backbones.SmallResNet", "init_args": {"widths": [8, 16]}}
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSLZOO_HOME", str(tmp_path / "home"))
+
+
+def small_card(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "tiny",
+        "file": "tiny.safetensors",
+        "method": "sslzoo.methods.SimCLR",
+        "backbone": copy.deepcopy(SMALL),
+        "num_features": 16,
+        "data": "none",
+        "preprocessing": {"range": [0.0, 1.0], "size": 8},
+        "licence": {"code": "MIT", "weights": "MIT"},
+        **changes,
+    }
+
+
+def write(where: Path, net: nn.Module, **changes: Any) -> Path:
+    """Weights and card of a small net; the hash is right unless it is given."""
+    path = where / "tiny.safetensors"
+    save_file({name: v.contiguous() for name, v in net.state_dict().items()}, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    card = card_of(small_card(**{"sha256": digest, **changes}), "here")
+    path.with_suffix(".json").write_text(card.to_json())
+    return path
+
+
+def test_an_entry_loads_as_a_plain_module_in_eval_mode() -> None:
+    before = torch.get_rng_state()
+    encoder: Any = sslzoo.load(NAME)
+    assert torch.equal(before, torch.get_rng_state()), "loading draws nothing"
+    assert type(encoder) is SmallResNet
+    assert not any(module.training for module in encoder.modules())
+    saved = load_file(WEIGHTS)
+    for name, value in encoder.state_dict().items():
+        assert value.dtype == (torch.float32 if value.is_floating_point() else torch.int64)
+        assert torch.equal(value, saved[name].to(value.dtype)), name
+    assert encoder.card.name == NAME
+    x = fixed_input(32)
+    assert encoder(encoder.preprocess(x)).shape == (1, 256)
+    torch.testing.assert_close(encoder.preprocess(x), x / 255)  # SimCLR normalises nothing
+    bigger = torch.randint(0, 256, (2, 3, 96, 64), dtype=torch.uint8)
+    assert encoder.preprocess(bigger).shape == (2, 3, 32, 32)
+
+
+def test_a_path_loads_with_the_card_beside_it_or_with_a_backbone(tmp_path: Path) -> None:
+    net = SmallResNet((8, 16)).eval()
+    path = write(tmp_path, net)
+    x = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(sslzoo.load(str(path))(x), net(x))
+    path.with_suffix(".json").unlink()
+    with pytest.raises(ValueError, match="no card beside it: pass backbone="):
+        sslzoo.load(str(path))
+    other = SmallResNet((8, 16))
+    loaded = sslzoo.load(str(path), backbone=other, train=True)
+    assert loaded is other
+    assert loaded.training
+    torch.testing.assert_close(loaded.eval()(x), net(x))
+
+
+def test_a_user_s_entry_is_found_by_its_name(tmp_path: Path) -> None:
+    entries = tmp_path / "home" / "entries"
+    entries.mkdir(parents=True)
+    write(entries, SmallResNet((8, 16)))
+    assert "tiny" in sslzoo.list_models("t*")
+    assert sslzoo.load("tiny").num_features == 16
+
+
+def test_a_licence_that_is_not_commercial_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, SmallResNet((8, 16)), licence={"code": "MIT", "weights": "CC-BY-NC-4.0"})
+    sslzoo.load(str(path))
+    assert "tiny: weights under CC-BY-NC-4.0" in capsys.readouterr().err
+    sslzoo.load(NAME)
+    assert capsys.readouterr().err == ""
+
+
+# -- from the command: a backbone to train further, and a run's checkpoint
+
+
+def test_training_from_a_yaml_starts_at_the_entry_and_moves(
+    folder: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    start = tmp_path / "start.yaml"
+    backbone = {"class_path": "sslzoo.load", "init_args": {"name": NAME, "train": True}}
+    start.write_text(yaml.safe_dump({"model": {"init_args": {"backbone": backbone}}}))
+    args = arguments(folder, tmp_path / "run", "simclr")
+    args += [f"--config={start}", "--trainer.max_epochs=1", "--trainer.logger=false"]
+    run([*args, "--trainer.callbacks=null", "--trainer.limit_val_batches=0"], tmp_path)
+    (ckpt,) = (tmp_path / "run").rglob("last.ckpt")
+    trained = torch.load(ckpt, weights_only=True)["state_dict"]
+    weight, counted = trained["backbone.stem.weight"], trained["backbone.bn.num_batches_tracked"]
+    saved = load_file(WEIGHTS)
+    moved = (weight - saved["stem.weight"].float()).abs().max()
+    assert 0 < moved < 0.1, "it started there, and trained"
+    assert counted == saved["bn.num_batches_tracked"] + 5, "batch norm was in train mode"
+    again: Any = sslzoo.load(str(ckpt))
+    assert torch.equal(again.stem.weight, weight)
+    assert not again.training
+    whole: Any = sslzoo.load(str(ckpt), whole=True)
+    assert type(whole).__name__ == "SimCLR"
+    assert torch.equal(whole.backbone.stem.weight, weight)
+
+
+# -- bad input
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, SmallResNet((8, 16)), sha256=None)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        sslzoo.load(str(path))
+    torch.save({"state_dict": SmallResNet((8, 16)).state_dict()}, tmp_path / "net.pth")
+    whole = (tmp_path / "net.pth").read_bytes()
+    for length in (0, 3, 500, len(whole) - 300):
+        (tmp_path / "net.pth").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="not a whole torch file"):
+            sslzoo.load(str(tmp_path / "net.pth"), SmallResNet((8, 16)), "torchvision")
+    (tmp_path / "net.pkl").write_bytes(pickle.dumps({"a": np.zeros(99)}, protocol=2)[:-50])
+    with pytest.raises(ValueError, match="not a whole pickle"):
+        sslzoo.load(str(tmp_path / "net.pkl"), SmallResNet((8, 16)), "byol")
+
+
+def test_a_wrong_hash_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, SmallResNet((8, 16)), sha256="0" * 64)
+    with pytest.raises(ValueError, match=f"{'0' * 64} wanted: another file"):
+        sslzoo.load(str(path))
+    with pytest.raises(ValueError, match="feedfeed wanted"):
+        sslzoo.load(NAME, sha256="feedfeed")
+
+
+def test_a_wrong_class_is_refused(tmp_path: Path) -> None:
+    net = SmallResNet((8, 16))
+    for class_path, text in (
+        ("sslzoo.backbones.LargeResNet", "LargeResNet"),
+        ("collections.OrderedDict", "OrderedDict"),
+        ("sslzoo.backbones.dim_convnet", "not wanted"),
+    ):
+        path = write(tmp_path, net, backbone={"class_path": class_path})
+        with pytest.raises(ValueError, match=text):
+            sslzoo.load(str(path))
+    path = write(tmp_path, net, backbone={**SMALL, "init_args": {"wd": 1}})
+    with pytest.raises(ValueError, match="wd"):
+        sslzoo.load(str(path))
+    path = write(tmp_path, net, num_features=17)
+    with pytest.raises(ValueError, match=r"16 features, the card of 'tiny' says 17"):
+        sslzoo.load(str(path))
+
+
+def test_a_wrong_shape_and_missing_keys_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path, SmallResNet((8, 24)))
+    with pytest.raises(ValueError, match=r"blocks.0.*of another shape"):
+        sslzoo.load(str(path))
+    path = write(tmp_path, nn.Sequential())
+    with pytest.raises(ValueError, match=r"such as \['blocks.*missing"):
+        sslzoo.load(str(path))
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("harm",)
+
+
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Malicious()}, "harm.pth")
+    Path("harm.pkl").write_bytes(pickle.dumps({"experiment_state": Malicious()}, protocol=2))
+    for file, layout in (("harm.pth", "moco"), ("harm.pkl", "byol")):
+        with pytest.raises(ValueError, match=r"could run code.*mkdir"):
+            sslzoo.load(file, SmallResNet((8, 16)), layout)
+    torch.save({"state_dict": nn.Linear(1, 1)}, "module.pth")
+    with pytest.raises(ValueError, match=r"could run code.*Linear"):
+        sslzoo.load("module.pth", SmallResNet((8, 16)), "moco")
+    assert not Path("harm").exists()
+
+
+def test_what_is_not_there_names_what_is_close(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=NAME):
+        sslzoo.load("simclr-small_resnet-cifar10")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        sslzoo.load(str(tmp_path / "nowhere.safetensors"))
+    with pytest.raises(ValueError, match="layout is one of"):
+        sslzoo.load(str(WEIGHTS), layout="mocco")
+    with pytest.raises(ValueError, match="no whole method"):
+        sslzoo.load(NAME, whole=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"name": None}, "wants str as name, got None"),
+        ({"file": "../tiny.safetensors"}, "plain file name"),
+        ({"backbone": {}}, "class_path"),
+        ({"licence": {"code": "MIT"}}, "licences of"),
+        ({"sha256": "xyz"}, "hex digits as sha256"),
+        ({"preprocessing": {"size": 32, "crop": 1}}, "crop"),
+        ({"score": {"knn": 51.0}}, "scores in 0..1, got knn"),
+        ({"epochs": "ten"}, "epochs"),
+        ({"colour": "red"}, r"unknown \['colour'\]"),
+    ],
+)
+def test_a_card_with_a_wrong_value_names_it(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        card_of({**small_card(), **changes}, "card.json")
+
+
+def test_a_card_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, SmallResNet((8, 16)))
+    card = path.with_suffix(".json")
+    assert isinstance(read_card(card), Card)
+    for text, said in (("{", "is not JSON"), ("[]", "JSON object"), ("{}", "missing")):
+        card.write_text(text)
+        with pytest.raises(ValueError, match=said):
+            sslzoo.load(str(path))
+    shutil.rmtree(tmp_path / "home", ignore_errors=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.json", "tiny.safetensors"]
