@@ -27,10 +27,10 @@ from benchmarks.driver import ROOT
 from benchmarks.quality import TIMING, build, fit, split_arguments
 from benchmarks.worker import versions
 from sslzoo.batch import Padded
-from sslzoo.cli import find_config
 from sslzoo.eval.features import Features, extract
 from sslzoo.eval.hidden import hidden_probe
 from sslzoo.eval.linear import linear_probe
+from sslzoo.shipped import find_config
 from sslzoo.transforms import LogMel
 
 RESULT = ROOT / "benchmarks" / "results" / "audio.json"

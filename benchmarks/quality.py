@@ -31,10 +31,10 @@ from benchmarks.card import Score, card, export, load_encoder
 from benchmarks.driver import ROOT
 from benchmarks.speed import surroundings
 from benchmarks.worker import versions
-from sslzoo.cli import find_config
 from sslzoo.eval.features import extract
 from sslzoo.eval.knn import knn_top1
 from sslzoo.eval.loaders import EvalLoaders
+from sslzoo.shipped import find_config
 from sslzoo.transforms.eval_view import EvalView
 from sslzoo.transforms.normalize import IMAGENET_MEAN, IMAGENET_STD
 

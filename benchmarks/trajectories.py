@@ -25,9 +25,9 @@ from torch import Tensor
 from benchmarks.driver import ROOT
 from benchmarks.quality import TIMING, build, fit, split_arguments
 from benchmarks.worker import versions
-from sslzoo.cli import find_config
 from sslzoo.eval.features import extract
 from sslzoo.eval.linear import linear_probe
+from sslzoo.shipped import find_config
 
 RESULT = ROOT / "benchmarks" / "results" / "trajectories.json"
 CONFIG = "cpc/arrays_small_30ep"

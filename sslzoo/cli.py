@@ -2,6 +2,7 @@
 
     sslzoo fit --config simclr/cifar10_resnet18_200ep
     sslzoo validate | test | predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
+    sslzoo eval RUN|NAME|FILE... [--on CONFIG] [--suite.protocols ...]
     sslzoo zoo list | info | fetch | verify | add | push
     sslzoo export NAME --format FORMAT --to FILE
 
@@ -26,42 +27,11 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 import sslzoo
 import sslzoo.data
 import sslzoo.methods
+from sslzoo import eval_command
 from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.progress import ProgressBar
+from sslzoo.shipped import config_folders, find_config, known_configs
 from sslzoo.zoo import commands
-
-
-def config_folders() -> list[Path]:
-    """Where named configs stand: in the wheel, and beside the package in a clone."""
-    package = Path(sslzoo.__file__).parent
-    return [
-        folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()
-    ]
-
-
-def find_config(name: str) -> str:
-    """A path as it is; else the shipped config of that name, with or without `.yaml`."""
-    if Path(name).exists():
-        return name
-    relative = Path(name)
-    if relative.parts and relative.parts[0] == "configs":
-        relative = Path(*relative.parts[1:])
-    for folder in config_folders():
-        for candidate in (folder / relative, folder / f"{relative}.yaml"):
-            if candidate.is_file():
-                return str(candidate)
-    return name  # the parser says that there is no such file
-
-
-def known_configs() -> list[str]:
-    """Names of the shipped configs."""
-    return sorted(
-        {
-            str(path.relative_to(folder).with_suffix(""))
-            for folder in config_folders()
-            for path in folder.rglob("*.yaml")
-        }
-    )
 
 
 def _with_config_paths(args: Sequence[str]) -> tuple[list[str], str | None]:
@@ -154,6 +124,8 @@ def main() -> None:
         print(sslzoo.__version__)
     elif sys.argv[1:2] in (["zoo"], ["export"]):
         commands.main(sys.argv[1:])
+    elif sys.argv[1:2] == ["eval"]:
+        eval_command.main(sys.argv[2:])
     else:
         run()
 

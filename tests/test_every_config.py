@@ -24,9 +24,9 @@ from torch import Tensor
 
 from sslzoo.batch import Batch
 from sslzoo.callbacks import OnlineSpectrum
-from sslzoo.cli import config_folders, find_config, known_configs
 from sslzoo.data import AudioDataModule
 from sslzoo.random import sample_keys
+from sslzoo.shipped import config_folders, find_config, known_configs
 from sslzoo.tokens import Special, Tokens
 from sslzoo.trainable import Trainable
 

@@ -1,0 +1,268 @@
+"""`sslzoo eval`: what encoders are worth on a data module.
+
+    sslzoo eval RUN                                      on the data that the run was trained on
+    sslzoo eval NAME RUN/checkpoints/last.ckpt --on CONFIG --data.root FOLDER
+
+A model is a run's folder, or anything that `sslzoo.load` takes. Features are extracted once and
+cached by a hash of weights and data; with `--devices N` each rank has its share. Several runs (of
+several seeds, say) also give mean and standard deviation. Results go to a JSON file, and
+`sslzoo eval --table FILES` makes a table of such files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+import jsonargparse
+import yaml
+from lightning import LightningDataModule, seed_everything
+from lightning.fabric import Fabric
+from torch import nn
+
+import sslzoo
+from sslzoo.data.fingerprint import fingerprint
+from sslzoo.data.module import ImageDataModule
+from sslzoo.distributed import rank
+from sslzoo.eval.cache import cached_features, module_digest
+from sslzoo.eval.features import Features, extract
+from sslzoo.eval.suite import Suite
+from sslzoo.shipped import find_config
+from sslzoo.transforms.eval_view import EvalView
+from sslzoo.zoo.building import build_backbone
+from sslzoo.zoo.cache import home
+
+PACKAGES = ("torch", "torchvision", "lightning", "timm")
+Metrics = dict[str, float]
+
+
+class Model(NamedTuple):
+    """An encoder to evaluate.
+
+    Args:
+        name: as it was asked for.
+        encoder: (B, ...) -> (B, num_features).
+        view: that its training normalised images by; None: not known.
+        config: the run's, or what the card says of the recipe.
+    """
+
+    name: str
+    encoder: nn.Module
+    view: EvalView | None
+    config: dict[str, Any]
+
+
+def read_model(name: str) -> Model:
+    """A run's folder, or what `sslzoo.load` takes.
+
+    Raises:
+        ValueError: the folder holds no finished run, or see `sslzoo.load`.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        encoder: Any = sslzoo.load(name)
+        card = getattr(encoder, "card", None)
+        about = {} if card is None else json.loads(card.to_json())
+        return Model(name, encoder, getattr(encoder, "preprocess", None), about)
+    config, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
+    if not config.is_file() or not checkpoint.is_file():
+        raise ValueError(f"a run has config.yaml and checkpoints/last.ckpt, {name!r} has not both")
+    content = yaml.safe_load(config.read_text())
+    data = build_data(content["data"])
+    return Model(name, sslzoo.load(str(checkpoint)), getattr(data, "eval_view", None), content)
+
+
+def build_data(section: dict[str, Any]) -> LightningDataModule:
+    """The `data` of a config, as the command builds it."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
+    parsed = parser.parse_object({"data": section})
+    return parser.instantiate(parsed)["data"]  # type: ignore[no-any-return]
+
+
+def untrained(model: Model) -> nn.Module:
+    """The same net with new weights, of seed 0.
+
+    Raises:
+        ValueError: neither a config nor a card says how it is built.
+    """
+    init = model.config.get("model", {}).get("init_args", {})
+    backbone = init.get("backbone") or model.config.get("backbone")
+    if backbone is None:
+        raise ValueError(f"{model.name!r} does not say how its backbone is built")
+    seed_everything(0, verbose=False)
+    return build_backbone(backbone).eval()
+
+
+def measure(
+    encoder: nn.Module,
+    view: EvalView | None,
+    data: ImageDataModule,
+    suite: Suite,
+    fabric: Fabric,
+    cache: Path | None,
+) -> Metrics:
+    """All metrics of one encoder; collective.
+
+    Args:
+        encoder: put on the fabric's device, in eval mode.
+        view: whose normalisation and colours the encoder knows; None: those of the data.
+        data: set up; its `eval_view` gives the size.
+        suite: what is measured.
+        fabric: launched.
+        cache: folder of features; None: none is kept.
+    """
+    own = data.eval_view
+    if view is not None:
+        data.eval_view = EvalView(
+            own.size,
+            own.resize,
+            view.mean,
+            view.std,
+            view.interpolation,
+            own.fraction,
+            view.space,
+        )
+    try:
+        encoder = encoder.eval().to(fabric.device)
+        loaders = data.eval_dataloaders()
+        key = f"{module_digest(encoder)} {fingerprint(data)} {fabric.device.type}"
+
+        def features(part: str, loader: Any) -> Features:
+            found, _ = cached_features(
+                cache, f"{key} {part}", lambda: extract(encoder, loader, loaders)
+            )
+            return found
+
+        bank = features("bank", loaders.bank)
+        query = None if loaders.query is None else features("query", loaders.query)
+        return suite(bank, query, loaders.num_classes)
+    finally:
+        data.eval_view = own
+
+
+def statistics(rows: Sequence[Metrics]) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation of each metric that all models have; several models."""
+    names = [name for name in rows[0] if all(name in row for row in rows)]
+    columns = {name: [row[name] for row in rows] for name in names}
+    return {name: {"mean": mean(v), "std": stdev(v)} for name, v in columns.items()}
+
+
+def surroundings() -> dict[str, Any]:
+    """Version, commit (where the package stands in a clone), packages and date."""
+    git = ["git", "-C", str(Path(sslzoo.__file__).parent), "rev-parse", "HEAD"]
+    found = subprocess.run(git, capture_output=True, text=True, check=False)
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {
+        "sslzoo": sslzoo.__version__,
+        "commit": found.stdout.strip() or None,
+        "versions": {"python": sys.version.split()[0], **versions},
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table: a row for each model of each file, a column for each metric."""
+    rows = [(row["model"], row["metrics"]) for result in results for row in result["models"]]
+    for result in results:
+        if "statistics" in result:
+            both = result["statistics"].items()
+            rows.append(("mean ± std", {k: (v["mean"], v["std"]) for k, v in both}))
+    names = list(dict.fromkeys(name for _, metrics in rows for name in metrics))
+    lines = [f"| model | {' | '.join(names)} |", f"|{'---|' * (len(names) + 1)}"]
+    for model, metrics in rows:
+        cells = [_cell(metrics.get(name)) for name in names]
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(value: float | tuple[float, float] | None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, tuple):
+        return f"{value[0]:.4f} ± {value[1]:.4f}"
+    return f"{value:.4f}"
+
+
+def _section(models: Sequence[str], on: str | None) -> dict[str, Any]:
+    """The `data` of the config that was asked for, or of the first run."""
+    path = Path(find_config(on)) if on is not None else Path(models[0]) / "config.yaml"
+    if not path.is_file():
+        wanted = "--on CONFIG (a config, or a run's config.yaml)" if on is None else "a config"
+        raise ValueError(f"{wanted} wanted, whose data is evaluated on; got {on or models[0]!r}")
+    content = yaml.safe_load(path.read_text())
+    if "data" not in content:
+        raise ValueError(f"{str(path)!r} has no `data`")
+    return content["data"]  # type: ignore[no-any-return]
+
+
+def _parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(prog="sslzoo eval", description=__doc__)
+    parser.add_argument("models", nargs="+", help="run folders, zoo names, files or addresses")
+    parser.add_argument("--on", type=str | None, help="config whose data is evaluated on")
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    parser.add_class_arguments(Suite, "suite")
+    parser.add_argument("--untrained", type=bool, default=False, help="also the net untrained")
+    parser.add_argument("--cache", type=str | None, help='folder of features; "none" for none')
+    parser.add_argument("--accelerator", type=str, default="auto")
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--output", type=str | None, help="JSON file of the results")
+    return parser
+
+
+def main(args: Sequence[str]) -> None:
+    """The verb; `args` without its name."""
+    if args[:1] == ["--table"]:
+        print(table([json.loads(Path(path).read_text()) for path in args[1:]]))
+        return
+    parser = _parser()
+    names = [arg for arg in args if not arg.startswith("-")]
+    on = next((args[i + 1] for i, arg in enumerate(args[:-1]) if arg == "--on"), None)
+    if "--help" not in args and "-h" not in args and names:
+        parser.set_defaults({"data": _section(names, on)})
+    given = parser.parse_args(list(args))
+    built = parser.instantiate(given)
+    evaluate(given, built["data"], built["suite"])
+
+
+def evaluate(given: Any, data: ImageDataModule, suite: Suite) -> dict[str, Any]:
+    """Measure every model that was asked for, write and print the results."""
+    fabric = Fabric(
+        accelerator=given.accelerator,
+        devices=given.devices,
+        strategy="ddp" if given.devices > 1 else "auto",
+    )
+    fabric.launch()
+    data.setup("validate")
+    cache = None if given.cache == "none" else Path(given.cache or home() / "features")
+    rows: list[dict[str, Any]] = []
+    for name in given.models:
+        model = read_model(name)
+        todo = {name: model.encoder}
+        if given.untrained:
+            todo[f"{name}, untrained"] = untrained(model)
+        for title, encoder in todo.items():
+            metrics = measure(encoder, model.view, data, suite, fabric, cache)
+            rows.append({"model": title, "metrics": metrics, "config": model.config})
+    trained = [row["metrics"] for row in rows if not row["model"].endswith(", untrained")]
+    result = {
+        "models": rows,
+        **({"statistics": statistics(trained)} if len(trained) > 1 else {}),
+        "suite": dataclasses.asdict(suite),
+        "data": given.data.as_dict() if hasattr(given.data, "as_dict") else given.data,
+        **surroundings(),
+    }
+    if rank() == 0:
+        if given.output is not None:
+            Path(given.output).parent.mkdir(parents=True, exist_ok=True)
+            Path(given.output).write_text(json.dumps(result, indent=1, default=str) + "\n")
+        print(table([result]))
+    return result

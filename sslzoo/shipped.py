@@ -1,0 +1,40 @@
+"""Shipped configs: recipes by name, from the wheel or from a clone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sslzoo
+
+
+def config_folders() -> list[Path]:
+    """Where named configs stand: in the wheel, and beside the package in a clone."""
+    package = Path(sslzoo.__file__).parent
+    return [
+        folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()
+    ]
+
+
+def find_config(name: str) -> str:
+    """A path as it is; else the shipped config of that name, with or without `.yaml`."""
+    if Path(name).exists():
+        return name
+    relative = Path(name)
+    if relative.parts and relative.parts[0] == "configs":
+        relative = Path(*relative.parts[1:])
+    for folder in config_folders():
+        for candidate in (folder / relative, folder / f"{relative}.yaml"):
+            if candidate.is_file():
+                return str(candidate)
+    return name  # the parser says that there is no such file
+
+
+def known_configs() -> list[str]:
+    """Names of the shipped configs."""
+    return sorted(
+        {
+            str(path.relative_to(folder).with_suffix(""))
+            for folder in config_folders()
+            for path in folder.rglob("*.yaml")
+        }
+    )
