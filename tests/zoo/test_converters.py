@@ -239,9 +239,8 @@ def test_vits_equal_timms(case: Case, sizes: dict[str, int], tmp_path: Path) -> 
     encoder = timm_backbone(name, options=options)
     encoder.load_state_dict(kept)
     ijepa = case.manifest.startswith("ijepa")
-    reference = VisionTransformer(depth=2, num_classes=0, class_token=not ijepa, **sizes)
-    if ijepa:
-        reference.global_pool = ""
+    pool: Any = {"class_token": False, "global_pool": ""} if ijepa else {}
+    reference = VisionTransformer(depth=2, num_classes=0, **pool, **sizes)
     own = reference.state_dict()
     reference.load_state_dict({n: state[f"{case.prefix}{n}"] for n in own})
     wanted = features(reference, size=224)
