@@ -154,7 +154,7 @@ def number(name: str, shape: list[int], fan_in: int | None = None) -> Tensor:
         return torch.randint(1, 99, shape, generator=draw)
     if name.endswith(("running_var", "variance", "var_ema||average")):
         return 1 + noise
-    if len(shape) >= 2 and max(shape[1:]) > 1 and "pos_embed" not in name:
+    if np.prod(shape) > max(shape, default=1) and "pos_embed" not in name:  # no vector
         fan_in = fan_in or int(np.prod(shape[1:]))
         return noise * (3 / fan_in) ** 0.5 * 2
     scale = name.endswith(("weight", "gamma", "scale"))
