@@ -25,7 +25,7 @@ pytestmark = [
 
 
 def title(example: str) -> str:
-    return next(name for name in ("SimCLR", "Yours", "BYOL") if name in example)
+    return next(name for name in ("SimCLR", "Yours", "BYOL", "sslzoo.load") if name in example)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=map(title, EXAMPLES))
@@ -35,7 +35,7 @@ def test_example_runs(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_there_is_an_example_for_each_way_in() -> None:
-    assert [title(example) for example in EXAMPLES] == ["SimCLR", "Yours", "BYOL"]
+    assert [title(example) for example in EXAMPLES] == ["sslzoo.load", "SimCLR", "Yours", "BYOL"]
 
 
 def test_every_config_it_names_exists() -> None:

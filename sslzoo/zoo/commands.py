@@ -87,21 +87,21 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = zoo.add_parser("list", help="names, widths, scores, licences")
     verb.add_argument("pattern", nargs="?", default="*", help="with * and ?")
-    verb.set_defaults(run=_list)
+    verb.set_defaults(act=_list)
 
     verb = zoo.add_parser("info", help="an entry's card")
     verb.add_argument("name")
-    verb.set_defaults(run=_info)
+    verb.set_defaults(act=_info)
 
     verb = zoo.add_parser("fetch", help="download, check and print the path")
     verb.add_argument("names", nargs="+")
     verb.add_argument("--sha256", **hashed)
-    verb.set_defaults(run=_fetch)
+    verb.set_defaults(act=_fetch)
 
     verb = zoo.add_parser("verify", help="hash, class, shapes and features against the card")
     verb.add_argument("names", nargs="*", help="default: all that are on this machine")
     verb.add_argument("--sha256", **hashed)
-    verb.set_defaults(run=_verify)
+    verb.set_defaults(act=_verify)
 
     verb = zoo.add_parser("add", help="make an entry of a run of yours")
     verb.add_argument("run", help="runs/<config>/version_N")
@@ -112,12 +112,12 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--dtype", choices=["float32", "float16"], default="float32")
     verb.add_argument("--size", type=int, help="of the images, where the data is not at hand")
     verb.add_argument("--ckpt_path", help="default: the run's last.ckpt")
-    verb.set_defaults(run=_add)
+    verb.set_defaults(act=_add)
 
     verb = zoo.add_parser("push", help="upload an entry of yours to the Hugging Face Hub")
     verb.add_argument("name")
     verb.add_argument("repository", help="OWNER/NAME")
-    verb.set_defaults(run=_push)
+    verb.set_defaults(act=_push)
 
     verb = top.add_parser("export", help="an encoder for other programs")
     verb.add_argument("name", help="an entry, a path or an address")
@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--model", help="of timm or torchvision, for those two")
     verb.add_argument("--size", type=int, help="of the images, where no card says it")
     verb.add_argument("--sha256", **hashed)
-    verb.set_defaults(run=_export)
+    verb.set_defaults(act=_export)
     return parser
 
 
@@ -134,7 +134,7 @@ def main(args: Sequence[str]) -> None:
     """Run one of the commands; an error is one line and status 1."""
     given = _parser().parse_args(args)
     try:
-        given.run(given)
+        given.act(given)
     except (ValueError, OSError, ImportError) as error:
         print(f"sslzoo: {error}", file=sys.stderr)
         raise SystemExit(1) from None

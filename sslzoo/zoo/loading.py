@@ -201,7 +201,7 @@ def _method(path: Path, saved: dict[str, Any], ours: bool) -> LightningModule:
         raise ValueError(f"{str(path)!r} holds a {class_path}: {error}") from None
     with warnings.catch_warnings():
         # Lightning 2.6 calls methods that jsonargparse 4.53 deprecates.
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module="jsonargparse")
+        warnings.simplefilter("ignore", DeprecationWarning)
         return LightningModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
 
 

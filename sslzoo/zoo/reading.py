@@ -11,8 +11,9 @@ import io
 import pickle
 import re
 import warnings
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,8 @@ def _read_torch(path: Path) -> Any:
             warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
             return torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if "Only persistent_load of storage" in str(error):
+            return _read_old_torch(path)
         names = [line.strip() for line in str(error).split("\n") if _CODE.search(line)]
         if not names:
             raise ValueError(f"{path} is not a whole torch file: {_last_line(error)}") from None
@@ -85,6 +88,42 @@ def _read_torch(path: Path) -> Any:
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is not a whole torch file: {_last_line(error)}") from None
+
+
+_OLD_NAMES = {
+    ("__builtin__", "set"): set,
+    ("builtins", "set"): set,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+}
+
+
+class _OldUnpickler(pickle.Unpickler):
+    """For torch's files of before 1.6 with modules in them, which `weights_only=True` refuses."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" in _PICKLED_MODULES:
+            return _PickledModule
+        if (module, name) in _OLD_NAMES:
+            return _OLD_NAMES[module, name]
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _read_old_torch(path: Path) -> Any:
+    def load(file: Any, **options: Any) -> Any:
+        return _OldUnpickler(file, **options).load()
+
+    allowed = SimpleNamespace(__name__="allowed", Unpickler=_OldUnpickler, load=load)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
+            return torch.load(path, "cpu", pickle_module=allowed, weights_only=False)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors, and reading it could run code: {error}"
+        ) from None
 
 
 def _last_line(error: Exception) -> str:
