@@ -1,0 +1,141 @@
+"""`sslzoo eval`: its numbers are those of the run and of the functions, on one rank and on two."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sslzoo import eval_command
+from sslzoo.eval.features import extract
+from sslzoo.eval.knn import knn_top1
+from sslzoo.eval.spectrum import feature_std
+from tests.test_cli import arguments, folder, run  # noqa: F401 - a fixture
+
+pytestmark = [
+    # LightningCLI calls what jsonargparse deprecates.
+    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """The folder of a finished SimCLR run."""
+    out = tmp_path_factory.mktemp("run")
+    run([*arguments(folder, out, "simclr"), "--trainer.max_epochs=1"], out)
+    return out / "version_0"
+
+
+def evaluated(*args: str, cache: Path | str = "none", output: Path) -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        eval_command.main([*args, "--accelerator=cpu", f"--cache={cache}", f"--output={output}"])
+    return json.loads(output.read_text())
+
+
+def data_of(run_folder: Path) -> Any:
+    """The run's data module, set up."""
+    section = yaml.safe_load((run_folder / "config.yaml").read_text())["data"]
+    data: Any = eval_command.build_data(section)
+    data.setup("validate")
+    return data
+
+
+SUITE = ["--suite.k=[5]", "--suite.l2=[0.01]"]
+
+
+def test_numbers_are_the_functions(finished: Path, tmp_path: Path) -> None:
+    result = evaluated(str(finished), *SUITE, output=tmp_path / "r.json")
+    (row,) = result["models"]
+    model = eval_command.read_model(str(finished))
+    data: Any = eval_command.build_data(
+        yaml.safe_load((finished / "config.yaml").read_text())["data"]
+    )
+    data.setup("validate")
+    loaders = data.eval_dataloaders()
+    bank = extract(model.encoder, loaders.bank, loaders)
+    query = extract(model.encoder, loaders.query, loaders)
+    both = query.features, query.label, bank.features, bank.label
+    assert row["metrics"]["knn_top1_k5_t0.07"] == knn_top1(*both, 2, [(5, 0.07)])[0]
+    assert {"linear_top1", "retrieval_map", "effective_rank"} <= row["metrics"].keys()
+    assert result["suite"]["k"] == [5]
+    assert row["config"]["model"]["class_path"] == "sslzoo.methods.SimCLR"
+    assert result["sslzoo"]
+    assert result["versions"]["torch"]
+
+
+def test_the_cache_gives_the_same_numbers(finished: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = evaluated(str(finished), *SUITE, cache=cache, output=tmp_path / "a.json")
+    assert len(list(cache.iterdir())) == 2
+    second = evaluated(str(finished), *SUITE, cache=cache, output=tmp_path / "b.json")
+    assert first["models"] == second["models"]
+
+
+def test_two_ranks_give_the_numbers_of_one(finished: Path, tmp_path: Path) -> None:
+    one = evaluated(str(finished), *SUITE, output=tmp_path / "one.json")
+    output = tmp_path / "two.json"
+    args = ["eval", str(finished), *SUITE, "--accelerator=cpu", "--devices=2", "--cache=none"]
+    run([*args, f"--output={output}"], tmp_path)
+    two = json.loads(output.read_text())
+    assert two["models"][0]["metrics"] == pytest.approx(one["models"][0]["metrics"], rel=1e-6)
+
+
+def test_a_zoo_encoder_beside_a_run_and_untrained(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, output = "byol-small_resnet-cifar10jpeg", tmp_path / "r.json"
+    on = ["--on", str(finished / "config.yaml"), "--untrained=true", *SUITE]
+    result = evaluated(name, str(finished), *on, output=output)
+    titles = [row["model"] for row in result["models"]]
+    assert titles == [name, f"{name}, untrained", str(finished), f"{finished}, untrained"]
+    values = [row["metrics"]["feature_std"] for row in result["models"]]
+    both = result["statistics"]["feature_std"]
+    assert both["mean"] == pytest.approx((values[0] + values[2]) / 2)
+    assert both["std"] == pytest.approx(abs(values[0] - values[2]) / 2**0.5)
+    assert len(set(values)) == 4
+    capsys.readouterr()
+    eval_command.main(["--table", str(output)])
+    printed = capsys.readouterr().out
+    assert f"| {name}, untrained |" in printed
+    assert f"| {values[0]:.4f} |" in printed
+    assert "| mean ± std |" in printed
+
+
+def test_an_encoder_sees_images_normalised_as_it_was_trained(
+    finished: Path, tmp_path: Path
+) -> None:
+    name = "byol-small_resnet-cifar10jpeg"  # ImageNet's mean and deviation; the run has none
+    model = eval_command.read_model(name)
+    assert model.view is not None
+    assert model.view.mean is not None
+    on = ["--on", str(finished / "config.yaml"), "--suite.protocols=[label_free]"]
+    result = evaluated(name, *on, output=tmp_path / "r.json")
+    data = data_of(finished)
+    own = data.eval_view
+    loaders = data.eval_dataloaders()
+    wrong = extract(model.encoder, loaders.bank, loaders)
+    data.eval_view = type(own)(own.size, own.resize, model.view.mean, model.view.std)
+    loaders = data.eval_dataloaders()
+    right = extract(model.encoder, loaders.bank, loaders)
+    got = result["models"][0]["metrics"]["feature_std"]
+    assert got == pytest.approx(feature_std(right.features).mean().item(), rel=1e-6)
+    assert got != pytest.approx(feature_std(wrong.features).mean().item(), rel=1e-3)
+
+
+def test_errors_say_what_was_wanted(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match=r"whose data is evaluated on; got 'byol-small"):
+        eval_command.main(["byol-small_resnet-cifar10jpeg"])
+    with pytest.raises(ValueError, match=r"a run has config\.yaml and checkpoints/last\.ckpt"):
+        eval_command.read_model(str(tmp_path))
+    with pytest.raises(SystemExit):
+        evaluated(str(finished), "--suite.protocols=[knm]", output=tmp_path / "r.json")
+    assert "Got value: knm" in capsys.readouterr().err
+    assert not (tmp_path / "r.json").exists()
