@@ -219,16 +219,24 @@ def _parser() -> jsonargparse.ArgumentParser:
 
 
 def main(args: Sequence[str]) -> None:
-    """The verb; `args` without its name."""
-    if args[:1] == ["--table"]:
-        print(table([json.loads(Path(path).read_text()) for path in args[1:]]))
-        return
+    """The verb; `args` without its name. An error is one line and status 1."""
+    try:
+        if args[:1] == ["--table"]:
+            print(table([json.loads(Path(path).read_text()) for path in args[1:]]))
+        else:
+            _run(list(args))
+    except (ValueError, OSError, ImportError) as error:
+        print(f"sslzoo eval: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _run(args: list[str]) -> None:
     parser = _parser()
-    names = [arg for arg in args if not arg.startswith("-")]
+    models = [arg for arg in args if not arg.startswith("-")]
     on = next((args[i + 1] for i, arg in enumerate(args[:-1]) if arg == "--on"), None)
-    if "--help" not in args and "-h" not in args and names:
-        parser.set_defaults({"data": _section(names, on)})
-    given = parser.parse_args(list(args))
+    if models and not {"--help", "-h"} & set(args):
+        parser.set_defaults({"data": _section(models, on)})
+    given = parser.parse_args(args)
     built = parser.instantiate(given)
     evaluate(given, built["data"], built["suite"])
 
