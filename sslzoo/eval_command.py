@@ -192,12 +192,20 @@ def _cell(value: float | tuple[float, float] | None) -> str:
     return f"{value:.4f}"
 
 
-def _section(models: Sequence[str], on: str | None) -> dict[str, Any]:
-    """The `data` of the config that was asked for, or of the first run."""
-    path = Path(find_config(on)) if on is not None else Path(models[0]) / "config.yaml"
+def _section(words: Sequence[str], on: str | None) -> dict[str, Any]:
+    """The `data` of the config that was asked for, or of the first run among the words."""
+    run = next((Path(word) for word in words if (Path(word) / "config.yaml").is_file()), None)
+    if on is not None:
+        path = Path(find_config(on))
+    elif run is not None:
+        path = run / "config.yaml"
+    else:
+        raise ValueError(
+            "--on CONFIG (a config, or a run's config.yaml) wanted, whose data is evaluated on; got "
+            f"{words[0]!r}, which is no run's folder"
+        )
     if not path.is_file():
-        wanted = "--on CONFIG (a config, or a run's config.yaml)" if on is None else "a config"
-        raise ValueError(f"{wanted} wanted, whose data is evaluated on; got {on or models[0]!r}")
+        raise ValueError(f"no config file {on!r}")
     content = yaml.safe_load(path.read_text())
     if "data" not in content:
         raise ValueError(f"{str(path)!r} has no `data`")
