@@ -201,7 +201,7 @@ def _section(words: Sequence[str], on: str | None) -> dict[str, Any]:
         path = run / "config.yaml"
     else:
         raise ValueError(
-            "--on CONFIG (a config, or a run's config.yaml) wanted, whose data is evaluated on; got "
+            "--on CONFIG (or a run's config.yaml) wanted, whose data is evaluated on; got "
             f"{words[0]!r}, which is no run's folder"
         )
     if not path.is_file():
