@@ -89,11 +89,18 @@ def test_recipes_for_every_method() -> None:
             assert any(f"/{data}_" in name for name in recipes), f"{method} has no {data} recipe"
 
 
-WITHOUT_NEGATIVES = {"barlow_twins", "byol", "simsiam", "vicreg"}  # nothing else shows a collapse
+EMBEDDED = {"barlow_twins", "byol", "simsiam", "vicreg"}  # nothing else shows a collapse
+WITHOUT_NEGATIVES = EMBEDDED | {"deepcluster_v2", "dino", "ibot", "ijepa", "swav"}
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.split("/")[0] in WITHOUT_NEGATIVES])
-def test_methods_without_negatives_are_watched(name: str) -> None:
+def test_methods_without_negatives_are_watched_for_collapse(name: str) -> None:
+    callbacks = yaml.safe_load(Path(find_config(name)).read_text())["trainer"]["callbacks"]
+    assert any(c["class_path"] == "sslzoo.callbacks.OnlineSpectrum" for c in callbacks)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.split("/")[0] in EMBEDDED])
+def test_what_can_become_constant_is_watched(name: str) -> None:
     model = yaml.safe_load(Path(find_config(name)).read_text())["model"]
     cli = load(name, *small_backbone(name, model, 3))
     (spectrum,) = [c for c in cli.trainer.callbacks if isinstance(c, OnlineSpectrum)]
