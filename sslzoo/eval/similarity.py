@@ -46,6 +46,8 @@ def _ranks(x: Tensor) -> Tensor:
 def pair_spearman(features: Tensor, score: Tensor) -> float:
     """Spearman of the cosines of pairs with their scores: SentEval's protocol, all pairs at once.
 
+    Cosines count to six digits.
+
     Args:
         features: (2n, D).
         score: (2n,), each pair's twice.
@@ -58,7 +60,9 @@ def pair_spearman(features: Tensor, score: Tensor) -> float:
             "features (2n, D) and scores (2n,), each pair's twice, wanted; got "
             f"{tuple(features.shape)} and {tuple(score.shape)}"
         )
-    return spearman(F.cosine_similarity(features[::2], features[1::2], dim=1), score[::2])
+    cosine = F.cosine_similarity(features[::2].double(), features[1::2].double(), dim=1)
+    # Equal sentences tie, whatever float32 made of them in batches of another size or on ranks.
+    return spearman((cosine * 1e6).round(), score[::2])
 
 
 def bag_of_words(tokens: Tokens, num_ids: int) -> Tensor:

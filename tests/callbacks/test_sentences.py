@@ -17,6 +17,7 @@ from sslzoo.data import TextLines, WordPiece
 from sslzoo.heads import TanhHead
 from sslzoo.methods import SimCSE
 from sslzoo.transforms import plain_text
+from tests.callbacks.toy import quiet
 from tests.data.test_text import sentences
 from tests.ranks import Ranks
 
@@ -57,12 +58,12 @@ def data(folder: Path) -> TextLines:
 def method() -> SimCSE:
     torch.manual_seed(0)
     backbone = SmallTransformer(60, width=16, depth=1, heads=2, max_length=16)
-    return SimCSE(
-        backbone, TanhHead(16), optimizer=lambda params: torch.optim.AdamW(params, lr=1e-3)
-    )
+    # Adam would turn the rounding of gradients that are zero into steps that ranks disagree on.
+    return SimCSE(backbone, TanhHead(16), optimizer=lambda params: torch.optim.SGD(params, lr=1e-2))
 
 
 def fit(rank: int, folder: Path, world: int) -> dict[str, float]:
+    quiet()
     options = {"strategy": "ddp", "plugins": [TorchElasticEnvironment()]} if world > 1 else {}
     trainer = Trainer(
         max_epochs=1,

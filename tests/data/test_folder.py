@@ -268,7 +268,7 @@ def test_errors_before_training_name_what_is_wrong(tmp_path: Path):
         ({"root": tmp_path / "empty"}, r"it lacks \['train', 'val'\]; set train_dir"),
         ({"root": tmp_path / "empty", "labels": False}, "must hold images .* it has none"),
         ({"root": tmp_path / "empty", "val_dir": None}, "one sub-folder a class, it has none"),
-        ({"root": root}, r"must hold an image .* none in: \['fox'\]"),
+        ({"root": root}, r"must hold a file of .* none in: \['fox'\]"),
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
