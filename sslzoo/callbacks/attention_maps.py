@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from sslzoo.batch import as_batch
+from sslzoo.callbacks.evaluation import eval_loaders
 from sslzoo.distributed import rank
 from sslzoo.eval.attention import attention_picture, cls_attention
 from sslzoo.eval.loaders import EvalLoaders
@@ -39,22 +40,14 @@ class AttentionMaps(Callback):
             raise ValueError(f"a count of at least 1 wanted, got {count}")
         self.count, self.filename, self.loaders = count, filename, loaders
 
-    def _loaders(self, trainer: Trainer) -> EvalLoaders:
-        if self.loaders is not None:
-            return self.loaders
-        give = getattr(getattr(trainer, "datamodule", None), "eval_dataloaders", None)
-        if give is None:
-            raise ValueError("AttentionMaps wants loaders=, or a data module's eval_dataloaders()")
-        return give()
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._loaders(trainer)  # fails at once and not after the training
+        eval_loaders(trainer, self.loaders, "AttentionMaps")  # fails at once, not after training
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective
         if rank() != 0:
             return
-        loaders = self._loaders(trainer)
+        loaders = eval_loaders(trainer, self.loaders, "AttentionMaps")
         images, device = [], pl_module.device
         for raw in loaders.bank if loaders.query is None else loaders.query:
             batch = loaders.transform(move_data_to_device(as_batch(raw), device))
