@@ -31,7 +31,7 @@ from torch import nn
 import sslzoo
 from sslzoo.data.fingerprint import fingerprint
 from sslzoo.data.module import ImageDataModule
-from sslzoo.distributed import rank
+from sslzoo.distributed import barrier, rank
 from sslzoo.eval.cache import cached_features, module_digest
 from sslzoo.eval.features import Features, extract
 from sslzoo.eval.suite import Suite
@@ -140,7 +140,9 @@ def measure(
             found, _ = cached_features(
                 cache, f"{key} {part}", lambda: extract(encoder, loader, loaders)
             )
-            return found
+            # Where the ranks' backend is; Apple's GPUs have no float64.
+            device = "cpu" if fabric.device.type == "mps" else fabric.device
+            return Features(*(None if x is None else x.to(device) for x in found))  # type: ignore[arg-type]
 
         bank = features("bank", loaders.bank)
         query = None if loaders.query is None else features("query", loaders.query)
@@ -240,23 +242,36 @@ def main(args: Sequence[str]) -> None:
 
 def _run(args: list[str]) -> None:
     parser = _parser()
-    models = [arg for arg in args if not arg.startswith("-")]
+    words = [arg for arg in args if not arg.startswith("-")]
     on = next((args[i + 1] for i, arg in enumerate(args[:-1]) if arg == "--on"), None)
-    if models and not {"--help", "-h"} & set(args):
-        parser.set_defaults({"data": _section(models, on)})
+    on = next((arg.removeprefix("--on=") for arg in args if arg.startswith("--on=")), on)
+    if words and not {"--help", "-h"} & set(args):
+        parser.set_defaults({"data": _section(words, on)})
     given = parser.parse_args(args)
     built = parser.instantiate(given)
     evaluate(given, built["data"], built["suite"])
 
 
-def evaluate(given: Any, data: ImageDataModule, suite: Suite) -> dict[str, Any]:
-    """Measure every model that was asked for, write and print the results."""
+def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, Any]:
+    """Measure every model that was asked for, write and print the results.
+
+    Raises:
+        ValueError: the data module is not of images.
+    """
+    if not isinstance(data, ImageDataModule):
+        raise ValueError(
+            f"images wanted, got the data module {type(data).__name__}; sound, sequences and "
+            "sentences are evaluated during fit, see their methods' pages"
+        )
     fabric = Fabric(
         accelerator=given.accelerator,
         devices=given.devices,
         strategy="ddp" if given.devices > 1 else "auto",
     )
     fabric.launch()
+    if rank() == 0:
+        data.prepare_data()
+    barrier()
     data.setup("validate")
     cache = None if given.cache == "none" else Path(given.cache or home() / "features")
     rows: list[dict[str, Any]] = []

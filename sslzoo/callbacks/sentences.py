@@ -92,7 +92,7 @@ class SentenceTable(Callback):
         if trainer.global_step == 0:
             self._score_encoder(trainer, pl_module, "untrained")
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._score_encoder(trainer, pl_module, "trained")
         num_ids = int(cast(Any, pl_module.backbone).num_ids)
         self._score_plain(trainer, pl_module, "words", lambda text: bag_of_words(text, num_ids))

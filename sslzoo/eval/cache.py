@@ -34,9 +34,22 @@ def tensor_digest(tensors: dict[str, Tensor]) -> str:
 
 
 def module_digest(module: nn.Module) -> str:
-    """sha256 of a module: what it prints as, and its parameters and buffers."""
-    text = f"{type(module).__module__}.{type(module).__qualname__}\n{module}\n"
-    return hashlib.sha256((text + tensor_digest(module.state_dict())).encode()).hexdigest()
+    """sha256 of a module: classes, plain attributes, and all parameters and buffers."""
+    digest = hashlib.sha256(f"{module}\n".encode())
+    for name, part in module.named_modules():
+        kind = f"{type(part).__module__}.{type(part).__qualname__}"
+        plain = {key: value for key, value in vars(part).items() if _is_plain(value)}
+        plain.pop("training", None)
+        digest.update(f"{name} {kind} {sorted(plain.items())}\n".encode())
+    tensors = {**module.state_dict(), **dict(module.named_buffers())}  # these may be unsaved
+    digest.update(tensor_digest(tensors).encode())
+    return digest.hexdigest()
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_plain(part) for part in value)
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def cached_features(

@@ -68,7 +68,7 @@ class Classifier(nn.Module):
         return self.classifier(self.backbone(x))
 
 
-def load_weights(model: Classifier, path: str) -> None:
+def load_weights(model: Classifier, path: str, whole: bool = False) -> None:
     """Put trained weights into a classifier.
 
     Args:
@@ -76,6 +76,7 @@ def load_weights(model: Classifier, path: str) -> None:
             Linear from a run that pre-trained its backbone (and head).
         path: a Lightning checkpoint whose class has been imported, or the .safetensors of an
             encoder (which has no head).
+        whole: refuse what holds no trained Linear: a teacher wants one.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -84,6 +85,8 @@ def load_weights(model: Classifier, path: str) -> None:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path!r}")
     if path.endswith(".safetensors"):
+        if whole:
+            raise ValueError(f"{path!r} is an encoder, a run that trained a classifier is wanted")
         if isinstance(model.backbone, Headed):
             raise ValueError(
                 f"{path!r} is an encoder, the classifier also wants {model.backbone.num_layers} "
@@ -95,6 +98,10 @@ def load_weights(model: Classifier, path: str) -> None:
     trained = parts.get("model")
     if isinstance(trained, Classifier):
         return fill(model, trained.state_dict(), path)
+    if whole:
+        raise ValueError(
+            f"{path!r} holds a {type(run).__name__}, a run that trained a classifier is wanted"
+        )
     encoder = getattr(run, "encoder", None)
     if not callable(encoder):
         raise ValueError(f"{path!r} holds a {type(run).__name__}, which has no encoder()")

@@ -81,7 +81,7 @@ class Distill(Trainable):
         super().on_fit_start()
         if self.step == 0:  # a resumed run has its own
             start_from(self.model, self.weights, "weights")
-            start_from(self.teacher, self.teacher_weights, "teacher_weights")
+            start_from(self.teacher, self.teacher_weights, "teacher_weights", whole=True)
 
     def forward(self, view: View) -> Tensor:
         """The student's logits. Shapes: (B, ...) -> (B, C)."""

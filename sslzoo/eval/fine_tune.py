@@ -97,7 +97,7 @@ class FineTune(Trainable):
         return {"cross_entropy": cross_entropy(logits, label, self.label_smoothing)}
 
 
-def start_from(model: Classifier, weights: str | None, name: str) -> None:
+def start_from(model: Classifier, weights: str | None, name: str, whole: bool = False) -> None:
     """`load_weights`, unless they are to be random; an error where nothing was said."""
     if weights is None:
         raise ValueError(
@@ -105,7 +105,7 @@ def start_from(model: Classifier, weights: str | None, name: str) -> None:
             f"RUN/checkpoints/last.ckpt), or {RANDOM!r}"
         )
     if weights != RANDOM:
-        load_weights(model, weights)
+        load_weights(model, weights, whole)
 
 
 def only_view(batch: Batch, who: str) -> View:

@@ -42,11 +42,12 @@ def retrieval(
     bank: Tensor | None = None,
     bank_labels: Tensor | None = None,
     ks: Sequence[int] = (1, 5, 10),
+    index: Tensor | None = None,
 ) -> Retrieval:
     """MAP and recall@K by cosine similarity.
 
     Collective: each rank passes its rows, any number of each. Equal similarities are ordered by
-    position in the bank.
+    the bank's `index`, so that the numbers do not depend on ranks.
 
     Args:
         query: (n, D) features of any scale.
@@ -54,6 +55,7 @@ def retrieval(
         bank: (m, D); None: the queries themselves, each without itself.
         bank_labels: (m,).
         ks: the K of recall@K.
+        index: (m,) of the bank's samples, each once; None: the position among all ranks' rows.
 
     Raises:
         ValueError: for other shapes, a K below 1, or no query with a relevant row.
@@ -69,9 +71,14 @@ def retrieval(
         if x.ndim != 2 or y.shape != x.shape[:1]:
             shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
             raise ValueError(f"retrieval wants features (n, D) and labels (n,), got {shapes}")
-    start = row_layout(len(query)).start
+    start = row_layout(len(rows)).start
     asked = on_grid(query)
     every, classes = gather_rows(on_grid(rows)), gather_rows(labels.to(torch.int64))
+    place = torch.arange(len(every), device=every.device)  # of each gathered row, in order
+    if index is not None:
+        order = gather_rows(index.to(torch.int64)).argsort(stable=True)
+        every, classes = every[order], classes[order]
+        place = order.argsort()
     asked_ks = [1, *ks]  # the first is the purity of the nearest
     sums = torch.zeros(2 + len(asked_ks), dtype=torch.float64, device=query.device)
     for first in range(0, len(asked), TILE):
@@ -79,7 +86,7 @@ def retrieval(
         similarity = asked[few].double() @ every.T.double()
         relevant = query_labels[few, None] == classes
         if itself:
-            own = start + torch.arange(first, first + len(similarity), device=query.device)
+            own = place[start + first : start + first + len(similarity)]
             similarity.scatter_(1, own[:, None], -torch.inf)
             relevant.scatter_(1, own[:, None], False)
         sums += _scores(similarity, relevant, asked_ks)

@@ -94,7 +94,7 @@ class Suite:
                 *(cast(Tensor, test.label), num_classes, self.l2),
             )
         if "retrieval" in self.protocols:
-            found = retrieval(asked.features, labels, ks=self.recall)
+            found = retrieval(asked.features, labels, ks=self.recall, index=asked.index)
             values["retrieval_map"] = found.mean_average_precision
             values |= {f"recall_at_{k}": value for k, value in found.recall.items()}
             values["purity"] = found.purity

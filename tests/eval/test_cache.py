@@ -75,6 +75,13 @@ def test_digests_change_with_what_they_are_of() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     digest = module_digest(net)
     assert module_digest(nn.Sequential(net[0], nn.GELU())) != digest
+    net.pool = "mean"  # what a forward may look at, in no parameter
+    assert module_digest(net) != digest
+    del net.pool
+    net.register_buffer("unsaved", torch.ones(1), persistent=False)
+    assert module_digest(net) != digest
+    del net.unsaved
+    assert module_digest(net.eval()) == digest
     with torch.no_grad():
         net[0].bias += 1e-3
     assert module_digest(net) != digest

@@ -155,6 +155,13 @@ def test_the_teacher_keeps_its_bits_and_teaches(tmp_path: Path) -> None:
     assert last < first
 
 
+def test_a_teacher_has_a_trained_classifier(pretrained: Any, tmp_path: Path) -> None:
+    path = encoder_file(pretrained[0], tmp_path)
+    student, teacher = (Classifier(small(), NUM_CLASSES) for _ in range(2))
+    with pytest.raises(ValueError, match="is an encoder, a run that trained a classifier is"):
+        fit(Distill(student, teacher, path, optimizer=sgd), tmp_path)
+
+
 def test_views_and_labels_are_checked() -> None:
     module = FineTune(headed(), "random")
     x, label = data(6, 3)

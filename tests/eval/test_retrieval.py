@@ -70,6 +70,19 @@ def test_ranks_equal_one(cut: int, ranks: Ranks) -> None:
         assert got._replace(mean_average_precision=0) == one._replace(mean_average_precision=0)
 
 
+def tied(rank: int, world: int) -> Retrieval:
+    """Every similarity equal; rank r has the batches r, r + W, ... of sorted classes."""
+    index = torch.cat([torch.arange(s, s + 5) for s in range(5 * rank, 40, 5 * world)])
+    return retrieval(torch.ones(len(index), 3), index // 10, index=index)
+
+
+def test_ties_go_by_index_on_any_number_of_ranks(ranks: Ranks) -> None:
+    one = tied(0, 1)
+    for got in ranks(2, tied, 2):
+        assert got.mean_average_precision == pytest.approx(one.mean_average_precision, rel=1e-12)
+        assert got.recall == one.recall
+
+
 def test_errors_name_what_they_got() -> None:
     x, y = make(5, 0)
     with pytest.raises(ValueError, match=r"K of at least 1, got \[0\]"):
