@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +12,13 @@ import jsonargparse
 import torch
 from torch import Tensor, nn
 
-# What a file that came from elsewhere may name.
-KNOWN_PACKAGES = ("sslzoo.", "torch.nn.", "torch.optim.", "torchvision.models.")
+# What a file that came from elsewhere may name. Not `sslzoo.load`: it would load a further file.
+KNOWN_PACKAGES = (
+    *(f"sslzoo.{part}." for part in ("backbones", "eval", "heads", "methods", "optim")),
+    *("torch.nn.", "torch.optim.", "torchvision.models."),
+)
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # in every checkpoint of the command
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 def build_backbone(backbone: Mapping[str, Any]) -> nn.Module:
@@ -35,26 +42,43 @@ def build_backbone(backbone: Mapping[str, Any]) -> nn.Module:
 
 
 def refuse_unknown_classes(named: Any, where: str) -> None:
-    """Let a file from elsewhere name classes of few packages only.
+    """Let a file from elsewhere name classes and functions of few packages only.
+
+    Class paths stand under `class_path`, but jsonargparse takes a bare string for one as well: so
+    every string counts that could be imported.
 
     Args:
-        named: dictionaries and lists in which class paths stand under `class_path`.
+        named: dictionaries and lists of plain values.
         where: it comes from, for the error.
 
     Raises:
-        ValueError: a class path is of another package.
+        ValueError: a name is of another package.
     """
     if isinstance(named, Mapping):
         for key, value in named.items():
-            if key in ("class_path", "_class_path") and not str(value).startswith(KNOWN_PACKAGES):
-                raise ValueError(
-                    f"{where} names the class {value!r}; a file from elsewhere may name those of "
-                    f"{', '.join(KNOWN_PACKAGES)} only: download it and load it from the disk"
-                )
+            if key in ("class_path", "_class_path"):
+                _refuse_unknown(str(value), where)
             refuse_unknown_classes(value, where)
     elif isinstance(named, list | tuple):
         for value in named:
             refuse_unknown_classes(value, where)
+    elif isinstance(named, str) and _importable(named):
+        _refuse_unknown(named, where)
+
+
+def _importable(text: str) -> bool:
+    """Whether it is a dotted name of an installed package; timm's `resnet50.a1_in1k` is not."""
+    first = text.partition(".")[0]
+    return bool(_DOTTED.fullmatch(text)) and importlib.util.find_spec(first) is not None
+
+
+def _refuse_unknown(name: str, where: str) -> None:
+    if name == INSTANTIATOR or name.startswith(KNOWN_PACKAGES):
+        return
+    raise ValueError(
+        f"{where} names the class {name!r}; a file from elsewhere may name those of "
+        f"{', '.join(KNOWN_PACKAGES)} only: download it and load it from the disk"
+    )
 
 
 def complete(state: Mapping[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:

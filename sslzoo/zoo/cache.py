@@ -119,8 +119,8 @@ def fetch(
         OSError: no address answers, or the disk is full.
     """
     noted = target.with_name(target.name + ".sha256")
-    if sha256 in (None, ANY) and noted.is_file():
-        sha256 = noted.read_text().strip()
+    if sha256 in (None, ANY):
+        sha256 = _note(noted) or sha256
     if target.is_file():
         check(target, None if sha256 == ANY else sha256, md5)
         return target
@@ -129,7 +129,8 @@ def fetch(
             f"nobody published a hash of {target.name}: pass sha256='...' of the file that you "
             "trust, or sha256='any' to take what comes (its hash is enforced from then on)"
         )
-    addresses = [*_mirrored(target.name), *map(resolved, urls)]
+    known = sha256 not in (None, ANY) or md5 is not None
+    addresses = [*_mirrored(target, known), *map(resolved, urls)]
     if offline():
         addresses = [url for url in addresses if url.startswith("file:")]
     if not addresses:
@@ -139,33 +140,48 @@ def fetch(
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(target.name + ".lock")):
-        if not target.is_file():  # another process may have been faster
-            digest = _download_any(addresses, target, None if sha256 == ANY else sha256, md5)
-            if sha256 in (None, ANY):
-                noted.write_text(digest + "\n")
+        wanted = None if sha256 == ANY else sha256
+        if target.is_file():  # another process was faster
+            check(target, _note(noted) if wanted is None else wanted, md5)
+        else:
+            _download_any(addresses, target, wanted, md5)
     return target
 
 
-def _mirrored(name: str) -> list[str]:
+def _note(path: Path) -> str | None:
+    """The sha256 that was written down beside a file, where it is whole."""
+    text = path.read_text().strip() if path.is_file() else ""
+    return text if len(text) == 64 else None
+
+
+def _write_note(target: Path, digest: str) -> None:
+    part = target.with_name(target.name + ".sha256.part")
+    part.write_text(digest + "\n")
+    part.replace(target.with_name(target.name + ".sha256"))
+
+
+def _mirrored(target: Path, known: bool) -> list[str]:
+    """Addresses at the mirror: under the owner's name; files of a known hash also by their own."""
     mirror = os.environ.get("SSLZOO_MIRROR")
     if not mirror:
         return []
-    base = mirror if is_url(mirror) else Path(mirror).resolve().as_uri()
-    return [resolved(f"{base.rstrip('/')}/{name}")]
+    base = (mirror if is_url(mirror) else Path(mirror).resolve().as_uri()).rstrip("/")
+    names = [f"{target.parent.name}/{target.name}", *([target.name] if known else [])]
+    return [resolved(f"{base}/{name}") for name in names]
 
 
 def _download_any(
     addresses: Sequence[str], target: Path, sha256: str | None, md5: str | None
-) -> str:
-    """Download from the first address that works; the sha256."""
+) -> None:
+    """Download from the first address that works, and write its sha256 down."""
     failed: list[Exception] = []
     part = target.with_name(target.name + ".part")
     for url in addresses:
         try:
             _download(url, part, trusted=sha256 is not None)
-            digest = check(part, sha256, md5)
+            _write_note(target, check(part, sha256, md5))  # first: no file is without its hash
             part.replace(target)
-            return digest
+            return
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG):
                 raise OSError(

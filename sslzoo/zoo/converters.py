@@ -107,13 +107,24 @@ def _renamed(state: Any, how: Layout, layout: str) -> tuple[dict[str, Tensor], l
 # -- lightly: a torchvision ResNet as Sequential(*children)[:-1], or under its own names
 
 _CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+# Its own ResNet for CIFAR has no max-pool and no ReLU among them, and other shortcuts.
+_CIFAR_CHILDREN = {"0": "conv1", "1": "bn1", **{str(i + 1): f"layer{i}" for i in range(1, 5)}}
 
 
 def _lightly(state: Any) -> tuple[dict[str, Tensor], list[str]]:
     kept, dropped = _renamed(state, Layout("lightly", keep={"backbone.": ""}, drop=None), "lightly")
     if any(name.startswith("4.") for name in kept):
+        children = _CIFAR_CHILDREN if any(name.startswith("2.") for name in kept) else _CHILDREN
         first = {name: name.partition(".") for name in kept}
-        kept = {f"{_CHILDREN[a]}.{rest}": kept[name] for name, (a, _, rest) in first.items()}
+        unknown = sorted({a for a, _, _ in first.values()} - children.keys())
+        if unknown:
+            raise ValueError(
+                f"lightly: children {sorted(children)} of a ResNet wanted, got {unknown}"
+            )
+        kept = {
+            f"{children[a]}.{rest.replace('shortcut.', 'downsample.')}": kept[name]
+            for name, (a, _, rest) in first.items()
+        }
     dropped += [name for name in kept if name.startswith("fc.")]
     return {name: value for name, value in kept.items() if not name.startswith("fc.")}, dropped
 

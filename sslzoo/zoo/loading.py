@@ -16,13 +16,14 @@ import importlib
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from lightning import LightningModule
 from torch import nn
 
 from sslzoo.eval.classifier import fill
+from sslzoo.methods import SSLMethod
 from sslzoo.zoo.building import build_backbone, complete, refuse_unknown_classes
 from sslzoo.zoo.cache import ANY, check, fetch, is_url, place
 from sslzoo.zoo.card import Card, read_card
@@ -80,7 +81,7 @@ def load(
         OSError: it cannot be found or fetched.
     """
     found = locate(name, sha256, file)
-    module, card = _module(found, backbone, layout, whole)
+    module, card = _module(found, backbone, layout, whole, train)
     if card is not None:
         _print_licence(card)
         about: Any = module
@@ -107,8 +108,10 @@ def locate(name: str, sha256: str | None = None, file: str | None = None) -> Fou
         card = card_named(name)
         path = Path(file) if file is not None else local_file(card)
         if path is None:
-            wanted, target = sha256 or card.sha256, place(card.name, card.file)
-            return Found(fetch(sources(card), target, wanted, card.md5), card, True)
+            wanted = card.sha256 or sha256 if sha256 in (None, ANY) else sha256
+            target = place(card.name, card.file)
+            fetched = Found(fetch(sources(card), target, wanted, card.md5), card, True)
+            return _checked(fetched, sha256)
         return _checked(Found(path, card, True), sha256)
     path = Path(name)
     if not path.is_file() and not Path(f"{name}.index").is_file():
@@ -154,14 +157,14 @@ def _from_address(url: str, sha256: str | None) -> Found:
 
 
 def _module(
-    found: Found, backbone: nn.Module | None, layout: str | None, whole: bool
+    found: Found, backbone: nn.Module | None, layout: str | None, whole: bool, train: bool
 ) -> tuple[nn.Module, Card | None]:
     path, card, ours = found
     saved = read(path)
     layout = layout or (card.layout if card else None)
     if layout is None and isinstance(saved, dict) and "pytorch-lightning_version" in saved:
         method = _method(path, saved, ours)
-        return (method if whole else _encoder_of(method, path)), card
+        return (method if whole else _encoder_of(method, path, train)), card
     if whole:
         raise ValueError(
             f"{str(path)!r} holds no whole method: a Lightning checkpoint of ours does"
@@ -205,11 +208,25 @@ def _method(path: Path, saved: dict[str, Any], ours: bool) -> LightningModule:
         return LightningModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
 
 
-def _encoder_of(method: LightningModule, path: Path) -> nn.Module:
-    encoder = getattr(method, "encoder", None)
-    if not callable(encoder):
+def _encoder_of(method: LightningModule, path: Path, train: bool) -> nn.Module:
+    give = getattr(method, "encoder", None)
+    if not callable(give):
         raise ValueError(f"{str(path)!r} holds a {type(method).__name__}, which has no encoder()")
-    return encoder()  # type: ignore[no-any-return]
+    encoder: nn.Module = give()
+    if train and isinstance(method, SSLMethod):
+        for student, teacher in method.teacher_pairs():
+            if teacher is encoder:  # frozen, and without drop path, as a teacher is
+                _train_as(encoder, student)
+    return encoder
+
+
+def _train_as(teacher: nn.Module, student: nn.Module) -> None:
+    """Let the teacher's parameters train, and its paths drop, where the student's do."""
+    for ours, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
+        ours.requires_grad_(theirs.requires_grad)
+    for mine, his in zip(teacher.modules(), student.modules(), strict=True):
+        if hasattr(his, "drop_prob"):
+            cast(Any, mine).drop_prob = his.drop_prob
 
 
 def _print_licence(card: Card) -> None:

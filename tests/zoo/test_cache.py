@@ -95,7 +95,7 @@ def test_a_file_is_fetched_once(server: Server) -> None:
     for _ in range(2):
         assert fetch(urls, target(), DIGEST).read_bytes() == CONTENT
     assert server.asked == ["/weights.bin"]
-    assert left() == ["weights.bin"]
+    assert left() == ["weights.bin", "weights.bin.sha256"]
 
 
 def test_two_at_once_download_once(server: Server) -> None:
@@ -115,7 +115,7 @@ def test_two_at_once_download_once(server: Server) -> None:
     with ThreadPoolExecutor(4) as pool:
         again = pool.map(lambda _: fetch([], target(), DIGEST), range(8))
     assert {path.read_bytes() for path in again} == {CONTENT}
-    assert left() == ["weights.bin"]
+    assert left() == ["weights.bin", "weights.bin.sha256"]
 
 
 def wait_for(fact: Any) -> None:
@@ -138,7 +138,7 @@ def test_a_killed_download_is_begun_anew(server: Server) -> None:
     assert not target().exists()
     server.slow.clear()
     assert fetch([f"{server.url}/weights.bin"], target(), DIGEST).read_bytes() == CONTENT
-    assert left() == ["weights.bin"]
+    assert left() == ["weights.bin", "weights.bin.sha256"]
 
 
 def test_a_download_that_breaks_off_leaves_nothing(server: Server) -> None:
@@ -201,7 +201,33 @@ def test_mirrors_are_tried_in_turn(server: Server, monkeypatch: pytest.MonkeyPat
     target().unlink()
     monkeypatch.setenv("SSLZOO_MIRROR", server.url)
     assert fetch([nobody], target(), DIGEST).read_bytes() == CONTENT
-    assert server.asked[asked:] == ["/weights.bin"]
+    assert [path.rpartition("/")[2] for path in server.asked[asked:]] == ["weights.bin"] * 2
+    owned = server.root / target().parent.name
+    owned.mkdir()
+    (owned / "weights.bin").write_bytes(b"of this owner")
+    target().unlink()
+    target().with_name("weights.bin.sha256").unlink()
+    assert fetch([nobody], target(), "any").read_bytes() == b"of this owner"
+    target().unlink()
+    target().with_name("weights.bin.sha256").unlink()
+    (owned / "weights.bin").unlink()
+    with pytest.raises(OSError, match="cannot be fetched"):  # a bare name could be anybody's
+        fetch([nobody], target(), "any")
+
+
+def test_every_cached_file_has_its_hash_beside_it(server: Server) -> None:
+    urls = [f"{server.url}/weights.bin"]
+    fetch(urls, target(), DIGEST)
+    note = target().with_name("weights.bin.sha256")
+    assert note.read_text().strip() == DIGEST
+    target().write_bytes(b"tampered")
+    for wanted in (None, "any", DIGEST):
+        with pytest.raises(ValueError, match="another file"):
+            fetch(urls, target(), wanted)
+    target().unlink()
+    note.write_text("")  # cut off by a kill: no note
+    assert fetch(urls, target(), DIGEST).read_bytes() == CONTENT
+    assert note.read_text().strip() == DIGEST
 
 
 def test_no_network_names_every_address(server: Server) -> None:

@@ -18,9 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import sslzoo
-from sslzoo.backbones import SmallResNet
+from sslzoo.backbones import SmallResNet, small_vit
+from sslzoo.heads import DINOHead
+from sslzoo.methods import DINO
 from sslzoo.zoo import read_card
+from sslzoo.zoo.building import refuse_unknown_classes
 from sslzoo.zoo.card import Card, card_of
+from sslzoo.zoo.loading import _train_as
 from sslzoo.zoo.verifying import fixed_input
 from tests.test_cli import arguments, folder, run  # noqa: F401 - a fixture
 
@@ -252,3 +256,60 @@ def test_a_card_that_is_none_is_refused(tmp_path: Path) -> None:
             sslzoo.load(str(path))
     shutil.rmtree(tmp_path / "home", ignore_errors=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.json", "tiny.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        {"class_path": "antigravity.X"},
+        {"class_path": "sslzoo.load", "init_args": {"name": "b.ckpt"}},
+        {"class_path": "sslzoo.backbones.Towers", "init_args": {"towers": ["antigravity.X"]}},
+        {"class_path": "torch.nn.Sequential", "init_args": {"modules": [["os.path.join"]]}},
+    ],
+)
+def test_what_came_from_elsewhere_names_known_classes_only(backbone: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="a file from elsewhere may name those of"):
+        refuse_unknown_classes(backbone, "https://somewhere/card.json")
+
+
+def test_what_our_own_cards_and_checkpoints_name_may_come_from_elsewhere() -> None:
+    for name in sslzoo.list_models():
+        refuse_unknown_classes(sslzoo.zoo.card_named(name).backbone, name)
+    refuse_unknown_classes(
+        {
+            "_class_path": "sslzoo.methods.SimCLR",
+            "_instantiator": "lightning.pytorch.cli.instantiate_module",
+            "backbone": {
+                "class_path": "sslzoo.backbones.timm_backbone",
+                "init_args": {"name": "resnet50.a1_in1k"},
+            },
+            "parameter_groups": "sslzoo.optim.all_alike",
+        },
+        "https://somewhere/last.ckpt",
+    )
+
+
+def test_any_does_not_switch_off_the_hash_of_a_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "byol-small_resnet-cifar10jpeg"
+    card = sslzoo.zoo.card_named(name)
+    monkeypatch.setattr("sslzoo.zoo.loading.local_file", lambda _: None)
+    monkeypatch.setenv("SSLZOO_MIRROR", str(tmp_path))
+    (tmp_path / card.file).write_bytes(b"garbage")
+    with pytest.raises(ValueError, match="another file"):
+        sslzoo.zoo.locate(name, "any")
+
+
+def test_a_teacher_trains_where_its_student_did(tmp_path: Path) -> None:
+    vit = small_vit(8, 4, width=16, depth=2, num_heads=2, drop_path_rate=0.2, positions="mae")
+    method = DINO(vit, DINOHead(16, 10, hidden_dim=12, bottleneck_dim=6))
+    teacher = method.encoder()
+    assert not any(p.requires_grad for p in teacher.parameters())
+    _train_as(teacher, method.backbone)
+    flags = [p.requires_grad for p in method.backbone.parameters()]
+    assert [p.requires_grad for p in teacher.parameters()] == flags
+    assert any(flags)
+    assert not all(flags), "the positions are fixed"
+    drops = [m.drop_prob for m in teacher.modules() if hasattr(m, "drop_prob")]
+    assert max(drops) == pytest.approx(0.2)
