@@ -65,7 +65,7 @@ class AudioDataModule(SampleDataModule):
             training ("skip").
         decode: "memory" reads all files once, "workers" reads windows in each batch, "auto" takes
             memory up to 1 GiB.
-        on_broken: a file that cannot be read is an "error", or is left out and counted ("skip").
+        on_broken: a file that cannot be read is an "error", or is left out with a warning ("skip").
         eval_window: samples of the central window that evaluation sees; None: the whole file.
         eval_batch_size: of one batch in evaluation.
         num_workers: processes that load; None: 0 for memory, else one a core, at most 8.

@@ -59,7 +59,7 @@ class Waveforms(SampleSet):
         listing: the files.
         lengths: (N,) int64 samples of each at `rate`.
         rate: Hz of what is served.
-        on_broken: a file that cannot be read is an "error", or is left out and counted ("skip").
+        on_broken: a file that cannot be read is an "error", or is left out with a warning ("skip").
         memory: all samples one after another, int16; None: files are read where a batch is made.
     """
 
