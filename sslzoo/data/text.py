@@ -6,14 +6,14 @@ Batches leave the loader as ids without special tokens; on the device they becom
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningDataModule
 
 from sslzoo.batch import Batch
+from sslzoo.data.base import PredictOn, SampleDataModule
 from sslzoo.data.lines import (
     FileLines,
     Lines,
@@ -24,12 +24,10 @@ from sslzoo.data.lines import (
     read_pairs,
     walk,
 )
-from sslzoo.data.loader import EvalLoader, TokenLoader, TrainLoader
-from sslzoo.data.module import PredictOn
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.data.tokenizer import TextTokenizer
 from sslzoo.eval.loaders import EvalLoaders
-from sslzoo.random import run_seed, sample_keys
+from sslzoo.random import sample_keys
 from sslzoo.tokens import with_special
 from sslzoo.transforms.text_views import TextViews
 
@@ -52,7 +50,7 @@ class TextSets(NamedTuple):
     pairs: dict[str, Text] = {}  # noqa: RUF012 (never changed)
 
 
-class TextDataModule(LightningDataModule, ABC):
+class TextDataModule(SampleDataModule):
     """Serves text; subclasses implement `read` and may implement `prepare_data`.
 
     Args:
@@ -67,6 +65,8 @@ class TextDataModule(LightningDataModule, ABC):
         drop_last: leave out an epoch's last batch where it is short.
     """
 
+    noun = "sentences"
+
     def __init__(
         self,
         transform: TextViews,
@@ -79,25 +79,11 @@ class TextDataModule(LightningDataModule, ABC):
         predict_on: PredictOn,
         drop_last: bool,
     ) -> None:
-        super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("max_length", max_length, 3),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if predict_on not in ("query", "train"):
-            raise ValueError(f'predict_on must be "query" or "train", got {predict_on!r}')
+        super().__init__(batch_size, eval_batch_size, num_workers, seed, 1.0, predict_on, drop_last)
+        if max_length < 3:
+            raise ValueError(f"max_length must be at least 3, got {max_length}")
         self.transform, self.tokenizer = transform, tokenizer
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.max_length, self.num_workers = max_length, num_workers
-        self.predict_on, self.drop_last = predict_on, drop_last
-        self._seed = seed
-        self._sets: TextSets | None = None
-        self._train_loader: TrainLoader | None = None
-        self._place: dict[str, int] | None = None  # of a checkpoint, for the next train loader
+        self.max_length = max_length
 
     @abstractmethod
     def read(self) -> TextSets:
@@ -108,62 +94,39 @@ class TextDataModule(LightningDataModule, ABC):
         """
 
     @property
-    def seed(self) -> int:
-        """The seed of batches and views."""
-        return run_seed() if self._seed is None else self._seed
-
-    @property
-    def sets(self) -> TextSets:
-        """What `read` found."""
-        if self._sets is None:
-            raise ValueError("call setup() before reading the data")
-        return self._sets
-
-    @property
     def num_samples(self) -> int:
         """Size of the training set."""
         return len(self.sets.train.lines)
 
     @property
-    def num_classes(self) -> int | None:
-        """Number of classes, None without labels."""
-        return self.sets.num_classes
+    def num_broken(self) -> int:
+        """No sentence is ever skipped."""
+        return 0
 
     def setup(self, stage: str | None = None) -> None:
         """Read the sets and make the tokenizer, once; check that batches can be made of them."""
-        if self._sets is None:
-            self._sets = self.read()
-            self.tokenizer.prepare(walk(self._sets.train.lines))
+        first = self._sets is None
+        super().setup(stage)
+        if first:
+            self.tokenizer.prepare(walk(self.sets.train.lines))
             self.transform.prepare(self.tokenizer)
         self._check_vocabulary()
-        if stage in ("fit", None):
-            self._sampler()
 
-    def teardown(self, stage: str | None = None) -> None:
-        """Stop the workers."""
-        if self._train_loader is not None:
-            self._train_loader.close()
+    def train_source(self, sampler: KeyedSampler) -> Sentences:
+        return self.eval_source(self.sets.train)
 
-    # Loaders
+    def eval_source(self, samples: Text) -> Sentences:
+        return Sentences(samples, self.tokenizer, self.max_length - 2)
 
-    def train_dataloader(self) -> TrainLoader:
-        """This rank's part of each global batch; ends with the last whole batch."""
-        train = self._sentences(self.sets.train)
-        loader = TrainLoader(train, self._sampler(), self.num_workers, self._trainer_epoch)
-        if self._place is not None:
-            loader.load_state_dict(self._place)
-            self._place = None
-        self._train_loader = loader
-        return loader
+    def workers(self, samples: Text) -> int:
+        return 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the epoch (see `ImageDataModule`), and which vocabulary this is."""
-        loader = self._train_loader
-        place = {} if loader is None else {"train_loader": loader.state_dict()}
-        return {**place, "tokenizer": self.tokenizer.digest}
+        """The place in the epoch, and which vocabulary this is."""
+        return {**super().state_dict(), "tokenizer": self.tokenizer.digest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._place = state_dict.get("train_loader")
+        super().load_state_dict(state_dict)
         if state_dict["tokenizer"] != self.tokenizer.digest:
             raise ValueError(
                 "the checkpoint was made with another vocabulary (its digest is "
@@ -171,35 +134,12 @@ class TextDataModule(LightningDataModule, ABC):
                 "the same training text, or the tokenizer's file"
             )
 
-    def val_dataloader(self) -> TokenLoader:
-        """A token batch: callbacks go through `eval_dataloaders`."""
-        return TokenLoader(self._sentences(self._query()))
-
-    def test_dataloader(self) -> TokenLoader:
-        """A token batch: callbacks go through `eval_dataloaders`."""
-        return TokenLoader(self._sentences(self._query()))
-
-    def predict_dataloader(self) -> EvalLoader:
-        """The query (or, by `predict_on`, the training) set in order."""
-        return self._eval_loader(self.sets.train if self.predict_on == "train" else self._query())
-
-    def eval_dataloaders(self) -> EvalLoaders:
-        """The loaders that kNN, probes and other evaluation go through."""
-        sets = self.sets
-        bank = sets.train if sets.bank is None else sets.bank
-        query = None if sets.query is None else self._eval_loader(sets.query)
-        return EvalLoaders(
-            self._eval_loader(bank), query, self.eval_views, sets.num_classes, sharded=True
-        )
-
     def similarity_dataloaders(self) -> dict[str, EvalLoaders]:
         """Scored pairs by name, each as a bank: rows 2i and 2i + 1 are a pair, labels its score."""
         return {
             name: EvalLoaders(self._eval_loader(text), None, self.eval_views, None, sharded=True)
             for name, text in self.sets.pairs.items()
         }
-
-    # Views, on the batch's device
 
     def train_views(self, batch: Batch, epoch: int) -> Batch:
         """Raw batch to training views, a function of (seed, epoch, index) alone."""
@@ -209,14 +149,6 @@ class TextDataModule(LightningDataModule, ABC):
     def eval_views(self, batch: Batch) -> Batch:
         """Raw batch to the one view of evaluation."""
         return batch._replace(views=[with_special(batch.views[0], self.tokenizer.special)])
-
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Make the views, on the device that the batch was moved to."""
-        if self.trainer is None or not self.trainer.training:
-            return self.eval_views(batch)
-        return self.train_views(batch, self.trainer.current_epoch)
-
-    # Parts
 
     def _check_vocabulary(self) -> None:
         """The model's embedding has a row for every id."""
@@ -231,22 +163,6 @@ class TextDataModule(LightningDataModule, ABC):
             raise ValueError(
                 f"the tokenizer's [MASK] is {self.tokenizer.special.mask}, the method's {mask_id}"
             )
-
-    def _sampler(self) -> KeyedSampler:
-        return KeyedSampler(self.num_samples, self.batch_size, self.seed, self.drop_last)
-
-    def _trainer_epoch(self) -> int | None:
-        training = self.trainer is not None and self.trainer.training
-        return self.trainer.current_epoch if training else None  # type: ignore[union-attr]
-
-    def _query(self) -> Text:
-        return self.sets.train if self.sets.query is None else self.sets.query
-
-    def _sentences(self, text: Text) -> Sentences:
-        return Sentences(text, self.tokenizer, self.max_length - 2)
-
-    def _eval_loader(self, text: Text) -> EvalLoader:
-        return EvalLoader(self._sentences(text), self.eval_batch_size, self.num_workers)
 
 
 class TextLines(TextDataModule):
