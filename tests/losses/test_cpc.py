@@ -42,12 +42,22 @@ def _inputs(n: int = 6, scale: float = 1.0) -> list[Tensor]:
     return [p, t, torch.randint(0, n * 4, (n, 3, 7), generator=generator)]
 
 
-@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("n", [1, 5, 12])  # of 12, the drawn targets are copied
 @pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
 def test_value_and_gradient_are_the_references(n: int, scale: float) -> None:
     got = value_and_gradients(partial(loss, scale=scale), _inputs(n), 2)
     want = value_and_gradients(partial(reference, scale=scale), _inputs(n), 2)
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("n", [2, 12])  # one product with all targets; copies of the drawn ones
+def test_predictions_of_a_place_share_its_negatives(n: int) -> None:
+    p, t, negatives = _inputs(n)
+    both = torch.stack([p, p.flip(0)], dim=2)  # (n, P, 2, D)
+    positives = torch.stack([POSITIVES, POSITIVES.flip(0)], dim=1)
+    got = cpc_info_nce(both, t, positives, negatives)
+    parts = [cpc_info_nce(both[:, :, i], t, positives[:, i], negatives) for i in range(2)]
+    torch.testing.assert_close(got, (parts[0] + parts[1]) / 2)
 
 
 def test_hand_worked_value() -> None:
