@@ -3,6 +3,7 @@
     sslzoo fit --config simclr/cifar10_resnet18_200ep
     sslzoo validate | test | predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
     sslzoo eval RUN|NAME|FILE... [--on CONFIG] [--suite.protocols ...]
+    sslzoo report RUN... [--output report.html]
     sslzoo zoo list | info | fetch | verify | add | push
     sslzoo export NAME --format FORMAT --to FILE
 
@@ -12,6 +13,8 @@ Modules and data modules are named by class path; nothing is looked up in a regi
 from __future__ import annotations
 
 import importlib.util
+import json
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -21,7 +24,7 @@ from typing import Any
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar as AnyProgressBar
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 import sslzoo
@@ -30,6 +33,7 @@ import sslzoo.methods
 from sslzoo import eval_command
 from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.progress import ProgressBar
+from sslzoo.eval_command import RECORD, surroundings
 from sslzoo.shipped import config_folders, find_config, known_configs
 from sslzoo.zoo import commands
 
@@ -77,10 +81,29 @@ def _run_folder(config: str | None) -> str:
     return str(Path("runs") / path.stem)
 
 
+class SaveRun(SaveConfigCallback):
+    """Writes `run.json` beside the saved config: what a run's numbers depend on besides."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.folder = trainer.log_dir  # collective, and `save_config` is called on rank 0 only
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert self.folder is not None
+        about = {
+            "command": SSLZooCLI.command,
+            "accelerator": trainer.accelerator.name(),
+            "ranks": trainer.world_size,
+            **surroundings(),
+        }
+        (Path(self.folder) / RECORD).write_text(json.dumps(about, indent=1) + "\n")
+
+
 class SSLZooCLI(LightningCLI):
     """LightningCLI in subclass mode for both module and data."""
 
     config_path: str | None = None
+    command: str | None = None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer", default={})
@@ -126,8 +149,19 @@ def main() -> None:
         commands.main(sys.argv[1:])
     elif sys.argv[1:2] == ["eval"]:
         eval_command.main(sys.argv[2:])
+    elif sys.argv[1:2] == ["report"]:
+        _report(sys.argv[2:])
     else:
         run()
+
+
+def _report(args: Sequence[str]) -> None:
+    try:
+        from sslzoo.report import command
+    except ImportError as error:
+        print(f"sslzoo report: {error}: pip install 'sslzoo[report]'", file=sys.stderr)
+        raise SystemExit(1) from None
+    command.main(args)
 
 
 def run(args: Sequence[str] | None = None) -> SSLZooCLI:
@@ -139,6 +173,7 @@ def run(args: Sequence[str] | None = None) -> SSLZooCLI:
     arguments = list(sys.argv[1:] if args is None else args)
     # Lightning 2.6 reads an attribute of torch's that torch 2.14 deprecates.
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+    SSLZooCLI.command = shlex.join(["sslzoo", *arguments])
     arguments, SSLZooCLI.config_path = _with_config_paths(arguments)
     # The first word stays: Lightning starts the other ranks with it.
     saved, sys.argv = sys.argv, [sys.argv[0], *arguments]
@@ -151,6 +186,7 @@ def run(args: Sequence[str] | None = None) -> SSLZooCLI:
             auto_configure_optimizers=False,
             seed_everything_default=0,
             trainer_defaults={"enable_model_summary": False},
+            save_config_callback=SaveRun,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"description": "Self-supervised learning: pre-train and evaluate."},
         )

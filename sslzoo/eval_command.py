@@ -41,6 +41,7 @@ from sslzoo.zoo.building import build_backbone
 from sslzoo.zoo.cache import home
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm")
+RECORD = "run.json"  # in a run's folder: its command and its surroundings
 Metrics = dict[str, float]
 
 

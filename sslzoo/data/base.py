@@ -229,19 +229,32 @@ class SampleDataModule(LightningDataModule, ABC):
     def predict_dataloader(self) -> EvalLoader:
         """The query (or, by `predict_on`, the training) set in order, with the eval view."""
         samples = self.sets.train if self.predict_on == "train" else self._query()
-        return self._eval_loader(samples)
+        return self.eval_loader(samples)
 
     def eval_dataloaders(self) -> EvalLoaders:
         """The loaders that kNN, probes and other evaluation go through."""
         sets = self.sets
         return EvalLoaders(
-            bank=self._eval_loader(sets.train if sets.bank is None else sets.bank),
-            query=None if sets.query is None else self._eval_loader(sets.query),
+            bank=self.eval_loader(sets.train if sets.bank is None else sets.bank),
+            query=None if sets.query is None else self.eval_loader(sets.query),
             transform=self.eval_views,
             num_classes=sets.num_classes,
             sharded=True,
             ordered=self.eval_order(sets.train) is None,
         )
+
+    def eval_loader(self, samples: Any) -> EvalLoader:
+        """One of the sets, or a subset of one, each sample once, with the eval view."""
+        order = self.eval_order(samples)
+        workers = self._workers(samples)
+        source = self.eval_source(samples)
+        return EvalLoader(source, self.eval_batch_size, workers, order=order)
+
+    def preview(self, rows: list[int], epoch: int = 0) -> Batch:
+        """The training views of these samples in an epoch, as a method is given them."""
+        sampler = self._sampler()
+        sampler.set_epoch(epoch)
+        return self.train_views(self.train_source(sampler).__getitems__(rows), epoch)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Make the views, on the device that the batch was moved to."""
@@ -272,12 +285,6 @@ class SampleDataModule(LightningDataModule, ABC):
 
     def _workers(self, samples: Any) -> int:
         return self.workers(samples) if self.num_workers is None else self.num_workers
-
-    def _eval_loader(self, samples: Any) -> EvalLoader:
-        order = self.eval_order(samples)
-        workers = self._workers(samples)
-        source = self.eval_source(samples)
-        return EvalLoader(source, self.eval_batch_size, workers, order=order)
 
 
 def keep(labels: Tensor | None, rows: Tensor) -> Tensor | None:

@@ -137,7 +137,7 @@ class TextDataModule(SampleDataModule):
     def similarity_dataloaders(self) -> dict[str, EvalLoaders]:
         """Scored pairs by name, each as a bank: rows 2i and 2i + 1 are a pair, labels its score."""
         return {
-            name: EvalLoaders(self._eval_loader(text), None, self.eval_views, None, sharded=True)
+            name: EvalLoaders(self.eval_loader(text), None, self.eval_views, None, sharded=True)
             for name, text in self.sets.pairs.items()
         }
 

@@ -1,0 +1,152 @@
+"""Samples: what a run's encoder makes of some test samples, and the views it was trained on.
+
+Shapes: n samples, D width of the features, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning import seed_everything
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from torch import Tensor, nn
+
+from sslzoo.data.base import SampleDataModule
+from sslzoo.data.module import ImageDataModule
+from sslzoo.eval.features import eval_mode
+from sslzoo.eval.spectrum import effective_rank, feature_std, uniformity
+
+
+class Samples(NamedTuple):
+    """Test samples, spread evenly over their set.
+
+    Args:
+        features: (n, D) float32.
+        labels: (n,) int64, or None.
+        images: (n, C, H, W) uint8 as they are, or None where the samples are no images.
+        inputs: (m, C, H, W), the first m as the encoder takes them, or None.
+        classes: names of the labels; empty where they have none.
+    """
+
+    features: Tensor
+    labels: Tensor | None
+    images: Tensor | None
+    inputs: Tensor | None
+    classes: list[str]
+
+    def name(self, sample: int) -> str:
+        """Of the sample's class."""
+        if self.labels is None:
+            return ""
+        label = int(self.labels[sample])
+        return self.classes[label] if label < len(self.classes) else str(label)
+
+
+def seen(encoder: nn.Module, data: SampleDataModule, count: int, num_inputs: int) -> Samples:
+    """Features of `count` samples of the query set (else the training set).
+
+    Raises:
+        ValueError: the data has no such set, or the features are not (n, D).
+    """
+    sets = data.sets
+    whole = getattr(sets, "query", None)
+    whole = getattr(sets, "train", None) if whole is None else whole
+    if whole is None or not hasattr(whole, "subset"):
+        raise ValueError(f"{type(data).__name__} has no set whose samples could be shown")
+    rows = torch.linspace(0, len(whole) - 1, min(count, len(whole))).round().long()
+    features: list[Tensor] = []
+    labels: list[Tensor] = []
+    images: list[Tensor] = []
+    inputs: list[Tensor] = []
+    with torch.no_grad(), eval_mode(encoder):
+        for raw in data.eval_loader(whole.subset(rows)):
+            batch = data.eval_views(raw)
+            output = encoder(batch.views[0])
+            if not isinstance(output, Tensor) or output.ndim != 2:
+                raise ValueError(f"features (n, D) wanted, {type(encoder).__name__} has others")
+            features.append(output.float())
+            if raw.label is not None:
+                labels.append(raw.label)
+            if isinstance(data, ImageDataModule):
+                images.append(raw.views[0])
+                if sum(len(x) for x in inputs) < num_inputs:
+                    inputs.append(batch.views[0])
+    found = torch.cat(labels) if labels else None
+    return Samples(
+        torch.cat(features),
+        found.long() if found is not None and found.ndim == 1 else None,
+        torch.cat(images) if images and len({x.shape[1:] for x in images}) == 1 else None,
+        torch.cat(inputs)[:num_inputs] if inputs else None,
+        list(getattr(data, "classes", [])),
+    )
+
+
+def training_views(data: ImageDataModule, count: int, epoch: int = 0) -> list[Tensor]:
+    """The views of `count` training samples: one (count, C, S, S) tensor a view.
+
+    Args:
+        data: set up, with the run's seed.
+        count: spread evenly over the training set.
+        epoch: whose draws they are.
+    """
+    total = data.num_samples
+    rows = torch.linspace(0, total - 1, min(count, total)).round().long().tolist()
+    return [view for view in data.preview(rows, epoch).views if isinstance(view, Tensor)]
+
+
+def statistics(samples: Samples) -> dict[str, float]:
+    """Of these features alone: rank and spread."""
+    return {
+        "effective rank": effective_rank(samples.features).item(),
+        "feature std": feature_std(samples.features).mean().item(),
+        "uniformity": uniformity(samples.features).item(),
+    }
+
+
+def spectrum(features: Tensor) -> list[float]:
+    """Eigenvalues of the features' covariance, largest first, as shares of their sum."""
+    x = features.double()
+    x = x - x.mean(0)
+    values = torch.linalg.eigvalsh(x.T @ x).flip(0).clamp_min(0)
+    return (values / values.sum().clamp_min(1e-300)).tolist()
+
+
+def plane(features: Tensor, kind: str) -> np.ndarray:
+    """Features in the plane, (n, D) -> (n, 2).
+
+    Args:
+        features: scaled to length 1 first.
+        kind: "pca", "tsne" (both scikit-learn's), or "umap" (umap-learn's).
+
+    Raises:
+        ValueError: for another kind, or fewer than 3 samples.
+        ImportError: umap-learn is not installed.
+    """
+    if len(features) < 3:
+        raise ValueError(f"a map wants at least 3 samples, got {len(features)}")
+    x = torch.nn.functional.normalize(features, dim=1).numpy()
+    few = min(50, *x.shape)
+    if kind == "pca":
+        return PCA(2, random_state=0).fit_transform(x)
+    if kind == "tsne":
+        reduced = PCA(few, random_state=0).fit_transform(x)
+        perplexity = min(30.0, (len(x) - 1) / 3)
+        return TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(reduced)
+    if kind == "umap":
+        try:
+            from umap import UMAP
+        except ImportError as error:
+            raise ImportError("the map 'umap' needs `pip install umap-learn`") from error
+        return UMAP(n_components=2, metric="cosine", random_state=0).fit_transform(x)
+    raise ValueError(f"maps are some of pca, tsne, umap, got {kind!r}")
+
+
+def set_seed(config: dict[str, Any]) -> None:
+    """The run's seed, which its views follow."""
+    seed = config.get("seed_everything")
+    seed_everything(
+        seed if isinstance(seed, int) and not isinstance(seed, bool) else 0, verbose=False
+    )
