@@ -17,9 +17,9 @@ from torch import Tensor
 from sslzoo.batch import Batch
 from sslzoo.data.loader import BatchSource, EvalLoader, TokenLoader, TrainLoader
 from sslzoo.data.sampler import KeyedSampler
-from sslzoo.data.split import stratified_split
 from sslzoo.eval.loaders import EvalLoaders
 from sslzoo.random import run_seed
+from sslzoo.split import stratified_split
 
 PredictOn = Literal["query", "train"]
 

@@ -11,7 +11,7 @@ from sslzoo.data.decode import BROKEN, UnequalSizesError, decode_array, open_ima
 from sslzoo.data.images import ArrayImages, FileImages, OnBroken
 from sslzoo.data.listing import Listing
 from sslzoo.data.module import ImageSets, keep
-from sslzoo.data.split import stratified_split
+from sslzoo.split import stratified_split
 
 Decode = Literal["auto", "array", "workers"]
 
