@@ -96,4 +96,4 @@ def _decode(listing: Listing, on_broken: OnBroken, upright: bool) -> ArrayImages
         listing.paths, on_broken, upright, processes=min(8, os.cpu_count() or 1)
     )
     labels = keep(listing.labels, rows.to(torch.int64))
-    return ArrayImages(images, labels)
+    return ArrayImages(images, labels, left_out=len(listing.paths) - len(rows))
