@@ -5,8 +5,9 @@
 
 A model is a run's folder, or anything that `sslzoo.load` takes. Features are extracted once and
 cached by a hash of weights and data; with `--devices N` each rank has its share. Several runs (of
-several seeds, say) also give mean and standard deviation. Results go to a JSON file, and
-`sslzoo eval --table FILES` makes a table of such files.
+several seeds, say) also give mean and standard deviation; so does one run with few labels, whose
+`--seeds` draw them. Results go to a JSON file, and `sslzoo eval --table FILES` makes a table of
+such files.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from sslzoo.data.module import ImageDataModule
 from sslzoo.distributed import barrier, rank
 from sslzoo.eval.cache import cached_features, module_digest
 from sslzoo.eval.features import Features, extract
-from sslzoo.eval.suite import Suite
+from sslzoo.eval.suite import OF_BANK_LABELS, Suite
 from sslzoo.shipped import find_config
 from sslzoo.transforms.eval_view import EvalView
 from sslzoo.zoo.building import build_backbone
@@ -110,8 +111,12 @@ def measure(
     suite: Suite,
     fabric: Fabric,
     cache: Path | None,
-) -> Metrics:
-    """All metrics of one encoder; collective.
+    seeds: Sequence[int] = (0,),
+) -> list[Metrics]:
+    """The metrics of one encoder; collective.
+
+    The first seed's are all, the others' those that few labels change: features are extracted
+    once.
 
     Args:
         encoder: put on the fabric's device, in eval mode.
@@ -120,6 +125,10 @@ def measure(
         suite: what is measured.
         fabric: launched.
         cache: folder of features; None: none is kept.
+        seeds: of the labels that the suite's `train_fraction` leaves.
+
+    Returns:
+        One for each seed.
     """
     own = data.eval_view
     if view is not None:
@@ -147,7 +156,12 @@ def measure(
 
         bank = features("bank", loaders.bank)
         query = None if loaders.query is None else features("query", loaders.query)
-        return suite(bank, query, loaders.num_classes)
+        of_labels = [name for name in suite.protocols if name in OF_BANK_LABELS]
+        rows = [suite(bank, query, loaders.num_classes, seeds[0])]
+        for seed in seeds[1:]:
+            few = dataclasses.replace(suite, protocols=of_labels)
+            rows.append(few(bank, query, loaders.num_classes, seed))
+        return rows
     finally:
         data.eval_view = own
 
@@ -157,6 +171,41 @@ def statistics(rows: Sequence[Metrics]) -> dict[str, dict[str, float]]:
     names = [name for name in rows[0] if all(name in row for row in rows)]
     columns = {name: [row[name] for row in rows] for name in names}
     return {name: {"mean": mean(v), "std": stdev(v)} for name, v in columns.items()}
+
+
+def summary(seeds: Sequence[int], rows: Sequence[Metrics]) -> dict[str, Any]:
+    """What a result says of one model: its metrics and, of several seeds, each one's and spread.
+
+    Args:
+        seeds: S of them.
+        rows: each seed's metrics; what the seed does not change stands in the first alone.
+    """
+    if len(rows) == 1:
+        return {"metrics": rows[0]}
+    both = statistics(rows)
+    return {
+        "metrics": rows[0] | {name: value["mean"] for name, value in both.items()},
+        "std": {name: value["std"] for name, value in both.items()},
+        "seeds": [
+            {"seed": seed, "metrics": {name: row[name] for name in both}}
+            for seed, row in zip(seeds, rows, strict=True)
+        ],
+    }
+
+
+def check_seeds(seeds: Sequence[int], suite: Suite) -> None:
+    """Refuse seeds that would draw nothing, or the same twice.
+
+    Raises:
+        ValueError: names what was given and what is wanted.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds wants different numbers, at least one, got {list(seeds)}")
+    if suite.train_fraction == 1:
+        raise ValueError(
+            "--seeds draw the labels that are known, so they want --suite.train_fraction below 1 "
+            "(0.01, 0.1), got 1.0; with all labels an evaluation draws nothing"
+        )
 
 
 def surroundings() -> dict[str, Any]:
@@ -173,8 +222,14 @@ def surroundings() -> dict[str, Any]:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table: a row for each model of each file, a column for each metric."""
-    rows = [(row["model"], row["metrics"]) for result in results for row in result["models"]]
+    """A Markdown table: a row for each model of each file, a column for each metric.
+
+    A model that was measured with several seeds has mean ± standard deviation over them.
+    """
+    rows: list[tuple[str, dict[str, Any]]] = []
+    for row in (row for result in results for row in result["models"]):
+        spread = {k: (row["metrics"][k], std) for k, std in row.get("std", {}).items()}
+        rows.append((row["model"], row["metrics"] | spread))
     for result in results:
         if "statistics" in result:
             both = result["statistics"].items()
@@ -221,6 +276,9 @@ def _parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--on", type=str | None, help="config whose data is evaluated on")
     parser.add_subclass_arguments(LightningDataModule, "data")
     parser.add_class_arguments(Suite, "suite")
+    parser.add_argument(
+        "--seeds", type=list[int] | None, help="of the labels that suite.train_fraction leaves"
+    )
     parser.add_argument("--untrained", type=bool, default=False, help="also the net untrained")
     parser.add_argument("--cache", type=str | None, help='folder of features; "none" for none')
     parser.add_argument("--accelerator", type=str, default="auto")
@@ -257,13 +315,16 @@ def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, A
     """Measure every model that was asked for, write and print the results.
 
     Raises:
-        ValueError: the data module is not of images.
+        ValueError: the data module is not of images, or see `check_seeds`.
     """
     if not isinstance(data, ImageDataModule):
         raise ValueError(
             f"images wanted, got the data module {type(data).__name__}; sound, sequences and "
             "sentences are evaluated during fit, see their methods' pages"
         )
+    if given.seeds is not None:
+        check_seeds(given.seeds, suite)
+    seeds = given.seeds or [0]
     fabric = Fabric(
         accelerator=given.accelerator,
         devices=given.devices,
@@ -282,13 +343,14 @@ def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, A
         if given.untrained:
             todo[f"{name}, untrained"] = untrained(model)
         for title, encoder in todo.items():
-            metrics = measure(encoder, model.view, data, suite, fabric, cache)
-            rows.append({"model": title, "metrics": metrics, "config": model.config})
+            of_seeds = measure(encoder, model.view, data, suite, fabric, cache, seeds)
+            rows.append({"model": title, **summary(seeds, of_seeds), "config": model.config})
     trained = [row["metrics"] for row in rows if not row["model"].endswith(", untrained")]
     result = {
         "models": rows,
         **({"statistics": statistics(trained)} if len(trained) > 1 else {}),
         "suite": dataclasses.asdict(suite),
+        "seeds": seeds,
         "data": given.data.as_dict() if hasattr(given.data, "as_dict") else given.data,
         **surroundings(),
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import statistics
 import warnings
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,64 @@ def test_an_encoder_sees_images_normalised_as_it_was_trained(
     got = result["models"][0]["metrics"]["feature_std"]
     assert got == pytest.approx(feature_std(right.features).mean().item(), rel=1e-6)
     assert got != pytest.approx(feature_std(wrong.features).mean().item(), rel=1e-3)
+
+
+FEW = ["--suite.k=[2]", "--suite.l2=[0.01]", "--suite.train_fraction=0.5"]
+
+
+def test_seeds_draw_the_labels_and_give_mean_and_deviation(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    extracted: list[Any] = []
+    monkeypatch.setattr(
+        eval_command, "extract", lambda *args: extracted.append(1) or extract(*args)
+    )
+    output = tmp_path / "r.json"
+    (row,) = evaluated(str(finished), *FEW, "--seeds=[0,1,5]", output=output)["models"]
+    assert len(extracted) == 2  # the bank and the query set, once for all seeds
+    assert [each["seed"] for each in row["seeds"]] == [0, 1, 5]
+    name = "knn_top1_k2_t0.07_50pct"
+    assert set(row["std"]) == {name, "linear_top1_50pct"}
+    values = [each["metrics"][name] for each in row["seeds"]]
+    assert row["metrics"][name] == pytest.approx(sum(values) / 3)
+    assert row["std"][name] == pytest.approx(statistics.stdev(values))
+    assert "retrieval_map" in row["metrics"]
+    alone = evaluated(str(finished), *FEW, "--seeds=[5]", output=tmp_path / "one.json")
+    assert alone["models"][0]["metrics"][name] == values[2]
+    assert alone["seeds"] == [5]
+    capsys.readouterr()
+    eval_command.main(["--table", str(output)])
+    cell = f"| {row['metrics'][name]:.4f} ± {row['std'][name]:.4f} |"
+    assert cell in capsys.readouterr().out
+
+
+def test_seeds_on_two_ranks_give_the_numbers_of_one(finished: Path, tmp_path: Path) -> None:
+    args = [str(finished), *FEW, "--suite.protocols=[knn]", "--seeds=[0,1]"]
+    one = evaluated(*args, output=tmp_path / "one.json")
+    output = tmp_path / "two.json"
+    ranks = ["--accelerator=cpu", "--devices=2", "--cache=none", f"--output={output}"]
+    run(["eval", *args, *ranks], tmp_path)
+    two = json.loads(output.read_text())
+    assert two["models"][0]["seeds"] == one["models"][0]["seeds"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--seeds=[0,1]"], "want --suite.train_fraction below 1 .* got 1.0"),
+        ([*FEW, "--seeds=[1,1]"], r"--seeds wants different numbers, .* got \[1, 1\]"),
+    ],
+)
+def test_seeds_that_draw_nothing_are_refused(
+    args: list[str],
+    message: str,
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        evaluated(str(finished), *args, output=tmp_path / "r.json")
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_errors_say_what_was_wanted(

@@ -93,13 +93,19 @@ EMBEDDED = {"barlow_twins", "byol", "simsiam", "vicreg"}  # nothing else shows a
 WITHOUT_NEGATIVES = EMBEDDED | {"deepcluster_v2", "dino", "ibot", "ijepa", "swav"}
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n.split("/")[0] in WITHOUT_NEGATIVES])
+def pre_training_of(methods: set[str]) -> list[str]:
+    """The configs of these methods that train an encoder, not a classifier on it."""
+    own = [name for name in NAMES if name.split("/")[0] in methods]
+    return [name for name in own if "sslzoo.methods." in Path(find_config(name)).read_text()]
+
+
+@pytest.mark.parametrize("name", pre_training_of(WITHOUT_NEGATIVES))
 def test_methods_without_negatives_are_watched_for_collapse(name: str) -> None:
     callbacks = yaml.safe_load(Path(find_config(name)).read_text())["trainer"]["callbacks"]
     assert any(c["class_path"] == "sslzoo.callbacks.OnlineSpectrum" for c in callbacks)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n.split("/")[0] in EMBEDDED])
+@pytest.mark.parametrize("name", pre_training_of(EMBEDDED))
 def test_what_can_become_constant_is_watched(name: str) -> None:
     model = yaml.safe_load(Path(find_config(name)).read_text())["model"]
     cli = load(name, *small_backbone(name, model, 3))
@@ -155,13 +161,18 @@ def small_classifiers(model: dict[str, Any]) -> list[str]:
             continue
         backbone = model[part]["init_args"]["backbone"]
         place = f"--model.init_args.{part}.init_args.backbone.init_args"
-        if "projector" in backbone["init_args"]:
-            width = backbone["init_args"]["projector"]["init_args"]["in_dim"]
+        kind, given = backbone["class_path"].rpartition(".")[2], backbone.get("init_args", {})
+        if kind == "LastBlocks":
+            place, kind = f"{place}.backbone.init_args", "timm_vit"
+        if "projector" in given:
+            width = given["projector"]["init_args"]["in_dim"]
             pooled = f"{place}.backbone"
             overrides += [f"{pooled}=tests.toys.Pooled", f"{pooled}.init_args.num_features={width}"]
-        elif "name" in backbone["init_args"]:
+        elif kind == "timm_backbone":
+            overrides.append(f"{place}.name=resnet10t")
+        elif kind == "timm_vit":
             overrides.append(f"{place}.name=vit_tiny_patch16_224")
-        else:
+        elif kind == "small_vit":
             overrides.append(f"{place}.depth=1")
     return overrides
 

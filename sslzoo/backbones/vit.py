@@ -113,6 +113,32 @@ class ViT(nn.Module):
         Returns:
             (B, 1 + L, D), or (B, 1 + K, D) with `keep`; without the 1 where no class token is.
         """
+        return self.norm(self.blocks(self._embed(x, mask, keep)))
+
+    def forward_blocks(self, x: Tensor, count: int) -> list[Tensor]:
+        """Every token behind each of the last blocks, after the final norm: DINO's linear features.
+
+        Args:
+            x: (B, C, H, W).
+            count: of blocks, the last last.
+
+        Returns:
+            (B, 1 + L, D) each, or (B, L, D) without a class token.
+
+        Raises:
+            ValueError: there are not as many blocks.
+        """
+        if not 1 <= count <= len(self.blocks):
+            raise ValueError(f"1 to {len(self.blocks)} last blocks wanted, got {count}")
+        tokens, behind = self._embed(x), []
+        for number, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if number >= len(self.blocks) - count:
+                behind.append(self.norm(tokens))
+        return behind
+
+    def _embed(self, x: Tensor, mask: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """The tokens that the first block reads; see `forward_tokens`."""
         patches = self.patch_embed(x)  # (B, h, w, D)
         height, width = patches.shape[1:3]
         patches = patches.flatten(1, 2)
@@ -129,7 +155,7 @@ class ViT(nn.Module):
         if self.cls_token is not None:
             first = (self.cls_token + prefix).expand(len(x), -1, -1)
             tokens = torch.cat([first, tokens], dim=1)
-        return self.norm(self.blocks(tokens))
+        return tokens
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.forward_tokens(x)

@@ -65,19 +65,24 @@ class FinalTable(Callback):
         self.loaders = loaders
         self.features = features
         self.scores: dict[str, dict[str, float]] = {}  # row -> column -> fraction
+        self._folder = Path()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 0:
             self.scores = {"untrained": self._score_encoder(trainer, pl_module)}
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What wants the device or the other ranks, for which `on_fit_end` is too late."""
         self.scores["trained"] = self._score_encoder(trainer, pl_module)
         self.scores["raw"] = self._score_raw(trainer, pl_module)
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective
-        if rank() == 0:
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The checkpoint is named, which is saved behind every other `on_train_end`."""
+        if trainer.is_global_zero:
             checkpoint = _checkpoint(trainer)
-            self._write(folder / self.filename, checkpoint)
-            self._print(checkpoint, folder)
+            self._write(self._folder / self.filename, checkpoint)
+            self._print(checkpoint, self._folder)
 
     def state_dict(self) -> dict[str, Any]:
         return {"scores": self.scores}

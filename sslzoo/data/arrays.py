@@ -17,8 +17,8 @@ from sslzoo.data.base import PredictOn, SampleDataModule, SampleSet, Sets
 from sslzoo.data.listing import check_folder
 from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
-from sslzoo.data.split import stratified_split
 from sslzoo.random import sample_keys
+from sslzoo.split import stratified_split
 
 
 class ArraySequences(SampleSet):

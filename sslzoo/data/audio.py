@@ -18,7 +18,6 @@ from sslzoo.data.listing import check_folder, list_classes, list_files
 from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.data.soundfiles import EXTENSIONS
-from sslzoo.data.split import stratified_split
 from sslzoo.data.waveforms import (
     AudioListing,
     Centres,
@@ -30,6 +29,7 @@ from sslzoo.data.waveforms import (
     waveforms,
 )
 from sslzoo.random import Keys, sample_keys
+from sslzoo.split import stratified_split
 
 Batches = Literal["uniform", "same_group"]
 

@@ -17,17 +17,22 @@ from torch import Tensor
 from sslzoo.batch import Batch
 from sslzoo.data.loader import BatchSource, EvalLoader, TokenLoader, TrainLoader
 from sslzoo.data.sampler import KeyedSampler
-from sslzoo.data.split import stratified_split
 from sslzoo.eval.loaders import EvalLoaders
 from sslzoo.random import run_seed
+from sslzoo.split import stratified_split
 
 PredictOn = Literal["query", "train"]
 
 
 class SampleSet(ABC):
-    """N samples that make batches of raw samples."""
+    """N samples that make batches of raw samples.
+
+    Attributes:
+        left_out: samples besides, which could not be read when the set was made ("skip").
+    """
 
     labels: Tensor | None
+    left_out: int = 0
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -41,8 +46,8 @@ class SampleSet(ABC):
 
     @property
     def num_broken(self) -> int:
-        """Samples that could not be read so far, in this process and its workers."""
-        return 0
+        """Samples that could not be read so far: then, in this process and in its workers."""
+        return self.left_out
 
 
 class Sets(NamedTuple):
@@ -185,13 +190,13 @@ class SampleDataModule(LightningDataModule, ABC):
             self._train_loader.close()
         if self._sets is not None and self.num_broken:
             rank_zero_warn(
-                f"{self.num_broken} of {self.num_samples} training {self.noun} could not be read "
-                "and were skipped"
+                f"{self.num_broken} of {self.num_samples + self.sets.train.left_out} training "
+                f"{self.noun} could not be read and were skipped"
             )
 
     @property
     def num_broken(self) -> int:
-        """Training samples skipped by workers so far (`on_broken="skip"`)."""
+        """Training samples skipped so far (`on_broken="skip"`), in workers or in memory."""
         return self.sets.train.num_broken
 
     # Loaders

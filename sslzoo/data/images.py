@@ -56,15 +56,17 @@ class ArrayImages(ImageSet):
     Args:
         images: (N, C, H, W) uint8.
         labels: (N,) int64 or None.
+        left_out: see `SampleSet`.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor | None) -> None:
+    def __init__(self, images: Tensor, labels: Tensor | None, left_out: int = 0) -> None:
         if images.ndim != 4 or images.dtype != torch.uint8:
             raise ValueError(
                 f"images must be uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}"
             )
         self.images = images
         self.labels = labels
+        self.left_out = left_out
         self.needs_crops = False
 
     def __len__(self) -> int:
@@ -77,7 +79,7 @@ class ArrayImages(ImageSet):
 
     def subset(self, rows: Tensor) -> ArrayImages:
         labels = None if self.labels is None else self.labels[rows]
-        return ArrayImages(self.images[rows], labels)
+        return ArrayImages(self.images[rows], labels, self.left_out)
 
     def cropped(self, crops: Crops, keep_size: bool) -> ArrayImages:
         return self

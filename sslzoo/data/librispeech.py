@@ -17,8 +17,8 @@ from sslzoo.data.audio import AudioDataModule, AudioViews, Batches, fields_of, n
 from sslzoo.data.base import PredictOn
 from sslzoo.data.images import OnBroken
 from sslzoo.data.listing import check_folder, list_files
-from sslzoo.data.split import stratified_split
 from sslzoo.data.waveforms import AudioListing, Decode
+from sslzoo.split import stratified_split
 
 PATTERN = "{speaker}/{chapter}/{utterance}.flac"
 

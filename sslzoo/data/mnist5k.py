@@ -11,7 +11,7 @@ import torch
 
 from sslzoo.data.images import ArrayImages
 from sslzoo.data.module import ImageDataModule, ImageSets, PredictOn
-from sslzoo.data.split import stratified_split
+from sslzoo.split import stratified_split
 from sslzoo.transforms.eval_view import EvalView
 from sslzoo.transforms.views import Views
 

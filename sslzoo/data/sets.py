@@ -11,7 +11,7 @@ from sslzoo.data.decode import BROKEN, UnequalSizesError, decode_array, open_ima
 from sslzoo.data.images import ArrayImages, FileImages, OnBroken
 from sslzoo.data.listing import Listing
 from sslzoo.data.module import ImageSets, keep
-from sslzoo.data.split import stratified_split
+from sslzoo.split import stratified_split
 
 Decode = Literal["auto", "array", "workers"]
 
@@ -96,4 +96,4 @@ def _decode(listing: Listing, on_broken: OnBroken, upright: bool) -> ArrayImages
         listing.paths, on_broken, upright, processes=min(8, os.cpu_count() or 1)
     )
     labels = keep(listing.labels, rows.to(torch.int64))
-    return ArrayImages(images, labels)
+    return ArrayImages(images, labels, left_out=len(listing.paths) - len(rows))

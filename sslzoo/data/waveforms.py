@@ -61,6 +61,8 @@ class Waveforms(SampleSet):
         rate: Hz of what is served.
         on_broken: a file that cannot be read is an "error", or is left out with a warning ("skip").
         memory: all samples one after another, int16; None: files are read where a batch is made.
+        offsets: (N,) int64, where each file begins in `memory`; None: in this order, all of it.
+        left_out: see `SampleSet`.
     """
 
     def __init__(
@@ -71,11 +73,12 @@ class Waveforms(SampleSet):
         on_broken: OnBroken = "error",
         memory: np.ndarray | None = None,
         offsets: Tensor | None = None,
+        left_out: int = 0,
     ) -> None:
         self.listing, self.lengths, self.rate = listing, lengths, rate
         self.labels, self.groups = listing.labels, listing.groups
         self.on_broken: OnBroken = on_broken
-        self.memory = memory
+        self.memory, self.left_out = memory, left_out
         # One block of bytes: a list of str would be copied into each forked worker, page by page.
         self._paths = np.array([os.fsencode(path) for path in listing.paths], dtype=np.bytes_)
         self.offsets = lengths.cumsum(0) - lengths if offsets is None else offsets
@@ -89,7 +92,7 @@ class Waveforms(SampleSet):
 
     @property
     def num_broken(self) -> int:
-        return int(self.broken.sum())
+        return self.left_out + int(self.broken.sum())
 
     def subset(self, rows: Tensor) -> Waveforms:
         return Waveforms(
@@ -99,6 +102,7 @@ class Waveforms(SampleSet):
             self.on_broken,
             self.memory,
             self.offsets[rows],
+            self.left_out,
         )
 
     def read(self, index: int, start: int, count: int) -> np.ndarray | None:
@@ -271,10 +275,23 @@ def waveforms(listing: AudioListing, rate: int, decode: Decode, on_broken: OnBro
             warnings.warn(f"skipped: {error}", stacklevel=2)
     if not good:
         raise SoundFileError(f"none of {len(listing.paths)} files can be read")
-    kept = Waveforms(listing.take(torch.tensor(good)), torch.tensor(lengths), rate, on_broken)
+    kept = Waveforms(
+        listing.take(torch.tensor(good)),
+        torch.tensor(lengths),
+        rate,
+        on_broken,
+        left_out=len(listing.paths) - len(good),
+    )
     if decode == "workers" or (decode == "auto" and 2 * sum(lengths) > _MEMORY_BYTES):
         return kept
     waves = [kept.read(i, 0, length) for i, length in enumerate(lengths)]
     rows = torch.tensor([i for i, wave in enumerate(waves) if wave is not None])
     memory = np.concatenate([wave for wave in waves if wave is not None])
-    return Waveforms(kept.listing.take(rows), kept.lengths[rows], rate, on_broken, memory)
+    return Waveforms(
+        kept.listing.take(rows),
+        kept.lengths[rows],
+        rate,
+        on_broken,
+        memory,
+        left_out=len(listing.paths) - len(rows),
+    )

@@ -1,7 +1,7 @@
 """Evaluation: functions of features and labels, and the modules that train with labels."""
 
-from sslzoo.eval.classifier import Classifier, Headed, load_weights
+from sslzoo.eval.classifier import Classifier, Headed, LastBlocks, load_weights
 from sslzoo.eval.distill import Distill
 from sslzoo.eval.fine_tune import FineTune
 
-__all__ = ["Classifier", "Distill", "FineTune", "Headed", "load_weights"]
+__all__ = ["Classifier", "Distill", "FineTune", "Headed", "LastBlocks", "load_weights"]

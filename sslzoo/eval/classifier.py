@@ -1,5 +1,8 @@
 """Classifier: a pre-trained encoder, perhaps with the first layers of its head, and a Linear.
 
+The encoder may also be read at several depths (`LastBlocks`), and a batch norm may stand before
+the Linear, as linear protocols of ViTs have it.
+
 Built from its parts, so that its own checkpoint loads without that of the pre-training run;
 `load_weights` puts a run's weights in. Shapes: B samples, D features, C classes.
 """
@@ -15,7 +18,9 @@ from lightning import LightningModule
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sslzoo.backbones import ViT
 from sslzoo.batch import View
+from sslzoo.norm import GlobalBatchNorm
 
 
 class Headed(nn.Module):
@@ -42,6 +47,37 @@ class Headed(nn.Module):
         return self.head(self.backbone(x))
 
 
+class LastBlocks(nn.Module):
+    """The class tokens of a ViT's last blocks side by side, as one backbone.
+
+    DINO's linear features (facebookresearch/dino, eval_linear.py): four blocks of a ViT-S; one of a
+    ViT-B, beside the mean of its patches.
+
+    Args:
+        backbone: a `ViT` with a class token, such as `backbones.timm_vit` makes.
+        num_blocks: how many blocks are read.
+        mean_patches: whether the mean of the last block's patch tokens stands beside them.
+
+    Raises:
+        ValueError: the backbone is no such ViT.
+    """
+
+    def __init__(self, backbone: nn.Module, num_blocks: int = 4, mean_patches: bool = False):
+        super().__init__()
+        if not isinstance(backbone, ViT) or not backbone.num_prefix:
+            raise ValueError(f"a ViT with a class token wanted, got {type(backbone).__name__}")
+        self.backbone = backbone
+        self.num_blocks, self.mean_patches = num_blocks, mean_patches
+        self.num_features = backbone.num_features * (num_blocks + mean_patches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        behind = self.backbone.forward_blocks(x, self.num_blocks)
+        parts = [tokens[:, 0] for tokens in behind]
+        if self.mean_patches:
+            parts.append(behind[-1][:, 1:].mean(dim=1))
+        return torch.cat(parts, dim=1)
+
+
 class Classifier(nn.Module):
     """Logits of a Linear on the features of a backbone. Shapes: (B, ...) -> (B, C).
 
@@ -49,9 +85,13 @@ class Classifier(nn.Module):
         backbone: with `num_features`; `Headed` to keep layers of the pre-trained head.
         num_classes: C.
         init_std: the Linear's weights start from N(0, init_std), its bias from 0 (SimCLR: 0.01).
+        norm: whether a batch norm without scale and shift stands before the Linear, over the
+            global batch (MAE's linear protocol, where it is over each GPU's rows).
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int, init_std: float = 0.01):
+    def __init__(
+        self, backbone: nn.Module, num_classes: int, init_std: float = 0.01, norm: bool = False
+    ):
         super().__init__()
         width = getattr(backbone, "num_features", None)
         if not isinstance(width, int):
@@ -60,20 +100,21 @@ class Classifier(nn.Module):
                 f"has {width!r}"
             )
         self.backbone = backbone
+        self.norm = GlobalBatchNorm(width, eps=1e-6, affine=False) if norm else nn.Identity()
         self.classifier = nn.Linear(width, num_classes)
         nn.init.normal_(self.classifier.weight, std=init_std)
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, x: View) -> Tensor:
-        return self.classifier(self.backbone(x))
+        return self.classifier(self.norm(self.backbone(x)))
 
 
 def load_weights(model: Classifier, path: str, whole: bool = False) -> None:
     """Put trained weights into a classifier.
 
     Args:
-        model: all of it is filled from a run that trained a classifier of its kind, all but the
-            Linear from a run that pre-trained its backbone (and head).
+        model: all of it is filled from a run that trained a classifier of its kind, all but
+            norm and Linear from a run that pre-trained its backbone (and head).
         path: a Lightning checkpoint whose class has been imported, or the .safetensors of an
             encoder (which has no head).
         whole: refuse what holds no trained Linear: a teacher wants one.
@@ -92,7 +133,7 @@ def load_weights(model: Classifier, path: str, whole: bool = False) -> None:
                 f"{path!r} is an encoder, the classifier also wants {model.backbone.num_layers} "
                 "layers of its head: give the run's checkpoint, or the backbone without Headed"
             )
-        return fill(model.backbone, load_file(path), path)
+        return fill(_encoder_of(model), load_file(path), path)
     run = LightningModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     parts = dict(run.named_children())
     trained = parts.get("model")
@@ -106,14 +147,20 @@ def load_weights(model: Classifier, path: str, whole: bool = False) -> None:
     if not callable(encoder):
         raise ValueError(f"{path!r} holds a {type(run).__name__}, which has no encoder()")
     if not isinstance(model.backbone, Headed):
-        return fill(model.backbone, encoder().state_dict(), path)
+        return fill(_encoder_of(model), encoder().state_dict(), path)
     if "projector" not in parts:
         raise ValueError(
             f"{path!r} holds a {type(run).__name__}, which has no projector for Headed"
         )
-    fill(model.backbone.backbone, encoder().state_dict(), path)
+    fill(_encoder_of(model), encoder().state_dict(), path)
     head = cast(Any, parts["projector"]).first(model.backbone.num_layers)
     return fill(model.backbone.head, head.state_dict(), path)
+
+
+def _encoder_of(model: Classifier) -> nn.Module:
+    """The module that pre-training had."""
+    backbone = model.backbone
+    return backbone.backbone if isinstance(backbone, Headed | LastBlocks) else backbone
 
 
 def fill(module: nn.Module, saved: Mapping[str, Tensor], path: str) -> None:

@@ -19,6 +19,7 @@ from sslzoo.batch import Batch
 from sslzoo.distributed import gather_objects, gather_rows, rank, row_layout, world_size
 from sslzoo.eval.loaders import EvalLoaders
 from sslzoo.eval.neighbours import first_occurrence
+from sslzoo.split import stratified_split
 
 
 class Features(NamedTuple):
@@ -155,3 +156,23 @@ def gather_features(own: Features) -> Features:
     index, order = gather_rows(own.index, rows).sort(stable=True)
     label = None if own.label is None else gather_rows(own.label, rows)[order]
     return Features(gather_rows(own.features, rows)[order], label, index)
+
+
+def take_fraction(own: Features, fraction: float, seed: int) -> Features:
+    """This rank's part of a class-balanced subset of all ranks' samples; collective.
+
+    The subset is a function of the samples' index and label and of the seed, whatever the number
+    of ranks; seed 0 is the subset that a data module's `train_fraction` trains on.
+
+    Args:
+        own: with labels (n,).
+        fraction: of each class, inside (0, 1); see `stratified_split`.
+        seed: of the draw.
+    """
+    assert own.label is not None
+    rows = row_layout(len(own.index))
+    index, order = gather_rows(own.index, rows).sort(stable=True)
+    label = gather_rows(own.label, rows)[order].cpu()
+    chosen = stratified_split(label, len(label), fraction, seed)[1]
+    keep = torch.isin(own.index, index[chosen.to(index.device)])
+    return Features(own.features[keep], own.label[keep], own.index[keep])

@@ -1,7 +1,8 @@
 """Suite: what is measured of an encoder on a data module, from features extracted once.
 
 Metric names: `knn_top1_k<k>_t<T>`, `linear_top1`, `retrieval_map`, `recall_at_<K>`, `purity`,
-`effective_rank`, `feature_std`, `uniformity`. Shapes: n samples of this rank, D width, C classes.
+`effective_rank`, `feature_std`, `uniformity`; with a hundredth of the labels `linear_top1_1pct` and
+`knn_top1_k<k>_t<T>_1pct`. Shapes: n samples of this rank, D width, C classes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Literal, cast, get_args
 
 from torch import Tensor
 
-from sslzoo.eval.features import Features, gather_features
+from sslzoo.eval.features import Features, gather_features, take_fraction
 from sslzoo.eval.knn import knn_top1
 from sslzoo.eval.linear import linear_probe
 from sslzoo.eval.retrieval import retrieval
@@ -20,6 +21,7 @@ from sslzoo.eval.spectrum import effective_rank, feature_std, uniformity
 
 Protocol = Literal["knn", "linear", "retrieval", "label_free"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+OF_BANK_LABELS: tuple[Protocol, ...] = ("knn", "linear")  # what few labels and their seed change
 
 # The neighbours and temperature that the papers report with.
 KNN = {
@@ -40,9 +42,12 @@ class Suite:
         recall: K of recall@K.
         rank_samples: of the bank that effective rank and uniformity are computed of, the first in
             the order of index.
+        train_fraction: of the bank's labels that kNN and linear probe know, the same share of each
+            class: 0.01 and 0.1 are the semi-supervised settings.
 
     Raises:
-        ValueError: for an unknown protocol, or none.
+        ValueError: for an unknown protocol, or none; a fraction outside (0, 1], or one below 1
+            without a protocol that reads the bank's labels.
     """
 
     protocols: Sequence[Protocol] = PROTOCOLS
@@ -51,14 +56,21 @@ class Suite:
     l2: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1)
     recall: Sequence[int] = (1, 5, 10)
     rank_samples: int = 25_600  # RankMe's
+    train_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.protocols if name not in PROTOCOLS]
         if unknown or not self.protocols:
             raise ValueError(f"protocols are some of {', '.join(PROTOCOLS)}, got {self.protocols}")
+        if not 0 < self.train_fraction <= 1:
+            raise ValueError(f"train_fraction must be in (0, 1], got {self.train_fraction}")
+        if self.train_fraction < 1 and not set(self.protocols) & set(OF_BANK_LABELS):
+            raise ValueError(
+                f"train_fraction {self.train_fraction} wants knn or linear, got {self.protocols}"
+            )
 
     def __call__(
-        self, bank: Features, query: Features | None, num_classes: int | None
+        self, bank: Features, query: Features | None, num_classes: int | None, seed: int = 0
     ) -> dict[str, float]:
         """All metrics by name; collective, the same on every rank.
 
@@ -66,6 +78,7 @@ class Suite:
             bank: the training set's features of this rank.
             query: the test set's; None only where nothing that reads labels is asked for.
             num_classes: C; None as for `query`.
+            seed: of the samples that `train_fraction` leaves.
 
         Raises:
             ValueError: a protocol wants labels or a query set that are not there.
@@ -76,20 +89,25 @@ class Suite:
         if all(name == "label_free" for name in self.protocols):
             return values
         asked, labels = _labelled(query, "query set")
-        known, bank_labels = _labelled(bank, "training set")
+        known, _ = _labelled(bank, "training set")
         if num_classes is None:
             raise ValueError("kNN, linear probe and retrieval want labelled data, it has none")
+        few = ""
+        if self.train_fraction < 1:
+            few = f"_{100 * self.train_fraction:g}pct"
+            known = take_fraction(known, self.train_fraction, seed)
         if "knn" in self.protocols:
             settings = [(k, t) for k in self.k for t in self.temperature]
+            bank_labels = cast(Tensor, known.label)
             accuracies = knn_top1(
                 *(asked.features, labels, known.features, bank_labels, num_classes, settings),
                 bank_index=known.index,
             )
-            names = [f"knn_top1_k{k}_t{t:g}" for k, t in settings]
+            names = [f"knn_top1_k{k}_t{t:g}{few}" for k, t in settings]
             values |= dict(zip(names, accuracies, strict=True))
         if "linear" in self.protocols:
             train, test = gather_features(known), gather_features(asked)
-            values["linear_top1"] = linear_probe(
+            values[f"linear_top1{few}"] = linear_probe(
                 *(train.features, cast(Tensor, train.label), test.features),
                 *(cast(Tensor, test.label), num_classes, self.l2),
             )

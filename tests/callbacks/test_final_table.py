@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sslzoo.callbacks.final_table import FinalTable
 from sslzoo.eval.knn import knn_top1
-from tests.callbacks.toy import FILTERS, NUM_CLASSES, FitOnly, Toy, data, trainer
+from tests.callbacks.toy import FILTERS, NUM_CLASSES, FitOnly, Toy, data, quiet, trainer
 
 pytestmark = [
     *FILTERS,
@@ -59,6 +60,63 @@ def test_a_resumed_run_remembers_the_untrained_encoder(tmp_path):
     first, saved = fit(tmp_path, Toy(), 1)
     second, _ = fit(tmp_path, Toy(), 2, saved.best_model_path)
     assert second.scores["untrained"] == first.scores["untrained"]
+
+
+class Watched(FinalTable):
+    """Notes whether the strategy was torn down when features were asked for."""
+
+    def __init__(self, torn_down):
+        super().__init__(k=5)
+        self.torn_down, self.seen = torn_down, []
+
+    def _score(self, bank, query, num_classes):
+        self.seen.append(bool(self.torn_down))
+        return super()._score(bank, query, num_classes)
+
+
+def test_scores_are_computed_while_the_strategy_stands(tmp_path, monkeypatch):
+    torn_down = []
+    table = Watched(torn_down)
+    run = trainer(tmp_path, table)
+    teardown = run.strategy.teardown
+    monkeypatch.setattr(run.strategy, "teardown", lambda: (torn_down.append(1), teardown()))
+    run.fit(Toy(), datamodule=FitOnly())
+    assert torn_down  # what follows is GPU modules on the CPU, and ranks that may be gone
+    assert table.seen == [False] * 3
+    assert (tmp_path / "final_table.json").exists()
+
+
+def test_the_path_is_that_of_a_checkpoint_saved_when_training_ends(tmp_path):
+    """One that no epoch's end saved: `save_last` does, after every other callback."""
+    table = FinalTable(k=5)
+    saved = ModelCheckpoint(tmp_path / "c", save_top_k=0, save_last=True, every_n_epochs=5)
+    run = trainer(tmp_path, table, saved, enable_checkpointing=True)
+    run.fit(Toy(), datamodule=FitOnly())
+    written = json.loads((tmp_path / "final_table.json").read_text())
+    assert written["checkpoint"] == saved.last_model_path != ""
+
+
+def fit_on_rank(rank, folder, world):
+    quiet()
+    table = FinalTable(k=5)
+    module = Toy()
+    run = trainer(folder, table, max_epochs=1, world_size=world)
+    run.fit(module, datamodule=FitOnly())
+    return table.scores
+
+
+def test_two_ranks_score_as_one(tmp_path, ranks):
+    torch.manual_seed(0)
+    one = fit_on_rank(0, str(tmp_path / "one"), 1)
+    (tmp_path / "two").mkdir()
+    first, second = ranks(2, fit_on_rank, str(tmp_path / "two"), 2)
+    assert first["untrained"] == one["untrained"]
+    assert first["raw"] == one["raw"]
+    assert 0 < first["trained"]["linear"] <= 1
+    assert {row: scores["knn"] for row, scores in first.items()} == {
+        row: scores["knn"] for row, scores in second.items()
+    }
+    assert json.loads((tmp_path / "two" / "final_table.json").read_text())["scores"] == first
 
 
 def test_data_without_labels_is_refused(tmp_path):

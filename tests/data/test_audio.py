@@ -230,6 +230,11 @@ def test_broken_files_are_named_or_skipped(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"skipped: (not readable|no samples)"):
         data = folder(tmp_path, on_broken="skip")
     assert data.num_samples == 18
+    assert data.num_broken == 2
+    with pytest.warns(UserWarning, match="skipped"):
+        assert folder(tmp_path, on_broken="skip", decode="workers").num_broken == 2
+    with pytest.warns(UserWarning, match=r"2 of 20 training \w+ could not be read"):
+        data.teardown("fit")
 
 
 def test_a_file_that_breaks_later_is_replaced_by_the_next_of_its_batch(tmp_path: Path) -> None:

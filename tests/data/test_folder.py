@@ -229,6 +229,22 @@ def test_arrays_leave_out_broken_images_and_say_how_many(tmp_path: Path):
         data.setup("fit")
     assert data.sets.train.labels.tolist() == [0, 0, 0, 1, 1]
     assert len(data.sets.query) == 8
+    assert data.num_broken == 3
+    with pytest.warns(UserWarning, match="3 of 8 training images could not be read"):
+        data.teardown("fit")
+
+
+def test_arrays_count_broken_images_of_a_part_too(tmp_path: Path):
+    root = write_tree(tmp_path, size=(20, 16))
+    break_images(root)
+    data = folder(root, on_broken="skip", train_fraction=0.5, batch_size=2)
+    with pytest.warns(UserWarning, match="left out 3 of 8 images"):
+        data.setup("fit")
+    assert data.num_samples < 5
+    assert data.num_broken == 3
+    whole = folder(write_tree(tmp_path / "whole", size=(20, 16)))
+    whole.setup("fit")
+    assert whole.num_broken == 0
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -17,7 +17,7 @@ from sslzoo.data import ImageFolder
 from sslzoo.data.images import FileImages, TrainCrops
 from sslzoo.data.loader import TrainLoader
 from sslzoo.data.sampler import KeyedSampler
-from sslzoo.data.split import stratified_split
+from sslzoo.split import stratified_split
 from sslzoo.transforms import Views
 from tests.data.test_folder import two_crops, write_tree
 from tests.data.toys import Recorder, ToyData

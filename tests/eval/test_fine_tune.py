@@ -12,10 +12,11 @@ from lightning import Trainer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sslzoo.backbones import SmallResNet
+from sslzoo.backbones import SmallResNet, small_vit
 from sslzoo.batch import Batch
 from sslzoo.callbacks import OnlineAccuracy
-from sslzoo.eval import Classifier, Distill, FineTune, Headed, load_weights
+from sslzoo.distributed import sum_over_ranks
+from sslzoo.eval import Classifier, Distill, FineTune, Headed, LastBlocks, load_weights
 from sslzoo.heads import simclr_v2_projector
 from sslzoo.methods import SimCLR
 from sslzoo.optim import exempt_bias_norm_and_classifier
@@ -136,6 +137,86 @@ def test_a_frozen_backbone_keeps_its_bits(tmp_path: Path) -> None:
     fit(module, tmp_path)
     assert all(torch.equal(v, backbone[k]) for k, v in module.model.backbone.state_dict().items())
     assert not torch.equal(module.model.classifier.weight, linear)
+
+
+def vit(**options: Any) -> Any:
+    torch.manual_seed(2)
+    return small_vit(img_size=8, patch_size=4, width=8, depth=3, num_heads=2, **options).eval()
+
+
+def test_last_blocks_are_the_class_tokens_side_by_side() -> None:
+    backbone = vit()
+    x = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    tokens, behind = torch.cat([backbone.cls_token.expand(5, -1, -1)], 1), []
+    places = backbone.pos_embed
+    patches = backbone.patch_embed(x).flatten(1, 2) + places[:, 1:]
+    tokens = torch.cat([tokens + places[:, :1], patches], dim=1)
+    for block in backbone.blocks:
+        tokens = block(tokens)
+        behind.append(backbone.norm(tokens))
+    got = LastBlocks(backbone, 2)
+    assert got.num_features == 16
+    wanted = torch.cat([behind[1][:, 0], behind[2][:, 0]], dim=1)
+    torch.testing.assert_close(got(x), wanted, rtol=0, atol=0)
+    one = LastBlocks(backbone, 1, mean_patches=True)
+    assert one.num_features == 16
+    wanted = torch.cat([backbone(x), behind[2][:, 1:].mean(1)], dim=1)
+    torch.testing.assert_close(one(x), wanted, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="1 to 3 last blocks wanted, got 4"):
+        LastBlocks(backbone, 4)(x)
+    for other in (small(), vit(class_token=False, pool="mean")):
+        with pytest.raises(ValueError, match="a ViT with a class token wanted, got"):
+            LastBlocks(other)
+
+
+def test_last_blocks_start_from_the_vit_that_was_pre_trained(tmp_path: Path) -> None:
+    trained = vit()
+    torch.nn.init.normal_(trained.cls_token)
+    path = str(tmp_path / "vit.safetensors")
+    save_file({k: v.contiguous() for k, v in trained.state_dict().items()}, path)
+    model = Classifier(LastBlocks(vit(), 2), NUM_CLASSES)
+    load_weights(model, path)
+    got = model.backbone.backbone.state_dict()
+    assert all(torch.equal(v, got[k]) for k, v in trained.state_dict().items())
+
+
+def test_the_norm_before_the_linear_is_batch_norm_without_scale_and_shift() -> None:
+    model = Classifier(small(), NUM_CLASSES, norm=True)
+    assert {name for name, _ in model.named_parameters() if "norm" in name} == set()
+    reference = nn.BatchNorm1d(8, affine=False, eps=1e-6)
+    module = FineTune(model, "random", train_backbone=False).train()
+    features = model.backbone(images())
+    for _ in range(2):
+        wanted = model.classifier(reference(features))
+        torch.testing.assert_close(module(images()), wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model.norm.running_var, reference.running_var)
+    wanted = model.classifier(reference.eval()(features))
+    torch.testing.assert_close(module.eval()(images()), wanted, rtol=1e-5, atol=1e-6)
+
+
+def normed(world: int, rank: int) -> list[Tensor]:
+    """Loss, gradients and running statistics of this rank's rows, means over ranks."""
+    torch.manual_seed(4)
+    model = Classifier(small(), NUM_CLASSES, norm=True).double()
+    module = FineTune(model, "random", train_backbone=False).train()
+    x, label = data(8, 5)
+    own = slice(0, 3) if (world, rank) == (2, 0) else slice(3, 8) if world == 2 else slice(None)
+    batch = Batch([x[own].double()], torch.arange(8)[own], label[own])
+    loss = module.losses(batch)["cross_entropy"]
+    loss.backward()
+    values = [loss.detach(), *(p.grad for p in model.classifier.parameters())]
+    means = [sum_over_ranks(value) / world for value in values]
+    return [*means, model.norm.running_mean, model.norm.running_var]
+
+
+def normed_on_rank(rank: int) -> list[Tensor]:
+    return normed(2, rank)
+
+
+def test_the_norm_is_over_the_global_batch(ranks: Ranks) -> None:
+    one = normed(1, 0)
+    for got in ranks(2, normed_on_rank):
+        torch.testing.assert_close(got, one, rtol=1e-7, atol=1e-12)
 
 
 def test_the_teacher_keeps_its_bits_and_teaches(tmp_path: Path) -> None:

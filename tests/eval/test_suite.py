@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sslzoo.eval.features import Features
+from sslzoo.eval.features import Features, take_fraction
 from sslzoo.eval.knn import knn_top1
 from sslzoo.eval.linear import linear_probe
 from sslzoo.eval.retrieval import retrieval
 from sslzoo.eval.spectrum import effective_rank, feature_std, uniformity
 from sslzoo.eval.suite import KNN, PROTOCOLS, Suite
+from sslzoo.split import stratified_split
 from tests.ranks import Ranks
 
 
@@ -74,3 +75,57 @@ def test_two_ranks_equal_one(ranks: Ranks) -> None:
         assert got.keys() == one.keys()
         assert got == pytest.approx(one, rel=1e-6)
     assert len(PROTOCOLS) == 4
+
+
+FEW = Suite(k=(5,), l2=(0.01,), train_fraction=0.1)
+
+
+def test_few_labels_are_of_the_bank_and_of_knn_and_linear_probe() -> None:
+    bank, query = features(120, 0), features(40, 1)
+    got, whole = FEW(bank, query, 3, seed=7), Suite(k=(5,), l2=(0.01,))(bank, query, 3)
+    few = stratified_split(bank.label, 120, 0.1, 7)[1]
+    assert bank.label[few].bincount().tolist() == (0.1 * bank.label.bincount()).round().tolist()
+    both = (query.features, query.label, bank.features[few], bank.label[few])
+    assert got["knn_top1_k5_t0.07_10pct"] == knn_top1(*both, 3, [(5, 0.07)])[0]
+    probe = (bank.features[few], bank.label[few], query.features, query.label)
+    assert got["linear_top1_10pct"] == linear_probe(*probe, 3, (0.01,))
+    same = {"retrieval_map", "purity", "effective_rank", "feature_std", "uniformity"}
+    assert {name: got[name] for name in same} == {name: whole[name] for name in same}
+    assert not {"linear_top1", "knn_top1_k5_t0.07"} & got.keys()
+
+
+def test_the_seed_draws_the_labels() -> None:
+    bank = features(120, 0)
+    drawn = [take_fraction(bank, 0.1, seed).index.tolist() for seed in (0, 1, 0)]
+    assert drawn[0] == drawn[2] != drawn[1]
+
+
+def mine_of(rank: int, x: Features) -> Features:
+    """Rows that the ranks have in no order."""
+    own = torch.randperm(len(x.index), generator=torch.Generator().manual_seed(3))[rank::2]
+    assert x.label is not None
+    return Features(x.features[own], x.label[own], x.index[own])
+
+
+def few_on_rank(rank: int) -> tuple[dict[str, float], list[int]]:
+    bank, query = mine_of(rank, features(120, 0)), mine_of(rank, features(40, 1))
+    return FEW(bank, query, 3, seed=2), take_fraction(bank, 0.1, 2).index.tolist()
+
+
+def test_few_labels_are_the_same_on_two_ranks(ranks: Ranks) -> None:
+    bank = features(120, 0)
+    one, rows = FEW(bank, features(40, 1), 3, seed=2), take_fraction(bank, 0.1, 2).index.tolist()
+    got = ranks(2, few_on_rank)
+    assert sorted(got[0][1] + got[1][1]) == rows
+    for metrics, _ in got:
+        assert metrics == pytest.approx(one, rel=1e-6)
+
+
+def test_a_fraction_that_changes_nothing_is_refused() -> None:
+    for fraction in (0.0, 1.5):
+        with pytest.raises(
+            ValueError, match=rf"train_fraction must be in \(0, 1\], got {fraction}"
+        ):
+            Suite(train_fraction=fraction)
+    with pytest.raises(ValueError, match=r"0.1 wants knn or linear, got \['retrieval'\]"):
+        Suite(["retrieval"], train_fraction=0.1)
