@@ -39,7 +39,7 @@ def _run(rounds: Rounds, loss: Callable[[], Tensor], head: Any) -> None:
         grads = [p.grad for p in head.parameters() if p.grad is not None]
         return {
             "loss": value.item(),
-            "gradient": sum(grad.abs().sum().item() for grad in grads),
+            "gradient": sum(torch.linalg.vector_norm(grad, 1).item() for grad in grads),
             "parameters": sum(grad.numel() for grad in grads),
         }
 
