@@ -30,6 +30,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 import sslzoo
+from sslzoo.data.alignment import view_alignment
 from sslzoo.data.fingerprint import fingerprint
 from sslzoo.data.module import ImageDataModule
 from sslzoo.distributed import barrier, rank
@@ -158,6 +159,9 @@ def measure(
         query = None if loaders.query is None else features("query", loaders.query)
         of_labels = [name for name in suite.protocols if name in OF_BANK_LABELS]
         rows = [suite(bank, query, loaders.num_classes, seeds[0])]
+        if "label_free" in suite.protocols:
+            aligned = view_alignment(encoder, data, fabric.device)
+            rows[0] |= {} if aligned is None else {"alignment": aligned}
         for seed in seeds[1:]:
             few = dataclasses.replace(suite, protocols=of_labels)
             rows.append(few(bank, query, loaders.num_classes, seed))
@@ -331,6 +335,7 @@ def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, A
         strategy="ddp" if given.devices > 1 else "auto",
     )
     fabric.launch()
+    seed_everything(0, verbose=False)  # the views of `alignment`
     if rank() == 0:
         data.prepare_data()
     barrier()

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from sslzoo import eval_command
+from sslzoo.data.alignment import view_alignment
 from sslzoo.eval.features import extract
 from sslzoo.eval.knn import knn_top1
 from sslzoo.eval.spectrum import feature_std
+from sslzoo.transforms import crop_view
 from tests.test_cli import arguments, folder, run  # noqa: F401 - a fixture
 
 pytestmark = [
@@ -86,6 +89,36 @@ def test_two_ranks_give_the_numbers_of_one(finished: Path, tmp_path: Path) -> No
     run([*args, f"--output={output}"], tmp_path)
     two = json.loads(output.read_text())
     assert two["models"][0]["metrics"] == pytest.approx(one["models"][0]["metrics"], rel=1e-6)
+
+
+def test_the_batch_size_changes_nothing(finished: Path, tmp_path: Path) -> None:
+    one = evaluated(str(finished), *SUITE, output=tmp_path / "one.json")
+    args = [*SUITE, "--data.eval_batch_size=7"]
+    other = evaluated(str(finished), *args, output=tmp_path / "other.json")
+    assert other["models"][0]["metrics"] == pytest.approx(one["models"][0]["metrics"], rel=1e-5)
+
+
+def test_alignment_is_that_of_the_training_views(finished: Path, tmp_path: Path) -> None:
+    only = "--suite.protocols=[label_free]"
+    result = evaluated(str(finished), only, output=tmp_path / "r.json")
+    model, data = eval_command.read_model(str(finished)), data_of(finished)
+    first, second = data.preview(list(range(data.num_samples))).views
+    with torch.no_grad():
+        pair = [torch.nn.functional.normalize(model.encoder(view)) for view in (first, second)]
+    want = (pair[0] - pair[1]).square().sum(1).mean().item()
+    assert want > 0
+    assert result["models"][0]["metrics"]["alignment"] == pytest.approx(want, rel=1e-5)
+
+
+def test_alignment_wants_two_views_that_the_encoder_knows(finished: Path, tmp_path: Path) -> None:
+    model, data = eval_command.read_model(str(finished)), data_of(finished)
+    assert view_alignment(model.encoder, data, "cpu") is not None
+    assert view_alignment(model.encoder, data, "cpu", 5) is not None
+    data.eval_view = type(data.eval_view)(32, None, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    assert view_alignment(model.encoder, data, "cpu") is None
+    data = data_of(finished)
+    data.transform = crop_view(32)
+    assert view_alignment(model.encoder, data, "cpu") is None
 
 
 def test_a_zoo_encoder_beside_a_run_and_untrained(
