@@ -65,6 +65,7 @@ def line_chart(
         axes.grid(alpha=0.15, color=_PAGE)
         if log:
             axes.set_yscale("log", nonpositive="mask")
+            axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-8))  # below is rounding
         if len(names) > 1:
             axes.legend(frameon=False, fontsize=8)
         return _svg(figure, canvas, title)

@@ -27,7 +27,7 @@ class Samples(NamedTuple):
         features: (n, D) float32.
         labels: (n,) int64, or None.
         images: (n, C, H, W) uint8 as they are, or None where the samples are no images.
-        inputs: (m, C, H, W), the first m as the encoder takes them, or None.
+        inputs: (m, C, H, W), m of them as the encoder takes them, or None.
         classes: names of the labels; empty where they have none.
     """
 
@@ -61,6 +61,10 @@ def seen(encoder: nn.Module, data: SampleDataModule, count: int, num_inputs: int
     labels: list[Tensor] = []
     images: list[Tensor] = []
     inputs: list[Tensor] = []
+    wanted = set(
+        torch.linspace(0, len(rows) - 1, min(num_inputs, len(rows))).round().int().tolist()
+    )
+    done = 0
     with torch.no_grad(), eval_mode(encoder):
         for raw in data.eval_loader(whole.subset(rows)):
             batch = data.eval_views(raw)
@@ -72,14 +76,15 @@ def seen(encoder: nn.Module, data: SampleDataModule, count: int, num_inputs: int
                 labels.append(raw.label)
             if isinstance(data, ImageDataModule):
                 images.append(raw.views[0])
-                if sum(len(x) for x in inputs) < num_inputs:
-                    inputs.append(batch.views[0])
+                here = batch.views[0]
+                inputs += [here[i] for i in range(len(here)) if done + i in wanted]
+            done += len(output)
     found = torch.cat(labels) if labels else None
     return Samples(
         torch.cat(features),
         found.long() if found is not None and found.ndim == 1 else None,
         torch.cat(images) if images and len({x.shape[1:] for x in images}) == 1 else None,
-        torch.cat(inputs)[:num_inputs] if inputs else None,
+        torch.stack(inputs) if inputs else None,
         list(getattr(data, "classes", [])),
     )
 
