@@ -7,6 +7,7 @@ and Haiku, of a plain rendering of their graph.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -361,15 +362,48 @@ def test_simclr_equals_tensorflows_graph(case: Case) -> None:
     assert_same(features(encoder), TFGraph(arrays, "_sk_" in case.manifest)(x))
 
 
-def test_a_tensorflow_checkpoint_is_read(tmp_path: Path) -> None:
-    tf = pytest.importorskip("tensorflow")
-    kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 4)).astype(np.float32)
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        variable = tf.compat.v1.get_variable("base_model/conv2d/kernel", initializer=kernel)
-        session.run(variable.initializer)
-        tf.compat.v1.train.Saver().save(session, str(tmp_path / "model.ckpt"), global_step=3)
-    arrays = read(tmp_path / "model.ckpt-3")
-    np.testing.assert_array_equal(arrays["base_model/conv2d/kernel"], kernel)
+# By TensorFlow itself, in a process of its own: see `reading`.
+SAVED_BY_TENSORFLOW = """
+import sys, numpy, tensorflow as tf
+v1 = tf.compat.v1
+with tf.Graph().as_default(), v1.Session() as session, numpy.load(sys.argv[1]) as arrays:
+    for name in arrays:
+        v1.get_variable(name, initializer=arrays[name])
+    v1.get_variable("label", initializer="text")
+    session.run(v1.global_variables_initializer())
+    v1.train.Saver().save(session, sys.argv[2], global_step=3)
+"""
+
+
+def tensorflow_checkpoint(arrays: dict[str, np.ndarray], folder: Path) -> Path:
+    if importlib.util.find_spec("tensorflow") is None:
+        pytest.skip("the convert extra is not installed")
+    np.savez(folder / "arrays.npz", **arrays)
+    command = [sys.executable, "-c", SAVED_BY_TENSORFLOW]
+    command += [str(folder / "arrays.npz"), str(folder / "model.ckpt")]
+    subprocess.run(command, check=True, timeout=250, capture_output=True)
+    return folder / "model.ckpt-3"
+
+
+def test_a_checkpoint_that_tensorflow_wrote_loads(tmp_path: Path) -> None:
+    (case,) = (c for c in CASES if c.manifest == "simclr_v1_resnet50_1x_tf1")
+    arrays = {**tf_arrays(case), "global_step": np.int64(7)}
+    prefix = tensorflow_checkpoint(arrays, tmp_path)
+    saved = read(prefix)
+    assert saved.keys() == arrays.keys()
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(saved[name], value)
+    encoder = sslzoo.load(case.entry, file=str(prefix))
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert_same(features(encoder), TFGraph(tf_arrays(case), sk=False)(x))
+
+
+def test_a_damaged_tensorflow_checkpoint_is_refused(tmp_path: Path) -> None:
+    prefix = tensorflow_checkpoint({"base_model/conv2d/kernel": np.ones((3, 3, 2, 4))}, tmp_path)
+    (data,) = tmp_path.glob("model.ckpt-3.data-*")
+    data.write_bytes(data.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"not a whole TensorFlow checkpoint: .*Error"):
+        read(prefix)
 
 
 def test_without_tensorflow_the_extra_is_named(
