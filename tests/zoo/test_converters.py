@@ -85,6 +85,9 @@ invaspread_resnet18,state_dict,net,invaspread-resnet18-cifar10
 cmc_resnet50v1,model,model,cmc-resnet50v1-imagenet
 cmc_resnet50v2,model,model,cmc-resnet50v2-imagenet
 cmc_resnet50v3,model,model,cmc-resnet50v3-imagenet
+cmc_alexnet,model,model,cmc-alexnet-imagenet
+cpc_audio,weights,weights,cpc-lstm-librilight60k
+cpc_audio,weights,gEncoder,cpc-lstm-librilight60k
 simclr_v1_resnet50_1x_tf1,variables,,simclr_v1-resnet50-imagenet
 simclr_v1_resnet50_1x_tf2,variables,,simclr_v1-resnet50-imagenet
 simclr_v2_resnet50_1x_tf2,variables,,simclr_v2-resnet50-imagenet
@@ -95,7 +98,7 @@ CASES = [Case(*line.split(",")) for line in TABLE.split()]
 
 
 def case_id(case: Case) -> str:
-    return f"{case.manifest}-{case.part}-{case.entry}"
+    return f"{case.manifest}-{case.part}-{case.key}-{case.entry}"
 
 
 def shapes_of(case: Case) -> dict[str, list[int]]:
@@ -268,6 +271,71 @@ def test_cmcs_towers_see_their_own_channels() -> None:
     with torch.no_grad():
         wanted = torch.cat([towers[0](x[:, :1]), towers[1](x[:, 1:])], dim=1)
     assert_same(features(encoder), wanted)
+
+
+def plain_half_alexnet(a: dict[str, Tensor], view: str, x: Tensor) -> Tensor:
+    def normed(x: Tensor, name: str) -> Tensor:
+        mean, var, weight, bias = (
+            a[f"{view}.{name}.1.{of}"].reshape(-1, *[1] * (x.dim() - 2))
+            for of in ("running_mean", "running_var", "weight", "bias")
+        )
+        return ((x - mean) / (var + 1e-5).sqrt() * weight + bias).relu()
+
+    for block, (stride, padding) in enumerate([(4, 2), (1, 2), (1, 1), (1, 1), (1, 1)], 1):
+        name = f"conv_block_{block}"
+        x = normed(F.conv2d(x, a[f"{view}.{name}.0.weight"], None, stride, padding), name)
+        if block in (1, 2, 5):
+            x = F.max_pool2d(x, 3, 2)
+    x = x.flatten(1)
+    for name in ("fc6", "fc7"):
+        x = normed(F.linear(x, a[f"{view}.{name}.0.weight"], a[f"{view}.{name}.0.bias"]), name)
+    return x
+
+
+def test_cmcs_alexnet_equals_a_plain_one() -> None:
+    (case,) = (c for c in CASES if c.manifest == "cmc_alexnet")
+    state = random_state(shapes_of(case), lambda name: True)
+    card = entries()[case.entry]
+    kept, dropped = convert(wrapped(case, state), str(card.layout))
+    assert {name.split(".")[3] for name in dropped} == {"fc8"}
+    encoder = build_backbone(card.backbone)
+    encoder.load_state_dict(kept)
+    x = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    views = {"encoder.module.l_to_ab": x[:, :1], "encoder.module.ab_to_l": x[:, 1:]}
+    wanted = torch.cat([plain_half_alexnet(state, v, part) for v, part in views.items()], 1)
+    assert_same(features(encoder, size=224), wanted)
+
+
+# -- sound
+
+
+def plain_cpc_audio(a: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Contexts (B, T, 256) of waveforms (B, L)."""
+    x = x[:, None]
+    for i, (stride, padding) in enumerate([(5, 3), (4, 2), (2, 1), (2, 1), (2, 1)]):
+        x = F.conv1d(x, a[f"gEncoder.conv{i}.weight"], a[f"gEncoder.conv{i}.bias"], stride, padding)
+        x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5).sqrt()
+        x = (x * a[f"gEncoder.batchNorm{i}.weight"] + a[f"gEncoder.batchNorm{i}.bias"]).relu()
+    lstm = nn.LSTM(256, 256, batch_first=True)
+    lstm.load_state_dict({n: a[f"gAR.baseNet.{n}"] for n in lstm.state_dict()})
+    with torch.no_grad():
+        return lstm(x.transpose(1, 2))[0]
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.manifest == "cpc_audio"], ids=case_id)
+def test_cpc_audio_equals_a_plain_one(case: Case, tmp_path: Path) -> None:
+    state = random_state(shapes_of(case), lambda name: True)
+    config = {"hiddenGar": 256, "arMode": "LSTM", "load": None, "samplingType": "samespeaker"}
+    criterion = {"wPrediction.predictors.0.weight": torch.zeros(256, 256)}
+    more = {"config": config} if case.key == "weights" else {"cpcCriterion": criterion}
+    torch.save({**wrapped(case, state), **more}, tmp_path / "file.pt")
+    encoder: Any = sslzoo.load(case.entry, file=str(tmp_path / "file.pt"))
+    assert encoder.preprocess is None
+    x = torch.rand(2, 3200, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    wanted = plain_cpc_audio(state, x)
+    with torch.no_grad():
+        assert_same(encoder.forward_frames(x).values, wanted)
+        assert_same(encoder(x), wanted[:, -1])
 
 
 def test_invaspreads_resnet_equals_timms_with_a_small_stem() -> None:
@@ -639,6 +707,9 @@ def test_every_layout_is_tested() -> None:
 def test_the_released_file_loads(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("SSLZOO_HOME", str(tmp_path))
     encoder: Any = sslzoo.load(name, sha256="any")
-    out = features(encoder, size=entries()[name].preprocess().size)
+    if encoder.preprocess is None:  # of sound
+        out = encoder(torch.rand(2, 20480) * 2 - 1).detach()
+    else:
+        out = features(encoder, size=encoder.preprocess.size)
     assert out.shape == (2, encoder.num_features)
     assert out.isfinite().all()
