@@ -1,5 +1,6 @@
 """Backbones: functions and classes that give an nn.Module with `num_features`."""
 
+from sslzoo.backbones.alexnet import half_alexnet
 from sslzoo.backbones.amdim import AMDIMEncoder
 from sslzoo.backbones.image import SmallResNet, cifar_resnet, timm_backbone
 from sslzoo.backbones.multi_crop import multi_crop
@@ -34,6 +35,7 @@ __all__ = [
     "convert_batch_norm",
     "convert_to_group_norm",
     "dim_convnet",
+    "half_alexnet",
     "hf_encoder",
     "multi_crop",
     "scaled_resnet",

@@ -73,7 +73,7 @@ class PatchGrid(nn.Module):
         stride = self.stride if x.shape[2] == self.size else self.patch
         patches = cut_patches(x, self.patch, stride).flatten(0, 2)
         features = self.encoder(patches.contiguous(memory_format=torch.channels_last))
-        return features.unflatten(0, (len(x), self.grid, self.grid)).permute(0, 3, 1, 2)
+        return features.unflatten(0, (-1, self.grid, self.grid)).permute(0, 3, 1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_map(x).mean((2, 3))

@@ -153,7 +153,8 @@ class ViT(nn.Module):
         if keep is not None:
             tokens = tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[2]))
         if self.cls_token is not None:
-            first = (self.cls_token + prefix).expand(len(x), -1, -1)
+            # x.shape[0] and not len(x), which makes B a constant in torch.export
+            first = (self.cls_token + prefix).expand(x.shape[0], -1, -1)
             tokens = torch.cat([first, tokens], dim=1)
         return tokens
 

@@ -270,6 +270,13 @@ def _byol(state: Any) -> tuple[dict[str, Tensor], list[str]]:
     return kept, dropped
 
 
+# -- CMC: a net for each of the two views
+
+_CMC_VIEWS = ("encoder.module.l_to_ab.", "encoder.module.ab_to_l.")
+_CMC_ALEXNET = {f"conv_block_{i + 1}.": f"low.{i}." for i in range(5)}
+_CMC_ALEXNET |= {"fc6.": "high.1.", "fc7.": "high.2."}  # high.0 flattens
+
+
 LAYOUTS: dict[str, Layout] = {
     "moco": Layout(
         "facebookresearch/moco",
@@ -313,8 +320,27 @@ LAYOUTS: dict[str, Layout] = {
     "cmc": Layout(
         "HobbitLong/CMC",
         ("model",),
-        {"encoder.module.l_to_ab.": "towers.0.", "encoder.module.ab_to_l.": "towers.1."},
-        ("encoder.module.l_to_ab.fc.", "encoder.module.ab_to_l.fc."),
+        {view: f"towers.{i}." for i, view in enumerate(_CMC_VIEWS)},
+        tuple(f"{view}fc." for view in _CMC_VIEWS),
+    ),
+    "cmc_alexnet": Layout(
+        "HobbitLong/CMC, its AlexNet",
+        ("model",),
+        {
+            f"{view}{theirs}": f"towers.{i}.{ours}"
+            for i, view in enumerate(_CMC_VIEWS)
+            for theirs, ours in _CMC_ALEXNET.items()
+        },
+        tuple(f"{view}fc8." for view in _CMC_VIEWS),
+    ),
+    "cpc_audio": Layout(
+        "facebookresearch/CPC_audio, the hub's file and training checkpoints",
+        ("weights|gEncoder",),
+        {
+            "gEncoder.conv": "encoder.convs.",
+            "gEncoder.batchNorm": "encoder.norms.",
+            "gAR.baseNet.": "context.",
+        },
     ),
     "simclr": Layout("google-research/simclr, TensorFlow 1 and 2", translate=_simclr),
     "byol": Layout("deepmind/deepmind-research, byol", ("experiment_state",), translate=_byol),

@@ -130,8 +130,10 @@ def _onnx(encoder: nn.Module, part: Path, x: Tensor, model: str | None) -> Any:
         f=str(part),
         dynamo=True,
         external_data=False,
+        verbose=False,
         input_names=["images"],
         output_names=["features"],
+        dynamic_shapes=({0: "batch"},),
     )
     session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
 

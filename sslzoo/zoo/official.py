@@ -441,29 +441,7 @@ def _contrastive() -> list[Card]:
                 "`convert` extra; folder unverified",
             )
         )
-    lab = _view(mean=list(LAB_MEAN), space="lab") | {"std": list(LAB_STD)}
-    for version, width in (("v1", 0.5), ("v2", 1.0), ("v3", 2.0)):
-        towers = [_scaled(width=width, stem_dim=64, in_chans=n) for n in (1, 2)]
-        net = {
-            "class_path": "sslzoo.backbones.Towers",
-            "init_args": {"towers": towers, "channels": [1, 2]},
-        }
-        cards.append(
-            _card(
-                f"cmc-resnet50{version}-imagenet",
-                "sslzoo.methods.CMC",
-                "ckpt.pth",
-                "cmc",
-                "HobbitLong/CMC 7b227be",
-                unknown,
-                None,
-                240,
-                net,
-                int(4096 * width),
-                lab,
-                note="the Dropbox folder of the README, whose file names are unverified",
-            )
-        )
+    cards += _cmc()
     cards.append(
         _card(
             "invaspread-resnet18-cifar10",
@@ -487,6 +465,72 @@ def _contrastive() -> list[Card]:
     return cards
 
 
+def _cmc() -> list[Card]:
+    lab = _view(mean=list(LAB_MEAN), space="lab") | {"std": list(LAB_STD)}
+    folder = "the Dropbox folder of the README, whose file names are unverified"
+    alexnet = {"class_path": "sslzoo.backbones.half_alexnet"}
+    nets: list[tuple[str, str, str, dict[str, Any], int, int | None, str]] = [
+        (f"resnet50{v}", "ckpt.pth", "cmc", _scaled(width=w, stem_dim=64), int(2048 * w), 240, "")
+        for v, w in (("v1", 0.5), ("v2", 1.0), ("v3", 2.0))
+    ]
+    fifth = "; features are fc7's, the authors' classifier reads the towers' `forward_map`"
+    nets.append(("alexnet", "CMC_alexnet.pth", "cmc_alexnet", alexnet, 2048, None, fifth))
+    cards = []
+    for name, file, layout, tower, width, epochs, more in nets:
+        towers = [
+            {**tower, "init_args": {**tower.get("init_args", {}), "in_chans": n}} for n in (1, 2)
+        ]
+        net = {
+            "class_path": "sslzoo.backbones.Towers",
+            "init_args": {"towers": towers, "channels": [1, 2]},
+        }
+        cards.append(
+            _card(
+                f"cmc-{name}-imagenet",
+                "sslzoo.methods.CMC",
+                file,
+                layout,
+                "HobbitLong/CMC 7b227be",
+                "not stated",
+                None,
+                epochs,
+                net,
+                2 * width,
+                lab,
+                note=folder + more,
+            )
+        )
+    return cards
+
+
+def _cpc_audio() -> Card:
+    wave = {"width": 256, "paddings": [3, 2, 1, 1, 1], "norm": "channel"}
+    lstm = {"in_features": 256, "out_features": 256, "cell": "lstm"}
+    return Card(
+        name="cpc-lstm-librilight60k",
+        file="60k_epoch4-d0f474de.pt",
+        method="sslzoo.methods.CPC",
+        backbone={
+            "class_path": "sslzoo.backbones.SequenceEncoder",
+            "init_args": {
+                "encoder": {"class_path": "sslzoo.backbones.WaveEncoder", "init_args": wave},
+                "context": {"class_path": "sslzoo.heads.Recurrent", "init_args": lstm},
+                "pool": "last",
+            },
+        },
+        num_features=256,
+        data="Libri-Light, 60k hours",
+        preprocessing=None,
+        licence={"code": "MIT", "weights": "MIT"},
+        urls=[f"{_FB}/librilight/CPC_checkpoints/60k_epoch4-d0f474de.pt"],
+        layout="cpc_audio",
+        source="facebookresearch/CPC_audio b98a1bd",
+        note="waveforms (B, L) in [-1, 1] at 16 kHz; `forward_frames` gives a context every 10 ms; "
+        "that the context is one LSTM of 256 is the code's default, unverified; licence: the "
+        f"repository's; {_NO_HASH} (sha256='d0f474de', if the name is made as torch.hub's are)",
+    )
+
+
 _CIFAR = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]}
 
 OFFICIAL: tuple[Card, ...] = (
@@ -497,4 +541,5 @@ OFFICIAL: tuple[Card, ...] = (
     *_masked(),
     *_siamese(),
     *_contrastive(),
+    _cpc_audio(),
 )

@@ -7,9 +7,13 @@ one code base, and refuses every other name.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import pickle
 import re
+import subprocess
+import sys
+import tempfile
 import warnings
 from collections import OrderedDict, namedtuple
 from pathlib import Path
@@ -126,7 +130,7 @@ def _read_old_torch(path: Path) -> Any:
         ) from None
 
 
-def _last_line(error: Exception) -> str:
+def _last_line(error: Exception | str) -> str:
     lines = [line.strip() for line in str(error).split("\n") if line.strip()]
     return lines[-1] if lines else "it ends too early"
 
@@ -198,17 +202,37 @@ def _read_pickle(path: Path) -> Any:
         raise ValueError(f"{path} is not a whole pickle: {error}") from None
 
 
+# In a process of its own: TensorFlow 2.21 crashes triton, which torchvision 0.29 imports.
+_TENSORFLOW = """
+import sys, numpy, tensorflow
+reader = tensorflow.train.load_checkpoint(sys.argv[1])
+kinds = reader.get_variable_to_dtype_map()
+names = [name for name, kind in kinds.items() if kind != tensorflow.string]
+numpy.savez(sys.argv[2], **{name: reader.get_tensor(name) for name in names})
+"""
+
+
 def read_tensorflow(prefix: Path) -> dict[str, np.ndarray]:
-    """Every variable of a TensorFlow checkpoint, by name. Needs the `convert` extra.
+    """Every variable of a TensorFlow checkpoint that is numbers, by name.
 
     Args:
         prefix: such as FOLDER/model.ckpt-37535, without .index.
+
+    Raises:
+        ImportError: the `convert` extra is not installed.
+        ValueError: the checkpoint is cut short or damaged.
     """
-    try:
-        import tensorflow as tf
-    except ImportError:
+    if importlib.util.find_spec("tensorflow") is None:
         raise ImportError(
             f"reading the TensorFlow checkpoint {prefix} needs `pip install 'sslzoo[convert]'`"
-        ) from None
-    reader = tf.train.load_checkpoint(str(prefix))
-    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        arrays = Path(folder, "arrays.npz")
+        command = [sys.executable, "-c", _TENSORFLOW, str(prefix), str(arrays)]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode != 0:
+            raise ValueError(
+                f"{prefix} is not a whole TensorFlow checkpoint: {_last_line(done.stderr)}"
+            )
+        with np.load(arrays) as saved:
+            return dict(saved)

@@ -7,6 +7,7 @@ and Haiku, of a plain rendering of their graph.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -84,6 +85,9 @@ invaspread_resnet18,state_dict,net,invaspread-resnet18-cifar10
 cmc_resnet50v1,model,model,cmc-resnet50v1-imagenet
 cmc_resnet50v2,model,model,cmc-resnet50v2-imagenet
 cmc_resnet50v3,model,model,cmc-resnet50v3-imagenet
+cmc_alexnet,model,model,cmc-alexnet-imagenet
+cpc_audio,weights,weights,cpc-lstm-librilight60k
+cpc_audio,weights,gEncoder,cpc-lstm-librilight60k
 simclr_v1_resnet50_1x_tf1,variables,,simclr_v1-resnet50-imagenet
 simclr_v1_resnet50_1x_tf2,variables,,simclr_v1-resnet50-imagenet
 simclr_v2_resnet50_1x_tf2,variables,,simclr_v2-resnet50-imagenet
@@ -94,7 +98,7 @@ CASES = [Case(*line.split(",")) for line in TABLE.split()]
 
 
 def case_id(case: Case) -> str:
-    return f"{case.manifest}-{case.part}-{case.entry}"
+    return f"{case.manifest}-{case.part}-{case.key}-{case.entry}"
 
 
 def shapes_of(case: Case) -> dict[str, list[int]]:
@@ -269,6 +273,71 @@ def test_cmcs_towers_see_their_own_channels() -> None:
     assert_same(features(encoder), wanted)
 
 
+def plain_half_alexnet(a: dict[str, Tensor], view: str, x: Tensor) -> Tensor:
+    def normed(x: Tensor, name: str) -> Tensor:
+        mean, var, weight, bias = (
+            a[f"{view}.{name}.1.{of}"].reshape(-1, *[1] * (x.dim() - 2))
+            for of in ("running_mean", "running_var", "weight", "bias")
+        )
+        return ((x - mean) / (var + 1e-5).sqrt() * weight + bias).relu()
+
+    for block, (stride, padding) in enumerate([(4, 2), (1, 2), (1, 1), (1, 1), (1, 1)], 1):
+        name = f"conv_block_{block}"
+        x = normed(F.conv2d(x, a[f"{view}.{name}.0.weight"], None, stride, padding), name)
+        if block in (1, 2, 5):
+            x = F.max_pool2d(x, 3, 2)
+    x = x.flatten(1)
+    for name in ("fc6", "fc7"):
+        x = normed(F.linear(x, a[f"{view}.{name}.0.weight"], a[f"{view}.{name}.0.bias"]), name)
+    return x
+
+
+def test_cmcs_alexnet_equals_a_plain_one() -> None:
+    (case,) = (c for c in CASES if c.manifest == "cmc_alexnet")
+    state = random_state(shapes_of(case), lambda name: True)
+    card = entries()[case.entry]
+    kept, dropped = convert(wrapped(case, state), str(card.layout))
+    assert {name.split(".")[3] for name in dropped} == {"fc8"}
+    encoder = build_backbone(card.backbone)
+    encoder.load_state_dict(kept)
+    x = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    views = {"encoder.module.l_to_ab": x[:, :1], "encoder.module.ab_to_l": x[:, 1:]}
+    wanted = torch.cat([plain_half_alexnet(state, v, part) for v, part in views.items()], 1)
+    assert_same(features(encoder, size=224), wanted)
+
+
+# -- sound
+
+
+def plain_cpc_audio(a: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Contexts (B, T, 256) of waveforms (B, L)."""
+    x = x[:, None]
+    for i, (stride, padding) in enumerate([(5, 3), (4, 2), (2, 1), (2, 1), (2, 1)]):
+        x = F.conv1d(x, a[f"gEncoder.conv{i}.weight"], a[f"gEncoder.conv{i}.bias"], stride, padding)
+        x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5).sqrt()
+        x = (x * a[f"gEncoder.batchNorm{i}.weight"] + a[f"gEncoder.batchNorm{i}.bias"]).relu()
+    lstm = nn.LSTM(256, 256, batch_first=True)
+    lstm.load_state_dict({n: a[f"gAR.baseNet.{n}"] for n in lstm.state_dict()})
+    with torch.no_grad():
+        return lstm(x.transpose(1, 2))[0]
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.manifest == "cpc_audio"], ids=case_id)
+def test_cpc_audio_equals_a_plain_one(case: Case, tmp_path: Path) -> None:
+    state = random_state(shapes_of(case), lambda name: True)
+    config = {"hiddenGar": 256, "arMode": "LSTM", "load": None, "samplingType": "samespeaker"}
+    criterion = {"wPrediction.predictors.0.weight": torch.zeros(256, 256)}
+    more = {"config": config} if case.key == "weights" else {"cpcCriterion": criterion}
+    torch.save({**wrapped(case, state), **more}, tmp_path / "file.pt")
+    encoder: Any = sslzoo.load(case.entry, file=str(tmp_path / "file.pt"))
+    assert encoder.preprocess is None
+    x = torch.rand(2, 3200, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    wanted = plain_cpc_audio(state, x)
+    with torch.no_grad():
+        assert_same(encoder.forward_frames(x).values, wanted)
+        assert_same(encoder(x), wanted[:, -1])
+
+
 def test_invaspreads_resnet_equals_timms_with_a_small_stem() -> None:
     (case,) = (c for c in CASES if c.manifest == "invaspread_resnet18")
     state = random_state(shapes_of(case), lambda name: True)
@@ -361,15 +430,48 @@ def test_simclr_equals_tensorflows_graph(case: Case) -> None:
     assert_same(features(encoder), TFGraph(arrays, "_sk_" in case.manifest)(x))
 
 
-def test_a_tensorflow_checkpoint_is_read(tmp_path: Path) -> None:
-    tf = pytest.importorskip("tensorflow")
-    kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 4)).astype(np.float32)
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        variable = tf.compat.v1.get_variable("base_model/conv2d/kernel", initializer=kernel)
-        session.run(variable.initializer)
-        tf.compat.v1.train.Saver().save(session, str(tmp_path / "model.ckpt"), global_step=3)
-    arrays = read(tmp_path / "model.ckpt-3")
-    np.testing.assert_array_equal(arrays["base_model/conv2d/kernel"], kernel)
+# By TensorFlow itself, in a process of its own: see `reading`.
+SAVED_BY_TENSORFLOW = """
+import sys, numpy, tensorflow as tf
+v1 = tf.compat.v1
+with tf.Graph().as_default(), v1.Session() as session, numpy.load(sys.argv[1]) as arrays:
+    for name in arrays:
+        v1.get_variable(name, initializer=arrays[name])
+    v1.get_variable("label", initializer="text")
+    session.run(v1.global_variables_initializer())
+    v1.train.Saver().save(session, sys.argv[2], global_step=3)
+"""
+
+
+def tensorflow_checkpoint(arrays: dict[str, np.ndarray], folder: Path) -> Path:
+    if importlib.util.find_spec("tensorflow") is None:
+        pytest.skip("the convert extra is not installed")
+    np.savez(folder / "arrays.npz", **arrays)
+    command = [sys.executable, "-c", SAVED_BY_TENSORFLOW]
+    command += [str(folder / "arrays.npz"), str(folder / "model.ckpt")]
+    subprocess.run(command, check=True, timeout=250, capture_output=True)
+    return folder / "model.ckpt-3"
+
+
+def test_a_checkpoint_that_tensorflow_wrote_loads(tmp_path: Path) -> None:
+    (case,) = (c for c in CASES if c.manifest == "simclr_v1_resnet50_1x_tf1")
+    arrays = {**tf_arrays(case), "global_step": np.int64(7)}
+    prefix = tensorflow_checkpoint(arrays, tmp_path)
+    saved = read(prefix)
+    assert saved.keys() == arrays.keys()
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(saved[name], value)
+    encoder = sslzoo.load(case.entry, file=str(prefix))
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert_same(features(encoder), TFGraph(tf_arrays(case), sk=False)(x))
+
+
+def test_a_damaged_tensorflow_checkpoint_is_refused(tmp_path: Path) -> None:
+    prefix = tensorflow_checkpoint({"base_model/conv2d/kernel": np.ones((3, 3, 2, 4))}, tmp_path)
+    (data,) = tmp_path.glob("model.ckpt-3.data-*")
+    data.write_bytes(data.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"not a whole TensorFlow checkpoint: .*Error"):
+        read(prefix)
 
 
 def test_without_tensorflow_the_extra_is_named(
@@ -605,6 +707,9 @@ def test_every_layout_is_tested() -> None:
 def test_the_released_file_loads(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("SSLZOO_HOME", str(tmp_path))
     encoder: Any = sslzoo.load(name, sha256="any")
-    out = features(encoder, size=entries()[name].preprocess().size)
+    if encoder.preprocess is None:  # of sound
+        out = encoder(torch.rand(2, 20480) * 2 - 1).detach()
+    else:
+        out = features(encoder, size=encoder.preprocess.size)
     assert out.shape == (2, encoder.num_features)
     assert out.isfinite().all()

@@ -1,0 +1,48 @@
+"""half_alexnet: CMC's AlexNet of one view, half as wide as AlexNet and with batch norms.
+
+Tian, Krishnan and Isola, Contrastive Multiview Coding, ECCV 2020,
+https://arxiv.org/abs/1906.05849. Reference code: HobbitLong/CMC at 7b227be. torchvision's AlexNet
+has other widths, biases, dropout and no norms; timm has none.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from sslzoo.backbones.staged import Staged
+from sslzoo.norm import GlobalBatchNorm
+
+#           channels, kernel, stride, padding, max-pooled
+_BLOCKS = (
+    (48, 11, 4, 2, True),
+    (128, 5, 1, 2, True),
+    (192, 3, 1, 1, False),
+    (192, 3, 1, 1, False),
+    (128, 3, 1, 1, True),
+)
+
+
+def half_alexnet(in_chans: int = 3, bn_groups: int = 1) -> nn.Module:
+    """Five convolutions to a map of 128 x 6 x 6 for 224 pixels, fc6 and fc7 to 2048 features.
+
+    Each layer has BN and ReLU. The map is the "layer 5" that the authors' linear classifier reads;
+    fc8 is CMC's head, a Linear on top.
+
+    Args:
+        in_chans: channels of the view: 1 of L, 2 of ab.
+        bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
+    """
+
+    def normed(layer: nn.Module, width: int) -> list[nn.Module]:
+        return [layer, GlobalBatchNorm(width, groups=bn_groups), nn.ReLU(inplace=True)]
+
+    blocks = []
+    for width, kernel, stride, padding, pooled in _BLOCKS:
+        conv = nn.Conv2d(in_chans, width, kernel, stride, padding, bias=False)
+        pool = [nn.MaxPool2d(3, 2)] if pooled else []
+        blocks.append(nn.Sequential(*normed(conv, width), *pool))
+        in_chans = width
+    fc6, fc7 = (
+        nn.Sequential(*normed(nn.Linear(wide, 2048), 2048)) for wide in (in_chans * 6 * 6, 2048)
+    )
+    return Staged(nn.Sequential(*blocks), nn.Sequential(nn.Flatten(), fc6, fc7), in_chans, 2048)
