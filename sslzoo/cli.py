@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
@@ -96,7 +97,8 @@ class SaveRun(SaveConfigCallback):
             "ranks": trainer.world_size,
             **surroundings(),
         }
-        (Path(self.folder) / RECORD).write_text(json.dumps(about, indent=1) + "\n")
+        with get_filesystem(self.folder).open(f"{self.folder}/{RECORD}", "w") as file:
+            file.write(json.dumps(about, indent=1) + "\n")
 
 
 class SSLZooCLI(LightningCLI):

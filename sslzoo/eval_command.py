@@ -214,15 +214,24 @@ def check_seeds(seeds: Sequence[int], suite: Suite) -> None:
 
 def surroundings() -> dict[str, Any]:
     """Version, commit (where the package stands in a clone), packages and date."""
-    git = ["git", "-C", str(Path(sslzoo.__file__).parent), "rev-parse", "HEAD"]
-    found = subprocess.run(git, capture_output=True, text=True, check=False)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         "sslzoo": sslzoo.__version__,
-        "commit": found.stdout.strip() or None,
+        "commit": _commit(Path(sslzoo.__file__).parents[1]),
         "versions": {"python": sys.version.split()[0], **versions},
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def _commit(clone: Path) -> str | None:
+    """HEAD of the repository whose root this is; None elsewhere, and where there is no git."""
+    git = ["git", "-C", str(clone), "rev-parse", "--show-prefix", "HEAD"]
+    try:
+        found = subprocess.run(git, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    prefix, head = found.stdout.split("\n")[:2]
+    return None if prefix else head  # a prefix: an environment inside somebody else's repository
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:

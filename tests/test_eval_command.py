@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import statistics
+import subprocess
 import warnings
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,31 @@ def test_alignment_is_that_of_the_training_views(finished: Path, tmp_path: Path)
     want = (pair[0] - pair[1]).square().sum(1).mean().item()
     assert want > 0
     assert result["models"][0]["metrics"]["alignment"] == pytest.approx(want, rel=1e-5)
+
+
+def test_alignment_wants_no_training_batch(finished: Path, tmp_path: Path) -> None:
+    """Evaluation on a set smaller than the training batch, or on any number of ranks."""
+    only = ["--suite.protocols=[label_free]"]
+    result = evaluated(str(finished), *only, output=tmp_path / "r.json")
+    args = [*only, "--data.batch_size=1000"]
+    other = evaluated(str(finished), *args, output=tmp_path / "o.json")
+    got, want = (r["models"][0]["metrics"]["alignment"] for r in (other, result))
+    assert got == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git on this machine")
+def test_the_commit_is_that_of_the_clone_alone(tmp_path: Path, monkeypatch: Any) -> None:
+    clone, inner = tmp_path / "clone", tmp_path / "clone" / "venv"
+    inner.mkdir(parents=True)
+    git = ["git", "-C", str(clone), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert eval_command._commit(clone) == head.stdout.strip()
+    assert eval_command._commit(inner) is None  # an environment in somebody's repository
+    assert eval_command._commit(tmp_path) is None
+    monkeypatch.setenv("PATH", "")
+    assert eval_command._commit(clone) is None  # a machine without git: fit records None
 
 
 def test_alignment_wants_two_views_that_the_encoder_knows(finished: Path, tmp_path: Path) -> None:
