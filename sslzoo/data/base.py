@@ -257,7 +257,8 @@ class SampleDataModule(LightningDataModule, ABC):
 
     def preview(self, rows: list[int], epoch: int = 0) -> Batch:
         """The training views of these samples in an epoch, as a method is given them."""
-        sampler = self._sampler()
+        total = self.num_samples  # whatever batch_size and the number of ranks are
+        sampler = KeyedSampler(total, total, self.seed, rank=0, world=1)
         sampler.set_epoch(epoch)
         return self.train_views(self.train_source(sampler).__getitems__(rows), epoch)
 

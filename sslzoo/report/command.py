@@ -53,7 +53,7 @@ def look(run: Run, samples: int, images: int, root: str | None) -> Looked:
         raise ValueError(f"{type(data).__name__} is no data module of sslzoo's")
     encoder = read_model(str(run.folder)).encoder.eval()
     data.prepare_data()
-    data.setup("fit")
+    data.setup("validate")
     found = Looked(seen(encoder, data, samples, images))
     if isinstance(data, ImageDataModule):
         view = data.eval_view

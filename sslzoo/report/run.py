@@ -126,7 +126,7 @@ def evaluation(content: dict[str, Any]) -> Table:
     return {row["model"]: row["metrics"] for row in content["models"]}
 
 
-def differences(runs: list[Run]) -> Table | dict[str, dict[str, Any]]:
+def differences(runs: list[Run]) -> dict[str, dict[str, str]]:
     """What differs between the runs' configs: setting -> run -> value."""
     flat = {run.name: dict(_flat(run.config)) for run in runs}
     names = sorted({name for settings in flat.values() for name in settings})
@@ -134,7 +134,7 @@ def differences(runs: list[Run]) -> Table | dict[str, dict[str, Any]]:
     return {name: row for name, row in rows.items() if len(set(row.values())) > 1}
 
 
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(value, dict) and value:
         parts = [
             _flat(inner, f"{prefix}.{name}" if prefix else str(name))
