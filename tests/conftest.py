@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.ranks import Ranks
 
@@ -20,3 +23,18 @@ def ranks() -> Iterator[Ranks]:
     pools = Ranks()
     yield pools
     pools.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree of 60 + 20 small images in two classes."""
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 30), ("val", 10)):
+        for label, brightness in (("dark", 105), ("light", 145)):
+            (root / part / label).mkdir(parents=True)
+            for i in range(count):
+                level = generator.normal(brightness, 30)
+                pixels = generator.normal(level, 40, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / part / label / f"{i:02d}.png")
+    return root

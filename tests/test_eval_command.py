@@ -21,7 +21,7 @@ from sslzoo.eval.features import extract
 from sslzoo.eval.knn import knn_top1
 from sslzoo.eval.spectrum import feature_std
 from sslzoo.transforms import crop_view
-from tests.test_cli import arguments, folder, run  # noqa: F401 - a fixture
+from tests.cli.command import arguments, run
 
 pytestmark = [
     # LightningCLI calls what jsonargparse deprecates.
@@ -31,7 +31,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished SimCLR run."""
     out = tmp_path_factory.mktemp("run")
     run([*arguments(folder, out, "simclr"), "--trainer.max_epochs=1"], out)

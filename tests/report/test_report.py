@@ -26,7 +26,7 @@ from sslzoo.report.page import Layout, attention_png
 from sslzoo.report.pictures import neighbours, shown
 from sslzoo.report.run import Curve, differences, read_curves, read_runs
 from sslzoo.report.samples import plane, spectrum
-from tests.test_cli import arguments, folder, run  # noqa: F401 - a fixture
+from tests.cli.command import arguments, run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
@@ -37,7 +37,7 @@ LAYOUT = Layout(maps=("pca",), num_queries=2, num_neighbours=3)
 
 
 @pytest.fixture(scope="module")
-def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished SimCLR run."""
     out = tmp_path_factory.mktemp("run")
     run([*arguments(folder, out, "simclr"), "--trainer.max_epochs=1"], out)

@@ -21,7 +21,7 @@ from sslzoo.zoo import card_named, commands, entries
 from sslzoo.zoo.exporting import export
 from sslzoo.zoo.hub import push
 from sslzoo.zoo.saving import save
-from tests.test_cli import arguments, folder, run  # noqa: F401
+from tests.cli.command import arguments, run
 from tests.zoo.test_loading import NAME, WEIGHTS, _own_home, write  # noqa: F401
 
 
@@ -76,7 +76,7 @@ def test_verify_finds_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path
 
 
 def test_a_run_becomes_an_entry_that_loads_by_name(
-    folder: Path,  # noqa: F811
+    folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -26,7 +26,7 @@ from sslzoo.zoo.building import refuse_unknown_classes
 from sslzoo.zoo.card import Card, card_of
 from sslzoo.zoo.loading import _train_as
 from sslzoo.zoo.verifying import fixed_input
-from tests.test_cli import arguments, folder, run  # noqa: F401 - a fixture
+from tests.cli.command import arguments, run
 
 ROOT = Path(__file__).parents[2]
 NAME = "simclr-small_resnet-cifar10jpeg"
@@ -118,7 +118,7 @@ def test_a_licence_that_is_not_commercial_is_printed(
 
 
 def test_training_from_a_yaml_starts_at_the_entry_and_moves(
-    folder: Path,  # noqa: F811
+    folder: Path,
     tmp_path: Path,
 ) -> None:
     start = tmp_path / "start.yaml"
