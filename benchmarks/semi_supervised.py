@@ -6,7 +6,8 @@ RUN is one of simclr/folder_small_v2_10ep. On 1 % and 10 % of the labels: the ne
 that run, the same net from random weights with the same recipe and with three times its epochs,
 and, on all images without labels, a student of the fine-tuned net. Accuracies are the run's own
 `val/top1` after the last epoch. Rows go to benchmarks/results/semi_supervised.json, each as soon as
-it is there; rows that stand there are kept unless `--only` names them.
+it is there; rows that stand there are kept unless `--only` names them. Arguments after `--` go to
+`sslzoo fit`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import yaml
 
 from benchmarks.driver import ROOT
-from benchmarks.quality import TIMING, fit
+from benchmarks.quality import TIMING, fit, split_arguments
 from benchmarks.worker import versions
 
 RESULT = ROOT / "benchmarks" / "results" / "semi_supervised.json"
@@ -57,13 +58,19 @@ def arguments(row: str, pretrained: str, kept: dict[str, Any], runs: Path) -> tu
 
 
 def measure(
-    row: str, data: str, val_dir: str, pretrained: str, kept: dict[str, Any], runs: Path
+    row: str,
+    data: str,
+    val_dir: str,
+    pretrained: str,
+    kept: dict[str, Any],
+    runs: Path,
+    more: list[str],
 ) -> dict[str, Any]:
     """Train a row; what goes into the results."""
     config, extra = arguments(row, pretrained, kept, runs)
-    quiet = "--trainer.enable_progress_bar=false"
+    extra = [*extra, "--trainer.enable_progress_bar=false", *more]
     folder = (runs / row.replace(" ", "_").replace("%", "percent").replace(",", "")).resolve()
-    run = fit(f"simclr/{config}", data, val_dir, folder, [*extra, quiet])
+    run = fit(f"simclr/{config}", data, val_dir, folder, extra)
     timing = json.loads((run / TIMING).read_text())
     timing.pop("extra")
     given = yaml.safe_load((run / "config.yaml").read_text())
@@ -87,11 +94,12 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "semi_supervised")
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--only", nargs="+", choices=ROWS, default=[])
-    given = parser.parse_args(args)
+    own, more = split_arguments(args)
+    given = parser.parse_args(own)
     kept = json.loads(given.output.read_text()) if given.output.exists() else {}
     data, pretrained = (str(Path(path).resolve()) for path in (given.data, given.pretrained))
     for row in given.only or [row for row in ROWS if row not in kept]:
-        kept[row] = measure(row, data, given.val_dir, pretrained, kept, given.runs)
+        kept[row] = measure(row, data, given.val_dir, pretrained, kept, given.runs, more)
         given.output.parent.mkdir(parents=True, exist_ok=True)
         ordered = {name: kept[name] for name in ROWS if name in kept}
         given.output.write_text(json.dumps(ordered, indent=1) + "\n")
