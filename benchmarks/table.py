@@ -191,7 +191,7 @@ def text_table(results: dict[str, Result]) -> str:
         "untrained_tokens": "untrained tokens' mean",
         "words": "bag of words",
     }
-    speeds = ("read_per_second", "views_per_second", "trained_per_second")
+    speeds = [f"{part}_per_cpu_second" for part in ("read", "views", "trained")]
     head = [
         "run",
         "epochs",
@@ -199,7 +199,7 @@ def text_table(results: dict[str, Result]) -> str:
         "CPU minutes",
         *(f"{t}, dev / test" for t in titles.values()),
     ]
-    lines = _head([*head, "sentences/s: read, views, trained", "seeds", "config", "commit"])
+    lines = _head([*head, "sentences a second of CPU time: read, views, trained", "seeds", "config", "commit"])
     for name, result in results.items():
         scores = [
             " / ".join(f"{result['scores'][row][column]:.3f}" for column in columns)

@@ -6,8 +6,8 @@
 
 `sslzoo fit` runs as a process of its own, whose wall time, CPU time and peak memory are recorded;
 Spearman on dev and test of the trained encoder and of its baselines is the run's own
-`sentence_table.json`. Afterwards, on two threads: how many sentences a second are read, tokenized
-and made views of, and how many go through a whole training step. Results go to
+`sentence_table.json`. Afterwards: how many sentences are read and tokenized in a second of one
+core, how many are made views of, and how many go through a whole training step. Results go to
 benchmarks/results/text.json, one row a name.
 """
 
@@ -32,18 +32,18 @@ TABLE = "sentence_table.json"
 
 
 def median_seconds(work: Callable[[], Any], rounds: int) -> float:
-    """Of one call, after one that does not count."""
+    """Of the CPU, all threads together, for one call, after one that does not count."""
     work()
     times = []
     for _ in range(rounds):
-        started = time.perf_counter()
+        started = time.process_time()
         work()
-        times.append(time.perf_counter() - started)
+        times.append(time.process_time() - started)
     return sorted(times)[len(times) // 2]
 
 
 def speed(config: dict[str, Any], rounds: int) -> dict[str, float]:
-    """Sentences a second: read and tokenized, made views of, and through a training step."""
+    """Sentences a second of CPU time: read and tokenized, made views of, trained on."""
     data, method = build(config, "data"), build(config, "model")
     data.setup("fit")
     batches = iter(data.train_dataloader())
@@ -58,9 +58,9 @@ def speed(config: dict[str, Any], rounds: int) -> dict[str, float]:
 
     count = len(raw.index)
     return {
-        "read_per_second": count / median_seconds(lambda: next(batches), rounds),
-        "views_per_second": count / median_seconds(lambda: data.train_views(raw, 0), rounds),
-        "trained_per_second": count / median_seconds(step, rounds),
+        "read_per_cpu_second": count / median_seconds(lambda: next(batches), rounds),
+        "views_per_cpu_second": count / median_seconds(lambda: data.train_views(raw, 0), rounds),
+        "trained_per_cpu_second": count / median_seconds(step, rounds),
     }
 
 

@@ -38,7 +38,7 @@ def test_a_run_becomes_a_row(tmp_path: Path) -> None:
     result = json.loads(output.read_text())
     assert result["clear"]["epochs"] == 1
     assert set(result["clear"]["scores"]["words"]) == {"spearman_dev", "spearman_test"}
-    assert all(value > 0 for key, value in result["clear"].items() if "per_second" in key)
+    assert all(value > 0 for key, value in result["clear"].items() if "per_cpu_second" in key)
     shown = table.text_table(result)
     assert "| clear | 1 |" in shown
     assert "`configs/clear/stsb_small_40ep.yaml`" in shown
