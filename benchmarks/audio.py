@@ -7,7 +7,7 @@ to 4 of each speaker and digit are the test set) a linear probe and one with a h
 the trained encoder's mean context, at the untrained encoder's, and at raw log-mel spectra: their
 mean over time, which is pooled as the contexts are, and that with the deviation beside it. The
 loader's rate is measured alone, and set beside what training asks of it. Everything goes to
-benchmarks/results/audio.json.
+benchmarks/results/audio.json, the encoder with its card to zoo_weights/.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import yaml
 from lightning import seed_everything
 from torch import Tensor
 
+from benchmarks.card import keep
 from benchmarks.driver import ROOT
-from benchmarks.quality import TIMING, build, fit, split_arguments
+from benchmarks.quality import TEMPERATURE, TIMING, K, build, fit, score, split_arguments
 from benchmarks.worker import versions
 from sslzoo.batch import Padded
 from sslzoo.eval.features import Features, extract
@@ -32,10 +33,12 @@ from sslzoo.eval.hidden import hidden_probe
 from sslzoo.eval.linear import linear_probe
 from sslzoo.shipped import find_config
 from sslzoo.transforms import LogMel
+from sslzoo.zoo.preprocessing import describe
 
 RESULT = ROOT / "benchmarks" / "results" / "audio.json"
 TASKS = ("digit", "speaker")
 CONFIG = "cpc/folder_small_fsdd_100ep"
+NAME = "cpc-gru_small-fsdd"
 
 
 def statistics(view: Padded) -> Tensor:
@@ -75,8 +78,8 @@ def loader_rate(data: Any, seconds: float) -> float:
     return windows / (time.process_time() - started)
 
 
-def evaluate(run: Path, seconds: float) -> dict[str, Any]:
-    """Score a run; what goes into the results."""
+def evaluate(run: Path, seconds: float, weights: Path) -> dict[str, Any]:
+    """Score a run, keep its encoder; what goes into the results."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     seed_everything(config["seed_everything"], verbose=False)
     model = build(config, "model")
@@ -98,23 +101,41 @@ def evaluate(run: Path, seconds: float) -> dict[str, Any]:
         for part in found["log_mel_mean_and_deviation"]
     )
     timing = json.loads((run / TIMING).read_text())
-    windows = (checkpoint["epoch"] + 1) * len(data.train_dataloader()) * data.batch_size
-    return {
+    about = {
+        "method": config["model"]["class_path"],
         "config": f"configs/{CONFIG}.yaml",
         "data": "FSDD",
+        "epochs": checkpoint["epoch"] + 1,
+        "seeds": [config["seed_everything"]],
+        **timing,
+    }
+    config["data"]["init_args"]["label"] = TASKS[0]
+    digits = build(config, "data")
+    digits.setup("fit")
+    loaders = digits.eval_dataloaders()
+    metric = f"val/knn_top1_k{K}_t{TEMPERATURE}"
+    own = keep(
+        weights / NAME,
+        model.encoder(),
+        config["model"]["init_args"]["backbone"],
+        {**about, "protocol": f"weighted kNN of digits, k {K}, T {TEMPERATURE}, whole recordings"},
+        describe(config["data"]),
+        lambda net: {metric: score(net, loaders)},
+    )
+    windows = (checkpoint["epoch"] + 1) * len(data.train_dataloader()) * data.batch_size
+    return {
+        **about,
         "train": data.num_samples,
         "test": len(data.sets.query),
         "protocol": "whole recordings; probes on standardised features; test recordings 0 to 4",
-        "epochs": checkpoint["epoch"] + 1,
         "steps": checkpoint["global_step"],
-        "seeds": [config["seed_everything"]],
+        "knn_top1_float16": own[metric],
         "accuracy": {
             name: {task: probes(*both, labels) for task, labels in tasks.items()}
             for name, both in found.items()
         },
         "loader_windows_per_cpu_second": loader_rate(data, seconds),
         "training_windows_per_cpu_second": windows / (60 * timing["cpu_minutes"]),
-        **timing,
         "versions": versions(),
     }
 
@@ -125,6 +146,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, help="score this finished run instead of training")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "audio")
     parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--weights", type=Path, default=ROOT / "zoo_weights")
     parser.add_argument("--loader-seconds", type=float, default=5.0)
     parser.epilog = "Arguments after -- go to `sslzoo fit`."
     own, extra = split_arguments(args)
@@ -133,7 +155,7 @@ def main(args: list[str] | None = None) -> None:
     if run is None:
         data = str(Path(given.data).resolve())
         run = fit(find_config(CONFIG), data, None, given.runs.resolve(), extra)
-    result = evaluate(run, given.loader_seconds)
+    result = evaluate(run, given.loader_seconds, given.weights)
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["accuracy"], indent=1))

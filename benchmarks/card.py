@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,22 @@ from torch import nn
 from sslzoo.eval.classifier import fill
 from sslzoo.zoo import card_of
 from sslzoo.zoo.building import build_backbone
+from sslzoo.zoo.preprocessing import preprocessor
 from sslzoo.zoo.saving import save
 from sslzoo.zoo.verifying import fixed_features
 
+SAMPLES = {"image": "images", "waveform": "recordings", "text": "sentences", "frames": "sequences"}
 LARGEST = 2_500_000  # bytes of an encoder in the repository
 Score = dict[str, Any]
 
 
-def export(encoder: nn.Module, path: Path) -> str:
+def export(encoder: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> str:
     """Write the encoder's state, floats as float16; the sha256 of the file.
 
     Raises:
         ValueError: a value does not fit into float16, or the file is larger than 2.5 MB.
     """
-    digest = save(encoder, path, "float16")
+    digest = save(encoder, path, "float16", metadata)
     size = path.stat().st_size
     if size > LARGEST:
         path.unlink()
@@ -43,11 +47,23 @@ def card(
     stem: Path,
     result: Score,
     backbone: dict[str, Any],
-    view: dict[str, Any],
+    preprocessing: dict[str, Any],
     digest: str,
     encoder: nn.Module,
+    score: dict[str, float],
 ) -> dict[str, Any]:
-    """The card of one encoder; its score is that of the weights in the file."""
+    """The card of one encoder.
+
+    Args:
+        stem: of the weights' path, without the suffix.
+        result: what is known of the run.
+        backbone: of its config.
+        preprocessing: see `Card`.
+        digest: of the weights.
+        encoder: loaded from them.
+        score: its own, not that of the encoder that was trained.
+    """
+    samples = SAMPLES[preprocessing.get("kind", "image")]
     about = {
         "name": stem.name,
         "file": f"{stem.name}.safetensors",
@@ -60,17 +76,51 @@ def card(
         },
         "num_features": encoder.num_features,
         "data": result["data"],
-        "preprocessing": {"range": [0.0, 1.0], **view},
+        "preprocessing": preprocessing,
         "recipe": result["config"],
         "recipe_changes": result["extra"],
         "commit": result["commit"],
         "epochs": result["epochs"],
         "seeds": result["seeds"],
         "protocol": result["protocol"],
-        "score": {"val/knn_top1_k20_t0.07": result["knn_top1_float16"]},
+        "score": score,
         "licence": {
             "code": "MIT",
-            "weights": f"MIT; trained on {result['data']}, whose images are not included",
+            "weights": f"MIT; trained on {result['data']}, whose {samples} are not included",
         },
     }
-    return {**about, "features": fixed_features(encoder, card_of(about, stem.name))}
+    made = card_of(about, stem.name)
+    known: Any = encoder
+    known.preprocess = preprocessor(made, stem.with_suffix(".safetensors"))
+    return {**about, "features": fixed_features(encoder, made)}
+
+
+def keep(
+    stem: Path,
+    encoder: nn.Module,
+    backbone: dict[str, Any],
+    result: Score,
+    described: tuple[dict[str, Any], dict[str, str]],
+    score: Callable[[nn.Module], dict[str, float]],
+) -> dict[str, float]:
+    """Write an encoder in float16 with its card, and score what is in the file.
+
+    Args:
+        stem: of both paths, without the suffix.
+        encoder: trained.
+        backbone: of the run's config.
+        result: what is known of the run.
+        described: the card's preprocessing, and the metadata of the weights (`describe`).
+        score: of an encoder, by metric.
+
+    Returns:
+        The score of the file's weights.
+    """
+    preprocessing, metadata = described
+    path = stem.with_suffix(".safetensors")
+    digest = export(encoder, path, metadata)
+    loaded = load_encoder(backbone, path)
+    own = score(loaded)
+    content = card(stem, result, backbone, preprocessing, digest, loaded, own)
+    stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    return own

@@ -27,7 +27,7 @@ import yaml
 from lightning import LightningDataModule, LightningModule, seed_everything
 from torch import Tensor, nn
 
-from benchmarks.card import Score, card, export, load_encoder
+from benchmarks.card import Score, keep
 from benchmarks.driver import ROOT
 from benchmarks.speed import surroundings
 from benchmarks.worker import versions
@@ -158,11 +158,12 @@ def evaluate(
     encoder = config["model"]["init_args"]["backbone"]
     view = {key: _plain(getattr(data.eval_view, key)) for key in ("size", "mean", "std", "space")}
     stem = weights / f"{name}-{net}-cifar10jpeg"
-    digest = export(model.encoder(), stem.with_suffix(".safetensors"))
-    loaded = load_encoder(encoder, stem.with_suffix(".safetensors"))
-    result["knn_top1_float16"] = score(loaded, loaders)
-    written = card(stem, result, encoder, view, digest, loaded)
-    stem.with_suffix(".json").write_text(json.dumps(written, indent=1) + "\n")
+    about = ({"range": [0.0, 1.0], **view}, {})
+    metric = f"val/knn_top1_k{K}_t{TEMPERATURE}"
+    own = keep(
+        stem, model.encoder(), encoder, result, about, lambda net: {metric: score(net, loaders)}
+    )
+    result["knn_top1_float16"] = own[metric]
     return result
 
 

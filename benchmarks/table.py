@@ -199,7 +199,9 @@ def text_table(results: dict[str, Result]) -> str:
         "CPU minutes",
         *(f"{t}, dev / test" for t in titles.values()),
     ]
-    lines = _head([*head, "sentences a second of CPU time: read, views, trained", "seeds", "config", "commit"])
+    lines = _head(
+        [*head, "sentences per CPU second: read, views, trained", "seeds", "config", "commit"]
+    )
     for name, result in results.items():
         scores = [
             " / ".join(f"{result['scores'][row][column]:.3f}" for column in columns)

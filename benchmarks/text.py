@@ -8,7 +8,7 @@
 Spearman on dev and test of the trained encoder and of its baselines is the run's own
 `sentence_table.json`. Afterwards: how many sentences are read and tokenized in a second of one
 core, how many are made views of, and how many go through a whole training step. Results go to
-benchmarks/results/text.json, one row a name.
+benchmarks/results/text.json, one row a name, and the encoder with its card to zoo_weights/.
 """
 
 from __future__ import annotations
@@ -22,10 +22,15 @@ from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
+from benchmarks.card import keep
 from benchmarks.driver import ROOT
 from benchmarks.quality import TIMING, build, fit, split_arguments
 from benchmarks.worker import versions
+from sslzoo.eval.features import extract
+from sslzoo.eval.similarity import pair_spearman
+from sslzoo.zoo.preprocessing import describe
 
 RESULT = ROOT / "benchmarks" / "results" / "text.json"
 TABLE = "sentence_table.json"
@@ -64,17 +69,41 @@ def speed(config: dict[str, Any], rounds: int) -> dict[str, float]:
     }
 
 
-def measure(run: Path, config_name: str, rounds: int) -> dict[str, Any]:
-    """What goes into the results of a finished run."""
+def correlations(data: Any, encoder: nn.Module) -> dict[str, float]:
+    """Spearman of an encoder's cosines on each set of scored pairs."""
+    scores = {}
+    for name, loaders in data.similarity_dataloaders().items():
+        found = extract(encoder, loaders.bank, loaders, "forward", "cpu")
+        assert found.label is not None
+        scores[f"spearman_{name}"] = pair_spearman(found.features, found.label.double())
+    return scores
+
+
+def measure(run: Path, config_name: str, rounds: int, stem: Path) -> dict[str, Any]:
+    """Keep the encoder of a finished run; what goes into the results."""
     config = yaml.safe_load((run / "config.yaml").read_text())
-    timing = json.loads((run / TIMING).read_text())
-    return {
+    about = {
+        "method": config["model"]["class_path"],
         "config": f"configs/{config_name}.yaml",
+        "data": "STS-B",
         "epochs": config["trainer"]["max_epochs"],
         "seeds": [config["seed_everything"]],
+        "protocol": "Spearman's correlation of cosines with the scores of pairs",
+        **json.loads((run / TIMING).read_text()),
+    }
+    data, model = build(config, "data"), build(config, "model")
+    data.setup("fit")
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", "cpu", weights_only=True)
+    model.load_state_dict(checkpoint["state_dict"])
+    backbone, described = config["model"]["init_args"]["backbone"], describe(config["data"])
+    own = keep(
+        stem, model.encoder(), backbone, about, described, lambda net: correlations(data, net)
+    )
+    return {
+        **about,
         "scores": json.loads((run / TABLE).read_text()),
+        "float16": own,
         **speed(config, rounds),
-        **timing,
         "versions": versions(),
     }
 
@@ -87,6 +116,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, help="take this finished run instead of training")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "text")
     parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--weights", type=Path, default=ROOT / "zoo_weights")
     parser.add_argument("--rounds", type=int, default=9, help="of the speed")
     parser.epilog = "Arguments after -- go to `sslzoo fit`."
     own, extra = split_arguments(args)
@@ -97,7 +127,8 @@ def main(args: list[str] | None = None) -> None:
         quiet = "--trainer.enable_progress_bar=false"
         run = fit(given.config, str(Path(given.data).resolve()), None, folder, [*extra, quiet])
     kept = json.loads(given.output.read_text()) if given.output.exists() else {}
-    kept[given.name] = measure(run, given.config, given.rounds)
+    stem = given.weights / f"{given.name}-small_transformer-stsb"
+    kept[given.name] = measure(run, given.config, given.rounds, stem)
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
     print(given.name, kept[given.name]["scores"], flush=True)

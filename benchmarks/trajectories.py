@@ -6,7 +6,8 @@ Records episodes of gymnasium's Pendulum-v1 under four gravities, which no obser
 and speed of the angle) shows; trains by `sslzoo fit --config cpc/arrays_small_30ep`; and asks a
 linear probe for the gravity: of the trained encoder's mean context, of the untrained one's, and
 of mean and deviation of the raw observations. What gravity does shows only in how a state follows
-from the one before, which is what CPC has to learn. Results: benchmarks/results/trajectories.json.
+from the one before, which is what CPC has to learn. Results: benchmarks/results/trajectories.json;
+the encoder with its card goes to zoo_weights/.
 """
 
 from __future__ import annotations
@@ -22,15 +23,18 @@ import yaml
 from lightning import seed_everything
 from torch import Tensor
 
+from benchmarks.card import keep
 from benchmarks.driver import ROOT
 from benchmarks.quality import TIMING, build, fit, split_arguments
 from benchmarks.worker import versions
 from sslzoo.eval.features import extract
 from sslzoo.eval.linear import linear_probe
 from sslzoo.shipped import find_config
+from sslzoo.zoo.preprocessing import describe
 
 RESULT = ROOT / "benchmarks" / "results" / "trajectories.json"
 CONFIG = "cpc/arrays_small_30ep"
+NAME = "cpc-gru_small-pendulum"
 GRAVITIES = (4.0, 7.0, 10.0, 13.0)  # m / s^2
 EPISODES = {"train": 800, "val": 400}
 STEPS = 100
@@ -85,8 +89,8 @@ def probe(data: Any, module: Any, function: Any) -> float:
     return linear_probe(*given, loaders.num_classes)
 
 
-def evaluate(run: Path) -> dict[str, Any]:
-    """Score a run; what goes into the results."""
+def evaluate(run: Path, weights: Path) -> dict[str, Any]:
+    """Score a run, keep its encoder; what goes into the results."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     seed_everything(config["seed_everything"], verbose=False)
     data, model = build(config, "data"), build(config, "model")
@@ -95,14 +99,25 @@ def evaluate(run: Path) -> dict[str, Any]:
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", "cpu", weights_only=True)
     model.load_state_dict(checkpoint["state_dict"])
     scores["trained"] = probe(data, model, "forward")
-    return {
+    about = {
+        "method": config["model"]["class_path"],
         "config": f"configs/{CONFIG}.yaml",
         "data": f"Pendulum-v1, random policy, {STEPS} steps, gravities {list(GRAVITIES)}",
-        "episodes": EPISODES,
         "epochs": checkpoint["epoch"] + 1,
         "seeds": [config["seed_everything"]],
-        "accuracy": scores,
+        "protocol": "linear probe for the gravity, 400 other episodes",
         **json.loads((run / TIMING).read_text()),
+    }
+    backbone, described = config["model"]["init_args"]["backbone"], describe(config["data"])
+    own = keep(
+        *(weights / NAME, model.encoder(), backbone, about, described),
+        lambda net: {"linear_top1": probe(data, net, "forward")},
+    )
+    return {
+        **about,
+        "episodes": EPISODES,
+        "accuracy": scores,
+        "float16": own,
         "versions": versions(),
     }
 
@@ -112,13 +127,14 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="of train.npz and val.npz")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "trajectories")
     parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--weights", type=Path, default=ROOT / "zoo_weights")
     parser.epilog = "Arguments after -- go to `sslzoo fit`."
     own, extra = split_arguments(args)
     given = parser.parse_args(own)
     write(given.folder)
     data = str(given.folder.resolve())
     run = fit(find_config(CONFIG), data, None, given.runs.resolve(), extra)
-    result = evaluate(run)
+    result = evaluate(run, given.weights)
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["accuracy"], indent=1))

@@ -74,7 +74,8 @@ def read_model(name: str) -> Model:
         encoder: Any = sslzoo.load(name)
         card = getattr(encoder, "card", None)
         about = {} if card is None else json.loads(card.to_json())
-        return Model(name, encoder, getattr(encoder, "preprocess", None), about)
+        view = getattr(encoder, "preprocess", None)
+        return Model(name, encoder, view if isinstance(view, EvalView) else None, about)
     config, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
     if not config.is_file() or not checkpoint.is_file():
         raise ValueError(f"a run has config.yaml and checkpoints/last.ckpt, {name!r} has not both")

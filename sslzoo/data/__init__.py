@@ -6,6 +6,7 @@ from sslzoo.data.base import SampleDataModule, Sets
 from sslzoo.data.cifar import CIFAR10, CIFAR100
 from sslzoo.data.folder import ImageFolder
 from sslzoo.data.imagenet import ImageNet
+from sslzoo.data.inputs import FrameInput, TextInput, WaveformInput
 from sslzoo.data.librispeech import LibriSpeech
 from sslzoo.data.mnist5k import MNIST5k
 from sslzoo.data.module import ImageDataModule, ImageSets
@@ -23,6 +24,7 @@ __all__ = [
     "STSB",
     "AudioDataModule",
     "AudioFolder",
+    "FrameInput",
     "HFText",
     "HFTokenizer",
     "ImageDataModule",
@@ -38,9 +40,11 @@ __all__ = [
     "Sets",
     "SpeechCommands",
     "TextDataModule",
+    "TextInput",
     "TextLines",
     "TextSets",
     "TextTokenizer",
+    "WaveformInput",
     "WordPiece",
     "with_views",
 ]

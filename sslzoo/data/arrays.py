@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sslzoo.batch import Batch, Padded
 from sslzoo.data.base import PredictOn, SampleDataModule, SampleSet, Sets
+from sslzoo.data.inputs import FrameInput
 from sslzoo.data.listing import check_folder
 from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
@@ -124,7 +125,7 @@ class SequenceArrays(SampleDataModule):
             raise ValueError(f"a window of at least 1 frame wanted, got {window}")
         self.root, self.window, self.standardise = root, window, standardise
         self.val_fraction = val_fraction
-        self._mean, self._std = torch.zeros(1), torch.ones(1)  # until they are read
+        self.input = FrameInput()  # until `read` knows better
 
     def read(self) -> Sets:
         """Load both files, and the training set's mean and deviation."""
@@ -145,10 +146,10 @@ class SequenceArrays(SampleDataModule):
                 f"{short} of {len(train)} training sequences are shorter than the window of "
                 f"{window} frames; set window"
             )
-        frames = np.arange(train.values.shape[1]) < train.frames().numpy()[:, None]
-        own = np.asarray(train.values, dtype=np.float64)[frames]  # (frames of all, F)
-        self._mean = torch.from_numpy(own.mean(0)).float()
-        self._std = torch.from_numpy(own.std(0)).float().clamp_min(1e-6)
+        if self.standardise:
+            frames = np.arange(train.values.shape[1]) < train.frames().numpy()[:, None]
+            own = np.asarray(train.values, dtype=np.float64)[frames]  # (frames of all, F)
+            self.input = FrameInput(own.mean(0).tolist(), own.std(0).clip(1e-6).tolist())
         labels = [x.labels for x in (train, query) if x is not None and x.labels is not None]
         return Sets(train, query, 1 + max(int(x.max()) for x in labels) if labels else None)
 
@@ -164,21 +165,10 @@ class SequenceArrays(SampleDataModule):
         return self.eval_views(batch)  # the window is all that is random
 
     def eval_views(self, batch: Batch) -> Batch:
-        view = batch.views[0]
-        if not isinstance(view, Padded):
-            return self._in_precision(batch._replace(views=[self._scaled(view)]))
-        values = self._scaled(view.values)
-        inside = torch.arange(values.shape[1], device=values.device) < view.lengths[:, None]
-        padded = Padded(values * inside[..., None], view.lengths)
-        return self._in_precision(batch._replace(views=[padded]))
+        return self._in_precision(batch._replace(views=[self.input(batch.views[0])]))
 
     def workers(self, samples: Any) -> int:
         return 0
-
-    def _scaled(self, values: Tensor) -> Tensor:
-        if not self.standardise:
-            return values
-        return (values - self._mean.to(values.device)) / self._std.to(values.device)
 
 
 def _load(root: Path, name: str) -> ArraySequences | None:

@@ -74,15 +74,37 @@ class WordPiece(TextTokenizer):
                 raise ValueError(f"path must be a JSON file of tokenizers, got {self.path!r}")
             self._tokenizer = tokenizers.Tokenizer.from_file(self.path)
             self._tokenizer.add_special_tokens(["[DEL]"])
-        found = [self._tokenizer.token_to_id(name) for name in NAMES]
-        if None in found:
-            missing = [name for name, number in zip(NAMES, found, strict=True) if number is None]
-            raise ValueError(f"a tokenizer must have {NAMES}, {self.path!r} lacks {missing}")
-        self.special = Special(*found)
+        self._find_special(repr(self.path))
+
+    @classmethod
+    def from_json(cls, text: str) -> WordPiece:
+        """A prepared one of what `to_json` gave.
+
+        Raises:
+            ValueError: it is something else, or lacks a special token.
+        """
+        made = cls()
+        try:
+            made._tokenizer = _tokenizers().Tokenizer.from_str(text)
+        except Exception as error:  # the package raises nothing narrower
+            raise ValueError(f"no JSON of tokenizers: {error}") from None
+        made._find_special("it")
+        return made
+
+    def to_json(self) -> str:
+        """What `from_json` reads: the content of the file that `save` writes."""
+        return self._ready().to_str()
 
     def save(self, path: str) -> None:
         """Write the JSON file."""
         self._ready().save(path)
+
+    def _find_special(self, where: str) -> None:
+        found = [self._tokenizer.token_to_id(name) for name in NAMES]
+        if None in found:
+            missing = [name for name, number in zip(NAMES, found, strict=True) if number is None]
+            raise ValueError(f"a tokenizer must have {NAMES}, {where} lacks {missing}")
+        self.special = Special(*found)
 
     @property
     def num_ids(self) -> int:

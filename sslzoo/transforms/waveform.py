@@ -20,7 +20,7 @@ GIM_MEAN, GIM_STD = -1456218.75 / 2**31, 135303504.0 / 2**31
 
 @final
 class Waveform:
-    """One view: (x / 32768 - mean) / std.
+    """One view: (x - mean) / std of int16 over 32768, or of float in [-1, 1].
 
     Args:
         mean: of samples in [-1, 1]; 0 in CPC_audio, -0.000678 in Greedy InfoMax.
@@ -47,4 +47,7 @@ class Waveform:
         return Padded(values * inside, waves.lengths)
 
     def _scaled(self, waves: Tensor) -> Tensor:
-        return (waves.to(torch.float32) / FULL_SCALE - self.mean) / self.std
+        x = waves.to(torch.float32)
+        if not waves.is_floating_point():
+            x = x / FULL_SCALE
+        return (x - self.mean) / self.std

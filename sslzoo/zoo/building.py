@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 # What a file that came from elsewhere may name. Not `sslzoo.load`: it would load a further file.
 KNOWN_PACKAGES = (
-    *(f"sslzoo.{part}." for part in ("backbones", "eval", "heads", "methods", "optim")),
+    *(f"sslzoo.{p}." for p in ("backbones", "data", "eval", "heads", "methods", "optim")),
+    "sslzoo.transforms.",
     *("torch.nn.", "torch.optim.", "torchvision.models."),
 )
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # in every checkpoint of the command

@@ -19,6 +19,13 @@ from sslzoo.transforms.eval_view import EvalView
 
 _LICENCES = {"code", "weights"}
 _VIEW = {"size", "resize", "mean", "std", "interpolation", "fraction", "space"}
+# What `preprocessing` says of each kind of data, and which of it must be there.
+_KINDS: dict[str, tuple[set[str], dict[str, type]]] = {
+    "image": (_VIEW | {"range"}, {"size": int}),
+    "waveform": ({"rate", "window", "transform"}, {"rate": int, "transform": dict}),
+    "text": ({"max_length", "tokenizer"}, {"max_length": int}),
+    "frames": ({"mean", "std"}, {"mean": list, "std": list}),
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,11 @@ class Card:
         backbone: `class_path` and `init_args` of the encoder.
         num_features: width of its features.
         data: what it was trained on.
-        preprocessing: arguments of `EvalView`, and the range of the pixels; None for other data.
+        preprocessing: how samples become what the encoder takes (`encoder.preprocess`), None where
+            it is not known. Of images the arguments of `EvalView` and the range of the pixels;
+            else a `kind` and the arguments of one of `data.WaveformInput` ("waveform"),
+            `TextInput` ("text"; the tokenizer's JSON lies in the weights' metadata, unless the
+            card names a tokenizer) and `FrameInput` ("frames").
         licence: of `code` and of `weights`.
         sha256: of the file, or the beginning (8 digits or more) that its authors publish.
         md5: the beginning of it, where that is what the authors publish.
@@ -86,14 +97,19 @@ class Card:
         text = self.licence["weights"].lower()
         return "-nc" in text or "non-commercial" in text or "noncommercial" in text
 
+    @property
+    def kind(self) -> str:
+        """Of its data: "image", "waveform", "text", "frames", or "unknown"."""
+        return "unknown" if self.preprocessing is None else self.preprocessing.get("kind", "image")
+
     def preprocess(self) -> EvalView:
         """Images (B, C, H, W), uint8 or in [0, 1], to what the encoder was trained on.
 
         Raises:
             ValueError: the encoder is not of images.
         """
-        if self.preprocessing is None:
-            raise ValueError(f"{self.name!r} is not an encoder of images: {self.note}")
+        if self.preprocessing is None or self.kind != "image":
+            raise ValueError(f"{self.name!r} is not an encoder of images: it takes {self.kind}")
         view = {key: value for key, value in self.preprocessing.items() if key in _VIEW}
         if "fraction" not in view:
             view.setdefault("resize", view["size"])  # no change for images of that size
@@ -136,13 +152,21 @@ def _complaints(card: Card) -> list[str]:
         if digest is not None and not (hexadecimal and least <= len(digest) <= most):
             wrong.append(f"wants {least} to {most} hex digits as {name}, got {digest!r}")
     if card.preprocessing is not None:
-        odd = set(card.preprocessing) - _VIEW - {"range"}
-        if odd or not isinstance(card.preprocessing.get("size"), int):
-            wrong.append(f"wants a size and of {sorted(_VIEW)} only, got {card.preprocessing!r}")
+        wrong += _complaints_of_preprocessing(card.kind, card.preprocessing)
     for metric, value in card.score.items():
         if not isinstance(value, float) or not 0 <= value <= 1:
             wrong.append(f"wants scores in 0..1, got {metric}: {value!r}")
     return wrong
+
+
+def _complaints_of_preprocessing(kind: str, given: dict[str, Any]) -> list[str]:
+    if kind not in _KINDS:
+        return [f"wants a kind of {sorted(_KINDS)} as preprocessing, got {kind!r}"]
+    allowed, needed = _KINDS[kind]
+    fits = all(isinstance(given.get(key), wanted) for key, wanted in needed.items())
+    if fits and not set(given) - allowed - {"kind"}:
+        return []
+    return [f"wants {sorted(needed)} and of {sorted(allowed)} only as preprocessing, got {given!r}"]
 
 
 def card_of(raw: Mapping[str, Any], where: str) -> Card:

@@ -29,6 +29,7 @@ from sslzoo.zoo.cache import ANY, check, fetch, is_url, place
 from sslzoo.zoo.card import Card, read_card
 from sslzoo.zoo.converters import convert
 from sslzoo.zoo.listing import card_named, entries, local_file, sources
+from sslzoo.zoo.preprocessing import preprocessor
 from sslzoo.zoo.reading import read
 
 
@@ -57,9 +58,10 @@ def load(
 ) -> nn.Module:
     """An encoder with its weights, an nn.Module (B, ...) -> (B, num_features).
 
-    Where there is a card it is `encoder.card`, and `encoder.preprocess` makes of images (B, C, H,
-    W), uint8 or in [0, 1], what the encoder takes. A licence that is not for commercial use is
-    printed.
+    Where there is a card it is `encoder.card`, and `encoder.preprocess` makes of samples what the
+    encoder takes: of images (B, C, H, W), uint8 or in [0, 1]; of waveforms (B, L), int16 or in
+    [-1, 1], or a list of such; of a list of sentences; of sequences (B, T, F). A licence that is
+    not for commercial use is printed.
 
     Args:
         name: of an entry (`sslzoo zoo list`); or a path or an address (https://, hf://OWNER/
@@ -86,7 +88,7 @@ def load(
         _print_licence(card)
         about: Any = module
         about.card = card
-        about.preprocess = card.preprocess() if card.preprocessing is not None else None
+        about.preprocess = preprocessor(card, found.path)
     return module.train(train)
 
 
@@ -150,7 +152,7 @@ def _from_address(url: str, sha256: str | None) -> Found:
         except OSError:
             card = None  # weights alone
     if card is not None:
-        refuse_unknown_classes(card.backbone, url)
+        refuse_unknown_classes({"of": [card.backbone, card.preprocessing]}, url)
         sha256 = card.sha256 if sha256 in (None, ANY) else sha256
     found = Found(fetch([url], place(url, name), sha256), card, url.startswith("file:"))
     return _checked(found, None)

@@ -520,12 +520,16 @@ def _cpc_audio() -> Card:
         },
         num_features=256,
         data="Libri-Light, 60k hours",
-        preprocessing=None,
+        preprocessing={
+            "kind": "waveform",
+            "rate": 16000,
+            "transform": {"class_path": "sslzoo.transforms.Waveform"},
+        },
         licence={"code": "MIT", "weights": "MIT"},
         urls=[f"{_FB}/librilight/CPC_checkpoints/60k_epoch4-d0f474de.pt"],
         layout="cpc_audio",
         source="facebookresearch/CPC_audio b98a1bd",
-        note="waveforms (B, L) in [-1, 1] at 16 kHz; `forward_frames` gives a context every 10 ms; "
+        note="`forward_frames` gives a context every 10 ms; "
         "that the context is one LSTM of 256 is the code's default, unverified; licence: the "
         f"repository's; {_NO_HASH} (sha256='d0f474de', if the name is made as torch.hub's are)",
     )

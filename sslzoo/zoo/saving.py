@@ -5,32 +5,38 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import jsonargparse
 import yaml
-from lightning import LightningDataModule
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from sslzoo.zoo.cache import home
 from sslzoo.zoo.card import Card
 from sslzoo.zoo.listing import card_named
 from sslzoo.zoo.loading import load
+from sslzoo.zoo.preprocessing import describe
 from sslzoo.zoo.reading import read
 from sslzoo.zoo.verifying import fixed_features
 
 Dtype = Literal["float32", "float16"]
 
 
-def save(encoder: nn.Module, path: Path, dtype: Dtype = "float32") -> str:
+def save(
+    encoder: nn.Module,
+    path: Path,
+    dtype: Dtype = "float32",
+    metadata: Mapping[str, str] | None = None,
+) -> str:
     """Write an encoder's state; the sha256 of the file.
 
     Args:
         encoder: any module.
         path: of the .safetensors.
         dtype: of its floats.
+        metadata: text that goes into the file, such as a tokenizer.
 
     Raises:
         ValueError: a value is not finite in that precision; nothing is written.
@@ -46,7 +52,7 @@ def save(encoder: nn.Module, path: Path, dtype: Dtype = "float32") -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     try:
-        save_file(state, part, metadata={"format": "pt"})
+        save_file(state, part, metadata={"format": "pt", **(metadata or {})})
         part.chmod(0o644)
         part.replace(path)
     finally:
@@ -54,7 +60,13 @@ def save(encoder: nn.Module, path: Path, dtype: Dtype = "float32") -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def save_with_card(encoder: nn.Module, card: Card, folder: Path, dtype: Dtype = "float32") -> Card:
+def save_with_card(
+    encoder: nn.Module,
+    card: Card,
+    folder: Path,
+    dtype: Dtype = "float32",
+    metadata: Mapping[str, str] | None = None,
+) -> Card:
     """Write weights and card, and load them again.
 
     Args:
@@ -62,6 +74,7 @@ def save_with_card(encoder: nn.Module, card: Card, folder: Path, dtype: Dtype = 
         card: without hash and features.
         folder: where both go, under the card's name.
         dtype: of the floats.
+        metadata: see `save`.
 
     Returns:
         The card with the file's hash and the features of the fixed input.
@@ -74,11 +87,10 @@ def save_with_card(encoder: nn.Module, card: Card, folder: Path, dtype: Dtype = 
     if path.exists() or beside.exists():
         raise ValueError(f"{path} is there already: take another name, or remove it and its card")
     try:
-        card = dataclasses.replace(card, sha256=save(encoder, path, dtype), dtype=dtype)
+        card = dataclasses.replace(card, sha256=save(encoder, path, dtype, metadata), dtype=dtype)
         beside.write_text(card.to_json())
         loaded = load(str(path))
-        if card.preprocessing is not None:
-            card = dataclasses.replace(card, features=fixed_features(loaded, card))
+        card = dataclasses.replace(card, features=fixed_features(loaded, card))
         beside.write_text(card.to_json())
     except BaseException:
         path.unlink(missing_ok=True)
@@ -121,6 +133,7 @@ def add_run(
     config = yaml.safe_load(config_path.read_text())
     method: Any = load(str(checkpoint), whole=True)
     encoder = method.encoder().eval()
+    preprocessing, metadata = describe(config["data"], size)
     card = Card(
         name=name,
         file=f"{name}.safetensors",
@@ -128,7 +141,7 @@ def add_run(
         backbone=_backbone(config["model"]["init_args"]["backbone"]),
         num_features=encoder.num_features,
         data=data,
-        preprocessing=_preprocessing(config["data"], size),
+        preprocessing=preprocessing,
         licence={"code": "MIT", "weights": licence},
         recipe=str(config_path),
         epochs=int(read(checkpoint)["epoch"]) + 1,
@@ -136,7 +149,7 @@ def add_run(
         protocol="the run's last validation",
         score=_scores(run / "metrics.csv"),
     )
-    return save_with_card(encoder, card, folder or home() / "entries", dtype)
+    return save_with_card(encoder, card, folder or home() / "entries", dtype, metadata)
 
 
 def _backbone(config: dict[str, Any]) -> dict[str, Any]:
@@ -144,26 +157,6 @@ def _backbone(config: dict[str, Any]) -> dict[str, Any]:
     if config["class_path"] in ("sslzoo.load", "sslzoo.zoo.load", "sslzoo.zoo.loading.load"):
         return card_named(config["init_args"]["name"]).backbone
     return {"class_path": config["class_path"], "init_args": config.get("init_args") or {}}
-
-
-def _preprocessing(config: dict[str, Any], size: int | None) -> dict[str, Any]:
-    """The arguments of the data module's evaluation view."""
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
-    module: Any = parser.instantiate(parser.parse_object({"data": config}))["data"]
-    if size is None:
-        module.setup("validate")  # a folder's view has the size of its images
-    view = module.eval_view
-    kept: dict[str, Any] = {"range": [0.0, 1.0], "size": size or view.size, "space": view.space}
-    for key in ("mean", "std"):
-        value = getattr(view, key)
-        if value is not None:
-            kept[key] = value.flatten().tolist() if isinstance(value, Tensor) else list(value)
-    if view.fraction is not None:
-        kept |= {"fraction": view.fraction, "interpolation": view.interpolation}
-    elif view.resize is not None:
-        kept |= {"resize": view.resize, "interpolation": view.interpolation}
-    return kept
 
 
 def _scores(metrics: Path) -> dict[str, float]:

@@ -28,6 +28,7 @@ def test_a_run_becomes_a_row(tmp_path: Path) -> None:
             f"--data={folder}",
             f"--runs={tmp_path / 'runs'}",
             f"--output={output}",
+            f"--weights={tmp_path}",
             "--rounds=1",
             "--",
             "--trainer.max_epochs=1",

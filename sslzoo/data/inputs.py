@@ -1,0 +1,120 @@
+"""Inputs: what an encoder is fed outside a data module, for sound, text and arrays.
+
+Each does what its data module does in evaluation, to samples that are at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sslzoo.batch import Padded
+from sslzoo.data.audio import AudioViews
+from sslzoo.data.lines import ListLines, Sentences, Text
+from sslzoo.data.tokenizer import TextTokenizer
+from sslzoo.tokens import Tokens, with_special
+
+
+@final
+class WaveformInput:
+    """Sound to what an encoder of sound takes.
+
+    Args:
+        transform: whose view of evaluation it is (`transforms.Waveform`).
+        rate: Hz; resampling is the caller's (`data.soundfiles.read_sound` does it).
+        window: samples of the central window that is cut; None: all.
+    """
+
+    def __init__(self, transform: AudioViews, rate: int, window: int | None = None) -> None:
+        self.transform, self.rate, self.window = transform, rate, window
+
+    def __call__(self, waves: Tensor | Padded | Sequence[Tensor]) -> Tensor | Padded:
+        """Waveforms (B, L), `Padded`, or a list of (L,): int16, or float in [-1, 1].
+
+        Raises:
+            ValueError: another shape.
+        """
+        if not isinstance(waves, Tensor | Padded):
+            waves = _padded(waves)
+        values = waves if isinstance(waves, Tensor) else waves.values
+        if values.dim() != 2:
+            raise ValueError(f"waveforms (B, L) wanted, got shape {tuple(values.shape)}")
+        if self.window is not None:
+            waves = self._centres(waves)
+        return self.transform.evaluation(waves)
+
+    def _centres(self, waves: Tensor | Padded) -> Tensor:
+        assert self.window is not None
+        if isinstance(waves, Tensor):
+            return _centre(waves, self.window)
+        each = zip(waves.values, waves.lengths.tolist(), strict=True)
+        return torch.stack([_centre(wave[:length], self.window) for wave, length in each])
+
+
+def _centre(wave: Tensor, window: int) -> Tensor:
+    """The central window of the last dimension, zero-padded on both sides where it is shorter."""
+    length = wave.shape[-1]
+    if length >= window:
+        return wave.narrow(-1, (length - window) // 2, window)
+    before = (window - length) // 2
+    return pad(wave, (before, window - length - before))
+
+
+def _padded(waves: Sequence[Tensor]) -> Padded:
+    if not waves or any(not isinstance(wave, Tensor) or wave.dim() != 1 for wave in waves):
+        raise ValueError(f"a list of waveforms (L,) wanted, got {type(waves).__name__} of others")
+    lengths = torch.tensor([len(wave) for wave in waves], device=waves[0].device)
+    return Padded(torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True), lengths)
+
+
+@final
+class TextInput:
+    """Sentences to what an encoder of text takes.
+
+    Args:
+        tokenizer: prepared.
+        max_length: places, [CLS] and [SEP] among them; longer text is cut.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, max_length: int) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+
+    def __call__(self, sentences: Sequence[str]) -> Tokens:
+        """B sentences to ids (B, L).
+
+        Raises:
+            ValueError: it is no list of strings.
+        """
+        lines = [] if isinstance(sentences, str) else list(sentences)
+        if not lines or not all(isinstance(line, str) for line in lines):
+            raise ValueError(f"a list of sentences wanted, got {sentences!r}")
+        source = Sentences(Text(ListLines(lines)), self.tokenizer, self.max_length - 2)
+        (tokens,) = source.__getitems__(list(range(len(lines)))).views
+        return with_special(tokens, self.tokenizer.special)
+
+
+@final
+class FrameInput:
+    """Sequences (B, T, F), or `Padded`, standardised as those of training were.
+
+    Args:
+        mean: F numbers, or one.
+        std: likewise.
+    """
+
+    def __init__(self, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)) -> None:
+        self.mean, self.std = torch.tensor(mean), torch.tensor(std)
+
+    def __call__(self, sequences: Tensor | Padded) -> Tensor | Padded:
+        if not isinstance(sequences, Padded):
+            return self._scaled(sequences)
+        values, lengths = sequences
+        inside = torch.arange(values.shape[1], device=values.device) < lengths[:, None]
+        return Padded(self._scaled(values) * inside[..., None], lengths)
+
+    def _scaled(self, values: Tensor) -> Tensor:
+        return (values - self.mean.to(values.device)) / self.std.to(values.device)
