@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sslzoo.batch import Batch, View, label_of
 from sslzoo.eval.classifier import Classifier, load_weights
+from sslzoo.eval.mixing import Mixed, Mixing
 from sslzoo.losses import cross_entropy
 from sslzoo.optim import all_alike
 from sslzoo.trainable import GroupsFactory, OptimizerFactory, ScheduleFactory, Trainable
@@ -32,6 +33,7 @@ class FineTune(Trainable):
             "random" for a net trained from scratch.
         train_backbone: False freezes the backbone, in eval mode: the linear protocol.
         label_smoothing: see `losses.cross_entropy`; 0 in SimCLR.
+        mixing: of the images of a batch and of their labels (`Mixing`); None: none.
         optimizer: see `Trainable`; LARS without weight decay in SimCLR v2.
         schedule: see `Trainable`; a cosine without warm-up in SimCLR v2.
         parameter_groups: see `Trainable`; `optim.exempt_bias_norm_and_classifier` in SimCLR.
@@ -53,6 +55,7 @@ class FineTune(Trainable):
         weights: str | None = None,
         train_backbone: bool = True,
         label_smoothing: float = 0.0,
+        mixing: Mixing | None = None,
         optimizer: OptimizerFactory | None = None,
         schedule: ScheduleFactory | None = None,
         parameter_groups: GroupsFactory = all_alike,
@@ -60,7 +63,7 @@ class FineTune(Trainable):
         super().__init__(optimizer, schedule, parameter_groups)
         self.model = model
         self.weights, self.train_backbone = weights, train_backbone
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.mixing = label_smoothing, mixing
         if not train_backbone:
             model.backbone.requires_grad_(False)
 
@@ -92,9 +95,14 @@ class FineTune(Trainable):
         return self.model
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        logits = self.model(only_view(batch, "FineTune"))  # (B, C)
+        view = only_view(batch, "FineTune")
         label = label_of(batch, "FineTune").long()  # (B,)
-        return {"cross_entropy": cross_entropy(logits, label, self.label_smoothing)}
+        mixed = Mixed(view, 1.0, label)
+        if self.mixing is not None:
+            mixed = self.mixing(view, label, self.seed, self.step)
+        logits = self.model(mixed.images)  # (B, C)
+        loss = mixed.loss(lambda y: cross_entropy(logits, y, self.label_smoothing), label)
+        return {"cross_entropy": loss}
 
 
 def start_from(model: Classifier, weights: str | None, name: str, whole: bool = False) -> None:

@@ -1,0 +1,120 @@
+"""Mixing: mixup and CutMix, for fine-tuning with labels.
+
+Zhang, Cisse, Dauphin and Lopez-Paz, ICLR 2018, https://arxiv.org/abs/1710.09412; Yun et al., ICCV
+2019, https://arxiv.org/abs/1905.04899. Reference code: timm 1.0's `Mixup`, mode "batch", which is
+what MAE fine-tunes with.
+
+Deviations:
+    1. Images 2i and 2i + 1 are mixed, theirs i and n - 1 - i: batches are shuffled, so the
+       distribution is the same, and it does not depend on how many ranks share a batch.
+    2. The share and the box are functions of (seed, step), the same on every rank; theirs are
+       drawn on each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, final
+
+import numpy as np
+from torch import Tensor
+
+
+class Mixed(NamedTuple):
+    """Mixed images, and whose labels they have.
+
+    Args:
+        images: (B, C, H, W).
+        share: of an image's own label; 1 - share is its partner's.
+        partner: (B,) labels of the partners.
+    """
+
+    images: Tensor
+    share: float
+    partner: Tensor
+
+    def loss(self, loss: Callable[[Tensor], Tensor], labels: Tensor) -> Tensor:
+        """The loss of mixed labels: `loss` of the labels is linear in one-hot targets."""
+        if self.share == 1:
+            return loss(labels)
+        return self.share * loss(labels) + (1 - self.share) * loss(self.partner)
+
+
+@final
+class Mixing:
+    """Each step mixes all images of its batch with one share, in one of two ways.
+
+    Args:
+        mixup: alpha of the Beta distribution of the share, where images are averaged; 0: never;
+            0.8 in MAE.
+        cutmix: the same where a box of the partner is pasted; 1.0 in MAE.
+        switch: how often it is CutMix where both are on.
+        probability: how often a step mixes at all.
+    """
+
+    def __init__(
+        self,
+        mixup: float = 0.8,
+        cutmix: float = 1.0,
+        switch: float = 0.5,
+        probability: float = 1.0,
+    ) -> None:
+        if min(mixup, cutmix) < 0 or max(mixup, cutmix) == 0:
+            raise ValueError(
+                f"mixup or cutmix above 0, none below it, wanted, got {mixup} and {cutmix}"
+            )
+        if not 0 <= switch <= 1 or not 0 <= probability <= 1:
+            raise ValueError(
+                f"switch and probability in [0, 1] wanted, got {switch} and {probability}"
+            )
+        self.mixup, self.cutmix = mixup, cutmix
+        self.switch, self.probability = switch, probability
+
+    def __call__(self, images: Tensor, labels: Tensor, seed: int, step: int) -> Mixed:
+        """Mix a batch.
+
+        Args:
+            images: (B, C, H, W), B even on every rank.
+            labels: (B,).
+            seed: of the run.
+            step: that draws.
+
+        Raises:
+            ValueError: B is odd, or these are no images.
+        """
+        if images.dim() != 4 or len(images) % 2:
+            raise ValueError(
+                "mixing wants images (B, C, H, W) with an even number on every rank, got "
+                f"{tuple(images.shape)}; drop_last leaves out a short batch"
+            )
+        draw = np.random.default_rng((seed, step))
+        if draw.random() >= self.probability:
+            return Mixed(images, 1.0, labels)
+        pasted = self.mixup == 0 or (self.cutmix > 0 and draw.random() < self.switch)
+        alpha = self.cutmix if pasted else self.mixup
+        share = float(draw.beta(alpha, alpha))
+        others = _partners(images)
+        if pasted:
+            top, bottom, left, right = _box(share, *images.shape[2:], draw)
+            share = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
+            mixed = images.clone()
+            mixed[:, :, top:bottom, left:right] = others[:, :, top:bottom, left:right]
+        else:
+            mixed = share * images + (1 - share) * others
+        return Mixed(mixed, share, _partners(labels))
+
+
+def _partners(x: Tensor) -> Tensor:
+    """Rows 2i and 2i + 1 change places."""
+    return x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+
+
+def _box(share: float, height: int, width: int, draw: np.random.Generator) -> tuple[int, ...]:
+    """Top, bottom, left and right of 1 - share of the image, cut at its edges."""
+    side = (1 - share) ** 0.5
+    edges = []
+    sizes = [(length, int(length * side)) for length in (height, width)]
+    for length, cut in sizes:
+        centre = int(draw.integers(length))
+        edges += [max(0, centre - cut // 2), min(length, centre + (cut + 1) // 2)]
+    return tuple(edges)
