@@ -95,7 +95,7 @@ class Mixing:
         share = float(draw.beta(alpha, alpha))
         others = _partners(images)
         if pasted:
-            top, bottom, left, right = _box(share, *images.shape[2:], draw)
+            top, bottom, left, right = _box(share, images.shape[2], images.shape[3], draw)
             share = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
             mixed = images.clone()
             mixed[:, :, top:bottom, left:right] = others[:, :, top:bottom, left:right]
