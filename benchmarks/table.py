@@ -121,6 +121,20 @@ def short_quality_table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
+def studies_table(results: list[Result]) -> str:
+    """Short runs that say why a figure is what it is."""
+    if not results:
+        return NOT_RUN
+    lines = _head(["study", "config", "changes", "epochs", "CPU minutes", "kNN", "untrained net"])
+    for r in results:
+        extra = [text for text in r["extra"] if not text.startswith("--trainer.")]
+        about = [f"`{r['config']}`", ", ".join(f"`{text}`" for text in extra) or "-"]
+        cost = [str(r["epochs"]), f"{r['cpu_minutes']:.1f}"]
+        scores = [f"**{r['knn_top1']:.4f}**", f"{r['untrained_knn_top1']:.4f}"]
+        lines.append(_line([r["name"], *about, *cost, *scores]))
+    return "\n".join(lines)
+
+
 def semi_supervised_table(results: dict[str, Result]) -> str:
     """Accuracies with few labels, by where training starts."""
     if not results:
@@ -244,13 +258,15 @@ def render(readme: str, results: Path) -> str:
         path = results / name
         return json.loads(path.read_text()) if path.exists() else None
 
-    quality = [
-        json.loads(path.read_text()) for path in sorted((results / "quality").glob("*.json"))
-    ]
+    quality, studies = (
+        [json.loads(path.read_text()) for path in sorted((results / name).glob("*.json"))]
+        for name in ("quality", "studies")
+    )
     tables = {
         "speed": speed_table(read("speed.json") or {}),
         "quality": quality_table(quality),
         "short-quality": short_quality_table(quality),
+        "studies": studies_table(studies),
         "semi-supervised": semi_supervised_table(read("semi_supervised.json") or {}),
         "text": text_table(read("text.json") or {}),
         "quickstart": quickstart_table(read("quickstart.json")),
