@@ -230,6 +230,19 @@ def text_table(results: dict[str, Result]) -> str:
     return "\n".join([*lines, "", *(f"- {place}" for place in places)])
 
 
+def labels_note(result: Result | None) -> str:
+    """What the same sentence encoder learns where it is told the scores of the training pairs."""
+    if result is None:
+        return NOT_RUN
+    dev, test = (result["scores"][f"spearman_{name}"] for name in ("dev", "test"))
+    return (
+        "- told the scores of the training pairs (`python -m benchmarks.text_with_labels`), the "
+        f"net of `{result['config']}` reaches **{dev:.3f} / {test:.3f}** from the same weights "
+        f"(epoch {result['best_epoch']} of {result['epochs']}, the best on dev), "
+        f"{result['cpu_minutes']:.1f} minutes of CPU, commit {result['commit'][:12]}"
+    )
+
+
 def quickstart_table(result: Result | None) -> str:
     """The table that the quickstart prints at its end."""
     if result is None:
@@ -269,6 +282,7 @@ def render(readme: str, results: Path) -> str:
         "studies": studies_table(studies),
         "semi-supervised": semi_supervised_table(read("semi_supervised.json") or {}),
         "text": text_table(read("text.json") or {}),
+        "text-labels": labels_note(read("text_with_labels.json")),
         "quickstart": quickstart_table(read("quickstart.json")),
         "audio": audio_table(read("audio.json")),
         "trajectories": trajectories_table(read("trajectories.json")),

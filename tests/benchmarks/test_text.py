@@ -7,19 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import table, text
+from benchmarks import table, text, text_with_labels
 from tests.data.test_text import sentences
 
 pytest.importorskip("tokenizers")
 
 
-def test_a_run_becomes_a_row(tmp_path: Path) -> None:
-    folder = tmp_path / "stsb"
+def pairs(folder: Path) -> Path:
+    """Three files of a few pairs."""
     folder.mkdir()
     some = sentences()
     lines = [f"{a},{some[i - 1]},{i % 6}" for i, a in enumerate(some)]
     for part in ("train", "dev", "test"):
         (folder / f"{part}.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_a_run_becomes_a_row(tmp_path: Path) -> None:
+    folder = pairs(tmp_path / "stsb")
     output = tmp_path / "text.json"
     text.main(
         [
@@ -43,3 +48,13 @@ def test_a_run_becomes_a_row(tmp_path: Path) -> None:
     shown = table.text_table(result)
     assert "| clear | 1 |" in shown
     assert "`configs/clear/stsb_small_40ep.yaml`" in shown
+
+
+def test_labels_are_learnt(tmp_path: Path) -> None:
+    output = tmp_path / "labels.json"
+    asked = ["--epochs=8", "--pairs=6", "--rate=0.005", f"--output={output}"]
+    text_with_labels.main([f"--data={pairs(tmp_path / 'stsb')}", *asked])
+    result = json.loads(output.read_text())
+    before, best = result["every_epoch"][0], result["scores"]
+    assert best["spearman_dev"] > before["spearman_dev"] + 0.3  # dev is train here
+    assert "the best on dev" in table.labels_note(result)
