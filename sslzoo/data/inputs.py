@@ -65,8 +65,9 @@ def _centre(wave: Tensor, window: int) -> Tensor:
 
 
 def _padded(waves: Sequence[Tensor]) -> Padded:
-    if not waves or any(not isinstance(wave, Tensor) or wave.dim() != 1 for wave in waves):
-        raise ValueError(f"a list of waveforms (L,) wanted, got {type(waves).__name__} of others")
+    shapes = [tuple(getattr(wave, "shape", ())) for wave in waves]
+    if not waves or any(len(shape) != 1 for shape in shapes):
+        raise ValueError(f"a list of waveforms (L,) wanted, got shapes {shapes}")
     lengths = torch.tensor([len(wave) for wave in waves], device=waves[0].device)
     return Padded(torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True), lengths)
 

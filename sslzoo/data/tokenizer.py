@@ -81,11 +81,11 @@ class WordPiece(TextTokenizer):
         """A prepared one of what `to_json` gave.
 
         Raises:
-            ValueError: it is something else, or lacks a special token.
+            ValueError: it is something else, lacks a special token, or there is no package.
         """
-        made = cls()
+        made, package = cls(), _tokenizers()
         try:
-            made._tokenizer = _tokenizers().Tokenizer.from_str(text)
+            made._tokenizer = package.Tokenizer.from_str(text)
         except Exception as error:  # the package raises nothing narrower
             raise ValueError(f"no JSON of tokenizers: {error}") from None
         made._find_special("it")
