@@ -17,7 +17,7 @@ from sslzoo.zoo.cache import home
 from sslzoo.zoo.card import Card
 from sslzoo.zoo.listing import card_named
 from sslzoo.zoo.loading import load
-from sslzoo.zoo.preprocessing import describe
+from sslzoo.zoo.preprocessing import TOKENIZER, describe
 from sslzoo.zoo.reading import read
 from sslzoo.zoo.verifying import fixed_features
 
@@ -123,7 +123,7 @@ def add_run(
 
     Raises:
         FileNotFoundError: the run has no config or no checkpoint.
-        ValueError: it does not load, or its backbone is not the encoder.
+        ValueError: it does not load, its backbone is not the encoder, or its text has changed.
     """
     config_path = run / "config.yaml"
     checkpoint = checkpoint or run / "checkpoints" / "last.ckpt"
@@ -133,7 +133,9 @@ def add_run(
     config = yaml.safe_load(config_path.read_text())
     method: Any = load(str(checkpoint), whole=True)
     encoder = method.encoder().eval()
+    saved = read(checkpoint)
     preprocessing, metadata = describe(config["data"], size)
+    _check_vocabulary(saved, metadata.get(TOKENIZER))
     card = Card(
         name=name,
         file=f"{name}.safetensors",
@@ -144,7 +146,7 @@ def add_run(
         preprocessing=preprocessing,
         licence={"code": "MIT", "weights": licence},
         recipe=str(config_path),
-        epochs=int(read(checkpoint)["epoch"]) + 1,
+        epochs=int(saved["epoch"]) + 1,
         seeds=[int(config["seed_everything"])],
         protocol="the run's last validation",
         score=_scores(run / "metrics.csv"),
@@ -157,6 +159,20 @@ def _backbone(config: dict[str, Any]) -> dict[str, Any]:
     if config["class_path"] in ("sslzoo.load", "sslzoo.zoo.load", "sslzoo.zoo.loading.load"):
         return card_named(config["init_args"]["name"]).backbone
     return {"class_path": config["class_path"], "init_args": config.get("init_args") or {}}
+
+
+def _check_vocabulary(saved: Mapping[str, Any], tokenizer: str | None) -> None:
+    """Refuse a vocabulary that the run was not trained with."""
+    states = (state for state in saved.values() if isinstance(state, dict))
+    digest = next((state["tokenizer"] for state in states if "tokenizer" in state), None)
+    if tokenizer is None or digest is None:
+        return
+    now = hashlib.sha256(tokenizer.encode()).hexdigest()
+    if now != digest:
+        raise ValueError(
+            "the vocabulary that the run's data gives is not the run's (its digest is "
+            f"{now[:12]}, the run's {digest[:12]}): has the text changed?"
+        )
 
 
 def _scores(metrics: Path) -> dict[str, float]:

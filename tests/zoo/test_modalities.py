@@ -87,6 +87,9 @@ def test_a_run_on_text_takes_sentences(tmp_path: Path) -> None:
     torch.testing.assert_close(features(encoder, asked), wanted, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="a list of sentences wanted, got 'two dogs'"):
         encoder.preprocess("two dogs")
+    (tmp_path / "train.csv").write_text("\n".join([*lines, "a cat,a zebra,2"]) + "\n")
+    with pytest.raises(ValueError, match="has the text changed"):
+        add_run(tmp_path / "run" / "version_0", "other", "a test", "CC0-1.0", tmp_path / "zoo")
 
 
 def test_a_run_on_arrays_takes_sequences(tmp_path: Path) -> None:
