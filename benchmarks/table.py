@@ -111,13 +111,13 @@ def short_quality_table(results: list[Result]) -> str:
     """What the front page shows of it."""
     if not results:
         return NOT_RUN
-    titles = ["recipe", "kNN top-1 (k 20, T 0.07)", "untrained net"]
+    titles = ["recipe", "epochs", "kNN top-1 (k 20, T 0.07)", "untrained net"]
     lines = _head([*titles, "pixels", "normalised pixels", "minutes", "CPU minutes"])
     floors = ("untrained_knn_top1", "raw_pixels_knn_top1", "normalised_pixels_knn_top1")
     for r in results:
         scores = [r["knn_top1"], *(r[floor] for floor in floors)]
         cells = [f"{value:.3f}" for value in scores]
-        lines.append(_line([f"`{r['config']}`", *cells, *_minutes(r)]))
+        lines.append(_line([f"`{r['config']}`", str(r["epochs"]), *cells, *_minutes(r)]))
     return "\n".join(lines)
 
 
