@@ -146,6 +146,8 @@ class SequenceArrays(SampleDataModule):
                 f"{short} of {len(train)} training sequences are shorter than the window of "
                 f"{window} frames; set window"
             )
+        width = train.values.shape[2]
+        self.input = FrameInput([0.0] * width, [1.0] * width)
         if self.standardise:
             frames = np.arange(train.values.shape[1]) < train.frames().numpy()[:, None]
             own = np.asarray(train.values, dtype=np.float64)[frames]  # (frames of all, F)

@@ -92,12 +92,14 @@ def test_a_run_on_text_takes_sentences(tmp_path: Path) -> None:
         add_run(tmp_path / "run" / "version_0", "other", "a test", "CC0-1.0", tmp_path / "zoo")
 
 
-def test_a_run_on_arrays_takes_sequences(tmp_path: Path) -> None:
+@pytest.mark.parametrize("standardise", ["true", "false"])
+def test_a_run_on_arrays_takes_sequences(standardise: str, tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     values = (5 + 3 * draw.standard_normal((12, 80, 3))).astype(np.float32)
     for name in ("train", "val"):
         np.savez(tmp_path / f"{name}.npz", values=values, label=np.arange(12) % 2)
     small = ["--data.batch_size=4", "--model.num_negatives=4"]
+    small.append(f"--data.standardise={standardise}")
     encoder, data = entry("cpc/arrays_small_30ep", tmp_path, tmp_path, *small)
     loaders = data.eval_dataloaders()
     wanted = extract(encoder, loaders.bank, loaders, "forward", "cpu").features
