@@ -72,6 +72,8 @@ def _push(given: argparse.Namespace) -> None:
 def _export(given: argparse.Namespace) -> None:
     encoder: Any = load(given.name, sha256=given.sha256)
     card: Card | None = getattr(encoder, "card", None)
+    if card is not None and card.kind not in ("image", "unknown"):
+        raise ValueError(f"{given.name!r} takes {card.kind}; export tries encoders on images")
     view = (card.preprocessing if card else None) or {}
     size = given.size or view.get("size")
     if size is None:

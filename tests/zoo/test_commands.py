@@ -72,6 +72,14 @@ def test_verify_finds_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path
     assert f"WRONG {path}: 'tiny' gives features" in text
 
 
+def test_an_encoder_of_sequences_is_not_exported_as_one_of_images(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked = ["export", "cpc-gru_small-pendulum", "--format", "onnx", "--to", str(tmp_path / "x")]
+    assert "takes frames; export tries encoders on images" in failure(capsys, *asked)
+    assert not (tmp_path / "x").exists()
+
+
 # -- add and push
 
 
