@@ -148,6 +148,26 @@ def semi_supervised_table(results: dict[str, Result]) -> str:
     return "\n".join([*lines, "", *(f"- {place}" for place in places)])
 
 
+def masked_table(results: dict[str, Result]) -> str:
+    """MAE's features by a linear probe, its weights by fine-tuning, each beside its floor."""
+    if not results:
+        return NOT_RUN
+    lines = _head(["measured", "pre-trained", "untrained", "pixels", "fine-tuning"])
+    probe = results.get("linear probe")
+    if probe is not None:
+        by = probe["accuracy"]
+        for pool, value in by["trained"].items():
+            floors = [f"{by['untrained'][pool]:.4f}", f"{by['pixels']['pixels']:.4f}", "-"]
+            lines.append(_line([f"linear probe, {pool}", f"**{value:.4f}**", *floors]))
+    if {"fine-tuned", "from scratch"} <= results.keys():
+        ours, floor = results["fine-tuned"], results["from scratch"]
+        cells = [f"**{ours['top1']:.4f}**", f"{floor['top1']:.4f}", "-"]
+        cost = f"{ours['epochs']} epochs, {ours['cpu_minutes']:.1f} CPU minutes"
+        lines.append(_line([f"fine-tuned, {100 * ours['labels']:g} % of labels", *cells, cost]))
+    notes = {f"commit {r['commit'][:12]}, {r['cpu']}, {r['cores']} cores" for r in results.values()}
+    return "\n".join([*lines, "", *(f"- {note}" for note in sorted(notes))])
+
+
 def audio_table(result: Result | None) -> str:
     """Accuracies of the probes of CPC on spoken digits, beside their floors."""
     if result is None:
@@ -281,6 +301,7 @@ def render(readme: str, results: Path) -> str:
         "short-quality": short_quality_table(quality),
         "studies": studies_table(studies),
         "semi-supervised": semi_supervised_table(read("semi_supervised.json") or {}),
+        "masked": masked_table(read("masked.json") or {}),
         "text": text_table(read("text.json") or {}),
         "text-labels": labels_note(read("text_with_labels.json")),
         "quickstart": quickstart_table(read("quickstart.json")),
