@@ -5,7 +5,8 @@
 `sslzoo fit` runs as a process of its own, whose wall time, CPU time and peak memory are recorded in
 the run folder; the final encoder, the untrained one and raw pixels are scored with the library's
 kNN (pixels once for a folder of images: their scores are kept beside the runs).
-Results go to benchmarks/results/quality/<name>.json and weights to zoo_weights/.
+Results go to benchmarks/results/quality/<name>.json and weights to zoo_weights/; `--result` names
+the file where a method has several nets.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def kept_pixel_scores(model: nn.Module, data: Any, path: Path) -> dict[str, floa
 
 
 def evaluate(
-    run: Path, name: str, net: str, config_name: str, data_name: str, weights: Path
+    run: Path, name: str, stem: str, config_name: str, data_name: str, weights: Path
 ) -> Score:
     """Score a run, export its encoder and card; what goes into the results."""
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -157,11 +158,15 @@ def evaluate(
     }
     encoder = config["model"]["init_args"]["backbone"]
     view = {key: _plain(getattr(data.eval_view, key)) for key in ("size", "mean", "std", "space")}
-    stem = weights / f"{name}-{net}-cifar10jpeg"
     about = ({"range": [0.0, 1.0], **view}, {})
     metric = f"val/knn_top1_k{K}_t{TEMPERATURE}"
     own = keep(
-        stem, model.encoder(), encoder, result, about, lambda net: {metric: score(net, loaders)}
+        weights / stem,
+        model.encoder(),
+        encoder,
+        result,
+        about,
+        lambda net: {metric: score(net, loaders)},
     )
     result["knn_top1_float16"] = own[metric]
     return result
@@ -186,6 +191,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--val-dir", default="test")
     parser.add_argument("--data-name", default="CIFAR-10 as JPEG files")
     parser.add_argument("--net", default="small_resnet", help="in the name of the weights")
+    parser.add_argument("--result", help="name of its file, other than the method's: dino_vit")
     parser.add_argument("--run", type=Path, help="score this finished run instead of training")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "quality")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -193,14 +199,14 @@ def main(args: list[str] | None = None) -> None:
     parser.epilog = "Arguments after -- go to `sslzoo fit`."
     own, extra = split_arguments(args)
     given = parser.parse_args(own)
-    data, run = str(Path(given.data).resolve()), given.run
+    data, run, name = str(Path(given.data).resolve()), given.run, given.result or given.name
     if run is None:
-        folder = (given.runs / given.name).resolve()
+        folder = (given.runs / name).resolve()
         run = fit(given.config, data, given.val_dir, folder, extra)
-    about = (given.name, given.net, given.config, given.data_name)
+    about = (name, f"{given.name}-{given.net}-cifar10jpeg", given.config, given.data_name)
     result = evaluate(run, *about, given.weights)
     given.output.mkdir(parents=True, exist_ok=True)
-    (given.output / f"{given.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (given.output / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     print({key: result[key] for key in result if key.endswith(("top1", "float16", "minutes"))})
 
 
