@@ -4,9 +4,9 @@
 
 RUN is one of mae/folder_small_vit_10ep (`python -m benchmarks.quality` makes it). Nothing asks
 MAE's features to be linearly separable, so its paper judges it by fine-tuning. Here both, beside
-the same net untrained: a linear probe of the class token and of the patches' mean, on all images; and
-fine-tuning by mae/folder_small_vit_fine_tune_20ep, from the run and from random weights, on 10 % of
-the labels, whose accuracy is the run's own `val/top1` after the last epoch. Results go to
+the same net untrained: a linear probe of the class token and of the patches' mean, on all images;
+and fine-tuning by mae/folder_small_vit_fine_tune_20ep, from the run and from random weights, on
+10 % of the labels, whose accuracy is the run's own `val/top1` after the last epoch. Results go to
 benchmarks/results/masked.json, each as soon as it is there; what stands there is kept unless
 `--only` names it. Arguments after `--` go to `sslzoo fit`.
 """
