@@ -54,7 +54,7 @@ def fit(config: str, data: str, val_dir: str | None, folder: Path, extra: list[s
     arguments = ["fit", "--config", config, "--data.root", data]
     arguments += [] if val_dir is None else ["--data.val_dir", val_dir]
     arguments += [f"--trainer.default_root_dir={folder}", *extra]
-    command = [sys.executable, "-c", "from sslzoo.cli import main; main()", *arguments]
+    command = [sys.executable, "-m", "sslzoo", *arguments]
     before = set(folder.glob("version_*"))
     about = surroundings()
     started = time.perf_counter()

@@ -22,7 +22,7 @@ RESULT = ROOT / "benchmarks" / "results" / "quickstart.json"
 def main() -> None:
     about = {**surroundings(), "versions": versions()}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", "from sslzoo.cli import main; main()"]
+        command = [sys.executable, "-m", "sslzoo"]
         config = ROOT / "configs" / "quickstart.yaml"
         started = time.perf_counter()
         subprocess.run([*command, "fit", "--config", str(config)], cwd=folder, check=True)

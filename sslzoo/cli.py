@@ -1,11 +1,7 @@
-"""The `sslzoo` command: LightningCLI with config names, a run folder and a progress bar.
+"""Training by the command: LightningCLI with config names, a run folder and a progress bar.
 
     sslzoo fit --config simclr/cifar10_resnet18_200ep
     sslzoo validate | test | predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
-    sslzoo eval RUN|NAME|FILE... [--on CONFIG] [--suite.protocols ...]
-    sslzoo report RUN... [--output report.html]
-    sslzoo zoo list | info | fetch | verify | add | push
-    sslzoo export NAME --format FORMAT --to FILE
 
 Modules and data modules are named by class path; nothing is looked up in a registry.
 """
@@ -28,15 +24,12 @@ from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar as Any
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-import sslzoo
 import sslzoo.data
-import sslzoo.methods
-from sslzoo import eval_command
+import sslzoo.methods  # noqa: F401 (what is imported has short names, --model SimCLR)
 from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.progress import ProgressBar
 from sslzoo.eval_command import RECORD, surroundings
 from sslzoo.shipped import config_folders, find_config, known_configs
-from sslzoo.zoo import commands
 
 
 def _with_config_paths(args: Sequence[str]) -> tuple[list[str], str | None]:
@@ -143,29 +136,6 @@ def _default_loggers(root: str) -> list[Logger]:
     return loggers
 
 
-def main() -> None:
-    """Entry point of the console script."""
-    if sys.argv[1:2] == ["--version"]:
-        print(sslzoo.__version__)
-    elif sys.argv[1:2] in (["zoo"], ["export"]):
-        commands.main(sys.argv[1:])
-    elif sys.argv[1:2] == ["eval"]:
-        eval_command.main(sys.argv[2:])
-    elif sys.argv[1:2] == ["report"]:
-        _report(sys.argv[2:])
-    else:
-        run()
-
-
-def _report(args: Sequence[str]) -> None:
-    try:
-        from sslzoo.report import command
-    except ImportError as error:
-        print(f"sslzoo report: {error}: pip install 'sslzoo[report]'", file=sys.stderr)
-        raise SystemExit(1) from None
-    command.main(args)
-
-
 def run(args: Sequence[str] | None = None) -> SSLZooCLI:
     """The command, from Python: `run(["fit", "--config", "quickstart"])`.
 
@@ -190,7 +160,7 @@ def run(args: Sequence[str] | None = None) -> SSLZooCLI:
             trainer_defaults={"enable_model_summary": False},
             save_config_callback=SaveRun,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"description": "Self-supervised learning: pre-train and evaluate."},
+            parser_kwargs={"prog": "sslzoo"},
         )
     finally:
         if args is not None:

@@ -145,7 +145,7 @@ def plane(features: Tensor, kind: str) -> np.ndarray:
             from umap import UMAP
         except ImportError as error:
             raise ImportError("the map 'umap' needs `pip install umap-learn`") from error
-        return UMAP(n_components=2, metric="cosine", random_state=0).fit_transform(x)
+        return UMAP(n_components=2, metric="cosine", n_jobs=1, random_state=0).fit_transform(x)
     raise ValueError(f"maps are some of pca, tsne, umap, got {kind!r}")
 
 

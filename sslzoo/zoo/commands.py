@@ -1,4 +1,7 @@
-"""Commands: `sslzoo zoo list | info | fetch | verify | add | push` and `sslzoo export`."""
+"""Commands: `sslzoo zoo list | info | fetch | verify | add | push` and `sslzoo export`.
+
+A verb imports what it needs: lists and cards are there at once, methods and data load for seconds.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,7 @@ from typing import Any
 
 from sslzoo.zoo.cache import ANY, place
 from sslzoo.zoo.card import Card
-from sslzoo.zoo.exporting import FORMATS, export
-from sslzoo.zoo.hub import push
 from sslzoo.zoo.listing import card_named, list_models, local_file
-from sslzoo.zoo.loading import load, locate
-from sslzoo.zoo.saving import add_run
-from sslzoo.zoo.verifying import verify
 
 
 def _here(card: Card) -> bool:
@@ -36,11 +34,15 @@ def _info(given: argparse.Namespace) -> None:
 
 
 def _fetch(given: argparse.Namespace) -> None:
+    from sslzoo.zoo.loading import locate
+
     for name in given.names:
         print(locate(name, given.sha256).path)
 
 
 def _verify(given: argparse.Namespace) -> None:
+    from sslzoo.zoo.verifying import verify
+
     names = given.names or [name for name in list_models() if _here(card_named(name))]
     wrong = 0
     for name in names:
@@ -56,6 +58,8 @@ def _verify(given: argparse.Namespace) -> None:
 
 
 def _add(given: argparse.Namespace) -> None:
+    from sslzoo.zoo.saving import add_run
+
     folder = None if given.to is None else Path(given.to)
     about = (given.name, given.data, given.licence, folder, given.dtype, given.size)
     card = add_run(Path(given.run), *about, checkpoint=given.ckpt_path and Path(given.ckpt_path))
@@ -63,6 +67,9 @@ def _add(given: argparse.Namespace) -> None:
 
 
 def _push(given: argparse.Namespace) -> None:
+    from sslzoo.zoo.hub import push
+    from sslzoo.zoo.loading import locate
+
     found = locate(given.name)
     if found.card is None:
         raise ValueError(f"{given.name!r} has no card beside it")
@@ -70,6 +77,9 @@ def _push(given: argparse.Namespace) -> None:
 
 
 def _export(given: argparse.Namespace) -> None:
+    from sslzoo.zoo.exporting import export
+    from sslzoo.zoo.loading import load
+
     encoder: Any = load(given.name, sha256=given.sha256)
     card: Card | None = getattr(encoder, "card", None)
     if card is not None and card.kind not in ("image", "unknown"):
@@ -81,11 +91,12 @@ def _export(given: argparse.Namespace) -> None:
     print(export(encoder, Path(given.to), given.format, size, given.model))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sslzoo", description="Trained encoders.")
-    top = parser.add_subparsers(required=True, metavar="COMMAND")
-    zoo = top.add_parser("zoo", help="encoders by name").add_subparsers(required=True)
-    hashed: dict[str, Any] = {"help": f"of the file; {ANY!r} where nobody published one"}
+HASHED: dict[str, Any] = {"help": f"of the file; {ANY!r} where nobody published one"}
+
+
+def _zoo_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sslzoo zoo", description="Encoders by name.")
+    zoo = parser.add_subparsers(required=True, metavar="VERB")
 
     verb = zoo.add_parser("list", help="names, widths, scores, licences")
     verb.add_argument("pattern", nargs="?", default="*", help="with * and ?")
@@ -97,12 +108,12 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = zoo.add_parser("fetch", help="download, check and print the path")
     verb.add_argument("names", nargs="+")
-    verb.add_argument("--sha256", **hashed)
+    verb.add_argument("--sha256", **HASHED)
     verb.set_defaults(act=_fetch)
 
     verb = zoo.add_parser("verify", help="hash, class, shapes and features against the card")
     verb.add_argument("names", nargs="*", help="default: all that are on this machine")
-    verb.add_argument("--sha256", **hashed)
+    verb.add_argument("--sha256", **HASHED)
     verb.set_defaults(act=_verify)
 
     verb = zoo.add_parser("add", help="make an entry of a run of yours")
@@ -120,21 +131,27 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("name")
     verb.add_argument("repository", help="OWNER/NAME")
     verb.set_defaults(act=_push)
+    return parser
 
-    verb = top.add_parser("export", help="an encoder for other programs")
-    verb.add_argument("name", help="an entry, a path or an address")
-    verb.add_argument("--format", choices=FORMATS, required=True)
-    verb.add_argument("--to", required=True, help="the file")
-    verb.add_argument("--model", help="of timm or torchvision, for those two")
-    verb.add_argument("--size", type=int, help="of the images, where no card says it")
-    verb.add_argument("--sha256", **hashed)
-    verb.set_defaults(act=_export)
+
+def _export_parser() -> argparse.ArgumentParser:
+    from sslzoo.zoo.exporting import FORMATS
+
+    parser = argparse.ArgumentParser(prog="sslzoo export", description="For other programs.")
+    parser.add_argument("name", help="an entry, a path or an address")
+    parser.add_argument("--format", choices=FORMATS, required=True)
+    parser.add_argument("--to", required=True, help="the file")
+    parser.add_argument("--model", help="of timm or torchvision, for those two")
+    parser.add_argument("--size", type=int, help="of the images, where no card says it")
+    parser.add_argument("--sha256", **HASHED)
+    parser.set_defaults(act=_export)
     return parser
 
 
 def main(args: Sequence[str]) -> None:
     """Run one of the commands; an error is one line and status 1."""
-    given = _parser().parse_args(args)
+    parser = _export_parser() if args[0] == "export" else _zoo_parser()
+    given = parser.parse_args(args[1:])
     try:
         given.act(given)
     except (ValueError, OSError, ImportError) as error:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import sslzoo
-from sslzoo import cli
+from sslzoo import __main__ as command
 from sslzoo.backbones import PatchGrid, SmallResNet, Towers, small_vit, timm_backbone
 from sslzoo.zoo import card_named, commands, entries
 from sslzoo.zoo.exporting import export
@@ -262,5 +262,5 @@ def test_the_command_has_the_verbs(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["sslzoo", "zoo", "info", "nothing"])
     with pytest.raises(SystemExit):
-        cli.main()
+        command.main()
     assert capsys.readouterr().err.startswith("sslzoo: no entry of the zoo")

@@ -1,0 +1,54 @@
+"""Self-supervised learning: pre-train, evaluate, share.
+
+    sslzoo fit | validate | test | predict --config NAME    shipped configs, or a file of yours
+    sslzoo eval RUN|NAME|FILE... [--on CONFIG]              what encoders are worth on data
+    sslzoo report RUN...                                    one HTML page of runs, side by side
+    sslzoo zoo list | info | fetch | verify | add | push    trained encoders by name
+    sslzoo export NAME --format FORMAT --to FILE            encoders for other programs
+    sslzoo --version
+
+Each has its own --help; `python -m sslzoo` is the same command. A verb imports what it needs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import sslzoo
+
+
+def main() -> None:
+    """Run what the process was asked for."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else ""
+    if verb == "--version":
+        print(sslzoo.__version__)
+    elif verb in ("", "--help", "-h"):
+        print(__doc__, end="")
+    elif verb in ("zoo", "export"):
+        from sslzoo.zoo import commands
+
+        commands.main(sys.argv[1:])
+    elif verb == "eval":
+        from sslzoo import eval_command
+
+        eval_command.main(sys.argv[2:])
+    elif verb == "report":
+        _report(sys.argv[2:])
+    else:
+        from sslzoo import cli
+
+        cli.run()
+
+
+def _report(args: Sequence[str]) -> None:
+    try:
+        from sslzoo.report import command
+    except ImportError as error:
+        print(f"sslzoo report: {error}: pip install 'sslzoo[report]'", file=sys.stderr)
+        raise SystemExit(1) from None
+    command.main(args)
+
+
+if __name__ == "__main__":
+    main()
