@@ -27,7 +27,7 @@ class ArraySequences(SampleSet):
 
     Args:
         values: (N, T, F), in memory or mapped.
-        labels: (N,) int64 or None.
+        labels: (N,) int64 classes, or float32 where they are none, or None.
         lengths: (N,) int64, or None: all have T.
     """
 
@@ -86,7 +86,8 @@ class SequenceArrays(SampleDataModule):
     """`<root>/train.npz` (or `.npy`) and, where there is one, `<root>/val.npz` (or `.npy`).
 
     An npz holds `values` (N, T, F) and may hold `label` (N,) and `lengths` (N,), frames of each
-    sequence, zeros behind them; an npy is the values alone. Evaluation has whole sequences.
+    sequence, zeros behind them; an npy is the values alone. Labels that are not whole numbers are
+    no classes. Evaluation has whole sequences.
 
     Args:
         root: the folder.
@@ -153,7 +154,9 @@ class SequenceArrays(SampleDataModule):
             own = np.asarray(train.values, dtype=np.float64)[frames]  # (frames of all, F)
             self.input = FrameInput(own.mean(0).tolist(), own.std(0).clip(1e-6).tolist())
         labels = [x.labels for x in (train, query) if x is not None and x.labels is not None]
-        return Sets(train, query, 1 + max(int(x.max()) for x in labels) if labels else None)
+        if not labels or any(x.is_floating_point() for x in labels):
+            return Sets(train, query, None)
+        return Sets(train, query, 1 + max(int(x.max()) for x in labels))
 
     def train_source(self, sampler: KeyedSampler) -> BatchSource:
         train: ArraySequences = self.sets.train
@@ -191,8 +194,15 @@ def _load(root: Path, name: str) -> ArraySequences | None:
         raise ValueError(f"{path} must hold values (N, T, F), got {got}")
     extra = {}
     for key in ("label", "lengths"):
-        extra[key] = None if key not in parts else torch.from_numpy(parts[key].astype(np.int64))
-        given = extra[key]
+        given = extra[key] = None if key not in parts else _numbers(parts[key], key == "label")
         if given is not None and given.shape != (len(values),):
             raise ValueError(f"{path}: {key} ({len(values)},) wanted, got {tuple(given.shape)}")
     return ArraySequences(values, extra["label"], extra["lengths"])
+
+
+def _numbers(given: np.ndarray, may_be_floats: bool) -> Tensor:
+    """int64, or float32 where that would lose something."""
+    whole = given.astype(np.int64)
+    if may_be_floats and not np.array_equal(whole, given):
+        return torch.from_numpy(given.astype(np.float32))
+    return torch.from_numpy(whole)
