@@ -18,6 +18,7 @@ from sslzoo.data.inputs import FrameInput
 from sslzoo.data.listing import check_folder
 from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
+from sslzoo.fingerprint import array_digest, labels_digest
 from sslzoo.random import sample_keys
 from sslzoo.split import stratified_split
 
@@ -47,6 +48,10 @@ class ArraySequences(SampleSet):
     def subset(self, rows: Tensor) -> ArraySequences:
         labels, lengths = (None if x is None else x[rows] for x in (self.labels, self.lengths))
         return ArraySequences(self.values[rows.numpy()], labels, lengths)
+
+    def fingerprint(self) -> str:
+        known = labels_digest(self.labels) + labels_digest(self.lengths)
+        return array_digest(self.values) + known
 
     def frames(self) -> Tensor:
         """(N,) length of each."""
@@ -171,6 +176,20 @@ class SequenceArrays(SampleDataModule):
 
     def eval_views(self, batch: Batch) -> Batch:
         return self._in_precision(batch._replace(views=[self.input(batch.views[0])]))
+
+    def encoder_input(self) -> FrameInput:
+        self.setup("validate")  # mean and deviation are those of the training set
+        return self.input
+
+    def take_input(self, given: Any) -> None:
+        """Its mean and deviation."""
+        widths = len(given.mean), self.sets.train.values.shape[2]
+        if widths[0] not in (1, widths[1]):
+            raise ValueError(
+                f"the encoder takes frames of {widths[0]} numbers, {type(self).__name__} has "
+                f"frames of {widths[1]}"
+            )
+        self.input = given
 
     def workers(self, samples: Any) -> int:
         return 0

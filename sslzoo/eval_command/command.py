@@ -24,10 +24,17 @@ import yaml
 from lightning import LightningDataModule, seed_everything
 from lightning.fabric import Fabric
 
-from sslzoo.data.module import ImageDataModule
 from sslzoo.distributed import barrier, rank
-from sslzoo.eval.suite import Suite
-from sslzoo.eval_command.measuring import measure
+from sslzoo.eval.suite import OF_LABELS, Suite
+from sslzoo.eval_command.measuring import (
+    Found,
+    as_known_to,
+    find,
+    fingerprint_of,
+    loaders_of,
+    measure,
+    note,
+)
 from sslzoo.eval_command.models import read_model, untrained
 from sslzoo.eval_command.results import statistics, summary, table
 from sslzoo.eval_command.surroundings import surroundings
@@ -50,13 +57,18 @@ def check_seeds(seeds: Sequence[int], suite: Suite) -> None:
         )
 
 
+def _first_run(words: Sequence[str]) -> str | None:
+    """The first run's folder, whose data is evaluated on where no other is named."""
+    return next((word for word in words if (Path(word) / "config.yaml").is_file()), None)
+
+
 def _section(words: Sequence[str], on: str | None) -> dict[str, Any]:
     """The `data` of the config that was asked for, or of the first run among the words."""
-    run = next((Path(word) for word in words if (Path(word) / "config.yaml").is_file()), None)
+    run = _first_run(words)
     if on is not None:
         path = Path(find_config(on))
     elif run is not None:
-        path = run / "config.yaml"
+        path = Path(run) / "config.yaml"
     else:
         raise ValueError(
             "--on CONFIG (or a run's config.yaml) wanted, whose data is evaluated on; got "
@@ -115,13 +127,9 @@ def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, A
     """Measure every model that was asked for, write and print the results.
 
     Raises:
-        ValueError: the data module is not of images, or see `check_seeds`.
+        ValueError: the data module has no `eval_dataloaders`; an encoder takes other samples than
+            it has; a protocol that was asked for wants more than it has; or see `check_seeds`.
     """
-    if not isinstance(data, ImageDataModule):
-        raise ValueError(
-            f"images wanted, got the data module {type(data).__name__}; sound, sequences and "
-            "sentences are evaluated during fit, see their methods' pages"
-        )
     if given.seeds is not None:
         check_seeds(given.seeds, suite)
     seeds = given.seeds or [0]
@@ -136,15 +144,22 @@ def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, A
         data.prepare_data()
     barrier()
     data.setup("validate")
+    loaders_of(data)  # refused before an encoder is fetched
     cache = None if given.cache == "none" else Path(given.cache or home() / "features")
+    if cache is not None and fingerprint_of(data) is None:
+        note(f"features are not cached: {type(data).__name__} has no fingerprint() to know them by")
+    own = None if given.on is not None else _first_run(given.models)
     rows: list[dict[str, Any]] = []
     for name in given.models:
         model = read_model(name)
+        known = as_known_to(model, data, name == own)
         todo = {name: model.encoder}
         if given.untrained:
             todo[f"{name}, untrained"] = untrained(model)
         for title, encoder in todo.items():
-            of_seeds = measure(encoder, model.view, data, suite, fabric, cache, seeds)
+            found = find(encoder, known, suite, fabric, cache)
+            suite = _fitting(suite, found)
+            of_seeds = measure(encoder, known, found, suite, fabric, seeds)
             rows.append({"model": title, **summary(seeds, of_seeds), "config": model.config})
     trained = [row["metrics"] for row in rows if not row["model"].endswith(", untrained")]
     result = {
@@ -161,3 +176,12 @@ def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, A
             Path(given.output).write_text(json.dumps(result, indent=1, default=str) + "\n")
         print(table([result]))
     return result
+
+
+def _fitting(suite: Suite, found: Found) -> Suite:
+    """The suite with its protocols named; says which of them the data does not allow."""
+    named = suite.fitting(found.bank, found.query, found.num_classes, found.pairs)
+    assert named.protocols is not None
+    if suite.protocols is None and not set(named.protocols) & set(OF_LABELS):
+        note(f"without {', '.join(OF_LABELS)}: the data has no query set with a class a sample")
+    return named
