@@ -98,7 +98,7 @@ def on_rank(rank: int, run_folder: str, changes: dict[str, Any]) -> dict[str, fl
     data = build_data(section)
     data.setup("validate")
     known, suite = as_known_to(model, data, True), Suite(k=(3,), l2=(0.01,))
-    found = find(model.encoder, known, suite, Fabric(accelerator="cpu"), None)
+    found = find(model.encoder, known, suite, Fabric(accelerator="cpu"))
     return suite(found.bank, found.query, found.num_classes, pairs=found.pairs)
 
 
@@ -235,7 +235,7 @@ def test_a_label_a_frame_is_no_class(tmp_path: Path) -> None:
     assert data.num_classes == 3
     encoder = WaveEncoder(4, (10, 8), (5, 4), (3, 2), norm="channel")
     net = SequenceEncoder(encoder, Recurrent(4, 6))
-    found = find(net, data, Suite(), Fabric(accelerator="cpu"), None)
+    found = find(net, data, Suite(), Fabric(accelerator="cpu"))
     assert found.query is not None
     assert Suite().fitting(*found[:3]).protocols == ["label_free"]
 
@@ -493,7 +493,7 @@ def test_a_module_of_the_contract_is_measured_without_a_cache(
     args = [name, name, *named(TheirImages, tmp_path), *SUITE]
     rows = evaluated(*args, output=tmp_path / "r.json", cache=cache)["models"]
     said = capsys.readouterr().err
-    assert said.count("features are not cached: TheirImages has no fingerprint()") == 1
+    assert said.count("features are not cached: TheirImages tells no fingerprint()") == 1
     assert "samples are made as TheirImages makes them" in said
     assert not cache.exists()
     loaders = TheirImages().eval_dataloaders()

@@ -146,18 +146,20 @@ def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, A
     data.setup("validate")
     loaders_of(data)  # refused before an encoder is fetched
     cache = None if given.cache == "none" else Path(given.cache or home() / "features")
-    if cache is not None and fingerprint_of(data) is None:
-        note(f"features are not cached: {type(data).__name__} has no fingerprint() to know them by")
     own = None if given.on is not None else _first_run(given.models)
     rows: list[dict[str, Any]] = []
     for name in given.models:
         model = read_model(name)
         known = as_known_to(model, data, name == own)
+        made = None if cache is None else fingerprint_of(known)
+        if cache is not None and made is None:
+            note(f"features are not cached: {type(data).__name__} tells no fingerprint() of them")
+            cache = None
         todo = {name: model.encoder}
         if given.untrained:
             todo[f"{name}, untrained"] = untrained(model)
         for title, encoder in todo.items():
-            found = find(encoder, known, suite, fabric, cache)
+            found = find(encoder, known, suite, fabric, cache, made)
             suite = _fitting(suite, found)
             of_seeds = measure(encoder, known, found, suite, fabric, seeds)
             rows.append({"model": title, **summary(seeds, of_seeds), "config": model.config})

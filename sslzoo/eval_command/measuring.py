@@ -111,7 +111,8 @@ def find(
     data: LightningDataModule,
     suite: Suite,
     fabric: Fabric,
-    cache: Path | None,
+    cache: Path | None = None,
+    made: str | None = None,
 ) -> Found:
     """The features that a suite reads; collective.
 
@@ -121,10 +122,9 @@ def find(
         suite: what is measured.
         fabric: launched.
         cache: folder of features; None: none is kept.
+        made: fingerprint of the data, wanted by the cache.
     """
     encoder = encoder.eval().to(fabric.device)
-    made = fingerprint_of(data) if cache is not None else None
-    cache = None if made is None else cache
     key = f"{module_digest(encoder)} {made} {fabric.device.type}" if cache is not None else ""
 
     def features(part: str, of: EvalLoaders, loader: Any, limit: int | None = None) -> Features:
