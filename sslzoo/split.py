@@ -14,7 +14,7 @@ def stratified_split(
     """Part rows in two, the same fraction of each class.
 
     Args:
-        labels: (N,) int64, or None to take all rows as one class.
+        labels: (N,) int64; None, or floats (a target): all rows are one class.
         num_samples: N.
         fraction: of each class that goes to the second part, rounded; with at least two samples a
             class has at least one in each.
@@ -28,7 +28,7 @@ def stratified_split(
     """
     if not 0 < fraction < 1:
         raise ValueError(f"a split wants a fraction inside (0, 1), got {fraction}")
-    if labels is None:
+    if labels is None or labels.is_floating_point():
         labels = torch.zeros(num_samples, dtype=torch.int64)
     order = run_keys(seed, "split").permutation("rows", num_samples)[0]
     chosen = torch.zeros(num_samples, dtype=torch.bool)

@@ -20,6 +20,8 @@ from sslzoo.data.alignment import view_alignment
 from sslzoo.eval.features import extract
 from sslzoo.eval.knn import knn_top1
 from sslzoo.eval.spectrum import feature_std
+from sslzoo.eval_command import measuring
+from sslzoo.eval_command.surroundings import commit
 from sslzoo.transforms import crop_view
 from tests.cli.command import arguments, run
 
@@ -130,11 +132,11 @@ def test_the_commit_is_that_of_the_clone_alone(tmp_path: Path, monkeypatch: Any)
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
         subprocess.run([*git, *command], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    assert eval_command._commit(clone) == head.stdout.strip()
-    assert eval_command._commit(inner) is None  # an environment in somebody's repository
-    assert eval_command._commit(tmp_path) is None
+    assert commit(clone) == head.stdout.strip()
+    assert commit(inner) is None  # an environment in somebody's repository
+    assert commit(tmp_path) is None
     monkeypatch.setenv("PATH", "")
-    assert eval_command._commit(clone) is None  # a machine without git: fit records None
+    assert commit(clone) is None  # a machine without git: fit records None
 
 
 def test_alignment_wants_two_views_that_the_encoder_knows(finished: Path, tmp_path: Path) -> None:
@@ -174,15 +176,15 @@ def test_an_encoder_sees_images_normalised_as_it_was_trained(
 ) -> None:
     name = "byol-small_resnet-cifar10jpeg"  # ImageNet's mean and deviation; the run has none
     model = eval_command.read_model(name)
-    assert model.view is not None
-    assert model.view.mean is not None
+    view: Any = model.preprocess()
+    assert view.mean is not None
     on = ["--on", str(finished / "config.yaml"), "--suite.protocols=[label_free]"]
     result = evaluated(name, *on, output=tmp_path / "r.json")
     data = data_of(finished)
     own = data.eval_view
     loaders = data.eval_dataloaders()
     wrong = extract(model.encoder, loaders.bank, loaders)
-    data.eval_view = type(own)(own.size, own.resize, model.view.mean, model.view.std)
+    data.eval_view = type(own)(own.size, own.resize, view.mean, view.std)
     loaders = data.eval_dataloaders()
     right = extract(model.encoder, loaders.bank, loaders)
     got = result["models"][0]["metrics"]["feature_std"]
@@ -197,9 +199,12 @@ def test_seeds_draw_the_labels_and_give_mean_and_deviation(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     extracted: list[Any] = []
-    monkeypatch.setattr(
-        eval_command, "extract", lambda *args: extracted.append(1) or extract(*args)
-    )
+
+    def counted(*args: Any, **options: Any) -> Any:
+        extracted.append(1)
+        return extract(*args, **options)
+
+    monkeypatch.setattr(measuring, "extract", counted)
     output = tmp_path / "r.json"
     (row,) = evaluated(str(finished), *FEW, "--seeds=[0,1,5]", output=output)["models"]
     assert len(extracted) == 2  # the bank and the query set, once for all seeds

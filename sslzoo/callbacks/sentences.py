@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +17,7 @@ from sslzoo.distributed import rank
 from sslzoo.eval.features import Features, extract, gather_features
 from sslzoo.eval.linear import linear_probe
 from sslzoo.eval.loaders import EvalLoaders
-from sslzoo.eval.similarity import bag_of_words, mean_of_tokens, pair_spearman
+from sslzoo.eval.similarity import bag_of_words, mean_of_tokens, scored_spearman
 from sslzoo.tokens import Tokens
 
 ROWS = {
@@ -66,7 +65,7 @@ class OnlineSpearman(Evaluation):
         scores = {}
         for name, loaders in pair_loaders(trainer, "OnlineSpearman").items():
             own = embed(trainer, pl_module, loaders, loaders.bank, self.features)
-            scores[f"val/spearman_{name}"] = _spearman(own)
+            scores[f"val/spearman_{name}"] = scored_spearman(own)
         return scores
 
 
@@ -133,7 +132,8 @@ class SentenceTable(Callback):
     def _score(self, trainer: Trainer, encode: Embed) -> dict[str, float]:
         pairs = pair_loaders(trainer, "SentenceTable")
         scores = {
-            f"spearman_{name}": _spearman(encode(part, part.bank)) for name, part in pairs.items()
+            f"spearman_{name}": scored_spearman(encode(part, part.bank))
+            for name, part in pairs.items()
         }
         loaders: EvalLoaders = cast(Any, trainer).datamodule.eval_dataloaders()
         if loaders.num_classes is not None:
@@ -155,9 +155,3 @@ class SentenceTable(Callback):
             scores = self.scores.get(row, {})
             table.add_row(title, *(f"{scores[c]:.3f}" if c in scores else "-" for c in columns))
         Console().print(table)
-
-
-def _spearman(own: Features) -> float:
-    every = gather_features(own)
-    assert every.label is not None
-    return pair_spearman(every.features, every.label.to(torch.float64))

@@ -18,6 +18,7 @@ from sslzoo.data.inputs import FrameInput
 from sslzoo.data.listing import check_folder
 from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
+from sslzoo.fingerprint import array_digest, labels_digest
 from sslzoo.random import sample_keys
 from sslzoo.split import stratified_split
 
@@ -27,7 +28,7 @@ class ArraySequences(SampleSet):
 
     Args:
         values: (N, T, F), in memory or mapped.
-        labels: (N,) int64 or None.
+        labels: (N,) int64 classes, or float32 where they are none, or None.
         lengths: (N,) int64, or None: all have T.
     """
 
@@ -47,6 +48,10 @@ class ArraySequences(SampleSet):
     def subset(self, rows: Tensor) -> ArraySequences:
         labels, lengths = (None if x is None else x[rows] for x in (self.labels, self.lengths))
         return ArraySequences(self.values[rows.numpy()], labels, lengths)
+
+    def fingerprint(self) -> str:
+        known = labels_digest(self.labels) + labels_digest(self.lengths)
+        return array_digest(self.values) + known
 
     def frames(self) -> Tensor:
         """(N,) length of each."""
@@ -86,7 +91,8 @@ class SequenceArrays(SampleDataModule):
     """`<root>/train.npz` (or `.npy`) and, where there is one, `<root>/val.npz` (or `.npy`).
 
     An npz holds `values` (N, T, F) and may hold `label` (N,) and `lengths` (N,), frames of each
-    sequence, zeros behind them; an npy is the values alone. Evaluation has whole sequences.
+    sequence, zeros behind them; an npy is the values alone. Labels that are not whole numbers are
+    no classes. Evaluation has whole sequences.
 
     Args:
         root: the folder.
@@ -153,7 +159,9 @@ class SequenceArrays(SampleDataModule):
             own = np.asarray(train.values, dtype=np.float64)[frames]  # (frames of all, F)
             self.input = FrameInput(own.mean(0).tolist(), own.std(0).clip(1e-6).tolist())
         labels = [x.labels for x in (train, query) if x is not None and x.labels is not None]
-        return Sets(train, query, 1 + max(int(x.max()) for x in labels) if labels else None)
+        if not labels or any(x.is_floating_point() for x in labels):
+            return Sets(train, query, None)
+        return Sets(train, query, 1 + max(int(x.max()) for x in labels))
 
     def train_source(self, sampler: KeyedSampler) -> BatchSource:
         train: ArraySequences = self.sets.train
@@ -168,6 +176,20 @@ class SequenceArrays(SampleDataModule):
 
     def eval_views(self, batch: Batch) -> Batch:
         return self._in_precision(batch._replace(views=[self.input(batch.views[0])]))
+
+    def encoder_input(self) -> FrameInput:
+        self.setup("validate")  # mean and deviation are those of the training set
+        return self.input
+
+    def take_input(self, given: Any) -> None:
+        """Its mean and deviation."""
+        widths = len(given.mean), self.sets.train.values.shape[2]
+        if widths[0] not in (1, widths[1]):
+            raise ValueError(
+                f"the encoder takes frames of {widths[0]} numbers, {type(self).__name__} has "
+                f"frames of {widths[1]}"
+            )
+        self.input = given
 
     def workers(self, samples: Any) -> int:
         return 0
@@ -191,8 +213,15 @@ def _load(root: Path, name: str) -> ArraySequences | None:
         raise ValueError(f"{path} must hold values (N, T, F), got {got}")
     extra = {}
     for key in ("label", "lengths"):
-        extra[key] = None if key not in parts else torch.from_numpy(parts[key].astype(np.int64))
-        given = extra[key]
+        given = extra[key] = None if key not in parts else _numbers(parts[key], key == "label")
         if given is not None and given.shape != (len(values),):
             raise ValueError(f"{path}: {key} ({len(values)},) wanted, got {tuple(given.shape)}")
     return ArraySequences(values, extra["label"], extra["lengths"])
+
+
+def _numbers(given: np.ndarray, may_be_floats: bool) -> Tensor:
+    """int64, or float32 where that would lose something."""
+    whole = given.astype(np.int64)
+    if may_be_floats and not np.array_equal(whole, given):
+        return torch.from_numpy(given.astype(np.float32))
+    return torch.from_numpy(whole)

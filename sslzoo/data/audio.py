@@ -6,14 +6,15 @@ import os
 import re
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from sslzoo.batch import Batch, Padded
+from sslzoo.batch import Batch
 from sslzoo.data.base import PredictOn, SampleDataModule, Sets
 from sslzoo.data.images import OnBroken
+from sslzoo.data.inputs import AudioViews, WaveformInput
 from sslzoo.data.listing import check_folder, list_classes, list_files
 from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
@@ -28,24 +29,10 @@ from sslzoo.data.waveforms import (
     Windows,
     waveforms,
 )
-from sslzoo.random import Keys, sample_keys
+from sslzoo.random import sample_keys
 from sslzoo.split import stratified_split
 
 Batches = Literal["uniform", "same_group"]
-
-
-class AudioViews(Protocol):
-    """Makes views of waveforms, on their device (`transforms.Waveform`)."""
-
-    partners: int  # windows of other files that it wants beside each sample's
-
-    def __call__(self, waves: list[Tensor], keys: Keys) -> list[Tensor]:
-        """Training views of 1 + partners windows, each (B, L) int16."""
-        ...
-
-    def evaluation(self, waves: Tensor | Padded) -> Tensor | Padded:
-        """The one view of evaluation."""
-        ...
 
 
 class AudioDataModule(SampleDataModule):
@@ -167,6 +154,19 @@ class AudioDataModule(SampleDataModule):
     def eval_views(self, batch: Batch) -> Batch:
         view = self.transform.evaluation(batch.views[0])
         return self._in_precision(batch._replace(views=[view]))
+
+    def encoder_input(self) -> WaveformInput:
+        return WaveformInput(self.transform, self.rate, self.eval_window)
+
+    def take_input(self, given: Any) -> None:
+        """Its transform, and its window where it has one; the rate must be the own."""
+        if given.rate != self.rate:
+            raise ValueError(
+                f"the encoder takes sound of {given.rate} Hz, {type(self).__name__} serves "
+                f"{self.rate} Hz: set data.rate to {given.rate}"
+            )
+        self.transform = given.transform
+        self.eval_window = self.eval_window if given.window is None else given.window
 
     def workers(self, samples: Waveforms) -> int:
         return 0 if samples.memory is not None else min(8, os.cpu_count() or 1)

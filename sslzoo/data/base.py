@@ -7,8 +7,9 @@ the epoch that resumes, and checks before training.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
@@ -18,6 +19,7 @@ from sslzoo.batch import Batch
 from sslzoo.data.loader import BatchSource, EvalLoader, TokenLoader, TrainLoader
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.eval.loaders import EvalLoaders
+from sslzoo.fingerprint import text_digest
 from sslzoo.random import run_seed
 from sslzoo.split import stratified_split
 
@@ -48,6 +50,17 @@ class SampleSet(ABC):
     def num_broken(self) -> int:
         """Samples that could not be read so far: then, in this process and in its workers."""
         return self.left_out
+
+    def fingerprint(self) -> str | None:
+        """Changes where samples or labels do; None: it cannot be told, and nothing is cached."""
+        return None
+
+
+class EncoderInput(Protocol):
+    """Makes of samples what an encoder takes (`encoder.preprocess`)."""
+
+    def fingerprint(self) -> str:
+        """Changes where what it makes does."""
 
 
 class Sets(NamedTuple):
@@ -150,6 +163,21 @@ class SampleDataModule(LightningDataModule, ABC):
         """Where batches are of one group each, each training sample's, (N,) int64."""
         return None
 
+    def encoder_input(self) -> EncoderInput | None:
+        """What makes samples what encoders that are trained on this data take; None: not told.
+
+        It sets up what it needs of the data.
+        """
+        return None
+
+    def take_input(self, given: Any) -> None:
+        """Let evaluation make samples as another data's `encoder_input` does, of the own class.
+
+        Raises:
+            ValueError: this data cannot be made so.
+        """
+        raise NotImplementedError
+
     @property
     def seed(self) -> int:
         """The seed of batches and views."""
@@ -247,6 +275,44 @@ class SampleDataModule(LightningDataModule, ABC):
             sharded=True,
             ordered=self.eval_order(sets.train) is None,
         )
+
+    def with_input(self, given: EncoderInput) -> SampleDataModule:
+        """The same data, its samples made in evaluation what another encoder takes.
+
+        Args:
+            given: such as the `preprocess` of an encoder of the zoo.
+
+        Returns:
+            A copy; or itself, where it does not tell its own `encoder_input`.
+
+        Raises:
+            ValueError: the encoder takes other samples than these can be made.
+        """
+        own = self.encoder_input()
+        if own is None:
+            return self
+        if type(given) is not type(own):
+            raise ValueError(
+                f"{type(self).__name__} serves {self.noun}, for an encoder whose preprocess is "
+                f"{type(own).__name__}; this one's is {type(given).__name__}"
+            )
+        other = copy.copy(self)
+        other.take_input(given)
+        return other
+
+    def eval_sets(self) -> dict[str, Any]:
+        """What evaluation reads, by name."""
+        sets = self.sets
+        bank = sets.train if sets.bank is None else sets.bank
+        return {"bank": bank} if sets.query is None else {"bank": bank, "query": sets.query}
+
+    def fingerprint(self) -> str | None:
+        """Changes where an encoder's features of evaluation would; None: it cannot be told."""
+        own = self.encoder_input()
+        found = {"input": None if own is None else own.fingerprint()}
+        found |= {name: samples.fingerprint() for name, samples in self.eval_sets().items()}
+        parts = [part for item in found.items() for part in item if part is not None]
+        return text_digest(parts) if len(parts) == 2 * len(found) else None
 
     def eval_loader(self, samples: Any) -> EvalLoader:
         """One of the sets, or a subset of one, each sample once, with the eval view."""

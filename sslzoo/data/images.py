@@ -19,6 +19,7 @@ from torch import Tensor
 from sslzoo.batch import Batch
 from sslzoo.data.base import SampleSet, readable_rows
 from sslzoo.data.decode import BROKEN, broken_error, open_image, reduce, to_rgb, upright_size
+from sslzoo.fingerprint import files_digest, labels_digest, tensor_digest
 from sslzoo.random import Keys, sample_keys
 from sslzoo.transforms.crop import RandomResizedCrop
 from sslzoo.transforms.eval_view import EvalView
@@ -83,6 +84,9 @@ class ArrayImages(ImageSet):
 
     def cropped(self, crops: Crops, keep_size: bool) -> ArrayImages:
         return self
+
+    def fingerprint(self) -> str:
+        return tensor_digest({"images": self.images}) + labels_digest(self.labels)
 
 
 class Crops(Protocol):
@@ -191,6 +195,9 @@ class FileImages(ImageSet):
     @property
     def num_broken(self) -> int:
         return int(self.broken.sum())
+
+    def fingerprint(self) -> str:
+        return files_digest(map(self.path, range(len(self)))) + labels_digest(self.labels)
 
     def subset(self, rows: Tensor) -> FileImages:
         labels = None if self.labels is None else self.labels[rows]

@@ -6,17 +6,32 @@ Each does what its data module does in evaluation, to samples that are at hand.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from sslzoo.batch import Padded
-from sslzoo.data.audio import AudioViews
 from sslzoo.data.lines import ListLines, Sentences, Text
 from sslzoo.data.tokenizer import TextTokenizer
+from sslzoo.fingerprint import described, text_digest
+from sslzoo.random import Keys
 from sslzoo.tokens import Tokens, with_special
+
+
+class AudioViews(Protocol):
+    """Makes views of waveforms, on their device (`transforms.Waveform`)."""
+
+    partners: int  # windows of other files that it wants beside each sample's
+
+    def __call__(self, waves: list[Tensor], keys: Keys) -> list[Tensor]:
+        """Training views of 1 + partners windows, each (B, L) int16."""
+        ...
+
+    def evaluation(self, waves: Tensor | Padded) -> Tensor | Padded:
+        """The one view of evaluation."""
+        ...
 
 
 @final
@@ -46,6 +61,10 @@ class WaveformInput:
         if self.window is not None:
             waves = self._centres(waves)
         return self.transform.evaluation(waves)
+
+    def fingerprint(self) -> str:
+        """Changes where what it makes of sound does."""
+        return described(self)
 
     def _centres(self, waves: Tensor | Padded) -> Tensor:
         assert self.window is not None
@@ -97,6 +116,10 @@ class TextInput:
         (tokens,) = source.__getitems__(list(range(len(lines)))).views
         return with_special(tokens, self.tokenizer.special)
 
+    def fingerprint(self) -> str:
+        """Changes where what it makes of sentences does."""
+        return text_digest([self.tokenizer.digest, str(self.max_length)])
+
 
 @final
 class FrameInput:
@@ -116,6 +139,10 @@ class FrameInput:
         values, lengths = sequences
         inside = torch.arange(values.shape[1], device=values.device) < lengths[:, None]
         return Padded(self._scaled(values) * inside[..., None], lengths)
+
+    def fingerprint(self) -> str:
+        """Changes where what it makes of sequences does."""
+        return described(self)
 
     def _scaled(self, values: Tensor) -> Tensor:
         return (values - self.mean.to(values.device)) / self.std.to(values.device)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sslzoo.batch import Batch
 from sslzoo.data.tokenizer import TextTokenizer
+from sslzoo.fingerprint import files_digest, labels_digest, text_digest
 from sslzoo.tokens import Tokens
 
 _BLOCK = 1 << 26  # bytes of a file that are looked through at a time
@@ -29,6 +30,9 @@ class Lines(Protocol):
 
     def read(self, rows: Sequence[int]) -> list[str]:
         """The text of these lines."""
+
+    def fingerprint(self) -> str | None:
+        """Changes where the lines do; None: it cannot be told."""
 
 
 class ListLines:
@@ -46,6 +50,9 @@ class ListLines:
 
     def read(self, rows: Sequence[int]) -> list[str]:
         return [self.lines[row] for row in rows]
+
+    def fingerprint(self) -> str:
+        return text_digest(self.lines)
 
 
 class FileLines:
@@ -104,6 +111,9 @@ class FileLines:
             out.append(raw.decode("utf-8", errors="replace"))
         return out
 
+    def fingerprint(self) -> str:
+        return files_digest([self.path])
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_map": None}  # a spawned worker maps the file itself
 
@@ -118,6 +128,11 @@ class Text(NamedTuple):
 
     lines: Lines
     label: Tensor | None = None
+
+    def fingerprint(self) -> str | None:
+        """Changes where lines or labels do; None: it cannot be told."""
+        lines = self.lines.fingerprint()
+        return None if lines is None else lines + labels_digest(self.label)
 
 
 class Sentences:

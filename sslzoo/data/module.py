@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sslzoo.batch import Batch
 from sslzoo.data.base import PredictOn, SampleDataModule, keep
@@ -102,6 +102,22 @@ class ImageDataModule(SampleDataModule):
     def eval_views(self, batch: Batch) -> Batch:
         finish = self.eval_view.finish if self.sets.train.needs_crops else self.eval_view
         return self._in_precision(batch._replace(views=[finish(batch.views[0])]))
+
+    def encoder_input(self) -> EvalView:
+        return self.eval_view
+
+    def take_input(self, given: Any) -> None:
+        """Its normalisation and colours, on images of the own size."""
+        own, view = self.eval_view, given
+        self.eval_view = EvalView(
+            own.size,
+            own.resize,
+            view.mean,
+            view.std,
+            view.interpolation,
+            own.fraction,
+            view.space,
+        )
 
     def workers(self, samples: ImageSet) -> int:
         return min(8, os.cpu_count() or 1) if samples.needs_crops else 0

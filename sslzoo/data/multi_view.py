@@ -23,6 +23,7 @@ from sslzoo.data.decode import BROKEN, to_rgb
 from sslzoo.data.images import Crops, EvalCrops, ImageSet, TrainCrops
 from sslzoo.data.listing import check_folder
 from sslzoo.data.module import ImageDataModule, ImageSets, PredictOn
+from sslzoo.fingerprint import described, files_digest, labels_digest
 from sslzoo.random import Keys
 from sslzoo.transforms.color_space import (
     LAB_MEAN,
@@ -218,6 +219,10 @@ class AlignedFiles(ImageSet):
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def fingerprint(self) -> str:
+        files = files_digest(os.fsdecode(bytes(path)) for path in self._paths.flat)
+        return files + labels_digest(self.labels) + described(self.modalities)
 
     def subset(self, rows: Tensor) -> AlignedFiles:
         labels = None if self.labels is None else self.labels[rows]

@@ -11,9 +11,10 @@ from typing import Literal
 
 import torch
 
-from sslzoo.data.audio import AudioDataModule, AudioViews, Batches, fields_of, numbered
+from sslzoo.data.audio import AudioDataModule, Batches, fields_of, numbered
 from sslzoo.data.base import PredictOn
 from sslzoo.data.images import OnBroken
+from sslzoo.data.inputs import AudioViews
 from sslzoo.data.listing import check_folder, list_files
 from sslzoo.data.waveforms import AudioListing, Decode
 

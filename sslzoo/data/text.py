@@ -14,6 +14,7 @@ import torch
 
 from sslzoo.batch import Batch
 from sslzoo.data.base import PredictOn, SampleDataModule
+from sslzoo.data.inputs import TextInput
 from sslzoo.data.lines import (
     FileLines,
     Lines,
@@ -133,6 +134,18 @@ class TextDataModule(SampleDataModule):
                 f"{state_dict['tokenizer'][:12]}, this one's {self.tokenizer.digest[:12]}): give "
                 "the same training text, or the tokenizer's file"
             )
+
+    def encoder_input(self) -> TextInput:
+        self.setup("validate")  # a tokenizer may be trained on the text
+        return TextInput(self.tokenizer, self.max_length)
+
+    def take_input(self, given: Any) -> None:
+        """Its tokenizer and its length."""
+        self.tokenizer, self.max_length = given.tokenizer, given.max_length
+
+    def eval_sets(self) -> dict[str, Any]:
+        pairs = {f"pairs {name}": text for name, text in self.sets.pairs.items()}
+        return {**super().eval_sets(), **pairs}
 
     def similarity_dataloaders(self) -> dict[str, EvalLoaders]:
         """Scored pairs by name, each as a bank: rows 2i and 2i + 1 are a pair, labels its score."""
@@ -377,3 +390,6 @@ class _Rows:
 
     def read(self, rows: Any) -> list[str]:
         return list(self.rows[list(rows)][self.column])
+
+    def fingerprint(self) -> None:
+        """The package tells no hash of a data set by a public name."""

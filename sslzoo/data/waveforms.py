@@ -18,6 +18,7 @@ from sslzoo.batch import Batch, Padded
 from sslzoo.data.base import SampleSet, readable_rows
 from sslzoo.data.images import OnBroken
 from sslzoo.data.soundfiles import SoundFileError, num_samples, read_sound
+from sslzoo.fingerprint import array_digest, files_digest, labels_digest, text_digest
 from sslzoo.random import Keys, sample_keys
 
 Short = Literal["pad", "loop"]
@@ -104,6 +105,11 @@ class Waveforms(SampleSet):
             self.offsets[rows],
             self.left_out,
         )
+
+    def fingerprint(self) -> str:
+        files = files_digest(os.fsdecode(bytes(path)) for path in self._paths)
+        frames = map(array_digest, self.listing.frame_labels or [])
+        return files + labels_digest(self.labels) + text_digest(frames)
 
     def read(self, index: int, start: int, count: int) -> np.ndarray | None:
         """Samples of one file, (count,) int16 with zeros behind its end; None where it is broken.

@@ -13,43 +13,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from sslzoo.distributed import gather_objects, rank, world_size
 from sslzoo.eval.features import Features
-
-
-def tensor_digest(tensors: dict[str, Tensor]) -> str:
-    """sha256 of names, types, shapes and bytes; the order does not matter."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().flatten()
-        if flat.numel():
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def module_digest(module: nn.Module) -> str:
-    """sha256 of a module: classes, plain attributes, and all parameters and buffers."""
-    digest = hashlib.sha256(f"{module}\n".encode())
-    for name, part in module.named_modules():
-        kind = f"{type(part).__module__}.{type(part).__qualname__}"
-        plain = {key: value for key, value in vars(part).items() if _is_plain(value)}
-        plain.pop("training", None)
-        digest.update(f"{name} {kind} {sorted(plain.items())}\n".encode())
-    tensors = {**module.state_dict(), **dict(module.named_buffers())}  # these may be unsaved
-    digest.update(tensor_digest(tensors).encode())
-    return digest.hexdigest()
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, tuple | list):
-        return all(_is_plain(part) for part in value)
-    return value is None or isinstance(value, bool | int | float | str)
 
 
 def cached_features(

@@ -129,11 +129,15 @@ def collect(parts: list[Features], device: torch.device | str) -> Features:
     """One `Features` of this rank's batches; collective, duplicates by index dropped.
 
     Args:
-        parts: one a batch; none on a rank gives an empty one of the other ranks' width.
+        parts: one a batch; none on a rank gives an empty one like the other ranks'.
         device: of the result.
     """
-    shape = (parts[0].features.shape[1:], parts[0].label is not None) if parts else None
-    known = [other for other in gather_objects(shape) if other is not None]
+    like = None
+    if parts:
+        label = parts[0].label
+        of_label = None if label is None else (label.shape[1:], label.dtype)
+        like = parts[0].features.shape[1:], of_label
+    known = [other for other in gather_objects(like) if other is not None]
     if not known:
         raise ValueError("the evaluation loader yields no batch on any rank")
     if parts:
@@ -142,10 +146,12 @@ def collect(parts: list[Features], device: torch.device | str) -> Features:
         labels = [part.label for part in parts if part.label is not None]
         label = torch.cat(labels).to(device) if labels else None
     else:
-        width, has_label = known[0]
+        width, of_label = known[0]
         features = torch.empty(0, *width, device=device)
         index = torch.empty(0, dtype=torch.int64, device=device)
-        label = index if has_label else None
+        label = None
+        if of_label is not None:
+            label = torch.empty(0, *of_label[0], dtype=of_label[1], device=device)
     keep = first_occurrence(index)
     return Features(features[keep], None if label is None else label[keep], index[keep])
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslzoo.eval.features import Features, gather_features
 from sslzoo.tokens import Tokens
 
 
@@ -63,6 +64,18 @@ def pair_spearman(features: Tensor, score: Tensor) -> float:
     cosine = F.cosine_similarity(features[::2].double(), features[1::2].double(), dim=1)
     # Equal sentences tie, whatever float32 made of them in batches of another size or on ranks.
     return spearman((cosine * 1e6).round(), score[::2])
+
+
+def scored_spearman(own: Features) -> float:
+    """`pair_spearman` of the pairs of all ranks; collective.
+
+    Args:
+        own: this rank's sentences; 2i and 2i + 1 by index are a pair, labels its score.
+    """
+    every = gather_features(own)
+    if every.label is None:
+        raise ValueError("scored pairs wanted, these have no scores")
+    return pair_spearman(every.features, every.label.double())
 
 
 def bag_of_words(tokens: Tokens, num_ids: int) -> Tensor:

@@ -1,14 +1,16 @@
 """Suite: what is measured of an encoder on a data module, from features extracted once.
 
 Metric names: `knn_top1_k<k>_t<T>`, `linear_top1`, `retrieval_map`, `recall_at_<K>`, `purity`,
-`effective_rank`, `feature_std`, `uniformity`; with a hundredth of the labels `linear_top1_1pct` and
-`knn_top1_k<k>_t<T>_1pct`. Shapes: n samples of this rank, D width, C classes.
+`effective_rank`, `feature_std`, `uniformity`, `spearman_<name>`; with a hundredth of the labels
+`linear_top1_1pct` and `knn_top1_k<k>_t<T>_1pct`.
+
+Shapes: n samples of this rank, D width, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, cast, get_args
 
 from torch import Tensor
@@ -17,10 +19,12 @@ from sslzoo.eval.features import Features, gather_features, take_fraction
 from sslzoo.eval.knn import knn_top1
 from sslzoo.eval.linear import linear_probe
 from sslzoo.eval.retrieval import retrieval
+from sslzoo.eval.similarity import scored_spearman
 from sslzoo.eval.spectrum import effective_rank, feature_std, uniformity
 
-Protocol = Literal["knn", "linear", "retrieval", "label_free"]
+Protocol = Literal["knn", "linear", "retrieval", "label_free", "similarity"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+OF_LABELS: tuple[Protocol, ...] = ("knn", "linear", "retrieval")
 OF_BANK_LABELS: tuple[Protocol, ...] = ("knn", "linear")  # what few labels and their seed change
 
 # The neighbours and temperature that the papers report with.
@@ -35,7 +39,8 @@ class Suite:
     """Which protocols, and with what settings.
 
     Args:
-        protocols: of "knn", "linear", "retrieval" (all of which read labels) and "label_free".
+        protocols: of "knn", "linear", "retrieval" (all of which read labels), "label_free" and
+            "similarity" (of scored pairs); None: all that the data allows.
         k: neighbours of kNN; each with each temperature. `KNN` has the papers'.
         temperature: of kNN's vote.
         l2: weights among which the linear probe chooses on held-out training samples.
@@ -50,7 +55,7 @@ class Suite:
             without a protocol that reads the bank's labels.
     """
 
-    protocols: Sequence[Protocol] = PROTOCOLS
+    protocols: Sequence[Protocol] | None = None
     k: Sequence[int] = (20,)
     temperature: Sequence[float] = (0.07,)
     l2: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -59,18 +64,48 @@ class Suite:
     train_fraction: float = 1.0
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.protocols if name not in PROTOCOLS]
-        if unknown or not self.protocols:
+        asked = PROTOCOLS if self.protocols is None else self.protocols
+        if not asked or set(asked) - set(PROTOCOLS):
             raise ValueError(f"protocols are some of {', '.join(PROTOCOLS)}, got {self.protocols}")
         if not 0 < self.train_fraction <= 1:
             raise ValueError(f"train_fraction must be in (0, 1], got {self.train_fraction}")
-        if self.train_fraction < 1 and not set(self.protocols) & set(OF_BANK_LABELS):
+        if self.train_fraction < 1 and not set(asked) & set(OF_BANK_LABELS):
             raise ValueError(
                 f"train_fraction {self.train_fraction} wants knn or linear, got {self.protocols}"
             )
 
+    def fitting(
+        self,
+        bank: Features,
+        query: Features | None,
+        num_classes: int | None,
+        pairs: Mapping[str, Features] | None = None,
+    ) -> Suite:
+        """The suite with its protocols named; where they are not, all that this data allows.
+
+        Args:
+            bank: see `__call__`.
+            query: see there.
+            num_classes: see there.
+            pairs: see there.
+
+        Raises:
+            ValueError: `train_fraction` wants labels that are not there.
+        """
+        if self.protocols is not None:
+            return self
+        fits = {"label_free": True, "similarity": bool(pairs)}
+        known = num_classes is not None and bank.label is not None
+        labelled = known and query is not None and query.label is not None
+        return replace(self, protocols=[x for x in PROTOCOLS if fits.get(x, labelled)])
+
     def __call__(
-        self, bank: Features, query: Features | None, num_classes: int | None, seed: int = 0
+        self,
+        bank: Features,
+        query: Features | None,
+        num_classes: int | None,
+        seed: int = 0,
+        pairs: Mapping[str, Features] | None = None,
     ) -> dict[str, float]:
         """All metrics by name; collective, the same on every rank.
 
@@ -79,14 +114,21 @@ class Suite:
             query: the test set's; None only where nothing that reads labels is asked for.
             num_classes: C; None as for `query`.
             seed: of the samples that `train_fraction` leaves.
+            pairs: sets of scored pairs by name, each as `scored_spearman` wants it.
 
         Raises:
-            ValueError: a protocol wants labels or a query set that are not there.
+            ValueError: a protocol wants labels, a query set or pairs that are not there.
         """
+        protocols = self.fitting(bank, query, num_classes, pairs).protocols
+        assert protocols is not None
         values: dict[str, float] = {}
-        if "label_free" in self.protocols:
+        if "label_free" in protocols:
             values |= self._label_free(bank)
-        if all(name == "label_free" for name in self.protocols):
+        if "similarity" in protocols:
+            if not pairs:
+                raise ValueError("similarity wants scored pairs, the data has none")
+            values |= {f"spearman_{name}": scored_spearman(own) for name, own in pairs.items()}
+        if not set(protocols) & set(OF_LABELS):
             return values
         asked, labels = _labelled(query, "query set")
         known, _ = _labelled(bank, "training set")
@@ -96,7 +138,7 @@ class Suite:
         if self.train_fraction < 1:
             few = f"_{100 * self.train_fraction:g}pct"
             known = take_fraction(known, self.train_fraction, seed)
-        if "knn" in self.protocols:
+        if "knn" in protocols:
             settings = [(k, t) for k in self.k for t in self.temperature]
             bank_labels = cast(Tensor, known.label)
             accuracies = knn_top1(
@@ -105,13 +147,13 @@ class Suite:
             )
             names = [f"knn_top1_k{k}_t{t:g}{few}" for k, t in settings]
             values |= dict(zip(names, accuracies, strict=True))
-        if "linear" in self.protocols:
+        if "linear" in protocols:
             train, test = gather_features(known), gather_features(asked)
             values[f"linear_top1{few}"] = linear_probe(
                 *(train.features, cast(Tensor, train.label), test.features),
                 *(cast(Tensor, test.label), num_classes, self.l2),
             )
-        if "retrieval" in self.protocols:
+        if "retrieval" in protocols:
             found = retrieval(asked.features, labels, ks=self.recall, index=asked.index)
             values["retrieval_map"] = found.mean_average_precision
             values |= {f"recall_at_{k}": value for k, value in found.recall.items()}
@@ -129,7 +171,9 @@ class Suite:
 
 def _labelled(features: Features | None, name: str) -> tuple[Features, Tensor]:
     if features is None or features.label is None:
-        raise ValueError(f"kNN, linear probe and retrieval want a {name} with labels, got none")
+        raise ValueError(
+            f"kNN, linear probe and retrieval want a {name} with a label a sample, got none"
+        )
     label = features.label
     if label.ndim == 2 and label.shape[1] == 1:
         label = label[:, 0]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from sslzoo.fingerprint import described
 from sslzoo.transforms.color_space import Space, check_space, to_space_
 from sslzoo.transforms.normalize import normalize_
 from sslzoo.transforms.planes import to_planes
@@ -81,6 +82,10 @@ class EvalView:
         if self.mean is not None and self.std is not None:
             normalize_(planes, self.mean, self.std)
         return planes.transpose(0, 1).contiguous()
+
+    def fingerprint(self) -> str:
+        """Changes where what it makes of images does."""
+        return described(self)
 
     def _centre(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]

@@ -21,7 +21,7 @@ from sslzoo.data import (
     WaveformInput,
     WordPiece,
 )
-from sslzoo.data.audio import AudioViews
+from sslzoo.data.inputs import AudioViews
 from sslzoo.zoo.card import Card
 
 TOKENIZER = "tokenizer"  # in the metadata of weights: the JSON of a `WordPiece`
@@ -76,6 +76,12 @@ def metadata(file: Path) -> dict[str, str]:
     """What a file of safetensors says besides its tensors."""
     with safe_open(file, "pt") as opened:
         return opened.metadata() or {}
+
+
+def vocabulary(saved: Any) -> str | None:
+    """The digest of the tokenizer that a Lightning checkpoint was trained with, if it had one."""
+    states = (state for state in saved.values() if isinstance(state, dict))
+    return next((state["tokenizer"] for state in states if "tokenizer" in state), None)
 
 
 def describe(data: dict[str, Any], size: int | None = None) -> tuple[dict[str, Any], dict]:

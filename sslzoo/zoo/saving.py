@@ -17,7 +17,7 @@ from sslzoo.zoo.cache import home
 from sslzoo.zoo.card import Card
 from sslzoo.zoo.listing import card_named
 from sslzoo.zoo.loading import load
-from sslzoo.zoo.preprocessing import TOKENIZER, describe
+from sslzoo.zoo.preprocessing import TOKENIZER, describe, vocabulary
 from sslzoo.zoo.reading import read
 from sslzoo.zoo.verifying import fixed_features
 
@@ -163,8 +163,7 @@ def _backbone(config: dict[str, Any]) -> dict[str, Any]:
 
 def _check_vocabulary(saved: Mapping[str, Any], tokenizer: str | None) -> None:
     """Refuse a vocabulary that the run was not trained with."""
-    states = (state for state in saved.values() if isinstance(state, dict))
-    digest = next((state["tokenizer"] for state in states if "tokenizer" in state), None)
+    digest = vocabulary(saved)
     if tokenizer is None or digest is None:
         return
     now = hashlib.sha256(tokenizer.encode()).hexdigest()

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from sslzoo.eval.cache import cached_features, module_digest, tensor_digest
+from sslzoo.eval.cache import cached_features
 from sslzoo.eval.features import Features
+from sslzoo.fingerprint import module_digest, tensor_digest
 from tests.ranks import Ranks
 
 

@@ -9,6 +9,7 @@ from sslzoo.eval.features import Features, take_fraction
 from sslzoo.eval.knn import knn_top1
 from sslzoo.eval.linear import linear_probe
 from sslzoo.eval.retrieval import retrieval
+from sslzoo.eval.similarity import pair_spearman
 from sslzoo.eval.spectrum import effective_rank, feature_std, uniformity
 from sslzoo.eval.suite import KNN, PROTOCOLS, Suite
 from sslzoo.split import stratified_split
@@ -50,10 +51,33 @@ def test_label_free_wants_no_labels() -> None:
         "feature_std",
         "uniformity",
     }
-    with pytest.raises(ValueError, match="want a query set with labels, got none"):
+    with pytest.raises(ValueError, match="want a query set with a label a sample, got none"):
         Suite(["knn"])(bank, None, None)
-    with pytest.raises(ValueError, match="want a training set with labels, got none"):
+    with pytest.raises(ValueError, match="want a training set with a label a sample, got none"):
         Suite(["knn"])(bank, features(5, 1), 3)
+
+
+def test_by_default_all_that_the_data_allows() -> None:
+    bank, query = features(30, 0), features(10, 1)
+    scores = torch.arange(5.0).repeat_interleave(2)
+    pairs = {"dev": features(10, 2)._replace(label=scores)}
+    every = ["knn", "linear", "retrieval", "label_free"]
+    assert Suite().fitting(bank, query, 3).protocols == every
+    assert Suite().fitting(bank, query, 3, pairs).protocols == [*every, "similarity"]
+    for lacking in (
+        (bank, None, 3),
+        (bank, query, None),
+        (bank._replace(label=None), query, 3),
+        (bank, query._replace(label=None), 3),
+    ):
+        assert Suite().fitting(*lacking).protocols == ["label_free"]
+        assert "effective_rank" in Suite()(*lacking)
+    asked = Suite(["knn"])
+    assert asked.fitting(bank, None, None) is asked
+    got = Suite(["similarity"])(bank, None, None, pairs=pairs)
+    assert got == {"spearman_dev": pair_spearman(pairs["dev"].features, scores)}
+    with pytest.raises(ValueError, match="similarity wants scored pairs, the data has none"):
+        Suite(["similarity"])(bank, query, 3)
 
 
 def test_an_unknown_protocol_is_named() -> None:
@@ -74,7 +98,7 @@ def test_two_ranks_equal_one(ranks: Ranks) -> None:
     for got in ranks(2, on_rank):
         assert got.keys() == one.keys()
         assert got == pytest.approx(one, rel=1e-6)
-    assert len(PROTOCOLS) == 4
+    assert len(PROTOCOLS) == 5
 
 
 FEW = Suite(k=(5,), l2=(0.01,), train_fraction=0.1)

@@ -1,0 +1,65 @@
+"""Results: metrics of several models and seeds, their spread, and tables of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean, stdev
+from typing import Any
+
+Metrics = dict[str, float]
+
+
+def statistics(rows: Sequence[Metrics]) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation of each metric that all models have; several models."""
+    names = [name for name in rows[0] if all(name in row for row in rows)]
+    columns = {name: [row[name] for row in rows] for name in names}
+    return {name: {"mean": mean(v), "std": stdev(v)} for name, v in columns.items()}
+
+
+def summary(seeds: Sequence[int], rows: Sequence[Metrics]) -> dict[str, Any]:
+    """What a result says of one model: its metrics and, of several seeds, each one's and spread.
+
+    Args:
+        seeds: S of them.
+        rows: each seed's metrics; what the seed does not change stands in the first alone.
+    """
+    if len(rows) == 1:
+        return {"metrics": rows[0]}
+    both = statistics(rows)
+    return {
+        "metrics": rows[0] | {name: value["mean"] for name, value in both.items()},
+        "std": {name: value["std"] for name, value in both.items()},
+        "seeds": [
+            {"seed": seed, "metrics": {name: row[name] for name in both}}
+            for seed, row in zip(seeds, rows, strict=True)
+        ],
+    }
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table: a row for each model of each file, a column for each metric.
+
+    A model that was measured with several seeds has mean ± standard deviation over them.
+    """
+    rows: list[tuple[str, dict[str, Any]]] = []
+    for row in (row for result in results for row in result["models"]):
+        spread = {k: (row["metrics"][k], std) for k, std in row.get("std", {}).items()}
+        rows.append((row["model"], row["metrics"] | spread))
+    for result in results:
+        if "statistics" in result:
+            both = result["statistics"].items()
+            rows.append(("mean ± std", {k: (v["mean"], v["std"]) for k, v in both}))
+    names = list(dict.fromkeys(name for _, metrics in rows for name in metrics))
+    lines = [f"| model | {' | '.join(names)} |", f"|{'---|' * (len(names) + 1)}"]
+    for model, metrics in rows:
+        cells = [_cell(metrics.get(name)) for name in names]
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(value: float | tuple[float, float] | None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, tuple):
+        return f"{value[0]:.4f} ± {value[1]:.4f}"
+    return f"{value:.4f}"
