@@ -28,8 +28,8 @@ import sslzoo.data
 import sslzoo.methods  # noqa: F401 (what is imported has short names, --model SimCLR)
 from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.progress import ProgressBar
-from sslzoo.eval_command import RECORD, surroundings
 from sslzoo.shipped import config_folders, find_config, known_configs
+from sslzoo.surroundings import RECORD, surroundings
 
 
 def _with_config_paths(args: Sequence[str]) -> tuple[list[str], str | None]:

@@ -21,7 +21,7 @@ from sslzoo.eval.features import extract
 from sslzoo.eval.knn import knn_top1
 from sslzoo.eval.spectrum import feature_std
 from sslzoo.eval_command import measuring
-from sslzoo.eval_command.surroundings import commit
+from sslzoo.surroundings import commit
 from sslzoo.transforms import crop_view
 from tests.cli.command import arguments, run
 

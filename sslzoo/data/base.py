@@ -176,7 +176,7 @@ class SampleDataModule(LightningDataModule, ABC):
         Raises:
             ValueError: this data cannot be made so.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} tells encoder_input and no take_input")
 
     @property
     def seed(self) -> int:

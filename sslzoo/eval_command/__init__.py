@@ -2,6 +2,5 @@
 
 from sslzoo.eval_command.command import main
 from sslzoo.eval_command.models import build_data, read_model
-from sslzoo.eval_command.surroundings import RECORD, surroundings
 
-__all__ = ["RECORD", "build_data", "main", "read_model", "surroundings"]
+__all__ = ["build_data", "main", "read_model"]

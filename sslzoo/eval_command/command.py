@@ -37,8 +37,8 @@ from sslzoo.eval_command.measuring import (
 )
 from sslzoo.eval_command.models import read_model, untrained
 from sslzoo.eval_command.results import statistics, summary, table
-from sslzoo.eval_command.surroundings import surroundings
 from sslzoo.shipped import find_config
+from sslzoo.surroundings import surroundings
 from sslzoo.zoo.cache import home
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from sslzoo.eval_command import RECORD
+from sslzoo.surroundings import RECORD
 
 Table = dict[str, dict[str, float]]  # row -> column -> value
 
