@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
-from lightning import seed_everything
 from torch import Tensor
 
 from benchmarks.driver import ROOT
-from benchmarks.quality import TIMING, build, fit, split_arguments
-from benchmarks.semi_supervised import last, top1
+from benchmarks.quality import TIMING, finished, fit, split_arguments
+from benchmarks.semi_supervised import last, outcome
 from benchmarks.speed import surroundings
 from benchmarks.worker import versions
 from sslzoo.eval.features import Features, extract
@@ -71,14 +69,9 @@ def _probe(train: Features, test: Features, loaders: Any) -> float:
 
 def probe(run: Path) -> dict[str, Any]:
     """Accuracies of the trained net, the untrained one and of pixels."""
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    data = build(config, "data")
-    data.setup("validate")
+    config, data, model, checkpoint = finished(run)
     loaders = data.eval_dataloaders()
-    seed_everything(config["seed_everything"], verbose=False)
-    model = build(config, "model")
     accuracy = {"untrained": probes(model.encoder(), loaders)}
-    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", "cpu", weights_only=True)
     model.load_state_dict(checkpoint["state_dict"])
     accuracy["trained"] = probes(model.encoder(), loaders)
     train, test = (
@@ -102,18 +95,7 @@ def tune(row: str, data: str, val_dir: str, run: Path, runs: Path, more: list[st
     extra = [f"--model.weights={STARTS[row] or last(run.resolve())}"]
     extra += [f"--data.train_fraction={FRACTION}", "--trainer.enable_progress_bar=false"]
     own = fit(TUNE, data, val_dir, (runs / row.replace(" ", "_")).resolve(), [*extra, *more])
-    timing = json.loads((own / TIMING).read_text())
-    timing.pop("extra")
-    given = yaml.safe_load((own / "config.yaml").read_text())
-    return {
-        "top1": top1(own),
-        "labels": FRACTION,
-        "epochs": given["trainer"]["max_epochs"],
-        "seeds": [given["seed_everything"]],
-        "config": f"configs/{TUNE}.yaml",
-        **timing,
-        "versions": versions(),
-    }
+    return {**outcome(own, TUNE), "labels": FRACTION}
 
 
 def main(args: list[str] | None = None) -> None:

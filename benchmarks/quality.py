@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jsonargparse
 import torch
@@ -82,6 +82,33 @@ def build(config: dict[str, Any], part: str) -> Any:
     return parser.instantiate(parsed)[part]
 
 
+class Finished(NamedTuple):
+    """A run that has ended.
+
+    Args:
+        config: as saved.
+        data: its data module, set up.
+        model: with the weights that it started from.
+        checkpoint: of its last step.
+    """
+
+    config: dict[str, Any]
+    data: Any
+    model: Any
+    checkpoint: dict[str, Any]
+
+
+def finished(run: Path) -> Finished:
+    """What stands in a run's folder."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    data = build(config, "data")
+    data.setup("validate")
+    seed_everything(config["seed_everything"], verbose=False)
+    model = build(config, "model")
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", "cpu", weights_only=True)
+    return Finished(config, data, model, checkpoint)
+
+
 def score(module: nn.Module, loaders: EvalLoaders, features: str | Callable = "forward") -> float:
     """Weighted-kNN top-1 of all queries against the whole bank, the protocol of the table."""
     if loaders.query is None or loaders.num_classes is None:
@@ -129,15 +156,10 @@ def evaluate(
     run: Path, name: str, stem: str, config_name: str, data_name: str, weights: Path
 ) -> Score:
     """Score a run, export its encoder and card; what goes into the results."""
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    data = build(config, "data")
-    data.setup("validate")
+    config, data, model, checkpoint = finished(run)
     loaders = data.eval_dataloaders()
-    seed_everything(config["seed_everything"], verbose=False)
-    model = build(config, "model")
     pixels = kept_pixel_scores(model, data, run.parents[1] / "pixels.json")
     scores = {**pixels, "untrained_knn_top1": score(model, loaders)}
-    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", "cpu", weights_only=True)
     model.load_state_dict(checkpoint["state_dict"])
     scores["knn_top1"] = score(model, loaders)
     timing = json.loads((run / TIMING).read_text())

@@ -38,6 +38,21 @@ def top1(run: Path) -> float:
     return float(values[-1])
 
 
+def outcome(run: Path, config: str) -> dict[str, Any]:
+    """What the results say of a run with labels, by this recipe."""
+    timing = json.loads((run / TIMING).read_text())
+    timing.pop("extra")
+    given = yaml.safe_load((run / "config.yaml").read_text())
+    return {
+        "top1": top1(run),
+        "epochs": given["trainer"]["max_epochs"],
+        "seeds": [given["seed_everything"]],
+        "config": f"configs/{config}.yaml",
+        **timing,
+        "versions": versions(),
+    }
+
+
 def last(run: Path) -> str:
     return str(run / "checkpoints" / "last.ckpt")
 
@@ -71,18 +86,7 @@ def measure(
     extra = [*extra, "--trainer.enable_progress_bar=false", *more]
     folder = (runs / row.replace(" ", "_").replace("%", "percent").replace(",", "")).resolve()
     run = fit(f"simclr/{config}", data, val_dir, folder, extra)
-    timing = json.loads((run / TIMING).read_text())
-    timing.pop("extra")
-    given = yaml.safe_load((run / "config.yaml").read_text())
-    return {
-        "top1": top1(run),
-        "epochs": given["trainer"]["max_epochs"],
-        "seeds": [given["seed_everything"]],
-        "config": f"configs/simclr/{config}.yaml",
-        "run": str(run.relative_to(runs.resolve())),
-        **timing,
-        "versions": versions(),
-    }
+    return {**outcome(run, f"simclr/{config}"), "run": str(run.relative_to(runs.resolve()))}
 
 
 def main(args: list[str] | None = None) -> None:

@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from benchmarks.card import keep
 from benchmarks.driver import ROOT
-from benchmarks.quality import TIMING, build, fit, split_arguments
+from benchmarks.quality import TIMING, build, finished, fit, split_arguments
 from benchmarks.worker import versions
 from sslzoo.eval.features import extract
 from sslzoo.eval.similarity import pair_spearman
@@ -81,7 +80,7 @@ def correlations(data: Any, encoder: nn.Module) -> dict[str, float]:
 
 def measure(run: Path, config_name: str, rounds: int, stem: Path) -> dict[str, Any]:
     """Keep the encoder of a finished run; what goes into the results."""
-    config = yaml.safe_load((run / "config.yaml").read_text())
+    config, data, model, checkpoint = finished(run)
     about = {
         "method": config["model"]["class_path"],
         "config": f"configs/{config_name}.yaml",
@@ -91,9 +90,6 @@ def measure(run: Path, config_name: str, rounds: int, stem: Path) -> dict[str, A
         "protocol": "Spearman's correlation of cosines with the scores of pairs",
         **json.loads((run / TIMING).read_text()),
     }
-    data, model = build(config, "data"), build(config, "model")
-    data.setup("fit")
-    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", "cpu", weights_only=True)
     model.load_state_dict(checkpoint["state_dict"])
     backbone, described = config["model"]["init_args"]["backbone"], describe(config["data"])
     own = keep(

@@ -19,13 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from lightning import seed_everything
 from torch import Tensor
 
 from benchmarks.card import keep
 from benchmarks.driver import ROOT
-from benchmarks.quality import TIMING, build, fit, split_arguments
+from benchmarks.quality import TIMING, finished, fit, split_arguments
 from benchmarks.worker import versions
 from sslzoo.eval.features import extract
 from sslzoo.eval.linear import linear_probe
@@ -91,12 +89,8 @@ def probe(data: Any, module: Any, function: Any) -> float:
 
 def evaluate(run: Path, weights: Path) -> dict[str, Any]:
     """Score a run, keep its encoder; what goes into the results."""
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    seed_everything(config["seed_everything"], verbose=False)
-    data, model = build(config, "data"), build(config, "model")
-    data.setup("fit")
+    config, data, model, checkpoint = finished(run)
     scores = {"raw": probe(data, model, statistics), "untrained": probe(data, model, "forward")}
-    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", "cpu", weights_only=True)
     model.load_state_dict(checkpoint["state_dict"])
     scores["trained"] = probe(data, model, "forward")
     about = {
