@@ -106,14 +106,13 @@ def batches(data: Batch, size: int, rank: int, world: int) -> list[Batch]:
 
 def trainer(epochs: int = 2, **options: Any) -> Trainer:
     return Trainer(
-        accelerator="cpu",
+        **{"accelerator": "cpu", **options},
         max_epochs=epochs,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
         log_every_n_steps=1,
-        **options,
     )
 
 
@@ -121,15 +120,21 @@ def state(method: Trainable) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in method.state_dict().items()}
 
 
-def train(rank: int, cls: type[Trainable], world: int, accumulate: int) -> dict[str, Any]:
-    """Two epochs on this rank's share: loss, first gradients, final state."""
+def train(
+    rank: int, cls: type[Trainable], world: int, accumulate: int, **changes: Any
+) -> dict[str, Any]:
+    """Two epochs on this rank's share: loss, first gradients, final state.
+
+    Args:
+        changes: of the Trainer's options.
+    """
     torch.manual_seed(0)
     method, data = toy(cls)
     gradients = Gradients()
     options: dict[str, Any] = {"accumulate_grad_batches": accumulate, "devices": 1}
     if world > 1:
         options |= {"devices": world, "strategy": "ddp", "plugins": [TorchElasticEnvironment()]}
-    run = trainer(callbacks=[gradients], **options)
+    run = trainer(callbacks=[gradients], **{**options, **changes})
     fit(run, method, batches(data, BATCH // accumulate, rank, world))
     return {
         "loss": run.callback_metrics["train/loss"],
