@@ -10,6 +10,7 @@ BigCrush as a generator; int64 products wrap, so that its bits are the same on e
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import cast
@@ -17,7 +18,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2**64 / golden ratio, splitmix64's increment
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2**64 / golden ratio, splitmix64's increment
 _MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX2 = 0x94D049BB133111EB - (1 << 64)
 
@@ -31,7 +32,8 @@ def _shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)  # a logical shift: torch's is arithmetic
 
 
-def _mix(x: Tensor) -> Tensor:
+def mix(x: Tensor) -> Tensor:
+    """splitmix64's finaliser, number by number of an int64 tensor."""
     x = (x ^ _shift(x, 30)) * _MIX1
     x = (x ^ _shift(x, 27)) * _MIX2
     return x ^ _shift(x, 31)
@@ -45,6 +47,16 @@ def _number(part: int | str | Tensor) -> int | Tensor:
     for character in part:
         hashed = ((hashed ^ ord(character)) * 0x01000193) & 0xFFFFFFFF
     return hashed
+
+
+def step_of(part: int | str) -> int:
+    """What folding `part` adds to a key before it is mixed, made on the host."""
+    return signed(GOLDEN + _mix_host(cast(int, _number(part))))
+
+
+def unit_of(bits: Tensor) -> Tensor:
+    """float32 in [0, 1) of the upper 24 bits of int64."""
+    return _shift(bits, 40).to(torch.float32) * 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -63,20 +75,29 @@ class Keys:
         """New keys that depend on these and on `parts`: numbers, names or (B,) int64 tensors."""
         key = self.key
         for part in parts:
-            key = _mix(key + _GOLDEN + _mix(torch.zeros_like(key) + _number(part)))
+            if isinstance(part, Tensor) or torch.compiler.is_compiling():  # symbols do not wrap
+                key = mix(key + GOLDEN + mix(torch.zeros_like(key) + _number(part)))
+            else:
+                key = mix(key + step_of(part))
         return Keys(key)
+
+    def fold_each(self, name: str, count: int) -> Keys:
+        """`fold(name, i)` for i = 0 .. count - 1, one behind the other: (count B,) keys."""
+        number = mix(torch.arange(count, device=self.key.device))
+        return Keys(mix(self.fold(name).key + GOLDEN + number[:, None]).flatten())
+
+    def rows(self, which: slice) -> Keys:
+        """The keys of some rows."""
+        return Keys(self.key[which])
 
     def bits(self, purpose: str, *shape: int) -> Tensor:
         """Uniform int64 over all 64 bits, (B, *shape)."""
-        count = 1
-        for size in shape:
-            count *= size
-        steps = torch.arange(1, count + 1, device=self.key.device) * _GOLDEN
-        return _mix(self.fold(purpose).key[:, None] + steps).reshape(-1, *shape)
+        steps = torch.arange(1, math.prod(shape) + 1, device=self.key.device) * GOLDEN
+        return mix(self.fold(purpose).key[:, None] + steps).reshape(-1, *shape)
 
     def uniform(self, purpose: str, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """float32 in [low, high), (B, *shape); 24 random bits each."""
-        unit = _shift(self.bits(purpose, *shape), 40).to(torch.float32) * 2.0**-24
+        unit = unit_of(self.bits(purpose, *shape))
         return unit if (low, high) == (0.0, 1.0) else low + (high - low) * unit
 
     def bernoulli(self, purpose: str, p: float, *shape: int) -> Tensor:
@@ -117,8 +138,13 @@ def run_uniform(purpose: str, seed: int, *parts: int | str) -> float:
     """
     key = 0
     for part in (seed, *parts, purpose):
-        key = _mix_host(key + _GOLDEN + _mix_host(cast(int, _number(part))))
-    return (_mix_host(key + _GOLDEN) >> 40) * 2.0**-24
+        key = _mix_host(key + GOLDEN + _mix_host(cast(int, _number(part))))
+    return (_mix_host(key + GOLDEN) >> 40) * 2.0**-24
+
+
+def signed(x: int) -> int:
+    """The int64 of the same lowest 64 bits."""
+    return (x + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def _mix_host(x: int) -> int:

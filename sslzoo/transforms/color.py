@@ -198,25 +198,52 @@ class ColorJitter:
     def apply(self, planes: Tensor, coefficients: Tensor) -> Tensor:
         """Jitter the planes in place. Shapes: (3, B, H, W); coefficients (B, 4, 6)."""
         require_rgb(planes, "colour jitter")
+        if planes.device.type != "cpu" and not self.tensorflow:
+            return self.turn_once(planes, coefficients)
         wanted = self._wanted(coefficients)
         for step in range(4):
             weights, use = coefficients[:, step], wanted[step]
             if any(use[:_TURNS]):
-                _blend(planes, weights[:, :_TURNS], self.tensorflow, use)
-                if self.clip:  # the other two keep to the range
-                    planes.clamp_(0, 1)
+                self._blend(planes, weights[:, :_TURNS], use)
             if use[_TURNS]:
                 on_rows(planes, weights[:, _TURNS] != 0, self.turn, weights[:, _TURNS])
             if use[_HSV]:
                 on_rows(planes, weights[:, _HSV] != 1, hsv_saturation_, weights[:, _HSV])
         return planes
 
+    def turn_once(self, planes: Tensor, coefficients: Tensor) -> Tensor:
+        """As `apply` for torchvision's formulas: one turn for all, with each sample's steps around.
+
+        An accelerator runs every operation of every step for all samples, and the turn costs most:
+        three blends, the turn, three blends, neutral for a sample where it has none there.
+        """
+        turns = coefficients[..., _TURNS]
+        turned = ((turns != 0).cumsum(1) > 0)[..., None]
+        blends = coefficients[..., :_TURNS]
+        neutral = torch.zeros_like(blends)
+        neutral[..., _SCALE] = 1
+        before, after = torch.where(turned, neutral, blends), torch.where(turned, blends, neutral)
+        after[:, 3] = blends[:, 3]
+        use = [True, True, True, self.additive]
+        for weights in before[:, :3].unbind(1):
+            self._blend(planes, weights, use)
+        turn = turns.sum(1)
+        on_rows(planes, turn != 0, self.turn, turn)
+        for weights in after[:, 1:].unbind(1):
+            self._blend(planes, weights, use)
+        return planes
+
+    def _blend(self, planes: Tensor, weights: Tensor, use: list[bool]) -> None:
+        _blend(planes, weights, self.tensorflow, use)
+        if self.clip:  # a turn and HSV's saturation keep to the range
+            planes.clamp_(0, 1)
+
     def _wanted(self, coefficients: Tensor) -> list[list[bool]]:
         """Which columns hold anything in each step: looked up on a CPU, all on an accelerator."""
         if coefficients.device.type == "cpu":
             neutral = torch.tensor(_NEUTRAL)
             return (coefficients != neutral).any(0).tolist()
-        return [[True, not self.tensorflow, True, self.additive, True, self.tensorflow]] * 4
+        return [[True, False, True, self.additive, True, True]] * 4  # TensorFlow's: see turn_once
 
 
 @final

@@ -416,17 +416,19 @@ def multi_crop_views(
     for group, (size, count, scale) in enumerate(zip(sizes, counts, scales, strict=True)):
         interpolation: Interpolation = "bicubic" if dino else "bilinear"
         crop = RandomResizedCrop(size, scale, interpolation=interpolation)
-        for number in range(count):
-            large = dino and group == 0
-            ops: list[Op] = [
-                ColorJitter(0.4, 0.4, 0.2, 0.1, 0.8)
-                if dino
-                else ColorJitter(0.8, 0.8, 0.8, 0.2, 0.8),
-                Grayscale(0.2),
-            ]
-            ops += [PILBlur((1.0, 0.1)[number] if large else 0.5)] if blur else []
-            ops += [Solarize(0.2)] if large and number == 1 else []
-            views.append(View(crop, [*ops, *_normalise(mean, std)]))
+        jitter = ColorJitter(*((0.4, 0.4, 0.2, 0.1, 0.8) if dino else (0.8, 0.8, 0.8, 0.2, 0.8)))
+
+        def view(
+            blur_p: float, *last: Op, crop: RandomResizedCrop = crop, jitter: Op = jitter
+        ) -> View:
+            ops: list[Op] = [jitter, Grayscale(0.2)]
+            ops += [PILBlur(blur_p)] if blur else []
+            return View(crop, [*ops, *last, *_normalise(mean, std)])
+
+        if dino and group == 0:
+            views += [view(1.0), view(0.1, Solarize(0.2))]
+        else:
+            views += [view(0.5)] * count  # one for all: they are made together
     return Views(views)
 
 

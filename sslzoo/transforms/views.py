@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sslzoo.draw_plan import DrawPlan
 from sslzoo.random import Keys
 from sslzoo.transforms.color_space import ColorSpace, Space
 from sslzoo.transforms.crop import RandomResizedCrop, draft_for
@@ -76,6 +77,7 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         self.views = views
         self.split = None if split is None else list(split)
         self.shared_flip = shared_flip
+        self._plan = DrawPlan()
 
     @property
     def crops(self) -> list[RandomResizedCrop]:
@@ -116,21 +118,37 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
             One (B, C, S, S) float32 tensor a view (or part of one), on the images' device.
         """
         _check(images, keys)
+        batch = len(images)
+        own = self._keys(keys)
         results = []
-        for number, view in enumerate(self.views):
-            own = keys.fold("view", number)
-            boxes = view.crop.draw(own, images.shape[2], images.shape[3])
-            flip = view.crop.draw_flip(own)
+        for view, rows in self._groups(batch):
+            drawn = own.rows(rows)
+            boxes = view.crop.draw(drawn, images.shape[2], images.shape[3])
+            flip = view.crop.draw_flip(drawn)
             if self.shared_flip:
-                flip = flip ^ keys.bernoulli("shared flip", self.shared_flip)
+                flip ^= keys.bernoulli("shared flip", self.shared_flip).repeat(len(flip) // batch)
 
             def crop(
                 rows: slice, view: View = view, boxes: Tensor = boxes, flip: Tensor = flip
             ) -> Tensor:
-                return view.crop.planes(images[rows], boxes[rows], flip[rows])
+                return view.crop.planes(_wrapped(images, rows), boxes[rows], flip[rows])
 
-            results.append(_finish(view, images, own, crop))
+            results += _finish(view, images, drawn, len(flip), crop)
         return self._cut(results)
+
+    def _keys(self, keys: Keys) -> Keys:
+        """The keys of all views, one view behind the other, with their draws in one table."""
+        return self._plan.keys(keys.fold_each("view", len(self.views)))
+
+    def _groups(self, batch: int) -> list[tuple[View, slice]]:
+        """Equal views that stand together are made together; with their rows of all views'."""
+        groups: list[tuple[View, slice]] = []
+        for number, view in enumerate(self.views):
+            start = number * batch
+            if groups and groups[-1][0] is view:
+                start = groups.pop()[1].start
+            groups.append((view, slice(start, (number + 1) * batch)))
+        return groups
 
     @torch.no_grad()
     def finish(self, crops: list[Tensor], keys: Keys) -> list[Tensor]:
@@ -145,14 +163,22 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         """
         if len(crops) != len(self.views):
             raise ValueError(f"wanted {len(self.views)} crops, one a view, got {len(crops)}")
-        results = []
-        for number, (view, images) in enumerate(zip(self.views, crops, strict=True)):
+        for images in crops:
             _check(images, keys)
+        batch = len(keys.key)
+        own = self._keys(keys)
+        results = []
+        for view, rows in self._groups(batch):
+            parts = crops[rows.start // batch : rows.stop // batch]
 
-            def crop(rows: slice, images: Tensor = images) -> Tensor:
-                return to_planes(images[rows])
+            def crop(rows: slice, parts: list[Tensor] = parts) -> Tensor:
+                number = rows.start // batch
+                if rows.stop <= (number + 1) * batch:  # of one view
+                    start = number * batch
+                    return to_planes(parts[number][rows.start - start : rows.stop - start])
+                return to_planes(torch.cat(parts))
 
-            results.append(_finish(view, images, keys.fold("view", number), crop))
+            results += _finish(view, parts[0], own.rows(rows), len(parts) * batch, crop)
         return self._cut(results)
 
     @torch.no_grad()
@@ -199,19 +225,48 @@ def _check(images: Tensor, keys: Keys) -> None:
         raise ValueError(f"images are uint8, or float in [0, 1]; got {images.dtype}")
 
 
-def _finish(view: View, images: Tensor, keys: Keys, crop: Callable[[slice], Tensor]) -> Tensor:
-    """Crop and change chunk by chunk, so that a CPU's intermediates stay in its cache."""
+def _wrapped(images: Tensor, rows: slice) -> Tensor:
+    """Rows of the images repeated without end; more than one round wants all of them."""
+    batch = len(images)
+    start = rows.start % batch
+    if start + rows.stop - rows.start <= batch:
+        return images[start : start + rows.stop - rows.start]
+    return images.repeat((rows.stop - rows.start) // batch, 1, 1, 1)
+
+
+def _finish(
+    view: View, images: Tensor, keys: Keys, count: int, crop: Callable[[slice], Tensor]
+) -> list[Tensor]:
+    """Crop and change chunk by chunk, so that a CPU's intermediates stay in its cache.
+
+    Args:
+        view: of all of them.
+        images: of one view, (B, C, ...).
+        keys: of all views made together, count of them.
+        count: B times the number of views.
+        crop: makes the planes of some rows of the count.
+    """
     batch, channels = images.shape[:2]
     size = view.size
     draws = [op.draw(keys.fold("op", number)) for number, op in enumerate(view.ops)]
-    out = torch.empty(batch, channels, size, size, device=images.device)
-    step = chunk_rows(channels * size * size, batch, images.device)
+    out = torch.empty(count, channels, size, size, device=images.device)
+    step = chunk_rows(channels * size * size, count, images.device)
 
     with torch.autocast(images.device.type, enabled=False):
-        for start in range(0, batch, step):
-            rows = slice(start, start + step)
+        for rows in _chunks(count, batch, step):
             planes = crop(rows)
             for op, drawn in zip(view.ops, draws, strict=True):
                 planes = op.apply(planes, *(values[rows] for values in drawn))
             out[rows] = planes.transpose(0, 1)
-    return out
+    return list(out.split(batch))
+
+
+def _chunks(count: int, batch: int, step: int) -> list[slice]:
+    """`step` rows each, of one view; or all at once."""
+    if step >= count:
+        return [slice(0, count)]
+    return [
+        slice(start, min(start + step, first + batch))
+        for first in range(0, count, batch)
+        for start in range(first, first + batch, step)
+    ]

@@ -11,6 +11,7 @@ import torchvision.transforms.v2.functional as tv
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 
+from sslzoo.random import sample_keys
 from sslzoo.transforms import EvalView
 from sslzoo.transforms.affine import affine_
 from sslzoo.transforms.blur import _blur_by_bands, _blur_by_samples, gaussian_blur_, pil_blur_
@@ -276,3 +277,17 @@ def test_jitter_in_order_with_clips_equals_simclrs(name: str) -> None:
     assert_close_to_golden(got, golden[f"jitter_simclr{name}"], 1e-5)
     other = image_of(jitter_by(jitter, planes_of(golden["image"]), order[::-1], factors))
     assert (other - torch.from_numpy(golden[f"jitter_simclr{name}"])).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("additive", [False, True])
+def test_one_turn_for_all_is_the_turn_of_each(additive: bool, clip: bool) -> None:
+    """What an accelerator runs, against the steps of each sample in their order."""
+    jitter = ColorJitter(0.8, 0.8, 0.8, 0.2, 0.8, additive=additive, clip=clip)
+    planes = torch.rand(3, 400, 6, 5, generator=torch.Generator().manual_seed(0))
+    (coefficients,) = jitter.draw(sample_keys(0, 0, torch.arange(400)))
+    coefficients[:8, :, 4] = 0  # no turn: nothing else may be lost
+    wanted = jitter.apply(planes.clone(), coefficients)
+    got = jitter.turn_once(planes.clone(), coefficients)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=2e-6)
+    assert (got - planes).abs().amax((0, 2, 3)).gt(0.01).float().mean() > 0.7

@@ -321,11 +321,40 @@ def test_no_view_makes_the_host_wait(recipe: str) -> None:
     with FakeTensorMode():
         images = torch.zeros(4, 3, 40, 50, dtype=torch.uint8, device="cuda")
         index = torch.zeros(4, dtype=torch.int64, device="cuda")
+        views(images, sample_keys(0, 0, index))  # the first two batches make the plan of draws
+        views(images, sample_keys(0, 0, index))
         with _Syncs() as syncs:
             out = views(images, sample_keys(0, 0, index))
             EvalView(32, resize=36, mean=(0.5,) * 3, std=(0.5,) * 3)(images)
     assert [view.device.type for view in out] == ["cuda"] * len(out)
     assert syncs.seen == []
+
+
+class _Launches(TorchDispatchMode):
+    """Counts operations that an accelerator runs; those on shapes and views cost little."""
+
+    FREE = ("device", "view", "slice", "select", "expand", "unbind", "transpose", "unsqueeze")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.number += func.__name__.split(".")[0] not in self.FREE
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("small", [4, 8])
+def test_an_accelerator_starts_few_operations(small: int) -> None:
+    """It takes each crop of a size for the same price: they are made together."""
+    views = multi_crop_views("dino", (32, 16), (2, small), ((0.25, 1), (0.05, 0.25)), blur=False)
+    with FakeTensorMode():
+        images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8, device="cuda")
+        index = torch.zeros(4, dtype=torch.int64, device="cuda")
+        for _ in range(3):
+            with _Launches() as launches:
+                views(images, sample_keys(0, 0, index))
+    assert launches.number < 1200  # drawn one by one and crop by crop: 5,734 and 9,454
 
 
 def test_evaluation_is_normalised_as_training_is() -> None:

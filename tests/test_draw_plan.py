@@ -1,0 +1,80 @@
+"""A plan's draws are those of plain keys, in few operations, whatever was asked for before."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sslzoo.draw_plan import DrawPlan
+from sslzoo.random import Keys, sample_keys
+
+DRAWS: dict[str, Callable[[Keys], Tensor]] = {
+    "uniform": lambda keys: keys.uniform("a", 2, 3),
+    "scaled": lambda keys: keys.uniform("a", 2, low=-1, high=3),
+    "other shape": lambda keys: keys.uniform("a", 4),
+    "one": lambda keys: keys.uniform("b"),
+    "deeper": lambda keys: keys.fold("op", 3).bernoulli("a", 0.5),
+    "normal": lambda keys: keys.fold("op", 2**63 + 5).normal("n", 3),
+    "permutation": lambda keys: keys.permutation("p", 6),
+    "integers": lambda keys: keys.integers("i", 10, 2),
+    "key": lambda keys: keys.fold("view", 1).key,
+    "tensor": lambda keys: keys.fold("x").fold(keys.key).uniform("a"),
+    "rows": lambda keys: keys.fold("op", 0).rows(slice(1, 3)).uniform("a", 2),
+}
+
+
+def _keys(epoch: int) -> Keys:
+    return sample_keys(5, epoch, torch.tensor([3, 1, 4, 1]))
+
+
+def test_draws_are_those_of_plain_keys() -> None:
+    plan = DrawPlan()
+    orders = [list(DRAWS), list(DRAWS)[::-1], list(DRAWS)[3:], list(DRAWS)]
+    for epoch, names in enumerate(orders):
+        keys = plan.keys(_keys(epoch))
+        for name in names:
+            assert torch.equal(DRAWS[name](keys), DRAWS[name](_keys(epoch))), name
+
+
+def test_folding_each_is_folding_one_by_one() -> None:
+    together = _keys(0).fold_each("view", 3)
+    assert torch.equal(together.key, torch.cat([_keys(0).fold("view", i).key for i in range(3)]))
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_start_anew(again: Callable[[DrawPlan], DrawPlan]) -> None:
+    plan = DrawPlan()
+    for _ in range(2):
+        plan.keys(_keys(0)).uniform("a")
+    assert torch.equal(again(plan).keys(_keys(1)).uniform("a"), _keys(1).uniform("a"))
+
+
+class _Count(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.number += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_more_draws_take_hardly_more_operations() -> None:
+    def operations(draws: int) -> int:
+        plan = DrawPlan()
+        for epoch in range(3):
+            with _Count() as count:
+                keys = plan.keys(_keys(epoch))
+                for i in range(draws):
+                    keys.fold("op", i).uniform("a")
+        return count.number
+
+    few, many = operations(2), operations(50)
+    assert few < 120
+    assert many - few < 4 * 48  # a draw is a look into the table: views of it, no kernel
