@@ -47,7 +47,8 @@ class Row:
         options: of every side.
         smoke: what replaces them in a smoke run.
         kind: "speed": their seconds a unit over ours; "memory": their peak over ours, each round
-            in a fresh process, or on a GPU after a warm-up; "overhead": our seconds over theirs; "cpu": likewise, of the CPU.
+            in a fresh process, or on a GPU after a warm-up; "overhead": our seconds over theirs;
+            "cpu": likewise, of the CPU.
         tolerance: facts of the first rounds that must agree, and by how much.
         budget: seconds after which the row makes no further round.
         by_default: whether a run without `--only` has it.

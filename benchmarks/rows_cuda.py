@@ -1,6 +1,7 @@
 """Rows of `--device cuda`: the work of `rows.ROWS` in sizes that fill a GPU.
 
-Targets are the project's own, set for two cores, where the work is the same; the others have none.
+Targets are those that the project set itself for two cores, where work and peer are the same; they
+say nothing of GPUs in particular. The other rows have none.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def _views(
     )
 
 
-def _ntxent(n: int, kind: Kind, targets: Targets, calls: int = 1) -> Row:
+def _ntxent(n: int, kind: Kind, targets: Targets = NONE, calls: int = 1) -> Row:
     return _row(
         f"ntxent{n}",
         f"NT-Xent forward + backward, n = {n}",
@@ -79,7 +80,7 @@ def _ntxent(n: int, kind: Kind, targets: Targets, calls: int = 1) -> Row:
     )
 
 
-def _dino(kind: Kind, bf16: bool, targets: Targets) -> Row:
+def _dino(kind: Kind, bf16: bool, targets: Targets = NONE) -> Row:
     loss = 0.02 if bf16 else 1e-4
     return _row(
         "dino_bf16" if bf16 else "dino",
@@ -138,7 +139,7 @@ def _fit(name: str, work: str, peer: Peer, steps: int, kind: Literal["speed", "o
         "sample",
         {"count": 50_000, "batch": 512, "steps": steps},
         {"count": 256, "batch": 16, "steps": 2},
-        # Convolutions on a GPU do not add up in one order, and the loss is of the round's last step.
+        # Of the round's last step, and a GPU's convolutions do not add up in one order.
         {"loss": 0.02} if kind == "overhead" else {"parameters": 0.0},
         kind,
     )
@@ -147,10 +148,10 @@ def _fit(name: str, work: str, peer: Peer, steps: int, kind: Literal["speed", "o
 CUDA_ROWS = (
     _ntxent(8192, "speed", (4.0, 6.7)),
     _ntxent(8192, "memory", (16.0, 40.0)),
-    _ntxent(16384, "speed", NONE),
+    _ntxent(16384, "speed"),
     _ntxent(128, "speed", (1.0, 1.5), calls=50),
-    _views(32, 32, 4096, 256, NONE, NONE),
-    _views(224, 256, 512, 128, NONE, NONE),
+    _views(32, 32, 4096, 256, lightly=(6.0, 12.0), kornia=(2.0, 4.0)),
+    _views(224, 256, 512, 128, lightly=(1.5, 3.0), kornia=(2.0, 4.0)),
     _fit(
         "end_to_end",
         "SimCLR end to end, small net, batch 512, Lightning Trainer",
@@ -160,8 +161,8 @@ CUDA_ROWS = (
     ),
     _resnet50("defaults", "speed", False),
     _resnet50("defaults", "memory", False),
-    _dino("speed", False, NONE),
-    _dino("memory", False, NONE),
+    _dino("speed", False, (1.43, 2.0)),
+    _dino("memory", False, (4.0, 8.0)),
     _knn(10, (1.2, 2.0)),
     _knn(1000, (2.5, 6.0)),
     _row(
@@ -184,8 +185,8 @@ CUDA_ROWS = (
         32,
         "overhead",
     ),
-    _dino("speed", True, NONE),
-    _dino("memory", True, NONE),
+    _dino("speed", True),
+    _dino("memory", True),
     _resnet50("both bf16 autocast", "speed", True),
     _resnet50("both bf16 autocast", "memory", True),
 )

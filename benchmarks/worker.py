@@ -13,7 +13,6 @@ import platform
 import sys
 import traceback
 import warnings
-
 from typing import Any
 
 from benchmarks.rounds import Rounds, meter_of

@@ -117,7 +117,7 @@ def fit(
         trainer.fit(model, loader)
 
 
-def _resnet(net: str, size: int) -> nn.Module:
+def _resnet(net: str, size: int) -> Any:
     """torchvision's, with CIFAR's stem for small images."""
     resnet = getattr(torchvision.models, net)()
     if size <= 64:

@@ -114,7 +114,7 @@ def _kornia(size: int) -> nn.Module:
 
 
 def _drawing_on(device: str, size: int, few: Tensor) -> nn.Module:
-    """kornia's transform: it draws on the device, or on the CPU where that fails."""
+    """The transform, which draws on the device, or on the CPU where that fails."""
     moved = _kornia(size).to(device)
     try:
         moved(few)
