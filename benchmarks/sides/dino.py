@@ -28,19 +28,24 @@ def _fill(head: Any) -> None:
     head.last_layer.weight_g.data.fill_(1.0)
 
 
-def _run(rounds: Rounds, loss: Callable[[], Tensor], head: Any, device: str, bf16: bool) -> None:
+def _run(
+    rounds: Rounds, loss: Callable[[], Tensor], head: Any, calls: int, device: str, bf16: bool
+) -> None:
     ones = torch.ones(8, 8, device=device)
     ones @ ones  # the library of products is loaded here
 
     def work() -> dict[str, Any]:
-        with torch.autocast(device, torch.bfloat16, enabled=bf16):
-            value = loss()
-        value.backward()
-        facts = {} if rounds.number > 0 else _facts(value, head)
-        head.zero_grad()
+        facts: dict[str, Any] = {}
+        for _ in range(calls):
+            with torch.autocast(device, torch.bfloat16, enabled=bf16):
+                value = loss()
+            value.backward()
+            if rounds.number == 0:
+                facts = _facts(value, head)
+            head.zero_grad()
         return facts
 
-    rounds.repeat(work, 1)
+    rounds.repeat(work, calls)
 
 
 def _facts(value: Tensor, head: Any) -> dict[str, Any]:
@@ -69,6 +74,7 @@ def ours(
     views: int,
     width: int,
     prototypes: int,
+    calls: int = 1,
     device: str = "cpu",
     bf16: bool = False,
 ) -> None:
@@ -87,7 +93,7 @@ def ours(
         commit(method)
         return value
 
-    _run(rounds, loss, head, device, bf16)
+    _run(rounds, loss, head, calls, device, bf16)
 
 
 def lightly(
@@ -96,6 +102,7 @@ def lightly(
     views: int,
     width: int,
     prototypes: int,
+    calls: int = 1,
     device: str = "cpu",
     bf16: bool = False,
 ) -> None:
@@ -120,4 +127,4 @@ def lightly(
         student_out = [student(x) for x in features]
         return criterion(teacher_out, student_out)
 
-    _run(rounds, loss, student, device, bf16)
+    _run(rounds, loss, student, calls, device, bf16)
