@@ -90,7 +90,11 @@ def _dino(kind: Kind, bf16: bool, targets: Targets = NONE) -> Row:
         (Peer("lightly", "dino:lightly", *targets, package="lightly"),),
         "call",
         {
-            **{"batch": 64, "views": 10, "width": 384, "prototypes": 65536, "bf16": bf16},
+            "batch": 64,
+            "views": 10,
+            "width": 384,
+            "prototypes": 65536,
+            "bf16": bf16,
             "calls": 1 if kind == "memory" else 10,
         },
         {"batch": 2, "views": 3, "prototypes": 512},

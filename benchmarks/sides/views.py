@@ -119,10 +119,14 @@ def _fastest(device: str, size: int, batch: Tensor) -> nn.Module:
         return _kornia(size)
     seconds: dict[nn.Module, float] = {}
     for place in ("cpu", device):
-        transform = _kornia(size).to(place)
         try:
+            transform = _kornia(size).to(place)
             seconds[transform] = min(_seconds(transform, batch, device) for _ in range(4))
-        except RuntimeError:  # kornia's own note: some generators fail on some devices
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ):  # kornia's own note: some generators fail on some devices
             continue
     return min(seconds, key=seconds.__getitem__)
 
