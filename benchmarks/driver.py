@@ -33,9 +33,11 @@ class Worker:
 
     Args:
         python: the executable, ours or that of the peers' environment.
+        longest: seconds of silence after which it is given up.
     """
 
-    def __init__(self, python: str) -> None:
+    def __init__(self, python: str, longest: float = LONGEST) -> None:
+        self._longest = longest
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             [python, "-u", "-m", "benchmarks.worker"],
@@ -50,7 +52,16 @@ class Worker:
         self.versions: dict[str, str] = self._reply()["versions"]
 
     def build(self, side: str, threads: int, options: dict[str, Any]) -> None:
-        self._ask(do="run", side=side, threads=threads, options=options)
+        self.start(side, threads, options)
+        self.wait()
+
+    def start(self, side: str, threads: int, options: dict[str, Any]) -> None:
+        """Begin to build a side; others may do so meanwhile, `wait` ends it."""
+        self._send(do="run", side=side, threads=threads, options=options)
+
+    def wait(self) -> None:
+        """Until what was started is built."""
+        self._reply()
 
     def round(self) -> dict[str, Any]:
         """One round: seconds, amount, peak_mib and facts."""
@@ -73,17 +84,20 @@ class Worker:
         os.killpg(self._process.pid, number)
 
     def _ask(self, **order: Any) -> dict[str, Any]:
+        self._send(**order)
+        return self._reply()
+
+    def _send(self, **order: Any) -> None:
         assert self._process.stdin is not None
         if not self._running:
             self._signal(signal.SIGCONT)
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        return self._reply()
 
     def _reply(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], LONGEST)[0]:
-            raise SideError(f"no answer for {LONGEST:.0f} s")
+        if not select.select([self._process.stdout], [], [], self._longest)[0]:
+            raise SideError(f"no answer for {self._longest:.0f} s")
         line = self._process.stdout.readline()
         if not line:
             self._stderr.seek(0)

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 Facts = dict[str, Any]
 
@@ -25,19 +25,70 @@ def memory_kb(field: str) -> int:
     return int(found[1])
 
 
+class Meter(Protocol):
+    """Time and memory of one round at a time."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> tuple[float, float]:
+        """Seconds since `start`, and MiB by which the peak rose above what was held then."""
+        ...
+
+
+class HostMeter:
+    """The clock, and the resident set of this process."""
+
+    def start(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again at VmRSS
+        self._held = memory_kb("VmRSS")
+        self._started = time.perf_counter()
+
+    def stop(self) -> tuple[float, float]:
+        seconds = time.perf_counter() - self._started
+        return seconds, max(0, memory_kb("VmHWM") - self._held) / 1024
+
+
+class CudaMeter:
+    """The clock whenever the GPU has nothing left to do, and the memory of torch's allocator."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self._cuda = torch.cuda
+
+    def start(self) -> None:
+        self._cuda.synchronize()
+        self._cuda.reset_peak_memory_stats()
+        self._held = self._cuda.memory_allocated()
+        self._started = time.perf_counter()
+
+    def stop(self) -> tuple[float, float]:
+        self._cuda.synchronize()
+        seconds = time.perf_counter() - self._started
+        return seconds, max(0, self._cuda.max_memory_allocated() - self._held) / 2**20
+
+
+def meter_of(device: str) -> Meter:
+    """For sides that work on "cpu" or on "cuda"."""
+    return CudaMeter() if device == "cuda" else HostMeter()
+
+
 class Rounds:
     """The worker's end of the conversation with `benchmarks.driver`.
 
     Args:
         read: one JSON command a line.
         write: one JSON reply a line.
+
+    Attributes:
+        meter: of the side that runs; `meter_of` its device.
+        number: of the round that runs, from 0.
     """
 
     def __init__(self, read: TextIO, write: TextIO) -> None:
         self._read, self._write = read, write
-        self._start = 0.0
-        self._rss = 0
-        self.number = 0  # of the round that runs, from 0
+        self.meter: Meter = HostMeter()
+        self.number = 0
 
     def send(self, **reply: Any) -> None:
         self._write.write(json.dumps(reply) + "\n")
@@ -55,8 +106,7 @@ class Rounds:
 
     def end(self, amount: float, **facts: Any) -> bool:
         """A round of `amount` units is done; facts are compared with the other side's."""
-        seconds = time.perf_counter() - self._start
-        rise = max(0, memory_kb("VmHWM") - self._rss) / 1024
+        seconds, rise = self.meter.stop()
         self.send(seconds=seconds, amount=amount, peak_mib=rise, facts=facts)
         return self._wait()
 
@@ -73,7 +123,5 @@ class Rounds:
         if self.command()["do"] != "round":
             return False
         self.number += 1
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again at VmRSS
-        self._rss = memory_kb("VmRSS")
-        self._start = time.perf_counter()
+        self.meter.start()
         return True

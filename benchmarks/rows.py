@@ -18,7 +18,8 @@ class Peer:
     Args:
         name: as the table has it.
         side: "module:function" below benchmarks/sides.
-        at_least: the ratio that must be reached; for a row of kind "overhead", at most.
+        at_least: the ratio that must be reached; for a row of kind "overhead", at most. None: no
+            target was set.
         aim: the ratio that is hoped for.
         package: what must be importable; None: it runs in sslzoo's own environment.
         options: beside the row's.
@@ -26,8 +27,8 @@ class Peer:
 
     name: str
     side: str
-    at_least: float
-    aim: float
+    at_least: float | None = None
+    aim: float | None = None
     package: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -46,7 +47,8 @@ class Row:
         options: of every side.
         smoke: what replaces them in a smoke run.
         kind: "speed": their seconds a unit over ours; "memory": their peak over ours, each round
-            in a fresh process; "overhead": our seconds over theirs; "cpu": likewise, of the CPU.
+            in a fresh process, or on a GPU after a warm-up; "overhead": our seconds over theirs;
+            "cpu": likewise, of the CPU.
         tolerance: facts of the first rounds that must agree, and by how much.
         budget: seconds after which the row makes no further round.
         by_default: whether a run without `--only` has it.
@@ -154,11 +156,11 @@ def _step(name: str, note: str, ours: bool, theirs: bool, targets: tuple[float, 
     return Row(
         name=name,
         work=f"ResNet-18 CIFAR step, {note}",
-        ours="train_ours:resnet18_step",
-        peers=(Peer("lightly", "train_lightly:resnet18_step", *targets, "lightly", options),),
+        ours="train_ours:resnet_step",
+        peers=(Peer("lightly", "train_lightly:resnet_step", *targets, "lightly", options),),
         unit="sample",
         threads=2,
-        options={"batch": 32, "bf16": ours},
+        options={"net": "resnet18", "size": 32, "batch": 32, "bf16": ours},
         smoke={"batch": 4},
         tolerance={"loss": 0.05 if ours else 1e-3, "parameters": 0.0},  # bf16 has 3 digits
         by_default=not theirs,

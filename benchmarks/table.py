@@ -39,8 +39,10 @@ def _cost(result: Result, side: str) -> str:
 def _speed_line(result: Result) -> str:
     start = [result["work"], result["against"]]
     overhead = result["kind"] in ("overhead", "cpu")
-    sign = "≤ " if overhead else "≥ "
-    targets = [f"{sign}{result['at_least']:g}x", f"{result['aim']:g}x"]
+    targets = ["-", "-"]
+    if result["at_least"] is not None:
+        sign = "≤ " if overhead else "≥ "
+        targets = [f"{sign}{result['at_least']:g}x", f"{result['aim']:g}x"]
     if "not_run" in result:
         return _line([*start, "-", "-", f"not run: {result['not_run']}", *targets, "-"])
     ratio, bound = result["ratio"], result["bound"]
@@ -72,6 +74,8 @@ def _where(result: Result) -> str:
     peers = [f"{name} {theirs[name]}" for name in ("lightly", "kornia") if name in theirs]
     against = f" against {', '.join(peers)}" if peers else ""
     place = f"{result['cpu']}, {result['cores']} cores"
+    if "gpu" in result:
+        place = f"{result['gpu']}, CUDA {result['cuda']}, {place}"
     return f"commit {result['commit'][:12]}, {place}, torch {ours['torch']}{against}"
 
 
@@ -297,6 +301,7 @@ def render(readme: str, results: Path) -> str:
     )
     tables = {
         "speed": speed_table(read("speed.json") or {}),
+        "speed-cuda": speed_table(read("speed_cuda.json") or {}),
         "quality": quality_table(quality),
         "short-quality": short_quality_table(quality),
         "studies": studies_table(studies),

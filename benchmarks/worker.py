@@ -5,6 +5,7 @@ Its first stdout speaks JSON with the driver; whatever libraries print goes to s
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.metadata
 import os
@@ -12,8 +13,9 @@ import platform
 import sys
 import traceback
 import warnings
+from typing import Any
 
-from benchmarks.rounds import Rounds
+from benchmarks.rounds import Rounds, meter_of
 
 PACKAGES = (
     *("torch", "torchvision", "lightning", "pytorch-lightning", "timm", "pillow", "lightly"),
@@ -39,15 +41,24 @@ def main() -> None:
     rounds.send(versions=versions())
     while (order := rounds.command())["do"] == "run":
         try:
-            import torch
-
-            torch.set_num_threads(order["threads"])
-            module, _, name = order["side"].partition(":")
-            getattr(importlib.import_module(module), name)(rounds, **order["options"])
+            _run(rounds, order)
             rounds.send(left=True)
         except Exception as error:
             traceback.print_exc()
             rounds.send(error=f"{type(error).__name__}: {error}")
+
+
+def _run(rounds: Rounds, order: dict[str, Any]) -> None:
+    import torch
+
+    device = order["options"].get("device", "cpu")
+    torch.set_num_threads(order["threads"])
+    rounds.meter = meter_of(device)
+    module, _, name = order["side"].partition(":")
+    getattr(importlib.import_module(module), name)(rounds, **order["options"])
+    if device == "cuda":  # the other process shares its memory
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

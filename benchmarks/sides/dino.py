@@ -16,10 +16,11 @@ from benchmarks.rounds import Rounds
 from benchmarks.sides.same import fill
 
 
-def _features(batch: int, views: int, width: int) -> list[Tensor]:
+def _features(batch: int, views: int, width: int, device: str) -> list[Tensor]:
     draw = torch.Generator().manual_seed(0)
     image = torch.randn(batch, width, generator=draw)
-    return [image + 0.5 * torch.randn(batch, width, generator=draw) for _ in range(views)]
+    noise = [0.5 * torch.randn(batch, width, generator=draw) for _ in range(views)]
+    return [(image + one).to(device) for one in noise]
 
 
 def _fill(head: Any) -> None:
@@ -27,23 +28,33 @@ def _fill(head: Any) -> None:
     head.last_layer.weight_g.data.fill_(1.0)
 
 
-def _run(rounds: Rounds, loss: Callable[[], Tensor], head: Any) -> None:
-    torch.ones(8, 8) @ torch.ones(8, 8)  # the library of products is loaded here
+def _run(
+    rounds: Rounds, loss: Callable[[], Tensor], head: Any, calls: int, device: str, bf16: bool
+) -> None:
+    ones = torch.ones(8, 8, device=device)
+    ones @ ones  # the library of products is loaded here
 
     def work() -> dict[str, Any]:
-        head.zero_grad()
-        value = loss()
-        value.backward()
-        if rounds.number > 0:
-            return {}
-        grads = [p.grad for p in head.parameters() if p.grad is not None]
-        return {
-            "loss": value.item(),
-            "gradient": sum(torch.linalg.vector_norm(grad, 1).item() for grad in grads),
-            "parameters": sum(grad.numel() for grad in grads),
-        }
+        facts: dict[str, Any] = {}
+        for _ in range(calls):
+            with torch.autocast(device, torch.bfloat16, enabled=bf16):
+                value = loss()
+            value.backward()
+            if rounds.number == 0:
+                facts = _facts(value, head)
+            head.zero_grad()
+        return facts
 
-    rounds.repeat(work, 1)
+    rounds.repeat(work, calls)
+
+
+def _facts(value: Tensor, head: Any) -> dict[str, Any]:
+    grads = [p.grad for p in head.parameters() if p.grad is not None]
+    return {
+        "loss": value.item(),
+        "gradient": sum(torch.linalg.vector_norm(grad, 1).item() for grad in grads),
+        "parameters": sum(grad.numel() for grad in grads),
+    }
 
 
 class _Given(nn.Module):
@@ -57,7 +68,16 @@ class _Given(nn.Module):
         return x
 
 
-def ours(rounds: Rounds, batch: int, views: int, width: int, prototypes: int) -> None:
+def ours(
+    rounds: Rounds,
+    batch: int,
+    views: int,
+    width: int,
+    prototypes: int,
+    calls: int = 1,
+    device: str = "cpu",
+    bf16: bool = False,
+) -> None:
     from sslzoo.batch import Batch
     from sslzoo.callbacks import commit
     from sslzoo.heads import DINOHead
@@ -65,18 +85,27 @@ def ours(rounds: Rounds, batch: int, views: int, width: int, prototypes: int) ->
 
     head = DINOHead(width, prototypes)
     _fill(head)
-    method = DINO(_Given(width), head)
-    data = Batch(_features(batch, views, width), torch.arange(batch))
+    method = DINO(_Given(width), head).to(device)
+    data = Batch(_features(batch, views, width, device), torch.arange(batch, device=device))
 
     def loss() -> Tensor:
         value = method.losses(data)["dino"]
         commit(method)
         return value
 
-    _run(rounds, loss, head)
+    _run(rounds, loss, head, calls, device, bf16)
 
 
-def lightly(rounds: Rounds, batch: int, views: int, width: int, prototypes: int) -> None:
+def lightly(
+    rounds: Rounds,
+    batch: int,
+    views: int,
+    width: int,
+    prototypes: int,
+    calls: int = 1,
+    device: str = "cpu",
+    bf16: bool = False,
+) -> None:
     """The steps of lightly's DINO example."""
     import copy
 
@@ -88,8 +117,9 @@ def lightly(rounds: Rounds, batch: int, views: int, width: int, prototypes: int)
     teacher = DINOProjectionHead(width, 2048, 256, prototypes)
     teacher.load_state_dict(copy.deepcopy(student.state_dict()))
     teacher.requires_grad_(False)
-    criterion = DINOLoss(output_dim=prototypes)
-    features = _features(batch, views, width)
+    student, teacher = student.to(device), teacher.to(device)
+    criterion = DINOLoss(output_dim=prototypes).to(device)
+    features = _features(batch, views, width, device)
 
     def loss() -> Tensor:
         with torch.no_grad():
@@ -97,4 +127,4 @@ def lightly(rounds: Rounds, batch: int, views: int, width: int, prototypes: int)
         student_out = [student(x) for x in features]
         return criterion(teacher_out, student_out)
 
-    _run(rounds, loss, student)
+    _run(rounds, loss, student, calls, device, bf16)

@@ -44,7 +44,7 @@ def _run(
     rounds.repeat(work, calls)
 
 
-def ours(rounds: Rounds, net: str, calls: int) -> None:
+def ours(rounds: Rounds, net: str, calls: int, device: str = "cpu") -> None:
     """The EMA callback as a Trainer calls it."""
     from sslzoo.backbones import timm_backbone
     from sslzoo.callbacks.ema import EMA
@@ -54,7 +54,7 @@ def ours(rounds: Rounds, net: str, calls: int) -> None:
 
     backbone = timm_backbone(net)
     projector = MLP([backbone.num_features, 4096, 256])  # the layers of _mlp
-    method = BYOL(backbone, projector, nn.Linear(256, 256))
+    method = BYOL(backbone, projector, nn.Linear(256, 256)).to(device)
     students, teachers = zip(*method.teacher_pairs(), strict=True)
     ema = EMA(Constant(MOMENTUM), "after_step")
     ema.on_train_start(None, method)  # type: ignore[arg-type]
@@ -62,21 +62,21 @@ def ours(rounds: Rounds, net: str, calls: int) -> None:
     _run(rounds, student, teacher, lambda: ema.update(method, 0), calls)
 
 
-def _pairs(net: str) -> tuple[nn.ModuleList, nn.ModuleList]:
+def _pairs(net: str, device: str) -> tuple[nn.ModuleList, nn.ModuleList]:
     import torchvision
 
     backbone = getattr(torchvision.models, net)()
     width = backbone.fc.in_features
     backbone.fc = nn.Identity()
-    student = nn.ModuleList([backbone, _mlp(width)])
+    student = nn.ModuleList([backbone, _mlp(width)]).to(device)
     return student, copy.deepcopy(student).requires_grad_(False)  # type: ignore[return-value]
 
 
-def lightly(rounds: Rounds, net: str, calls: int) -> None:
+def lightly(rounds: Rounds, net: str, calls: int, device: str = "cpu") -> None:
     """`update_momentum` for the backbone and for the head, as in lightly's BYOL example."""
     from lightly.models.utils import update_momentum
 
-    student, teacher = _pairs(net)
+    student, teacher = _pairs(net, device)
 
     def update() -> None:
         for a, b in zip(student, teacher, strict=True):
@@ -85,9 +85,9 @@ def lightly(rounds: Rounds, net: str, calls: int) -> None:
     _run(rounds, student, teacher, update, calls)
 
 
-def per_parameter(rounds: Rounds, net: str, calls: int) -> None:
+def per_parameter(rounds: Rounds, net: str, calls: int, device: str = "cpu") -> None:
     """solo-learn's formula, written here anew as the plain loop over parameters that it is."""
-    student, teacher = _pairs(net)
+    student, teacher = _pairs(net, device)
 
     @torch.no_grad()
     def update() -> None:

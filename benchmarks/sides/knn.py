@@ -12,20 +12,24 @@ from benchmarks.rounds import Rounds
 TEMPERATURE = 0.1
 
 
-def _data(bank: int, queries: int, dim: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+def _data(
+    bank: int, queries: int, dim: int, classes: int, device: str
+) -> tuple[Tensor, Tensor, Tensor]:
     """L2-normalised bank (bank, dim), queries (queries, dim) around class centres, bank labels."""
     draw = torch.Generator().manual_seed(0)
     centre = 0.35 * torch.randn(classes, dim, generator=draw)
     labels = torch.randint(classes, (bank + queries,), generator=draw)
     x = centre[labels] + torch.randn(bank + queries, dim, generator=draw)
-    x = torch.nn.functional.normalize(x, dim=1)
-    return x[:bank], x[bank:], labels[:bank]
+    x = torch.nn.functional.normalize(x, dim=1).to(device)
+    return x[:bank], x[bank:], labels[:bank].to(device)
 
 
-def ours(rounds: Rounds, bank: int, queries: int, dim: int, classes: int, k: int) -> None:
+def ours(
+    rounds: Rounds, bank: int, queries: int, dim: int, classes: int, k: int, device: str = "cpu"
+) -> None:
     from sslzoo.eval.knn import knn_predict
 
-    rows, asked, labels = _data(bank, queries, dim, classes)
+    rows, asked, labels = _data(bank, queries, dim, classes, device)
 
     def work() -> dict[str, Any]:
         best = knn_predict(asked, rows, labels, classes, k, TEMPERATURE).argmax(1)
@@ -34,11 +38,13 @@ def ours(rounds: Rounds, bank: int, queries: int, dim: int, classes: int, k: int
     rounds.repeat(work, queries)
 
 
-def lightly(rounds: Rounds, bank: int, queries: int, dim: int, classes: int, k: int) -> None:
+def lightly(
+    rounds: Rounds, bank: int, queries: int, dim: int, classes: int, k: int, device: str = "cpu"
+) -> None:
     """`knn_predict` on batches of 512, the batch size of lightly's CIFAR-10 benchmark."""
     from lightly.utils.benchmarking import knn_predict
 
-    rows, asked, labels = _data(bank, queries, dim, classes)
+    rows, asked, labels = _data(bank, queries, dim, classes, device)
     columns = rows.T.contiguous()
 
     def work() -> dict[str, Any]:

@@ -20,12 +20,12 @@ def images(count: int, size: int) -> Tensor:
     return (x * 255).to(torch.uint8)
 
 
-def projections(n: int, dim: int) -> tuple[Tensor, Tensor]:
+def projections(n: int, dim: int, device: str) -> tuple[Tensor, Tensor]:
     """Two (n, dim) float32 leaves, each row of the second near that of the first."""
     draw = torch.Generator().manual_seed(0)
     z1 = torch.randn(n, dim, generator=draw)
     z2 = z1 + torch.randn(n, dim, generator=draw)
-    return z1.requires_grad_(), z2.requires_grad_()
+    return z1.to(device).requires_grad_(), z2.to(device).requires_grad_()
 
 
 def fill(*modules: nn.Module) -> int:
@@ -84,8 +84,9 @@ def pace(callback: type, rounds: Rounds, steps: int, batch: int, **facts: Any) -
     return Pace()
 
 
-def step_views(batch: int) -> list[Tensor]:
-    """Two views (batch, 3, 32, 32) float32 of the same pictures, the second with noise."""
-    x = images(batch, 32).float() / 255 - 0.5
+def step_views(batch: int, size: int, device: str) -> list[Tensor]:
+    """Two views (batch, 3, size, size) float32 of the same pictures, the second with noise."""
+    x = images(batch, size).float() / 255 - 0.5
     draw = torch.Generator().manual_seed(1)
-    return [x, x + 0.1 * torch.randn(x.shape, generator=draw)]
+    noisy = x + 0.1 * torch.randn(x.shape, generator=draw)
+    return [x.to(device), noisy.to(device)]

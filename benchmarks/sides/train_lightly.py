@@ -1,4 +1,4 @@
-"""Training, lightly: its SimCLR example with the same nets, and single steps of ResNet-18.
+"""Training, lightly: its SimCLR example with the same nets, and single steps of a ResNet.
 
 Put together as lightly's documentation does it: SimCLRTransform in a DataLoader's workers, one
 forward a view, SimCLRProjectionHead, NTXentLoss, pytorch_lightning's Trainer in its defaults.
@@ -90,7 +90,9 @@ class SimCLR(pytorch_lightning.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.003, weight_decay=0.01)
 
 
-def fit(rounds: Rounds, count: int, batch: int, steps: int, workers: int) -> None:
+def fit(
+    rounds: Rounds, count: int, batch: int, steps: int, workers: int, device: str = "cpu"
+) -> None:
     pytorch_lightning.seed_everything(0)
     loader = torch.utils.data.DataLoader(
         Pictures(count),
@@ -105,7 +107,8 @@ def fit(rounds: Rounds, count: int, batch: int, steps: int, workers: int) -> Non
     pacing = pace(pytorch_lightning.Callback, rounds, steps, batch, parameters=size)
     with tempfile.TemporaryDirectory() as folder:
         trainer = pytorch_lightning.Trainer(
-            accelerator="cpu",
+            accelerator=device,
+            devices=1,
             max_epochs=10,
             callbacks=[pacing],
             default_root_dir=folder,
@@ -114,34 +117,44 @@ def fit(rounds: Rounds, count: int, batch: int, steps: int, workers: int) -> Non
         trainer.fit(model, loader)
 
 
-def resnet18_step(rounds: Rounds, batch: int, bf16: bool) -> None:
+def _resnet(net: str, size: int) -> Any:
+    """torchvision's, with CIFAR's stem for small images."""
+    resnet = getattr(torchvision.models, net)()
+    if size <= 64:
+        resnet.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        resnet.maxpool = nn.Identity()
+    return resnet
+
+
+def resnet_step(
+    rounds: Rounds, net: str, size: int, batch: int, bf16: bool, device: str = "cpu"
+) -> None:
     """Forward, backward and SGD step of SimCLR on given views; one forward a view.
 
     The loss that is compared is that of one forward of both views, as sslzoo normalises them.
     """
-    resnet = torchvision.models.resnet18()
-    resnet.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    resnet.maxpool = nn.Identity()
+    resnet = _resnet(net, size)
+    width = resnet.fc.in_features
     resnet.fc = nn.Identity()
-    head = SimCLRProjectionHead(512, 512, 128)
+    head = SimCLRProjectionHead(width, width, 128)
     count = fill(resnet)
     fill(head)
-    model = nn.Sequential(resnet, head)
+    model = nn.Sequential(resnet, head).to(device)
     criterion = NTXentLoss(temperature=0.5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    x0, x1 = step_views(batch)
+    x0, x1 = step_views(batch, size, device)
 
     def together() -> float:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
             return criterion(*model(torch.cat([x0, x1])).chunk(2)).item()
 
     def work() -> dict[str, Any]:
         first = {"loss": together(), "parameters": count} if rounds.number == 0 else {}
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
             loss = criterion(model(x0), model(x1))
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad()
         return first
 
     rounds.repeat(work, batch)

@@ -1,10 +1,10 @@
-"""Training, ours: SimCLR's `fit`, the same step in a plain loop, and single steps of ResNet-18."""
+"""Training, ours: SimCLR's `fit`, the same step in a plain loop, and single steps of a ResNet."""
 
 from __future__ import annotations
 
 import tempfile
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Trainer, seed_everything
@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from benchmarks.rounds import Rounds
 from benchmarks.sides.same import fill, images, pace, step_views
-from sslzoo.backbones import SmallResNet, cifar_resnet
+from sslzoo.backbones import SmallResNet, cifar_resnet, timm_backbone
 from sslzoo.batch import Batch
 from sslzoo.callbacks.progress import ProgressBar
 from sslzoo.data.images import ArrayImages
@@ -51,7 +51,7 @@ def _small_simclr() -> SimCLR:
     return method
 
 
-def fit(rounds: Rounds, count: int, batch: int, steps: int) -> None:
+def fit(rounds: Rounds, count: int, batch: int, steps: int, device: str = "cpu") -> None:
     """A Trainer in bf16-mixed with the progress bar and the CSV log that the command has."""
     seed_everything(0)
     method = _small_simclr()
@@ -59,7 +59,8 @@ def fit(rounds: Rounds, count: int, batch: int, steps: int) -> None:
     pacing = pace(Callback, rounds, steps, batch, parameters=size)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            accelerator="cpu",
+            accelerator=device,
+            devices=1,
             max_epochs=EPOCHS,
             precision="bf16-mixed",
             log_every_n_steps=20,
@@ -71,10 +72,10 @@ def fit(rounds: Rounds, count: int, batch: int, steps: int) -> None:
         trainer.fit(method, Pictures(count, batch))
 
 
-def plain_loop(rounds: Rounds, count: int, batch: int, steps: int) -> None:
+def plain_loop(rounds: Rounds, count: int, batch: int, steps: int, device: str = "cpu") -> None:
     """The step of `fit` without Lightning: same batches, views, loss, optimizer, precision."""
     seed_everything(0)
-    method = _small_simclr()
+    method = _small_simclr().to(device)
     data = Pictures(count, batch)
     data.setup("fit")
     method.horizon = Horizon(EPOCHS * (count // batch), count // batch)
@@ -87,8 +88,8 @@ def plain_loop(rounds: Rounds, count: int, batch: int, steps: int) -> None:
     for epoch in range(EPOCHS):
         loader.sampler.set_epoch(epoch)
         for raw in loader:
-            views = data.train_views(raw, epoch)
-            with torch.autocast("cpu", torch.bfloat16):
+            views = data.train_views(_moved(raw, device), epoch)
+            with torch.autocast(device, torch.bfloat16):
                 loss = torch.stack(list(method.losses(views).values())).sum()
             optimizer.zero_grad()
             loss.backward()
@@ -100,18 +101,27 @@ def plain_loop(rounds: Rounds, count: int, batch: int, steps: int) -> None:
                 return
 
 
-def resnet18_step(rounds: Rounds, batch: int, bf16: bool) -> None:
+def _moved(batch: Batch, device: str) -> Batch:
+    views = [view.to(device, non_blocking=True) for view in batch.views]
+    return Batch(views, batch.index.to(device, non_blocking=True))
+
+
+def resnet_step(
+    rounds: Rounds, net: str, size: int, batch: int, bf16: bool, device: str = "cpu"
+) -> None:
     """Forward, backward and SGD step of SimCLR on given views; one forward of both views."""
-    projector = simclr_projector(512)
+    backbone = cifar_resnet(net) if size <= 64 else timm_backbone(net)
+    projector = simclr_projector(cast(int, backbone.num_features))
     method = SimCLR(
-        cifar_resnet("resnet18"),
+        backbone,
         projector,
         temperature=0.5,
         optimizer=partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=5e-4),
     )
-    fill(method.backbone, projector)
+    fill(backbone, projector)
+    method = method.to(device)
     optimizer = method.configure_optimizers()
-    data = Batch(step_views(batch), torch.arange(batch))
+    data = Batch(step_views(batch, size, device), torch.arange(batch, device=device))
     _steps(rounds, method, optimizer, data, bf16)
 
 
@@ -119,11 +129,11 @@ def _steps(
     rounds: Rounds, method: SimCLR, optimizer: torch.optim.Optimizer, data: Batch, bf16: bool
 ) -> None:
     def work() -> dict[str, Any]:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(data.index.device.type, torch.bfloat16, enabled=bf16):
             loss = method.losses(data)["nt_xent"]
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad()
         count = sum(p.numel() for p in method.backbone.parameters())
         return {"loss": loss.item(), "parameters": count} if rounds.number == 0 else {}
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks.rounds import Rounds
+from benchmarks.rounds import Rounds, meter_of
 from benchmarks.sides.same import images, view_facts
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -22,7 +22,15 @@ def strength(size: int) -> float:
     return 0.5 if size <= 64 else 1.0
 
 
-def ours(rounds: Rounds, size: int, source: int, count: int, batch: int, family: str) -> None:
+def ours(
+    rounds: Rounds,
+    size: int,
+    source: int,
+    count: int,
+    batch: int,
+    family: str,
+    device: str = "cpu",
+) -> None:
     from sslzoo.random import sample_keys
     from sslzoo.transforms import simclr_views
 
@@ -37,12 +45,12 @@ def ours(rounds: Rounds, size: int, source: int, count: int, batch: int, family:
             mean=MEAN,
             std=STD,
         )
-    x = images(count, source)
+    x = images(count, source).to(device)
 
     def work() -> dict[str, Any]:
         made: list[Tensor] = []
         for start in range(0, count, batch):
-            index = torch.arange(start, min(start + batch, count))
+            index = torch.arange(start, min(start + batch, count), device=device)
             made += views(x[index], sample_keys(0, rounds.number, index))
         return view_facts([v for m in made for v in m]) if rounds.number == 0 else {}
 
@@ -50,9 +58,19 @@ def ours(rounds: Rounds, size: int, source: int, count: int, batch: int, family:
 
 
 def lightly(
-    rounds: Rounds, size: int, source: int, count: int, batch: int, family: str, workers: int
+    rounds: Rounds,
+    size: int,
+    source: int,
+    count: int,
+    batch: int,
+    family: str,
+    workers: int,
+    device: str = "cpu",
 ) -> None:
-    """SimCLRTransform on PIL images: in this process, or in a DataLoader's workers."""
+    """SimCLRTransform on PIL images: in this process, or in a DataLoader's workers.
+
+    It works on CPUs alone, whatever the device; its views stay there.
+    """
     from lightly.transforms import SimCLRTransform
     from PIL import Image
 
@@ -79,10 +97,9 @@ def lightly(
     rounds.repeat(work, 2 * count)
 
 
-def kornia(rounds: Rounds, size: int, source: int, count: int, batch: int, family: str) -> None:
+def _kornia(size: int) -> nn.Module:
     import kornia.augmentation as K
 
-    torch.manual_seed(0)
     s = strength(size)
     steps: list[Any] = [
         K.RandomResizedCrop((size, size), scale=(0.08, 1.0), resample="bilinear"),
@@ -93,8 +110,46 @@ def kornia(rounds: Rounds, size: int, source: int, count: int, batch: int, famil
     if size > 64:
         steps.append(K.RandomGaussianBlur((23, 23), (0.1, 2.0), p=0.5))
     steps.append(K.Normalize(torch.tensor(MEAN), torch.tensor(STD)))
-    transform = K.AugmentationSequential(*steps, same_on_batch=False)
-    x = images(count, source)
+    return K.AugmentationSequential(*steps, same_on_batch=False)
+
+
+def _fastest(device: str, size: int, batch: Tensor) -> nn.Module:
+    """The transform as it is, which draws on the CPU, or moved to a GPU, where it draws there."""
+    if device == "cpu":
+        return _kornia(size)
+    seconds: dict[nn.Module, float] = {}
+    for place in ("cpu", device):
+        try:
+            transform = _kornia(size).to(place)
+            seconds[transform] = min(_seconds(transform, batch, device) for _ in range(4))
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ):  # kornia's own note: some generators fail on some devices
+            continue
+    return min(seconds, key=seconds.__getitem__)
+
+
+def _seconds(transform: nn.Module, batch: Tensor, device: str) -> float:
+    meter = meter_of(device)
+    meter.start()
+    transform(batch)
+    return meter.stop()[0]
+
+
+def kornia(
+    rounds: Rounds,
+    size: int,
+    source: int,
+    count: int,
+    batch: int,
+    family: str,
+    device: str = "cpu",
+) -> None:
+    torch.manual_seed(0)
+    x = images(count, source).to(device)
+    transform = _fastest(device, size, x[:batch].float() / 255)
 
     @torch.no_grad()
     def work() -> dict[str, Any]:

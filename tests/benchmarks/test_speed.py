@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import speed
 from benchmarks.driver import (
@@ -18,6 +22,9 @@ from benchmarks.driver import (
     differences,
     interleave,
 )
+from benchmarks.rounds import CudaMeter, HostMeter, Rounds, meter_of
+from benchmarks.rows import Peer, Row
+from benchmarks.rows_cuda import CUDA_ROWS
 
 
 @pytest.fixture
@@ -124,3 +131,187 @@ def test_a_run_without_peers_says_so_and_fails(
     assert speed.main(arguments) == 1
     assert "no environment of peers given" in capsys.readouterr().out
     assert "not_run" in json.loads(output.read_text())["ntxent128/lightly"]
+
+
+CUDA = {row.name: row for row in CUDA_ROWS}
+
+
+class FakeCuda:
+    """torch.cuda of a GPU that works for `busy` seconds more, and holds `held` bytes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.busy, self.held, self.peak = 0.0, 0, 0
+        for name in ("synchronize", "reset_peak_memory_stats"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: self.held)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: self.peak)
+
+    def synchronize(self) -> None:
+        time.sleep(self.busy)
+        self.busy = 0.0
+
+    def reset_peak_memory_stats(self) -> None:
+        self.peak = self.held
+
+    def allocate(self, size: int) -> None:
+        self.held += size
+        self.peak = max(self.peak, self.held)
+
+
+def test_a_gpu_s_round_lasts_until_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeCuda(monkeypatch)
+    meter = meter_of("cuda")
+    assert isinstance(meter, CudaMeter)
+    gpu.allocate(5 << 20)
+    gpu.busy = 0.5  # of what came before the round: not its own
+    meter.start()
+    gpu.allocate(3 << 20)
+    gpu.allocate(-(3 << 20))
+    gpu.busy = 0.05
+    seconds, mib = meter.stop()
+    assert 0.05 <= seconds < 0.5
+    assert mib == 3.0
+
+
+def test_rounds_send_what_their_meter_says() -> None:
+    class Meter:
+        def start(self) -> None: ...
+
+        def stop(self) -> tuple[float, float]:
+            return 2.0, 7.0
+
+    orders = "".join(json.dumps({"do": order}) + "\n" for order in ("round", "leave"))
+    replies = io.StringIO()
+    rounds = Rounds(io.StringIO(orders), replies)
+    assert isinstance(rounds.meter, HostMeter)
+    rounds.meter = Meter()
+    rounds.repeat(lambda: {"x": rounds.number}, 3)
+    _, reply = map(json.loads, replies.getvalue().splitlines())
+    assert reply == {"seconds": 2.0, "amount": 3, "peak_mib": 7.0, "facts": {"x": 0}}
+
+
+class FakeWorker:
+    """Answers at once; the class remembers what was asked."""
+
+    asked: list[Any] = []  # noqa: RUF012 (cleared by the fixture)
+
+    def __init__(self, python: str, longest: float) -> None:
+        self.versions = {"torch": "2"}
+        self.asked.append(("made", longest))
+
+    def start(self, side: str, threads: int, options: dict[str, Any]) -> None:
+        self.asked.append(("start", side.rpartition(":")[2], options))
+
+    def wait(self) -> None:
+        self.asked.append(("wait",))
+
+    def round(self) -> dict[str, Any]:
+        self.asked.append(("round",))
+        facts = {"loss": 1.0, "gradient": 1.0, "parameters": 1}
+        return {"seconds": 1.0, "amount": 1, "peak_mib": 8.0, "facts": facts}
+
+    def leave(self) -> None:
+        self.asked.append(("leave",))
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    FakeWorker.asked.clear()
+    monkeypatch.setattr(speed, "Worker", FakeWorker)
+    monkeypatch.setattr(speed, "has_package", lambda python, package: True)
+    monkeypatch.setattr(speed, "gpu", lambda: {"gpu": "a GPU", "cuda": "13.0"})
+    monkeypatch.setattr(speed, "_has_cuda", lambda: True)
+    return FakeWorker.asked
+
+
+def test_on_a_gpu_memory_is_measured_in_processes_that_go_on(fakes: list[Any]) -> None:
+    measurement = speed.Measurement(sys.executable, 9, False, "cuda")
+    ((name, result),) = measurement.row(CUDA["dino_memory"])
+    made, started = ([entry for entry in fakes if entry[0] == kind] for kind in ("made", "start"))
+    assert made == [("made", speed.PATIENCE["cuda"])] * 2
+    assert [entry[1] for entry in started] == ["ours", "lightly"]
+    assert all(entry[2]["device"] == "cuda" for entry in started)
+    kinds = [entry[0] for entry in fakes]
+    both_start_first = ["start", "start", "wait", "wait"]
+    assert kinds == ["made", "made", *both_start_first, *["round"] * 8, "leave", "leave"]
+    assert name == "dino_memory/lightly"
+    wanted = {"ratio": 1.0, "ours": 8.0, "rounds": 3, "warm_ups": 1, "gpu": "a GPU", "cuda": "13.0"}
+    assert {key: result[key] for key in wanted} == wanted
+
+
+def test_on_a_cpu_sides_are_told_no_device(fakes: list[Any]) -> None:
+    measurement = speed.Measurement(sys.executable, 3, True)
+    ((_, result),) = measurement.row(CUDA["ntxent128"])
+    assert "device" not in result["options"]
+    assert "gpu" not in result
+
+
+def test_what_a_budget_leaves_out_says_so(tmp_path: Path, fakes: list[Any]) -> None:
+    output = tmp_path / "speed_cuda.json"
+    arguments = ["--device", "cuda", "--peers-python", sys.executable, "--output", str(output)]
+    only = ["--only", "ntxent8192", "ema"]
+    assert speed.main([*arguments, *only, "--budget", "-1"]) == 1
+    found = json.loads(output.read_text())
+    assert [result["not_run"] for result in found.values()] == ["the budget of -1 s was spent"] * 3
+    assert next(iter(found)) == "ntxent8192/lightly"
+    assert not fakes
+
+
+def test_each_result_is_written_as_it_comes(
+    tmp_path: Path, fakes: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "speed_cuda.json"
+
+    def result(measurement: speed.Measurement, row: Row, peer: Peer) -> dict[str, Any]:
+        if row.name == "knn10":
+            raise KeyboardInterrupt
+        return {"not_run": "for a reason", "failed": True}
+
+    monkeypatch.setattr(speed.Measurement, "_result", result)
+    with pytest.raises(KeyboardInterrupt):
+        speed.main(["--device", "cuda", "--only", "ntxent128", "knn10", "--output", str(output)])
+    assert list(json.loads(output.read_text())) == ["ntxent128/lightly"]
+
+
+def test_a_row_of_the_other_device_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        speed.main(["--only", "ntxent16384"])
+    assert "no row ['ntxent16384'] on cpu" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_cuda_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        speed.main(["--device", "cuda"])
+    assert "torch finds none" in capsys.readouterr().err
+
+
+def test_a_copy_without_a_repository_has_a_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSLZOO_COMMIT", raising=False)
+    monkeypatch.setattr(speed, "ROOT", tmp_path)
+    assert speed.surroundings()["commit"] == "unknown"
+    monkeypatch.setenv("PATH", str(tmp_path))  # not even git
+    assert speed.surroundings()["commit"] == "unknown"
+    monkeypatch.setenv("SSLZOO_COMMIT", "abc")
+    assert speed.surroundings()["commit"] == "abc"
+
+
+@pytest.mark.parametrize("name", ["ntxent8192", "dino", "dino_bf16", "knn10"])
+def test_sides_take_a_device(name: str) -> None:
+    row = CUDA[name]
+    facts: list[dict[str, Any]] = []
+
+    class First:
+        number = 0
+
+        def repeat(self, work: Callable[[], dict[str, Any]], amount: float) -> None:
+            facts.append(work())
+
+    module, _, function = row.ours.partition(":")
+    side = getattr(importlib.import_module(f"benchmarks.sides.{module}"), function)
+    side(First(), **{**row.options, **row.smoke, "device": "cpu"})
+    assert set(row.tolerance) <= set(facts[0])

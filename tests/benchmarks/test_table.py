@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks import table
-from benchmarks.rows import ROWS
+from benchmarks.rows import ROWS, Row
+from benchmarks.rows_cuda import CUDA_ROWS
 
 TEXT = (
     "a\n<!-- speed:begin -->\nold\n<!-- speed:end -->\nb\n"
@@ -123,9 +124,21 @@ def test_a_lost_marker_is_an_error(tmp_path: Path) -> None:
         table.render(TEXT.replace("<!-- quality:begin -->", ""), tmp_path)
 
 
-def test_row_names_are_unique() -> None:
-    names = [f"{row.name}/{peer.name}" for row in ROWS for peer in row.peers]
+@pytest.mark.parametrize("rows", [ROWS, CUDA_ROWS], ids=["cpu", "cuda"])
+def test_row_names_are_unique(rows: tuple[Row, ...]) -> None:
+    assert len({row.name for row in rows}) == len(rows)
+    names = [f"{row.name}/{peer.name}" for row in rows for peer in row.peers]
     assert len(set(names)) == len(names)
+
+
+def test_a_gpu_has_a_table_of_its_own(tmp_path: Path) -> None:
+    text = "<!-- speed-cuda:begin -->\n<!-- speed-cuda:end -->\n"
+    assert table.NOT_RUN in table.render(text, tmp_path)
+    row = measured(at_least=None, aim=None, gpu="a GPU", cuda="13.0")
+    (tmp_path / "speed_cuda.json").write_text(json.dumps({"x": row}))
+    rendered = table.render(text, tmp_path)
+    assert "| **5x** (≥ 4.5) | - | - | 9 |" in rendered
+    assert "a GPU, CUDA 13.0, a processor, 2 cores" in rendered
 
 
 def test_sound_lines_set_the_loader_beside_training() -> None:
