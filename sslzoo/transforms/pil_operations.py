@@ -169,15 +169,15 @@ def smoothed(pixels: Tensor) -> Tensor:
 def matrices(operation: Tensor, argument: Tensor, height: int, width: int) -> Tensor:
     """From a place in the result to its source, (B, 6) float64: x = a x + b y + c, y = d x + ...
 
-    Identity for what moves nothing. The turn is about the centre, and its sine and cosine are
-    rounded to 15 decimals, as `Image.rotate` has it.
+    Identity for what moves nothing. The turn is about the centre. `Image.rotate` rounds its sine
+    and cosine to 15 decimals, which no byte has shown.
     """
 
     def where(name: Operation, value: Tensor, other: Tensor | float) -> Tensor:
         return torch.where(operation == name, value, other)
 
     angle = -(torch.remainder(argument, 360.0) * (math.pi / 180))
-    cos, sin = _round15(angle.cos()), _round15(angle.sin())
+    cos, sin = angle.cos(), angle.sin()
     half_x, half_y = width / 2, height / 2
     turn_x = cos * -half_x + sin * -half_y + half_x
     turn_y = -sin * -half_x + cos * -half_y + half_y
@@ -188,10 +188,6 @@ def matrices(operation: Tensor, argument: Tensor, height: int, width: int) -> Te
     c = where(Operation.ROTATE, turn_x, where(Operation.TRANSLATE_X, right, 0.0))
     f = where(Operation.ROTATE, turn_y, where(Operation.TRANSLATE_Y, down, 0.0))
     return torch.stack((a, b, c, d, e, f), dim=1)
-
-
-def _round15(x: Tensor) -> Tensor:
-    return (x * 1e15).round() / torch.full_like(x, 1e15)  # a number's reciprocal is multiplied
 
 
 def affine_(pixels: Tensor, matrix: Tensor, fill: Sequence[int]) -> None:

@@ -106,6 +106,18 @@ def test_all_angles_shears_and_shifts_equal_pils(monkeypatch: pytest.MonkeyPatch
         assert np.array_equal(images_of(pixels), wanted), name
 
 
+@pytest.mark.parametrize("size", [9, 32])
+def test_random_angles_equal_pils(size: int) -> None:
+    """An odd image's centre lies on a pixel's, where the smallest difference would cut off one."""
+    angles = np.random.default_rng(0).uniform(-30, 30, 2000)
+    image = photo(0, size, size)
+    pixels = planes_of([image] * len(angles))
+    rotate = torch.full((len(angles),), int(Operation.ROTATE))
+    operate_(pixels, rotate, torch.from_numpy(angles), FILL)
+    wanted = np.stack([timm_image("Rotate", image, (float(x),)) for x in angles])
+    assert np.array_equal(images_of(pixels), wanted)
+
+
 def test_operations_are_mixed_in_a_batch_and_none_leaves_it() -> None:
     images = [photo(seed, 20, 20) for seed in range(16)]
     operation = torch.arange(-1, 15)
