@@ -58,9 +58,9 @@ def arguments(operation: Tensor, magnitude: Tensor, negative: Tensor) -> Tensor:
 class RandAugment:
     """Operations on bytes, each drawn anew and applied with probability `p`.
 
-    Values are rounded to bytes first, as an image of PIL's is; the operations equal PIL's. Where 0
-    bits are left to posterize (magnitude 10) the image is black, as Pillow made it once; it
-    raises an error now (13.0).
+    Values are rounded to bytes first, as an image of PIL's is; the operations equal PIL's. Where
+    posterizing leaves no bit (magnitude 10: one image in 660) it is black, as Pillow made it once;
+    Pillow 13 refuses to.
 
     Args:
         magnitude: the mean of what each operation draws, 0 to 10.

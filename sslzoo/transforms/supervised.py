@@ -59,7 +59,7 @@ def mae_fine_tune_views(
     probability 0.5, magnitude 9 with deviation 0.5, bicubic, filled with the mean), normalise,
     random erasing 0.25 with noise.
 
-    Deviations: the crop is rounded to bytes once, PIL's after each of its two passes.
+    Deviations: on a GPU the crop is rounded to bytes once, PIL's after each of its two passes.
 
     Args:
         size: pixels of the view.

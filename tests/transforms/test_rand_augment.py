@@ -20,6 +20,8 @@ from sslzoo.transforms.erasing import RandomErasing
 from sslzoo.transforms.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from sslzoo.transforms.pil_operations import Operation, operate_
 from sslzoo.transforms.rand_augment import RandAugment, arguments
+from tests.no_sync import DEVICE, syncs
+from tests.ranks import Ranks
 
 FILL = (124, 116, 104)
 NAMES = reference._RAND_INCREASING_TRANSFORMS
@@ -241,6 +243,32 @@ def test_values_are_rounded_to_bytes_and_gradients_do_not_pass() -> None:
     (view,) = views(images, sample_keys(0, 0, torch.arange(8)))
     assert not view.requires_grad
     torch.testing.assert_close(view * 255, (view * 255).round(), rtol=0, atol=1e-4)
+
+
+def fine_tune_views(rows: slice) -> Tensor:
+    """The views of some of 12 images."""
+    images = torch.from_numpy(np.stack([photo(seed, 48, 40) for seed in range(12)]))
+    keys = sample_keys(5, 2, torch.arange(12)[rows])
+    return mae_fine_tune_views(32)(images.permute(0, 3, 1, 2)[rows], keys)[0]
+
+
+def views_on_rank(rank: int) -> Tensor:
+    return fine_tune_views(slice(rank * 5, rank * 7 + 5))
+
+
+def test_two_ranks_equal_one(ranks: Ranks) -> None:
+    together = torch.cat(ranks(2, views_on_rank))
+    torch.testing.assert_close(together, fine_tune_views(slice(12)), rtol=0, atol=1e-6)
+
+
+def views_on_device() -> None:
+    images = torch.zeros(40, 3, 48, 40, dtype=torch.uint8, device=DEVICE)
+    keys = sample_keys(0, 0, torch.zeros(40, dtype=torch.int64, device=DEVICE))
+    assert mae_fine_tune_views(32)(images, keys)[0].device.type == DEVICE
+
+
+def test_the_host_does_not_wait() -> None:
+    assert syncs(views_on_device) == []
 
 
 def test_wrong_settings_are_named() -> None:
