@@ -122,7 +122,7 @@ class ViT(nn.Module):
         return self.norm(self.blocks(self._embed(x, mask, keep)))
 
     def forward_blocks(self, x: Tensor, count: int) -> list[Tensor]:
-        """Every token behind each of the last blocks, after the final norm: DINO's linear features.
+        """Every token behind each of the last blocks, after the norm: DINO's linear features.
 
         Args:
             x: (B, C, H, W).
