@@ -10,6 +10,7 @@ Shapes: B images, a grid of g x g patches, L = g * g, D width, K patches kept.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import timm
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from sslzoo.transformer import Init, initialise_blocks, sincos_positions
 
 Positions = Literal["learned", "mae", "moco_v3"]
-Pool = Literal["token", "mean"]
+Pool = Literal["token", "mean", "mean_before_norm"]
 
 
 def resample_positions(positions: Tensor, height: int, width: int) -> Tensor:
@@ -53,7 +54,9 @@ class ViT(nn.Module):
 
     Args:
         net: whose patch projection, class token, positions, blocks and norm are used.
-        pool: "token": the class token after the norm; "mean": the patches' mean after it.
+        pool: "token": the class token after the norm; "mean": the patches' mean after it;
+            "mean_before_norm": a norm of its own (`fc_norm`) after their mean, and no other, so
+            that tokens have none (MAE's fine-tuning).
         positions: "learned", or fixed sines and cosines as "mae" or "moco_v3" orders them.
         init: the weights' distribution, of that method's code: "dino" normal 0.02; "moco_v3"
             Xavier, q, k and v each by itself; "mae" Xavier; "ijepa" normal 0.02, patches too.
@@ -88,6 +91,9 @@ class ViT(nn.Module):
         self.num_prefix: int = parts.num_prefix_tokens
         self.pool = pool
         self.patch_embed, self.blocks, self.norm = parts.patch_embed, parts.blocks, parts.norm
+        self.fc_norm: nn.Module = nn.Identity()
+        if pool == "mean_before_norm":
+            self.norm, self.fc_norm = nn.Identity(), nn.LayerNorm(self.num_features, eps=1e-6)
         self.cls_token, self.pos_embed = parts.cls_token, parts.pos_embed
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.num_features)) if mask_token else None
         _initialise(self, init)
@@ -102,7 +108,7 @@ class ViT(nn.Module):
     def forward_tokens(
         self, x: Tensor, mask: Tensor | None = None, keep: Tensor | None = None
     ) -> Tensor:
-        """Every token after the final norm, the class token first where there is one.
+        """Every token after the final norm, if any, the class token first where there is one.
 
         Args:
             x: (B, C, H, W).
@@ -116,7 +122,7 @@ class ViT(nn.Module):
         return self.norm(self.blocks(self._embed(x, mask, keep)))
 
     def forward_blocks(self, x: Tensor, count: int) -> list[Tensor]:
-        """Every token behind each of the last blocks, after the final norm: DINO's linear features.
+        """Every token behind each of the last blocks, after the norm: DINO's linear features.
 
         Args:
             x: (B, C, H, W).
@@ -160,7 +166,24 @@ class ViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.forward_tokens(x)
-        return tokens[:, 0] if self.pool == "token" else tokens[:, self.num_prefix :].mean(dim=1)
+        if self.pool == "token":
+            return tokens[:, 0]
+        return self.fc_norm(tokens[:, self.num_prefix :].mean(dim=1))
+
+    def taken_from(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What this net starts from, of a pre-trained one's state.
+
+        All of it, but with "mean_before_norm" not the norm that is not here: the new one starts as
+        it is, unless a net of this kind was saved.
+
+        Args:
+            saved: a tensor for each name.
+        """
+        if self.pool != "mean_before_norm" or any(name.startswith("fc_norm.") for name in saved):
+            return dict(saved)
+        taken = {name: x for name, x in saved.items() if not name.startswith("norm.")}
+        new = self.fc_norm.state_dict(prefix="fc_norm.")
+        return {**taken, **new}
 
 
 def _check(net: VisionTransformer, pool: str, positions: str, init: str) -> None:
@@ -183,8 +206,11 @@ def _check(net: VisionTransformer, pool: str, positions: str, init: str) -> None
     grid = net.patch_embed.grid_size
     if grid[0] != grid[1]:
         raise ValueError(f"a square grid of patches wanted, got {tuple(grid)}")
-    if pool not in ("token", "mean") or (pool == "token" and not net.has_class_token):
-        raise ValueError(f"pool is 'mean', or 'token' with a class token, got {pool!r}")
+    pools = ("token", "mean", "mean_before_norm")
+    if pool not in pools or (pool == "token" and not net.has_class_token):
+        raise ValueError(
+            f"pool is 'mean', 'mean_before_norm', or 'token' with a class token, got {pool!r}"
+        )
     if positions not in ("learned", "mae", "moco_v3"):
         raise ValueError(f"positions is 'learned', 'mae' or 'moco_v3', got {positions!r}")
     if init not in ("dino", "moco_v3", "mae", "ijepa"):

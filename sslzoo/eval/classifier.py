@@ -114,7 +114,8 @@ def load_weights(model: Classifier, path: str, whole: bool = False) -> None:
 
     Args:
         model: all of it is filled from a run that trained a classifier of its kind, all but
-            norm and Linear from a run that pre-trained its backbone (and head).
+            norm and Linear from a run that pre-trained its backbone (and head); a ViT's norm
+            behind the mean of patches stays new too (`ViT.taken_from`).
         path: a Lightning checkpoint whose class has been imported, or the .safetensors of an
             encoder (which has no head).
         whole: refuse what holds no trained Linear: a teacher wants one.
@@ -133,7 +134,7 @@ def load_weights(model: Classifier, path: str, whole: bool = False) -> None:
                 f"{path!r} is an encoder, the classifier also wants {model.backbone.num_layers} "
                 "layers of its head: give the run's checkpoint, or the backbone without Headed"
             )
-        return fill(_encoder_of(model), load_file(path), path)
+        return _fill_encoder(model, load_file(path), path)
     run = LightningModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     parts = dict(run.named_children())
     trained = parts.get("model")
@@ -147,12 +148,12 @@ def load_weights(model: Classifier, path: str, whole: bool = False) -> None:
     if not callable(encoder):
         raise ValueError(f"{path!r} holds a {type(run).__name__}, which has no encoder()")
     if not isinstance(model.backbone, Headed):
-        return fill(_encoder_of(model), encoder().state_dict(), path)
+        return _fill_encoder(model, encoder().state_dict(), path)
     if "projector" not in parts:
         raise ValueError(
             f"{path!r} holds a {type(run).__name__}, which has no projector for Headed"
         )
-    fill(_encoder_of(model), encoder().state_dict(), path)
+    _fill_encoder(model, encoder().state_dict(), path)
     head = cast(Any, parts["projector"]).first(model.backbone.num_layers)
     return fill(model.backbone.head, head.state_dict(), path)
 
@@ -161,6 +162,12 @@ def _encoder_of(model: Classifier) -> nn.Module:
     """The module that pre-training had."""
     backbone = model.backbone
     return backbone.backbone if isinstance(backbone, Headed | LastBlocks) else backbone
+
+
+def _fill_encoder(model: Classifier, saved: Mapping[str, Tensor], path: str) -> None:
+    """`fill` the module that pre-training had."""
+    encoder = _encoder_of(model)
+    fill(encoder, encoder.taken_from(saved) if isinstance(encoder, ViT) else saved, path)
 
 
 def fill(module: nn.Module, saved: Mapping[str, Tensor], path: str) -> None:

@@ -23,7 +23,7 @@ from sslzoo.transforms.recipes import (
     multi_crop_views,
     simclr_views,
 )
-from sslzoo.transforms.supervised import crop_view
+from sslzoo.transforms.supervised import crop_view, mae_fine_tune_views
 from sslzoo.transforms.text import Reordering, SpanDeletion, Substitution, WordDeletion
 from sslzoo.transforms.text_views import Drawn, TextViews, clear_views, plain_text
 from sslzoo.transforms.views import View, Views
@@ -57,6 +57,7 @@ __all__ = [
     "ijepa_views",
     "instdisc_views",
     "invaspread_views",
+    "mae_fine_tune_views",
     "mae_views",
     "moco_v1_views",
     "moco_v2_views",

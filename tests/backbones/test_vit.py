@@ -162,6 +162,38 @@ def test_pooling() -> None:
     torch.testing.assert_close(vit(x), vit.forward_tokens(x)[:, 1:].mean(1))
 
 
+def test_the_mean_before_a_new_norm_equals_timms() -> None:
+    vit, x = toy(pool="mean_before_norm"), torch.rand(3, 3, 8, 8)
+    assert isinstance(vit.fc_norm, nn.LayerNorm)
+    nn.init.normal_(vit.fc_norm.weight)
+    nn.init.normal_(vit.fc_norm.bias)
+    reference = VisionTransformer(
+        img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, num_classes=0,
+        global_pool="avg",
+    )  # fmt: skip
+    reference.load_state_dict(vit.state_dict())
+    torch.testing.assert_close(vit(x), reference(x))
+    assert vit.fc_norm.eps == reference.fc_norm.eps == 1e-6
+    vit(x).square().sum().backward()
+    assert [name for name, p in vit.named_parameters() if p.grad is None] == []
+
+
+def test_a_new_norm_is_not_taken_from_pre_training() -> None:
+    trained, vit = toy(positions="mae"), toy(pool="mean_before_norm")
+    nn.init.normal_(trained.norm.weight)
+    taken = vit.taken_from(trained.state_dict())
+    assert taken.keys() == vit.state_dict().keys()
+    assert "norm.weight" not in taken
+    assert torch.equal(taken["fc_norm.weight"], torch.ones(8))
+    assert torch.equal(taken["pos_embed"], trained.pos_embed)
+    again = {name: x + 1 for name, x in vit.state_dict().items()}
+    assert all(vit.taken_from(again)[name] is x for name, x in again.items()), (
+        "a net of the same kind is taken whole"
+    )
+    everything = toy(pool="mean").taken_from(dict(trained.state_dict()))
+    assert all(torch.equal(everything[name], x) for name, x in trained.state_dict().items())
+
+
 def test_drop_path_is_the_students_alone() -> None:
     student = toy(drop_path_rate=0.9, depth=3)
     teacher = without_drop_path(copy.deepcopy(student))
@@ -221,7 +253,7 @@ def test_no_graph_break() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pool": "max"}, "pool is 'mean', or 'token' with a class token, got 'max'"),
+        ({"pool": "max"}, "'mean_before_norm', or 'token' with a class token, got 'max'"),
         ({"class_token": False}, "got 'token'"),
         ({"positions": "sin"}, "got 'sin'"),
         ({"init": "beit"}, "got 'beit'"),

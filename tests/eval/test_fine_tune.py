@@ -180,6 +180,25 @@ def test_last_blocks_start_from_the_vit_that_was_pre_trained(tmp_path: Path) -> 
     assert all(torch.equal(v, got[k]) for k, v in trained.state_dict().items())
 
 
+def test_maes_head_starts_from_all_but_the_norm_of_pre_training(tmp_path: Path) -> None:
+    """main_finetune.py's missing keys: head and fc_norm; its positions are trained from there."""
+    trained = vit(positions="mae")
+    torch.nn.init.normal_(trained.norm.weight)
+    path = str(tmp_path / "vit.safetensors")
+    save_file({k: v.contiguous() for k, v in trained.state_dict().items()}, path)
+    model = Classifier(vit(pool="mean_before_norm"), NUM_CLASSES, init_std=2e-5)
+    linear = model.classifier.weight.clone()
+    load_weights(model, path)
+    got, saved = model.backbone.state_dict(), trained.state_dict()
+    assert got.keys() - saved.keys() == {"fc_norm.weight", "fc_norm.bias"}
+    assert saved.keys() - got.keys() == {"norm.weight", "norm.bias"}
+    assert all(torch.equal(got[name], saved[name]) for name in got.keys() & saved.keys())
+    assert torch.equal(got["fc_norm.weight"], torch.ones(8))
+    assert torch.equal(model.classifier.weight, linear)
+    assert linear.abs().max() < 1e-4, "the authors' bounds of +-2 cut nothing off at 2e-5"
+    assert model.backbone.pos_embed.requires_grad
+
+
 def test_the_norm_before_the_linear_is_batch_norm_without_scale_and_shift() -> None:
     model = Classifier(small(), NUM_CLASSES, norm=True)
     assert {name for name, _ in model.named_parameters() if "norm" in name} == set()

@@ -60,6 +60,15 @@ def test_a_head_beside_the_backbone_has_the_full_rate() -> None:
     assert found["backbone.blocks.1.norm2.weight"]["lr_scale"] == 0.5
 
 
+def test_maes_new_norm_has_the_full_rate_and_positions_the_smallest() -> None:
+    net = small_vit(8, 4, 8, 2, 2, pool="mean_before_norm")
+    found = by_name(net, LayerDecay(0.5, 0.05)(net))
+    assert not any(name.startswith("norm.") for name in found)
+    for name in ("fc_norm.weight", "fc_norm.bias"):
+        assert (found[name]["lr_scale"], found[name]["weight_decay"]) == (1.0, 0.0)
+    assert (found["pos_embed"]["lr_scale"], found["pos_embed"]["weight_decay"]) == (0.125, 0.0)
+
+
 def test_frozen_parameters_are_in_no_group() -> None:
     net = small_vit(8, 4, 8, 2, 2, positions="mae")
     assert "pos_embed" not in by_name(net, LayerDecay()(net))

@@ -25,6 +25,7 @@ from sslzoo.transforms import (
     ijepa_views,
     instdisc_views,
     invaspread_views,
+    mae_fine_tune_views,
     mae_views,
     moco_v1_views,
     moco_v2_views,
@@ -50,6 +51,7 @@ RECIPES: dict[str, Callable[[], Views]] = {
     "invaspread": lambda: invaspread_views(32),
     "ijepa": lambda: ijepa_views(40),
     "mae": lambda: mae_views(40),
+    "mae_fine_tune": lambda: mae_fine_tune_views(40),
     "moco_v1": lambda: moco_v1_views(40),
     "moco_v2": lambda: moco_v2_views(80),
     "moco_v3": lambda: moco_v3_views(40),
@@ -123,7 +125,7 @@ def test_views_are_finite_random_and_of_the_announced_size(recipe: str) -> None:
         assert (first[0] - first[1]).abs().mean() > 0.01
 
 
-@pytest.mark.parametrize("recipe", ["simclr", "byol", "instdisc", "amdim"])
+@pytest.mark.parametrize("recipe", ["simclr", "byol", "instdisc", "amdim", "mae_fine_tune"])
 def test_crops_of_workers_finish_to_the_devices_views(recipe: str) -> None:
     views, images = RECIPES[recipe](), photos(6)
     keys = sample_keys(4, 1, torch.arange(6))
