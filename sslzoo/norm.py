@@ -102,16 +102,37 @@ class GlobalBatchNorm(_BatchNorm):
         return out if self.act is None else self.act(out)
 
     def _normalise(self, input: Tensor) -> Tensor:
-        parts = group_parts(len(input), self.groups)
-        out, mean, var = _Normalise.apply(
-            input, self.weight, self.bias, self.eps, self.groups, parts
-        )
+        rows = row_layout(len(input)) if self.groups > 1 else None
+        parts = group_parts(len(input), self.groups, rows)
+        if rows is not None and whole_groups(rows, self.groups):
+            out, mean, var = self._group_by_group(input, parts)
+        else:
+            out, mean, var = _Normalise.apply(
+                input, self.weight, self.bias, self.eps, self.groups, parts
+            )
         if self.training and self.running_mean is not None and self.running_var is not None:
             assert self.momentum is not None
             with torch.no_grad():
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
                 self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
         return out  # type: ignore[no-any-return]
+
+    def _group_by_group(
+        self, input: Tensor, parts: tuple[Part, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Each group by torch's own batch norm, where every group is on one rank as a whole."""
+        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+        moments = torch.zeros(2, self.groups, self.num_features, dtype=dtype, device=input.device)
+        done = [
+            F.batch_norm(
+                input[start:stop], *moments[:, g], self.weight, self.bias, True, 1.0, self.eps
+            )
+            for g, start, stop in parts
+        ]
+        mean, var = sum_over_ranks(moments.sum(dim=1)) / self.groups  # of other ranks' groups: 0
+        if not done:  # no rows here: the parameters' gradients are zeros
+            done = [F.batch_norm(input, mean, var, self.weight, self.bias, False, 0.0, self.eps)]
+        return torch.cat(done), mean, var
 
     def _check_input_dim(self, input: Tensor) -> None:
         if not 2 <= input.dim() <= 5 or input.shape[1] != self.num_features:
@@ -122,19 +143,26 @@ class GlobalBatchNorm(_BatchNorm):
         return f"{super().extra_repr()}, groups={self.groups}"
 
 
-def group_parts(n: int, groups: int) -> tuple[Part, ...]:
+def whole_groups(rows: Rows, groups: int) -> bool:
+    """Whether no group is spread over ranks: the same answer on each."""
+    size = rows.total // groups
+    return all(n % size == 0 for n in rows.counts)
+
+
+def group_parts(n: int, groups: int, rows: Rows | None = None) -> tuple[Part, ...]:
     """This rank's rows by group of the global batch; one group needs no exchange.
 
     Args:
         n: rows of this rank.
         groups: G, equal contiguous blocks of the N rows in rank order.
+        rows: of all ranks, if known.
 
     Raises:
         ValueError: where G does not divide N.
     """
     if groups == 1:
         return (Part(0, 0, n),)
-    rows = row_layout(n)
+    rows = rows or row_layout(n)
     if rows.total % groups:
         raise ValueError(f"a global batch of {rows.total} does not divide into {groups} groups")
     size = rows.total // groups

@@ -25,6 +25,7 @@ from sslzoo.eval.neighbours import (
     INDEX_BITS,
     Bank,
     Neighbours,
+    at_once,
     first_occurrence,
     float32_error,
     on_grid,
@@ -62,11 +63,12 @@ def _unsure(
     for k, temperature in settings:
         if k < similarity.shape[1]:
             unsure |= similarity[:, k - 1] - similarity[:, k] <= 2 * error
-        for start in range(0, len(similarity), QUERY_TILE):
-            tile = Neighbours(*(x[start : start + QUERY_TILE] for x in found))
+        step = at_once(QUERY_TILE, similarity.device)
+        for start in range(0, len(similarity), step):
+            tile = Neighbours(*(x[start : start + step] for x in found))
             best = _vote(tile, num_classes, k, temperature).topk(min(2, num_classes), dim=1).values
             close = best[:, 0] - best[:, -1] <= 4 * error / temperature * best[:, 0]
-            unsure[start : start + QUERY_TILE] |= close & (num_classes > 1)
+            unsure[start : start + step] |= close & (num_classes > 1)
     return unsure
 
 
@@ -204,9 +206,10 @@ def knn_top1(
     labels = query_labels.to(query.device, torch.int64)
     right = torch.zeros(len(settings) + 1, dtype=torch.int64, device=query.device)
     right[-1] = len(query)
-    for start in range(0, len(query), QUERY_TILE):
-        tile = Neighbours(*(x[start : start + QUERY_TILE] for x in found))
-        truth = labels[start : start + QUERY_TILE]
+    step = at_once(QUERY_TILE, query.device)
+    for start in range(0, len(query), step):
+        tile = Neighbours(*(x[start : start + step] for x in found))
+        truth = labels[start : start + step]
         for column, (k, temperature) in enumerate(settings):
             predicted = _vote(tile, num_classes, k, temperature).argmax(1)
             right[column] += (predicted == truth).sum()

@@ -28,8 +28,14 @@ LOWEST = torch.iinfo(torch.int64).min  # a key below every real one
 QUERY_TILE = 768
 # float64 numbers of candidates at a time: a core's cache, or few launches.
 RESCORED = {"cpu": 1 << 18, "cuda": 1 << 23}
+FEWER = 8  # an accelerator waits for launches: it takes that many tiles of rows at once
 BANK_TILE = 4096  # rows of the bank in one product: their float64, or their similarities, are hot
 BLOCK = 65536  # columns among which one selection is made: 192 MiB of similarities a rank
+
+
+def at_once(tile: int, device: torch.device) -> int:
+    """Rows that this device takes at a time, of a CPU's tile."""
+    return tile if device.type == "cpu" else tile * FEWER
 
 
 class Bank(NamedTuple):
@@ -53,11 +59,12 @@ def on_grid(x: Tensor) -> Tensor:
     Shapes: (n, D) -> (n, D) float32.
     """
     out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    for start in range(0, x.shape[0], QUERY_TILE):  # few rows: float64 stays in the cache
-        rows = x[start : start + QUERY_TILE].double()
+    tile = at_once(QUERY_TILE, x.device)
+    for start in range(0, x.shape[0], tile):  # few rows: float64 stays in the cache
+        rows = x[start : start + tile].double()
         norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-12)
         rows = rows * (GRID / norm)  # not in place: float64 features are the caller's
-        out[start : start + QUERY_TILE] = rows.round_().mul_(1 / GRID)
+        out[start : start + tile] = rows.round_().mul_(1 / GRID)
     return out
 
 
@@ -90,7 +97,7 @@ def _select(similarity: Tensor, k: int, largest: Tensor | None) -> Tensor:
     if largest is not None:
         return _largest(similarity, k, largest)
     position = torch.arange(similarity.shape[1], device=similarity.device)
-    return torch.cat([_largest(_keys(few, position), k) for few in similarity.split(KEYED)])
+    return torch.cat([_largest(_keys(few, position), k) for few in similarity.split(at_once(KEYED, similarity.device))])
 
 
 def _largest(values: Tensor, k: int, largest: Tensor | None = None) -> Tensor:
@@ -142,19 +149,20 @@ def _fill(out: Tensor, query: Tensor, rows: Tensor, exact: bool) -> Tensor | Non
         The largest of each GROUPS[0] columns, taken while they are in the cache; None if exact.
     """
     out[:, rows.shape[0] :] = -torch.inf
+    tile = at_once(BANK_TILE, rows.device)
     if exact:
-        for start in range(0, rows.shape[0], BANK_TILE):
-            part = rows[start : start + BANK_TILE].double()
+        for start in range(0, rows.shape[0], tile):
+            part = rows[start : start + tile].double()
             out[:, start : start + part.shape[0]] = query.double() @ part.T
         return None
     size = GROUPS[0]
     largest = out.new_empty(out.shape[0], out.shape[1] // size)
-    step = -(-BANK_TILE // size) * size
+    step = -(-tile // size) * size
     for start in range(0, out.shape[1], step):
-        part, tile = rows[start : start + step], out[:, start : start + step]
-        torch.mm(query, part.T, out=tile[:, : part.shape[0]])
-        groups = slice(start // size, (start + tile.shape[1]) // size)
-        largest[:, groups] = tile.unflatten(1, (-1, size)).amax(2)
+        part, here = rows[start : start + step], out[:, start : start + step]
+        torch.mm(query, part.T, out=here[:, : part.shape[0]])
+        groups = slice(start // size, (start + here.shape[1]) // size)
+        largest[:, groups] = here.unflatten(1, (-1, size)).amax(2)
     return largest
 
 
@@ -219,10 +227,10 @@ def search(query: Tensor, bank: Bank, k: int, exact: bool) -> Neighbours:
     with _full_float32():
         layout = row_layout(query.shape[0])
         columns = min(-(-bank.rows.shape[0] // GROUPS[0]) * GROUPS[0], BLOCK)
-        tile_rows = min(QUERY_TILE, max(layout.counts))
+        tile_rows = min(_query_tile(query.device), max(layout.counts))
         buffer = query.new_empty(tile_rows * world_size() * columns)
         found = [_none(0, k, query.device)]
-        for own, tile in _tiles(layout):
+        for own, tile in _tiles(layout, query.device):
             here = _search_here(gather_rows(query[own], tile), bank, k, exact, buffer)
             keys, labels = (_from_all_ranks(part, tile) for part in here)
             ranks = [Neighbours(key, label) for key, label in zip(keys, labels, strict=True)]
@@ -244,7 +252,7 @@ def rescore(query: Tensor, bank: Bank, found: Neighbours, k: int) -> tuple[Neigh
         nothing that was left out can reach the last of them.
     """
     keys = [found.key[:0]]
-    for own, tile in _tiles(row_layout(query.shape[0])):
+    for own, tile in _tiles(row_layout(query.shape[0]), query.device):
         wanted = _index_of(gather_rows(found.key[own], tile))
         place = torch.searchsorted(bank.index, wanted).clamp_max(max(len(bank.index) - 1, 0))
         here = torch.full_like(wanted, LOWEST)
@@ -258,11 +266,17 @@ def rescore(query: Tensor, bank: Bank, found: Neighbours, k: int) -> tuple[Neigh
     return Neighbours(key, found.label.gather(1, order)), sure
 
 
-def _tiles(layout: Rows) -> Iterator[tuple[slice, Rows]]:
+def _query_tile(device: torch.device) -> int:
+    """Queries of a rank at a time; their similarities to a block stay below 1.6 GB."""
+    return max(QUERY_TILE, at_once(QUERY_TILE, device) // world_size())
+
+
+def _tiles(layout: Rows, device: torch.device) -> Iterator[tuple[slice, Rows]]:
     """This rank's queries some at a time, and all ranks' of that time; as often on each rank."""
-    for start in range(0, max(layout.counts), QUERY_TILE):
-        counts = tuple(min(max(n - start, 0), QUERY_TILE) for n in layout.counts)
-        yield slice(start, start + QUERY_TILE), Rows(counts, sum(counts[: rank()]), sum(counts))
+    tile = _query_tile(device)
+    for start in range(0, max(layout.counts), tile):
+        counts = tuple(min(max(n - start, 0), tile) for n in layout.counts)
+        yield slice(start, start + tile), Rows(counts, sum(counts[: rank()]), sum(counts))
 
 
 def _from_all_ranks(x: Tensor, tile: Rows) -> Tensor:
