@@ -123,9 +123,8 @@ class IBOT(SSLMethod):
         """Masks of the two large crops, keyed by sample, step and view. (B, 2, L) bool."""
         patch = cast(Any, self.backbone).patch_size
         height, width = (side // patch for side in batch.views[0].shape[2:])
-        keys = step_keys(self, batch)
-        views = (self.masks(keys.fold("mask", view), height, width) for view in range(2))
-        return torch.stack(list(views), dim=1)
+        mask = self.masks(step_keys(self, batch).fold_each("mask", 2), height, width)
+        return mask.unflatten(0, (2, -1)).transpose(0, 1)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         large, mask = torch.stack(batch.views[:2], dim=1), self.hide(batch)  # (B, 2, ...)

@@ -15,7 +15,7 @@ Shapes: B samples, a grid of H x W patches, L = H W.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from torch import Tensor
 from sslzoo.random import Keys
 
 _ATTEMPTS, _IN_A_ROW = 60, 10
+# of a table of rectangles at a time, 24 bytes each; a CPU's fit its cache
+_ENTRIES, _CPU_ENTRIES = 2_000_000, 100_000
 
 
 class BlockMasks:
@@ -70,25 +72,80 @@ class BlockMasks:
     def __call__(self, keys: Keys, height: int, width: int) -> Tensor:
         """Which patches are hidden. (B, L) bool."""
         wanted = self.share(keys) * height * width  # (B,)
-        draws = keys.uniform("rectangles", _ATTEMPTS, 4).unbind(1)
-        row = torch.arange(height, device=wanted.device)[:, None]
-        column = torch.arange(width, device=wanted.device)
+        size = max(height, width)
+        spans = _spans(height, width, wanted.device)
+        # rectangles over each patch, and patches hidden, after 0, 1, ... attempts
+        covers = wanted.new_zeros(_ATTEMPTS + 1, height, width, len(wanted), dtype=torch.uint8)
+        counts = wanted.new_zeros(_ATTEMPTS + 1, len(wanted), dtype=torch.int64)
+        for i, rectangle in enumerate(self._rectangles(keys, wanted, height, width)):
+            span = rectangle.gather(2, counts[i].expand(2, -1)[..., None]).flatten()
+            rows, columns = spans.index_select(1, span).unflatten(1, (2, -1)).unbind(1)
+            block = rows[:height, None] & columns[size : size + width]  # (H, W, B)
+            count = torch.logical_or(covers[i], block).sum(dim=(0, 1), dtype=torch.int32)
+            fits = count <= wanted
+            torch.where(fits, count, counts[i], out=counts[i + 1])
+            # on bytes, a CPU's torch.where takes ten times as long
+            torch.addcmul(covers[i], block, fits, out=covers[i + 1])
+        return _before_failures(covers, counts)
+
+    def _rectangles(self, keys: Keys, wanted: Tensor, height: int, width: int) -> Iterator[Tensor]:
+        """The rows and columns of each attempt, by `_spans`, if 0..K-1 patches are hidden by then.
+
+        A rectangle depends on the earlier ones through that number alone, so its table needs none
+        of them: few large operations, where a device is faster than with many small ones.
+
+        Shapes: wanted (B,); each (2, B, K) int32, valid until the next.
+        """
+        # one number more than can be hidden: shares are rounded
+        counts = torch.arange(self.most(height * width) + 2, device=wanted.device)
         smallest = (min(height, width) // 3) ** 2
-        mask = torch.zeros(len(wanted), height, width, dtype=torch.bool, device=wanted.device)
-        hidden, failed = torch.zeros_like(wanted), torch.zeros_like(wanted)
-        for draw in draws:
-            area, aspect, top, left = draw.unbind(1)
-            room = wanted - hidden
-            area = (smallest + (room - smallest) * area).clamp_min(0.0)
-            aspect = (math.log(self.aspect) * (1 - 2 * aspect)).exp()
-            h, w = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
-            top, left = (top * (height - h + 1)).floor(), (left * (width - w + 1)).floor()
-            y, x = row - top[:, None, None], column - left[:, None, None]
-            block = (y >= 0) & (y < h[:, None, None]) & (x >= 0) & (x < w[:, None, None])
-            new = (block & ~mask).sum(dim=(1, 2))
-            taken = (room > 0) & (failed < _IN_A_ROW) & (h < height) & (w < width)
-            taken = taken & (new > 0) & (new <= room)
-            mask = mask | (block & taken[:, None, None])
-            hidden = hidden + new * taken
-            failed = torch.where(taken, 0.0, failed + 1)
-        return mask.flatten(1)
+        spare = (wanted[:, None] - counts).clamp_min(0.0) - smallest  # (B, K)
+        draws = keys.uniform("rectangles", _ATTEMPTS, 4).transpose(0, 1)[..., None]
+        area, aspect, corner = draws[:, :, 0], draws[:, :, 1], draws[:, :, 2:].movedim(2, 0)
+        aspect = (math.log(self.aspect) * (1 - 2 * aspect)).exp()
+        whole = _sides(height, width, wanted.device)
+        past = whole + 1
+        entries = _CPU_ENTRIES if wanted.device.type == "cpu" else _ENTRIES
+        at_once = min(max(1, entries // max(1, spare.numel())), _ATTEMPTS)
+        buffer = wanted.new_empty(2, at_once, *spare.shape)
+        others = torch.empty_like(buffer), torch.empty_like(buffer, dtype=torch.int32)
+        for start in range(0, _ATTEMPTS, at_once):
+            part = slice(start, start + at_once)
+            side, first, span = (x[:, : _ATTEMPTS - start] for x in (buffer, *others))
+            areas = torch.mul(spare, area[part], out=first[0]).add_(smallest)
+            torch.mul(areas, aspect[part], out=side[0])
+            torch.div(areas, aspect[part], out=side[1])
+            side.sqrt_().round_().clamp_max_(whole)
+            torch.sub(past, side, out=first).mul_(corner[:, part]).floor_()
+            span.copy_(side.add_(first, alpha=max(height, width) + 1))
+            yield from span.unbind(1)
+
+
+def _sides(height: int, width: int, device: torch.device) -> Tensor:
+    """Height and width as (2, 1, 1, 1) float32, which a device makes without waiting."""
+    return torch.linspace(height, width, 2, device=device)[:, None, None, None]
+
+
+def _spans(height: int, width: int, device: torch.device) -> Tensor:
+    """Which places of a side lie in first..first + length - 1. (2 S, .) uint8, S = max(H, W).
+
+    Column first * (S + 1) + length of it; rows of the grid, and its columns from S on. None do
+    where the length is the whole side.
+    """
+    n = torch.arange(max(height, width) + 1, device=device)
+    place, first, length = n[:-1, None, None], n[:, None], n
+    inside = (place >= first) & (place < first + length)
+    inside = inside & (length < _sides(height, width, device))
+    return inside.flatten(2).flatten(0, 1).view(torch.uint8)
+
+
+def _before_failures(covers: Tensor, counts: Tensor) -> Tensor:
+    """Each sample's mask before the first attempts that failed in a row, or the last. (B, L) bool.
+
+    Shapes: of A attempts, covers (A + 1, H, W, B) and counts of hidden patches (A + 1, B).
+    """
+    stuck = (counts[_IN_A_ROW:] == counts[:-_IN_A_ROW]).view(torch.uint8)
+    stuck[-1] = 1
+    after = stuck.argmax(dim=0)  # the first
+    covers = covers[_IN_A_ROW:].flatten(1, 2)
+    return covers.gather(0, after.expand(1, covers.shape[1], -1))[0].t() > 0

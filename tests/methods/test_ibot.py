@@ -11,7 +11,9 @@ from sslzoo.batch import Batch
 from sslzoo.callbacks import commit
 from sslzoo.heads import DINOHead
 from sslzoo.methods import IBOT
+from sslzoo.methods.base import step_keys
 from sslzoo.optim import Constant, Horizon, Linear
+from sslzoo.random import Keys
 from sslzoo.transforms import BlockMasks
 
 
@@ -85,6 +87,22 @@ def test_masks_differ_by_view_and_step_and_not_by_batch() -> None:
     assert torch.equal(method.hide(part), first[3:5])
     method.step = 1
     assert not torch.equal(method.hide(data), first)
+
+
+def test_masks_of_both_views_are_made_together_and_are_those_made_apart() -> None:
+    method, data = toy(masks=BlockMasks()), batch(16)
+    masks, rows = method.masks, []
+
+    class Counted(BlockMasks):
+        def __call__(self, keys: Keys, height: int, width: int) -> Tensor:
+            rows.append(len(keys.key))
+            return masks(keys, height, width)
+
+    method.masks = Counted()
+    got, keys = method.hide(data), step_keys(method, data)
+    assert rows == [32]
+    apart = [masks(keys.fold("mask", view), 6, 6) for view in range(2)]
+    assert torch.equal(got, torch.stack(apart, dim=1))
 
 
 def test_the_teacher_sees_large_crops_whole() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import zlib
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sslzoo.random import sample_keys
-from sslzoo.transforms import BlockMasks
+from sslzoo.transforms import BlockMasks, block_masks
 from tests.no_sync import DEVICE, syncs
 
 
@@ -43,6 +47,77 @@ def test_masks_equal_the_authors_loop(side: int) -> None:
     draws = keys.uniform("rectangles", 60, 4)
     wanted = [reference(masks, *pair, side, side) for pair in zip(shares, draws, strict=True)]
     assert torch.equal(got, torch.stack(wanted))
+
+
+@pytest.mark.parametrize(
+    ("seed", "grid", "ratios", "spreads", "aspect", "checksum"),
+    [
+        (0, (14, 14), (0.0, 0.3), (0.0, 0.2), 0.3, 0x5BF5172B),
+        (1, (8, 8), (0.0, 0.3), (0.0, 0.2), 0.3, 0x044DBACA),
+        (2, (6, 6), (0.0, 0.3), (0.0, 0.2), 0.3, 0xD1B9D707),
+        (3, (9, 16), (0.4,), (0.1,), 0.3, 0x58AAA2EF),
+        (4, (7, 5), (0.5,), (0.5,), 0.1, 0x9EF105DC),
+        (5, (16, 10), (0.1, 0.7, 0.3), (0.05, 0.3, 0.0), 1.0, 0xFD126D1C),
+        (6, (2, 3), (0.5,), (0.4,), 0.3, 0xCD9BDC20),
+        (7, (14, 14), (1.0,), (0.0,), 0.01, 0xAD49C6B7),
+    ],
+)
+def test_masks_stay_those_of_the_first_release(
+    seed: int,
+    grid: tuple[int, int],
+    ratios: tuple[float, ...],
+    spreads: tuple[float, ...],
+    aspect: float,
+    checksum: int,
+) -> None:
+    masks = BlockMasks(ratios, spreads, aspect)
+    got = masks(sample_keys(seed, 0, torch.arange(256)), *grid)
+    assert zlib.crc32(got.contiguous().numpy().tobytes()) == checksum
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 60, 90])
+def test_masks_do_not_depend_on_the_size_of_the_tables(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = sample_keys(0, 0, torch.arange(50))
+    wanted, size = BlockMasks()(keys, 9, 7), 50 * (BlockMasks().most(63) + 2)
+    monkeypatch.setattr(block_masks, "_CPU_ENTRIES", at_once * size)
+    assert torch.equal(BlockMasks()(keys, 9, 7), wanted)
+
+
+def test_no_samples_have_no_masks() -> None:
+    assert BlockMasks()(sample_keys(0, 0, torch.arange(0)), 6, 5).shape == (0, 30)
+
+
+class _Operations(TorchDispatchMode):
+    """How many operations a device would be given, and how many bytes the largest results have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.largest = 0, 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        views = func.is_view or func.overloadpacket.__name__ in ("empty_like", "new_empty")
+        self.count += not views
+        if isinstance(out, Tensor) and not views:
+            self.largest = max(self.largest, out.numel() * out.element_size())
+        return out
+
+
+def test_an_attempt_takes_few_operations() -> None:
+    """A device waits for the launch of each; one after the other, an attempt took 56."""
+    with _Operations() as made:
+        BlockMasks()(sample_keys(0, 0, torch.arange(4)), 14, 14)
+    assert made.count < 11 * 60
+
+
+def test_tables_on_a_device_are_of_bounded_size() -> None:
+    with FakeTensorMode(), _Operations() as made:
+        BlockMasks()(sample_keys(0, 0, torch.arange(2048, device=DEVICE)), 14, 14)
+    assert 20e6 < made.largest < 26e6  # the history; three tables, no larger, beside it
 
 
 def test_shares_are_the_recipes_and_no_mask_hides_more() -> None:
