@@ -41,6 +41,7 @@ from sslzoo.transforms.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 RESULTS = ROOT / "benchmarks" / "results" / "quality"
 K, TEMPERATURE = 20, 0.07
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # as the Trainer chooses
 TIMING = "fit.json"  # in the run folder
 
 
@@ -56,7 +57,7 @@ def fit(config: str, data: str, val_dir: str | None, folder: Path, extra: list[s
     arguments += [f"--trainer.default_root_dir={folder}", *extra]
     command = [sys.executable, "-m", "sslzoo", *arguments]
     before = set(folder.glob("version_*"))
-    about = surroundings()
+    about = surroundings(DEVICE)
     started = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)
@@ -113,8 +114,10 @@ def score(module: nn.Module, loaders: EvalLoaders, features: str | Callable = "f
     """Weighted-kNN top-1 of all queries against the whole bank, the protocol of the table."""
     if loaders.query is None or loaders.num_classes is None:
         raise ValueError("quality wants data with labels and a validation set, got none")
-    bank = extract(module, loaders.bank, loaders, features, "cpu")
-    query = extract(module, loaders.query, loaders, features, "cpu")
+    module.to(DEVICE)
+    bank = extract(module, loaders.bank, loaders, features, DEVICE)
+    query = extract(module, loaders.query, loaders, features, DEVICE)
+    module.cpu()
     (top1,) = knn_top1(
         *(query.features, cast(Tensor, query.label)),
         *(bank.features, cast(Tensor, bank.label)),

@@ -97,7 +97,8 @@ def _select(similarity: Tensor, k: int, largest: Tensor | None) -> Tensor:
     if largest is not None:
         return _largest(similarity, k, largest)
     position = torch.arange(similarity.shape[1], device=similarity.device)
-    return torch.cat([_largest(_keys(few, position), k) for few in similarity.split(at_once(KEYED, similarity.device))])
+    tiles = similarity.split(at_once(KEYED, similarity.device))
+    return torch.cat([_largest(_keys(tile, position), k) for tile in tiles])
 
 
 def _largest(values: Tensor, k: int, largest: Tensor | None = None) -> Tensor:
