@@ -73,10 +73,7 @@ def _where(result: Result) -> str:
     ours, theirs = result["versions"], result["peer_versions"]
     peers = [f"{name} {theirs[name]}" for name in ("lightly", "kornia") if name in theirs]
     against = f" against {', '.join(peers)}" if peers else ""
-    place = f"{result['cpu']}, {result['cores']} cores"
-    if "gpu" in result:
-        place = f"{result['gpu']}, CUDA {result['cuda']}, {place}"
-    return f"commit {result['commit'][:12]}, {place}, torch {ours['torch']}{against}"
+    return f"commit {result['commit'][:12]}, {_place(result)}, torch {ours['torch']}{against}"
 
 
 def quality_table(results: list[Result]) -> str:
@@ -101,14 +98,20 @@ def quality_table(results: list[Result]) -> str:
             _line([result["name"], result["data"], str(result["epochs"]), *cost, *scores, *about])
         )
     protocols = sorted({result["protocol"] for result in results})
-    places = sorted({f"{result['cpu']}, {result['cores']} cores" for result in results})
+    places = sorted({_place(result) for result in results})
     return "\n".join([*lines, "", *(f"- {note}" for note in [*protocols, *places])])
+
+
+def _place(result: Result) -> str:
+    where = f"{result['cpu']}, {result['cores']} cores"
+    return f"{result['gpu']}, CUDA {result['cuda']}, {where}" if "gpu" in result else where
 
 
 def _minutes(result: Result) -> list[str]:
     """Of the clock, and of all cores together; the first runs did not record these."""
     cpu = result.get("cpu_minutes")
-    return [f"{result['minutes']:.1f}", "-" if cpu is None else f"{cpu:.1f}"]
+    clock = f"{result['minutes']:.1f}" + (" (GPU)" if "gpu" in result else "")
+    return [clock, "-" if cpu is None else f"{cpu:.1f}"]
 
 
 def short_quality_table(results: list[Result]) -> str:
@@ -148,7 +151,7 @@ def semi_supervised_table(results: dict[str, Result]) -> str:
         about = [str(result["epochs"]), f"{result['cpu_minutes']:.1f}"]
         about += [", ".join(map(str, result["seeds"])), f"`{result['config']}`"]
         lines.append(_line([name, f"**{result['top1']:.4f}**", *about, result["commit"][:12]]))
-    places = sorted({f"{result['cpu']}, {result['cores']} cores" for result in results.values()})
+    places = sorted({_place(result) for result in results.values()})
     return "\n".join([*lines, "", *(f"- {place}" for place in places)])
 
 
@@ -250,7 +253,7 @@ def text_table(results: dict[str, Result]) -> str:
         about = [", ".join(f"{result[speed]:,.0f}" for speed in speeds)]
         about += [", ".join(map(str, result["seeds"])), f"`{result['config']}`"]
         lines.append(_line([name, *cost, *scores, *about, result["commit"][:12]]))
-    places = sorted({f"{result['cpu']}, {result['cores']} cores" for result in results.values()})
+    places = sorted({_place(result) for result in results.values()})
     return "\n".join([*lines, "", *(f"- {place}" for place in places)])
 
 
