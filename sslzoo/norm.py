@@ -123,12 +123,11 @@ class GlobalBatchNorm(_BatchNorm):
         """Each group by torch's own batch norm, where every group is on one rank as a whole."""
         dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
         moments = torch.zeros(2, self.groups, self.num_features, dtype=dtype, device=input.device)
-        done = [
-            F.batch_norm(
-                input[start:stop], *moments[:, g], self.weight, self.bias, True, 1.0, self.eps
-            )
-            for g, start, stop in parts
-        ]
+        done = []
+        for g, start, stop in parts:
+            mean, var = moments[:, g]
+            rows = input[start:stop]
+            done.append(F.batch_norm(rows, mean, var, self.weight, self.bias, True, 1.0, self.eps))
         mean, var = sum_over_ranks(moments.sum(dim=1)) / self.groups  # of other ranks' groups: 0
         if not done:  # no rows here: the parameters' gradients are zeros
             done = [F.batch_norm(input, mean, var, self.weight, self.bias, False, 0.0, self.eps)]

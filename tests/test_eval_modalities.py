@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from lightning import Fabric, LightningDataModule
 
 from sslzoo import cli, eval_command
 from sslzoo.backbones import SequenceEncoder, SmallResNet, WaveEncoder
 from sslzoo.data import AudioFolder, FrameInput, LibriSpeech, SequenceArrays
+from sslzoo.data.alignment import view_alignment
 from sslzoo.eval.features import extract
 from sslzoo.eval.knn import knn_top1
 from sslzoo.eval.loaders import EvalLoaders
@@ -31,7 +33,7 @@ from sslzoo.eval_command import build_data, measuring, read_model
 from sslzoo.eval_command.measuring import as_known_to, find
 from sslzoo.heads import Recurrent
 from sslzoo.shipped import find_config
-from sslzoo.transforms import LogMel, LogMelViews, Waveform
+from sslzoo.transforms import LogMel, LogMelViews, Waveform, WordDeletion, clear_views
 from sslzoo.zoo.card import card_of
 from sslzoo.zoo.saving import add_run, save_with_card
 from tests.data.test_multi_view import write_tree
@@ -210,6 +212,15 @@ def test_simclr_on_spectrograms_is_measured(sound: Path, tmp_path: Path) -> None
     bank, query = (extract(net, part, loaders) for part in (loaders.bank, loaders.query))
     both = query.features, query.label, bank.features, bank.label
     assert got["knn_top1_k3_t0.07"] == knn_top1(*both, 2, [(3, 0.07)])[0]
+    assert got["alignment"] > 0  # of windows as long as the config's
+    assert view_alignment(net, data, "cpu") == pytest.approx(_alignment(net, data), rel=1e-4)
+
+
+def _alignment(net: Any, data: Any) -> float:
+    """Of all training samples, by hand."""
+    with torch.no_grad():
+        x, y = (F.normalize(net(v)) for v in data.preview(list(range(data.num_samples))).views[:2])
+    return (x - y).square().sum(1).mean().item()
 
 
 def test_a_label_a_frame_is_no_class(tmp_path: Path) -> None:
@@ -515,3 +526,14 @@ def test_a_module_without_the_contract_is_refused(
     said = refused(*args, output=tmp_path / "r.json", capsys=capsys)
     assert "a data module with eval_dataloaders() -> sslzoo.eval.loaders.EvalLoaders wanted" in said
     assert f"{cls.__name__} {got}" in said
+
+
+def test_changed_sentences_have_an_alignment(of_text: Path) -> None:
+    net, data = read_model(str(of_text)).encoder, data_of(of_text)
+    assert view_alignment(net, data, "cpu") is None  # SimCSE's views are the same sentence
+    data.transform = clear_views([WordDeletion(0.5)])
+    data.transform.prepare(data.tokenizer)
+    got = view_alignment(net, data, "cpu")
+    assert got is not None
+    assert got > 0
+    assert got == pytest.approx(_alignment(net.eval(), data), rel=1e-4)

@@ -31,6 +31,7 @@ from sslzoo.data.waveforms import (
 )
 from sslzoo.random import sample_keys
 from sslzoo.split import stratified_split
+from sslzoo.transforms.log_mel_views import LogMelViews
 
 Batches = Literal["uniform", "same_group"]
 
@@ -150,6 +151,10 @@ class AudioDataModule(SampleDataModule):
     def train_views(self, batch: Batch, epoch: int) -> Batch:
         keys = sample_keys(self.seed, epoch, batch.index)
         return self._in_precision(batch._replace(views=self.transform(batch.views, keys)))
+
+    def has_pairs(self) -> bool:
+        """Two spectrograms."""
+        return isinstance(self.transform, LogMelViews)
 
     def eval_views(self, batch: Batch) -> Batch:
         view = self.transform.evaluation(batch.views[0])

@@ -321,6 +321,10 @@ class SampleDataModule(LightningDataModule, ABC):
         source = self.eval_source(samples)
         return EvalLoader(source, self.eval_batch_size, workers, order=order)
 
+    def has_pairs(self) -> bool:
+        """Whether the first two training views differ, and both are what the encoder knows."""
+        return False
+
     def preview(self, rows: list[int], epoch: int = 0) -> Batch:
         """The training views of these samples in an epoch, as a method is given them."""
         total = self.num_samples  # whatever batch_size and the number of ranks are

@@ -99,6 +99,12 @@ class ImageDataModule(SampleDataModule):
             views = self.transform(batch.views[0], keys)
         return self._in_precision(batch._replace(views=views))
 
+    def has_pairs(self) -> bool:
+        """Two whole views of one size, normalised as `eval_view` is."""
+        transform, sizes = self.transform, self.transform.sizes
+        two = len(transform.views) > 1 and transform.split is None and sizes[0] == sizes[1]
+        return two and _looks(transform.eval_view(sizes[0])) == _looks(self.eval_view)
+
     def eval_views(self, batch: Batch) -> Batch:
         finish = self.eval_view.finish if self.sets.train.needs_crops else self.eval_view
         return self._in_precision(batch._replace(views=[finish(batch.views[0])]))
@@ -121,3 +127,12 @@ class ImageDataModule(SampleDataModule):
 
     def workers(self, samples: ImageSet) -> int:
         return min(8, os.cpu_count() or 1) if samples.needs_crops else 0
+
+
+def _looks(view: EvalView) -> tuple[object, ...]:
+    mean, std = view.mean, view.std
+    return (
+        None if mean is None else tuple(mean),
+        None if std is None else tuple(std),
+        view.space,
+    )

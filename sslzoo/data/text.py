@@ -159,6 +159,10 @@ class TextDataModule(SampleDataModule):
         keys = sample_keys(self.seed, epoch, batch.index)
         return batch._replace(views=self.transform(batch.views[0], keys, self.tokenizer.special))
 
+    def has_pairs(self) -> bool:
+        """Two views, one of which at least is changed."""
+        return len(self.transform.views) > 1 and any(self.transform.views[:2])
+
     def eval_views(self, batch: Batch) -> Batch:
         """Raw batch to the one view of evaluation."""
         return batch._replace(views=[with_special(batch.views[0], self.tokenizer.special)])

@@ -14,7 +14,7 @@ from torch import nn
 
 from sslzoo.batch import Batch
 from sslzoo.data.alignment import view_alignment
-from sslzoo.data.module import ImageDataModule
+from sslzoo.data.base import SampleDataModule
 from sslzoo.distributed import rank
 from sslzoo.eval.cache import cached_features
 from sslzoo.eval.features import Features, extract
@@ -187,7 +187,7 @@ def measure(
     assert suite.protocols is not None
     of_labels = [name for name in suite.protocols if name in OF_BANK_LABELS]
     rows = [suite(found.bank, found.query, found.num_classes, seeds[0], found.pairs)]
-    if "label_free" in suite.protocols and isinstance(data, ImageDataModule):
+    if "label_free" in suite.protocols and isinstance(data, SampleDataModule):
         aligned = view_alignment(encoder, data, fabric.device)
         rows[0] |= {} if aligned is None else {"alignment": aligned}
     for seed in seeds[1:]:
