@@ -436,8 +436,8 @@ def test_several_modalities_are_measured(tmp_path: Path, ranks: Ranks) -> None:
     net = config["model"]["init_args"]["backbone"]["init_args"]
     tower = {"class_path": "sslzoo.backbones.SmallResNet"}
     net["channels"] = [1, 2, 1]
-    net["towers"] = [{**tower, "init_args": {"in_chans": c, "widths": [4, 8]}} for c in (1, 2, 1)]
-    head = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 8, "out_features": 4}}
+    net["towers"] = [{**tower, "init_args": {"in_chans": c, "widths": [16, 32]}} for c in (1, 2, 1)]
+    head = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 32, "out_features": 4}}
     config["model"]["init_args"]["projector"]["init_args"]["heads"] = [head] * 3
     config["model"]["init_args"]["bank_size"] = 6
     modalities = [{"folder": name, "kind": name} for name in ("image", "depth")]
@@ -460,7 +460,7 @@ def test_several_modalities_are_measured(tmp_path: Path, ranks: Ranks) -> None:
     data, encoder = data_of(run_folder), read_model(str(run_folder)).encoder
     loaders = data.eval_dataloaders()
     bank, query = (extract(encoder, part, loaders) for part in (loaders.bank, loaders.query))
-    assert bank.features.shape == (6, 24)
+    assert bank.features.shape == (6, 96)
     both = query.features, query.label, bank.features, bank.label
     assert got["knn_top1_k3_t0.07"] == knn_top1(*both, 2, [(3, 0.07)])[0]
     for two in ranks(2, on_rank, str(run_folder), {"eval_batch_size": 2}):
