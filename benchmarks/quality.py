@@ -41,8 +41,12 @@ from sslzoo.transforms.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 RESULTS = ROOT / "benchmarks" / "results" / "quality"
 K, TEMPERATURE = 20, 0.07
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # as the Trainer chooses
 TIMING = "fit.json"  # in the run folder
+
+
+def device() -> str:
+    """Where the Trainer puts a run of itself, and scores are made."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def fit(config: str, data: str, val_dir: str | None, folder: Path, extra: list[str]) -> Path:
@@ -57,7 +61,7 @@ def fit(config: str, data: str, val_dir: str | None, folder: Path, extra: list[s
     arguments += [f"--trainer.default_root_dir={folder}", *extra]
     command = [sys.executable, "-m", "sslzoo", *arguments]
     before = set(folder.glob("version_*"))
-    about = surroundings(DEVICE)
+    about = surroundings("cpu" if "--trainer.accelerator=cpu" in extra else device())
     started = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)
@@ -114,9 +118,9 @@ def score(module: nn.Module, loaders: EvalLoaders, features: str | Callable = "f
     """Weighted-kNN top-1 of all queries against the whole bank, the protocol of the table."""
     if loaders.query is None or loaders.num_classes is None:
         raise ValueError("quality wants data with labels and a validation set, got none")
-    module.to(DEVICE)
-    bank = extract(module, loaders.bank, loaders, features, DEVICE)
-    query = extract(module, loaders.query, loaders, features, DEVICE)
+    module.to(device())
+    bank = extract(module, loaders.bank, loaders, features, device())
+    query = extract(module, loaders.query, loaders, features, device())
     module.cpu()
     (top1,) = knn_top1(
         *(query.features, cast(Tensor, query.label)),

@@ -132,13 +132,14 @@ def studies_table(results: list[Result]) -> str:
     """Short runs that say why a figure is what it is."""
     if not results:
         return NOT_RUN
-    lines = _head(["study", "config", "changes", "epochs", "CPU minutes", "kNN", "untrained net"])
+    titles = ["study", "config", "changes", "epochs", "CPU minutes", "kNN", "untrained net"]
+    lines = _head([*titles, "commit"])
     for r in results:
         extra = [text for text in r["extra"] if not text.startswith("--trainer.")]
         about = [f"`{r['config']}`", ", ".join(f"`{text}`" for text in extra) or "-"]
         cost = [str(r["epochs"]), f"{r['cpu_minutes']:.1f}"]
         scores = [f"**{r['knn_top1']:.4f}**", f"{r['untrained_knn_top1']:.4f}"]
-        lines.append(_line([r["name"], *about, *cost, *scores]))
+        lines.append(_line([r["name"], *about, *cost, *scores, r["commit"][:12]]))
     return "\n".join(lines)
 
 

@@ -20,7 +20,8 @@ class DrawPlan:
 
     A draw takes some 30 small operations, and an accelerator waits for the host to start each of
     them. What is drawn for a batch differs from step to step in its keys alone, so that this
-    class remembers the names and numbers; the values are those of `Keys`.
+    class remembers the names and numbers; the values are those of `Keys`. It never forgets one:
+    names and numbers are to be the same in every batch, not a step's.
 
     Example:
         >>> plan = DrawPlan()
@@ -150,7 +151,8 @@ class _PlannedKeys(Keys):
         return _PlannedKeys(self._table, (*self._path, *names), self._which)
 
     def rows(self, which: slice) -> Keys:
-        return _PlannedKeys(self._table, self._path, which)
+        mine = range(len(self._table.root.key))[self._which][which]
+        return _PlannedKeys(self._table, self._path, slice(mine.start, mine.stop, mine.step))
 
     def bits(self, purpose: str, *shape: int) -> Tensor:
         found = self._table.bits((*self._path, purpose), math.prod(shape))

@@ -143,9 +143,9 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 def whole_groups(rows: Rows, groups: int) -> bool:
-    """Whether no group is spread over ranks: the same answer on each."""
+    """Whether no group is spread over ranks, nor of one row alone: the same answer on each."""
     size = rows.total // groups
-    return all(n % size == 0 for n in rows.counts)
+    return size > 1 and all(n % size == 0 for n in rows.counts)
 
 
 def group_parts(n: int, groups: int, rows: Rows | None = None) -> tuple[Part, ...]:

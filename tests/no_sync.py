@@ -44,6 +44,25 @@ class _Recorder(TorchDispatchMode):
         return out
 
 
+class Operations(TorchDispatchMode):
+    """How many operations a device would be given, and how many bytes the largest results have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.largest = 0, 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if not (func.is_view or name in ("device", "empty", "empty_like", "new_empty")):
+            self.count += 1
+            if isinstance(out, Tensor):
+                self.largest = max(self.largest, out.numel() * out.element_size())
+        return out
+
+
 def _backward(loss: Tensor) -> None:
     """What loss.backward() would run, without the engine; gradients are not kept."""
     order: list[Any] = []

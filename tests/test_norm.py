@@ -103,7 +103,7 @@ def _on_rank(
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("groups", [1, 2, 3, 4])
+@pytest.mark.parametrize("groups", [1, 2, 3, 4, 12])
 @pytest.mark.parametrize("counts", [(6, 6), (11, 1), (5, 3, 4), (12, 0)])
 def test_ranks_equal_one(
     ranks: Ranks, counts: tuple[int, ...], groups: int, affine: bool, shape: tuple[int, ...]
@@ -162,6 +162,20 @@ def test_half_precision_and_channels_last_stay(ranks: Ranks) -> None:
     assert kept_too
     want = F.batch_norm(x.float(), None, None, None, None, True)
     torch.testing.assert_close(got.float(), want, rtol=1e-2, atol=1e-2)
+
+
+def test_groups_keep_half_precision_and_channels_last() -> None:
+    x = _data((6, 3, 2, 5))[0].bfloat16().to(memory_format=torch.channels_last)
+    got = GlobalBatchNorm(3, groups=2)(x)
+    assert got.dtype == torch.bfloat16
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    halves = [F.batch_norm(half.float(), None, None, None, None, True) for half in x.split(3)]
+    torch.testing.assert_close(got.float(), torch.cat(halves), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 1, 1), (0, 3)])
+def test_a_group_may_be_one_row(shape: tuple[int, ...]) -> None:
+    assert not GlobalBatchNorm(3, groups=4, affine=False)(torch.ones(shape)).any()
 
 
 def _make(groups: int) -> GlobalBatchNorm:

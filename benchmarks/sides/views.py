@@ -118,16 +118,15 @@ def _fastest(device: str, size: int, batch: Tensor) -> nn.Module:
     if device == "cpu":
         return _kornia(size)
     seconds: dict[nn.Module, float] = {}
+    failed: list[Exception] = []
     for place in ("cpu", device):
+        transform = _kornia(size).to(place)
         try:
-            transform = _kornia(size).to(place)
             seconds[transform] = min(_seconds(transform, batch, device) for _ in range(4))
-        except (
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ):  # kornia's own note: some generators fail on some devices
-            continue
+        except (RuntimeError, TypeError, ValueError) as error:  # some generators know one place
+            failed.append(error)
+    if not seconds:
+        raise failed[-1]
     return min(seconds, key=seconds.__getitem__)
 
 

@@ -153,6 +153,7 @@ class ColorJitter:
         self.additive = additive
         self.tensorflow = formulas == "tensorflow"
         self.turn = fast_hue_ if fast_hue else hue_
+        self.keeps_range = not (self.tensorflow or fast_hue)  # then a further clip changes nothing
         self.clip = clip
         low = -brightness if additive else max(0.0, 1 - brightness)
         self.low = (low, max(0.0, 1 - contrast), max(0.0, 1 - saturation), -hue)
@@ -198,7 +199,7 @@ class ColorJitter:
     def apply(self, planes: Tensor, coefficients: Tensor) -> Tensor:
         """Jitter the planes in place. Shapes: (3, B, H, W); coefficients (B, 4, 6)."""
         require_rgb(planes, "colour jitter")
-        if planes.device.type != "cpu" and not self.tensorflow:
+        if planes.device.type != "cpu" and self.keeps_range:
             return self.turn_once(planes, coefficients)
         wanted = self._wanted(coefficients)
         for step in range(4):
@@ -212,7 +213,7 @@ class ColorJitter:
         return planes
 
     def turn_once(self, planes: Tensor, coefficients: Tensor) -> Tensor:
-        """As `apply` for torchvision's formulas: one turn for all, with each sample's steps around.
+        """As `apply` for torchvision's exact formulas: one turn, with each sample's steps around.
 
         An accelerator runs every operation of every step for all samples, and the turn costs most:
         three blends, the turn, three blends, neutral for a sample where it has none there.
@@ -235,7 +236,7 @@ class ColorJitter:
 
     def _blend(self, planes: Tensor, weights: Tensor, use: list[bool]) -> None:
         _blend(planes, weights, self.tensorflow, use)
-        if self.clip:  # a turn and HSV's saturation keep to the range
+        if self.clip:  # an exact turn and HSV's saturation keep to the range
             planes.clamp_(0, 1)
 
     def _wanted(self, coefficients: Tensor) -> list[list[bool]]:
@@ -243,7 +244,7 @@ class ColorJitter:
         if coefficients.device.type == "cpu":
             neutral = torch.tensor(_NEUTRAL)
             return (coefficients != neutral).any(0).tolist()
-        return [[True, False, True, self.additive, True, True]] * 4  # TensorFlow's: see turn_once
+        return [[True, not self.tensorflow, True, self.additive, True, self.tensorflow]] * 4
 
 
 @final

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _CACHE_FLOATS = 400_000  # of a chunk of samples on a CPU: few enough for its caches
+_MEMORY_FLOATS = 1 << 26  # of views made together on an accelerator: 256 MiB a tensor
 _FEW = 4  # large images: one alone needs only the operations that it drew
 
 
@@ -29,10 +30,20 @@ def per_sample(values: Tensor) -> Tensor:
     return values[..., None, None]
 
 
-def chunk_rows(floats_per_sample: int, batch: int, device: torch.device) -> int:
-    """How many samples to take at a time: few on a CPU (cache), all on an accelerator."""
+def chunk_rows(
+    floats_per_sample: int, widest: int, batch: int, views: int, device: torch.device
+) -> int:
+    """How many samples to take at a time: few on a CPU (cache), some whole views on others.
+
+    Args:
+        floats_per_sample: of a view.
+        widest: floats of the largest tensor that a sample has on the way.
+        batch: samples.
+        views: of each.
+        device: of the images.
+    """
     if device.type != "cpu":
-        return max(1, batch)
+        return batch * max(1, min(views, _MEMORY_FLOATS // max(1, widest * batch)))
     rows = _CACHE_FLOATS // floats_per_sample
     return rows if rows >= _FEW else 1
 

@@ -121,33 +121,33 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         batch = len(images)
         own = self._keys(keys)
         results = []
-        for view, rows in self._groups(batch):
-            drawn = own.rows(rows)
+        for view, numbers in self._groups():
+            drawn = own.rows(slice(numbers.start * batch, numbers.stop * batch))
             boxes = view.crop.draw(drawn, images.shape[2], images.shape[3])
             flip = view.crop.draw_flip(drawn)
             if self.shared_flip:
-                flip ^= keys.bernoulli("shared flip", self.shared_flip).repeat(len(flip) // batch)
+                flip ^= keys.bernoulli("shared flip", self.shared_flip).repeat(len(numbers))
 
             def crop(
                 rows: slice, view: View = view, boxes: Tensor = boxes, flip: Tensor = flip
             ) -> Tensor:
                 return view.crop.planes(_wrapped(images, rows), boxes[rows], flip[rows])
 
-            results += _finish(view, images, drawn, len(flip), crop)
+            results += _finish(view, images, drawn, len(numbers), crop)
         return self._cut(results)
 
     def _keys(self, keys: Keys) -> Keys:
         """The keys of all views, one view behind the other, with their draws in one table."""
         return self._plan.keys(keys.fold_each("view", len(self.views)))
 
-    def _groups(self, batch: int) -> list[tuple[View, slice]]:
-        """Equal views that stand together are made together; with their rows of all views'."""
-        groups: list[tuple[View, slice]] = []
+    def _groups(self) -> list[tuple[View, range]]:
+        """Equal views that stand together are made together; with their numbers."""
+        groups: list[tuple[View, range]] = []
         for number, view in enumerate(self.views):
-            start = number * batch
+            first = number
             if groups and groups[-1][0] is view:
-                start = groups.pop()[1].start
-            groups.append((view, slice(start, (number + 1) * batch)))
+                first = groups.pop()[1].start
+            groups.append((view, range(first, number + 1)))
         return groups
 
     @torch.no_grad()
@@ -168,17 +168,19 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         batch = len(keys.key)
         own = self._keys(keys)
         results = []
-        for view, rows in self._groups(batch):
-            parts = crops[rows.start // batch : rows.stop // batch]
+        for view, numbers in self._groups():
+            parts = crops[numbers.start : numbers.stop]
 
             def crop(rows: slice, parts: list[Tensor] = parts) -> Tensor:
-                number = rows.start // batch
-                if rows.stop <= (number + 1) * batch:  # of one view
-                    start = number * batch
-                    return to_planes(parts[number][rows.start - start : rows.stop - start])
-                return to_planes(torch.cat(parts))
+                number = rows.start // max(1, batch)
+                if rows.stop - rows.start > batch:
+                    return to_planes(torch.cat(parts[number : rows.stop // batch]))
+                return to_planes(
+                    parts[number][rows.start - number * batch :][: rows.stop - rows.start]
+                )
 
-            results += _finish(view, parts[0], own.rows(rows), len(parts) * batch, crop)
+            drawn = own.rows(slice(numbers.start * batch, numbers.stop * batch))
+            results += _finish(view, parts[0], drawn, len(parts), crop)
         return self._cut(results)
 
     @torch.no_grad()
@@ -226,47 +228,50 @@ def _check(images: Tensor, keys: Keys) -> None:
 
 
 def _wrapped(images: Tensor, rows: slice) -> Tensor:
-    """Rows of the images repeated without end; more than one round wants all of them."""
-    batch = len(images)
-    start = rows.start % batch
-    if start + rows.stop - rows.start <= batch:
-        return images[start : start + rows.stop - rows.start]
-    return images.repeat((rows.stop - rows.start) // batch, 1, 1, 1)
+    """Rows of the images repeated without end: of one round, or of whole rounds."""
+    batch, count = len(images), rows.stop - rows.start
+    if count > batch:
+        return images.repeat(count // batch, 1, 1, 1)
+    start = rows.start % max(1, batch)
+    return images[start : start + count]
 
 
 def _finish(
-    view: View, images: Tensor, keys: Keys, count: int, crop: Callable[[slice], Tensor]
+    view: View, images: Tensor, keys: Keys, number: int, crop: Callable[[slice], Tensor]
 ) -> list[Tensor]:
     """Crop and change chunk by chunk, so that a CPU's intermediates stay in its cache.
 
     Args:
         view: of all of them.
         images: of one view, (B, C, ...).
-        keys: of all views made together, count of them.
-        count: B times the number of views.
-        crop: makes the planes of some rows of the count.
+        keys: of the views that are made together, one behind the other.
+        number: of these views.
+        crop: makes the planes of some of the number * B rows.
     """
     batch, channels = images.shape[:2]
     size = view.size
-    draws = [op.draw(keys.fold("op", number)) for number, op in enumerate(view.ops)]
-    out = torch.empty(count, channels, size, size, device=images.device)
-    step = chunk_rows(channels * size * size, count, images.device)
+    draws = [op.draw(keys.fold("op", place)) for place, op in enumerate(view.ops)]
+    out = torch.empty(number, batch, channels, size, size, device=images.device)
+    flat = out.flatten(0, 1)
+    widest = channels * max(size * size, images.shape[2] * images.shape[3])
+    step = chunk_rows(channels * size * size, widest, batch, number, images.device)
 
     with torch.autocast(images.device.type, enabled=False):
-        for rows in _chunks(count, batch, step):
+        for rows in _chunks(number, batch, step):
             planes = crop(rows)
             for op, drawn in zip(view.ops, draws, strict=True):
                 planes = op.apply(planes, *(values[rows] for values in drawn))
-            out[rows] = planes.transpose(0, 1)
-    return list(out.split(batch))
+            flat[rows] = planes.transpose(0, 1)
+    return list(out)
 
 
-def _chunks(count: int, batch: int, step: int) -> list[slice]:
-    """`step` rows each, of one view; or all at once."""
-    if step >= count:
-        return [slice(0, count)]
+def _chunks(number: int, batch: int, step: int) -> list[slice]:
+    """At most `step` rows each: of some whole views, or of a part of one."""
+    if batch == 0:
+        return []
+    views = min(max(1, step // batch), number)
     return [
-        slice(start, min(start + step, first + batch))
-        for first in range(0, count, batch)
-        for start in range(first, first + batch, step)
+        slice(start, min(start + step, first + views * batch, number * batch))
+        for first in range(0, number * batch, views * batch)
+        for start in range(first, min(first + views * batch, number * batch), max(step, 1))
     ]

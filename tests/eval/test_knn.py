@@ -110,12 +110,15 @@ def test_duplicate_indices_count_once():
 
 @pytest.mark.parametrize("small", [0, knn.SMALL])
 @pytest.mark.parametrize(("query_tile", "bank_tile", "block"), [(7, 33, 96), (512, 100, 320)])
-def test_any_tile_size_gives_the_same(monkeypatch, small, query_tile, bank_tile, block):
+@pytest.mark.parametrize("fewer", [1, 8])
+def test_any_tile_size_gives_the_same(monkeypatch, small, query_tile, bank_tile, block, fewer):
     query, _, bank, labels = make(101, 997, 16, 11)
     bank[500:600] = bank[400:500]  # exact ties across tiles
     wanted = [knn_predict(query, bank, labels, 11, k, t) for k, t in SETTINGS]
     for name, value in [("QUERY_TILE", query_tile), ("BANK_TILE", bank_tile), ("BLOCK", block)]:
         monkeypatch.setattr(neighbours, name, value)
+    for module in (knn, neighbours):  # as on an accelerator
+        monkeypatch.setattr(module, "at_once", lambda tile, device: tile * fewer)
     monkeypatch.setattr(knn, "SMALL", small)
     for (k, t), votes in zip(SETTINGS, wanted, strict=True):
         got = knn_predict(query, bank, labels, 11, k, t)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 import zlib
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sslzoo.random import sample_keys
 from sslzoo.transforms import BlockMasks, block_masks
-from tests.no_sync import DEVICE, syncs
+from tests.no_sync import DEVICE, Operations, syncs
 
 
 def reference(masks: BlockMasks, share: float, draws: Tensor, height: int, width: int) -> Tensor:
@@ -89,33 +87,15 @@ def test_no_samples_have_no_masks() -> None:
     assert BlockMasks()(sample_keys(0, 0, torch.arange(0)), 6, 5).shape == (0, 30)
 
 
-class _Operations(TorchDispatchMode):
-    """How many operations a device would be given, and how many bytes the largest results have."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count, self.largest = 0, 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        views = func.is_view or func.overloadpacket.__name__ in ("empty_like", "new_empty")
-        self.count += not views
-        if isinstance(out, Tensor) and not views:
-            self.largest = max(self.largest, out.numel() * out.element_size())
-        return out
-
-
 def test_an_attempt_takes_few_operations() -> None:
     """A device waits for the launch of each; one after the other, an attempt took 56."""
-    with _Operations() as made:
+    with Operations() as made:
         BlockMasks()(sample_keys(0, 0, torch.arange(4)), 14, 14)
     assert made.count < 11 * 60
 
 
 def test_tables_on_a_device_are_of_bounded_size() -> None:
-    with FakeTensorMode(), _Operations() as made:
+    with FakeTensorMode(), Operations() as made:
         BlockMasks()(sample_keys(0, 0, torch.arange(2048, device=DEVICE)), 14, 14)
     assert 20e6 < made.largest < 26e6  # the history; three tables, no larger, beside it
 

@@ -291,3 +291,9 @@ def test_one_turn_for_all_is_the_turn_of_each(additive: bool, clip: bool) -> Non
     got = jitter.turn_once(planes.clone(), coefficients)
     torch.testing.assert_close(got, wanted, rtol=0, atol=2e-6)
     assert (got - planes).abs().amax((0, 2, 3)).gt(0.01).float().mean() > 0.7
+
+
+def test_one_turn_is_for_operations_that_keep_to_the_range() -> None:
+    assert ColorJitter(0.8, 0.8, 0.8, 0.2).keeps_range
+    assert not ColorJitter(0.8, 0.8, 0.8, 0.2, fast_hue=True).keeps_range
+    assert not ColorJitter(0.8, 0.8, 0.8, 0.2, formulas="tensorflow").keeps_range

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib import import_module
 
 import pytest
 import torch
@@ -37,8 +38,10 @@ from sslzoo.transforms.affine import RandomAffine
 from sslzoo.transforms.blur import GaussianBlur, PILBlur
 from sslzoo.transforms.color import ColorJitter, Grayscale
 from sslzoo.transforms.normalize import Normalize
+from sslzoo.transforms.planes import chunk_rows
 from sslzoo.transforms.solarize import Solarize
 from sslzoo.transforms.translate import RandomTranslate
+from tests.no_sync import Operations
 
 RECIPES: dict[str, Callable[[], Views]] = {
     "simclr": lambda: simclr_views(32, 0.5),
@@ -104,6 +107,34 @@ def test_views_do_not_depend_on_the_split_or_the_order(recipe: str, side: int) -
     shuffled = views(images[shuffle], sample_keys(1, 2, index[shuffle]))
     for other, view in zip(shuffled, whole, strict=True):
         torch.testing.assert_close(other, view[shuffle], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("step", [5, 13, 26, 39, 1000])
+def test_views_do_not_depend_on_how_many_are_made_at_a_time(
+    recipe: str, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views, images, index = RECIPES[recipe](), photos(13), torch.arange(13)
+    wanted = views(images, sample_keys(1, 2, index))
+    module = import_module("sslzoo.transforms.views")
+    monkeypatch.setattr(module, "chunk_rows", lambda *args: step)
+    for other, view in zip(views(images, sample_keys(1, 2, index)), wanted, strict=True):
+        torch.testing.assert_close(other, view, rtol=0, atol=1e-6)
+
+
+def test_an_accelerator_takes_whole_views_that_fit_into_memory() -> None:
+    cuda, photo = torch.device("cuda"), 3 * 256 * 256
+    assert chunk_rows(3 * 96 * 96, photo, 64, 8, cuda) == 5 * 64
+    assert chunk_rows(3 * 16 * 16, 3 * 32 * 32, 256, 4, cuda) == 4 * 256
+    assert chunk_rows(3 * 224 * 224, photo, 4096, 2, cuda) == 4096
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_rank_without_images_has_views_of_none(recipe: str) -> None:
+    views = RECIPES[recipe]()
+    out = views(photos(2)[:0], sample_keys(0, 0, torch.arange(0)))
+    assert [tuple(view.shape[2:]) for view in out] == [(size, size) for size in views.sizes]
+    assert [len(view) for view in out] == [0] * len(out)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -332,20 +363,6 @@ def test_no_view_makes_the_host_wait(recipe: str) -> None:
     assert syncs.seen == []
 
 
-class _Launches(TorchDispatchMode):
-    """Counts operations that an accelerator runs; those on shapes and views cost little."""
-
-    FREE = ("device", "view", "slice", "select", "expand", "unbind", "transpose", "unsqueeze")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.number = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.number += func.__name__.split(".")[0] not in self.FREE
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("small", [4, 8])
 def test_an_accelerator_starts_few_operations(small: int) -> None:
     """It takes each crop of a size for the same price: they are made together."""
@@ -354,9 +371,9 @@ def test_an_accelerator_starts_few_operations(small: int) -> None:
         images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8, device="cuda")
         index = torch.zeros(4, dtype=torch.int64, device="cuda")
         for _ in range(3):
-            with _Launches() as launches:
+            with Operations() as made:
                 views(images, sample_keys(0, 0, index))
-    assert launches.number < 1200  # drawn one by one and crop by crop: 5,734 and 9,454
+    assert made.count < 1200  # drawn one by one and crop by crop: 5,716 and 9,424
 
 
 def test_evaluation_is_normalised_as_training_is() -> None:
