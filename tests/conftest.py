@@ -7,14 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from tests.ranks import Ranks
+from tests.ranks import Ranks, settle_torch
 
-# One thread: with two, torch 2.14's convolutions write beyond their memory for odd batches of
-# images and very few channels; seen for toys alone.
-torch.set_num_threads(1)
+settle_torch()
 
 
 @pytest.fixture(scope="session")
