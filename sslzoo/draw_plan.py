@@ -6,6 +6,7 @@ The values are those of `sslzoo.random`. Shapes: B keys.
 from __future__ import annotations
 
 import math
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -69,17 +70,14 @@ class _Constants:
     """
 
     def __init__(self, draws: list[tuple[Path, int]], device: torch.device):
-        depths = sorted({len(path) for path, _ in draws})
-        chains = [(path, i) for d in depths for i, (path, _) in enumerate(draws) if len(path) == d]
-        where = {i: column for column, (_, i) in enumerate(chains)}
-        self.steps = [  # (depth, draws of that depth) each
-            torch.tensor([[step_of(p) for p in path] for path, _ in chains if len(path) == d]).T
-            for d in depths
+        chains = sorted(dict.fromkeys(path for path, _ in draws), key=len)
+        self.steps = [  # (depth, chains of that depth) each
+            torch.tensor([[step_of(part) for part in path] for path in same], device=device).T
+            for same in (list(group) for _, group in groupby(chains, len))
         ]
-        self.chain = torch.tensor([where[i] for i, (_, n) in enumerate(draws) for _ in range(n)])
-        self.count = torch.tensor([signed(k * GOLDEN) for _, n in draws for k in range(1, n + 1)])
-        self.steps = [steps.to(device) for steps in self.steps]
-        self.chain, self.count = self.chain.to(device), self.count.to(device)
+        where = {path: column for column, path in enumerate(chains)}
+        columns = [(where[path], signed(k * GOLDEN)) for path, n in draws for k in range(1, n + 1)]
+        self.chain, self.count = torch.tensor(columns, device=device).T.contiguous()
 
     def bits(self, key: Tensor) -> Tensor:
         """All columns of all draws, (B, columns) int64."""

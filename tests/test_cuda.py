@@ -69,13 +69,10 @@ def test_a_run_equals_the_cpu_s(cls: type[Trainable]) -> None:
 class NoWaiting(Callback):
     """From the third step on, an operation that waits for the device is an error."""
 
-    def _mode(self, trainer: Trainer, mode: str) -> None:
-        torch.cuda.set_sync_debug_mode(mode if trainer.global_step >= 2 else "default")
-
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._mode(trainer, "error")
+        torch.cuda.set_sync_debug_mode("error" if trainer.global_step >= 2 else "default")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -113,11 +110,14 @@ def test_no_step_waits_for_the_device(cls: type[Trainable]) -> None:
 @battery(TRAINABLES)
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_mixed_precision_stays_near_float32(cls: type[Trainable], precision: str) -> None:
+    float16 = precision == "16-mixed"
+
     def go(precision: str) -> Tensor:
         torch.manual_seed(0)
         method, data = _single(cls)
         run = trainer(1, accelerator="gpu", devices=1, precision=precision)
-        fit(run, method, batches(data, BATCH, 0, 1)[:1])  # float16 may leave out the first steps
+        few = 1 if float16 else None  # its scaler may leave out the first steps
+        fit(run, method, batches(data, BATCH, 0, 1)[:few])
         assert all(value.isfinite().all() for value in state(method).values())
         return run.callback_metrics["train/loss"]
 

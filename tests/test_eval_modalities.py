@@ -354,6 +354,17 @@ def test_text_that_has_changed_is_refused(
     assert "was trained with another vocabulary" in said
 
 
+def test_changed_sentences_have_an_alignment(of_text: Path) -> None:
+    net, data = read_model(str(of_text)).encoder, data_of(of_text)
+    assert view_alignment(net, data, "cpu") is None  # SimCSE's views are the same sentence
+    data.transform = clear_views([WordDeletion(0.5)])
+    data.transform.prepare(data.tokenizer)
+    got = view_alignment(net, data, "cpu")
+    assert got is not None
+    assert got > 0
+    assert got == pytest.approx(_alignment(net.eval(), data), rel=1e-4)
+
+
 # -- arrays
 
 
@@ -526,14 +537,3 @@ def test_a_module_without_the_contract_is_refused(
     said = refused(*args, output=tmp_path / "r.json", capsys=capsys)
     assert "a data module with eval_dataloaders() -> sslzoo.eval.loaders.EvalLoaders wanted" in said
     assert f"{cls.__name__} {got}" in said
-
-
-def test_changed_sentences_have_an_alignment(of_text: Path) -> None:
-    net, data = read_model(str(of_text)).encoder, data_of(of_text)
-    assert view_alignment(net, data, "cpu") is None  # SimCSE's views are the same sentence
-    data.transform = clear_views([WordDeletion(0.5)])
-    data.transform.prepare(data.tokenizer)
-    got = view_alignment(net, data, "cpu")
-    assert got is not None
-    assert got > 0
-    assert got == pytest.approx(_alignment(net.eval(), data), rel=1e-4)

@@ -21,7 +21,7 @@ from torch import Tensor
 from sslzoo.distributed import row_layout, world_size
 from sslzoo.losses.precision import at_least_float32, no_autocast
 
-# Logits in one block: those of a core's cache on a CPU, few launches on a GPU.
+# Logits in one block: those of a core's cache on a CPU, 32 MiB on a GPU.
 _LOGITS_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 23}
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -193,7 +193,7 @@ def test_rounds_send_what_their_meter_says() -> None:
 class FakeWorker:
     """Answers at once; the class remembers what was asked."""
 
-    asked: list[Any] = []  # noqa: RUF012 (cleared by the fixture)
+    asked: ClassVar[list[Any]] = []  # cleared by the fixture
 
     def __init__(self, python: str, longest: float) -> None:
         self.versions = {"torch": "2"}
