@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.driver import ROOT
-from benchmarks.quality import TIMING, finished, fit, split_arguments
+from benchmarks.quality import TIMING, device, finished, fit, split_arguments
 from benchmarks.semi_supervised import last, outcome
 from benchmarks.speed import surroundings
 from benchmarks.worker import versions
@@ -52,7 +52,10 @@ def probes(vit: Any, loaders: Any) -> dict[str, float]:
         names[:] = list(found)
         return torch.cat(list(found.values()), dim=1)
 
-    train, test = (extract(vit, x, loaders, features, "cpu") for x in (loaders.bank, loaders.query))
+    vit.to(device())
+    train, test = (
+        extract(vit, x, loaders, features, device()) for x in (loaders.bank, loaders.query)
+    )
     parts = zip(*(both.features.chunk(len(names), dim=1) for both in (train, test)), strict=True)
     return {
         name: _probe(train._replace(features=known), test._replace(features=asked), loaders)
@@ -75,7 +78,7 @@ def probe(run: Path) -> dict[str, Any]:
     model.load_state_dict(checkpoint["state_dict"])
     accuracy["trained"] = probes(model.encoder(), loaders)
     train, test = (
-        extract(model, x, loaders, lambda image: image.flatten(1), "cpu")
+        extract(model, x, loaders, lambda image: image.flatten(1), device())
         for x in (loaders.bank, loaders.query)
     )
     accuracy["pixels"] = {"pixels": _probe(train, test, loaders)}
@@ -85,7 +88,7 @@ def probe(run: Path) -> dict[str, Any]:
         "epochs": checkpoint["epoch"] + 1,
         "seeds": [config["seed_everything"]],
         "cpu_minutes": json.loads((run / TIMING).read_text())["cpu_minutes"],
-        **surroundings(),
+        **surroundings(device()),
         "versions": versions(),
     }
 

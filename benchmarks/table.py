@@ -172,7 +172,7 @@ def masked_table(results: dict[str, Result]) -> str:
         cells = [f"**{ours['top1']:.4f}**", f"{floor['top1']:.4f}", "-"]
         cost = f"{ours['epochs']} epochs, {ours['cpu_minutes']:.1f} CPU minutes"
         lines.append(_line([f"fine-tuned, {100 * ours['labels']:g} % of labels", *cells, cost]))
-    notes = {f"commit {r['commit'][:12]}, {r['cpu']}, {r['cores']} cores" for r in results.values()}
+    notes = {f"commit {r['commit'][:12]}, {_place(r)}" for r in results.values()}
     return "\n".join([*lines, "", *(f"- {note}" for note in sorted(notes))])
 
 
