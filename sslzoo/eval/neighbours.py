@@ -22,7 +22,7 @@ from sslzoo.distributed import Rows, gather_rows, rank, row_layout, world_size
 
 GRID = 2.0**24  # float32 holds all multiples of 1/GRID up to 1; their dot products fit in float64
 INDEX_BITS = 32  # of a sortable key: similarity above, complement of the bank index below
-GROUPS = (32, 8)  # neighbouring similarities of which only the largest enters a selection
+GROUPS = (32, 8)  # similarities of which only the largest enters a selection
 KEYED = 64  # queries whose similarities are sortable keys at a time
 LOWEST = torch.iinfo(torch.int64).min  # a key below every real one
 QUERY_TILE = 768
@@ -86,6 +86,17 @@ def _index_of(key: Tensor) -> Tensor:
     return ((1 << INDEX_BITS) - 1) - (key & ((1 << INDEX_BITS) - 1))
 
 
+def _groups(values: Tensor, size: int) -> Tensor:
+    """Columns in groups, a view (n, c / size, size) of (n, c).
+
+    A CPU wants those of a group in one line of its cache, a GPU the first of all groups side by
+    side, for its threads read neighbours together.
+    """
+    if values.device.type == "cpu":
+        return values.unflatten(1, (-1, size))
+    return values.unflatten(1, (size, -1)).mT
+
+
 def _select(similarity: Tensor, k: int, largest: Tensor | None) -> Tensor:
     """Columns of the k largest of each row, (n, k), in no order.
 
@@ -110,19 +121,19 @@ def _largest(values: Tensor, k: int, largest: Tensor | None = None) -> Tensor:
     Shapes: values (n, c), largest (n, c / GROUPS[0]), if known -> (n, k) int64.
     """
     row = torch.arange(len(values), device=values.device)[:, None]
-    chosen = []  # of each stage: the size of its groups, and the best of them
+    chosen: list[tuple[int, int, int, Tensor]] = []  # size and steps of groups, the best of them
     for size in GROUPS:
         if values.shape[1] // size > k:
-            grouped = values.view(len(values), -1, size)
+            grouped = _groups(values, size)
             tops = grouped.amax(2) if largest is None else largest
             best = tops.topk(k, dim=1, sorted=False).indices
             values = grouped[row, best].flatten(1)
-            chosen.append((size, best))
+            chosen.append((size, grouped.stride(1), grouped.stride(2), best))
         largest = None  # it was of the first stage
     column = values.topk(min(k, values.shape[1]), dim=1, sorted=False).indices
-    for size, best in reversed(chosen):
-        group = column // size
-        column = best.gather(1, group) * size + (column - group * size)
+    for size, next_group, next_member, best in reversed(chosen):
+        place = column // size
+        column = best.gather(1, place) * next_group + (column - place * size) * next_member
     return column
 
 
@@ -143,6 +154,16 @@ def _merge(parts: Sequence[Neighbours], k: int) -> Neighbours:
     return Neighbours(key, label.gather(1, order))
 
 
+def _whole_groups(columns: int) -> int:
+    """The least multiple of GROUPS[0] that is not below."""
+    return -(-columns // GROUPS[0]) * GROUPS[0]
+
+
+def _product_columns(columns: int, device: torch.device) -> int:
+    """Columns of one product: few stay in a CPU's cache; on a GPU, groups reach over all."""
+    return _whole_groups(BANK_TILE) if device.type == "cpu" else columns
+
+
 def _fill(out: Tensor, query: Tensor, rows: Tensor, exact: bool) -> Tensor | None:
     """out[:, :len(rows)] = query @ rows.T; the columns beyond become -inf.
 
@@ -155,15 +176,13 @@ def _fill(out: Tensor, query: Tensor, rows: Tensor, exact: bool) -> Tensor | Non
             part = rows[start : start + BANK_TILE].double()
             out[:, start : start + part.shape[0]] = query.double() @ part.T
         return None
-    size = GROUPS[0]
-    largest = out.new_empty(out.shape[0], out.shape[1] // size)
-    step = -(-at_once(BANK_TILE, rows.device) // size) * size
+    largest = []
+    step = _product_columns(out.shape[1], out.device)
     for start in range(0, out.shape[1], step):
         part, here = rows[start : start + step], out[:, start : start + step]
         torch.mm(query, part.T, out=here[:, : part.shape[0]])
-        groups = slice(start // size, (start + here.shape[1]) // size)
-        largest[:, groups] = here.unflatten(1, (-1, size)).amax(2)
-    return largest
+        largest.append(_groups(here, GROUPS[0]).amax(2))
+    return torch.cat(largest, dim=1)
 
 
 def _rescored(query: Tensor, rows: Tensor, column: Tensor) -> Tensor:
@@ -183,7 +202,7 @@ def _search_here(query: Tensor, bank: Bank, k: int, exact: bool, buffer: Tensor)
     parts = [_none(query.shape[0], 0, query.device)]
     for start in range(0, bank.rows.shape[0], BLOCK):
         rows = bank.rows[start : start + BLOCK]
-        columns = -(-rows.shape[0] // GROUPS[0]) * GROUPS[0]
+        columns = _whole_groups(rows.shape[0])
         similarity = buffer[: query.shape[0] * columns].view(query.shape[0], columns)
         largest = _fill(similarity, query, rows, exact)
         column = _select(similarity, k, largest)
@@ -226,7 +245,7 @@ def search(query: Tensor, bank: Bank, k: int, exact: bool) -> Neighbours:
     """
     with _full_float32():
         layout = row_layout(query.shape[0])
-        columns = min(-(-bank.rows.shape[0] // GROUPS[0]) * GROUPS[0], BLOCK)
+        columns = min(_whole_groups(bank.rows.shape[0]), BLOCK)
         tile_rows = min(_query_tile(query.device), max(layout.counts))
         buffer = query.new_empty(tile_rows * world_size() * columns)
         found = [_none(0, k, query.device)]

@@ -117,13 +117,32 @@ def test_any_tile_size_gives_the_same(monkeypatch, small, query_tile, bank_tile,
     wanted = [knn_predict(query, bank, labels, 11, k, t) for k, t in SETTINGS]
     for name, value in [("QUERY_TILE", query_tile), ("BANK_TILE", bank_tile), ("BLOCK", block)]:
         monkeypatch.setattr(neighbours, name, value)
-    for module in (knn, neighbours):  # as on an accelerator
-        monkeypatch.setattr(module, "at_once", lambda tile, device: tile * fewer)
+    if fewer > 1:  # as on an accelerator
+        for module in (knn, neighbours):
+            monkeypatch.setattr(module, "at_once", lambda tile, device: tile * fewer)
+        monkeypatch.setattr(neighbours, "_groups", far_apart)
+        monkeypatch.setattr(neighbours, "_product_columns", lambda columns, device: columns)
     monkeypatch.setattr(knn, "SMALL", small)
     for (k, t), votes in zip(SETTINGS, wanted, strict=True):
         got = knn_predict(query, bank, labels, 11, k, t)
         assert torch.equal(got.argmax(1), votes.argmax(1))
         torch.testing.assert_close(got, votes, rtol=1e-4, atol=0)
+
+
+def far_apart(values, size):
+    """The groups of an accelerator."""
+    return values.unflatten(1, (size, -1)).mT
+
+
+@pytest.mark.parametrize("groups", [neighbours._groups, far_apart])
+@pytest.mark.parametrize("k", [1, 30, 200])  # two stages of groups, two, one
+def test_groups_hold_the_largest(monkeypatch, groups, k):
+    monkeypatch.setattr(neighbours, "_groups", groups)
+    values = torch.randn(40, 4096, generator=torch.Generator().manual_seed(0))
+    column = neighbours._largest(values, k)
+    wanted = values.topk(k).values
+    assert torch.equal(values.gather(1, column).sort(descending=True).values, wanted)
+    assert all(len(set(row)) == k for row in column.tolist())
 
 
 def test_an_exact_search_is_bitwise_the_same_for_any_tile(monkeypatch):
