@@ -33,19 +33,33 @@ def _info(given: argparse.Namespace) -> None:
     print(card_named(given.name).to_json(), end="")
 
 
+def _matching(names: Sequence[str], here: bool = False) -> list[str]:
+    """The names, with the entries in place of those with * or ?; `here`: on this machine."""
+    found: list[str] = []
+    for name in names:
+        if "://" in name or not {"*", "?"} & set(name):
+            found.append(name)
+            continue
+        matches = [entry for entry in list_models(name) if not here or _here(card_named(entry))]
+        if not matches:
+            where = "on this machine" if here else "of the zoo"
+            raise ValueError(f"no entry {where} is a {name!r}")
+        found += matches
+    return found
+
+
 def _fetch(given: argparse.Namespace) -> None:
     from sslzoo.zoo.loading import locate
 
-    for name in given.names:
+    for name in _matching(given.names):
         print(locate(name, given.sha256).path)
 
 
 def _verify(given: argparse.Namespace) -> None:
     from sslzoo.zoo.verifying import verify
 
-    names = given.names or [name for name in list_models() if _here(card_named(name))]
     wrong = 0
-    for name in names:
+    for name in _matching(given.names or ["*"], here=True):
         try:
             verify(name, given.sha256)
         except (ValueError, OSError) as error:
@@ -107,12 +121,12 @@ def _zoo_parser() -> argparse.ArgumentParser:
     verb.set_defaults(act=_info)
 
     verb = zoo.add_parser("fetch", help="download, check and print the path")
-    verb.add_argument("names", nargs="+")
+    verb.add_argument("names", nargs="+", help="with * and ?")
     verb.add_argument("--sha256", **HASHED)
     verb.set_defaults(act=_fetch)
 
     verb = zoo.add_parser("verify", help="hash, class, shapes and features against the card")
-    verb.add_argument("names", nargs="*", help="default: all that are on this machine")
+    verb.add_argument("names", nargs="*", help="with * and ?; default: all on this machine")
     verb.add_argument("--sha256", **HASHED)
     verb.set_defaults(act=_verify)
 

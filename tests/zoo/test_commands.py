@@ -64,6 +64,17 @@ def test_fetch_prints_the_path(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert "published a hash" in failure(capsys, "zoo", "fetch", "dino-vits16-imagenet")
 
 
+def test_verify_and_fetch_take_patterns(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["dino-small_resnet-cifar10jpeg", "dino-small_vit-cifar10jpeg"]
+    here = [f"right {name}" for name in names]  # and none of those to be downloaded
+    assert said(capsys, "zoo", "verify", "dino-*").splitlines() == here
+    paths = said(capsys, "zoo", "fetch", "dino-small_*").splitlines()
+    assert [Path(path).stem for path in paths] == names
+    assert "nowhere" in failure(capsys, "zoo", "fetch", "file:///nowhere?x=1", "--sha256", "0" * 64)
+    for verb, where in (("verify", "on this machine"), ("fetch", "of the zoo")):
+        assert f"no entry {where} is a 'nothing*'" in failure(capsys, "zoo", verb, "nothing*")
+
+
 def test_verify_finds_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert said(capsys, "zoo", "verify", NAME) == f"right {NAME}\n"
     path = write(tmp_path, SmallResNet((8, 16)), features=[9.0, 9.0, 9.0, 9.0])
