@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from sslzoo.batch import Batch
-from sslzoo.callbacks import OnlineSpectrum
+from sslzoo.callbacks import OnlinePrototypes, OnlineSpectrum
 from sslzoo.data import AudioDataModule
 from sslzoo.random import sample_keys
 from sslzoo.shipped import config_folders, find_config, known_configs
@@ -111,6 +111,19 @@ def test_what_can_become_constant_is_watched(name: str) -> None:
     cli = load(name, *small_backbone(name, model, 3))
     (spectrum,) = [c for c in cli.trainer.callbacks if isinstance(c, OnlineSpectrum)]
     assert getattr(cli.model, spectrum.features)(torch.rand(4, 3, 40, 40)).ndim == 2
+
+
+ASSIGNING = {"deepcluster_v2", "dino", "ibot", "swav"}  # features do not show their collapse
+
+
+@pytest.mark.parametrize("name", pre_training_of(ASSIGNING))
+def test_assignments_to_prototypes_are_watched(name: str) -> None:
+    model = yaml.safe_load(Path(find_config(name)).read_text())["model"]
+    cli = load(name, *small_backbone(name, model, 3))
+    (watch,) = [c for c in cli.trainer.callbacks if isinstance(c, OnlinePrototypes)]
+    with torch.no_grad():
+        p = getattr(cli.model.eval(), watch.features)(torch.rand(4, 3, 32, 32))
+    torch.testing.assert_close(p.sum(dim=1), torch.ones(4))
 
 
 @every_config()

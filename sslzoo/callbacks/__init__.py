@@ -11,6 +11,7 @@ from sslzoo.callbacks.memory import CommitMemory, commit
 from sslzoo.callbacks.online_accuracy import OnlineAccuracy
 from sslzoo.callbacks.online_knn import OnlineKNN
 from sslzoo.callbacks.online_probe import OnlineProbe
+from sslzoo.callbacks.online_prototypes import OnlinePrototypes
 from sslzoo.callbacks.online_spectrum import CollapseWarning, OnlineSpectrum
 from sslzoo.callbacks.progress import ProgressBar
 from sslzoo.callbacks.sentences import OnlineSpearman, SentenceTable
@@ -29,6 +30,7 @@ __all__ = [
     "OnlineAccuracy",
     "OnlineKNN",
     "OnlineProbe",
+    "OnlinePrototypes",
     "OnlineSpearman",
     "OnlineSpectrum",
     "ProgressBar",

@@ -32,7 +32,7 @@ from sslzoo.batch import Batch, index_of
 from sslzoo.callbacks.clusters import ClusterEpochs
 from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.losses import cluster_cross_entropy
-from sslzoo.losses.precision import at_least_float32
+from sslzoo.losses.precision import at_least_float32, no_autocast
 from sslzoo.memory import ClusterMemory
 from sslzoo.methods.base import (
     GroupsFactory,
@@ -111,6 +111,15 @@ class DeepClusterV2(SSLMethod):
         """Stage embeddings of the assigned crops: what fills the memory before the first epoch."""
         z = self.embed_crops([batch.views[crop] for crop in self.assigned])
         self.clusters.stage(index_of(batch, "DeepClusterV2"), z)
+
+    def assignments(self, view: Tensor) -> Tensor:
+        """Predictions of the first clustering, which `OnlinePrototypes` watches.
+
+        (B, C, S, S) -> (B, K_1).
+        """
+        z, c = self.embed_crops([view])[:, 0], self.clusters.centroids[0]
+        with no_autocast(z):
+            return (z @ c.T.to(z.dtype) / self.temperature).softmax(dim=-1)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         index = index_of(batch, "DeepClusterV2")

@@ -113,8 +113,16 @@ class DINO(SSLMethod):
         """Probabilities, centered and sharpened. V times (B, C, S, S) -> (B, V, K)."""
         logits = multi_crop(self.teacher_backbone, self.teacher_projector, views)
         self.center.stage(logits.mean(dim=(0, 1)), len(views) * len(logits))
+        return self.sharpen(logits)
+
+    def sharpen(self, logits: Tensor) -> Tensor:
+        """The teacher's probabilities of its logits, at the present center and temperature."""
         temperature = self.teacher_temperature(self.step, self.horizon)
         return teacher_probabilities(logits, self.center.read(), temperature)
+
+    def assignments(self, view: Tensor) -> Tensor:
+        """The teacher's probabilities, which `OnlinePrototypes` watches. (B, C, S, S) -> (B, K)."""
+        return self.sharpen(self.teacher_projector(self.teacher_backbone(view)))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         q, z = self.teacher(batch.views[:2]), self.student(batch.views)

@@ -153,9 +153,7 @@ class IBOT(SSLMethod):
         head = self.teacher_projector
         z = _bottleneck(head, cast(Any, self.teacher_backbone).forward_tokens(large))
         logits = head.last_layer(z[:, 0]).unflatten(0, (-1, 2))
-        q_cls = teacher_probabilities(
-            logits, self.center.read(), self.teacher_temperature(self.step, self.horizon)
-        )
+        q_cls = self.sharpen(logits)
         q_patch = teacher_probabilities(
             head.last_layer(_take(z[:, 1:], place)),
             self.patch_center.read(),
@@ -164,6 +162,16 @@ class IBOT(SSLMethod):
         self.center.stage(logits.mean(dim=(0, 1)), len(large))
         self.patch_center.stage(head.last_layer(z[:, 1:].mean(dim=(0, 1))), len(large))
         return q_cls, q_patch
+
+    def sharpen(self, logits: Tensor) -> Tensor:
+        """The teacher's probabilities of class tokens, at the present center and temperature."""
+        temperature = self.teacher_temperature(self.step, self.horizon)
+        return teacher_probabilities(logits, self.center.read(), temperature)
+
+    def assignments(self, view: Tensor) -> Tensor:
+        """The teacher's of the class token, for `OnlinePrototypes`. (B, C, S, S) -> (B, K)."""
+        z = _bottleneck(self.teacher_projector, self.teacher_backbone(view))
+        return self.sharpen(self.teacher_projector.last_layer(z))
 
 
 def _bottleneck(head: DINOHead, x: Tensor) -> Tensor:

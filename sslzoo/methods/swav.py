@@ -126,6 +126,12 @@ class SwAV(SSLMethod):
         c, T = self.prototypes.weight, self.temperature
         return {"swapped_prediction": swapped_prediction(z, c, q, self.assigned, T)}
 
+    def assignments(self, view: Tensor) -> Tensor:
+        """Predictions, which `OnlinePrototypes` watches. (B, C, S, S) -> (B, K)."""
+        z = self.embed_crops([view])[:, 0]
+        with no_autocast(z):
+            return (z @ self.prototypes.weight.T.to(z.dtype) / self.temperature).softmax(dim=-1)
+
     @torch.no_grad()
     def normalise_prototypes(self) -> None:
         """Prototypes of length 1, before each forward and not as a part of it."""
