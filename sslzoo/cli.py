@@ -17,12 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.cloud_io import get_filesystem
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 import sslzoo.data
 import sslzoo.methods  # noqa: F401 (what is imported has short names, --model SimCLR)
@@ -121,11 +124,24 @@ class SSLZooCLI(LightningCLI):
         ):
             callbacks.append(FeatureWriter())
         kwargs["callbacks"] = callbacks
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        _say_where_bfloat16_is_slow(trainer)
+        return trainer
 
     def predict(self, **kwargs: Any) -> None:
         """Features leave through FeatureWriter, not through a list in memory."""
         self.trainer.predict(**{**kwargs, "return_predictions": False})
+
+
+def _say_where_bfloat16_is_slow(trainer: Trainer) -> None:
+    """Convolutions in it take many times as long on processors without instructions for it."""
+    bfloat16 = str(trainer.precision).startswith("bf16")
+    without = torch.backends.cpu.get_cpu_capability() in ("NO AVX", "DEFAULT", "AVX2")
+    if bfloat16 and without and isinstance(trainer.accelerator, CPUAccelerator):
+        rank_zero_info(
+            f"precision is {trainer.precision}, for which this processor has no instructions: "
+            "--trainer.precision=32-true will be many times faster"
+        )
 
 
 def _default_loggers(root: str) -> list[Logger]:

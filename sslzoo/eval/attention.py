@@ -8,6 +8,7 @@ Shapes: B images, A heads of the last block, h x w patches, C channels of H x W 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,11 @@ from sslzoo.eval.features import eval_mode
 def cls_attention(vit: nn.Module, images: Tensor) -> Tensor:
     """Attention of the class token to the patches in the last block.
 
-    Any ViT whose blocks are timm's: queries and keys are computed again from what goes into the
-    block's attention, so that fused kernels, which keep no weights, may stay on.
+    Any ViT of timm's with a class token (rotary positions, registers and other extras included):
+    the weights are those that the last block itself computes, without its fused kernel.
 
     Args:
-        vit: `sslzoo.backbones.ViT`, or a timm VisionTransformer; left in the mode it was in.
+        vit: `sslzoo.backbones.ViT`, or a timm model; left in the mode it was in.
         images: (B, C, H, W), as it takes them.
 
     Returns:
@@ -38,26 +39,23 @@ def cls_attention(vit: nn.Module, images: Tensor) -> Tensor:
     """
     net: Any = vit
     attention: Any = getattr(net.blocks[-1], "attn", None) if hasattr(net, "blocks") else None
-    prefix = getattr(net, "num_prefix", getattr(net, "num_prefix_tokens", 0))
-    if not isinstance(getattr(attention, "qkv", None), nn.Linear) or not prefix:
+    known = all(hasattr(attention, name) for name in ("fused_attn", "attn_drop"))
+    known &= hasattr(getattr(net, "patch_embed", None), "dynamic_feat_size")
+    if not known or getattr(net, "cls_token", None) is None:
         name = type(vit).__name__
         raise ValueError(f"a ViT of timm's blocks with a class token wanted, got {name}")
     seen: list[Tensor] = []
-    hook = attention.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    hook = attention.attn_drop.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    fused, attention.fused_attn = attention.fused_attn, False
     try:
         with eval_mode(vit):
             vit(images)
-            q, k, _ = attention.qkv(seen[0]).unflatten(2, (3, attention.num_heads, -1)).unbind(2)
-            q, k = attention.q_norm(q[:, 0]), attention.k_norm(k)  # (B, A, E), (B, N, A, E)
     finally:
+        attention.fused_attn = fused
         hook.remove()
-    weights = torch.einsum("bae,bnae->ban", q * attention.scale, k).float().softmax(dim=-1)
-    sides = [side // patch for side, patch in zip(images.shape[2:], _patch(net), strict=True)]
-    return weights[..., prefix:].unflatten(2, sides)
-
-
-def _patch(net: Any) -> tuple[int, int]:
-    return tuple(net.patch_embed.patch_size)  # type: ignore[return-value]
+    weights = seen[0][:, :, 0].float()  # (B, A, N) of the class token, which comes first
+    sides = net.patch_embed.dynamic_feat_size(tuple(images.shape[2:]))
+    return weights[..., -math.prod(sides) :].unflatten(2, sides)
 
 
 def attention_picture(images: Tensor, attention: Tensor) -> Image.Image:

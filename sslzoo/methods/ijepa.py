@@ -71,7 +71,7 @@ class IJEPA(SSLMethod):
         backbone: nn.Module,
         predictor: IJEPAPredictor,
         masks: MultiBlock = MultiBlock(),  # noqa: B008 (immutable)
-        momentum: Curve = Linear(0.996, 1.0, epochs=300),  # noqa: B008 (a curve is immutable)
+        momentum: Curve = Linear(0.996, 1.0),  # noqa: B008 (a curve is immutable)
         optimizer: OptimizerFactory | None = None,
         schedule: ScheduleFactory | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,

@@ -3,7 +3,7 @@
 Bardes, Ponce and LeCun, ICLR 2022, https://arxiv.org/abs/2105.04906.
 Reference code: facebookresearch/vicreg, commit 4e12602.
 
-Deviations: none.
+Deviations: none, but that half precision is bfloat16 in our recipes, float16 with a scaler there.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class Cosine(Curve):
 
 
 class Linear(Curve):
-    """A straight line from `start` to `end` over some epochs, constant before and after.
+    """A straight line from `start` to `end` over some epochs or the run, else constant.
 
     DINO's teacher temperature, a linspace over its first n epochs, is
     Linear(0.04, 0.07, epochs=n - 1, every="epoch"): the n-th epoch has the end value.
@@ -67,7 +67,7 @@ class Linear(Curve):
     Args:
         start: value at the beginning.
         end: value after `delay + epochs`.
-        epochs: length of the line.
+        epochs: length of the line; None: to the end of the horizon, as I-JEPA's momentum.
         every: "step", or "epoch": constant within an epoch.
         delay: epochs before the line begins.
     """
@@ -76,7 +76,7 @@ class Linear(Curve):
         self,
         start: float,
         end: float,
-        epochs: float,
+        epochs: float | None = None,
         every: Literal["step", "epoch"] = "step",
         delay: float = 0.0,
     ):
@@ -86,6 +86,9 @@ class Linear(Curve):
     def __call__(self, step: int, horizon: Horizon) -> float:
         if self.every == "epoch":
             step -= step % horizon.steps_per_epoch
-        since = max(0.0, step - self.delay * horizon.steps_per_epoch)
-        done = min(1.0, since / max(1.0, self.epochs * horizon.steps_per_epoch))
+        delay = self.delay * horizon.steps_per_epoch
+        length = horizon.total_steps - delay
+        if self.epochs is not None:
+            length = self.epochs * horizon.steps_per_epoch
+        done = min(1.0, max(0.0, step - delay) / max(1.0, length))
         return self.start + (self.end - self.start) * done

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import torch
+from lightning import Trainer
 
 import sslzoo
+from sslzoo import cli
 from tests.cli.command import ENVIRONMENT
 
 ASK = """
@@ -42,3 +46,20 @@ def test_the_module_is_the_command() -> None:
     asked = [sys.executable, "-m", "sslzoo", "fit", "--help"]
     done = subprocess.run(asked, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
     assert done.stdout.startswith("usage: sslzoo [options] fit"), done.stdout[:200] + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "said"),
+    [("bf16-mixed", "AVX2", True), ("bf16-mixed", "AVX512", False), ("32-true", "AVX2", False)],
+)
+def test_bfloat16_without_instructions_for_it_is_named(
+    precision: Any, capability: str, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    told: list[str] = []
+    monkeypatch.setattr(cli, "rank_zero_info", told.append)
+    cli._say_where_bfloat16_is_slow(
+        Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False)
+    )
+    assert bool(told) == said
+    assert all("--trainer.precision=32-true" in text for text in told)

@@ -10,6 +10,7 @@ import timm
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sslzoo.backbones import SmallResNet, small_vit
 from sslzoo.callbacks import AttentionMaps
@@ -42,6 +43,48 @@ def unfused(vit: Any, images: Tensor) -> Tensor:
     return seen[0][:, :, 0, 1:]
 
 
+def small(name: str) -> Any:
+    """A timm model of two narrow blocks, with numbers where it begins with zeros."""
+    torch.manual_seed(0)
+    options = {"embed_dim": 24, "depth": 2, "num_heads": 2, "img_size": 32, "num_classes": 0}
+    vit = timm.create_model(name, **options)
+    with torch.no_grad():
+        for value in vit.parameters():
+            value.add_(0.1 * torch.randn(value.shape))
+    return vit
+
+
+WITH_EXTRAS = [
+    "vit_small_patch16_dinov3",  # rotary positions and four registers
+    "vit_small_patch16_rope_224",
+    "eva02_tiny_patch14_224",  # biases of queries and values alone
+    "beit_base_patch16_224",  # a table of relative positions
+    "vit_small_patch14_reg4_dinov2",
+    "deit_tiny_distilled_patch16_224",
+    "deit3_small_patch16_224",
+]
+
+
+@pytest.mark.parametrize("name", WITH_EXTRAS)
+def test_maps_of_other_vits_are_what_their_fused_kernel_uses(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vit, images, weights = small(name).eval(), torch.randn(2, 3, 32, 32), []
+    kernel = F.scaled_dot_product_attention
+
+    def watched(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, **more: Any) -> Tensor:
+        scores = q @ k.mT * more.get("scale", q.shape[-1] ** -0.5)
+        weights.append((scores if attn_mask is None else scores + attn_mask).softmax(dim=-1))
+        return kernel(q, k, v, attn_mask=attn_mask, **more)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    vit(images)
+    maps = cls_attention(vit, images)
+    assert maps.shape == (2, 2, 2, 2)
+    torch.testing.assert_close(maps.flatten(2), weights[1][:, :, 0, -4:])
+    assert vit.blocks[-1].attn.fused_attn
+
+
 @pytest.mark.parametrize(("make", "size", "heads"), [(our_vit, 8, 2), (timm_tiny, 32, 3)])
 def test_maps_are_the_weights_of_the_last_block(make: Any, size: int, heads: int) -> None:
     vit, images = make(), torch.randn(2, 3, size, size)
@@ -60,6 +103,9 @@ def test_other_sizes_have_their_own_grid() -> None:
 def test_what_has_no_class_token_or_no_blocks_is_named() -> None:
     with pytest.raises(ValueError, match="class token wanted, got SmallResNet"):
         cls_attention(SmallResNet((4, 8)), torch.randn(1, 3, 8, 8))
+    for name in ("vit_wee_patch16_reg1_gap_256", "cait_xxs24_224"):  # a register; elsewhere
+        with pytest.raises(ValueError, match="class token wanted"):
+            cls_attention(small(name), torch.randn(1, 3, 32, 32))
     vit = small_vit(8, 4, width=16, depth=1, num_heads=2, class_token=False, pool="mean")
     with pytest.raises(ValueError, match="class token wanted, got ViT"):
         cls_attention(vit, torch.randn(1, 3, 8, 8))

@@ -200,6 +200,17 @@ def test_per_epoch_is_constant_within_an_epoch() -> None:
     assert seen[10] == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
 
 
+def test_a_line_without_epochs_ends_with_the_run() -> None:
+    curve = Linear(0.996, 1.0)
+    for horizon in (Horizon(100, 10), Horizon(30, 7)):
+        whole = Linear(0.996, 1.0, epochs=horizon.total_steps / horizon.steps_per_epoch)
+        for step in (0, 1, 29, horizon.total_steps):
+            assert curve(step, horizon) == pytest.approx(whole(step, horizon), rel=1e-12)
+        assert curve(horizon.total_steps, horizon) == 1.0
+    late = Linear(0.0, 1.0, delay=2)
+    assert [late(step, Horizon(40, 10)) for step in (0, 20, 30, 40)] == [0, 0, 0.5, 1]
+
+
 def test_linear_curve_ends_where_it_should() -> None:
     curve, horizon = Linear(0.04, 0.07, epochs=3), Horizon(100, 10)
     values = [curve(step, horizon) for step in (0, 15, 30, 99)]
