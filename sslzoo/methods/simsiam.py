@@ -3,8 +3,9 @@
 Chen and He, CVPR 2021, https://arxiv.org/abs/2011.10566.
 Reference code: facebookresearch/simsiam, commit a7bc177.
 
-Deviations: none, but that our recipes train in bfloat16, the code in float32. The predictor's constant rate (the code's `--fix-pred-lr`) is a choice here as
-    there: `parameter_groups: sslzoo.optim.ConstantRateFor`, which the configs make.
+Deviations: none, but that our recipes train in bfloat16, the code in float32. The predictor's
+    constant rate (the code's `--fix-pred-lr`) is a choice here as there: `parameter_groups:
+    sslzoo.optim.ConstantRateFor`, which the configs make.
 """
 
 from __future__ import annotations
