@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sslzoo.whole import check_target
 from sslzoo.zoo.cache import ANY, place
 from sslzoo.zoo.card import Card
 from sslzoo.zoo.listing import card_named, list_models, local_file
@@ -94,6 +95,7 @@ def _export(given: argparse.Namespace) -> None:
     from sslzoo.zoo.exporting import export
     from sslzoo.zoo.loading import load
 
+    check_target(Path(given.to))
     encoder: Any = load(given.name, sha256=given.sha256)
     card: Card | None = getattr(encoder, "card", None)
     if card is not None and card.kind not in ("image", "unknown"):

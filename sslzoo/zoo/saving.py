@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
+from sslzoo.whole import write_whole
 from sslzoo.zoo.cache import home
 from sslzoo.zoo.card import Card
 from sslzoo.zoo.listing import card_named
@@ -40,6 +42,7 @@ def save(
 
     Raises:
         ValueError: a value is not finite in that precision; nothing is written.
+        OSError: it cannot be written; nothing is left.
     """
     state = {}
     for name, value in encoder.state_dict().items():
@@ -55,6 +58,8 @@ def save(
         save_file(state, part, metadata={"format": "pt", **(metadata or {})})
         part.chmod(0o644)
         part.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from None
     finally:
         part.unlink(missing_ok=True)
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -88,10 +93,10 @@ def save_with_card(
         raise ValueError(f"{path} is there already: take another name, or remove it and its card")
     try:
         card = dataclasses.replace(card, sha256=save(encoder, path, dtype, metadata), dtype=dtype)
-        beside.write_text(card.to_json())
+        write_whole(beside, card.to_json())
         loaded = load(str(path))
         card = dataclasses.replace(card, features=fixed_features(loaded, card))
-        beside.write_text(card.to_json())
+        write_whole(beside, card.to_json())
     except BaseException:
         path.unlink(missing_ok=True)
         beside.unlink(missing_ok=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,12 @@ import sslzoo
 from sslzoo import __main__ as command
 from sslzoo.backbones import PatchGrid, SmallResNet, Towers, small_vit, timm_backbone
 from sslzoo.zoo import card_named, commands, entries
+from sslzoo.zoo.card import card_of
 from sslzoo.zoo.exporting import export
 from sslzoo.zoo.hub import push
-from sslzoo.zoo.saving import save
+from sslzoo.zoo.saving import save, save_with_card
 from tests.cli.command import arguments, run
-from tests.zoo.test_loading import NAME, WEIGHTS, _own_home, write  # noqa: F401
+from tests.zoo.test_loading import NAME, WEIGHTS, _own_home, small_card, write  # noqa: F401
 
 
 def said(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -122,6 +125,55 @@ def test_a_run_becomes_an_entry_that_loads_by_name(
     assert "not a run of the command" in text
 
 
+FULL = """
+import json, resource, signal, sys
+from sslzoo.zoo import commands
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+for args in json.loads(sys.argv[1]):
+    try:
+        commands.main(args)
+    except SystemExit as error:
+        assert error.code == 1
+    else:
+        raise AssertionError(args)
+"""
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = [
+        ["export", NAME, "--format", "safetensors", "--to", str(out / "a.safetensors")],
+        ["export", NAME, "--format", "torch.export", "--to", str(out / "b.pt2")],
+    ]
+    command = [sys.executable, "-W", "ignore", "-c", FULL, json.dumps(asked)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2, done.stderr
+    for line, file in zip(lines, ("a.safetensors", "b.pt2"), strict=True):
+        assert line.startswith("sslzoo: ")
+        assert file.partition(".")[0] in line
+        assert "File too large" in line
+    assert not list(out.iterdir())
+
+
+def test_a_card_appears_under_its_name_by_a_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renamed, replace = [], os.replace
+
+    def noted(source: Any, target: Any) -> None:
+        renamed.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", noted)
+    card = card_of(small_card(), "here")
+    save_with_card(SmallResNet((8, 16)), card, tmp_path / "zoo")
+    assert renamed.count("tiny.json") == 2
+    assert {p.name for p in (tmp_path / "zoo").iterdir()} == {"tiny.json", "tiny.safetensors"}
+
+
 def test_values_beyond_the_precision_are_refused_and_leave_nothing(tmp_path: Path) -> None:
     net = nn.Linear(2, 2)
     nn.init.constant_(net.bias, 1e6)
@@ -188,6 +240,19 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path: Path) -> None
         with pytest.raises(ValueError, match=text):
             export(net, to, form, 16, model)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_file_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for to in (tmp_path / "pipe", tmp_path):  # seen before the entry is looked for
+        asked = ["export", "no entry", "--format", "safetensors", "--to", str(to)]
+        assert f"a path for a file wanted, got '{to}'" in failure(capsys, *asked)
+        with pytest.raises(FileExistsError, match="which is no file"):
+            export(SmallResNet((8, 16)), to, "safetensors", 16)
+    assert (tmp_path / "pipe").is_fifo()
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_an_encoder_that_the_reference_does_not_equal_is_refused(tmp_path: Path) -> None:
