@@ -7,6 +7,7 @@ import re
 import shutil
 import statistics
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from sslzoo.eval.spectrum import feature_std
 from sslzoo.eval_command import measuring
 from sslzoo.surroundings import commit
 from sslzoo.transforms import crop_view
-from tests.cli.command import arguments, run
+from tests.cli.command import ENVIRONMENT, arguments, run
 
 pytestmark = [
     # LightningCLI calls what jsonargparse deprecates.
@@ -93,6 +94,60 @@ def test_two_ranks_give_the_numbers_of_one(finished: Path, tmp_path: Path) -> No
     run([*args, f"--output={output}"], tmp_path)
     two = json.loads(output.read_text())
     assert two["models"][0]["metrics"] == pytest.approx(one["models"][0]["metrics"], rel=1e-6)
+
+
+FULL = """
+import resource, signal, sys
+from sslzoo import eval_command
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+eval_command.main(sys.argv[1:])
+"""
+
+
+def test_a_full_disk_costs_no_numbers(finished: Path, tmp_path: Path) -> None:
+    output = tmp_path / "r.json"
+    output.write_text("an older result")
+    args = [str(finished), *SUITE, "--accelerator=cpu", f"--cache={tmp_path / 'cache'}"]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FULL, *args, f"--output={output}"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        timeout=240,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert f"| {finished} |" in done.stdout
+    lines = [line for line in done.stderr.splitlines() if "File too large" in line]
+    assert ["not cached" in line for line in lines] == [True, True, False], done.stderr
+    assert lines[2].startswith("sslzoo eval: ")
+    assert "r.json" in lines[2]
+    assert "Traceback" not in done.stderr
+    assert output.read_text() == "an older result"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["cache", "r.json"]
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"models": 3}', '{"models": [{"model": "a"}]}', '{"models": [', "null"]
+)
+def test_a_table_is_of_results_alone(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(text)
+    with pytest.raises(SystemExit):
+        eval_command.main(["--table", str(path)])
+    said = capsys.readouterr().err
+    assert f"a result file of `sslzoo eval --output` wanted, got '{path}'" in said
+
+
+def test_results_do_not_replace_what_is_no_file(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        eval_command.main([str(finished), f"--output={tmp_path}"])
+    assert "a path for a file wanted" in capsys.readouterr().err
 
 
 def test_the_batch_size_changes_nothing(finished: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,8 @@ def cached_features(
     Args:
         folder: of the cache; None computes.
         key: a string of all that the features depend on; hashed here, with the number of ranks.
-        compute: collective; its result is written.
+        compute: collective; its result is written. Where that fails (a full disk), a line on
+            stderr says so.
 
     Returns:
         The features, on the CPU where they come from the cache, and whether they do.
@@ -42,7 +44,10 @@ def cached_features(
         assert found is not None
         return found, True
     features = compute()
-    _write(path, features)
+    try:
+        _write(path, features)
+    except (OSError, SafetensorError) as error:
+        print(f"sslzoo: features are not cached in {folder}: {error}", file=sys.stderr)
     return features, False
 
 

@@ -36,9 +36,10 @@ from sslzoo.eval_command.measuring import (
     note,
 )
 from sslzoo.eval_command.models import read_model, untrained
-from sslzoo.eval_command.results import statistics, summary, table
+from sslzoo.eval_command.results import read_result, statistics, summary, table
 from sslzoo.shipped import find_config
 from sslzoo.surroundings import surroundings
+from sslzoo.whole import check_target, write_whole
 from sslzoo.zoo.cache import home
 
 
@@ -103,7 +104,7 @@ def main(args: Sequence[str]) -> None:
     """The verb; `args` without its name. An error is one line and status 1."""
     try:
         if args[:1] == ["--table"]:
-            print(table([json.loads(Path(path).read_text()) for path in args[1:]]))
+            print(table([read_result(Path(path)) for path in args[1:]]))
         else:
             _run(list(args))
     except (ValueError, OSError, ImportError) as error:
@@ -124,12 +125,15 @@ def _run(args: list[str]) -> None:
 
 
 def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, Any]:
-    """Measure every model that was asked for, write and print the results.
+    """Measure every model that was asked for, print and write the results.
 
     Raises:
         ValueError: the data module has no `eval_dataloaders`; an encoder takes other samples than
             it has; a protocol that was asked for wants more than it has; or see `check_seeds`.
+        OSError: the results cannot be written; they are printed before.
     """
+    if given.output is not None:
+        check_target(Path(given.output))
     if given.seeds is not None:
         check_seeds(given.seeds, suite)
     seeds = given.seeds or [0]
@@ -173,10 +177,9 @@ def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, A
         **surroundings(),
     }
     if rank() == 0:
-        if given.output is not None:
-            Path(given.output).parent.mkdir(parents=True, exist_ok=True)
-            Path(given.output).write_text(json.dumps(result, indent=1, default=str) + "\n")
         print(table([result]))
+        if given.output is not None:
+            write_whole(Path(given.output), json.dumps(result, indent=1, default=str) + "\n")
     return result
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -34,6 +36,23 @@ def summary(seeds: Sequence[int], rows: Sequence[Metrics]) -> dict[str, Any]:
             for seed, row in zip(seeds, rows, strict=True)
         ],
     }
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What `sslzoo eval --output` wrote.
+
+    Raises:
+        ValueError: the file is not JSON, or not a result.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        table([content])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"a result file of `sslzoo eval --output` wanted, got {str(path)!r} "
+            f"({type(error).__name__}: {error})"
+        ) from None
+    return content
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:

@@ -10,10 +10,7 @@ the last checkpoint and the run's own data. Where these are gone, the page says 
 from __future__ import annotations
 
 import copy
-import json
-import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,10 +21,12 @@ import jsonargparse
 from sslzoo.data.base import SampleDataModule
 from sslzoo.data.module import ImageDataModule
 from sslzoo.eval_command import build_data, read_model
+from sslzoo.eval_command.results import read_result
 from sslzoo.report.page import Layout, Looked, attention_png, render
 from sslzoo.report.pictures import shown
-from sslzoo.report.run import Run, Table, evaluation, read_runs
+from sslzoo.report.run import Run, evaluation, read_runs
 from sslzoo.report.samples import seen, set_seed, training_views
+from sslzoo.whole import write_whole
 
 
 def look(run: Run, samples: int, images: int, root: str | None) -> Looked:
@@ -95,7 +94,7 @@ def write(
     if samples < 3 or images < 1:
         raise ValueError(f"samples >= 3 and images >= 1 wanted, got {samples} and {images}")
     runs = read_runs(list(folders))
-    tables = [(Path(path).name, _table(path)) for path in results]
+    tables = [(Path(path).name, evaluation(read_result(Path(path)))) for path in results]
     looked: dict[str, Looked] = {}
     notices = []
     for run in runs if pictures else []:
@@ -107,28 +106,8 @@ def write(
             warnings.warn(notices[-1], stacklevel=2)
     page = render(runs, looked, layout or Layout(), tables, notices)
     target = Path(output) if output is not None else runs[0].folder / "report.html"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(target, page)
+    write_whole(target, page)
     return target
-
-
-def _table(path: str) -> Table:
-    content = json.loads(Path(path).read_text())
-    if not isinstance(content, dict) or "models" not in content:
-        raise ValueError(f"a result file of `sslzoo eval --output` wanted, got {path!r}")
-    return evaluation(content)
-
-
-def _write_whole(target: Path, page: str) -> None:
-    handle, part = tempfile.mkstemp(dir=target.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(page)
-        os.chmod(part, 0o644)
-        os.replace(part, target)
-    except BaseException:
-        os.unlink(part)
-        raise
 
 
 def _parser() -> jsonargparse.ArgumentParser:

@@ -6,11 +6,13 @@ A verb imports what it needs: lists and cards are there at once, methods and dat
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sslzoo.whole import check_target
 from sslzoo.zoo.cache import ANY, place
 from sslzoo.zoo.card import Card
 from sslzoo.zoo.listing import card_named, list_models, local_file
@@ -72,11 +74,22 @@ def _verify(given: argparse.Namespace) -> None:
 
 
 def _add(given: argparse.Namespace) -> None:
-    from sslzoo.zoo.saving import add_run
+    from sslzoo.zoo.saving import add_checkpoint, add_run
 
-    folder = None if given.to is None else Path(given.to)
-    about = (given.name, given.data, given.licence, folder, given.dtype, given.size)
-    card = add_run(Path(given.run), *about, checkpoint=given.ckpt_path and Path(given.ckpt_path))
+    run, folder = Path(given.run), None if given.to is None else Path(given.to)
+    view = {key: getattr(given, key) for key in ("size", "mean", "std")}
+    view = {key: value for key, value in view.items() if value is not None}
+    about = (given.name, given.data, given.licence, folder, given.dtype, view)
+    checkpoint = None if given.ckpt_path is None else Path(given.ckpt_path)
+    other = {key: getattr(given, key) for key in ("prefix", "layout", "method")}
+    other = {key: value for key, value in other.items() if value is not None}
+    if given.backbone is not None:
+        file = checkpoint or (run / "checkpoints" / "last.ckpt" if run.is_dir() else run)
+        card = add_checkpoint(file, given.backbone, *about, **other)
+    elif other:
+        raise ValueError(f"--backbone wanted, which --{next(iter(other))} goes with")
+    else:
+        card = add_run(run, *about, checkpoint=checkpoint)
     print(card.to_json(), end="")
 
 
@@ -94,6 +107,7 @@ def _export(given: argparse.Namespace) -> None:
     from sslzoo.zoo.exporting import export
     from sslzoo.zoo.loading import load
 
+    check_target(Path(given.to))
     encoder: Any = load(given.name, sha256=given.sha256)
     card: Card | None = getattr(encoder, "card", None)
     if card is not None and card.kind not in ("image", "unknown"):
@@ -103,6 +117,12 @@ def _export(given: argparse.Namespace) -> None:
     if size is None:
         raise ValueError(f"{given.name!r} does not say what images it takes: pass --size")
     print(export(encoder, Path(given.to), given.format, size, given.model))
+
+
+def class_or_json(text: str) -> dict[str, Any]:
+    """A class path, or the JSON of its `class_path` and `init_args`."""
+    named: dict[str, Any] = json.loads(text) if text.startswith("{") else {"class_path": text}
+    return named
 
 
 HASHED: dict[str, Any] = {"help": f"of the file; {ANY!r} where nobody published one"}
@@ -130,15 +150,27 @@ def _zoo_parser() -> argparse.ArgumentParser:
     verb.add_argument("--sha256", **HASHED)
     verb.set_defaults(act=_verify)
 
-    verb = zoo.add_parser("add", help="make an entry of a run of yours")
-    verb.add_argument("run", help="runs/<config>/version_N")
+    verb = zoo.add_parser("add", help="make an entry of a run or a checkpoint of yours")
+    verb.add_argument("run", help="runs/<config>/version_N; with --backbone any checkpoint")
     verb.add_argument("--name", required=True)
     verb.add_argument("--data", required=True, help="what it was trained on, in words")
     verb.add_argument("--licence", required=True, help="of the weights")
     verb.add_argument("--to", help="folder (default: your own entries, which load by name)")
     verb.add_argument("--dtype", choices=["float32", "float16"], default="float32")
-    verb.add_argument("--size", type=int, help="of the images, where the data is not at hand")
+    verb.add_argument("--size", type=int, help="of the images, where the data does not say it")
+    verb.add_argument("--mean", type=float, nargs="+", help="of their channels, likewise")
+    verb.add_argument("--std", type=float, nargs="+", help="likewise")
     verb.add_argument("--ckpt_path", help="default: the run's last.ckpt")
+    verb.add_argument(
+        "--backbone",
+        type=class_or_json,
+        help="what the checkpoint of another training fills: a class path, or JSON of class_path "
+        "and init_args",
+    )
+    names = verb.add_mutually_exclusive_group()
+    names.add_argument("--prefix", help="of the backbone's names in it (default: backbone.)")
+    names.add_argument("--layout", help="lightly, solo_learn, ...: whose names they are")
+    verb.add_argument("--method", help="what trained it")
     verb.set_defaults(act=_add)
 
     verb = zoo.add_parser("push", help="upload an entry of yours to the Hugging Face Hub")

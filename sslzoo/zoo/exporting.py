@@ -7,6 +7,7 @@ compared, and only then renamed.
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,6 +17,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from sslzoo.whole import check_target, write_whole
 from sslzoo.zoo.saving import save
 
 Format = Literal["safetensors", "timm", "torchvision", "torch.export", "onnx"]
@@ -46,8 +48,10 @@ def export(
     Raises:
         ValueError: there is no such format or model, its names differ, or it gives other
             features; nothing is written.
+        OSError: it cannot be written, or the path is a folder, a device or a pipe.
         ImportError: the extra is not installed.
     """
+    check_target(path)
     writers: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {
         "safetensors": _own_names,
         "timm": _timm_names,
@@ -115,7 +119,9 @@ def _to_program(encoder: nn.Module, x: Tensor) -> Any:
 
 
 def _program(encoder: nn.Module, part: Path, x: Tensor, model: str | None) -> Any:
-    torch.export.save(_to_program(encoder, x), part)
+    program = io.BytesIO()
+    torch.export.save(_to_program(encoder, x), program)  # to a file, torch aborts on a full disk
+    write_whole(part, program.getvalue())
     return torch.export.load(part).module()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,19 +84,27 @@ def vocabulary(saved: Any) -> str | None:
     return next((state["tokenizer"] for state in states if "tokenizer" in state), None)
 
 
-def describe(data: dict[str, Any], size: int | None = None) -> tuple[dict[str, Any], dict]:
+def describe(
+    data: dict[str, Any], view: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any] | None, dict]:
     """The `preprocessing` of a card, and what goes into the metadata of the weights.
 
     Args:
         data: the `data` of a run's config.
-        size: of images, where they are not at hand to say.
+        view: `size`, `mean` and `std` of images, where the data does not say them or is not at
+            hand; what is given here counts.
+
+    Returns:
+        The first is None where neither says anything: the data module is a user's own.
 
     Raises:
-        ValueError: the data is none of ours, or is not where the config says.
+        ValueError: the data is not where the config says, or has no images to have a view.
     """
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     module: Any = parser.instantiate(parser.parse_object({"data": data}))["data"]
+    if view and isinstance(module, AudioDataModule | TextDataModule | SequenceArrays):
+        raise ValueError(f"{sorted(view)} are of images, a {type(module).__name__} has none")
     if isinstance(module, AudioDataModule):
         window = {} if module.eval_window is None else {"window": module.eval_window}
         transform = data["init_args"]["transform"]
@@ -107,7 +115,14 @@ def describe(data: dict[str, Any], size: int | None = None) -> tuple[dict[str, A
         module.setup("validate")
         scales = {key: getattr(module.input, key).tolist() for key in ("mean", "std")}
         return {"kind": "frames", **scales}, {}
-    return _describe_view(module, size), {}
+    if not hasattr(module, "eval_view"):
+        return stated(view), {}
+    return _describe_view(module, view or {}), {}
+
+
+def stated(view: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The `preprocessing` of images of which `size`, perhaps `mean` and `std` are known."""
+    return {"range": [0.0, 1.0], **view} if view else None
 
 
 def _describe_text(module: TextDataModule, data: dict[str, Any]) -> tuple[dict[str, Any], dict]:
@@ -118,14 +133,12 @@ def _describe_text(module: TextDataModule, data: dict[str, Any]) -> tuple[dict[s
     return about, {TOKENIZER: module.tokenizer.to_json()}
 
 
-def _describe_view(module: Any, size: int | None) -> dict[str, Any]:
-    """The arguments of the data module's evaluation view."""
-    if not hasattr(module, "eval_view"):
-        raise ValueError(f"a data module of sslzoo wanted, got {type(module).__name__}")
-    if size is None:
+def _describe_view(module: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the data module's evaluation view, and before them those given."""
+    if "size" not in given:
         module.setup("validate")  # a folder's view has the size of its images
     view = module.eval_view
-    kept: dict[str, Any] = {"range": [0.0, 1.0], "size": size or view.size, "space": view.space}
+    kept: dict[str, Any] = {"range": [0.0, 1.0], "size": view.size, "space": view.space}
     for key in ("mean", "std"):
         value = getattr(view, key)
         if value is not None:
@@ -134,4 +147,4 @@ def _describe_view(module: Any, size: int | None) -> dict[str, Any]:
         kept |= {"fraction": view.fraction, "interpolation": view.interpolation}
     elif view.resize is not None:
         kept |= {"resize": view.resize, "interpolation": view.interpolation}
-    return kept
+    return kept | dict(given)

@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
+from sslzoo.eval.classifier import fill
+from sslzoo.whole import write_whole
+from sslzoo.zoo.building import build_backbone, complete
 from sslzoo.zoo.cache import home
 from sslzoo.zoo.card import Card
-from sslzoo.zoo.listing import card_named
+from sslzoo.zoo.converters import convert
+from sslzoo.zoo.listing import card_named, entries
 from sslzoo.zoo.loading import load
-from sslzoo.zoo.preprocessing import TOKENIZER, describe, vocabulary
+from sslzoo.zoo.preprocessing import TOKENIZER, describe, stated, vocabulary
 from sslzoo.zoo.reading import read
 from sslzoo.zoo.verifying import fixed_features
 
@@ -40,6 +45,7 @@ def save(
 
     Raises:
         ValueError: a value is not finite in that precision; nothing is written.
+        OSError: it cannot be written; nothing is left.
     """
     state = {}
     for name, value in encoder.state_dict().items():
@@ -55,6 +61,8 @@ def save(
         save_file(state, part, metadata={"format": "pt", **(metadata or {})})
         part.chmod(0o644)
         part.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from None
     finally:
         part.unlink(missing_ok=True)
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -88,10 +96,10 @@ def save_with_card(
         raise ValueError(f"{path} is there already: take another name, or remove it and its card")
     try:
         card = dataclasses.replace(card, sha256=save(encoder, path, dtype, metadata), dtype=dtype)
-        beside.write_text(card.to_json())
+        write_whole(beside, card.to_json())
         loaded = load(str(path))
         card = dataclasses.replace(card, features=fixed_features(loaded, card))
-        beside.write_text(card.to_json())
+        write_whole(beside, card.to_json())
     except BaseException:
         path.unlink(missing_ok=True)
         beside.unlink(missing_ok=True)
@@ -106,7 +114,7 @@ def add_run(
     licence: str,
     folder: Path | None = None,
     dtype: Dtype = "float32",
-    size: int | None = None,
+    view: Mapping[str, Any] | None = None,
     checkpoint: Path | None = None,
 ) -> Card:
     """Make an entry of a run of the command, which then loads by its name.
@@ -118,23 +126,29 @@ def add_run(
         licence: of the weights.
         folder: where weights and card go; None: the user's own entries.
         dtype: of the floats.
-        size: pixels of the evaluation's images, where the run's data is not at hand to say.
+        view: `size`, `mean` and `std` of the evaluation's images, where the run's data does not say
+            them or is not at hand.
         checkpoint: None: the run's last.
 
     Raises:
         FileNotFoundError: the run has no config or no checkpoint.
-        ValueError: it does not load, its backbone is not the encoder, or its text has changed.
+        ValueError: it does not load, its backbone is not the encoder, its text has changed, or
+            there is an entry of that name.
     """
+    _check_new(name)
     config_path = run / "config.yaml"
     checkpoint = checkpoint or run / "checkpoints" / "last.ckpt"
     for path in (config_path, checkpoint):
         if not path.is_file():
-            raise FileNotFoundError(f"{str(run)!r} is not a run of the command: no {path}")
+            raise FileNotFoundError(
+                f"{str(run)!r} is not a run of the command: no {path}; of any other checkpoint "
+                "--backbone says what it fills"
+            )
     config = yaml.safe_load(config_path.read_text())
     method: Any = load(str(checkpoint), whole=True)
     encoder = method.encoder().eval()
     saved = read(checkpoint)
-    preprocessing, metadata = describe(config["data"], size)
+    preprocessing, metadata = describe(config["data"], view)
     _check_vocabulary(saved, metadata.get(TOKENIZER))
     card = Card(
         name=name,
@@ -152,6 +166,84 @@ def add_run(
         score=_scores(run / "metrics.csv"),
     )
     return save_with_card(encoder, card, folder or home() / "entries", dtype, metadata)
+
+
+def add_checkpoint(
+    checkpoint: Path,
+    backbone: dict[str, Any],
+    name: str,
+    data: str,
+    licence: str,
+    folder: Path | None = None,
+    dtype: Dtype = "float32",
+    view: Mapping[str, Any] | None = None,
+    prefix: str = "backbone.",
+    layout: str | None = None,
+    method: str | None = None,
+) -> Card:
+    """Make an entry of a checkpoint of any other training.
+
+    Args:
+        checkpoint: a file of Lightning's, or any that `reading.read` knows.
+        backbone: `class_path` and `init_args` of what it fills.
+        name: see `add_run`, as the next four.
+        data: see there.
+        licence: see there.
+        folder: see there.
+        dtype: see there.
+        view: `size`, `mean` and `std` of its images; None: the entry has no `preprocess`.
+        prefix: what the names of the encoder's tensors begin with; all others are left out.
+        layout: instead of the prefix, one of `LAYOUTS`.
+        method: what trained it; None: as the file says.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it does not fit the backbone, or there is an entry of that name.
+    """
+    _check_new(name)
+    saved = read(checkpoint)
+    encoder = build_backbone(backbone).eval()
+    width = getattr(encoder, "num_features", None)
+    if not isinstance(width, int):
+        raise ValueError(f"a backbone with num_features wanted, {backbone} has {width!r}")
+    state = _under(saved, prefix) if layout is None else convert(saved, layout)[0]
+    fill(encoder, complete(state, encoder), str(checkpoint))
+    own = saved if isinstance(saved, dict) else {}
+    card = Card(
+        name=name,
+        file=f"{name}.safetensors",
+        method=method or (own.get("hyper_parameters") or {}).get("_class_path", "unknown"),
+        backbone=_backbone(backbone),
+        num_features=width,
+        data=data,
+        preprocessing=stated(view),
+        licence={"code": "unknown", "weights": licence},
+        epochs=_epochs_begun(saved),
+    )
+    return save_with_card(encoder, card, folder or home() / "entries", dtype)
+
+
+def _check_new(name: str) -> None:
+    if name in entries():
+        raise ValueError(f"there is an entry {name!r} already: take another name")
+
+
+def _epochs_begun(saved: Any) -> int | None:
+    """Of a checkpoint of Lightning's, whose `epoch` is one more behind the last epoch."""
+    try:
+        return int(saved["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"])
+    except (KeyError, TypeError):
+        return None
+
+
+def _under(saved: Any, prefix: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint whose names begin so, without that beginning."""
+    state = saved.get("state_dict", saved) if isinstance(saved, Mapping) else saved
+    named = state if isinstance(state, Mapping) else {}
+    kept = {name.removeprefix(prefix): v for name, v in named.items() if name.startswith(prefix)}
+    if not kept or not all(isinstance(value, Tensor) for value in kept.values()):
+        raise ValueError(f"tensors under {prefix!r} wanted, the file has {list(named)[:5]}")
+    return kept
 
 
 def _backbone(config: dict[str, Any]) -> dict[str, Any]:

@@ -52,12 +52,18 @@ def fixed_features(encoder: nn.Module, card: Card) -> list[float]:
         card: of it.
 
     Raises:
-        ValueError: the encoder gives another shape than (1, num_features), or no finite numbers.
+        ValueError: the encoder does not take the sample, or gives another shape than (1,
+            num_features), or no finite numbers.
     """
     if card.preprocessing is None:
         return []
     loaded: Any = encoder.eval()
-    features = loaded(loaded.preprocess(fixed_sample(card)))
+    try:
+        features = loaded(loaded.preprocess(fixed_sample(card)))
+    except (RuntimeError, AssertionError) as error:  # torch's and timm's, of shapes
+        raise ValueError(
+            f"{card.name!r} does not take a sample made by {card.preprocessing}: {error}"
+        ) from error
     if features.shape != (1, card.num_features) or not features.isfinite().all():
         raise ValueError(
             f"{card.name!r} gives features of shape {tuple(features.shape)}, finite ones of "

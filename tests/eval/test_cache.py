@@ -88,6 +88,20 @@ def test_digests_change_with_what_they_are_of() -> None:
     assert module_digest(net) != digest
 
 
+def on_full_rank(rank: int, folder: str) -> list[bool]:
+    """Of which the second cannot write."""
+    (Path(folder) / "file").touch()
+    mine = Path(folder) / ("file" if rank else "folder") / "cache"
+    return [cached_features(mine, "key", features)[1] for _ in range(2)]
+
+
+def test_what_cannot_be_cached_is_said_and_every_rank_goes_on(
+    tmp_path: Path, ranks: Ranks, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert ranks(2, on_full_rank, str(tmp_path)) == [[False, False], [False, False]]
+    assert "features are not cached in" in capfd.readouterr().err
+
+
 def on_rank(rank: int, folder: str) -> list[bool]:
     def compute() -> Features:
         return features()._replace(index=torch.arange(4) + 4 * rank)

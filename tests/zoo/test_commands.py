@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,18 +14,22 @@ import pytest
 import timm
 import torch
 import torchvision
+import yaml
+from lightning import LightningDataModule, LightningModule, Trainer
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import DataLoader
 
 import sslzoo
 from sslzoo import __main__ as command
 from sslzoo.backbones import PatchGrid, SmallResNet, Towers, small_vit, timm_backbone
 from sslzoo.zoo import card_named, commands, entries
+from sslzoo.zoo.card import card_of
 from sslzoo.zoo.exporting import export
 from sslzoo.zoo.hub import push
-from sslzoo.zoo.saving import save
+from sslzoo.zoo.saving import save, save_with_card
 from tests.cli.command import arguments, run
-from tests.zoo.test_loading import NAME, WEIGHTS, _own_home, write  # noqa: F401
+from tests.zoo.test_loading import NAME, WEIGHTS, _own_home, small_card, write  # noqa: F401
 
 
 def said(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -94,13 +101,17 @@ def test_an_encoder_of_sequences_is_not_exported_as_one_of_images(
 # -- add and push
 
 
+@pytest.fixture(scope="module")
+def version(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished SimCLR run."""
+    out = tmp_path_factory.mktemp("run")
+    run([*arguments(folder, out, "simclr"), "--trainer.max_epochs=2"], out)
+    return out / "version_0"
+
+
 def test_a_run_becomes_an_entry_that_loads_by_name(
-    folder: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    version: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run([*arguments(folder, tmp_path / "run", "simclr"), "--trainer.max_epochs=2"], tmp_path)
-    version = tmp_path / "run" / "version_0"
     about = ["--name", "mine", "--data", "60 pictures", "--licence", "CC0-1.0"]
     card = json.loads(
         said(capsys, "zoo", "add", str(version), *about, "--to", str(tmp_path / "zoo"))
@@ -120,6 +131,176 @@ def test_a_run_becomes_an_entry_that_loads_by_name(
     )
     text = failure(capsys, "zoo", "add", str(tmp_path), *about)
     assert "not a run of the command" in text
+
+
+class TheirData(LightningDataModule):
+    """A user's own, which does not say what its images are."""
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_a_run_on_a_user_s_own_data_becomes_an_entry(
+    stated: bool, version: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load((version / "config.yaml").read_text())
+    config["data"] = {"class_path": f"{__name__}.TheirData"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (ckpt,) = version.rglob("last.ckpt")
+    about = ["--name", "mine", "--data", "theirs", "--licence", "CC0-1.0", f"--ckpt_path={ckpt}"]
+    view = ["--size=16", "--mean", "0.5", "0.4", "0.3", "--std", "0.2", "0.2", "0.2"]
+    card = json.loads(said(capsys, "zoo", "add", str(tmp_path), *about, *(view if stated else [])))
+    encoder: Any = sslzoo.load("mine")
+    assert encoder(torch.rand(2, 3, 16, 16)).shape == (2, card["num_features"])
+    if stated:
+        x = torch.rand(2, 3, 16, 16)
+        wanted = (x - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / 0.2
+        torch.testing.assert_close(encoder.preprocess(x), wanted)
+    else:
+        assert (card["preprocessing"], encoder.preprocess) == (None, None)
+
+
+class Theirs(LightningModule):
+    """A training that knows nothing of this library."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = SmallResNet((8, 16))
+        self.head = nn.Linear(16, 2)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.head(self.net(batch)).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+SMALL = '{"class_path": "sslzoo.backbones.SmallResNet", "init_args": {"widths": [8, 16]}}'
+ABOUT = ["--name", "theirs", "--data", "noise", "--licence", "CC0-1.0"]
+
+
+@pytest.fixture
+def their_checkpoint(tmp_path: Path) -> Path:
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False}
+    quiet |= {"enable_checkpointing": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = Trainer(max_epochs=2, log_every_n_steps=1, **quiet)
+    trainer.fit(Theirs(), DataLoader(list(torch.rand(8, 3, 8, 8)), batch_size=4))
+    trainer.save_checkpoint(tmp_path / "theirs.ckpt")
+    return tmp_path / "theirs.ckpt"
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec.*")
+def test_any_lightning_checkpoint_becomes_an_entry(
+    their_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add = ["zoo", "add", str(their_checkpoint), *ABOUT]
+    named = [*add, "--backbone", SMALL, "--prefix", "net."]
+    card = json.loads(said(capsys, *named, "--size", "8", "--method", "theirs"))
+    assert (card["method"], card["epochs"], card["preprocessing"]["size"]) == ("theirs", 2, 8)
+    trained = torch.load(their_checkpoint, weights_only=True)["state_dict"]
+    loaded = sslzoo.load("theirs")
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, trained[f"net.{name}"]), name
+    assert said(capsys, "zoo", "verify", "theirs") == "right theirs\n"
+    assert "an entry 'theirs' already" in failure(capsys, *named)
+    add[4] = NAME  # of an entry that came with the package
+    assert f"an entry '{NAME}' already" in failure(capsys, *add, "--backbone", SMALL)
+    assert f"an entry '{NAME}' already" in failure(capsys, *add)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec.*")
+def test_a_checkpoint_that_does_not_fit_what_is_said_of_it_is_refused(
+    their_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add = ["zoo", "add", str(their_checkpoint), *ABOUT]
+    for more, text in (
+        ([], "not a run of the command.*--backbone says what it fills"),
+        (["--prefix", "net."], "--backbone wanted, which --prefix goes with"),
+        (["--backbone", SMALL], r"tensors under 'backbone\.' wanted, the file has \['net\."),
+        (["--backbone", SMALL, "--prefix", ""], "does not fit SmallResNet"),
+        (["--backbone", SMALL, "--layout", "moco"], "nothing of|has no"),
+        (["--backbone", "torch.nn.Flatten"], "with num_features wanted.*Flatten.*has None"),
+        (["--backbone", SMALL, "--prefix", "net.", "--mean", "1"], r"wants \['size'\]"),
+    ):
+        assert re.search(text, failure(capsys, *add, *more)), (more, text)
+    assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+
+
+def test_images_that_the_encoder_does_not_take_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(SmallResNet((8, 16), in_chans=1), tmp_path / "gray.safetensors")
+    gray = SMALL.replace("[8, 16]", '[8, 16], "in_chans": 1')
+    add = ["zoo", "add", str(tmp_path / "gray.safetensors"), *ABOUT]
+    text = failure(capsys, *add, "--backbone", gray, "--prefix", "", "--size", "8")
+    assert "does not take a sample made by {'range': [0.0, 1.0], 'size': 8}" in text
+    assert not list((tmp_path / "home" / "entries").iterdir())
+
+
+def test_a_checkpoint_of_a_known_layout_becomes_an_entry(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = SmallResNet((8, 16))
+    state = {f"encoder.{name}": value for name, value in net.state_dict().items()}
+    torch.save({"state_dict": {**state, "projector.weight": torch.ones(1)}}, tmp_path / "solo.ckpt")
+    said(
+        capsys,
+        *["zoo", "add", str(tmp_path / "solo.ckpt"), *ABOUT],
+        *["--backbone", SMALL, "--layout", "solo_learn"],
+    )
+    for name, value in sslzoo.load("theirs").state_dict().items():
+        assert torch.equal(value, state[f"encoder.{name}"]), name
+
+
+FULL = """
+import json, resource, signal, sys
+from sslzoo.zoo import commands
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+for args in json.loads(sys.argv[1]):
+    try:
+        commands.main(args)
+    except SystemExit as error:
+        assert error.code == 1
+    else:
+        raise AssertionError(args)
+"""
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    net, out = SmallResNet((8, 16)), tmp_path / "out"
+    state = {f"backbone.{name}": value for name, value in net.state_dict().items()}
+    torch.save(state, tmp_path / "net.pt")
+    asked = [
+        ["export", NAME, "--format", "safetensors", "--to", str(out / "a.safetensors")],
+        ["export", NAME, "--format", "torch.export", "--to", str(out / "b.pt2")],
+        ["zoo", "add", str(tmp_path / "net.pt"), *ABOUT, "--backbone", SMALL, "--to", str(out)],
+    ]
+    command = [sys.executable, "-W", "ignore", "-c", FULL, json.dumps(asked)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3, done.stderr
+    for line, file in zip(lines, ("a.safetensors", "b.pt2", "theirs.safetensors"), strict=True):
+        assert line.startswith("sslzoo: ")
+        assert file.partition(".")[0] in line
+        assert "File too large" in line
+    assert not list(out.iterdir())
+
+
+def test_a_card_appears_under_its_name_by_a_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renamed, replace = [], os.replace
+
+    def noted(source: Any, target: Any) -> None:
+        renamed.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", noted)
+    card = card_of(small_card(), "here")
+    save_with_card(SmallResNet((8, 16)), card, tmp_path / "zoo")
+    assert renamed.count("tiny.json") == 2
+    assert {p.name for p in (tmp_path / "zoo").iterdir()} == {"tiny.json", "tiny.safetensors"}
 
 
 def test_values_beyond_the_precision_are_refused_and_leave_nothing(tmp_path: Path) -> None:
@@ -188,6 +369,19 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path: Path) -> None
         with pytest.raises(ValueError, match=text):
             export(net, to, form, 16, model)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_file_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for to in (tmp_path / "pipe", tmp_path):  # seen before the entry is looked for
+        asked = ["export", "no entry", "--format", "safetensors", "--to", str(to)]
+        assert f"a path for a file wanted, got '{to}'" in failure(capsys, *asked)
+        with pytest.raises(FileExistsError, match="which is no file"):
+            export(SmallResNet((8, 16)), to, "safetensors", 16)
+    assert (tmp_path / "pipe").is_fifo()
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_an_encoder_that_the_reference_does_not_equal_is_refused(tmp_path: Path) -> None:
