@@ -25,6 +25,7 @@ from sslzoo.zoo import read_card
 from sslzoo.zoo.building import refuse_unknown_classes
 from sslzoo.zoo.card import Card, card_of
 from sslzoo.zoo.loading import _train_as
+from sslzoo.zoo.reading import read
 from sslzoo.zoo.verifying import fixed_input
 from tests.cli.command import arguments, run
 
@@ -214,6 +215,58 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(
     with pytest.raises(ValueError, match=r"could run code.*Linear"):
         sslzoo.load("module.pth", SmallResNet((8, 16)), "moco")
     assert not Path("harm").exists()
+
+
+class Call:
+    """Pickled as a call, and a state that is set on what it gives."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+OBJECTS = Call(np.ndarray, ((1,), Call(np.dtype, ("O",)), b"A" * 8))
+RECONSTRUCT = np.zeros(1).__reduce__()[0]
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        OBJECTS,  # whose element is a pointer of the file's
+        Call(np.ndarray, (OBJECTS, Call(np.dtype, ("f4",)))),
+        Call(
+            RECONSTRUCT,
+            (np.ndarray, (0,), b"b"),
+            (1, (1,), Call(np.dtype, ("O8",)), False, b"A" * 8),
+        ),
+        Call(np.dtype, ([("a", "O")],)),
+        Call(np.dtype, ("f4",), (3, "O,", None, None, None, -1, -1, 0)),
+        np.array(["a", None]),
+    ],
+    ids=["objects", "shape", "reconstructed", "structured", "byte order", "array of objects"],
+)
+def test_a_pickle_makes_arrays_of_numbers_only(harm: Any, tmp_path: Path) -> None:
+    (tmp_path / "harm.pkl").write_bytes(pickle.dumps({"experiment_state": harm}, protocol=2))
+    with pytest.raises(ValueError, match=r"could run code: it asks for"):
+        sslzoo.load(str(tmp_path / "harm.pkl"), SmallResNet((8, 16)), "byol")
+
+
+def test_a_pickle_s_arrays_and_numbers_are_numpy_s(tmp_path: Path) -> None:
+    rows = np.arange(6.0).reshape(2, 3)
+    arrays = [rows, rows.T, np.arange(3, dtype=">i4"), np.array([True, False]), np.array(2.5)]
+    numbers = [np.float32(0.5), np.uint8(7), np.int64(-3)]
+    for protocol in (2, 4):
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps([*arrays, *numbers], protocol))
+        got = read(tmp_path / "a.pkl")
+        for mine, theirs in zip(got, [*arrays, *numbers], strict=True):
+            np.testing.assert_array_equal(np.asarray(mine), theirs)
+    state = (1, (2, 2), rows.dtype, False, b"0" * 8)  # of four numbers only one is there
+    short = Call(RECONSTRUCT, (np.ndarray, (0,), b"b"), state)
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(short, protocol=2))
+    with pytest.raises(ValueError, match="not a whole pickle"):
+        read(tmp_path / "a.pkl")
 
 
 def test_what_is_not_there_names_what_is_close(tmp_path: Path) -> None:
