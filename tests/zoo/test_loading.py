@@ -6,6 +6,7 @@ import copy
 import hashlib
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from sslzoo.methods import DINO
 from sslzoo.zoo import read_card
 from sslzoo.zoo.building import refuse_unknown_classes
 from sslzoo.zoo.card import Card, card_of
+from sslzoo.zoo.listing import card_named, local_file
 from sslzoo.zoo.loading import _train_as
 from sslzoo.zoo.reading import read
 from sslzoo.zoo.verifying import fixed_input
@@ -103,6 +105,42 @@ def test_a_user_s_entry_is_found_by_its_name(tmp_path: Path) -> None:
     write(entries, SmallResNet((8, 16)))
     assert "tiny" in sslzoo.list_models("t*")
     assert sslzoo.load("tiny").num_features == 16
+
+
+def test_a_user_s_entry_that_is_none_is_skipped_until_it_is_asked_for(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    entries = tmp_path / "home" / "entries"
+    entries.mkdir(parents=True)
+    write(entries, SmallResNet((8, 16)))
+    official = "dino-vits16-imagenet"
+    for name in ("cut", official):
+        (entries / f"{name}.json").write_text('{"name": ')
+    for _ in range(2):
+        assert {"tiny", NAME} < set(sslzoo.list_models())
+    assert not {"cut", official} & set(sslzoo.list_models()), "nothing else stands in for it"
+    assert sslzoo.load("tiny").num_features == 16
+    told = [str(warning.message) for warning in recwarn]
+    assert len(told) == 2
+    assert all(re.match(r"skipped: .*\.json is not JSON", text) for text in told)
+    for name in ("cut", official):
+        with pytest.raises(ValueError, match=rf"{name}\.json is not JSON"):
+            sslzoo.zoo.card_named(name)
+        with pytest.raises(OSError, match=rf"{name}\.json is not JSON"):
+            sslzoo.load(name)
+
+
+def test_a_user_s_weights_do_not_stand_in_for_those_of_a_shipped_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / "wheel", tmp_path / "own"]
+    for folder in folders:
+        folder.mkdir()
+        path = write(folder, SmallResNet((8, 16)))
+    monkeypatch.setattr("sslzoo.zoo.listing.card_folders", lambda: folders)
+    assert local_file(card_named("tiny")) == folders[0] / path.name
+    (folders[0] / path.name).unlink()  # the wheel leaves some out
+    assert local_file(card_named("tiny")) is None
 
 
 def test_a_licence_that_is_not_commercial_is_printed(
