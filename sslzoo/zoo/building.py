@@ -12,6 +12,8 @@ import jsonargparse
 import torch
 from torch import Tensor, nn
 
+from sslzoo.zoo.reading import tensors_by_name
+
 # What a file that came from elsewhere may name. Not `sslzoo.load`: it would load a further file.
 KNOWN_PACKAGES = (
     *(f"sslzoo.{p}." for p in ("backbones", "data", "eval", "heads", "methods", "optim")),
@@ -83,7 +85,12 @@ def _refuse_unknown(name: str, where: str) -> None:
 
 
 def complete(state: Mapping[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
-    """With the batch norms' step counts as they are where a file, old or not torch's, has none."""
+    """With the batch norms' step counts as they are where a file, old or not torch's, has none.
+
+    Raises:
+        ValueError: the file holds no state, or deeper within, where only a layout finds it.
+    """
+    state = tensors_by_name(state, "without a layout a file")
     counts = {
         name: value
         for name, value in encoder.state_dict().items()

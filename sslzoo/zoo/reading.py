@@ -16,6 +16,7 @@ import sys
 import tempfile
 import warnings
 from collections import OrderedDict, namedtuple
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +48,25 @@ def read(path: Path) -> Any:
     if path.suffix in (".pkl", ".pickle"):
         return _read_pickle(path)
     return _read_torch(path)
+
+
+def tensors_by_name(held: Any, who: str) -> Mapping[str, torch.Tensor]:
+    """What a file holds, where it is that.
+
+    Args:
+        held: what `read` gave, or a part of it.
+        who: has tensors by name, for the error: "a 'moco' checkpoint".
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(held, Mapping):
+        raise ValueError(f"{who} has tensors by name, the file has a {type(held).__name__}")
+    wrong = {type(name).__name__ for name in held if not isinstance(name, str)}
+    wrong |= {type(v).__name__ for v in held.values() if not isinstance(v, torch.Tensor)}
+    if wrong:
+        raise ValueError(f"{who} has tensors by name, the file has {sorted(wrong)} too")
+    return held
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:

@@ -147,6 +147,59 @@ def test_a_name_that_is_neither_is_an_error() -> None:
         convert({"state_dict": {"a": 1}}, "moco")
 
 
+NO_STATES: dict[str, Any] = {
+    "tensor": torch.ones(3),
+    "list": [1, 2],
+    "none": None,
+    "text": "x",
+    "array": np.ones(3),
+    "numbers": {"a": 1},
+    "numbered": {1: torch.ones(2)},
+    "deeper": {"backbone": {"conv1.weight": torch.ones(2)}},
+}
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+@pytest.mark.parametrize("kind", NO_STATES)
+def test_what_is_no_state_is_an_error(kind: str, layout: str) -> None:
+    held = NO_STATES[kind]
+    for key in reversed(LAYOUTS[layout].part):
+        held = {key.partition("|")[0]: held}
+    for saved in (held, NO_STATES[kind]):
+        with pytest.raises(ValueError, match=r"the file has|nothing of a"):
+            convert(saved, layout)
+
+
+def test_what_is_no_state_is_an_error_without_a_layout_too(tmp_path: Path) -> None:
+    for held in (torch.ones(3), [torch.ones(3)], {"model": {"a": torch.ones(3)}}):
+        torch.save(held, tmp_path / "net.pt")
+        with pytest.raises(ValueError, match="without a layout a file has tensors by name"):
+            sslzoo.load(str(tmp_path / "net.pt"), SmallResNet((8, 16)))
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        (None, "arrays by module and name"),
+        ({"res_net50/~/initial_conv": np.ones(3)}, "arrays by module and name"),
+        ({"res_net50/~/initial_conv": {"v": np.ones(3)}}, "the file has 'v'"),
+        ({"res_net50/~/initial_conv": {"w": np.ones(3)}}, r"got the shape \(3,\)"),
+        ({"res_net50/~/initial_batchnorm": {"scale": {}}}, "got a dict"),
+        ({"res_net50/~/block_group_0/~/block_0/~/conv": {}}, "no 'res_net50/~/block"),
+    ],
+)
+def test_what_is_no_state_of_byols_is_an_error(params: Any, said: str) -> None:
+    state = ByolState(params, {}, {}, {}, None)
+    with pytest.raises(ValueError, match=said):
+        convert({"experiment_state": state}, "byol")
+
+
+def test_variables_of_other_ranks_are_no_simclr() -> None:
+    for value in (np.ones(3), "text"):
+        with pytest.raises(ValueError, match="wanted, got"):
+            convert({"base_model/conv2d/kernel": value}, "simclr")
+
+
 # -- features, with distinct random numbers for every name
 
 
