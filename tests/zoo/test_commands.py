@@ -47,7 +47,7 @@ def test_list_says_what_is_here_and_what_is_not_commercial(
     assert lines[NAME].endswith("here")
     assert "non-commercial" in lines["moco_v2-resnet50-imagenet-800ep"]
     assert lines["moco_v2-resnet50-imagenet-800ep"].endswith("elsewhere")
-    assert len(said(capsys, "zoo", "list", "dino-vit*").splitlines()) == 5
+    assert len(said(capsys, "zoo", "list", "dino-vit*").splitlines()) == 6
 
 
 def test_info_is_the_card(capsys: pytest.CaptureFixture[str]) -> None:
