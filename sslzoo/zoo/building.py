@@ -88,12 +88,19 @@ def complete(state: Mapping[str, Tensor], encoder: nn.Module) -> dict[str, Tenso
     """With the batch norms' step counts as they are where a file, old or not torch's, has none.
 
     Raises:
-        ValueError: the file holds no state, or deeper within, where only a layout finds it.
+        ValueError: the file holds no state, or deeper within, where only a layout finds it; or
+            whole numbers where the encoder has floats.
     """
     state = tensors_by_name(state, "without a layout a file")
-    counts = {
-        name: value
-        for name, value in encoder.state_dict().items()
-        if name.endswith(".num_batches_tracked")
-    }
+    own = encoder.state_dict()
+    whole = [
+        f"{name}: {state[name].dtype} for {value.dtype}"
+        for name, value in own.items()
+        if name in state and value.is_floating_point() and not state[name].is_floating_point()
+    ]
+    if whole:
+        raise ValueError(
+            f"{type(encoder).__name__} has floats, the file other numbers: {whole[:3]}"
+        )
+    counts = {n: value for n, value in own.items() if n.endswith(".num_batches_tracked")}
     return {**counts, **state}

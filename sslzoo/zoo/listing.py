@@ -45,7 +45,7 @@ def _read_all() -> tuple[dict[str, Card], dict[str, str]]:
     found: dict[str, Card] = {}
     broken: dict[str, str] = {}
     for folder in card_folders():
-        for path in sorted(folder.glob("*.json")):
+        for path in sorted(filter(Path.is_file, folder.glob("*.json"))):
             card = _card_at(path, path.stat().st_mtime_ns, folder == home() / "entries")
             if isinstance(card, Card):
                 found.setdefault(card.name, card)

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -337,6 +339,12 @@ def test_weights_without_a_card_are_asked_for_once(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     loaded = sslzoo.load(address, SmallResNet((8, 16)))  # from the cache, and no card is sought
     torch.testing.assert_close(loaded.stem.weight, net.stem.weight)
+
+
+def test_an_address_without_the_file_is_told_from_one_that_fails() -> None:
+    for status, absent in ((403, True), (404, True), (401, False), (500, False)):
+        error = urllib.error.HTTPError("https://host/a", status, "", Message(), None)
+        assert isinstance(cache._named("https://host/a", error), FileNotFoundError) is absent
 
 
 def test_a_card_from_elsewhere_names_backbones_only(server: Server) -> None:

@@ -116,6 +116,7 @@ def test_a_user_s_entry_that_is_none_is_skipped_until_it_is_asked_for(
     official = "dino-vits16-imagenet"
     for name in ("cut", official):
         (entries / f"{name}.json").write_text('{"name": ')
+    (entries / "gone.json").symlink_to(tmp_path / "nowhere")
     for _ in range(2):
         assert {"tiny", NAME} < set(sslzoo.list_models())
     assert not {"cut", official} & set(sslzoo.list_models()), "nothing else stands in for it"
@@ -233,6 +234,10 @@ def test_a_wrong_shape_and_missing_keys_are_named(tmp_path: Path) -> None:
     path = write(tmp_path, nn.Sequential())
     with pytest.raises(ValueError, match=r"such as \['blocks.*missing"):
         sslzoo.load(str(path))
+    whole = SmallResNet((8, 16)).state_dict()
+    save_file({n: v.long().contiguous() for n, v in whole.items()}, tmp_path / "whole.safetensors")
+    with pytest.raises(ValueError, match=r"floats.*weight: torch.int64 for torch.float32"):
+        sslzoo.load(str(tmp_path / "whole.safetensors"), SmallResNet((8, 16)))
 
 
 class Malicious:
