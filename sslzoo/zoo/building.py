@@ -12,6 +12,8 @@ import jsonargparse
 import torch
 from torch import Tensor, nn
 
+from sslzoo.zoo.reading import tensors_by_name
+
 # What a file that came from elsewhere may name. Not `sslzoo.load`: it would load a further file.
 KNOWN_PACKAGES = (
     *(f"sslzoo.{p}." for p in ("backbones", "data", "eval", "heads", "methods", "optim")),
@@ -83,10 +85,22 @@ def _refuse_unknown(name: str, where: str) -> None:
 
 
 def complete(state: Mapping[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
-    """With the batch norms' step counts as they are where a file, old or not torch's, has none."""
-    counts = {
-        name: value
-        for name, value in encoder.state_dict().items()
-        if name.endswith(".num_batches_tracked")
-    }
+    """With the batch norms' step counts as they are where a file, old or not torch's, has none.
+
+    Raises:
+        ValueError: the file holds no state, or deeper within, where only a layout finds it; or
+            whole numbers where the encoder has floats.
+    """
+    state = tensors_by_name(state, "without a layout a file")
+    own = encoder.state_dict()
+    whole = [
+        f"{name}: {state[name].dtype} for {value.dtype}"
+        for name, value in own.items()
+        if name in state and value.is_floating_point() and not state[name].is_floating_point()
+    ]
+    if whole:
+        raise ValueError(
+            f"{type(encoder).__name__} has floats, the file other numbers: {whole[:3]}"
+        )
+    counts = {n: value for n, value in own.items() if n.endswith(".num_batches_tracked")}
     return {**counts, **state}

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import urllib.error
 import urllib.parse
@@ -73,8 +74,9 @@ def check(path: Path, sha256: str | None, md5: str | None = None) -> str:
     """The file's sha256, once it and the md5 begin as they should.
 
     Raises:
-        ValueError: they do not.
+        ValueError: they do not, or too little of the sha256 is given to tell.
     """
+    _refuse_short(sha256)
     hashes = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -85,6 +87,12 @@ def check(path: Path, sha256: str | None, md5: str | None = None) -> str:
         if wanted is not None and not got.startswith(wanted.lower()):
             raise ValueError(f"{path.name} has the {name} {got}, {wanted} wanted: another file")
     return hashes["sha256"].hexdigest()
+
+
+def _refuse_short(sha256: str | None) -> None:
+    """An empty one would begin every hash."""
+    if sha256 not in (None, ANY) and not re.fullmatch(r"[0-9a-fA-F]{8,64}", str(sha256)):
+        raise ValueError(f"sha256 is 8 to 64 hex digits, or {ANY!r}; got {sha256!r}")
 
 
 def place(owner: str, file: str) -> Path:
@@ -114,21 +122,17 @@ def fetch(
         md5: the beginning of it.
 
     Raises:
-        FileNotFoundError: it is not in the cache, and offline mode is on.
+        FileNotFoundError: it is not in the cache, and offline mode is on; or no address has it.
         ValueError: no hash is known; or every address gave a file with another one.
         OSError: no address answers, or the disk is full.
     """
+    _refuse_short(sha256)
     noted = target.with_name(target.name + ".sha256")
     if sha256 in (None, ANY):
         sha256 = _note(noted) or sha256
     if target.is_file():
         check(target, None if sha256 == ANY else sha256, md5)
         return target
-    if sha256 is None and md5 is None:
-        raise ValueError(
-            f"nobody published a hash of {target.name}: pass sha256='...' of the file that you "
-            "trust, or sha256='any' to take what comes (its hash is enforced from then on)"
-        )
     known = sha256 not in (None, ANY) or md5 is not None
     addresses = [*_mirrored(target, known), *map(resolved, urls)]
     if offline():
@@ -137,6 +141,11 @@ def fetch(
         raise FileNotFoundError(
             f"{target.name} is not in the cache {target.parent}"
             + (" and SSLZOO_OFFLINE is set" if offline() else ", and it has no address")
+        )
+    if sha256 is None and md5 is None:
+        raise ValueError(
+            f"nobody published a hash of {target.name}: pass sha256='...' of the file that you "
+            "trust, or sha256='any' to take what comes (its hash is enforced from then on)"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(target.name + ".lock")):
@@ -192,13 +201,22 @@ def _download_any(
             part.unlink(missing_ok=True)
     wrong = next((error for error in failed if isinstance(error, ValueError)), None)
     reasons = "; ".join(map(str, failed))
-    raise type(wrong)(reasons) if wrong else OSError(f"{target.name} cannot be fetched: {reasons}")
+    if wrong:
+        raise type(wrong)(reasons)
+    absent = all(isinstance(error, FileNotFoundError) for error in failed)
+    kind = FileNotFoundError if absent else OSError
+    raise kind(f"{target.name} cannot be fetched: {reasons}")
 
 
 def _named(url: str, error: Exception) -> Exception:
-    """The error with the address in it."""
+    """The error with the address in it; FileNotFoundError where the address has no file."""
     text = f"{url}: {error}"
-    return ValueError(text) if isinstance(error, ValueError) else OSError(text)
+    if isinstance(error, ValueError):
+        return ValueError(text)
+    # 403 is S3's answer for a file that is not there, where its names are not public.
+    status = error.code if isinstance(error, urllib.error.HTTPError) else None
+    absent = status in (403, 404) or isinstance(getattr(error, "reason", None), FileNotFoundError)
+    return FileNotFoundError(text) if absent else OSError(text)
 
 
 def _download(url: str, part: Path, trusted: bool) -> None:

@@ -136,7 +136,8 @@ def _complaints(card: Card) -> list[str]:
             "list": isinstance(value, list),
             "None": value is None,
         }
-        if not any(fits and kind in hint for kind, fits in allowed.items()):
+        kinds = {kind.partition("[")[0].strip() for kind in hint.split("|")}
+        if not any(fits and kind in kinds for kind, fits in allowed.items()):
             wrong.append(f"wants {hint} as {name}, got {value!r}")
     if wrong:
         return wrong
@@ -144,7 +145,8 @@ def _complaints(card: Card) -> list[str]:
         wrong.append(f"wants a plain file name as file, got {card.file!r}")
     if not isinstance(card.backbone.get("class_path"), str):
         wrong.append(f"wants a class_path in backbone, got {card.backbone!r}")
-    if set(card.licence) != _LICENCES:
+    texts = all(isinstance(text, str) for text in card.licence.values())
+    if set(card.licence) != _LICENCES or not texts:
         wrong.append(f"wants licences of {sorted(_LICENCES)}, got {card.licence!r}")
     for name, least, most in (("sha256", 8, 64), ("md5", 6, 32)):
         digest = getattr(card, name)
@@ -160,7 +162,7 @@ def _complaints(card: Card) -> list[str]:
 
 
 def _complaints_of_preprocessing(kind: str, given: dict[str, Any]) -> list[str]:
-    if kind not in _KINDS:
+    if kind not in list(_KINDS):  # a list is no key
         return [f"wants a kind of {sorted(_KINDS)} as preprocessing, got {kind!r}"]
     allowed, needed = _KINDS[kind]
     fits = all(isinstance(given.get(key), wanted) for key, wanted in needed.items())

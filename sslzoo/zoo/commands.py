@@ -94,9 +94,12 @@ def _add(given: argparse.Namespace) -> None:
 
 
 def _push(given: argparse.Namespace) -> None:
-    from sslzoo.zoo.hub import push
+    from sslzoo.zoo.hub import push, refuse_others
+    from sslzoo.zoo.listing import entries
     from sslzoo.zoo.loading import locate
 
+    if given.name in entries():
+        refuse_others(entries()[given.name])  # before their file is downloaded
     found = locate(given.name)
     if found.card is None:
         raise ValueError(f"{given.name!r} has no card beside it")

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslzoo.zoo.reading import ByolState, tensors_by_name
+
 # Blocks of the stages of a ResNet by how many there are.
 _STAGES = {
     sum(stages): stages for stages in ((3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3), (3, 24, 36, 3))
@@ -80,9 +82,7 @@ def _part(saved: Any, keys: tuple[str, ...], layout: str) -> Any:
 
 
 def _renamed(state: Any, how: Layout, layout: str) -> tuple[dict[str, Tensor], list[str]]:
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        kinds = sorted({type(v).__name__ for v in state.values()} if state else {"nothing"})
-        raise ValueError(f"a {layout!r} checkpoint has tensors by name, the file has {kinds}")
+    state = tensors_by_name(state, f"a {layout!r} checkpoint")
     bare = "module." if state and all(name.startswith("module.") for name in state) else ""
     kept, dropped, unknown = {}, [], []
     for full, value in state.items():
@@ -144,12 +144,12 @@ _TF_NORM = {
 _TF_BASE = ("base_model/", "resnet/")
 
 
-def _simclr_layers(convs: list[np.ndarray]) -> tuple[list[str], list[str]]:
+def _simclr_layers(convs: list[Tensor]) -> tuple[list[str], list[str]]:
     """Our names of the convolutions and of the batch norms, in the order of their numbers."""
-    deep = convs[0].shape[0] == 3  # the stem of three convolutions, which comes with SK
+    deep = convs[0].shape[-1] == 3  # the stem of three convolutions, which comes with SK
     stem = ["conv1.0", "conv1.3", "conv1.6"] if deep else ["conv1"]
     norms = ["conv1.1", "conv1.4", "bn1"] if deep else ["bn1"]
-    wide = sum(kernel.shape[0] == 3 for kernel in convs) - (3 if deep else 0)
+    wide = sum(kernel.shape[-1] == 3 for kernel in convs) - (3 if deep else 0)
     if wide not in _STAGES:
         raise ValueError(f"a SimCLR ResNet has {sorted(_STAGES)} blocks, the file has {wide}")
     # Selective kernels: one convolution gives two streams, so it is twice as wide as the block.
@@ -180,6 +180,8 @@ def _simclr(state: Any) -> tuple[dict[str, Tensor], list[str]]:
         "batch_normalization": {},
     }
     dropped, unknown = [], []
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f"SimCLR has variables by name, the file has a {type(state).__name__}")
     for name, value in state.items():
         match = _TF_NAME.search(name)
         if name.startswith(_TF_BASE) and match:
@@ -198,16 +200,14 @@ def _simclr(state: Any) -> tuple[dict[str, Tensor], list[str]]:
         [layers[i] for i in sorted(layers)]
         for layers in (numbered["conv2d"], numbered["batch_normalization"])
     )
-    names, norm_names = _simclr_layers([np.asarray(layer["kernel"][1]) for layer in convs])
+    kernels = [_oihw(layer.get("kernel", ("", None))[1]) for layer in convs]
+    names, norm_names = _simclr_layers(kernels)
     if (len(names), len(norm_names)) != (len(convs), len(norms)):
         raise ValueError(
             f"{len(names)} convolutions and {len(norm_names)} batch norms wanted, the file has "
             f"{len(convs)} and {len(norms)}"
         )
-    kept = {
-        f"{name}.weight": _oihw(layer["kernel"][1])
-        for name, layer in zip(names, convs, strict=True)
-    }
+    kept = {f"{name}.weight": kernel for name, kernel in zip(names, kernels, strict=True)}
     for name, layer in zip(norm_names, norms, strict=True):
         for theirs, (_, value) in layer.items():
             kept[f"{name}.{_TF_NORM[theirs]}"] = _flat(value)
@@ -216,16 +216,29 @@ def _simclr(state: Any) -> tuple[dict[str, Tensor], list[str]]:
 
 def _oihw(kernel: Any) -> Tensor:
     """(H, W, in, out) -> (out, in, H, W)."""
-    return torch.tensor(np.asarray(kernel)).permute(3, 2, 0, 1).contiguous()
+    tensor = _numbers(kernel)
+    if tensor.dim() != 4:
+        raise ValueError(f"a kernel (H, W, in, out) wanted, got the shape {tuple(tensor.shape)}")
+    return tensor.permute(3, 2, 0, 1).contiguous()
 
 
 def _flat(values: Any) -> Tensor:
-    return torch.tensor(np.asarray(values)).flatten()
+    return _numbers(values).flatten()
+
+
+def _numbers(values: Any) -> Tensor:
+    array = np.asarray(values)
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"an array of numbers wanted, got a {type(values).__name__}")
+    return torch.tensor(array)
 
 
 # -- BYOL: Haiku's parameters and state, {module: {name: array}}
 
-_HK_BLOCK = re.compile(r"block_group_(\d+)/~/block_(\d+)/~/(\w+?)(?:_(\d+))?$")
+_HK_BLOCK = re.compile(
+    r"block_group_(\d+)/~/block_(\d+)/~/"
+    r"(shortcut_conv|shortcut_batchnorm|conv(?=_)|batchnorm(?=_))(?:_(\d+))?$"
+)
 _HK_ARRAY = {"w": "weight", "scale": "weight", "offset": "bias"}
 _HK_STATE = {"/~/mean_ema": "running_mean", "/~/var_ema": "running_var"}
 
@@ -248,6 +261,14 @@ def _haiku_layer(module: str) -> str | None:
 
 
 def _byol(state: Any) -> tuple[dict[str, Tensor], list[str]]:
+    if not isinstance(state, ByolState):
+        raise ValueError(f"BYOL's state has online_params, the file has a {type(state).__name__}")
+    for modules in (state.online_params, state.online_state):
+        if not isinstance(modules, Mapping) or not all(
+            isinstance(module, str) and isinstance(arrays, Mapping)
+            for module, arrays in modules.items()
+        ):
+            raise ValueError("BYOL has arrays by module and name, the file has something else")
     kept: dict[str, Tensor] = {}
     dropped = []
     for module, arrays in state.online_params.items():
@@ -255,10 +276,12 @@ def _byol(state: Any) -> tuple[dict[str, Tensor], list[str]]:
         for name, value in arrays.items():
             if layer is None:
                 dropped.append(f"{module}||{name}")
+            elif name in _HK_ARRAY:
+                kept[f"{layer}.{_HK_ARRAY[name]}"] = _oihw(value) if name == "w" else _flat(value)
             else:
-                array = np.asarray(value)
-                tensor = _oihw(array) if name == "w" else _flat(array)
-                kept[f"{layer}.{_HK_ARRAY[name]}"] = tensor
+                raise ValueError(
+                    f"BYOL's {module!r} has {sorted(_HK_ARRAY)}, the file has {name!r}"
+                )
     for module, arrays in state.online_state.items():
         ending = next((e for e in _HK_STATE if module.endswith(e)), "")
         layer = _haiku_layer(module.removesuffix(ending)) if ending else None

@@ -30,6 +30,16 @@ def readme(card: Card, repository: str) -> str:
     )
 
 
+def refuse_others(card: Card) -> None:
+    """Let weights be pushed by those who made them.
+
+    Raises:
+        ValueError: the card is of released weights of others.
+    """
+    if card.layout is not None:
+        raise ValueError(f"{card.name!r} is its authors' ({card.source}): push your own")
+
+
 def push(card: Card, weights: Path, repository: str, api: Api | None = None) -> str:
     """Upload weights, card and a page; the address that `load` takes.
 
@@ -41,21 +51,25 @@ def push(card: Card, weights: Path, repository: str, api: Api | None = None) -> 
 
     Raises:
         ValueError: the weights are others' (`layout`), or the repository is not OWNER/NAME.
+        OSError: the Hub is not reached, or it refuses: no token, no right, no such owner.
     """
-    if card.layout is not None:
-        raise ValueError(f"{card.name!r} is its authors' ({card.source}): push your own")
+    refuse_others(card)
     if len([part for part in repository.split("/") if part]) != 2:
         raise ValueError(f"OWNER/NAME wanted, got {repository!r}")
     if api is None:
         from huggingface_hub import HfApi
 
         api = HfApi()
-    api.create_repo(repository, exist_ok=True)
     files: dict[str, Any] = {
         card.file: str(weights),
         f"{Path(card.file).stem}.json": card.to_json().encode(),
         "README.md": readme(card, repository).encode(),
     }
-    for name, content in files.items():
-        api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=repository)
+    try:
+        api.create_repo(repository, exist_ok=True)
+        for name, content in files.items():
+            api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=repository)
+    except Exception as error:  # of the Hub's client and of the HTTP client beneath it
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(f"{repository!r} is not pushed: {text}") from error
     return f"hf://{repository}/{card.file}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,22 +29,41 @@ def card_folders() -> list[Path]:
 
 
 @lru_cache(maxsize=256)
-def _card_at(path: Path, changed: int) -> Card:
-    return read_card(path)
+def _card_at(path: Path, changed: int, own: bool) -> Card | str:
+    """The card; of a user's own file that is none, what is wrong."""
+    try:
+        return read_card(path)
+    except (ValueError, OSError) as error:
+        if not own:
+            raise
+        warnings.warn(f"skipped: {error}", stacklevel=2)
+        return str(error)
+
+
+def _read_all() -> tuple[dict[str, Card], dict[str, str]]:
+    """Cards by their names, and what is wrong with a user's own by the names of their files."""
+    found: dict[str, Card] = {}
+    broken: dict[str, str] = {}
+    for folder in card_folders():
+        for path in sorted(filter(Path.is_file, folder.glob("*.json"))):
+            card = _card_at(path, path.stat().st_mtime_ns, folder == home() / "entries")
+            if isinstance(card, Card):
+                found.setdefault(card.name, card)
+            else:
+                broken[path.stem] = card
+    official = {card.name: card for card in OFFICIAL if card.name not in broken}
+    return {**official, **found}, broken
 
 
 def entries() -> dict[str, Card]:
     """Every entry by name; of two cards of one name the first counts, files before official ones.
 
+    A file among the user's own that is not a card is skipped with a warning.
+
     Raises:
-        ValueError: a file is not a card.
+        ValueError: one of ours is not a card.
     """
-    found: dict[str, Card] = {}
-    for folder in card_folders():
-        for path in sorted(folder.glob("*.json")):
-            card = _card_at(path, path.stat().st_mtime_ns)
-            found.setdefault(card.name, card)
-    return {**{card.name: card for card in OFFICIAL}, **found}
+    return _read_all()[0]
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -59,20 +79,22 @@ def card_named(name: str) -> Card:
     """The entry of that name.
 
     Raises:
-        ValueError: there is none; names that are close.
+        ValueError: there is none; names that are close. Or its file is not a card.
     """
-    known = entries()
+    known, broken = _read_all()
     if name not in known:
+        if name in broken:
+            raise ValueError(broken[name])
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
         raise ValueError(f"no entry of the zoo and no file is named {name!r}; close: {close}")
     return known[name]
 
 
 def local_file(card: Card) -> Path | None:
-    """The entry's weights where they came with this package, None where they did not."""
+    """The entry's weights where they lie beside its card, None where they do not."""
     for folder in card_folders():
-        if (folder / card.file).is_file() and (folder / f"{card.name}.json").is_file():
-            return folder / card.file
+        if (folder / f"{card.name}.json").is_file():  # of two cards of one name the first counts
+            return folder / card.file if (folder / card.file).is_file() else None
     return None
 
 

@@ -144,17 +144,17 @@ def _checked(found: Found, sha256: str | None) -> Found:
 def _from_address(url: str, sha256: str | None) -> Found:
     """Fetch weights, and before them the card beside them, whose hash they must have."""
     name = Path(urlsplit(url).path).name
+    target, beside = place(url, name), place(url, f"{Path(name).stem}.json")
     card = None
-    if name.endswith(".safetensors"):
-        about = f"{url.removesuffix('.safetensors')}.json"
+    if name.endswith(".safetensors") and (beside.is_file() or not target.is_file()):
         try:
-            card = read_card(fetch([about], place(url, f"{Path(name).stem}.json"), ANY))
-        except OSError:
+            card = read_card(fetch([f"{url.removesuffix('.safetensors')}.json"], beside, ANY))
+        except FileNotFoundError:
             card = None  # weights alone
     if card is not None:
         refuse_unknown_classes({"of": [card.backbone, card.preprocessing]}, url)
         sha256 = card.sha256 if sha256 in (None, ANY) else sha256
-    found = Found(fetch([url], place(url, name), sha256), card, url.startswith("file:"))
+    found = Found(fetch([url], target, sha256), card, url.startswith("file:"))
     return _checked(found, None)
 
 

@@ -199,7 +199,7 @@ def _dino() -> list[Card]:
         }
         stem = f"{at}/dino_{file}_pretrain/dino_{file}_pretrain"
         cards.append(_card(f"dino-{net}-imagenet", "DINO", f"{stem}.pth", "bare", **about))
-        if net in ("vits16", "resnet50"):
+        if net in ("vits16", "vitb16", "resnet50"):
             cards.append(
                 _card(
                     f"dino-{net}-imagenet-teacher",
@@ -351,6 +351,17 @@ def _siamese() -> list[Card]:
             note="score: the paper's",
         ),
         _card(
+            "barlow-resnet50-imagenet-1000ep-bs2048",
+            "Barlow Twins",
+            f"{_FB}/barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051/resnet50.pth",
+            "bare",
+            sources["barlow"],
+            either,
+            None,
+            1000,
+            note="of the run only its folder's name is known",
+        ),
+        _card(
             "vicreg-resnet50-imagenet-1000ep",
             "VICReg",
             f"{vicreg}/resnet50.pth",
@@ -415,6 +426,19 @@ def _contrastive() -> list[Card]:
         )
         for depth, width, knn in ((18, 512, 0.410), (50, 2048, 0.468))
     ]
+    cards.append(
+        _card(
+            "instdisc-resnet50-imagenet-update",
+            "sslzoo.methods.InstDisc",
+            f"{lemniscate}_resnet50_update.pth",
+            "instdisc",
+            "zhirongw/lemniscate.pytorch f7cfe29",
+            unknown,
+            0.585,
+            None,
+            note="the updated model: softmax cross-entropy, 65536 negatives; epochs not stated",
+        )
+    )
     for version, sk, score, folder in (
         ("v1", False, 0.691, "simclrv1/pretrain/1x"),
         ("v2", False, 0.717, "simclrv2/pretrained/r50_1x_sk0"),

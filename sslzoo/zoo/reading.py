@@ -1,7 +1,7 @@
 """Reading: tensors out of a file, without running code that the file brings.
 
 Safetensors and JSON hold data only. torch's own files are read with `weights_only=True`; other
-pickles through an unpickler that knows numpy's arrays and inert stand-ins for the containers of
+pickles through an unpickler that knows stand-ins for arrays of numbers and for the containers of
 one code base, and refuses every other name.
 """
 
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import warnings
 from collections import OrderedDict, namedtuple
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +48,25 @@ def read(path: Path) -> Any:
     if path.suffix in (".pkl", ".pickle"):
         return _read_pickle(path)
     return _read_torch(path)
+
+
+def tensors_by_name(held: Any, who: str) -> Mapping[str, torch.Tensor]:
+    """What a file holds, where it is that.
+
+    Args:
+        held: what `read` gave, or a part of it.
+        who: has tensors by name, for the error: "a 'moco' checkpoint".
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(held, Mapping):
+        raise ValueError(f"{who} has tensors by name, the file has a {type(held).__name__}")
+    wrong = {type(name).__name__ for name in held if not isinstance(name, str)}
+    wrong |= {type(v).__name__ for v in held.values() if not isinstance(v, torch.Tensor)}
+    if wrong:
+        raise ValueError(f"{who} has tensors by name, the file has {sorted(wrong)} too")
+    return held
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -162,24 +182,61 @@ ByolState = namedtuple(
     "ByolState", ["online_params", "target_params", "online_state", "target_state", "opt_state"]
 )
 
-_NUMPY = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): lambda text, encoding="latin1": text.encode(encoding),
+
+class _Dtype:
+    """A numpy dtype of numbers. numpy's own would take a state that the file makes up."""
+
+    def __init__(self, name: Any, *more: Any) -> None:
+        if not (isinstance(name, str) and re.fullmatch(r"[biufc]\d{1,2}", name)):
+            raise pickle.UnpicklingError(f"it asks for an array of {name!r}, not of numbers")
+        self.name, self.order = name, "="
+
+    def __setstate__(self, state: Any) -> None:
+        if state[1] not in ("<", ">", "=", "|"):
+            raise pickle.UnpicklingError(f"it asks for numbers in the order {state[1]!r}")
+        self.order = state[1]
+
+    def array(self, shape: Any, raw: Any, fortran: Any = False) -> np.ndarray:
+        """The numbers in a buffer that has just their size."""
+        numbers = np.frombuffer(raw, f"{self.order}{self.name}")
+        return numbers.reshape(shape, order="F" if fortran else "C").copy()
+
+
+class _Array:
+    """A numpy array. numpy's own would take pointers, as an array of objects, from the file."""
+
+    def __init__(self, *how: Any) -> None:
+        self.numbers = np.empty(0)
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, raw = state
+        self.numbers = dtype.array(shape, raw, fortran)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.numbers, dtype=dtype, copy=copy)
+
+
+_KNOWN = {
+    ("numpy", "ndarray"): _Inert,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
     ("collections", "OrderedDict"): dict,
 }
-_MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
+_MULTIARRAY = {
+    "_reconstruct": _Array,
+    "scalar": lambda dtype, raw: dtype.array((), raw).item(),
+}
 _HAIKU = ("haiku._src.data_structures", "haiku._src.utils")
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows numpy's arrays and, as inert stand-ins, the containers of DeepMind's BYOL."""
+    """Knows stand-ins for numpy's arrays and for the containers of DeepMind's BYOL."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _NUMPY:
-            return _NUMPY[module, name]
-        if module in _MULTIARRAY and name in ("_reconstruct", "scalar"):
-            return getattr(np._core.multiarray, name)  # type: ignore[attr-defined]
+        if (module, name) in _KNOWN:
+            return _KNOWN[module, name]
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name in _MULTIARRAY:
+            return _MULTIARRAY[name]
         if name == "_ByolExperimentState":
             return ByolState
         if module in _HAIKU:
@@ -198,7 +255,9 @@ def _read_pickle(path: Path) -> Any:
                 f"{path} holds more than arrays, and reading it could run code: {error}"
             ) from None
         raise ValueError(f"{path} is not a whole pickle: {error}") from None
-    except (EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except (EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is not a whole pickle: {error}") from None
+    except (OverflowError, MemoryError) as error:  # a length that damage made huge
         raise ValueError(f"{path} is not a whole pickle: {error}") from None
 
 

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,6 +162,20 @@ def test_a_wrong_hash_leaves_nothing(server: Server) -> None:
         fetch([], target(), DIGEST)
 
 
+@pytest.mark.parametrize("digest", ["", "0", DIGEST[:7], "x" * 8, DIGEST + "0"])
+def test_a_hash_too_short_to_tell_is_refused(server: Server, digest: str) -> None:
+    path = server.root / "weights.bin"
+    for ask in (
+        lambda: fetch([path.as_uri()], target(), digest),
+        lambda: cache.check(path, digest),
+        lambda: sslzoo.load("simclr-small_resnet-cifar10jpeg", sha256=digest),
+        lambda: sslzoo.zoo.locate(path.as_uri(), digest),
+    ):
+        with pytest.raises(ValueError, match="sha256 is 8 to 64 hex digits"):
+            ask()
+    assert left() == []
+
+
 FULL = """
 import resource, signal, sys
 from sslzoo.zoo.cache import fetch, place
@@ -291,6 +307,44 @@ def test_an_address_loads_with_the_card_beside_it(
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     loaded = sslzoo.load("hf://owner/name/tiny.safetensors", sha256=digest)
     torch.testing.assert_close(loaded(x), net(x))
+
+
+def test_without_a_network_no_hash_is_asked_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(OSError, match=r"cannot be fetched: http://127.0.0.1:9/.*refused"):
+        sslzoo.load("hf://owner/name/tiny.safetensors")
+    for malformed in ("hf://owner/name", "hf://owner/name.safetensors"):
+        with pytest.raises(ValueError, match="hf://OWNER/REPOSITORY"):
+            sslzoo.load(malformed)
+    monkeypatch.setenv("SSLZOO_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match=r"tiny.safetensors .* SSLZOO_OFFLINE is set"):
+        sslzoo.load("hf://owner/name/tiny.safetensors")
+
+
+def test_weights_without_a_card_are_asked_for_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = SmallResNet((8, 16)).eval()
+    folder = server.root / "owner" / "name" / "resolve" / "main"
+    folder.mkdir(parents=True)
+    path = write(folder, net)
+    path.with_suffix(".json").unlink()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    for address in (path.as_uri(), "hf://owner/name/tiny.safetensors"):
+        with pytest.raises(ValueError, match="nobody published a hash of tiny"):
+            sslzoo.load(address)
+        sslzoo.load(address, SmallResNet((8, 16)), sha256="any")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    loaded = sslzoo.load(address, SmallResNet((8, 16)))  # from the cache, and no card is sought
+    torch.testing.assert_close(loaded.stem.weight, net.stem.weight)
+
+
+def test_an_address_without_the_file_is_told_from_one_that_fails() -> None:
+    for status, absent in ((403, True), (404, True), (401, False), (500, False)):
+        error = urllib.error.HTTPError("https://host/a", status, "", Message(), None)
+        assert isinstance(cache._named("https://host/a", error), FileNotFoundError) is absent
 
 
 def test_a_card_from_elsewhere_names_backbones_only(server: Server) -> None:

@@ -54,7 +54,7 @@ def test_list_says_what_is_here_and_what_is_not_commercial(
     assert lines[NAME].endswith("here")
     assert "non-commercial" in lines["moco_v2-resnet50-imagenet-800ep"]
     assert lines["moco_v2-resnet50-imagenet-800ep"].endswith("elsewhere")
-    assert len(said(capsys, "zoo", "list", "dino-vit*").splitlines()) == 5
+    assert len(said(capsys, "zoo", "list", "dino-vit*").splitlines()) == 6
 
 
 def test_info_is_the_card(capsys: pytest.CaptureFixture[str]) -> None:
@@ -333,6 +333,28 @@ def test_push_uploads_weights_card_and_page() -> None:
         push(card_named("dino-vits16-imagenet"), WEIGHTS, "me/mine", api)
     with pytest.raises(ValueError, match="OWNER/NAME wanted"):
         push(card_named(NAME), WEIGHTS, "mine", api)
+
+
+def test_a_push_that_fails_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(api: Any, *args: Any, **options: Any) -> None:
+        raise RuntimeError("401 Client Error\n\nno token")  # no OSError, as the HTTP client's
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Recorder)
+    for step in ("create_repo", "upload_file"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Recorder, step, refuse)
+            text = failure(capsys, "zoo", "push", NAME, "me/mine")
+        assert text == "sslzoo: 'me/mine' is not pushed: 401 Client Error no token\n"
+
+
+def test_others_weights_are_refused_before_they_are_fetched(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SSLZOO_OFFLINE", "1")
+    text = failure(capsys, "zoo", "push", "moco_v2-resnet50-imagenet-800ep", "me/mine")
+    assert "its authors'" in text
 
 
 # -- export

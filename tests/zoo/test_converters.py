@@ -65,12 +65,14 @@ swav_resnet50w2_backbone,state_dict,,swav-resnet50w2-imagenet-400ep,module.
 deepclusterv2_resnet50,state_dict,,deepcluster_v2-resnet50-imagenet-800ep,module.
 barlowtwins_resnet50,model,model,barlow-resnet50-imagenet-1000ep-full,module.backbone.
 barlowtwins_resnet50,resnet50_pth,,barlow-resnet50-imagenet-1000ep
+barlowtwins_resnet50,resnet50_pth,,barlow-resnet50-imagenet-1000ep-bs2048
 vicreg_resnet50,model,model,vicreg-resnet50-imagenet-1000ep-full,module.backbone.
 vicreg_resnet50,resnet50_pth,,vicreg-resnet50-imagenet-1000ep
 dino_resnet50_backbone,state_dict,,dino-resnet50-imagenet
 dino_resnet50_full,teacher,teacher,dino-resnet50-imagenet-teacher,module.backbone.
 dino_vits16_backbone,state_dict,,dino-vits16-imagenet
 dino_vits16_full,teacher,teacher,dino-vits16-imagenet-teacher,backbone.
+dino_vitb16_full,teacher,teacher,dino-vitb16-imagenet-teacher,backbone.
 dino_vits8_backbone,state_dict,,dino-vits8-imagenet
 dino_vitb16_backbone,state_dict,,dino-vitb16-imagenet
 dino_vitb8_backbone,state_dict,,dino-vitb8-imagenet
@@ -81,6 +83,7 @@ mae_vit_large,model,model,mae-vit_large-imagenet
 ijepa_vith14,encoder,target_encoder,ijepa-vit_huge14-imagenet,module.
 instdisc_resnet18,state_dict,state_dict,instdisc-resnet18-imagenet,module.
 instdisc_resnet50,state_dict,state_dict,instdisc-resnet50-imagenet,module.
+instdisc_resnet50,state_dict,state_dict,instdisc-resnet50-imagenet-update,module.
 invaspread_resnet18,state_dict,net,invaspread-resnet18-cifar10
 cmc_resnet50v1,model,model,cmc-resnet50v1-imagenet
 cmc_resnet50v2,model,model,cmc-resnet50v2-imagenet
@@ -95,6 +98,39 @@ simclr_v2_resnet50_1x_sk_tf1,variables,,simclr_v2-resnet50_sk-imagenet
 simclr_v2_resnet50_1x_sk_tf2,variables,,simclr_v2-resnet50_sk-imagenet
 """
 CASES = [Case(*line.split(",")) for line in TABLE.split()]
+
+
+# Manifests of which no encoder is made, and released files that are no entry, with the reason.
+_THIRD = "written by a third party's converter from the TensorFlow file, which is an entry"
+_ZIP = "an archive of SimCLR v1's, whose files no manifest lists"
+NO_CASE = {
+    "byol_resnet50_1x": "Haiku's: test_byol_equals_haikus_graph_and_not_torchvisions",
+    "simclr_v2_r50_1x_sk0_unofficial_torch": _THIRD,
+    "simclr_v2_r50_1x_sk1_unofficial_torch": _THIRD,
+}
+NO_ENTRY = {
+    "https://storage.googleapis.com/deepmind-byol/checkpoints/pretrain_res200x2.pkl": (
+        "no manifest lists its names"
+    ),
+    **{
+        f"https://storage.cloud.google.com/simclr-gcs/checkpoints/ResNet50_{n}x.zip": _ZIP
+        for n in (1, 2, 4)
+    },
+}
+
+
+def test_every_manifest_is_a_case_and_every_released_file_an_entry() -> None:
+    paths = sorted(MANIFESTS.glob("*.json"))
+    if not paths:
+        pytest.skip(f"no manifests in {MANIFESTS}")
+    cases = {case.manifest for case in CASES}
+    assert not cases & NO_CASE.keys()
+    assert {path.stem for path in paths} == cases | NO_CASE.keys()
+    named = [file for path in paths for file in json.loads(path.read_text())["official_files"]]
+    released = {file.split()[0] for file in named if file.startswith("https://")}
+    addresses = {url for card in entries().values() for url in card.urls}
+    assert not addresses & NO_ENTRY.keys()
+    assert released - addresses == NO_ENTRY.keys()
 
 
 def case_id(case: Case) -> str:
@@ -145,6 +181,59 @@ def test_a_name_that_is_neither_is_an_error() -> None:
         convert({"state_dict": {"module.queue": torch.zeros(1)}}, "moco")
     with pytest.raises(ValueError, match="tensors by name"):
         convert({"state_dict": {"a": 1}}, "moco")
+
+
+NO_STATES: dict[str, Any] = {
+    "tensor": torch.ones(3),
+    "list": [1, 2],
+    "none": None,
+    "text": "x",
+    "array": np.ones(3),
+    "numbers": {"a": 1},
+    "numbered": {1: torch.ones(2)},
+    "deeper": {"backbone": {"conv1.weight": torch.ones(2)}},
+}
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+@pytest.mark.parametrize("kind", NO_STATES)
+def test_what_is_no_state_is_an_error(kind: str, layout: str) -> None:
+    held = NO_STATES[kind]
+    for key in reversed(LAYOUTS[layout].part):
+        held = {key.partition("|")[0]: held}
+    for saved in (held, NO_STATES[kind]):
+        with pytest.raises(ValueError, match=r"the file has|nothing of a"):
+            convert(saved, layout)
+
+
+def test_what_is_no_state_is_an_error_without_a_layout_too(tmp_path: Path) -> None:
+    for held in (torch.ones(3), [torch.ones(3)], {"model": {"a": torch.ones(3)}}):
+        torch.save(held, tmp_path / "net.pt")
+        with pytest.raises(ValueError, match="without a layout a file has tensors by name"):
+            sslzoo.load(str(tmp_path / "net.pt"), SmallResNet((8, 16)))
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        (None, "arrays by module and name"),
+        ({"res_net50/~/initial_conv": np.ones(3)}, "arrays by module and name"),
+        ({"res_net50/~/initial_conv": {"v": np.ones(3)}}, "the file has 'v'"),
+        ({"res_net50/~/initial_conv": {"w": np.ones(3)}}, r"got the shape \(3,\)"),
+        ({"res_net50/~/initial_batchnorm": {"scale": {}}}, "got a dict"),
+        ({"res_net50/~/block_group_0/~/block_0/~/conv": {}}, "no 'res_net50/~/block"),
+    ],
+)
+def test_what_is_no_state_of_byols_is_an_error(params: Any, said: str) -> None:
+    state = ByolState(params, {}, {}, {}, None)
+    with pytest.raises(ValueError, match=said):
+        convert({"experiment_state": state}, "byol")
+
+
+def test_variables_of_other_ranks_are_no_simclr() -> None:
+    for value in (np.ones(3), "text"):
+        with pytest.raises(ValueError, match="wanted, got"):
+            convert({"base_model/conv2d/kernel": value}, "simclr")
 
 
 # -- features, with distinct random numbers for every name
@@ -217,6 +306,7 @@ VITS: list[tuple[Case, dict[str, Any]]] = [
         "mocov3_vit_small": (384, 12, 16),
         "mocov3_vit_base": (768, 12, 16),
         "dino_vits16_full": (384, 6, 16),
+        "dino_vitb16_full": (768, 12, 16),
         "dino_vits8_backbone": (384, 6, 8),
         "dino_vitb16_backbone": (768, 12, 16),
         "mae_vit_base": (768, 12, 16),

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from sslzoo.methods import DINO
 from sslzoo.zoo import read_card
 from sslzoo.zoo.building import refuse_unknown_classes
 from sslzoo.zoo.card import Card, card_of
+from sslzoo.zoo.listing import card_named, local_file
 from sslzoo.zoo.loading import _train_as
+from sslzoo.zoo.reading import read
 from sslzoo.zoo.verifying import fixed_input
 from tests.cli.command import arguments, run
 
@@ -102,6 +105,43 @@ def test_a_user_s_entry_is_found_by_its_name(tmp_path: Path) -> None:
     write(entries, SmallResNet((8, 16)))
     assert "tiny" in sslzoo.list_models("t*")
     assert sslzoo.load("tiny").num_features == 16
+
+
+def test_a_user_s_entry_that_is_none_is_skipped_until_it_is_asked_for(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    entries = tmp_path / "home" / "entries"
+    entries.mkdir(parents=True)
+    write(entries, SmallResNet((8, 16)))
+    official = "dino-vits16-imagenet"
+    for name in ("cut", official):
+        (entries / f"{name}.json").write_text('{"name": ')
+    (entries / "gone.json").symlink_to(tmp_path / "nowhere")
+    for _ in range(2):
+        assert {"tiny", NAME} < set(sslzoo.list_models())
+    assert not {"cut", official} & set(sslzoo.list_models()), "nothing else stands in for it"
+    assert sslzoo.load("tiny").num_features == 16
+    told = [str(warning.message) for warning in recwarn]
+    assert len(told) == 2
+    assert all(re.match(r"skipped: .*\.json is not JSON", text) for text in told)
+    for name in ("cut", official):
+        with pytest.raises(ValueError, match=rf"{name}\.json is not JSON"):
+            sslzoo.zoo.card_named(name)
+        with pytest.raises(OSError, match=rf"{name}\.json is not JSON"):
+            sslzoo.load(name)
+
+
+def test_a_user_s_weights_do_not_stand_in_for_those_of_a_shipped_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / "wheel", tmp_path / "own"]
+    for folder in folders:
+        folder.mkdir()
+        path = write(folder, SmallResNet((8, 16)))
+    monkeypatch.setattr("sslzoo.zoo.listing.card_folders", lambda: folders)
+    assert local_file(card_named("tiny")) == folders[0] / path.name
+    (folders[0] / path.name).unlink()  # the wheel leaves some out
+    assert local_file(card_named("tiny")) is None
 
 
 def test_a_licence_that_is_not_commercial_is_printed(
@@ -194,6 +234,10 @@ def test_a_wrong_shape_and_missing_keys_are_named(tmp_path: Path) -> None:
     path = write(tmp_path, nn.Sequential())
     with pytest.raises(ValueError, match=r"such as \['blocks.*missing"):
         sslzoo.load(str(path))
+    whole = SmallResNet((8, 16)).state_dict()
+    save_file({n: v.long().contiguous() for n, v in whole.items()}, tmp_path / "whole.safetensors")
+    with pytest.raises(ValueError, match=r"floats.*weight: torch.int64 for torch.float32"):
+        sslzoo.load(str(tmp_path / "whole.safetensors"), SmallResNet((8, 16)))
 
 
 class Malicious:
@@ -216,6 +260,58 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(
     assert not Path("harm").exists()
 
 
+class Call:
+    """Pickled as a call, and a state that is set on what it gives."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+OBJECTS = Call(np.ndarray, ((1,), Call(np.dtype, ("O",)), b"A" * 8))
+RECONSTRUCT = np.zeros(1).__reduce__()[0]
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        OBJECTS,  # whose element is a pointer of the file's
+        Call(np.ndarray, (OBJECTS, Call(np.dtype, ("f4",)))),
+        Call(
+            RECONSTRUCT,
+            (np.ndarray, (0,), b"b"),
+            (1, (1,), Call(np.dtype, ("O8",)), False, b"A" * 8),
+        ),
+        Call(np.dtype, ([("a", "O")],)),
+        Call(np.dtype, ("f4",), (3, "O,", None, None, None, -1, -1, 0)),
+        np.array(["a", None]),
+    ],
+    ids=["objects", "shape", "reconstructed", "structured", "byte order", "array of objects"],
+)
+def test_a_pickle_makes_arrays_of_numbers_only(harm: Any, tmp_path: Path) -> None:
+    (tmp_path / "harm.pkl").write_bytes(pickle.dumps({"experiment_state": harm}, protocol=2))
+    with pytest.raises(ValueError, match=r"could run code: it asks for"):
+        sslzoo.load(str(tmp_path / "harm.pkl"), SmallResNet((8, 16)), "byol")
+
+
+def test_a_pickle_s_arrays_and_numbers_are_numpy_s(tmp_path: Path) -> None:
+    rows = np.arange(6.0).reshape(2, 3)
+    arrays = [rows, rows.T, np.arange(3, dtype=">i4"), np.array([True, False]), np.array(2.5)]
+    numbers = [np.float32(0.5), np.uint8(7), np.int64(-3)]
+    for protocol in (2, 4):
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps([*arrays, *numbers], protocol))
+        got = read(tmp_path / "a.pkl")
+        for mine, theirs in zip(got, [*arrays, *numbers], strict=True):
+            np.testing.assert_array_equal(np.asarray(mine), theirs)
+    state = (1, (2, 2), rows.dtype, False, b"0" * 8)  # of four numbers only one is there
+    short = Call(RECONSTRUCT, (np.ndarray, (0,), b"b"), state)
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(short, protocol=2))
+    with pytest.raises(ValueError, match="not a whole pickle"):
+        read(tmp_path / "a.pkl")
+
+
 def test_what_is_not_there_names_what_is_close(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=NAME):
         sslzoo.load("simclr-small_resnet-cifar10")
@@ -233,9 +329,12 @@ def test_what_is_not_there_names_what_is_close(tmp_path: Path) -> None:
         ({"name": None}, "wants str as name, got None"),
         ({"file": "../tiny.safetensors"}, "plain file name"),
         ({"backbone": {}}, "class_path"),
+        ({"backbone": "SmallResNet"}, r"wants dict\[str, Any\] as backbone, got 'SmallResNet'"),
         ({"licence": {"code": "MIT"}}, "licences of"),
+        ({"licence": {"code": "MIT", "weights": None}}, "licences of"),
         ({"sha256": "xyz"}, "hex digits as sha256"),
         ({"preprocessing": {"size": 32, "crop": 1}}, "crop"),
+        ({"preprocessing": {"kind": ["image"]}}, r"a kind of .* got \['image'\]"),
         ({"score": {"knn": 51.0}}, "scores in 0..1, got knn"),
         ({"epochs": "ten"}, "epochs"),
         ({"colour": "red"}, r"unknown \['colour'\]"),
