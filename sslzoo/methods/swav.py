@@ -128,9 +128,9 @@ class SwAV(SSLMethod):
 
     def assignments(self, view: Tensor) -> Tensor:
         """Predictions, which `OnlinePrototypes` watches. (B, C, S, S) -> (B, K)."""
-        z = self.embed_crops([view])[:, 0]
+        z, c = self.embed_crops([view])[:, 0], F.normalize(self.prototypes.weight, dim=1)
         with no_autocast(z):
-            return (z @ self.prototypes.weight.T.to(z.dtype) / self.temperature).softmax(dim=-1)
+            return (z @ c.T.to(z.dtype) / self.temperature).softmax(dim=-1)
 
     @torch.no_grad()
     def normalise_prototypes(self) -> None:

@@ -6,6 +6,7 @@ A verb imports what it needs: lists and cards are there at once, methods and dat
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 from sslzoo.whole import check_target
 from sslzoo.zoo.cache import ANY, place
 from sslzoo.zoo.card import Card
-from sslzoo.zoo.listing import card_named, list_models, local_file
+from sslzoo.zoo.listing import card_named, list_models, local_file, sources
 
 
 def _here(card: Card) -> bool:
@@ -32,7 +33,8 @@ def _list(given: argparse.Namespace) -> None:
 
 
 def _info(given: argparse.Namespace) -> None:
-    print(card_named(given.name).to_json(), end="")
+    card = card_named(given.name)
+    print(dataclasses.replace(card, urls=sources(card)).to_json(), end="")
 
 
 def _matching(names: Sequence[str], here: bool = False) -> list[str]:

@@ -60,6 +60,7 @@ def test_list_says_what_is_here_and_what_is_not_commercial(
 def test_info_is_the_card(capsys: pytest.CaptureFixture[str]) -> None:
     card = json.loads(said(capsys, "zoo", "info", NAME))
     assert card["sha256"] == entries()[NAME].sha256
+    assert [url.rpartition("/")[2] for url in card["urls"]] == [f"{NAME}.safetensors"]
     assert "close" in failure(capsys, "zoo", "info", "simclr")
 
 
