@@ -6,8 +6,8 @@
 A model is a run's folder, or anything that `sslzoo.load` takes. Features are extracted once and
 cached by a hash of weights and data; with `--devices N` each rank has its share. Several runs (of
 several seeds, say) also give mean and standard deviation; so does one run with few labels, whose
-`--seeds` draw them. Results go to a JSON file, and `sslzoo eval --table FILES` makes a table of
-such files.
+`--seeds` draw them. Results go to a JSON file, and `sslzoo eval --table` makes a table of such
+files, and of the folders of runs that were validated with labels.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from sslzoo.eval_command.measuring import (
 )
 from sslzoo.eval_command.models import read_model, untrained
 from sslzoo.eval_command.results import read_result, statistics, summary, table
+from sslzoo.eval_command.runs import results_of_runs
 from sslzoo.shipped import find_config
 from sslzoo.surroundings import surroundings
 from sslzoo.whole import check_target, write_whole
@@ -104,7 +105,9 @@ def main(args: Sequence[str]) -> None:
     """The verb; `args` without its name. An error is one line and status 1."""
     try:
         if args[:1] == ["--table"]:
-            print(table([read_result(Path(path)) for path in args[1:]]))
+            paths = [Path(path) for path in args[1:]]
+            results = [read_result(path) for path in paths if not path.is_dir()]
+            print(table(results + results_of_runs([path for path in paths if path.is_dir()])))
         else:
             _run(list(args))
     except (ValueError, OSError, ImportError) as error:

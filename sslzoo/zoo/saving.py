@@ -268,11 +268,16 @@ def _check_vocabulary(saved: Mapping[str, Any], tokenizer: str | None) -> None:
 
 def _scores(metrics: Path) -> dict[str, float]:
     """The last value of every validation metric that is a share."""
+    return {name: value for name, value in last_validation(metrics).items() if 0 <= value <= 1}
+
+
+def last_validation(metrics: Path) -> dict[str, float]:
+    """The last value of every validation metric in a run's metrics.csv."""
     last: dict[str, float] = {}
     if metrics.is_file():
         with metrics.open() as file:
             for row in csv.DictReader(file):
                 for name, text in row.items():
-                    if name and name.startswith("val/") and text and 0 <= float(text) <= 1:
+                    if name and name.startswith("val/") and text:
                         last[name] = float(text)
     return last
