@@ -16,7 +16,7 @@ from typing import Any
 from sslzoo.whole import check_target
 from sslzoo.zoo.cache import ANY, place
 from sslzoo.zoo.card import Card
-from sslzoo.zoo.listing import card_named, list_models, local_file, sources
+from sslzoo.zoo.listing import card_named, entries, list_models, local_file, sources
 
 
 def _here(card: Card) -> bool:
@@ -97,7 +97,6 @@ def _add(given: argparse.Namespace) -> None:
 
 def _push(given: argparse.Namespace) -> None:
     from sslzoo.zoo.hub import push, refuse_others
-    from sslzoo.zoo.listing import entries
     from sslzoo.zoo.loading import locate
 
     if given.name in entries():
