@@ -15,7 +15,7 @@ _PLACES = {
     "entries": "listing",
     "list_models": "listing",
     "load": "loading",
-    "locate": "loading",
+    "locate": "weights_file",
     "read_card": "card",
     "verify": "verifying",
 }

@@ -53,7 +53,7 @@ def _matching(names: Sequence[str], here: bool = False) -> list[str]:
 
 
 def _fetch(given: argparse.Namespace) -> None:
-    from sslzoo.zoo.loading import locate
+    from sslzoo.zoo.weights_file import locate
 
     for name in _matching(given.names):
         print(locate(name, given.sha256).path)
@@ -97,7 +97,7 @@ def _add(given: argparse.Namespace) -> None:
 
 def _push(given: argparse.Namespace) -> None:
     from sslzoo.zoo.hub import push, refuse_others
-    from sslzoo.zoo.loading import locate
+    from sslzoo.zoo.weights_file import locate
 
     if given.name in entries():
         refuse_others(entries()[given.name])  # before their file is downloaded

@@ -393,7 +393,7 @@ def test_any_does_not_switch_off_the_hash_of_a_card(
 ) -> None:
     name = "byol-small_resnet-cifar10jpeg"
     card = sslzoo.zoo.card_named(name)
-    monkeypatch.setattr("sslzoo.zoo.loading.local_file", lambda _: None)
+    monkeypatch.setattr("sslzoo.zoo.weights_file.local_file", lambda _: None)
     monkeypatch.setenv("SSLZOO_MIRROR", str(tmp_path))
     (tmp_path / card.file).write_bytes(b"garbage")
     with pytest.raises(ValueError, match="another file"):
