@@ -66,18 +66,18 @@ def shell(spec: Any, base: type, where: str) -> Any:
         where: see there.
 
     Returns:
-        None where it cannot be made so: it computes with its initial values, or `build` fails.
+        None where it cannot be made so, for it computes with its initial values.
 
     Raises:
-        UntrustedError: see `build`.
+        UntrustedError, ValueError: see `build`.
     """
     try:
         with torch.device("meta"):
             return build(spec, base, where)
-    except UntrustedError:
+    except ValueError as error:
+        if isinstance(error.__cause__, RuntimeError) and "meta" in str(error.__cause__):
+            return None
         raise
-    except (ValueError, RuntimeError):
-        return None
 
 
 class _Builder:
@@ -193,7 +193,7 @@ class _Builder:
 
     def _one_of(self, value: Any, hints: Sequence[Any], at: str) -> Any:
         failed = []
-        for hint in sorted(hints, key=_is_class):  # a string is a string before it is a name
+        for hint in sorted(hints, key=_rank):  # a string is a string before it is a name
             try:
                 return self._convert(value, hint, at)
             except UntrustedError:
@@ -241,6 +241,8 @@ def hints_of(maker: Any) -> dict[str, Any]:
         return {}
 
 
-def _is_class(hint: Any) -> bool:
-    plain = hint in (*PLAIN, None) or typing.get_origin(hint) is not None
-    return not plain
+def _rank(hint: Any) -> int:
+    """None first, classes last: the error of the last type that was tried is told."""
+    if hint in (type(None), None):
+        return 0
+    return 1 if hint in PLAIN or typing.get_origin(hint) is not None else 2

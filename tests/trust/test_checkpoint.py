@@ -1,0 +1,178 @@
+"""A checkpoint gives weights and plain values; the user names what it does not."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import sslzoo
+from sslzoo.backbones import SmallResNet
+from sslzoo.eval import Classifier, load_weights
+from sslzoo.methods import BYOL, SimCLR
+from sslzoo.optim import WarmupCosine
+from sslzoo.trust import UntrustedError, module_of
+
+HYPER: dict[str, Any] = {
+    "_class_path": "sslzoo.methods.SimCLR",
+    "_instantiator": "lightning.pytorch.cli.instantiate_module",
+    "backbone": {"class_path": "sslzoo.backbones.SmallResNet", "init_args": {"widths": [8, 16]}},
+    "projector": {
+        "class_path": "sslzoo.heads.simclr_projector",
+        "init_args": {"in_dim": 16, "out_dim": 4},
+    },
+    "temperature": 0.3,
+    "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9}},
+    "schedule": {"class_path": "sslzoo.optim.WarmupCosine", "init_args": {"warmup_epochs": 2}},
+    "parameter_groups": "sslzoo.optim.exempt_bias_and_norm",
+}
+
+
+class OwnNet(nn.Module):
+    """A backbone of the user's own, which this program has imported."""
+
+    def __init__(self, width: int = 5) -> None:
+        super().__init__()
+        self.num_features = width
+        self.linear = nn.Linear(3, width)
+
+
+def saved(**changes: Any) -> dict[str, Any]:
+    hyper = {**copy.deepcopy(HYPER), **changes}
+    net = SimCLR(SmallResNet((8, 16)), sslzoo.heads.simclr_projector(16, out_dim=4))
+    return {
+        "pytorch-lightning_version": "2.6.6",
+        "state_dict": net.state_dict(),
+        "hyper_parameters": hyper,
+        "sslzoo": {"step": 3, "horizon": [6, 3], "rng": [{"cpu": torch.get_rng_state()}]},
+    }
+
+
+def write(where: Path, content: Any) -> str:
+    torch.save(content, where / "last.ckpt")
+    return str(where / "last.ckpt")
+
+
+def test_the_encoder_is_built_without_what_only_training_needs(tmp_path: Path) -> None:
+    evil = {"class_path": "os.system", "init_args": {"command": "false"}}
+    for name in ("optimizer", "schedule", "parameter_groups"):
+        path = write(tmp_path, saved(**{name: evil}))
+        assert sslzoo.load(path).num_features == 16, "what is not built is not judged"
+        with pytest.raises(UntrustedError, match=r"last\.ckpt names 'os\.system'"):
+            sslzoo.load(path, whole=True)
+
+
+def test_a_whole_method_can_train_on(tmp_path: Path) -> None:
+    content = saved()
+    method: Any = sslzoo.load(write(tmp_path, content), whole=True)
+    assert (type(method), method.temperature, method.step) == (SimCLR, 0.3, 3)
+    assert method._optimizer.func is torch.optim.SGD
+    assert method._optimizer.keywords == {"lr": 0.1, "momentum": 0.9}
+    assert isinstance(method._schedule, partial)
+    assert method._schedule.func is WarmupCosine
+    assert method._parameter_groups is sslzoo.optim.exempt_bias_and_norm
+    for name, value in method.state_dict().items():
+        assert torch.equal(value, content["state_dict"][name])
+
+
+def test_a_class_loads_its_own_checkpoints_by_the_same_rule(tmp_path: Path) -> None:
+    path = write(tmp_path, saved())
+    assert SimCLR.load_from_checkpoint(path).temperature == 0.3
+    assert SimCLR.load_from_checkpoint(path, temperature=0.7).temperature == 0.7
+    with pytest.raises(ValueError, match=r"SimCLR' where a BYOL is wanted"):
+        BYOL.load_from_checkpoint(path)
+    evil = {"class_path": "os.system", "init_args": {"command": "false"}}
+    with pytest.raises(UntrustedError, match=r"os\.system"):
+        SimCLR.load_from_checkpoint(write(tmp_path, saved(optimizer=evil)))
+
+
+def test_fine_tuning_takes_a_checkpoint_by_the_same_rule(tmp_path: Path) -> None:
+    content = saved(optimizer={"class_path": "os.system"})
+    model = Classifier(SmallResNet((8, 16)), 2)
+    load_weights(model, write(tmp_path, content))
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(value, content["state_dict"][f"backbone.{name}"])
+    with pytest.raises(UntrustedError, match=r"os\.system"):
+        load_weights(model, write(tmp_path, saved(backbone={"class_path": "os.system"})))
+
+
+def test_the_user_s_own_class_loads_by_import_or_by_a_trusting_word(tmp_path: Path) -> None:
+    own = {"class_path": f"{__name__}.OwnNet", "init_args": {"width": 5}}
+    head = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 5, "out_features": 2}}
+    content = saved(backbone=own, projector=head)
+    content["state_dict"] = SimCLR(OwnNet(), nn.Linear(5, 2)).state_dict()
+    path = write(tmp_path, content)
+    assert type(sslzoo.load(path)) is OwnNet
+    assert type(sslzoo.load(path, trust=True)) is OwnNet
+    (tmp_path / "own_net.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Linear):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(3, 5)\n"
+        "        self.num_features = 5\n"
+    )
+    content["hyper_parameters"]["backbone"] = {"class_path": "own_net.Net"}
+    content["state_dict"] = {
+        name.replace("backbone.linear.", "backbone."): value
+        for name, value in content["state_dict"].items()
+    }
+    path = write(tmp_path, content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        with pytest.raises(UntrustedError, match=r"names 'own_net\.Net'.*trust=True, or --trust"):
+            sslzoo.load(path)
+        assert type(sslzoo.load(path, trust=True)).__module__ == "own_net"
+        assert type(sslzoo.load(path)).__module__ == "own_net", "it is imported now"
+
+
+def test_the_module_s_objects_may_be_given(tmp_path: Path) -> None:
+    content = saved(backbone={"class_path": "os.system"})
+    made = module_of(content, "x.ckpt", backbone=SmallResNet((8, 16)))
+    assert isinstance(made, SimCLR)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hyper_parameters": 3}, "hyper_parameters must be values by name"),
+        ({"hyper_parameters": {3: 4}}, "hyper_parameters must be values by name"),
+        ({"hyper_parameters": {}}, "does not name its class"),
+        ({"hyper_parameters": {"_class_path": 3}}, "class_path and init_args wanted"),
+        ({"state_dict": None}, "state_dict must be tensors by name"),
+        ({"state_dict": {"a": 1}}, "state_dict must be tensors by name"),
+        ({"state_dict": {}}, "does not fit SimCLR"),
+        ({"sslzoo": {"step": 3}}, "has no state of"),
+        ({"sslzoo": 3}, "has no state of"),
+    ],
+)
+def test_what_is_wrong_with_a_checkpoint_is_one_sentence(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, {**saved(), **changes})
+    with pytest.raises(ValueError, match=said):
+        sslzoo.load(path, whole=True)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    content = saved()
+    name = next(name for name in content["state_dict"] if name.startswith("backbone."))
+    content["state_dict"][name].view(-1)[3] = float("nan")
+    with pytest.raises(ValueError, match=r"last\.ckpt': .* must be finite"):
+        sslzoo.load(write(tmp_path, content))
+
+
+def test_a_network_larger_than_its_weights_is_never_allocated(tmp_path: Path) -> None:
+    widths = {"class_path": "sslzoo.backbones.SmallResNet", "init_args": {"widths": [8, 1 << 22]}}
+    with pytest.raises(ValueError, match=r"what is below it gives"):
+        sslzoo.load(write(tmp_path, saved(backbone=widths)))
+    head = {
+        "class_path": "torch.nn.Linear",
+        "init_args": {"in_features": 16, "out_features": 1 << 40},
+    }
+    with pytest.raises(ValueError, match="does not fit SimCLR"):
+        sslzoo.load(write(tmp_path, saved(projector=head)))
