@@ -161,7 +161,7 @@ def test_what_is_wrong_with_a_checkpoint_is_one_sentence(
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     content = saved()
     name = next(name for name in content["state_dict"] if name.startswith("backbone."))
-    content["state_dict"][name].view(-1)[3] = float("nan")
+    content["state_dict"][name][0] = float("nan")
     with pytest.raises(ValueError, match=r"last\.ckpt': .* must be finite"):
         sslzoo.load(write(tmp_path, content))
 
