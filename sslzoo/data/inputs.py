@@ -5,8 +5,10 @@ Each does what its data module does in evaluation, to samples that are at hand.
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Sequence
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor
@@ -32,6 +34,58 @@ class AudioViews(Protocol):
     def evaluation(self, waves: Tensor | Padded) -> Tensor | Padded:
         """The one view of evaluation."""
         ...
+
+
+def as_config(thing: object) -> dict[str, Any] | None:
+    """The `class_path` and `init_args` that build an equal object.
+
+    Args:
+        thing: whose attributes have the names of the constructor's arguments, plain values or
+            again such objects.
+
+    Returns:
+        None where it does not keep its arguments so.
+    """
+    kind, given = type(thing), {}
+    for name, parameter in inspect.signature(kind).parameters.items():
+        if not hasattr(thing, name) or parameter.kind in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        ):
+            return None
+        given[name] = getattr(thing, name)
+    again = kind(**given)
+    public = {name for name in vars(again) if not name.startswith("_")}
+    if any(described(getattr(thing, name)) != described(getattr(again, name)) for name in public):
+        return None  # an attribute means something else than the argument of its name
+    plain = {name: _plain(value) for name, value in given.items()}
+    if any(value is _UNKNOWN for value in plain.values()):
+        return None
+    return {"class_path": _class_path(kind), "init_args": plain}
+
+
+_UNKNOWN = object()
+
+
+def _plain(value: object) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        parts = [_plain(part) for part in value]
+        return _UNKNOWN if any(part is _UNKNOWN for part in parts) else parts
+    config = as_config(value) if hasattr(value, "__dict__") else None
+    return _UNKNOWN if config is None else config
+
+
+def _class_path(kind: type) -> str:
+    """The shortest name: of the outermost package that has the class."""
+    module = kind.__module__
+    parts = module.split(".")
+    for depth in range(len(parts) - 1, 0, -1):
+        package = ".".join(parts[:depth])
+        if getattr(sys.modules.get(package), kind.__qualname__, None) is kind:
+            module = package
+    return f"{module}.{kind.__qualname__}"
 
 
 @final

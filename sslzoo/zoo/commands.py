@@ -79,7 +79,7 @@ def _add(given: argparse.Namespace) -> None:
     from sslzoo.zoo.saving import add_checkpoint, add_run
 
     run, folder = Path(given.run), None if given.to is None else Path(given.to)
-    view = {key: getattr(given, key) for key in ("size", "mean", "std")}
+    view = {key: getattr(given, key) for key in ("size", "mean", "std", "channels")}
     view = {key: value for key, value in view.items() if value is not None}
     about = (given.name, given.data, given.licence, folder, given.dtype, view)
     checkpoint = None if given.ckpt_path is None else Path(given.ckpt_path)
@@ -120,7 +120,8 @@ def _export(given: argparse.Namespace) -> None:
     size = given.size or view.get("size")
     if size is None:
         raise ValueError(f"{given.name!r} does not say what images it takes: pass --size")
-    print(export(encoder, Path(given.to), given.format, size, given.model))
+    channels = 3 if card is None else card.channels
+    print(export(encoder, Path(given.to), given.format, size, given.model, channels))
 
 
 def class_or_json(text: str) -> dict[str, Any]:
@@ -161,9 +162,10 @@ def _zoo_parser() -> argparse.ArgumentParser:
     verb.add_argument("--licence", required=True, help="of the weights")
     verb.add_argument("--to", help="folder (default: your own entries, which load by name)")
     verb.add_argument("--dtype", choices=["float32", "float16"], default="float32")
-    verb.add_argument("--size", type=int, help="of the images, where the data does not say it")
+    verb.add_argument("--size", type=int, help="of the images, where the run does not say it")
     verb.add_argument("--mean", type=float, nargs="+", help="of their channels, likewise")
     verb.add_argument("--std", type=float, nargs="+", help="likewise")
+    verb.add_argument("--channels", type=int, help="of the images; default: as many as means, or 3")
     verb.add_argument("--ckpt_path", help="default: the run's last.ckpt")
     verb.add_argument(
         "--backbone",
@@ -205,5 +207,8 @@ def main(args: Sequence[str]) -> None:
     try:
         given.act(given)
     except (ValueError, OSError, ImportError) as error:
-        print(f"sslzoo: {error}", file=sys.stderr)
+        print(f"sslzoo: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("sslzoo: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

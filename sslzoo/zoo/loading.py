@@ -26,7 +26,7 @@ from sslzoo.methods import SSLMethod
 from sslzoo.zoo.building import build_backbone, complete, refuse_unknown_classes
 from sslzoo.zoo.card import Card
 from sslzoo.zoo.converters import convert
-from sslzoo.zoo.preprocessing import preprocessor
+from sslzoo.zoo.preprocessing import preprocessor, tokenizer_json
 from sslzoo.zoo.reading import read
 from sslzoo.zoo.weights_file import Found, locate
 
@@ -72,7 +72,7 @@ def load(
         _print_licence(card)
         about: Any = module
         about.card = card
-        about.preprocess = preprocessor(card, found.path)
+        about.preprocess = preprocessor(card.preprocessing, tokenizer_json(found.path))
     return module.train(train)
 
 
