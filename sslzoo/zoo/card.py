@@ -69,9 +69,10 @@ class Card:
         data: what it was trained on.
         preprocessing: how samples become what the encoder takes (`encoder.preprocess`), None where
             it is not known. Of images the arguments of `EvalView`, the `range` of the pixels and
-            the number of `channels` (that of `mean` where it is not given, else 3); else a `kind` and the arguments of one of `data.WaveformInput` ("waveform"),
-            `TextInput` ("text"; the tokenizer's JSON lies in the weights' metadata, unless the
-            card names a tokenizer) and `FrameInput` ("frames").
+            the number of `channels` (that of `mean` where it is not given, else 3); else a `kind`
+            and the arguments of one of `data.WaveformInput` ("waveform"), `TextInput` ("text"; the
+            tokenizer's JSON lies in the weights' metadata, unless the card names a tokenizer) and
+            `FrameInput` ("frames").
         licence: of `code` and of `weights`.
         sha256: of the file, or the beginning (8 digits or more) that its authors publish.
         md5: the beginning of it, where that is what the authors publish.

@@ -15,7 +15,7 @@ from typing import Any
 
 from sslzoo.whole import check_target
 from sslzoo.zoo.cache import ANY, place
-from sslzoo.zoo.card import Card
+from sslzoo.zoo.card import Card, channels_of
 from sslzoo.zoo.listing import card_named, entries, list_models, local_file, sources
 
 
@@ -110,17 +110,23 @@ def _push(given: argparse.Namespace) -> None:
 def _export(given: argparse.Namespace) -> None:
     from sslzoo.zoo.exporting import export
     from sslzoo.zoo.loading import load
+    from sslzoo.zoo.preprocessing import of_checkpoint
+    from sslzoo.zoo.reading import read
+    from sslzoo.zoo.weights_file import locate
 
     check_target(Path(given.to))
     encoder: Any = load(given.name, sha256=given.sha256)
     card: Card | None = getattr(encoder, "card", None)
-    if card is not None and card.kind not in ("image", "unknown"):
-        raise ValueError(f"{given.name!r} takes {card.kind}; export tries encoders on images")
-    view = (card.preprocessing if card else None) or {}
-    size = given.size or view.get("size")
+    if card is None:  # a checkpoint of a run
+        view = of_checkpoint(read(locate(given.name, given.sha256).path))[0] or {}
+    else:
+        view = card.preprocessing or {}
+    kind = view.get("kind", "image")
+    if kind != "image":
+        raise ValueError(f"{given.name!r} takes {kind}; export tries encoders on images")
+    size, channels = given.size or view.get("size"), given.channels or channels_of(view)
     if size is None:
         raise ValueError(f"{given.name!r} does not say what images it takes: pass --size")
-    channels = 3 if card is None else card.channels
     print(export(encoder, Path(given.to), given.format, size, given.model, channels))
 
 
@@ -194,7 +200,8 @@ def _export_parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--to", required=True, help="the file")
     parser.add_argument("--model", help="of timm or torchvision, for those two")
-    parser.add_argument("--size", type=int, help="of the images, where no card says it")
+    parser.add_argument("--size", type=int, help="of the images, where no card or run says it")
+    parser.add_argument("--channels", type=int, help="likewise")
     parser.add_argument("--sha256", **HASHED)
     parser.set_defaults(act=_export)
     return parser

@@ -324,7 +324,7 @@ def test_wrong_arguments_are_refused_at_once(options: dict[str, Any], message: s
 def test_imagenet_uses_its_official_evaluation(tmp_path: Path):
     root = write_tree(tmp_path)
     norm = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    views = Views([View(RandomResizedCrop(size), [norm]) for size in (128, 64)])
+    views = Views([View(RandomResizedCrop(size), [norm]) for size in (224, 96)])
     data = ImageNet(str(root), views, batch_size=4, num_workers=0, seed=1)
     data.setup("fit")
     assert data.sets.train.needs_crops
@@ -341,6 +341,6 @@ def test_imagenet_uses_its_official_evaluation(tmp_path: Path):
             wanted = official(image)
         assert (batch.views[0][row] - wanted).abs().max() <= 1.01 / 255 / 0.224
     train = data.train_views(next(iter(data.train_dataloader())), 0)
-    assert train.views[0].shape == (4, 3, 128, 128)
+    assert train.views[0].shape == (4, 3, 224, 224)
     with pytest.raises(ValueError, match=r"lacks \['val'\]"):
         ImageNet(str(write_tree(tmp_path / "half", ("train",))), two_crops()).setup()
