@@ -46,22 +46,26 @@ def as_config(thing: object) -> dict[str, Any] | None:
     Returns:
         None where it does not keep its arguments so.
     """
-    kind, given = type(thing), {}
-    for name, parameter in inspect.signature(kind).parameters.items():
-        if not hasattr(thing, name) or parameter.kind in (
-            parameter.VAR_POSITIONAL,
-            parameter.VAR_KEYWORD,
-        ):
-            return None
-        given[name] = getattr(thing, name)
-    again = kind(**given)
-    public = {name for name in vars(again) if not name.startswith("_")}
-    if any(described(getattr(thing, name)) != described(getattr(again, name)) for name in public):
-        return None  # an attribute means something else than the argument of its name
-    plain = {name: _plain(value) for name, value in given.items()}
-    if any(value is _UNKNOWN for value in plain.values()):
+    try:
+        given = _arguments(thing)
+        again = type(thing)(**given)
+        public = [name for name in vars(again) if not name.startswith("_")]
+        same = all(described(getattr(thing, n)) == described(getattr(again, n)) for n in public)
+    except Exception:  # a checkpoint is saved whatever the constructor of a user's own raises
         return None
-    return {"class_path": _class_path(kind), "init_args": plain}
+    plain = {name: _plain(value) for name, value in given.items()}
+    if not same or any(value is _UNKNOWN for value in plain.values()):
+        return None
+    return {"class_path": _class_path(type(thing)), "init_args": plain}
+
+
+def _arguments(thing: object) -> dict[str, Any]:
+    """The attributes that have the names of the constructor's arguments.
+
+    Raises:
+        AttributeError: one is missing.
+    """
+    return {name: getattr(thing, name) for name in inspect.signature(type(thing)).parameters}
 
 
 _UNKNOWN = object()

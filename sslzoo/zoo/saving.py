@@ -114,11 +114,12 @@ def save_with_card(
             part.with_suffix(".json").write_text(card.to_json())
         except (ValueError, OSError) as error:  # it names the files where they will not be
             raise type(error)(str(error).replace(name, str(folder))) from error
-        os.replace(part, path)
         try:
+            os.replace(part, path)
             os.replace(part.with_suffix(".json"), beside)
         except BaseException:
-            path.unlink()
+            path.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
             raise
     return card
 
