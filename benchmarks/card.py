@@ -13,7 +13,7 @@ from torch import nn
 from sslzoo.eval.classifier import fill
 from sslzoo.zoo import card_of
 from sslzoo.zoo.building import build_backbone
-from sslzoo.zoo.preprocessing import preprocessor
+from sslzoo.zoo.preprocessing import preprocessor, tokenizer_json
 from sslzoo.zoo.saving import save
 from sslzoo.zoo.verifying import fixed_features
 
@@ -91,7 +91,7 @@ def card(
     }
     made = card_of(about, stem.name)
     known: Any = encoder
-    known.preprocess = preprocessor(made, stem.with_suffix(".safetensors"))
+    known.preprocess = preprocessor(preprocessing, tokenizer_json(stem.with_suffix(".safetensors")))
     return {**about, "features": fixed_features(encoder, made)}
 
 

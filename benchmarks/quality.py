@@ -186,8 +186,7 @@ def evaluate(
         "versions": versions(),
     }
     encoder = config["model"]["init_args"]["backbone"]
-    view = {key: _plain(getattr(data.eval_view, key)) for key in ("size", "mean", "std", "space")}
-    about = ({"range": [0.0, 1.0], **view}, {})
+    about = (data.preprocessing(), {})
     metric = f"val/knn_top1_k{K}_t{TEMPERATURE}"
     own = keep(
         weights / stem,
@@ -199,10 +198,6 @@ def evaluate(
     )
     result["knn_top1_float16"] = own[metric]
     return result
-
-
-def _plain(value: Any) -> Any:
-    return value.flatten().tolist() if isinstance(value, Tensor) else value
 
 
 def split_arguments(args: list[str] | None) -> tuple[list[str], list[str]]:

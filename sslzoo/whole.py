@@ -32,7 +32,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
         os.chmod(part, 0o644)
         os.replace(part, path)
     except BaseException as error:
-        os.unlink(part)
+        Path(part).unlink(missing_ok=True)  # it is gone where what was raised came after the rename
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise

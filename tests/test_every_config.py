@@ -25,6 +25,7 @@ from torch import Tensor
 from sslzoo.batch import Batch
 from sslzoo.callbacks import OnlinePrototypes, OnlineSpectrum
 from sslzoo.data import AudioDataModule
+from sslzoo.eval_command import build_data
 from sslzoo.random import sample_keys
 from sslzoo.shipped import config_folders, find_config, known_configs
 from sslzoo.tokens import Special, Tokens
@@ -328,6 +329,31 @@ def test_takes_a_step(name: str) -> None:
     assert method.step == 1
     rates = [group["lr"] for group in optimizer.param_groups]
     assert model["optimizer"]["init_args"]["lr"] in rates
+
+
+# Recipes that evaluate at another size than they train at, and why.
+OTHER_SIZE = {
+    "deepcluster_v2/imagenet_resnet50_400ep": "global crops of 160 px; the authors evaluate at 224"
+}
+OF_IMAGES = [name for name in NAMES if "text_" not in name and "stsb" not in name]
+OF_IMAGES = [name for name in OF_IMAGES if name not in SEQUENCES]
+
+
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_evaluation_follows_training(name: str) -> None:
+    section = yaml.safe_load(Path(find_config(name)).read_text())["data"]
+    if section["init_args"].get("root", "set") is None:
+        section["init_args"]["root"] = "somewhere"
+    data: Any = build_data(section)
+    view, training = data.eval_view, data.transform
+    looks = training.eval_view(training.trained_size)
+    wanted = [None if x is None else list(x) for x in (looks.mean, looks.std)]
+    assert [None if x is None else list(x) for x in (view.mean, view.std)] == wanted
+    assert view.space == looks.space
+    assert (view.size == training.trained_size) == (name not in OTHER_SIZE)
+    if "eval_view" not in section["init_args"]:
+        whole = data.known_side == view.size
+        assert view.resize == (None if whole else round(view.size * 8 / 7))
 
 
 def test_named_and_by_path_are_the_same_file() -> None:

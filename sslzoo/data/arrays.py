@@ -181,6 +181,13 @@ class SequenceArrays(SampleDataModule):
         self.setup("validate")  # mean and deviation are those of the training set
         return self.input
 
+    def preprocessing(self) -> dict[str, Any]:
+        return {
+            "kind": "frames",
+            "mean": self.input.mean.tolist(),
+            "std": self.input.std.tolist(),
+        }
+
     def take_input(self, given: Any) -> None:
         """Its mean and deviation."""
         widths = len(given.mean), self.sets.train.values.shape[2]

@@ -14,7 +14,7 @@ from torch import Tensor
 from sslzoo.batch import Batch
 from sslzoo.data.base import PredictOn, SampleDataModule, Sets
 from sslzoo.data.images import OnBroken
-from sslzoo.data.inputs import AudioViews, WaveformInput
+from sslzoo.data.inputs import AudioViews, WaveformInput, as_config
 from sslzoo.data.listing import check_folder, list_classes, list_files
 from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
@@ -162,6 +162,13 @@ class AudioDataModule(SampleDataModule):
 
     def encoder_input(self) -> WaveformInput:
         return WaveformInput(self.transform, self.rate, self.eval_window)
+
+    def preprocessing(self) -> dict[str, Any] | None:
+        transform = as_config(self.transform)
+        if transform is None:
+            return None
+        window = {} if self.eval_window is None else {"window": self.eval_window}
+        return {"kind": "waveform", "rate": self.rate, **window, "transform": transform}
 
     def take_input(self, given: Any) -> None:
         """Its transform, and its window where it has one; the rate must be the own."""

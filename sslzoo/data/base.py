@@ -170,6 +170,13 @@ class SampleDataModule(LightningDataModule, ABC):
         """
         return None
 
+    def preprocessing(self) -> dict[str, Any] | None:
+        """What `encoder_input` does, as plain values (`Card.preprocessing`); None: not known.
+
+        It is known once the sets are read, and stored in every checkpoint.
+        """
+        return None
+
     def take_input(self, given: Any) -> None:
         """Let evaluation make samples as another data's `encoder_input` does, of the own class.
 
@@ -240,13 +247,15 @@ class SampleDataModule(LightningDataModule, ABC):
         return self._train_loader
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the epoch.
+        """The place in the epoch, and the preprocessing that the encoder expects.
 
         Lightning 2.6.6 saves the loader's own state too, but does not load it where somebody
         asked for `estimated_stepping_batches` before (every schedule does).
         """
         loader = self._train_loader
-        return {} if loader is None else {"train_loader": loader.state_dict()}
+        place = {} if loader is None else {"train_loader": loader.state_dict()}
+        about = None if self._sets is None else self.preprocessing()
+        return place if about is None else {**place, "preprocessing": about}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._place = state_dict.get("train_loader")

@@ -86,7 +86,8 @@ class CIFAR10(ImageDataModule):
         transform: makes the training views.
         batch_size: the global batch, over all ranks.
         download: fetch the data (by torchvision) where it is missing.
-        eval_view: makes the view of evaluation; None: 32 px, normalised as the training views are.
+        eval_view: makes the view of evaluation; None: it follows `transform`, see
+            `ImageDataModule`.
         eval_batch_size: of one batch in evaluation.
         num_workers: processes that load; None: 0, the data is in memory.
         seed: of batches and views; None: the run's.
@@ -94,6 +95,8 @@ class CIFAR10(ImageDataModule):
         predict_on: what `predict` goes through.
         drop_last: leave out an epoch's last batch where it is short.
     """
+
+    known_side = 32
 
     def __init__(
         self,
@@ -112,7 +115,7 @@ class CIFAR10(ImageDataModule):
         super().__init__(
             transform,
             batch_size,
-            eval_view or transform.eval_view(32),
+            eval_view,
             eval_batch_size,
             num_workers,
             seed,
@@ -147,7 +150,8 @@ class CIFAR100(ImageDataModule):
         batch_size: the global batch, over all ranks.
         coarse: whether the labels are the 20 superclasses.
         download: fetch the data (by torchvision) where it is missing.
-        eval_view: makes the view of evaluation; None: 32 px, normalised as the training views are.
+        eval_view: makes the view of evaluation; None: it follows `transform`, see
+            `ImageDataModule`.
         eval_batch_size: of one batch in evaluation.
         num_workers: processes that load; None: 0, the data is in memory.
         seed: of batches and views; None: the run's.
@@ -155,6 +159,8 @@ class CIFAR100(ImageDataModule):
         predict_on: what `predict` goes through.
         drop_last: leave out an epoch's last batch where it is short.
     """
+
+    known_side = 32
 
     def __init__(
         self,
@@ -174,7 +180,7 @@ class CIFAR100(ImageDataModule):
         super().__init__(
             transform,
             batch_size,
-            eval_view or transform.eval_view(32),
+            eval_view,
             eval_batch_size,
             num_workers,
             seed,

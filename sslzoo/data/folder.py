@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sslzoo.data.images import ArrayImages, OnBroken
+from sslzoo.data.images import OnBroken
 from sslzoo.data.listing import Listing, check_folder, list_classes, list_unlabelled
 from sslzoo.data.module import ImageDataModule, ImageSets, PredictOn
 from sslzoo.data.sets import (
@@ -37,8 +37,8 @@ class ImageFolder(ImageDataModule):
         decode: "array" decodes all once into memory (images of one size), "workers" decodes and
             crops in each batch, "auto" takes the array for small images of one size.
         on_broken: an image that cannot be read is an "error", or is left out and counted ("skip").
-        eval_view: makes the view of evaluation; None: the whole (square) image of an array, else
-            224 px out of 256; normalised as the training views are.
+        eval_view: makes the view of evaluation; None: it follows `transform`, see
+            `ImageDataModule`.
         eval_batch_size: of one batch in evaluation.
         num_workers: processes that load; None: 0 for arrays, else one a core, at most 8.
         seed: of batches and views; None: the run's. The split does not depend on it.
@@ -74,7 +74,7 @@ class ImageFolder(ImageDataModule):
         super().__init__(
             transform,
             batch_size,
-            eval_view or transform.eval_view(224, resize=256),
+            eval_view,
             eval_batch_size,
             num_workers,
             seed,
@@ -90,17 +90,12 @@ class ImageFolder(ImageDataModule):
         self.decode: Decode = decode
         self.on_broken: OnBroken = on_broken
         self.classes: list[str] = []
-        self._own_view = eval_view is not None
 
     def read(self) -> ImageSets:
         """List the images, and decode them where that is the choice."""
         train, query = self._list()
         self.classes = train.classes
-        sets = image_sets(train, query, self.decode, self.on_broken, upright=True)
-        if isinstance(sets.train, ArrayImages) and not self._own_view:
-            side = min(sets.train.images.shape[2:])
-            self.eval_view = self.transform.eval_view(side)
-        return sets
+        return image_sets(train, query, self.decode, self.on_broken, upright=True)
 
     def _list(self) -> tuple[Listing, Listing | None]:
         root = check_folder(self.root, "root")

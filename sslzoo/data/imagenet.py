@@ -1,8 +1,8 @@
 """ImageNet-1k in the usual layout: `train/<wnid>/*.JPEG` and `val/<wnid>/*.JPEG`.
 
 O. Russakovsky et al., ImageNet large scale visual recognition challenge, IJCV 2015. Evaluation
-as in torchvision's references: shorter side 256, centre crop 224; mean and deviation are those of
-the training views.
+as in torchvision's references where training crops have 224 pixels: shorter side 256, center crop
+224.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class ImageNet(ImageDataModule):
         transform: makes the training views.
         batch_size: the global batch, over all ranks.
         on_broken: an image that cannot be read is an "error", or is left out and counted ("skip").
-        eval_view: makes the view of evaluation; None: 224 px out of 256, normalised as the
-            training views are.
+        eval_view: makes the view of evaluation; None: it follows `transform` (224 px out of
+            256 for crops of 224), see `ImageDataModule`.
         eval_batch_size: of one batch in evaluation.
         num_workers: processes that decode and crop; None: one a core, at most 8.
         seed: of batches and views; None: the run's.
@@ -53,7 +53,7 @@ class ImageNet(ImageDataModule):
         super().__init__(
             transform,
             batch_size,
-            eval_view or transform.eval_view(224, resize=256),
+            eval_view,
             eval_batch_size,
             num_workers,
             seed,

@@ -33,9 +33,22 @@ class ImageSet(SampleSet):
 
     `needs_crops` says that a batch is made by `cropped(...)`, whose views are the crops; otherwise
     its one view is the whole images.
+
+    Attributes:
+        channels: of each image; None: not known.
     """
 
     needs_crops: bool
+    channels: int | None = None
+
+    def side(self, wanted: int | None) -> int | None:
+        """The shorter side of every image in pixels; None where they differ, or it is not known.
+
+        Args:
+            wanted: the only side that matters, so that a search can end at the first other one;
+                None: any.
+        """
+        return None
 
     @abstractmethod
     def subset(self, rows: Tensor) -> ImageSet:
@@ -69,6 +82,10 @@ class ArrayImages(ImageSet):
         self.labels = labels
         self.left_out = left_out
         self.needs_crops = False
+        self.channels = images.shape[1]
+
+    def side(self, wanted: int | None) -> int:
+        return min(self.images.shape[2:])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -180,6 +197,7 @@ class FileImages(ImageSet):
         )
         self.labels = labels
         self.needs_crops = True
+        self.channels = 3
         self.crops = crops
         self.on_broken = on_broken
         self.upright = upright
@@ -188,6 +206,19 @@ class FileImages(ImageSet):
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def side(self, wanted: int | None) -> int | None:
+        """Reads headers, up to the first image of another side."""
+        if wanted is None:
+            return None
+        for index in range(len(self)):
+            try:
+                with open_image(self.path(index)) as image:
+                    if min(image.size) != wanted:
+                        return None
+            except BROKEN:
+                continue  # it is an error, or skipped, where it is needed
+        return wanted
 
     def path(self, index: int) -> str:
         return os.fsdecode(bytes(self._paths[index]))

@@ -5,8 +5,10 @@ Each does what its data module does in evaluation, to samples that are at hand.
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Sequence
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor
@@ -32,6 +34,62 @@ class AudioViews(Protocol):
     def evaluation(self, waves: Tensor | Padded) -> Tensor | Padded:
         """The one view of evaluation."""
         ...
+
+
+def as_config(thing: object) -> dict[str, Any] | None:
+    """The `class_path` and `init_args` that build an equal object.
+
+    Args:
+        thing: whose attributes have the names of the constructor's arguments, plain values or
+            again such objects.
+
+    Returns:
+        None where it does not keep its arguments so.
+    """
+    try:
+        given = _arguments(thing)
+        again = type(thing)(**given)
+        public = [name for name in vars(again) if not name.startswith("_")]
+        same = all(described(getattr(thing, n)) == described(getattr(again, n)) for n in public)
+    except Exception:  # a checkpoint is saved whatever the constructor of a user's own raises
+        return None
+    plain = {name: _plain(value) for name, value in given.items()}
+    if not same or any(value is _UNKNOWN for value in plain.values()):
+        return None
+    return {"class_path": _class_path(type(thing)), "init_args": plain}
+
+
+def _arguments(thing: object) -> dict[str, Any]:
+    """The attributes that have the names of the constructor's arguments.
+
+    Raises:
+        AttributeError: one is missing.
+    """
+    return {name: getattr(thing, name) for name in inspect.signature(type(thing)).parameters}
+
+
+_UNKNOWN = object()
+
+
+def _plain(value: object) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        parts = [_plain(part) for part in value]
+        return _UNKNOWN if any(part is _UNKNOWN for part in parts) else parts
+    config = as_config(value) if hasattr(value, "__dict__") else None
+    return _UNKNOWN if config is None else config
+
+
+def _class_path(kind: type) -> str:
+    """The shortest name: of the outermost package that has the class."""
+    module = kind.__module__
+    parts = module.split(".")
+    for depth in range(len(parts) - 1, 0, -1):
+        package = ".".join(parts[:depth])
+        if getattr(sys.modules.get(package), kind.__qualname__, None) is kind:
+            module = package
+    return f"{module}.{kind.__qualname__}"
 
 
 @final

@@ -24,8 +24,8 @@ class MNIST5k(ImageDataModule):
         batch_size: the global batch, over all ranks.
         channels: 3 repeats the grey channel, so that colour transforms and pretrained backbones
             work; 1 leaves it alone.
-        eval_view: makes the view of evaluation; None: 28 px, normalised as the training views
-            are.
+        eval_view: makes the view of evaluation; None: it follows `transform`, see
+            `ImageDataModule`.
         eval_batch_size: of one batch in evaluation.
         num_workers: processes that load; None: 0, the data is in memory.
         seed: of batches and views; None: the run's. The split does not depend on it.
@@ -33,6 +33,8 @@ class MNIST5k(ImageDataModule):
         predict_on: what `predict` goes through.
         drop_last: leave out an epoch's last batch where it is short.
     """
+
+    known_side = 28
 
     def __init__(
         self,
@@ -52,7 +54,7 @@ class MNIST5k(ImageDataModule):
         super().__init__(
             transform,
             batch_size,
-            eval_view or transform.eval_view(28),
+            eval_view,
             eval_batch_size,
             num_workers,
             seed,

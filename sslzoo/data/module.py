@@ -41,12 +41,14 @@ class ImageDataModule(SampleDataModule):
     """Serves image sets; subclasses implement `read` and may implement `prepare_data`.
 
     Batches leave the loader as raw uint8 images with their index. On the device they become the
-    views of `transform` while training, and the one view of `eval_view` otherwise.
+    views of `transform` while training, and the one view of `eval_view` otherwise, whose size,
+    colors and normalization follow training (`Views.trained_view`) unless one is given.
 
     Args:
         transform: makes the training views.
         batch_size: the global batch, over all ranks.
-        eval_view: makes the one view of evaluation.
+        eval_view: makes the one view of evaluation; None: as `transform` says, without a resize
+            where every image has the training size (known after `setup`, or by `known_side`).
         eval_batch_size: of one batch in evaluation.
         num_workers: processes that load; None: 0 for arrays, and for files one a core, at most 8.
         seed: of batches and views; None: the run's.
@@ -56,12 +58,13 @@ class ImageDataModule(SampleDataModule):
     """
 
     noun = "images"
+    known_side: int | None = None  # of every image, where it is known before they are read
 
     def __init__(
         self,
         transform: Views,
         batch_size: int,
-        eval_view: EvalView,
+        eval_view: EvalView | None,
         eval_batch_size: int,
         num_workers: int | None,
         seed: int | None,
@@ -73,7 +76,19 @@ class ImageDataModule(SampleDataModule):
             batch_size, eval_batch_size, num_workers, seed, train_fraction, predict_on, drop_last
         )
         self.transform = transform
-        self.eval_view = eval_view
+        self.eval_view = eval_view or transform.trained_view(self.known_side)
+        self._follows_training = eval_view is None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the sets once, and let the view of evaluation fit them."""
+        first = self._sets is None
+        super().setup(stage)
+        if first and self._follows_training:
+            wanted, sets = self.transform.trained_size, self.sets
+            parts = [part for part in (sets.train, sets.query, sets.bank) if part is not None]
+            side = parts[0].side(wanted)
+            same = side is not None and all(part.side(wanted) == side for part in parts[1:])
+            self.eval_view = self.transform.trained_view(side if same else None)
 
     @abstractmethod
     def read(self) -> ImageSets:
@@ -112,8 +127,16 @@ class ImageDataModule(SampleDataModule):
     def encoder_input(self) -> EvalView:
         return self.eval_view
 
+    def preprocessing(self) -> dict[str, Any] | None:
+        if not isinstance(self.eval_view, EvalView):
+            return None
+        about = {"kind": "image", "range": [0.0, 1.0], **self.eval_view.arguments()}
+        channels = None if self._sets is None else self._sets.train.channels
+        return about if channels is None else {**about, "channels": channels}
+
     def take_input(self, given: Any) -> None:
-        """Its normalisation and colours, on images of the own size."""
+        """Its normalization and colors, on images of the own size."""
+        self._follows_training = False
         own, view = self.eval_view, given
         self.eval_view = EvalView(
             own.size,

@@ -215,6 +215,7 @@ class AlignedFiles(ImageSet):
         self.labels = labels
         self.needs_crops = True
         self.modalities = modalities
+        self.channels = sum(modality.channels for modality in modalities)
         self.crops = crops
 
     def __len__(self) -> int:

@@ -51,8 +51,8 @@ class STL10(ImageDataModule):
         train_on: the 100,000 unlabelled images, the 5,000 labelled ones, or both together
             (labelled first; labels are then left out of training).
         download: fetch the data (by torchvision) where it is missing.
-        eval_view: makes the view of evaluation; None: 96 px, normalised as the training views
-            are.
+        eval_view: makes the view of evaluation; None: it follows `transform`, see
+            `ImageDataModule`.
         eval_batch_size: of one batch in evaluation.
         num_workers: processes that load; None: 0, the data is in memory.
         seed: of batches and views; None: the run's.
@@ -60,6 +60,8 @@ class STL10(ImageDataModule):
         predict_on: what `predict` goes through.
         drop_last: leave out an epoch's last batch where it is short.
     """
+
+    known_side = 96
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class STL10(ImageDataModule):
         super().__init__(
             transform,
             batch_size,
-            eval_view or transform.eval_view(96),
+            eval_view,
             eval_batch_size,
             num_workers,
             seed,

@@ -14,7 +14,7 @@ import torch
 
 from sslzoo.batch import Batch
 from sslzoo.data.base import PredictOn, SampleDataModule
-from sslzoo.data.inputs import TextInput
+from sslzoo.data.inputs import TextInput, as_config
 from sslzoo.data.lines import (
     FileLines,
     Lines,
@@ -26,7 +26,7 @@ from sslzoo.data.lines import (
     walk,
 )
 from sslzoo.data.sampler import KeyedSampler
-from sslzoo.data.tokenizer import TextTokenizer
+from sslzoo.data.tokenizer import TextTokenizer, WordPiece
 from sslzoo.eval.loaders import EvalLoaders
 from sslzoo.random import sample_keys
 from sslzoo.tokens import with_special
@@ -123,8 +123,11 @@ class TextDataModule(SampleDataModule):
         return 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the epoch, and which vocabulary this is."""
-        return {**super().state_dict(), "tokenizer": self.tokenizer.digest}
+        """Also the vocabulary: its digest, and its JSON where it may have been trained here."""
+        state = {**super().state_dict(), "tokenizer": self.tokenizer.digest}
+        if isinstance(self.tokenizer, WordPiece):
+            state["tokenizer_json"] = self.tokenizer.to_json()
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
@@ -138,6 +141,13 @@ class TextDataModule(SampleDataModule):
     def encoder_input(self) -> TextInput:
         self.setup("validate")  # a tokenizer may be trained on the text
         return TextInput(self.tokenizer, self.max_length)
+
+    def preprocessing(self) -> dict[str, Any] | None:
+        about = {"kind": "text", "max_length": self.max_length}
+        if isinstance(self.tokenizer, WordPiece):
+            return about
+        tokenizer = as_config(self.tokenizer)
+        return None if tokenizer is None else {**about, "tokenizer": tokenizer}
 
     def take_input(self, given: Any) -> None:
         """Its tokenizer and its length."""

@@ -46,8 +46,8 @@ def with_views(
             (H, W, C), or uint8 or float tensors (C, H, W), floats in [0, 1]. A dataset may yield
             images without labels.
         transform: makes the training views.
-        eval_view: makes the view of evaluation; None: the whole square image, or 224 px out of
-            256 for large images, normalised as the training views are.
+        eval_view: makes the view of evaluation; None: it follows `transform`, see
+            `ImageDataModule`.
         batch_size: the global batch, over all ranks; None: that of its loader times the number of
             ranks, as Lightning reads it.
         num_classes: None: the data module's `num_classes`, or the length of the dataset's
@@ -87,7 +87,7 @@ class _WithViews(ImageDataModule):
         super().__init__(
             transform,
             1 if batch_size is None else batch_size,
-            eval_view or transform.eval_view(224, resize=256),
+            eval_view,
             256,
             None,
             seed,
@@ -96,7 +96,6 @@ class _WithViews(ImageDataModule):
         )
         self.inner = datamodule
         self._own_batch = batch_size is not None
-        self._own_view = eval_view is not None
         self._classes = num_classes
         self._crop = crop_in_workers
 
@@ -118,8 +117,6 @@ class _WithViews(ImageDataModule):
         image, label = _pair(loader.dataset[0])
         side = max(_size(image))
         crop = side > _LARGE_SIDE if self._crop is None else self._crop
-        if not crop and not self._own_view:
-            self.eval_view = self.transform.eval_view(min(_tensor(image).shape[1:]))
         query = self._query_dataset()
         return ImageSets(
             _UserImages(loader.dataset, crop),
@@ -165,6 +162,14 @@ class _UserImages(ImageSet):
         self.needs_crops = needs_crops
         self.crops = crops
         self.rows = rows
+        self.channels = 3 if needs_crops else len(self._first())
+
+    def side(self, wanted: int | None) -> int | None:
+        """Of the first image, where all have one size."""
+        return None if self.needs_crops else min(self._first().shape[1:])
+
+    def _first(self) -> Tensor:
+        return _tensor(_pair(self.dataset[0])[0])
 
     def __len__(self) -> int:
         return len(self.dataset) if self.rows is None else len(self.rows)

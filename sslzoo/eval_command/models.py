@@ -25,7 +25,8 @@ class Model(NamedTuple):
         name: as it was asked for.
         encoder: (B, ...) -> (B, num_features).
         config: the run's, or what the card says of the recipe.
-        trained_on: the run's data module, not set up; None: it is no run's folder.
+        trained_on: the run's data module, not set up; None: it is no run's folder, or its
+            checkpoint says what the encoder takes.
         checkpoint: the Lightning checkpoint that it is from; None: it is from another file.
     """
 
@@ -83,17 +84,19 @@ def read_model(name: str, trust: bool = False) -> Model:
     """
     folder = Path(name)
     if not folder.is_dir():
-        encoder: Any = sslzoo.load(name, trust=trust)
-        card = getattr(encoder, "card", None)
+        given: Any = sslzoo.load(name, trust=trust)
+        card = getattr(given, "card", None)
         about = {} if card is None else json.loads(card.to_json())
         saved = folder if folder.suffix == ".ckpt" and folder.is_file() else None
-        return Model(name, encoder, about, checkpoint=saved)
+        return Model(name, given, about, checkpoint=saved)
     config, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
     if not config.is_file() or not checkpoint.is_file():
         raise ValueError(f"a run has config.yaml and checkpoints/last.ckpt, {name!r} has not both")
     content = yaml.safe_load(config.read_text())
-    encoder = sslzoo.load(str(checkpoint), trust=trust)
-    data = build_data(content["data"], str(config), trust)
+    encoder: Any = sslzoo.load(str(checkpoint), trust=trust)
+    data = None
+    if getattr(encoder, "preprocess", None) is None:  # a checkpoint of version 0.1
+        data = build_data(content["data"], str(config), trust)
     return Model(name, encoder, content, data, checkpoint)
 
 

@@ -6,7 +6,7 @@ Shapes: B images, C channels, source (H, W), result (S, S).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final, get_args
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,10 @@ class EvalView:
             raise ValueError(f"mean and std come together, got {mean} and {std}")
         if resize is not None and fraction is not None:
             raise ValueError(f"resize or fraction, not both, got {resize} and {fraction}")
+        if interpolation not in get_args(Interpolation):
+            raise ValueError(
+                f"interpolation must be one of {get_args(Interpolation)}, got {interpolation!r}"
+            )
         if resize is not None and resize < size:
             raise ValueError(f"resize is at least the size {size}, got {resize}")
         self.size = size
@@ -87,6 +91,14 @@ class EvalView:
         """Changes where what it makes of images does."""
         return described(self)
 
+    def arguments(self) -> dict[str, Any]:
+        """Plain values that build an equal view, without those that are None."""
+        found = {key: getattr(self, key) for key in ("size", "resize", "fraction", "space")}
+        found["interpolation"] = self.interpolation
+        if self.mean is not None and self.std is not None:
+            found |= {"mean": _floats(self.mean), "std": _floats(self.std)}
+        return {key: value for key, value in found.items() if value is not None}
+
     def _centre(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
         if self.fraction is not None:
@@ -113,3 +125,7 @@ class EvalView:
         flip = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         planes = crop_planes(images, box, flip, self.size, self.interpolation, antialias=False)
         return planes.transpose(0, 1).clamp(0, 1)
+
+
+def _floats(numbers: Sequence[float] | Tensor) -> list[float]:
+    return numbers.flatten().tolist() if isinstance(numbers, Tensor) else [*map(float, numbers)]

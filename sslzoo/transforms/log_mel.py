@@ -63,7 +63,8 @@ class LogMel:
                 "sizes of at least 1 and 0 <= low < high <= rate / 2 wanted, got rate "
                 f"{rate}, bands {bands}, window {window}, hop {hop}, low {low}, high {high}"
             )
-        self.bands, self.window, self.hop, self.floor = bands, window, hop, floor
+        self.rate, self.bands, self.window, self.hop = rate, bands, window, hop
+        self.low, self.high, self.floor = low, high, floor
         self.filters = mel_filters(bands, window // 2 + 1, rate, low, high or rate / 2)
 
     @torch.no_grad()

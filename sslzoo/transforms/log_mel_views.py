@@ -57,6 +57,7 @@ class LogMelViews:
                 f"0 <= mix < 1, gain of at least 0 and std above 0 wanted, got {mix}, {gain}, {std}"
             )
         self.mel, self.mix, self.gain, self.mean, self.std = mel, mix, gain, mean, std
+        self.size, self.scale = size, scale
         self.crop = RandomResizedCrop(size, scale, (0.6, 1 / 0.6), flip=0.0)
 
     @torch.no_grad()

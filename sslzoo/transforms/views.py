@@ -23,6 +23,8 @@ from sslzoo.transforms.patches import PerPatch
 from sslzoo.transforms.planes import chunk_rows, to_planes
 from sslzoo.transforms.resample import pixels_of
 
+_UNKNOWN_SIZE = 224  # pixels, of views without crops on images of several sizes
+
 
 class Op(Protocol):
     """What follows the crop: a draw for the whole batch, then work on a chunk of its planes.
@@ -90,16 +92,36 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         parts = 1 if self.split is None else len(self.split)
         return [view.size for view in self.views for _ in range(parts)]
 
-    def eval_view(self, size: int, resize: int | None = None) -> EvalView:
-        """The view of evaluation, normalised as these are: an encoder knows no other input.
+    @property
+    def trained_size(self) -> int | None:
+        """Pixels of the largest crop (multi-crop: the global ones), None where there is no crop."""
+        return max((crop.size for crop in self.crops), default=None)
 
-        It is of the same colour space, and not split.
+    def trained_view(self, side: int | None = None) -> EvalView:
+        """The view of evaluation of an encoder that is trained on these: its size follows theirs.
+
+        Images that have the training size are taken as they are. All others are resized so that
+        their central crop is 7/8 of the shorter side, as 224 pixels of 256 are, 128 of 146 and 32
+        of 37.
+
+        Args:
+            side: shorter side of every image; None where they differ, or it is not known. It is
+                also the size where there is no crop, and 224 where neither is known.
+        """
+        size = self.trained_size or side or _UNKNOWN_SIZE
+        return self.eval_view(size, None if size == side else round(size * 8 / 7))
+
+    def eval_view(self, size: int, resize: int | None = None) -> EvalView:
+        """A view of evaluation of any size, normalized as these are.
+
+        It is of the same color space, and not split.
 
         Args:
             size: pixels of its side.
-            resize: length of the shorter side before the centre crop; None: no resize.
+            resize: length of the shorter side before the center crop; None: no resize.
         """
-        ops = self.views[0].ops if self.views else []
+        largest = (view for view in self.views if view.crop.size == self.trained_size)
+        ops = next((view.ops for view in largest), [])
         norm = next((op for op in reversed(ops) if isinstance(op, Normalize)), None)
         space: Space = next((op.space for op in ops if isinstance(op, ColorSpace)), "rgb")
         if norm is None:

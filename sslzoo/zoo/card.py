@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,39 @@ from sslzoo.transforms.eval_view import EvalView
 
 _LICENCES = {"code", "weights"}
 _VIEW = {"size", "resize", "mean", "std", "interpolation", "fraction", "space"}
-# What `preprocessing` says of each kind of data, and which of it must be there.
-_KINDS: dict[str, tuple[set[str], dict[str, type]]] = {
-    "image": (_VIEW | {"range"}, {"size": int}),
-    "waveform": ({"rate", "window", "transform"}, {"rate": int, "transform": dict}),
-    "text": ({"max_length", "tokenizer"}, {"max_length": int}),
-    "frames": ({"mean", "std"}, {"mean": list, "std": list}),
+_RGB = 3  # channels, where a card says nothing of them
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_class(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("class_path"), str)
+
+
+_COUNT = "a whole number above 0", lambda v: type(v) is int and v > 0
+_SHARE = "a number above 0 and at most 1", lambda v: _is_number(v) and 0 < v <= 1
+_NUMBERS = (
+    "a list of numbers",
+    lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(map(_is_number, v)),
+)
+_CLASS = "a class_path with its init_args", _is_class
+_NAME = "text", lambda v: isinstance(v, str)
+# What `preprocessing` says of each kind of data: which of it must be there, and what it may be.
+_KINDS: dict[str, tuple[set[str], dict[str, tuple[str, Callable[[Any], bool]]]]] = {
+    "image": (
+        {"size"},
+        {
+            **dict.fromkeys(("size", "resize", "channels"), _COUNT),
+            **dict.fromkeys(("mean", "std", "range"), _NUMBERS),
+            **dict.fromkeys(("interpolation", "space"), _NAME),
+            "fraction": _SHARE,
+        },
+    ),
+    "waveform": ({"rate", "transform"}, {"rate": _COUNT, "window": _COUNT, "transform": _CLASS}),
+    "text": ({"max_length"}, {"max_length": _COUNT, "tokenizer": _CLASS}),
+    "frames": ({"mean", "std"}, {"mean": _NUMBERS, "std": _NUMBERS}),
 }
 
 
@@ -40,10 +68,11 @@ class Card:
         num_features: width of its features.
         data: what it was trained on.
         preprocessing: how samples become what the encoder takes (`encoder.preprocess`), None where
-            it is not known. Of images the arguments of `EvalView` and the range of the pixels;
-            else a `kind` and the arguments of one of `data.WaveformInput` ("waveform"),
-            `TextInput` ("text"; the tokenizer's JSON lies in the weights' metadata, unless the
-            card names a tokenizer) and `FrameInput` ("frames").
+            it is not known. Of images the arguments of `EvalView`, the `range` of the pixels and
+            the number of `channels` (that of `mean` where it is not given, else 3); else a `kind`
+            and the arguments of one of `data.WaveformInput` ("waveform"), `TextInput` ("text"; the
+            tokenizer's JSON lies in the weights' metadata, unless the card names a tokenizer) and
+            `FrameInput` ("frames").
         licence: of `code` and of `weights`.
         sha256: of the file, or the beginning (8 digits or more) that its authors publish.
         md5: the beginning of it, where that is what the authors publish.
@@ -102,6 +131,11 @@ class Card:
         """Of its data: "image", "waveform", "text", "frames", or "unknown"."""
         return "unknown" if self.preprocessing is None else self.preprocessing.get("kind", "image")
 
+    @property
+    def channels(self) -> int:
+        """Of the images that the encoder takes."""
+        return channels_of(self.preprocessing or {})
+
     def preprocess(self) -> EvalView:
         """Images (B, C, H, W), uint8 or in [0, 1], to what the encoder was trained on.
 
@@ -110,10 +144,7 @@ class Card:
         """
         if self.preprocessing is None or self.kind != "image":
             raise ValueError(f"{self.name!r} is not an encoder of images: it takes {self.kind}")
-        view = {key: value for key, value in self.preprocessing.items() if key in _VIEW}
-        if "fraction" not in view:
-            view.setdefault("resize", view["size"])  # no change for images of that size
-        return EvalView(**view)
+        return image_view(self.preprocessing)
 
     def to_json(self) -> str:
         """What `read_card` reads; fields that say nothing are left out."""
@@ -154,21 +185,55 @@ def _complaints(card: Card) -> list[str]:
         if digest is not None and not (hexadecimal and least <= len(digest) <= most):
             wrong.append(f"wants {least} to {most} hex digits as {name}, got {digest!r}")
     if card.preprocessing is not None:
-        wrong += _complaints_of_preprocessing(card.kind, card.preprocessing)
+        wrong += complaints_of_preprocessing(card.preprocessing)
     for metric, value in card.score.items():
         if not isinstance(value, float) or not 0 <= value <= 1:
             wrong.append(f"wants scores in 0..1, got {metric}: {value!r}")
     return wrong
 
 
-def _complaints_of_preprocessing(kind: str, given: dict[str, Any]) -> list[str]:
+def complaints_of_preprocessing(given: dict[str, Any]) -> list[str]:
+    """What is wrong with the preprocessing that an encoder is said to expect."""
+    kind = given.get("kind", "image")
     if kind not in list(_KINDS):  # a list is no key
         return [f"wants a kind of {sorted(_KINDS)} as preprocessing, got {kind!r}"]
-    allowed, needed = _KINDS[kind]
-    fits = all(isinstance(given.get(key), wanted) for key, wanted in needed.items())
-    if fits and not set(given) - allowed - {"kind"}:
-        return []
-    return [f"wants {sorted(needed)} and of {sorted(allowed)} only as preprocessing, got {given!r}"]
+    needed, allowed = _KINDS[kind]
+    if needed - given.keys() or given.keys() - allowed.keys() - {"kind"}:
+        return [
+            f"wants {sorted(needed)} and of {sorted(allowed)} only as preprocessing, got {given!r}"
+        ]
+    wrong = [
+        f"wants {what} as {key} of its preprocessing, got {given[key]!r}"
+        for key, (what, fits) in allowed.items()
+        if key in given and not fits(given[key]) and (key in needed or given[key] is not None)
+    ]
+    if kind != "image" or wrong:
+        return wrong
+    try:
+        image_view(given)
+    except ValueError as error:
+        return [f"has no view of images as preprocessing: {error}"]
+    channels = channels_of(given)
+    if any(len(given.get(key) or [0] * channels) != channels for key in ("mean", "std")):
+        return [f"wants a mean and a std for each of {channels} channels, got {given!r}"]
+    return []
+
+
+def channels_of(preprocessing: Mapping[str, Any]) -> int:
+    """Channels of the images that are preprocessed so."""
+    return preprocessing.get("channels") or len(preprocessing.get("mean") or [0] * _RGB)
+
+
+def image_view(preprocessing: Mapping[str, Any]) -> EvalView:
+    """The view that the preprocessing of images describes.
+
+    Raises:
+        ValueError: its values contradict each other.
+    """
+    view = {k: v for k, v in preprocessing.items() if k in _VIEW and v is not None}
+    if "fraction" not in view:
+        view.setdefault("resize", view["size"])  # no change for images of that size
+    return EvalView(**view)
 
 
 def card_of(raw: Mapping[str, Any], where: str) -> Card:

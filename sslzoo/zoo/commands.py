@@ -15,7 +15,7 @@ from typing import Any
 
 from sslzoo.whole import check_target
 from sslzoo.zoo.cache import ANY, place
-from sslzoo.zoo.card import Card
+from sslzoo.zoo.card import Card, channels_of
 from sslzoo.zoo.listing import card_named, entries, list_models, local_file, sources
 
 
@@ -79,7 +79,7 @@ def _add(given: argparse.Namespace) -> None:
     from sslzoo.zoo.saving import add_checkpoint, add_run
 
     run, folder = Path(given.run), None if given.to is None else Path(given.to)
-    view = {key: getattr(given, key) for key in ("size", "mean", "std")}
+    view = {key: getattr(given, key) for key in ("size", "mean", "std", "channels")}
     view = {key: value for key, value in view.items() if value is not None}
     about = (given.name, given.data, given.licence, folder, given.dtype, view)
     checkpoint = None if given.ckpt_path is None else Path(given.ckpt_path)
@@ -91,7 +91,7 @@ def _add(given: argparse.Namespace) -> None:
     elif other:
         raise ValueError(f"--backbone wanted, which --{next(iter(other))} goes with")
     else:
-        card = add_run(run, *about, checkpoint=checkpoint)
+        card = add_run(run, *about, checkpoint=checkpoint, trust=given.trust)
     print(card.to_json(), end="")
 
 
@@ -110,17 +110,24 @@ def _push(given: argparse.Namespace) -> None:
 def _export(given: argparse.Namespace) -> None:
     from sslzoo.zoo.exporting import export
     from sslzoo.zoo.loading import load
+    from sslzoo.zoo.preprocessing import of_checkpoint
+    from sslzoo.zoo.reading import read
+    from sslzoo.zoo.weights_file import locate
 
     check_target(Path(given.to))
     encoder: Any = load(given.name, sha256=given.sha256, trust=given.trust)
     card: Card | None = getattr(encoder, "card", None)
-    if card is not None and card.kind not in ("image", "unknown"):
-        raise ValueError(f"{given.name!r} takes {card.kind}; export tries encoders on images")
-    view = (card.preprocessing if card else None) or {}
-    size = given.size or view.get("size")
+    if card is None:  # a checkpoint of a run
+        view = of_checkpoint(read(locate(given.name, given.sha256).path))[0] or {}
+    else:
+        view = card.preprocessing or {}
+    kind = view.get("kind", "image")
+    if kind != "image":
+        raise ValueError(f"{given.name!r} takes {kind}; export tries encoders on images")
+    size, channels = given.size or view.get("size"), given.channels or channels_of(view)
     if size is None:
         raise ValueError(f"{given.name!r} does not say what images it takes: pass --size")
-    print(export(encoder, Path(given.to), given.format, size, given.model))
+    print(export(encoder, Path(given.to), given.format, size, given.model, channels))
 
 
 def class_or_json(text: str) -> dict[str, Any]:
@@ -166,9 +173,10 @@ def _zoo_parser() -> argparse.ArgumentParser:
     verb.add_argument("--licence", required=True, help="of the weights")
     verb.add_argument("--to", help="folder (default: your own entries, which load by name)")
     verb.add_argument("--dtype", choices=["float32", "float16"], default="float32")
-    verb.add_argument("--size", type=int, help="of the images, where the data does not say it")
+    verb.add_argument("--size", type=int, help="of the images, where the run does not say it")
     verb.add_argument("--mean", type=float, nargs="+", help="of their channels, likewise")
     verb.add_argument("--std", type=float, nargs="+", help="likewise")
+    verb.add_argument("--channels", type=int, help="of the images; default: as many as means, or 3")
     verb.add_argument("--ckpt_path", help="default: the run's last.ckpt")
     verb.add_argument(
         "--backbone",
@@ -198,7 +206,8 @@ def _export_parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--to", required=True, help="the file")
     parser.add_argument("--model", help="of timm or torchvision, for those two")
-    parser.add_argument("--size", type=int, help="of the images, where no card says it")
+    parser.add_argument("--size", type=int, help="of the images, where no card or run says it")
+    parser.add_argument("--channels", type=int, help="likewise")
     parser.add_argument("--sha256", **HASHED)
     parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.set_defaults(act=_export)
@@ -212,5 +221,8 @@ def main(args: Sequence[str]) -> None:
     try:
         given.act(given)
     except (ValueError, OSError, ImportError) as error:
-        print(f"sslzoo: {error}", file=sys.stderr)
+        print(f"sslzoo: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("sslzoo: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

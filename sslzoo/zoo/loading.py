@@ -28,7 +28,7 @@ from sslzoo.zoo.building import build_backbone, complete, filled
 from sslzoo.zoo.cache import is_url
 from sslzoo.zoo.card import Card
 from sslzoo.zoo.converters import convert
-from sslzoo.zoo.preprocessing import preprocessor
+from sslzoo.zoo.preprocessing import TOKENIZER, of_checkpoint, preprocessor, tokenizer_json
 from sslzoo.zoo.reading import read
 from sslzoo.zoo.weights_file import locate
 
@@ -81,6 +81,8 @@ def load(
     if layout is None and _is_checkpoint(saved):
         method = _method(saved, path, whole, trust)
         module = method if whole else _encoder_of(method, path, train)
+        expected, metadata = of_checkpoint(saved)
+        expects = (expected, metadata.get(TOKENIZER))
     elif whole:
         raise ValueError(
             f"{str(path)!r} holds no whole method: a Lightning checkpoint of ours does"
@@ -88,12 +90,14 @@ def load(
     else:
         state = saved if layout is None else convert(saved, layout)[0]
         module = _encoder(state, path, card, backbone, trust)
+        expects = (card.preprocessing, tokenizer_json(path)) if card else (None, None)
     _check_finite(module, path)
     about: Any = module
     if card is not None:
         _print_license(card)
         about.card = card
-        about.preprocess = preprocessor(card, found.path)
+    if (card is not None or expects[0] is not None) and not whole:
+        about.preprocess = preprocessor(*expects, str(path), trust)
     return module.train(train)
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +26,13 @@ from sslzoo.zoo.card import Card
 from sslzoo.zoo.converters import convert
 from sslzoo.zoo.listing import card_named, entries
 from sslzoo.zoo.loading import load
-from sslzoo.zoo.preprocessing import TOKENIZER, describe, stated, vocabulary
+from sslzoo.zoo.preprocessing import (
+    TOKENIZER,
+    describe,
+    of_checkpoint,
+    vocabulary,
+    with_view,
+)
 from sslzoo.zoo.reading import read
 from sslzoo.zoo.verifying import fixed_features
 
@@ -74,6 +84,7 @@ def save_with_card(
     folder: Path,
     dtype: Dtype = "float32",
     metadata: Mapping[str, str] | None = None,
+    trust: bool = False,
 ) -> Card:
     """Write weights and card, and load them again.
 
@@ -83,6 +94,7 @@ def save_with_card(
         folder: where both go, under the card's name.
         dtype: of the floats.
         metadata: see `save`.
+        trust: see `load`.
 
     Returns:
         The card with the file's hash and the features of the fixed input.
@@ -94,17 +106,40 @@ def save_with_card(
     beside = path.with_suffix(".json")
     if path.exists() or beside.exists():
         raise ValueError(f"{path} is there already: take another name, or remove it and its card")
-    try:
-        card = dataclasses.replace(card, sha256=save(encoder, path, dtype, metadata), dtype=dtype)
-        write_whole(beside, card.to_json())
-        loaded = load(str(path))
-        card = dataclasses.replace(card, features=fixed_features(loaded, card))
-        write_whole(beside, card.to_json())
-    except BaseException:
-        path.unlink(missing_ok=True)
-        beside.unlink(missing_ok=True)
-        raise
+    with _made(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".adding-") as name:
+        part = Path(name) / card.file
+        try:
+            digest = save(encoder, part, dtype, metadata)
+            card = dataclasses.replace(card, sha256=digest, dtype=dtype)
+            write_whole(part.with_suffix(".json"), card.to_json())
+            card = dataclasses.replace(
+                card, features=fixed_features(load(str(part), trust=trust), card)
+            )
+            part.with_suffix(".json").write_text(card.to_json())
+        except (ValueError, OSError) as error:  # it names the files where they will not be
+            raise type(error)(str(error).replace(name, str(folder))) from error
+        try:
+            os.replace(part, path)
+            os.replace(part.with_suffix(".json"), beside)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
+            raise
     return card
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder, and take it away again where what follows fails."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in new:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        raise
 
 
 def add_run(
@@ -116,6 +151,7 @@ def add_run(
     dtype: Dtype = "float32",
     view: Mapping[str, Any] | None = None,
     checkpoint: Path | None = None,
+    trust: bool = False,
 ) -> Card:
     """Make an entry of a run of the command, which then loads by its name.
 
@@ -126,14 +162,16 @@ def add_run(
         licence: of the weights.
         folder: where weights and card go; None: the user's own entries.
         dtype: of the floats.
-        view: `size`, `mean` and `std` of the evaluation's images, where the run's data does not say
-            them or is not at hand.
+        view: `size`, `mean`, `std` and `channels` of the evaluation's images, where neither the
+            checkpoint nor the run's data says them; what is given here counts.
         checkpoint: None: the run's last.
+        trust: see `load`; also of the config's data, where a checkpoint of version 0.1 does not
+            say what its encoder expects.
 
     Raises:
         FileNotFoundError: the run has no config or no checkpoint.
-        ValueError: it does not load, its backbone is not the encoder, its text has changed, or
-            there is an entry of that name.
+        ValueError: it does not load, its backbone is not the encoder, its text has changed, the
+            name is not one, or there is an entry of it. Nothing is left.
     """
     _check_new(name)
     config_path = run / "config.yaml"
@@ -144,28 +182,94 @@ def add_run(
                 f"{str(run)!r} is not a run of the command: no {path}; of any other checkpoint "
                 "--backbone says what it fills"
             )
-    config = yaml.safe_load(config_path.read_text())
-    method: Any = load(str(checkpoint), whole=True)
-    encoder = method.encoder().eval()
+    config = _read_config(config_path)
+    method, backbone = _named(config, config_path)
     saved = read(checkpoint)
-    preprocessing, metadata = describe(config["data"], view)
-    _check_vocabulary(saved, metadata.get(TOKENIZER))
+    encoder = _trained(checkpoint, method, trust)
+    preprocessing, metadata = _preprocessing(
+        saved, config.get("data"), view, str(config_path), trust
+    )
+    epoch, seed = saved.get("epoch"), config.get("seed_everything")
     card = Card(
         name=name,
         file=f"{name}.safetensors",
-        method=config["model"]["class_path"],
-        backbone=_backbone(config["model"]["init_args"]["backbone"]),
-        num_features=encoder.num_features,
+        method=method,
+        backbone=_backbone(backbone),
+        num_features=_width(encoder, f"the encoder of {method}"),
         data=data,
         preprocessing=preprocessing,
         licence={"code": "MIT", "weights": licence},
         recipe=str(config_path),
-        epochs=int(saved["epoch"]) + 1,
-        seeds=[int(config["seed_everything"])],
+        epochs=epoch + 1 if isinstance(epoch, int) else None,
+        seeds=[seed] if type(seed) is int else [],
         protocol="the run's last validation",
         score=_scores(run / "metrics.csv"),
     )
-    return save_with_card(encoder, card, folder or home() / "entries", dtype, metadata)
+    return save_with_card(encoder, card, folder or home() / "entries", dtype, metadata, trust)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        line = " ".join(str(error).split())
+        raise ValueError(f"{path} is not the YAML of a run: {line}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not the YAML of a run: it holds a {type(content).__name__}")
+    return content
+
+
+def _named(config: dict[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
+    """The class of a run's method, and its backbone's `class_path` and `init_args`."""
+    found: dict[str, Any] = {}
+    for keys in (("model", "class_path"), ("model", "init_args", "backbone", "class_path")):
+        value: Any = config
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, str):
+            raise ValueError(
+                f"{path} names no {'.'.join(keys)}, so it does not say what the encoder is: "
+                "--backbone does, and --prefix which tensors of the checkpoint are its"
+            )
+        found[keys[-2]] = value
+    return found["model"], config["model"]["init_args"]["backbone"]
+
+
+def _trained(checkpoint: Path, method: str, trust: bool) -> nn.Module:
+    """The encoder of a checkpoint of the command."""
+    try:
+        return load(str(checkpoint), trust=trust).eval()
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:  # whatever the constructor of a user's own method raises
+        line = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{checkpoint} holds no {method} that can be built: {line}") from error
+
+
+def _width(encoder: nn.Module, what: str) -> int:
+    width = getattr(encoder, "num_features", None)
+    if not isinstance(width, int):
+        raise ValueError(
+            f"a backbone with num_features wanted, {what} is a {type(encoder).__name__} and has "
+            f"{width!r}"
+        )
+    return width
+
+
+def _preprocessing(
+    saved: Any,
+    data: Any,
+    view: Mapping[str, Any] | None,
+    where: str = "",
+    trust: bool = False,
+) -> tuple[dict[str, Any] | None, dict[str, str]]:
+    """What the encoder expects: as the checkpoint says, else the run's data, else the user."""
+    preprocessing, metadata = of_checkpoint(saved)
+    if preprocessing is not None or not isinstance(data, dict):
+        return with_view(preprocessing, view), metadata
+    preprocessing, metadata = describe(data, view, where, trust)
+    _check_vocabulary(saved, metadata.get(TOKENIZER))
+    return preprocessing, metadata
 
 
 def add_checkpoint(
@@ -191,7 +295,8 @@ def add_checkpoint(
         licence: see there.
         folder: see there.
         dtype: see there.
-        view: `size`, `mean` and `std` of its images; None: the entry has no `preprocess`.
+        view: `size`, `mean`, `std` and `channels` of its images; None: as a checkpoint of the
+            command says, else the entry has no `preprocess`.
         prefix: what the names of the encoder's tensors begin with; all others are left out.
         layout: instead of the prefix, one of `LAYOUTS`.
         method: what trained it; None: as the file says.
@@ -203,27 +308,35 @@ def add_checkpoint(
     _check_new(name)
     saved = read(checkpoint)
     encoder = build_backbone(backbone, trust=True).eval()
-    width = getattr(encoder, "num_features", None)
-    if not isinstance(width, int):
-        raise ValueError(f"a backbone with num_features wanted, {backbone} has {width!r}")
+    width = _width(encoder, str(backbone))
     state = _under(saved, prefix) if layout is None else convert(saved, layout)[0]
     fill(encoder, complete(state, encoder), str(checkpoint))
-    own = saved if isinstance(saved, dict) else {}
+    preprocessing, metadata = _preprocessing(saved, None, view)
+    named = saved.get("hyper_parameters") if isinstance(saved, dict) else None
+    class_path = named.get("_class_path") if isinstance(named, dict) else None
     card = Card(
         name=name,
         file=f"{name}.safetensors",
-        method=method or (own.get("hyper_parameters") or {}).get("_class_path", "unknown"),
+        method=method or class_path or "unknown",
         backbone=_backbone(backbone),
         num_features=width,
         data=data,
-        preprocessing=stated(view),
+        preprocessing=preprocessing,
         licence={"code": "unknown", "weights": licence},
         epochs=_epochs_begun(saved),
     )
-    return save_with_card(encoder, card, folder or home() / "entries", dtype)
+    return save_with_card(encoder, card, folder or home() / "entries", dtype, metadata, True)
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # a file's name, and no pattern of names
 
 
 def _check_new(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            "a name must have letters, digits, '.', '_' and '-' alone, begin with a letter or a "
+            f"digit, and have at most 200 of them, got {name!r}"
+        )
     if name in entries():
         raise ValueError(f"there is an entry {name!r} already: take another name")
 
@@ -275,9 +388,12 @@ def last_validation(metrics: Path) -> dict[str, float]:
     """The last value of every validation metric in a run's metrics.csv."""
     last: dict[str, float] = {}
     if metrics.is_file():
-        with metrics.open() as file:
-            for row in csv.DictReader(file):
-                for name, text in row.items():
-                    if name and name.startswith("val/") and text:
-                        last[name] = float(text)
+        try:
+            with metrics.open() as file:
+                for row in csv.DictReader(file):
+                    for name, text in row.items():
+                        if name and name.startswith("val/") and text:
+                            last[name] = float(text)
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{metrics} does not hold the metrics of a run: {error}") from None
     return last

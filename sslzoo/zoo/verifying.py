@@ -14,10 +14,10 @@ KEPT = 4  # features on a card
 _TOLERANCE = 1e-3  # of the largest; convolutions of other processors round otherwise
 
 
-def fixed_input(size: int) -> Tensor:
-    """One picture of stripes that tell rows, columns and channels apart: (1, 3, S, S) uint8."""
+def fixed_input(size: int, channels: int = 3) -> Tensor:
+    """One picture of stripes that tell rows, columns and channels apart: (1, C, S, S) uint8."""
     row, column = torch.arange(size)[:, None], torch.arange(size)
-    planes = [row * (7 + c) + column * (13 - 5 * c) + 29 * c for c in range(3)]
+    planes = [row * (7 + c) + column * (13 - 5 * c) + 29 * c for c in range(channels)]
     return (torch.stack(planes)[None] % 256).to(torch.uint8)
 
 
@@ -40,7 +40,7 @@ def fixed_sample(card: Card) -> Any:
             return [FIXED_SENTENCE]
         case "frames":
             return torch.arange(32 * len(about["mean"])).reshape(1, 32, -1) % 7 / 7
-    return fixed_input(card.preprocess().size)
+    return fixed_input(card.preprocess().size, card.channels)
 
 
 @torch.no_grad()
@@ -60,10 +60,12 @@ def fixed_features(encoder: nn.Module, card: Card) -> list[float]:
     loaded: Any = encoder.eval()
     try:
         features = loaded(loaded.preprocess(fixed_sample(card)))
-    except (RuntimeError, AssertionError) as error:  # torch's and timm's, of shapes
+    except Exception as error:  # torch's, timm's, and whatever a user's own raises
         raise ValueError(
             f"{card.name!r} does not take a sample made by {card.preprocessing}: {error}"
         ) from error
+    if not isinstance(features, Tensor):
+        raise ValueError(f"{card.name!r} gives a {type(features).__name__}, features wanted")
     if features.shape != (1, card.num_features) or not features.isfinite().all():
         raise ValueError(
             f"{card.name!r} gives features of shape {tuple(features.shape)}, finite ones of "

@@ -324,7 +324,7 @@ def test_wrong_arguments_are_refused_at_once(options: dict[str, Any], message: s
 def test_imagenet_uses_its_official_evaluation(tmp_path: Path):
     root = write_tree(tmp_path)
     norm = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    views = Views([View(RandomResizedCrop(size), [norm]) for size in (128, 64)])
+    views = Views([View(RandomResizedCrop(size), [norm]) for size in (224, 96)])
     data = ImageNet(str(root), views, batch_size=4, num_workers=0, seed=1)
     data.setup("fit")
     assert data.sets.train.needs_crops
@@ -341,6 +341,57 @@ def test_imagenet_uses_its_official_evaluation(tmp_path: Path):
             wanted = official(image)
         assert (batch.views[0][row] - wanted).abs().max() <= 1.01 / 255 / 0.224
     train = data.train_views(next(iter(data.train_dataloader())), 0)
-    assert train.views[0].shape == (4, 3, 128, 128)
+    assert train.views[0].shape == (4, 3, 224, 224)
     with pytest.raises(ValueError, match=r"lacks \['val'\]"):
         ImageNet(str(write_tree(tmp_path / "half", ("train",))), two_crops()).setup()
+
+
+# -- evaluation follows training
+
+
+def small_tree(root: Path, odd: str | None = None, size: tuple[int, int] = (32, 32)) -> Path:
+    """16 images of one size, of which one may be another."""
+    write_tree(root, size=size)
+    if odd is not None:
+        picture(90, 70).save(root / odd)
+    return root
+
+
+@pytest.mark.parametrize("decode", ["auto", "workers"])
+@pytest.mark.parametrize(
+    ("odd", "size", "wanted"),
+    [
+        (None, (32, 32), (32, None)),
+        (None, (40, 32), (32, None)),  # its shorter side
+        ("train/dog/2.jpg", (32, 32), (32, 37)),
+        ("val/cat/3.jpg", (32, 32), (32, 37)),
+        (None, (48, 48), (32, 37)),
+        (None, (500, 375), (32, 37)),
+    ],
+)
+def test_the_eval_view_follows_training(
+    decode: Any, odd: str | None, size: tuple[int, int], wanted: Any, tmp_path: Path
+) -> None:
+    data = folder(small_tree(tmp_path, odd, size), transform=two_crops(32), decode=decode)
+    assert data.eval_view.size == 32  # before anything is read
+    data.setup("fit")
+    assert (data.eval_view.size, data.eval_view.resize) == wanted
+    for batch in data.eval_dataloaders().query:
+        assert data.eval_views(batch).views[0].shape[1:] == (3, 32, 32)
+    about = data.state_dict()["preprocessing"]
+    assert (about["size"], about.get("resize"), about["channels"]) == (*wanted, 3)
+
+
+def test_an_eval_view_that_is_given_counts(tmp_path: Path) -> None:
+    given = EvalView(20, resize=24)
+    data = folder(small_tree(tmp_path), transform=two_crops(32), eval_view=given)
+    data.setup("fit")
+    assert data.eval_view is given
+
+
+def test_a_broken_image_does_not_change_the_eval_view(tmp_path: Path) -> None:
+    root = small_tree(tmp_path)
+    (root / "train/dog/2.jpg").write_bytes(b"no image")
+    data = folder(root, transform=two_crops(32), decode="workers", on_broken="skip")
+    data.setup("fit")
+    assert (data.eval_view.size, data.eval_view.resize) == (32, None)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import sys
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +15,20 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 
 from sslzoo.batch import Batch
-from sslzoo.data import ImageFolder
-from sslzoo.data.images import FileImages, TrainCrops
+from sslzoo.data import (
+    ImageDataModule,
+    ImageFolder,
+    ImageSets,
+    Modality,
+    MultiViewFolder,
+    with_views,
+)
+from sslzoo.data.images import ArrayImages, FileImages, TrainCrops
 from sslzoo.data.loader import TrainLoader
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.split import stratified_split
-from sslzoo.transforms import Views
+from sslzoo.transforms import RandomResizedCrop, View, Views
+from sslzoo.transforms.normalize import Normalize
 from tests.data.test_folder import two_crops, write_tree
 from tests.data.toys import Recorder, ToyData
 
@@ -173,3 +183,91 @@ def test_a_data_module_is_built_and_run_from_yaml(tmp_path: Path, monkeypatch: p
     assert isinstance(cli.datamodule, ImageFolder)
     assert isinstance(cli.datamodule.transform, Views)
     assert sorted(chain.from_iterable(x[2] for x in cli.model.seen)) == list(range(8))
+
+
+# -- evaluation follows training
+
+SHIPPED = [kind for kind in ImageDataModule.__subclasses__() if not kind.__name__.startswith("_")]
+SHIPPED = [kind for kind in SHIPPED if kind.__module__.startswith("sslzoo.")]
+
+
+def normalized(size: int, channels: int = 3) -> Views:
+    norm = Normalize([0.4] * channels, [0.3] * channels)
+    return Views([View(RandomResizedCrop(s), [norm]) for s in (size, size // 2)])
+
+
+@pytest.mark.parametrize("kind", SHIPPED)
+def test_every_image_data_module_evaluates_at_the_training_size(kind: Any) -> None:
+    wanted = inspect.signature(kind).parameters
+    given = {"root": "nowhere", "transform": normalized(40), "size": 40}
+    given["modalities"] = [Modality("a", "image"), Modality("b", "depth")]
+    data = kind(**{key: value for key, value in given.items() if key in wanted})
+    assert data.eval_view.size == data.transform.trained_size == 40
+    if kind is not MultiViewFolder:  # its resize is an argument
+        assert data.eval_view.resize == 46
+        assert data.eval_view.mean == (0.4,) * 3
+
+
+class Planes(ImageDataModule):
+    """16 images of any number of channels and any size."""
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__(normalized(12, channels), 4, None, 4, None, 0, 1.0, "query")
+        self.shape = 16, channels, side, side
+
+    def read(self) -> ImageSets:
+        images = torch.randint(0, 256, self.shape, dtype=torch.uint8)
+        return ImageSets(ArrayImages(images, torch.arange(16) % 2), None, 2)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 13])
+@pytest.mark.parametrize(("side", "resize"), [(12, None), (20, 14)])
+def test_channels_and_size_are_those_of_training(
+    channels: int, side: int, resize: int | None
+) -> None:
+    data = Planes(channels, side)
+    data.setup("fit")
+    trained = data.train_views(next(iter(data.train_dataloader())), 0).views[0]
+    batch = next(iter(data.eval_dataloaders().bank))
+    assert data.eval_views(batch).views[0].shape[1:] == trained.shape[1:] == (channels, 12, 12)
+    assert data.eval_view.resize == resize
+    assert data.state_dict()["preprocessing"] == {
+        "kind": "image",
+        "range": [0.0, 1.0],
+        "size": 12,
+        "channels": channels,
+        "space": "rgb",
+        **({} if resize is None else {"resize": resize}),
+        "mean": [0.4] * channels,
+        "std": [0.3] * channels,
+        "interpolation": "bilinear",
+    }
+
+
+class Users(LightningDataModule):
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.images = torch.rand(8, channels, side, side)
+
+    def train_dataloader(self) -> Any:
+        pairs = list(zip(self.images, range(8), strict=True))
+        return torch.utils.data.DataLoader(pairs, batch_size=4)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("side", "resize"), [(12, None), (20, 14), (150, 14)])
+def test_a_user_s_data_module_with_views_evaluates_at_the_training_size(
+    channels: int, side: int, resize: int | None
+) -> None:
+    data = with_views(Users(channels, side), Views([View(RandomResizedCrop(12), [])]), seed=1)
+    with pytest.warns(UserWarning, match="how many classes"):
+        data.setup("fit")
+    assert (data.eval_view.size, data.eval_view.resize) == (12, resize)
+    assert data.preprocessing()["channels"] == (3 if side > 128 else channels)
+
+
+def test_a_place_in_the_epoch_is_saved_before_anything_is_read() -> None:
+    assert ToyData().state_dict() == {}
+    data = Planes(3, 12)
+    assert data.state_dict() == {}
+    data.load_state_dict({})

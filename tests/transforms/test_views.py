@@ -386,3 +386,49 @@ def test_evaluation_is_normalised_as_training_is() -> None:
             mean, std = torch.tensor(norm[0].mean), torch.tensor(norm[0].std)
             wanted = (wanted - mean[:, None, None]) / std[:, None, None]
         torch.testing.assert_close(seen, wanted)
+
+
+# -- evaluation follows training
+
+
+@pytest.mark.parametrize(
+    ("size", "resize"), [(224, 256), (128, 146), (96, 110), (32, 37), (28, 32)]
+)
+def test_evaluation_keeps_seven_eighths_unless_images_have_the_training_size(
+    size: int, resize: int
+) -> None:
+    views = simclr_views(size, mean=(0.5,) * 3, std=(0.2,) * 3)
+    for side, wanted in ((None, resize), (size - 1, resize), (size, None)):
+        view = views.trained_view(side)
+        assert (view.size, view.resize, view.mean) == (size, wanted, (0.5,) * 3)
+
+
+def test_multi_crop_is_evaluated_at_the_size_of_its_global_crops() -> None:
+    small, large = (View(RandomResizedCrop(size), [Normalize([size], [1.0])]) for size in (16, 40))
+    for views in ([large, small], [small, large, small]):
+        view = Views(views).trained_view()
+        assert (view.size, view.resize, view.mean) == (40, 46, (40,))
+    mosaic = cpc_views(64, gray=False, patch=16, stride=8, per_patch=True)
+    assert (mosaic.sizes, mosaic.trained_view().size) == ([112], 64)
+
+
+def test_views_without_a_crop_are_evaluated_on_whole_images() -> None:
+    plain = Views([])
+    assert (plain.trained_view(17).size, plain.trained_view(17).resize) == (17, None)
+    assert (plain.trained_view().size, plain.trained_view().resize) == (224, 256)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 13])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_view_of_evaluation_takes_any_number_of_channels(
+    channels: int, dtype: torch.dtype
+) -> None:
+    images = torch.randint(0, 256, (2, channels, 20, 24), dtype=torch.uint8)
+    given = images if dtype == torch.uint8 else images / 255
+    mean = [i / 10 for i in range(channels)]
+    view = EvalView(8, 10, mean, [0.5] * channels)
+    out = view(given)
+    assert out.shape == (2, channels, 8, 8)
+    alone = EvalView(8, 10, mean[-1:], [0.5])(given[:, -1:])
+    torch.testing.assert_close(out[:, -1:], alone)
+    torch.testing.assert_close(EvalView(**view.arguments())(given), out)

