@@ -12,7 +12,7 @@ import jsonargparse
 import torch
 from torch import Tensor, nn
 
-from sslzoo.zoo.reading import tensors_by_name
+from sslzoo.zoo.reading import check_finite, tensors_by_name
 
 # What a file that came from elsewhere may name. Not `sslzoo.load`: it would load a further file.
 KNOWN_PACKAGES = (
@@ -88,8 +88,8 @@ def complete(state: Mapping[str, Tensor], encoder: nn.Module) -> dict[str, Tenso
     """With the batch norms' step counts as they are where a file, old or not torch's, has none.
 
     Raises:
-        ValueError: the file holds no state, or deeper within, where only a layout finds it; or
-            whole numbers where the encoder has floats.
+        ValueError: the file holds no state, or deeper within, where only a layout finds it; whole
+            numbers where the encoder has floats; NaN or infinity.
     """
     state = tensors_by_name(state, "without a layout a file")
     own = encoder.state_dict()
@@ -102,5 +102,6 @@ def complete(state: Mapping[str, Tensor], encoder: nn.Module) -> dict[str, Tenso
         raise ValueError(
             f"{type(encoder).__name__} has floats, the file other numbers: {whole[:3]}"
         )
+    check_finite(state, type(encoder).__name__)
     counts = {n: value for n, value in own.items() if n.endswith(".num_batches_tracked")}
     return {**counts, **state}
