@@ -33,6 +33,7 @@ __all__ = ["ANY", "check", "fetch", "forget", "home", "is_url", "offline", "plac
 
 _CHUNK = 1 << 20
 ANY = "any"
+_LOCK = "fetching.lock"
 _LONGEST = 200  # bytes of a name; file systems take 255, and endings are added
 # torch.hub's: name-0123abcd.pth. Eight digits that are a date are none.
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[A-Za-z0-9.]+$")
@@ -65,6 +66,7 @@ def plain_name(name: str) -> bool:
         and name.isprintable()
         and not {"/", "\\"} & set(name)
         and name.strip(". ") != ""
+        and name != _LOCK
     )
 
 
@@ -239,8 +241,9 @@ def fetch(
 
 def forget(target: Path) -> None:
     """Remove a file and the note of its hash."""
-    for path in (target, note_of(target)):
-        path.unlink(missing_ok=True)
+    with _locked(target):
+        for path in (target, note_of(target)):
+            path.unlink(missing_ok=True)
 
 
 def _wrong(target: Path, known: _Hash) -> str | None:
@@ -282,7 +285,7 @@ def _mirrored(target: Path, known: bool) -> list[str]:
 
 @contextlib.contextmanager
 def _locked(target: Path) -> Iterator[None]:
-    """One process at a time. Where nothing was kept, the lock and its folder are removed.
+    """One process at a time per folder. Where nothing was kept, lock and folder are removed.
 
     A process that waited for a lock that was removed meanwhile asks again: its own handle tells
     whether the file under the lock's name is still the one that it waited for.
@@ -290,7 +293,7 @@ def _locked(target: Path) -> Iterator[None]:
     Raises:
         OSError: the cache cannot be written.
     """
-    lock = target.with_name(f"{target.name}.lock")
+    lock = target.with_name(_LOCK)
     with contextlib.ExitStack() as held:
         while True:
             try:

@@ -45,8 +45,6 @@ def read(path: Path) -> Any:
     if not path.is_file():
         kind = "a folder or a device is" if path.exists() else "no file"
         raise FileNotFoundError(f"{kind} at {str(path)!r}")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in (".pkl", ".pickle"):
