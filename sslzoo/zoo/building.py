@@ -39,7 +39,7 @@ def build_backbone(backbone: Mapping[str, Any]) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             made: nn.Module = parser.instantiate(parsed)["backbone"]
     except (jsonargparse.ArgumentError, TypeError) as error:
-        text = str(error).strip()
+        text = " ".join(str(error).split())
         raise ValueError(f"no backbone {backbone.get('class_path')!r}: {text}") from None
     return made
 

@@ -75,6 +75,9 @@ def tensors_by_name(held: Any, who: str) -> Mapping[str, torch.Tensor]:
     return held
 
 
+_PACKED = re.compile(r"float4|bits|int[1-7]$")  # types of less than a byte, which torch cannot cast
+
+
 def _oddity(tensor: torch.Tensor) -> str | None:
     """Why a tensor is no plain array of numbers in this process's memory; None: it is one."""
     if tensor.is_nested:
@@ -83,6 +86,8 @@ def _oddity(tensor: torch.Tensor) -> str | None:
         return f"a tensor of layout {tensor.layout}"
     if tensor.is_quantized:
         return "a quantized tensor"
+    if _PACKED.search(str(tensor.dtype)):
+        return f"a tensor of {tensor.dtype}"
     if tensor.device.type != "cpu":
         return f"a tensor on the device {tensor.device}, without its numbers"
     if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():

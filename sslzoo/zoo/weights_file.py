@@ -161,6 +161,12 @@ def _fits(card: Card | None) -> Callable[[Path], None]:
         with torch.device("meta"):
             encoder = build_backbone(card.backbone)
         fill(encoder, complete(state, encoder), str(path))
+        width = getattr(encoder, "num_features", None)
+        if width != card.num_features:
+            raise ValueError(
+                f"{type(encoder).__name__} gives {width} features, the card of {card.name!r} says "
+                f"{card.num_features}"
+            )
 
     return parse
 

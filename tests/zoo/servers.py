@@ -118,20 +118,10 @@ def serving(certificate: Path | None = None) -> Iterator[Site]:
 def certificate(folder: Path) -> Path:
     """A self-signed certificate of 127.0.0.1 with its key, for SSL_CERT_FILE and a server."""
     both = folder / "both.pem"
-    made = [
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-    ]
+    how = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
     named = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
     files = ["-keyout", str(both), "-out", str(folder / "chain.pem")]
-    command = ["openssl", *made, *named, *files]
+    command = ["openssl", *how.split(), *named, *files]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     both.write_bytes(both.read_bytes() + (folder / "chain.pem").read_bytes())
     return both
@@ -154,7 +144,7 @@ def status(code: int) -> Callable[[Any], None]:
     return lambda handler: handler.send_error(code)
 
 
-def dripping(headers: bool, every: float = 0.05) -> Callable[[Any], None]:
+def dripping(headers: bool, every: float = 0.05, count: int = 400) -> Callable[[Any], None]:
     """Sends a byte now and then: of the headers, or of a file of a megabyte."""
 
     def answer(handler: Any) -> None:
@@ -164,7 +154,7 @@ def dripping(headers: bool, every: float = 0.05) -> Callable[[Any], None]:
             handler.send_response(200)
             handler.send_header("Content-Length", "1000000")
             handler.end_headers()
-        for _ in range(400):
+        for _ in range(count):
             handler.wfile.write(b"x")
             handler.wfile.flush()
             time.sleep(every)
