@@ -15,6 +15,7 @@ import re
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import warnings
 import zipfile
@@ -217,8 +218,9 @@ def _refuse_packed(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as file:
             parts = file.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return  # no zip: an older format, or torch says what is wrong
+    except Exception:  # no zip, or none that zipfile can make sense of
+        _refuse_archive(path)
+        return  # an older format, or torch says what is wrong
     packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
     if packed or sum(part.file_size for part in parts) > path.stat().st_size:
         raise ValueError(
@@ -229,6 +231,15 @@ def _refuse_packed(path: Path) -> None:
             f"{path} holds a TorchScript program, and reading it could run code: save its "
             "state_dict() instead"
         )
+
+
+def _refuse_archive(path: Path) -> None:
+    """Refuse a tar, torch's format of 2016: torch makes a folder before it looks at the file."""
+    try:
+        tarfile.open(path, "r:").close()
+    except Exception:  # no tar, or none that tarfile can make sense of
+        return
+    raise ValueError(f"{path} is not a whole torch file: it is a tar archive, as torch 0.1 wrote")
 
 
 class _Closed(pickle._Unpickler):  # the one written in Python: its opcodes can be replaced
