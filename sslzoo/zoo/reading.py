@@ -26,7 +26,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 
@@ -148,9 +147,7 @@ def refuse_nan(held: Any, where: str) -> None:
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
-    except Exception as error:  # of torch, for a header that safetensors took
+    except Exception as error:  # of safetensors; of torch, for a header that safetensors took
         raise _not_whole(path, "safetensors file", error) from None
 
 
@@ -199,7 +196,7 @@ def _read_torch(path: Path) -> Any:
             raise _not_whole(path, "torch file", error) from None
         raise ValueError(
             f"{path} holds more than tensors and plain values, and reading it could run code: "
-            f"{names[0]:.300}"
+            f"{_printable(names[0])}"
         ) from None
     except Exception as error:  # whatever torch's rebuilding functions make of made-up arguments
         raise _not_whole(path, "torch file", error) from None
@@ -276,7 +273,8 @@ def _unpickled(unpickler: _Closed, path: Path, what: str) -> Any:
     except pickle.UnpicklingError as error:
         if "asks for" in str(error):
             raise ValueError(
-                f"{path} holds more than {what}, and reading it could run code: {error}"
+                f"{path} holds more than {what}, and reading it could run code: "
+                f"{_printable(str(error))}"
             ) from None
         raise _not_whole(path, "pickle", error) from None
     except Exception as error:  # whatever made-up arguments lead to
@@ -376,8 +374,13 @@ def _fill_storage(storage: torch.Tensor, file: Any) -> None:
 
 
 def _last_line(error: BaseException | str) -> str:
-    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
-    return f"{lines[-1]:.300}" if lines else "it ends too early"
+    lines = [line for line in str(error).split("\n") if line.strip()]
+    return _printable(lines[-1]) if lines else "it ends too early"
+
+
+def _printable(text: str) -> str:
+    """A line that may quote the file, without characters that rule a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text.strip()[:300])
 
 
 # -- pickles of numpy arrays
