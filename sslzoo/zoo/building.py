@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sslzoo.trust import build, check_fit, fill, shell
-from sslzoo.zoo.reading import tensors_by_name
+from sslzoo.zoo.reading import check_finite, tensors_by_name
 
 
 def build_backbone(
@@ -49,7 +49,7 @@ def build_trusted(spec: dict[str, Any], base: type) -> Any:
         with torch.random.fork_rng(devices=[]):
             return parser.instantiate(parsed)["made"]
     except (jsonargparse.ArgumentError, TypeError) as error:
-        text = str(error).strip()
+        text = " ".join(str(error).split())
         raise ValueError(f"no {base.__name__} {spec.get('class_path')!r}: {text}") from None
 
 
@@ -79,8 +79,8 @@ def complete(state: Mapping[str, Tensor], encoder: nn.Module) -> dict[str, Tenso
     """With the batch norms' step counts as they are where a file, old or not torch's, has none.
 
     Raises:
-        ValueError: the file holds no state, or deeper within, where only a layout finds it; or
-            whole numbers where the encoder has floats.
+        ValueError: the file holds no state, or deeper within, where only a layout finds it; whole
+            numbers where the encoder has floats; NaN or infinity.
     """
     state = tensors_by_name(state, "without a layout a file")
     own = encoder.state_dict()
@@ -93,5 +93,6 @@ def complete(state: Mapping[str, Tensor], encoder: nn.Module) -> dict[str, Tenso
         raise ValueError(
             f"{type(encoder).__name__} has floats, the file other numbers: {whole[:3]}"
         )
+    check_finite(state, type(encoder).__name__)
     counts = {n: value for n, value in own.items() if n.endswith(".num_batches_tracked")}
     return {**counts, **state}

@@ -1,36 +1,45 @@
 """Cache: files from elsewhere, each downloaded once, whole or not at all, and checked by hash.
 
-One process downloads while the others wait for its lock; the file appears under its name by a
-rename, after its hash was found right; what a killed download left is thrown away by the next.
+One process downloads while the others wait for its lock. A file appears under its name by a
+rename, after its hash was found right and its content was parsed. Beside it lies its sha256,
+which is enforced from then on, also where nobody published one (trust on first use).
 
 Environment:
     SSLZOO_HOME: the folder (default: $XDG_CACHE_HOME/sslzoo or ~/.cache/sslzoo).
-    SSLZOO_OFFLINE: 1: nothing is fetched.
+    SSLZOO_OFFLINE: 1: nothing is fetched. HF_HUB_OFFLINE: nothing of hf://.
     SSLZOO_MIRROR: a folder or an address under which files lie by their names; it is asked first.
     HF_ENDPOINT: what hf:// stands for (default: https://huggingface.co).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import re
-import shutil
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from filelock import FileLock
 
-import sslzoo
+from sslzoo.whole import write_whole
+from sslzoo.zoo import wire
+from sslzoo.zoo.wire import Wanted, is_url, resolved
+
+__all__ = ["ANY", "check", "fetch", "forget", "home", "is_url", "offline", "place", "resolved"]
 
 _CHUNK = 1 << 20
-_TIMEOUT = 60.0  # seconds without a byte
 ANY = "any"
+_LOCK = "fetching.lock"
+_LONGEST = 200  # bytes of a name; file systems take 255, and endings are added
+# torch.hub's: name-0123abcd.pth. Eight digits that are a date are none.
+_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[A-Za-z0-9.]+$")
+_DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_HTML = re.compile(rb"\W*(<!doctype html|<html|<head|<body|<script|<\?xml|<!--)", re.IGNORECASE)
 
 
 def home() -> Path:
@@ -41,58 +50,24 @@ def home() -> Path:
     return Path(base) / "sslzoo"
 
 
+def _switched_on(variable: str) -> bool:
+    return os.environ.get(variable, "0").lower() not in ("", "0", "false", "no", "off")
+
+
 def offline() -> bool:
     """Whether SSLZOO_OFFLINE forbids the network."""
-    return os.environ.get("SSLZOO_OFFLINE", "0") not in ("", "0")
+    return _switched_on("SSLZOO_OFFLINE")
 
 
-def resolved(url: str) -> str:
-    """hf://OWNER/REPOSITORY[@REVISION]/PATH as https; other addresses as they are.
-
-    Raises:
-        ValueError: an hf:// address without a path, or another scheme than hf, https, http, file.
-    """
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme == "hf":
-        owner, (repository, _, path) = parts.netloc, parts.path.lstrip("/").partition("/")
-        repository, _, revision = repository.partition("@")
-        if not (owner and repository and path):
-            raise ValueError(f"hf://OWNER/REPOSITORY[@REVISION]/PATH wanted, got {url!r}")
-        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-        return f"{endpoint}/{owner}/{repository}/resolve/{revision or 'main'}/{path}"
-    if parts.scheme not in ("https", "http", "file"):
-        raise ValueError(f"an address of hf://, https:// or file:// wanted, got {url!r}")
-    return url
-
-
-def is_url(name: str) -> bool:
-    """Whether this is an address rather than a path or an entry's name."""
-    return "://" in name
-
-
-def check(path: Path, sha256: str | None, md5: str | None = None) -> str:
-    """The file's sha256, once it and the md5 begin as they should.
-
-    Raises:
-        ValueError: they do not, or too little of the sha256 is given to tell.
-    """
-    _refuse_short(sha256)
-    hashes = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            for each in hashes.values():
-                each.update(chunk)
-    for name, wanted in (("sha256", sha256), ("md5", md5)):
-        got = hashes[name].hexdigest()
-        if wanted is not None and not got.startswith(wanted.lower()):
-            raise ValueError(f"{path.name} has the {name} {got}, {wanted} wanted: another file")
-    return hashes["sha256"].hexdigest()
-
-
-def _refuse_short(sha256: str | None) -> None:
-    """An empty one would begin every hash."""
-    if sha256 not in (None, ANY) and not re.fullmatch(r"[0-9a-fA-F]{8,64}", str(sha256)):
-        raise ValueError(f"sha256 is 8 to 64 hex digits, or {ANY!r}; got {sha256!r}")
+def plain_name(name: str) -> bool:
+    """Whether a text is the name of a file or a folder, and no path to another place."""
+    return (
+        0 < len(name.encode(errors="replace")) <= _LONGEST
+        and name.isprintable()
+        and not {"/", "\\"} & set(name)
+        and name.strip(". ") != ""
+        and name != _LOCK
+    )
 
 
 def place(owner: str, file: str) -> Path:
@@ -101,72 +76,202 @@ def place(owner: str, file: str) -> Path:
     Args:
         owner: an entry's name, or an address.
         file: the file's name.
+
+    Raises:
+        ValueError: one of them would lead out of the cache, or is no name.
     """
+    if not plain_name(file):
+        if is_url(owner):
+            raise ValueError(f"an address must end in the name of a file, got {_short(owner)}")
+        raise ValueError(f"a file's name must be plain (no path), got {_short(file)}")
     if is_url(owner):
         owner = hashlib.sha256(owner.encode()).hexdigest()[:16]
+    if not plain_name(owner):
+        raise ValueError(f"an entry's name must be plain (no path), got {_short(owner)}")
     return home() / "files" / owner / file
 
 
-def fetch(
-    urls: Sequence[str], target: Path, sha256: str | None = None, md5: str | None = None
-) -> Path:
-    """The file, from the cache or from the first address that gives it whole and right.
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 100 else f"{text[:97]}...")
 
-    Where nothing is known about its hash, `sha256="any"` takes what comes and writes its hash
-    down beside it; it is enforced from then on.
+
+# -- hashes
+
+
+def check(path: Path, sha256: str | None, md5: str | None = None, name: str | None = None) -> str:
+    """The file's sha256, once it and the md5 begin as they should.
+
+    Args:
+        path: of the file.
+        sha256: its beginning, or None.
+        md5: likewise.
+        name: for the error, where it is not the path's.
+
+    Raises:
+        ValueError: they do not, or too little of the sha256 is given to tell.
+    """
+    refuse_malformed(sha256)
+    hashes = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            for each in hashes.values():
+                each.update(chunk)
+    for kind, wanted in (("sha256", sha256), ("md5", md5)):
+        got = hashes[kind].hexdigest()
+        if wanted not in (None, ANY) and not got.startswith(str(wanted).lower()):
+            name = name or path.name
+            raise ValueError(f"{name} has the {kind} {got}, {wanted} wanted: another file")
+    return hashes["sha256"].hexdigest()
+
+
+def refuse_malformed(sha256: str | None) -> None:
+    """An empty one would begin every hash.
+
+    Raises:
+        ValueError: it is not the beginning of a hash.
+    """
+    if sha256 not in (None, ANY) and not re.fullmatch(r"[0-9a-fA-F]{8,64}", str(sha256)):
+        raise ValueError(f"sha256 is 8 to 64 hex digits, or {ANY!r}; got {sha256!r}")
+
+
+def hash_in_name(file: str) -> str | None:
+    """The beginning of the sha256 that a file's name holds (torch.hub's name-0123abcd.pth)."""
+    found = _HASH_IN_NAME.search(file)
+    return None if found is None or _DATE.fullmatch(found[1]) else found[1]
+
+
+def note_of(target: Path) -> Path:
+    """Where a file's sha256 is written down."""
+    return target.with_name(f"{target.name}.sha256")
+
+
+def noted(target: Path) -> str | None:
+    """The sha256 that was written down beside a file, where it is whole."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        text = note_of(target).read_text().strip()
+        return text if re.fullmatch(r"[0-9a-f]{64}", text) else None
+    return None
+
+
+class _Hash(NamedTuple):
+    """What is known of a file.
+
+    Args:
+        sha256: its beginning; None where nobody knows it.
+        md5: likewise.
+        recorded: whether the sha256 is the one of the first use.
+    """
+
+    sha256: str | None
+    md5: str | None
+    recorded: bool
+
+    @property
+    def known(self) -> bool:
+        return self.sha256 is not None or self.md5 is not None
+
+
+def _known(target: Path, sha256: str | None, md5: str | None) -> _Hash:
+    """The published hash, or that in the name, or that of the first use."""
+    published = None if sha256 == ANY else sha256
+    published = published or hash_in_name(target.name)
+    note = noted(target)
+    if note is not None and note.startswith((published or "").lower()):
+        return _Hash(note, md5, published is None)
+    return _Hash(published, md5, False)
+
+
+# -- fetching
+
+
+def fetch(
+    urls: Sequence[str],
+    target: Path,
+    sha256: str | None = None,
+    md5: str | None = None,
+    parse: Callable[[Path], object] | None = None,
+    strict: bool = False,
+    who: str | None = None,
+    most: int | None = None,
+) -> Path:
+    """The file, from the cache or from the first address that gives it whole, right and readable.
+
+    Where nothing is known about its hash, what comes is trusted once: its sha256 is written down
+    beside it and enforced from then on, also after the file itself was removed.
 
     Args:
         urls: addresses of one and the same file, best first.
         target: see `place`.
-        sha256: wanted, or its beginning, or "any".
+        sha256: wanted, or its beginning; or "any": as None, also where `strict`.
         md5: the beginning of it.
+        parse: raises a ValueError where the file at a path is not what is wanted. It sees a file
+            of the target's suffix before that has its place or its hash is written down.
+        strict: refuse a file of which no hash is published, given or recorded.
+        who: says on stderr that a hash was recorded; None: nothing is said.
+        most: bytes that the file may have.
 
     Raises:
         FileNotFoundError: it is not in the cache, and offline mode is on; or no address has it.
-        ValueError: no hash is known; or every address gave a file with another one.
-        OSError: no address answers, or the disk is full.
+        ValueError: every address gave another file, or one that cannot be read; or `strict`.
+        OSError: no address answers, or the cache cannot be written.
     """
-    _refuse_short(sha256)
-    noted = target.with_name(target.name + ".sha256")
-    if sha256 in (None, ANY):
-        sha256 = _note(noted) or sha256
-    if target.is_file():
-        check(target, None if sha256 == ANY else sha256, md5)
+    refuse_malformed(sha256)
+    wrong = _wrong(target, _known(target, sha256, md5))
+    if wrong is None:
         return target
-    known = sha256 not in (None, ANY) or md5 is not None
-    addresses = [*_mirrored(target, known), *map(resolved, urls)]
-    if offline():
-        addresses = [url for url in addresses if url.startswith("file:")]
+    known = _known(target, sha256, md5)
+    addresses = [*_mirrored(target, known.known), *urls]
+    addresses = [url for url in addresses if _forbidden_by(url) is None]
     if not addresses:
-        raise FileNotFoundError(
-            f"{target.name} is not in the cache {target.parent}"
-            + (" and SSLZOO_OFFLINE is set" if offline() else ", and it has no address")
-        )
-    if sha256 is None and md5 is None:
-        raise ValueError(
-            f"nobody published a hash of {target.name}: pass sha256='...' of the file that you "
-            "trust, or sha256='any' to take what comes (its hash is enforced from then on)"
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(target.name + ".lock")):
-        wanted = None if sha256 == ANY else sha256
-        if target.is_file():  # another process was faster
-            check(target, _note(noted) if wanted is None else wanted, md5)
-        else:
-            _download_any(addresses, target, wanted, md5)
+        raise _unavailable(target, wrong, urls)
+    with _locked(target):
+        known = _known(target, sha256, md5)
+        if _wrong(target, known) is not None:  # no other process was faster
+            refused = strict and not known.known and sha256 != ANY
+            wanted = Wanted(target.name, known.known, most)
+            digest = _first(addresses, target, known, wanted, parse, refused)
+            if who is not None and not known.known:
+                print(
+                    f"{who}: no published hash; recorded sha256 {digest} in {note_of(target)}; it "
+                    "is enforced from now on",
+                    file=sys.stderr,
+                )
     return target
 
 
-def _note(path: Path) -> str | None:
-    """The sha256 that was written down beside a file, where it is whole."""
-    text = path.read_text().strip() if path.is_file() else ""
-    return text if len(text) == 64 else None
+def forget(target: Path) -> None:
+    """Remove a file and the note of its hash."""
+    with _locked(target):
+        for path in (target, note_of(target)):
+            path.unlink(missing_ok=True)
 
 
-def _write_note(target: Path, digest: str) -> None:
-    part = target.with_name(target.name + ".sha256.part")
-    part.write_text(digest + "\n")
-    part.replace(target.with_name(target.name + ".sha256"))
+def _wrong(target: Path, known: _Hash) -> str | None:
+    """What keeps a file of the cache from being used; None: nothing."""
+    if not target.is_file():
+        return f"{target.name} is not in the cache {target.parent}"
+    if not known.known:
+        return f"no hash of {target} was recorded"
+    try:
+        check(target, known.sha256, known.md5, str(target))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _forbidden_by(url: str) -> str | None:
+    """The variable that keeps an address from being asked."""
+    scheme = url.partition(":")[0].lower()
+    if offline() and scheme != "file":
+        return "SSLZOO_OFFLINE"
+    return "HF_HUB_OFFLINE" if scheme == "hf" and _switched_on("HF_HUB_OFFLINE") else None
+
+
+def _unavailable(target: Path, wrong: str, urls: Sequence[str]) -> Exception:
+    variables = sorted({_forbidden_by(url) or "" for url in urls})
+    why = f"{variables[0]} is set" if variables else "it has no address"
+    kind = ValueError if target.is_file() else FileNotFoundError
+    return kind(f"{wrong} and {why}" if variables else f"{wrong}, and {why}")
 
 
 def _mirrored(target: Path, known: bool) -> list[str]:
@@ -175,73 +280,156 @@ def _mirrored(target: Path, known: bool) -> list[str]:
     if not mirror:
         return []
     base = (mirror if is_url(mirror) else Path(mirror).resolve().as_uri()).rstrip("/")
-    names = [f"{target.parent.name}/{target.name}", *([target.name] if known else [])]
-    return [resolved(f"{base}/{name}") for name in names]
+    return [f"{base}/{target.parent.name}/{target.name}", *([f"{base}/{target.name}"] * known)]
 
 
-def _download_any(
-    addresses: Sequence[str], target: Path, sha256: str | None, md5: str | None
-) -> None:
-    """Download from the first address that works, and write its sha256 down."""
-    failed: list[Exception] = []
-    part = target.with_name(target.name + ".part")
-    for url in addresses:
-        try:
-            _download(url, part, trusted=sha256 is not None)
-            _write_note(target, check(part, sha256, md5))  # first: no file is without its hash
-            part.replace(target)
-            return
-        except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG):
-                raise OSError(
-                    error.errno, f"no space for {target.name} in {target.parent}"
-                ) from None
-            failed.append(_named(url, error))
-        finally:
-            part.unlink(missing_ok=True)
-    wrong = next((error for error in failed if isinstance(error, ValueError)), None)
-    reasons = "; ".join(map(str, failed))
-    if wrong:
-        raise type(wrong)(reasons)
-    absent = all(isinstance(error, FileNotFoundError) for error in failed)
-    kind = FileNotFoundError if absent else OSError
-    raise kind(f"{target.name} cannot be fetched: {reasons}")
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """One process at a time per folder. Where nothing was kept, lock and folder are removed.
 
-
-def _named(url: str, error: Exception) -> Exception:
-    """The error with the address in it; FileNotFoundError where the address has no file."""
-    text = f"{url}: {error}"
-    if isinstance(error, ValueError):
-        return ValueError(text)
-    # 403 is S3's answer for a file that is not there, where its names are not public.
-    status = error.code if isinstance(error, urllib.error.HTTPError) else None
-    absent = status in (403, 404) or isinstance(getattr(error, "reason", None), FileNotFoundError)
-    return FileNotFoundError(text) if absent else OSError(text)
-
-
-def _download(url: str, part: Path, trusted: bool) -> None:
-    """One address into one file, whole.
+    A process that waited for a lock that was removed meanwhile asks again: its own handle tells
+    whether the file under the lock's name is still the one that it waited for.
 
     Raises:
-        OSError: it does not answer, breaks off, or does not fit on the disk.
-        ValueError: http:// for a file without a sha256.
+        OSError: the cache cannot be written.
     """
-    host = urllib.parse.urlsplit(url).hostname
-    if url.startswith("http://") and host not in ("127.0.0.1", "localhost") and not trusted:
-        raise ValueError("http:// only for a file whose sha256 is known; https:// otherwise")
-    request = urllib.request.Request(url, headers={"User-Agent": f"sslzoo/{sslzoo.__version__}"})
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer, part.open("wb") as file:
-        size = _size(answer)
-        if size is not None and size > shutil.disk_usage(part.parent).free:
-            raise OSError(errno.ENOSPC, f"{size} bytes wanted")
-        shutil.copyfileobj(answer, file, _CHUNK)
-        file.flush()
-        os.fsync(file.fileno())
-        got = file.tell()
-    if size is not None and got != size:
-        raise OSError(f"{got} of {size} bytes came")
+    lock = target.with_name(_LOCK)
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                own = held.enter_context(lock.open("a"))
+                held.enter_context(FileLock(lock))
+                if lock.exists() and os.path.samestat(os.fstat(own.fileno()), lock.stat()):
+                    break
+            except FileNotFoundError:
+                if not _writable(lock.parent):
+                    raise _unwritable(target, "there is no such folder") from None
+            except OSError as error:
+                raise _unwritable(target, error.strerror or str(error)) from None
+            held.close()
+        try:
+            yield
+        finally:
+            if not target.parent.exists() or {*target.parent.iterdir()} <= {lock}:
+                with contextlib.suppress(OSError):
+                    lock.unlink()
+                    target.parent.rmdir()
+                    target.parent.parent.rmdir()
 
 
-def _size(answer: Any) -> int | None:
-    length = answer.headers.get("Content-Length")
-    return int(length) if length is not None and length.isdigit() else None
+def _writable(folder: Path) -> bool:
+    """Whether it can be made: another process may have removed it, empty, a moment ago."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        return True
+    return False
+
+
+def _unwritable(target: Path, why: str) -> OSError:
+    return OSError(
+        f"the cache {home()} cannot be written ({target.parent}: {why}): set SSLZOO_HOME to a "
+        "folder that can"
+    )
+
+
+def _first(
+    addresses: Sequence[str],
+    target: Path,
+    known: _Hash,
+    wanted: Wanted,
+    parse: Callable[[Path], object] | None,
+    refused: bool,
+) -> str:
+    """Put the file of the first address that works into its place; its sha256.
+
+    Args:
+        addresses: see `fetch`.
+        target: see there.
+        known: its hash.
+        wanted: see `wire.download`.
+        parse: see there.
+        refused: whether a file is refused, once an address has one.
+    """
+    failed: list[Exception] = []
+    part = target.with_name(f"{target.name}.part{target.suffix}")
+    for url in addresses:
+        try:
+            if refused:
+                wire.ask(url, wanted)
+                break
+            wire.download(url, part, wanted)
+            digest = _refuse_other(part, target, known, parse)
+            write_whole(note_of(target), f"{digest}\n")  # first: no file is without its hash
+            part.replace(target)
+            return digest
+        except OSError as error:
+            if error.errno in _FULL:
+                text = f"no space for {target.name} in {target.parent}"
+                raise OSError(error.errno, text) from None
+            if str(error.filename).startswith(str(target.parent)):
+                raise _unwritable(target, error.strerror or str(error)) from None
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
+            failed.append(kind(f"{_shown(url)}: {error}"))
+        except ValueError as error:
+            failed.append(ValueError(f"{_shown(url)}: {error}"))
+    else:
+        raise _summed_up(target, failed)
+    raise ValueError(
+        f"nobody published a hash of {target.name}: pass sha256='...' of the file that you trust; "
+        "or leave out strict=True (or pass sha256='any') to take what comes, whose hash is "
+        "enforced from then on"
+    )
+
+
+def _shown(url: str) -> str:
+    with contextlib.suppress(ValueError):
+        return resolved(url)
+    return url
+
+
+def _summed_up(target: Path, failed: Sequence[Exception]) -> Exception:
+    """One error for all addresses, of the most telling type."""
+    reasons = "; ".join(map(str, failed))
+    if any(isinstance(error, ValueError) for error in failed):
+        return ValueError(reasons)
+    absent = all(isinstance(error, FileNotFoundError) for error in failed)
+    kind = FileNotFoundError if absent else OSError
+    return kind(f"{target.name} cannot be fetched: {reasons}")
+
+
+def _refuse_other(
+    part: Path, target: Path, known: _Hash, parse: Callable[[Path], object] | None
+) -> str:
+    """The sha256 of a download that is what was wanted; another is removed.
+
+    Raises:
+        ValueError: its hash is another one, or it cannot be read.
+    """
+    try:
+        try:
+            digest = check(part, known.sha256, known.md5, target.name)
+        except ValueError as error:
+            text = str(error)
+            if known.recorded:
+                text += f" than at its first use (to accept it, remove {note_of(target)})"
+            raise ValueError(f"{text}; {_beginning(part)}") from None
+        try:
+            if parse is not None:
+                parse(part)
+        except (ValueError, OSError) as error:
+            text = str(error).replace(str(part), str(target))
+            raise ValueError(
+                f"it gives no {target.name} that can be read, {_beginning(part)}: {text}"
+            ) from None
+    except BaseException:
+        wire.discard(part)
+        raise
+    return digest
+
+
+def _beginning(part: Path) -> str:
+    with part.open("rb") as file:
+        head = file.read(64)
+    page = "an HTML page (to log in, or of an error?)" if _HTML.match(head) else "what came"
+    return f"{page} begins with {head[:32]!r}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from sslzoo.transforms.eval_view import EvalView
+from sslzoo.zoo.cache import plain_name
 
+LARGEST = 1 << 20  # bytes of a card; those of the zoo have two thousand
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_DEEPEST = 32  # dictionaries and lists within each other
 _LICENCES = {"code", "weights"}
 _VIEW = {"size", "resize", "mean", "std", "interpolation", "fraction", "space"}
 _RGB = 3  # channels, where a card says nothing of them
@@ -172,8 +177,9 @@ def _complaints(card: Card) -> list[str]:
             wrong.append(f"wants {hint} as {name}, got {value!r}")
     if wrong:
         return wrong
-    if Path(card.file).name != card.file or not card.file:
-        wrong.append(f"wants a plain file name as file, got {card.file!r}")
+    for name in ("name", "file"):  # of a folder and of a file in the cache
+        if not plain_name(getattr(card, name)):
+            wrong.append(f"wants a plain file name as {name}, got {getattr(card, name)!r:.100}")
     if not isinstance(card.backbone.get("class_path"), str):
         wrong.append(f"wants a class_path in backbone, got {card.backbone!r}")
     texts = all(isinstance(text, str) for text in card.licence.values())
@@ -265,12 +271,53 @@ def read_card(path: Path) -> Card:
     """The card in a file.
 
     Raises:
-        ValueError: it is not JSON, or not a card.
+        ValueError: it is not JSON of plain values that name each key once, or not a card.
+        OSError: it cannot be read.
     """
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"{path} is too large for a card: at most {LARGEST} bytes wanted")
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(
+            path.read_bytes().decode(),
+            object_pairs_hook=_without_repeats,
+            parse_constant=_finite,
+            parse_float=_finite,
+        )
+    except RecursionError:
+        raise ValueError(f"{path} is not a card of the zoo: it is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{path} is not a card of the zoo: a JSON object wanted")
+    _refuse_odd(raw, path, 1)
     return card_of(raw, str(path))
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in made:
+            raise ValueError(f"the key {name!r:.100} stands there twice")
+        made[name] = value
+    return made
+
+
+def _finite(text: str) -> float:
+    """A number that other readers of JSON take as well."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"numbers must be finite, got {text:.100}")
+    return value
+
+
+def _refuse_odd(value: Any, path: Path, depth: int) -> None:
+    """Refuse depths that break a later reader, and characters that rule a terminal."""
+    if depth > _DEEPEST:
+        raise ValueError(f"{path} is not a card of the zoo: it is nested too deeply")
+    if isinstance(value, str) and _CONTROL.search(value):
+        raise ValueError(f"{path} is not a card of the zoo: control characters in {value!r:.100}")
+    for part in value if isinstance(value, list) else ():
+        _refuse_odd(part, path, depth + 1)
+    for name, part in value.items() if isinstance(value, dict) else ():
+        _refuse_odd(name, path, depth + 1)
+        _refuse_odd(part, path, depth + 1)

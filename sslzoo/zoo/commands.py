@@ -56,7 +56,7 @@ def _fetch(given: argparse.Namespace) -> None:
     from sslzoo.zoo.weights_file import locate
 
     for name in _matching(given.names):
-        print(locate(name, given.sha256).path)
+        print(locate(name, given.sha256, strict=given.strict).path)
 
 
 def _verify(given: argparse.Namespace) -> None:
@@ -158,6 +158,7 @@ def _zoo_parser() -> argparse.ArgumentParser:
     verb = zoo.add_parser("fetch", help="download, check and print the path")
     verb.add_argument("names", nargs="+", help="with * and ?")
     verb.add_argument("--sha256", **HASHED)
+    verb.add_argument("--strict", action="store_true", help="refuse a file of unknown hash")
     verb.set_defaults(act=_fetch)
 
     verb = zoo.add_parser("verify", help="hash, class, shapes and features against the card")

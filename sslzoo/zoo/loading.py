@@ -13,6 +13,7 @@ In a YAML it is a backbone, to train further from:
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Mapping
@@ -29,19 +30,20 @@ from sslzoo.zoo.cache import is_url
 from sslzoo.zoo.card import Card
 from sslzoo.zoo.converters import convert
 from sslzoo.zoo.preprocessing import TOKENIZER, of_checkpoint, preprocessor, tokenizer_json
-from sslzoo.zoo.reading import read
+from sslzoo.zoo.reading import check_finite, read
 from sslzoo.zoo.weights_file import locate
 
 
 def load(
-    name: str | Path,
+    name: str | os.PathLike[str],
     backbone: nn.Module | None = None,
     layout: str | None = None,
     sha256: str | None = None,
-    file: str | None = None,
+    file: str | os.PathLike[str] | None = None,
     whole: bool = False,
     train: bool = False,
     trust: bool = False,
+    strict: bool = False,
 ) -> nn.Module:
     """An encoder with its weights, an nn.Module (B, ...) -> (B, num_features).
 
@@ -60,21 +62,22 @@ def load(
         backbone: what to fill, where there is no card to name it.
         layout: how the encoder stands in the file, one of `sslzoo.zoo.LAYOUTS`: "lightly",
             "solo_learn", "torchvision", ...; None: as the card says, or as we save.
-        sha256: of the file, enforced besides what the card says; "any" for a file from elsewhere
-            whose hash nobody published.
+        sha256: of the file, enforced besides what the card says; None: where nobody published one,
+            the hash of the first download is recorded and enforced from then on.
         file: the entry's file where you have it already.
         whole: the whole method of a Lightning checkpoint of ours, not the encoder alone.
         train: in train mode, as training further wants it (Lightning keeps the mode that it
             finds); False: in eval mode.
         trust: whether the file may name any class that Python can import. The classes then run as
             your own code does; say so of your own files alone.
+        strict: refuse to fetch a file of which no hash is published or given.
 
     Raises:
         ValueError: there is no such entry; the file is damaged, has another hash, names a class
             that it may not name, does not fit the class, or has weights that are not finite.
         OSError: it cannot be found or fetched.
     """
-    found = locate(name, sha256, file)
+    found = locate(name, sha256, file, strict, trust)
     path, card = found.path, found.card
     saved = read(path)
     layout = layout or (card.layout if card else None)
@@ -83,6 +86,7 @@ def load(
         module = method if whole else _encoder_of(method, path, train)
         expected, metadata = of_checkpoint(saved)
         expects = (expected, metadata.get(TOKENIZER))
+        check_finite(module.state_dict(), str(path))
     elif whole:
         raise ValueError(
             f"{str(path)!r} holds no whole method: a Lightning checkpoint of ours does"
@@ -91,7 +95,6 @@ def load(
         state = saved if layout is None else convert(saved, layout)[0]
         module = _encoder(state, path, card, backbone, trust)
         expects = (card.preprocessing, tokenizer_json(path)) if card else (None, None)
-    _check_finite(module, path)
     about: Any = module
     if card is not None:
         _print_license(card)
@@ -162,12 +165,6 @@ def _method(saved: Mapping[str, Any], path: Path, whole: bool, trust: bool) -> L
         # Lightning 2.6 calls methods that jsonargparse 4.53 deprecates.
         warnings.simplefilter("ignore", DeprecationWarning)
         return LightningModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-
-
-def _check_finite(module: nn.Module, path: Path) -> None:
-    for name, value in module.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(f"{str(path)!r}: {name} must be finite, it has NaN or infinity")
 
 
 def _encoder_of(method: LightningModule, path: Path, train: bool) -> nn.Module:

@@ -2,7 +2,8 @@
 
 Safetensors and JSON hold data only. torch's own files are read with `weights_only=True`; other
 pickles through an unpickler that knows stand-ins for arrays of numbers and for the containers of
-one code base, and refuses every other name.
+one code base, and refuses every other name. Nothing that a file holds can change an object that
+is there before the file is read and after.
 """
 
 from __future__ import annotations
@@ -11,21 +12,21 @@ import importlib.util
 import io
 import pickle
 import re
+import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import warnings
+import zipfile
 from collections import OrderedDict, namedtuple
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
 
 
 def read(path: Path) -> Any:
@@ -42,7 +43,8 @@ def read(path: Path) -> Any:
     if Path(f"{path}.index").is_file():
         return read_tensorflow(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no file at {str(path)!r}")
+        kind = "a folder or a device is" if path.exists() else "no file"
+        raise FileNotFoundError(f"{kind} at {str(path)!r}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in (".pkl", ".pickle"):
@@ -66,21 +68,106 @@ def tensors_by_name(held: Any, who: str) -> Mapping[str, torch.Tensor]:
     wrong |= {type(v).__name__ for v in held.values() if not isinstance(v, torch.Tensor)}
     if wrong:
         raise ValueError(f"{who} has tensors by name, the file has {sorted(wrong)} too")
+    for name, tensor in held.items():
+        odd = _oddity(tensor)
+        if odd is not None:
+            raise ValueError(f"{who} has plain tensors, the file has {odd} as {name!r}")
     return held
+
+
+_PACKED = re.compile(r"float4|bits|int[1-7]$")  # types of less than a byte, which torch cannot cast
+
+
+def _oddity(tensor: torch.Tensor) -> str | None:
+    """Why a tensor is no plain array of numbers in this process's memory; None: it is one."""
+    if tensor.is_nested:
+        return "a nested tensor"
+    if tensor.layout is not torch.strided:
+        return f"a tensor of layout {tensor.layout}"
+    if tensor.is_quantized:
+        return "a quantized tensor"
+    if _PACKED.search(str(tensor.dtype)):
+        return f"a tensor of {tensor.dtype}"
+    if tensor.device.type != "cpu":
+        return f"a tensor on the device {tensor.device}, without its numbers"
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        return f"a tensor of shape {tuple(tensor.shape)} that repeats fewer numbers"
+    return None
+
+
+def check_finite(state: Mapping[str, torch.Tensor], who: str) -> None:
+    """Refuse weights that are not numbers.
+
+    Args:
+        state: plain tensors by name.
+        who: takes them, for the error.
+
+    Raises:
+        ValueError: a value is NaN or infinite.
+    """
+    for name, tensor in state.items():
+        if not _finite(tensor):
+            raise ValueError(f"{who} takes finite weights, {name!r} holds NaN or infinity")
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return True
+    wide = tensor.float() if tensor.element_size() == 1 else tensor  # torch has no test of float8
+    return bool(wide.isfinite().all())
+
+
+def refuse_nan(held: Any, where: str) -> None:
+    """Refuse a file of which not even the layout is known, if a tensor in it holds NaN.
+
+    Infinity is let pass: masks hold it, and which tensors are weights is not known.
+
+    Args:
+        held: what `read` gave.
+        where: it was read, for the error.
+
+    Raises:
+        ValueError: a tensor at any depth holds NaN.
+    """
+    waiting, seen = [("", held)], set()
+    while waiting:
+        name, part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, torch.Tensor):
+            if _oddity(part) is None and not _finite(part) and bool(part.isnan().any()):
+                raise ValueError(f"{where} holds NaN in {name.lstrip('.')!r}")
+        elif isinstance(part, Mapping):
+            waiting += [(f"{name}.{key}"[:200], value) for key, value in part.items()]
+        elif isinstance(part, list | tuple):
+            waiting += [(name, value) for value in part]
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
+    except Exception as error:  # of safetensors; of torch, for a header that safetensors took
+        raise _not_whole(path, "safetensors file", error) from None
 
 
-class _PickledModule(nn.Module):
-    """Stands in for a module whose class is in the authors' code; what it holds is left out."""
+def _not_whole(path: Path, kind: str, error: BaseException) -> ValueError:
+    text = _last_line(error) if str(error) else type(error).__name__
+    return ValueError(f"{path} is not a whole {kind}: {text}")
 
-    def forward(self) -> None:
-        raise ValueError("this module was pickled with code that is not here")
+
+class _StandIn:
+    """Takes the place of an object whose class is in the authors' code; it holds nothing."""
+
+    def __init__(self, *values: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _PickledModule(_StandIn):
+    """Stands in for a module of the authors'."""
 
 
 # lemniscate.pytorch pickles its memory as a module, and that module its sampler.
@@ -95,81 +182,225 @@ _CODE = re.compile(r"GLOBAL|call reduce|[Cc]an only build|class")
 
 
 def _read_torch(path: Path) -> Any:
+    _refuse_packed(path)
     stand_ins: list[Any] = [(_PickledModule, name) for name in _PICKLED_MODULES]
     try:
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
-            warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
+            warnings.simplefilter("ignore")  # of old pickles, which are read all the same
             return torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Only persistent_load of storage" in str(error):
             return _read_old_torch(path)
         names = [line.strip() for line in str(error).split("\n") if _CODE.search(line)]
         if not names:
-            raise ValueError(f"{path} is not a whole torch file: {_last_line(error)}") from None
+            raise _not_whole(path, "torch file", error) from None
         raise ValueError(
             f"{path} holds more than tensors and plain values, and reading it could run code: "
-            f"{names[0]}"
+            f"{_printable(names[0])}"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is not a whole torch file: {_last_line(error)}") from None
+    except Exception as error:  # whatever torch's rebuilding functions make of made-up arguments
+        raise _not_whole(path, "torch file", error) from None
+    finally:
+        # torch empties this list at the end of a load, not where it breaks off, and the next
+        # load, of an honest file, would stumble over what a broken one left.
+        torch._utils._sparse_tensors_to_validate.clear()
 
 
-_OLD_NAMES = {
-    ("__builtin__", "set"): set,
-    ("builtins", "set"): set,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+def _refuse_packed(path: Path) -> None:
+    """Refuse a zip whose entries are larger than the file: torch packs nothing.
+
+    Raises:
+        ValueError: an entry is packed, or two share their bytes; or it is a program.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            parts = file.infolist()
+    except Exception:  # no zip, or none that zipfile can make sense of
+        _refuse_archive(path)
+        return  # an older format, or torch says what is wrong
+    packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
+    if packed or sum(part.file_size for part in parts) > path.stat().st_size:
+        raise ValueError(
+            f"{path} is not a torch file: its {len(parts)} entries are larger than the file itself"
+        )
+    if any(part.filename.rpartition("/")[2] == "constants.pkl" for part in parts):
+        raise ValueError(
+            f"{path} holds a TorchScript program, and reading it could run code: save its "
+            "state_dict() instead"
+        )
+
+
+def _refuse_archive(path: Path) -> None:
+    """Refuse a tar, torch's format of 2016: torch makes a folder before it looks at the file."""
+    try:
+        tarfile.open(path, "r:").close()
+    except Exception:  # no tar, or none that tarfile can make sense of
+        return
+    raise ValueError(f"{path} is not a whole torch file: it is a tar archive, as torch 0.1 wrote")
+
+
+class _Closed(pickle._Unpickler):  # the one written in Python: its opcodes can be replaced
+    """An unpickler whose file can name, call and change nothing but stand-ins made for it."""
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+    def get_extension(self, code: int) -> None:
+        raise pickle.UnpicklingError(f"it asks for the registered extension {code}")
+
+    def load_build(self) -> None:
+        """Pickle's own sets attributes of whatever is there, classes and functions too."""
+        state, made = self.stack.pop(), self.stack[-1]
+        if isinstance(made, _StandIn):
+            made.__setstate__(state)
+        elif type(made) is not OrderedDict:  # whose state is the modules' versions
+            raise pickle.UnpicklingError(f"it asks for a change of {made!r:.100}")
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+
+def _unpickled(unpickler: _Closed, path: Path, what: str) -> Any:
+    """What a pickle holds.
+
+    Raises:
+        ValueError: it asks for anything else than `what`, or is damaged.
+    """
+    try:
+        return unpickler.load()
+    except pickle.UnpicklingError as error:
+        if "asks for" in str(error):
+            raise ValueError(
+                f"{path} holds more than {what}, and reading it could run code: "
+                f"{_printable(str(error))}"
+            ) from None
+        raise _not_whole(path, "pickle", error) from None
+    except Exception as error:  # whatever made-up arguments lead to
+        raise _not_whole(path, "pickle", error) from None
+
+
+# -- torch's files of before 1.6 with modules in them, which `weights_only=True` refuses
+
+_OLD_MAGIC, _OLD_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+_OLD_STORAGES = {
+    "HalfStorage": torch.float16,
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
 }
 
 
-class _OldUnpickler(pickle.Unpickler):
-    """For torch's files of before 1.6 with modules in them, which `weights_only=True` refuses."""
+def _old_tensor(storage: Any, offset: int, size: Any, stride: Any, *more: Any) -> torch.Tensor:
+    return torch.as_strided(storage, size, stride, offset)  # within the storage, or an error
+
+
+_OLD_NAMES: dict[tuple[str, str], Any] = {
+    ("__builtin__", "set"): set,
+    ("builtins", "set"): set,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor"): _old_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _old_tensor,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *more: data,
+}
+
+
+class _OldUnpickler(_Closed):
+    """Keeps the storages that the tensors of a file are views of, flat and yet to be filled."""
+
+    def __init__(self, file: Any, most: int) -> None:
+        super().__init__(file, encoding="utf-8")
+        self.storages: dict[Any, torch.Tensor] = {}
+        self.left = most
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" in _PICKLED_MODULES:
             return _PickledModule
+        if module in ("torch", "torch.cuda") and name in _OLD_STORAGES:
+            return _OLD_STORAGES[name]
         if (module, name) in _OLD_NAMES:
             return _OLD_NAMES[module, name]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        kind, *about = pid
+        if kind == "module":
+            return about[0]  # its class; its source text is left alone
+        dtype, key, _, count, view = about
+        if key not in self.storages:
+            self.left -= count * dtype.itemsize
+            if kind != "storage" or count < 0 or self.left < 0:
+                raise ValueError(f"a storage of {count} numbers is larger than the file")
+            self.storages[key] = torch.zeros(count, dtype=dtype)
+        storage = self.storages[key]
+        return storage if view is None else storage[view[1] : view[1] + view[2]]
 
 
 def _read_old_torch(path: Path) -> Any:
-    def load(file: Any, **options: Any) -> Any:
-        return _OldUnpickler(file, **options).load()
+    size = path.stat().st_size
+    with path.open("rb") as file:
 
-    allowed = SimpleNamespace(__name__="allowed", Unpickler=_OldUnpickler, load=load)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
-            return torch.load(path, "cpu", pickle_module=allowed, weights_only=False)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than tensors, and reading it could run code: {error}"
-        ) from None
+        def load(unpickler: _Closed | None = None) -> Any:
+            what = "tensors and plain values"
+            return _unpickled(unpickler or _OldUnpickler(file, 0), path, what)
+
+        magic, protocol, about = load(), load(), load()
+        unpickler = _OldUnpickler(file, size)
+        held = load(unpickler)
+        keys = load()
+        try:
+            if (magic, protocol, about["little_endian"]) != (_OLD_MAGIC, _OLD_PROTOCOL, True):
+                raise ValueError("another protocol, or another order of bytes")
+            for key in keys:
+                _fill_storage(unpickler.storages[key], file)
+        except Exception as error:
+            raise _not_whole(path, "torch file", error) from None
+    return held
 
 
-def _last_line(error: Exception | str) -> str:
-    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
-    return lines[-1] if lines else "it ends too early"
+def _fill_storage(storage: torch.Tensor, file: Any) -> None:
+    (count,) = struct.unpack("<q", file.read(8))
+    if count != len(storage):
+        raise ValueError(f"{count} numbers for a storage of {len(storage)}")
+    raw = file.read(count * storage.element_size())
+    if raw:
+        storage.copy_(torch.frombuffer(bytearray(raw), dtype=storage.dtype))
 
 
-class _Inert:
+def _last_line(error: BaseException | str) -> str:
+    lines = [line for line in str(error).split("\n") if line.strip()]
+    return _printable(lines[-1]) if lines else "it ends too early"
+
+
+def _printable(text: str) -> str:
+    """A line that may quote the file, without characters that rule a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text.strip()[:300])
+
+
+# -- pickles of numpy arrays
+
+
+class _Inert(_StandIn):
     """Takes the place of a container that nobody asks for (an optimizer's state)."""
 
-    def __new__(cls, *values: Any) -> _Inert:
-        return super().__new__(cls)
-
     def __init__(self, *values: Any) -> None:
-        self.values = values
+        self.values: Sequence[Any] = values
 
     def __setstate__(self, state: Any) -> None:
         self.values = (state,)
 
 
-class _Mapping(dict):
+class _Mapping(dict, _StandIn):
     """Haiku's immutable mapping, as a dict."""
+
+    def __init__(self, *values: Any) -> None:
+        dict.__init__(self, *values)
 
     def __setstate__(self, state: Any) -> None:
         parts = state if isinstance(state, tuple) else (state,)
@@ -183,7 +414,7 @@ ByolState = namedtuple(
 )
 
 
-class _Dtype:
+class _Dtype(_StandIn):
     """A numpy dtype of numbers. numpy's own would take a state that the file makes up."""
 
     def __init__(self, name: Any, *more: Any) -> None:
@@ -202,7 +433,7 @@ class _Dtype:
         return numbers.reshape(shape, order="F" if fortran else "C").copy()
 
 
-class _Array:
+class _Array(_StandIn):
     """A numpy array. numpy's own would take pointers, as an array of objects, from the file."""
 
     def __init__(self, *how: Any) -> None:
@@ -229,7 +460,7 @@ _MULTIARRAY = {
 _HAIKU = ("haiku._src.data_structures", "haiku._src.utils")
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(_Closed):
     """Knows stand-ins for numpy's arrays and for the containers of DeepMind's BYOL."""
 
     def find_class(self, module: str, name: str) -> Any:
@@ -243,27 +474,18 @@ class _Unpickler(pickle.Unpickler):
             return _Mapping
         if module.endswith("utils.optimizers") or module.split(".")[0] == "optax":
             return _Inert
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
 
 
 def _read_pickle(path: Path) -> Any:
-    try:
-        return _Unpickler(io.BytesIO(path.read_bytes())).load()
-    except pickle.UnpicklingError as error:
-        if "asks for" in str(error):
-            raise ValueError(
-                f"{path} holds more than arrays, and reading it could run code: {error}"
-            ) from None
-        raise ValueError(f"{path} is not a whole pickle: {error}") from None
-    except (EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is not a whole pickle: {error}") from None
-    except (OverflowError, MemoryError) as error:  # a length that damage made huge
-        raise ValueError(f"{path} is not a whole pickle: {error}") from None
+    return _unpickled(_Unpickler(io.BytesIO(path.read_bytes())), path, "arrays")
 
 
 # In a process of its own: TensorFlow 2.21 crashes triton, which torchvision 0.29 imports.
 _TENSORFLOW = """
-import sys, numpy, tensorflow
+import sys
+sys.path = [folder for folder in sys.path if folder]  # no module of the current folder
+import numpy, tensorflow
 reader = tensorflow.train.load_checkpoint(sys.argv[1])
 kinds = reader.get_variable_to_dtype_map()
 names = [name for name, kind in kinds.items() if kind != tensorflow.string]

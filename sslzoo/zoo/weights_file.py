@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from sslzoo.zoo.cache import ANY, check, fetch, is_url, place
-from sslzoo.zoo.card import Card, read_card
+from torch import nn
+
+from sslzoo.trust import check_fit, shell
+from sslzoo.zoo.building import complete
+from sslzoo.zoo.cache import ANY, check, fetch, forget, is_url, place, refuse_malformed
+from sslzoo.zoo.card import LARGEST, Card, read_card
+from sslzoo.zoo.converters import convert
 from sslzoo.zoo.listing import card_named, entries, local_file, sources
+from sslzoo.zoo.reading import read, refuse_nan
+from sslzoo.zoo.wire import local_path, resolved
+
+_LONGEST = 4096  # characters of a path or an address
 
 
 class Found(NamedTuple):
@@ -17,44 +28,71 @@ class Found(NamedTuple):
     Args:
         path: of the file; of a TensorFlow checkpoint the prefix of its files.
         card: what is known about it, None for nothing.
-        ours: whether it is on this machine by its user's will, so that its classes are trusted.
     """
 
     path: Path
     card: Card | None
-    ours: bool
 
 
-def locate(name: str | Path, sha256: str | None = None, file: str | None = None) -> Found:
+def locate(
+    name: str | os.PathLike[str],
+    sha256: str | None = None,
+    file: str | os.PathLike[str] | None = None,
+    strict: bool = False,
+    trust: bool = False,
+) -> Found:
     """The file that `load` would read, on this machine after this, its hash checked.
+
+    A file that is fetched is read and held to its card before it is kept.
 
     Args:
         name: see `load`.
         sha256: see `load`.
         file: see `load`.
+        strict: refuse to fetch a file of which no hash is published, given or recorded. False:
+            what comes at first is trusted, and its hash enforced from then on.
+        trust: see `load`.
 
     Raises:
-        ValueError: there is no such entry, or the hash is another one.
+        ValueError: there is no such entry, the hash is another one, or the file cannot be read.
         OSError: it cannot be found or fetched.
     """
-    name = str(name)
+    name = _text("name", name)
+    refuse_malformed(sha256)
     if is_url(name):
-        return _from_address(name, sha256)
+        return _from_address(name, sha256, strict, trust)
     if name in entries():
         card = card_named(name)
-        path = Path(file) if file is not None else local_file(card)
-        if path is None:
-            wanted = card.sha256 or sha256 if sha256 in (None, ANY) else sha256
-            target = place(card.name, card.file)
-            fetched = Found(fetch(sources(card), target, wanted, card.md5), card, True)
-            return _checked(fetched, sha256)
-        return _checked(Found(path, card, True), sha256)
+        if file is not None:
+            return _local(Path(_text("file", file)), card, sha256)
+        path = local_file(card)
+        if path is not None:
+            return _local(path, card, sha256)
+        target = place(card.name, card.file)
+        return Found(_fetch(sources(card), target, card, sha256, strict, trust, card.name), card)
     path = Path(name)
-    if not path.is_file() and not Path(f"{name}.index").is_file():
+    # os.path's, unlike Path's, take a name that is too long for the file system.
+    if not os.path.exists(path) and not os.path.isfile(f"{name}.index"):
         raise FileNotFoundError(_nowhere(name))
-    beside = path.with_suffix(".json")
-    known = path.suffix == ".safetensors" and beside.is_file()
-    return _checked(Found(path, read_card(beside) if known else None, True), sha256)
+    return _local(path, _card_beside(path), sha256)
+
+
+def _text(what: str, given: Any) -> str:
+    """A name or a path as text.
+
+    Raises:
+        ValueError: it is something else, or cannot be a path.
+    """
+    text = os.fspath(given) if isinstance(given, os.PathLike) else given
+    kinds = "an entry of the zoo, a path or an address" if what == "name" else "a path"
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{what} must be {kinds}, got {given!r}")
+    if "\0" in text or len(text) > _LONGEST:
+        raise ValueError(
+            f"{what} must be {kinds} of at most {_LONGEST} characters and without NUL, got "
+            f"{text[:80]!r} of {len(text)}"
+        )
+    return text
 
 
 def _nowhere(name: str) -> str:
@@ -65,27 +103,111 @@ def _nowhere(name: str) -> str:
     return f"no file at {name!r}"
 
 
-def _checked(found: Found, sha256: str | None) -> Found:
-    path, card, _ = found
+def _card_beside(path: Path) -> Card | None:
+    beside = path.with_suffix(".json")
+    return read_card(beside) if path.suffix == ".safetensors" and beside.is_file() else None
+
+
+def _local(path: Path, card: Card | None, sha256: str | None) -> Found:
+    """A file of this machine, its hash checked.
+
+    Raises:
+        ValueError: it has another hash, or it is a folder or a device.
+    """
+    if path.exists() and not path.is_file() and not Path(f"{path}.index").is_file():
+        kind = "a folder" if path.is_dir() else "a device or a pipe"
+        raise ValueError(f"a file of weights must be a file, and {str(path)!r} is {kind}")
     if path.is_file():
         for wanted in {sha256, card.sha256 if card else None} - {None, ANY}:
             check(path, wanted)
         if card is not None and card.md5 is not None:
             check(path, None, card.md5)
-    return found
+    return Found(path, card)
 
 
-def _from_address(url: str, sha256: str | None) -> Found:
-    """Fetch weights, and before them the card beside them, whose hash they must have."""
-    name = Path(urlsplit(url).path).name
-    target, beside = place(url, name), place(url, f"{Path(name).stem}.json")
-    card = None
+def _fetch(
+    urls: list[str],
+    target: Path,
+    card: Card | None,
+    sha256: str | None,
+    strict: bool,
+    trust: bool,
+    who: str,
+) -> Path:
+    """The file of these addresses, once it has the hash of card and user, and fits the card."""
+    published = None if card is None else card.sha256
+    given = None if sha256 == ANY else sha256
+    if given and published:
+        longer, shorter = sorted((given.lower(), published.lower()), key=len, reverse=True)
+        if not longer.startswith(shorter):
+            raise ValueError(f"sha256 must be that of the card of {who}, {published}, got {given}")
+        given = longer
+    wanted = given or published or sha256
+    md5 = None if card is None else card.md5
+    return fetch(urls, target, wanted, md5, _fits(card, who, trust), strict, who)
+
+
+def _fits(card: Card | None, who: str, trust: bool) -> Callable[[Path], None]:
+    """What refuses a file that is not the encoder of a card; of no card, one that cannot be read.
+
+    Nothing but names, shapes and numbers is looked at: the encoder is built without memory.
+    """
+
+    def parse(path: Path) -> None:
+        saved = read(path)
+        if card is None or trust or (card.layout is None and path.suffix != ".safetensors"):
+            refuse_nan(saved, str(path))
+            return
+        state = saved if card.layout is None else convert(saved, card.layout)[0]
+        encoder = shell(card.backbone, nn.Module, who)
+        if encoder is None:
+            return
+        check_fit(encoder, complete(state, encoder), str(path))
+        width = getattr(encoder, "num_features", None)
+        if width != card.num_features:
+            raise ValueError(
+                f"{type(encoder).__name__} gives {width} features, the card of {card.name!r} says "
+                f"{card.num_features}"
+            )
+
+    return parse
+
+
+def _from_address(url: str, sha256: str | None, strict: bool, trust: bool) -> Found:
+    """Fetch weights, and before them the card beside them, whose hash they must have.
+
+    A file:// is read where it is: it may change, and is no download.
+    """
+    resolved(url)  # refuses what is no address
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        return _from_file(url, sha256, strict)
+    name = Path(parts.path).name
+    target, card = place(url, name), None
+    beside, fresh = place(url, f"{Path(name).stem}.json"), False
     if name.endswith(".safetensors") and (beside.is_file() or not target.is_file()):
+        fresh = not beside.is_file()
+        about = parts._replace(path=f"{parts.path.removesuffix('.safetensors')}.json").geturl()
         try:
-            card = read_card(fetch([f"{url.removesuffix('.safetensors')}.json"], beside, ANY))
+            card = read_card(fetch([about], beside, ANY, parse=read_card, most=LARGEST))
         except FileNotFoundError:
             card = None  # weights alone
-    if card is not None:
-        sha256 = card.sha256 if sha256 in (None, ANY) else sha256
-    found = Found(fetch([url], target, sha256), card, url.startswith("file:"))
-    return _checked(found, None)
+    try:
+        return Found(_fetch([url], target, card, sha256, strict, trust, url), card)
+    except BaseException:
+        if fresh and not target.is_file():
+            forget(beside)  # a card without weights is of no use
+        raise
+
+
+def _from_file(url: str, sha256: str | None, strict: bool) -> Found:
+    path = local_path(url)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file at {url}")
+    card = _card_beside(path)
+    published = card is not None and (card.sha256 or card.md5)
+    if strict and sha256 is None and not published:
+        raise ValueError(
+            f"nobody published a hash of {url}: pass sha256='...', or leave out strict=True"
+        )
+    return _local(path, card, sha256)

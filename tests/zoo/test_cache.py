@@ -3,83 +3,40 @@
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
-import urllib.error
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from email.message import Message
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import sslzoo
 from sslzoo.backbones import SmallResNet
-from sslzoo.zoo import cache
-from sslzoo.zoo.cache import fetch, place, resolved
-from tests.zoo.test_loading import write
+from sslzoo.zoo import cache, wire
+from sslzoo.zoo.cache import fetch, hash_in_name, place, resolved
+from sslzoo.zoo.listing import entries
+from sslzoo.zoo.weights_file import locate
+from tests.zoo.servers import Site, serving, status
+from tests.zoo.test_loading import small_card, write
 
 CONTENT = bytes(range(256)) * 8192  # 2 MiB
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
-class Server(NamedTuple):
-    url: str
-    root: Path
-    asked: list[str]
-    slow: threading.Event  # sends a little, then waits
-    short: threading.Event  # breaks off in the middle
-
-
-class _Handler(SimpleHTTPRequestHandler):
-    def __init__(self, *args: Any, server_state: Server, **kwargs: Any) -> None:
-        self.state = server_state
-        super().__init__(*args, directory=str(server_state.root), **kwargs)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        self.state.asked.append(self.path)
-        super().do_GET()
-
-    def copyfile(self, source: Any, outputfile: Any) -> None:
-        if self.state.slow.is_set():
-            outputfile.write(source.read(100_000))
-            outputfile.flush()
-            while self.state.slow.is_set():
-                time.sleep(0.01)
-        if self.state.short.is_set():
-            outputfile.write(source.read(100_000))
-            return
-        super().copyfile(source, outputfile)
-
-
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setenv("SSLZOO_HOME", str(tmp_path / "home"))
-    root = tmp_path / "server"
-    root.mkdir()
-    (root / "weights.bin").write_bytes(CONTENT)
-    state = Server("", root, [], threading.Event(), threading.Event())
-    handler = functools.partial(_Handler, server_state=state)
-    http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
-    yield state._replace(url=f"http://127.0.0.1:{http.server_port}")
-    state.slow.clear()
-    http.shutdown()
-    http.server_close()
-    thread.join()
+    with serving() as site:
+        site.files["/weights.bin"] = CONTENT
+        yield site
 
 
 def target() -> Path:
@@ -87,12 +44,14 @@ def target() -> Path:
 
 
 def left() -> list[str]:
-    """What lies in the cache, locks aside (they are empty and stay)."""
-    files = [path for path in cache.home().rglob("*") if path.is_file()]
-    return sorted(path.name for path in files if path.suffix != ".lock")
+    """What lies in the cache; beside what was kept also its lock, which is empty."""
+    files = [path.name for path in cache.home().rglob("*") if path.is_file()]
+    kept = sorted(name for name in files if not name.endswith(".lock"))
+    assert kept or not list(cache.home().rglob("*")), "not even a folder"
+    return kept
 
 
-def test_a_file_is_fetched_once(server: Server) -> None:
+def test_a_file_is_fetched_once(server: Site) -> None:
     urls = [f"{server.url}/weights.bin"]
     for _ in range(2):
         assert fetch(urls, target(), DIGEST).read_bytes() == CONTENT
@@ -100,7 +59,7 @@ def test_a_file_is_fetched_once(server: Server) -> None:
     assert left() == ["weights.bin", "weights.bin.sha256"]
 
 
-def test_two_at_once_download_once(server: Server) -> None:
+def test_two_at_once_download_once(server: Site) -> None:
     code = (
         "import sys; from sslzoo.zoo.cache import fetch, place\n"
         "fetch([sys.argv[1]], place('entry', 'weights.bin'), sys.argv[2])\n"
@@ -127,7 +86,7 @@ def wait_for(fact: Any) -> None:
         time.sleep(0.02)
 
 
-def test_a_killed_download_is_begun_anew(server: Server) -> None:
+def test_a_killed_download_is_begun_anew(server: Site) -> None:
     server.slow.set()
     code = (
         "import sys; from sslzoo.zoo.cache import fetch, place\n"
@@ -143,28 +102,45 @@ def test_a_killed_download_is_begun_anew(server: Server) -> None:
     assert left() == ["weights.bin", "weights.bin.sha256"]
 
 
-def test_a_download_that_breaks_off_leaves_nothing(server: Server) -> None:
-    server.short.set()
+def test_a_download_that_breaks_off_leaves_nothing(server: Site) -> None:
+    server.cut = 100_000
     with pytest.raises(OSError, match=r"100000 of 2097152 bytes came"):
         fetch([f"{server.url}/weights.bin"], target(), DIGEST)
     assert left() == []
 
 
-def test_a_wrong_hash_leaves_nothing(server: Server) -> None:
+def test_a_wrong_hash_leaves_nothing(server: Site) -> None:
     with pytest.raises(ValueError, match=f"{'0' * 64} wanted"):
         fetch([f"{server.url}/weights.bin"], target(), "0" * 64)
     with pytest.raises(ValueError, match=r"md5 .* 00000000 wanted"):
         fetch([f"{server.url}/weights.bin"], target(), DIGEST, md5="00000000")
     assert left() == []
-    fetch([f"{server.url}/weights.bin"], target(), DIGEST[:8])
+
+
+def test_a_damaged_file_is_fetched_again_where_its_hash_is_known(
+    server: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urls = [f"{server.url}/weights.bin"]
+    for wanted, md5 in ((DIGEST[:8], None), (None, None), (None, hashlib.md5(CONTENT).hexdigest())):
+        fetch(urls, target(), DIGEST)
+        target().write_bytes(CONTENT[:-1])
+        assert fetch(urls, target(), wanted, md5).read_bytes() == CONTENT
+        assert left() == ["weights.bin", "weights.bin.sha256"]
     target().write_bytes(CONTENT[:-1])
-    with pytest.raises(ValueError, match="another file"):
+    with pytest.raises(ValueError, match=r"another file, and it has no address"):
         fetch([], target(), DIGEST)
+    with pytest.raises(ValueError, match="another file"):
+        fetch(urls, target(), "0" * 64)
+    assert target().read_bytes() == CONTENT[:-1], "replaced by a right one only"
+    monkeypatch.setenv("SSLZOO_OFFLINE", "1")
+    with pytest.raises(ValueError, match=r"another file and SSLZOO_OFFLINE is set"):
+        fetch(urls, target(), DIGEST)
 
 
 @pytest.mark.parametrize("digest", ["", "0", DIGEST[:7], "x" * 8, DIGEST + "0"])
-def test_a_hash_too_short_to_tell_is_refused(server: Server, digest: str) -> None:
-    path = server.root / "weights.bin"
+def test_a_hash_too_short_to_tell_is_refused(server: Site, tmp_path: Path, digest: str) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(CONTENT)
     for ask in (
         lambda: fetch([path.as_uri()], target(), digest),
         lambda: cache.check(path, digest),
@@ -186,7 +162,7 @@ fetch([sys.argv[1]], place("entry", "weights.bin"), sys.argv[2])
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [sys.executable, "-W", "ignore", "-c", FULL, f"{server.url}/weights.bin", DIGEST]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -195,65 +171,63 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     assert left() == []
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
-    usage = cache.shutil.disk_usage(cache.home().parent)
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    usage = wire.shutil.disk_usage(cache.home().parent)
+    monkeypatch.setattr(wire.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(OSError, match=r"no space for weights.bin") as caught:
         fetch([f"{server.url}/weights.bin"], target(), DIGEST)
     assert caught.value.errno == errno.ENOSPC
     assert left() == []
 
 
-def test_mirrors_are_tried_in_turn(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = server.root / "wrong.bin"
-    wrong.write_bytes(b"something else")
-    nobody = "http://127.0.0.1:9/weights.bin"
-    urls = [nobody, f"{server.url}/absent", wrong.as_uri(), f"{server.url}/weights.bin"]
+def test_mirrors_are_tried_in_turn(
+    server: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "mirror"
+    owned = folder / target().parent.name
+    owned.mkdir(parents=True)
+    (folder / "wrong.bin").write_bytes(b"something else")
+    (folder / "weights.bin").write_bytes(CONTENT)
+    nobody, wrong = "http://127.0.0.1:9/weights.bin", (folder / "wrong.bin").as_uri()
+    urls = [nobody, f"{server.url}/absent", wrong, f"{server.url}/weights.bin"]
     assert fetch(urls, target(), DIGEST).read_bytes() == CONTENT
     target().unlink()
-    monkeypatch.setenv("SSLZOO_MIRROR", str(server.root))
+    monkeypatch.setenv("SSLZOO_MIRROR", str(folder))
     asked = len(server.asked)
     assert fetch([nobody], target(), DIGEST).read_bytes() == CONTENT
     assert len(server.asked) == asked, "a mirror may be a folder"
     target().unlink()
     monkeypatch.setenv("SSLZOO_MIRROR", server.url)
     assert fetch([nobody], target(), DIGEST).read_bytes() == CONTENT
-    assert [path.rpartition("/")[2] for path in server.asked[asked:]] == ["weights.bin"] * 2
-    owned = server.root / target().parent.name
-    owned.mkdir()
+    assert server.asked[asked:] == ["/entry/weights.bin", "/weights.bin"]
     (owned / "weights.bin").write_bytes(b"of this owner")
-    target().unlink()
-    target().with_name("weights.bin.sha256").unlink()
-    assert fetch([nobody], target(), "any").read_bytes() == b"of this owner"
-    target().unlink()
-    target().with_name("weights.bin.sha256").unlink()
+    cache.forget(target())
+    monkeypatch.setenv("SSLZOO_MIRROR", str(folder))
+    assert fetch([nobody], target()).read_bytes() == b"of this owner"
+    cache.forget(target())
     (owned / "weights.bin").unlink()
     with pytest.raises(OSError, match="cannot be fetched"):  # a bare name could be anybody's
-        fetch([nobody], target(), "any")
+        fetch([nobody], target())
 
 
-def test_every_cached_file_has_its_hash_beside_it(server: Server) -> None:
+def test_every_cached_file_has_its_hash_beside_it(server: Site) -> None:
     urls = [f"{server.url}/weights.bin"]
     fetch(urls, target(), DIGEST)
     note = target().with_name("weights.bin.sha256")
     assert note.read_text().strip() == DIGEST
-    target().write_bytes(b"tampered")
-    for wanted in (None, "any", DIGEST):
-        with pytest.raises(ValueError, match="another file"):
-            fetch(urls, target(), wanted)
     target().unlink()
     note.write_text("")  # cut off by a kill: no note
     assert fetch(urls, target(), DIGEST).read_bytes() == CONTENT
     assert note.read_text().strip() == DIGEST
 
 
-def test_no_network_names_every_address(server: Server) -> None:
+def test_no_network_names_every_address(server: Site) -> None:
     with pytest.raises(OSError, match=r"cannot be fetched.*127.0.0.1:9/a.*404") as caught:
         fetch(["http://127.0.0.1:9/a", f"{server.url}/b"], target(), DIGEST)
     assert not isinstance(caught.value, FileNotFoundError)
     assert left() == []
 
 
-def test_offline_only_the_cache_answers(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_only_the_cache_answers(server: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     urls = [f"{server.url}/weights.bin"]
     monkeypatch.setenv("SSLZOO_OFFLINE", "1")
     with pytest.raises(FileNotFoundError, match="SSLZOO_OFFLINE is set"):
@@ -265,18 +239,119 @@ def test_offline_only_the_cache_answers(server: Server, monkeypatch: pytest.Monk
     assert fetch(urls, target(), DIGEST).read_bytes() == CONTENT
 
 
-def test_an_unknown_hash_is_asked_for_and_then_kept(server: Server) -> None:
-    address = (server.root / "weights.bin").as_uri()
-    with pytest.raises(ValueError, match="nobody published a hash"):
-        fetch([address], target())
+def test_the_first_use_is_trusted_said_and_enforced(
+    server: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    urls, note = [f"{server.url}/weights.bin"], target().with_name("weights.bin.sha256")
+    for _ in range(2):
+        assert fetch(urls, target(), who="entry").read_bytes() == CONTENT
+    assert capsys.readouterr().err == (
+        f"entry: no published hash; recorded sha256 {DIGEST} in {note}; it is enforced from "
+        "now on\n"
+    )
+    server.files["/weights.bin"] = b"a new version"
+    assert fetch(urls, target()).read_bytes() == CONTENT
+    target().unlink()  # the note still says what is wanted
+    for wanted in (None, "any"):
+        with pytest.raises(ValueError, match=rf"another file than at its first.*{note}") as caught:
+            fetch(urls, target(), wanted)
+        assert "b'a new version'" in str(caught.value)
+    note.unlink()
+    assert fetch(urls, target()).read_bytes() == b"a new version"
+    note.unlink()  # nothing tells that the file is the one that was trusted
+    assert fetch(urls, target()).read_bytes() == b"a new version"
+    assert len(server.asked) == 5
+
+
+def test_strict_asks_for_a_hash(server: Site) -> None:
+    urls = [f"{server.url}/weights.bin"]
+    with pytest.raises(ValueError, match=r"nobody published a hash of weights.bin: pass sha256="):
+        fetch(urls, target(), strict=True)
+    with pytest.raises(FileNotFoundError, match="HTTP 404"):  # told first: no hash would help
+        fetch([f"{server.url}/absent"], target(), strict=True)
     with pytest.raises(ValueError, match="http:// only"):
-        fetch(["http://nowhere.invalid/weights.bin"], target(), "any")
+        fetch(["http://nowhere.invalid/weights.bin"], target())
     assert left() == []
-    fetch([address], target(), "any")
-    assert (target().parent / "weights.bin.sha256").read_text() == f"{DIGEST}\n"
-    target().write_bytes(b"changed")
-    with pytest.raises(ValueError, match="another file"):
-        fetch([address], target(), "any")
+    for wanted in (DIGEST, "any"):
+        assert fetch(urls, target(), wanted, strict=True).read_bytes() == CONTENT
+        cache.forget(target())
+
+
+def test_a_published_hash_goes_over_that_of_the_first_use(server: Site) -> None:
+    urls = [f"{server.url}/weights.bin"]
+    server.files["/weights.bin"] = b"tampered with"
+    fetch(urls, target())
+    server.files["/weights.bin"] = CONTENT
+    assert fetch(urls, target(), DIGEST[:8]).read_bytes() == CONTENT
+    target().write_bytes(b"damaged")  # the whole hash was written down
+    server.files["/weights.bin"] = b"tampered with"
+    with pytest.raises(ValueError, match=f"{DIGEST} wanted"):
+        fetch(urls, target(), DIGEST[:8])
+
+
+def test_the_hash_in_a_name_is_enforced(server: Site) -> None:
+    for name, found in {
+        "60k_epoch4-d0f474de.pt": "d0f474de",
+        "resnet-0123456789abcdef.pth.tar": "0123456789abcdef",
+        "net-20220825-b8fa0ee6.pth": "b8fa0ee6",
+        "net-20220825.pth": None,  # a date
+        "net-abc.pth": None,
+        "net_d0f474de.pth": None,
+        "mae-vit_base-imagenet.pth": None,
+    }.items():
+        assert hash_in_name(name) == found
+    right = place("entry", f"net-{DIGEST[:8]}.bin")
+    assert fetch([f"{server.url}/weights.bin"], right, strict=True).read_bytes() == CONTENT
+    for wanted in (None, "any"):
+        with pytest.raises(ValueError, match="d0f474de wanted: another file"):
+            fetch([f"{server.url}/weights.bin"], place("entry", "net-d0f474de.bin"), wanted)
+
+
+def test_what_cannot_be_read_takes_no_place(server: Site) -> None:
+    server.files["/weights.bin"] = b"<!DOCTYPE html><html><body>Log in, please"
+
+    def parse(path: Path) -> None:
+        assert path.suffix == ".bin"
+        raise ValueError(f"{path} is not a whole file")
+
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        fetch([f"{server.url}/weights.bin"], target(), parse=parse)
+    for part in (server.url, str(target()), "an HTML page (to log in", "b'<!DOCTYPE html>"):
+        assert part in str(caught.value)
+    assert ".part" not in str(caught.value)
+    assert left() == []
+    server.files["/weights.bin"] = CONTENT
+    assert fetch([f"{server.url}/weights.bin"], target(), parse=Path.stat).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("home", ["/dev/null", "/dev/null/home", "/proc/home"])
+def test_a_cache_that_cannot_be_written_is_said(
+    server: Site, monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    monkeypatch.setenv("SSLZOO_HOME", home)
+    with pytest.raises(OSError, match=rf"the cache {home} cannot be written.*set SSLZOO_HOME"):
+        fetch([f"{server.url}/weights.bin"], target(), DIGEST)
+
+
+NO_NAMES = ["", ".", "..", "../..", "a/b", "/etc", "a\\b", "a\0b", "a\nb", "x" * 300, "\ud800"]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_no_name_leads_out_of_the_cache(
+    server: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for owner, file in ((name, "weights.bin"), ("entry", name)):
+        with pytest.raises(ValueError, match="name must be plain"):
+            place(owner, file)
+    for field in ("name", "file"):
+        with pytest.raises(ValueError, match=f"wants a plain file name as {field}"):
+            sslzoo.zoo.card_of(small_card(**{field: name}), "here")
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_every_entry_has_its_place() -> None:
+    for card in entries().values():
+        assert place(card.name, card.file).is_relative_to(cache.home())
 
 
 def test_hub_addresses_are_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,70 +359,160 @@ def test_hub_addresses_are_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
     hub = "https://huggingface.co/owner/name/resolve"
     assert resolved("hf://owner/name/a/b.safetensors") == f"{hub}/main/a/b.safetensors"
     assert resolved("hf://owner/name@v1/b.safetensors") == f"{hub}/v1/b.safetensors"
+    assert resolved("hf://owner/name@refs%2Fpr%2F1/b c") == f"{hub}/refs%2Fpr%2F1/b%20c"
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1/")
     assert resolved("hf://o/n/b") == "http://127.0.0.1:1/o/n/resolve/main/b"
-    for wrong in ("hf://owner/name", "hf://owner", "ftp://host/file"):
-        with pytest.raises(ValueError, match=r"wanted, got"):
+    for wrong in ("hf://owner/name", "hf://owner", "ftp://host/file", "https://", "https:///a"):
+        with pytest.raises(ValueError, match=r"wanted.*, got"):
             resolved(wrong)
 
 
-def test_an_address_loads_with_the_card_beside_it(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+def hub(site: Site, net: Any, tmp_path: Path, **changes: Any) -> Path:
+    """Weights and card in a repository of a Hub."""
+    folder = tmp_path / "repository"
+    folder.mkdir(exist_ok=True)
+    path = write(folder, net, **changes)
+    for file in folder.iterdir():
+        site.files[f"/owner/name/resolve/main/{file.name}"] = file.read_bytes()
+    return path
+
+
+def test_a_file_of_the_hub_loads_with_its_card(
+    server: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     net = SmallResNet((8, 16)).eval()
-    folder = server.root / "owner" / "name" / "resolve" / "main"
-    folder.mkdir(parents=True)
-    path = write(folder, net)
-    x = torch.rand(2, 3, 8, 8)
-    address = path.as_uri()
-    loaded: Any = sslzoo.load(address)
-    torch.testing.assert_close(loaded(x), net(x))
-    assert loaded.card.name == "tiny"
+    path = hub(server, net, tmp_path)
     monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_ofmine")
+    loaded: Any = sslzoo.load("hf://owner/name/tiny.safetensors")
+    torch.testing.assert_close(loaded.stem.weight, net.stem.weight)
+    assert loaded.card.name == "tiny"
+    assert {about["Authorization"] for about in server.headers} == {"Bearer hf_ofmine"}
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    loaded = sslzoo.load("hf://owner/name/tiny.safetensors", sha256=digest)
-    torch.testing.assert_close(loaded(x), net(x))
+    sslzoo.load("hf://owner/name/tiny.safetensors", sha256=digest)
+    with pytest.raises(ValueError, match="sha256 must be that of the card"):
+        sslzoo.load("hf://owner/name@main/tiny.safetensors", sha256="0" * 64)
+    assert capsys.readouterr().err == "", "the card's hash is published"
+
+
+def test_the_hub_is_left_alone_offline(server: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    for variable in ("HF_HUB_OFFLINE", "SSLZOO_OFFLINE"):
+        monkeypatch.setenv(variable, "1")
+        with pytest.raises(FileNotFoundError, match=rf"tiny.safetensors .* {variable} is set"):
+            sslzoo.load("hf://owner/name/tiny.safetensors")
+        monkeypatch.delenv(variable)
+    assert server.asked == []
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert fetch([f"{server.url}/weights.bin"], target(), DIGEST).read_bytes() == CONTENT
 
 
 def test_without_a_network_no_hash_is_asked_for(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(OSError, match=r"cannot be fetched: http://127.0.0.1:9/.*refused"):
         sslzoo.load("hf://owner/name/tiny.safetensors")
-    for malformed in ("hf://owner/name", "hf://owner/name.safetensors"):
+    for malformed in ("hf://owner/name", "hf://owner/name.safetensors", "hf://x"):
         with pytest.raises(ValueError, match="hf://OWNER/REPOSITORY"):
             sslzoo.load(malformed)
-    monkeypatch.setenv("SSLZOO_OFFLINE", "1")
-    with pytest.raises(FileNotFoundError, match=r"tiny.safetensors .* SSLZOO_OFFLINE is set"):
-        sslzoo.load("hf://owner/name/tiny.safetensors")
 
 
-def test_weights_without_a_card_are_asked_for_once(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+def test_weights_without_a_card_are_trusted_at_first_use(
+    server: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     net = SmallResNet((8, 16)).eval()
-    folder = server.root / "owner" / "name" / "resolve" / "main"
-    folder.mkdir(parents=True)
-    path = write(folder, net)
-    path.with_suffix(".json").unlink()
+    hub(server, net, tmp_path)
+    del server.files["/owner/name/resolve/main/tiny.json"]
     monkeypatch.setenv("HF_ENDPOINT", server.url)
-    for address in (path.as_uri(), "hf://owner/name/tiny.safetensors"):
-        with pytest.raises(ValueError, match="nobody published a hash of tiny"):
-            sslzoo.load(address)
-        sslzoo.load(address, SmallResNet((8, 16)), sha256="any")
+    address = "hf://owner/name/tiny.safetensors"
+    with pytest.raises(ValueError, match="nobody published a hash of tiny"):
+        locate(address, strict=True)
+    assert left() == []
+    for sha256 in ("any", None):
+        sslzoo.load(address, SmallResNet((8, 16)), sha256=sha256)
+    assert capsys.readouterr().err.count("no published hash; recorded sha256") == 1
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    loaded = sslzoo.load(address, SmallResNet((8, 16)))  # from the cache, and no card is sought
+    loaded: Any = sslzoo.load(address, SmallResNet((8, 16)))  # from the cache; no card is sought
     torch.testing.assert_close(loaded.stem.weight, net.stem.weight)
 
 
-def test_an_address_without_the_file_is_told_from_one_that_fails() -> None:
-    for status, absent in ((403, True), (404, True), (401, False), (500, False)):
-        error = urllib.error.HTTPError("https://host/a", status, "", Message(), None)
-        assert isinstance(cache._named("https://host/a", error), FileNotFoundError) is absent
+def test_any_reaches_a_file_whose_card_has_no_hash(
+    server: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    hub(server, SmallResNet((8, 16)), tmp_path, sha256=None)
+    address = "hf://owner/name/tiny.safetensors"
+    with pytest.raises(ValueError, match="nobody published a hash of tiny"):
+        locate(address, strict=True)
+    assert left() == []
+    found = locate(address, "any", strict=True)
+    assert found.card is not None
+    assert left() == [
+        f"tiny{end}" for end in (".json", ".json.sha256", ".safetensors", ".safetensors.sha256")
+    ]
 
 
-def test_a_card_from_elsewhere_names_backbones_only(server: Server) -> None:
-    path = write(server.root, SmallResNet((8, 16)), backbone={"class_path": "subprocess.Popen"})
-    with pytest.raises(ValueError, match=r"subprocess.Popen.*only"):
-        sslzoo.load(path.as_uri())
+def test_an_entry_is_held_to_its_card_before_it_is_kept(
+    server: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    net = SmallResNet((8, 16))
+    folder = cache.home() / "entries"
+    folder.mkdir(parents=True)
+    path = write(folder, net, sha256=None, urls=[f"{server.url}/tiny.safetensors"])
+    right, before = path.read_bytes(), left()
+    path.unlink()
+    before.remove("tiny.safetensors")
+    state = {name: value.contiguous() for name, value in net.state_dict().items()}
+    first = next(iter(state))
+    broken = {
+        "does not fit SmallResNet": {**state, "more": torch.ones(1)},
+        "1 of another shape": {**state, first: torch.ones(1)},
+        "holds NaN or infinity": {**state, first: state[first] / 0},
+        "the file other numbers": {**state, first: state[first].long()},
+    }
+    for said, tensors in broken.items():
+        save_file(tensors, path)
+        server.files["/tiny.safetensors"] = path.read_bytes()
+        path.unlink()
+        with pytest.raises(ValueError, match=rf"{server.url}/tiny.safetensors: .*{said}"):
+            sslzoo.load("tiny")
+        assert left() == before
+    server.files["/tiny.safetensors"] = right
+    sslzoo.load("tiny")
+    assert capsys.readouterr().err.startswith("tiny: no published hash; recorded sha256 ")
+
+
+def test_a_file_of_this_machine_is_read_where_it_is(server: Site, tmp_path: Path) -> None:
+    path = tmp_path / "net #1.safetensors"
+    for _ in range(2):
+        net = SmallResNet((8, 16)).to(memory_format=torch.contiguous_format)
+        save_file(net.state_dict(), path)
+        loaded: Any = sslzoo.load(path.as_uri(), SmallResNet((8, 16)))
+        torch.testing.assert_close(loaded.stem.weight, net.stem.weight)
+    with pytest.raises(ValueError, match="nobody published a hash"):
+        locate(path.as_uri(), strict=True)
+    assert locate(path.as_uri(), "any", strict=True).path == path
+    with pytest.raises(ValueError, match="another file"):
+        locate(path.as_uri(), "0" * 64)
+    assert left() == []
+
+
+@pytest.mark.parametrize("code", [403, 404, 410, 401, 429, 500])
+def test_an_address_without_the_file_is_told_from_one_that_fails(server: Site, code: int) -> None:
+    server.files["/weights.bin"] = status(code)
+    with pytest.raises(OSError, match=f"HTTP {code}") as caught:
+        fetch([f"{server.url}/weights.bin"], target())
+    assert isinstance(caught.value, FileNotFoundError) is (code in (403, 404, 410))
+    assert left() == []
+
+
+def test_a_card_from_elsewhere_names_backbones_only(
+    server: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = hub(server, SmallResNet((8, 16)), tmp_path, backbone={"class_path": "subprocess.Popen"})
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    for address in (path.as_uri(), "hf://owner/name/tiny.safetensors"):
+        with pytest.raises(ValueError, match=r"subprocess.Popen.*only"):
+            sslzoo.load(address)
+    assert left() == []

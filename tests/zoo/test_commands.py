@@ -64,12 +64,24 @@ def test_info_is_the_card(capsys: pytest.CaptureFixture[str]) -> None:
     assert "close" in failure(capsys, "zoo", "info", "simclr")
 
 
-def test_fetch_prints_the_path(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_fetch_prints_the_path(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(tmp_path, SmallResNet((8, 16)))
-    got = Path(said(capsys, "zoo", "fetch", path.as_uri()).strip())
+    assert said(capsys, "zoo", "fetch", path.as_uri()).strip() == str(path), "it is here already"
+    monkeypatch.setenv("SSLZOO_MIRROR", path.parent.as_uri())
+    (tmp_path / "home" / "entries").mkdir(parents=True)
+    path.with_suffix(".json").rename(tmp_path / "home" / "entries" / "tiny.json")
+    got = Path(said(capsys, "zoo", "fetch", "tiny").strip())
     assert got.read_bytes() == path.read_bytes()
     assert got.is_relative_to(tmp_path / "home")
-    assert "published a hash" in failure(capsys, "zoo", "fetch", "dino-vits16-imagenet")
+    monkeypatch.setenv("SSLZOO_MIRROR", str(tmp_path / "home"))
+    (tmp_path / "home" / "dino-vits16-imagenet").mkdir()
+    file = sslzoo.zoo.card_named("dino-vits16-imagenet").file
+    (tmp_path / "home" / "dino-vits16-imagenet" / file).write_bytes(b"<html>Log in")
+    told = failure(capsys, "zoo", "fetch", "--strict", "dino-vits16-imagenet")
+    assert "nobody published a hash" in told
+    assert "an HTML page" in failure(capsys, "zoo", "fetch", "dino-vits16-imagenet")
 
 
 def test_verify_and_fetch_take_patterns(capsys: pytest.CaptureFixture[str]) -> None:
