@@ -90,14 +90,14 @@ def _module(
             f"{str(path)!r} holds no whole method: a Lightning checkpoint of ours does"
         )
     if layout is not None:
-        saved, _ = convert(saved, layout)
+        saved, _ = convert(saved, layout, str(path))
     if backbone is None:
         if card is None:
             raise ValueError(
                 f"{str(path)!r} has no card beside it: pass backbone=, the module that it fills"
             )
         backbone = build_backbone(card.backbone)
-    fill(backbone, complete(saved, backbone), str(path))
+    fill(backbone, complete(saved, backbone, str(path)), str(path))
     width = getattr(backbone, "num_features", None)
     if card is not None and width != card.num_features:
         raise ValueError(

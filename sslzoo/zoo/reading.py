@@ -11,6 +11,7 @@ import importlib.util
 import io
 import pickle
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -90,12 +91,18 @@ _PICKLED_MODULES = (
     "lib.alias_multinomial.AliasMethod",
 )
 
+# What torch raises where a file is cut short or its bytes are others'.
+_DAMAGED = (
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError),
+    *(struct.error, OverflowError, MemoryError, AssertionError),
+)
+
 # What torch says of a name that it would have to call.
 _CODE = re.compile(r"GLOBAL|call reduce|[Cc]an only build|class")
 
 
 def _read_torch(path: Path) -> Any:
-    stand_ins: list[Any] = [(_PickledModule, name) for name in _PICKLED_MODULES]
+    stand_ins: list[Any] = [(kind, name) for name, kind in _STAND_INS.items()]
     try:
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
             warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
@@ -110,7 +117,7 @@ def _read_torch(path: Path) -> Any:
             f"{path} holds more than tensors and plain values, and reading it could run code: "
             f"{names[0]}"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{path} is not a whole torch file: {_last_line(error)}") from None
 
 
@@ -128,8 +135,8 @@ class _OldUnpickler(pickle.Unpickler):
     """For torch's files of before 1.6 with modules in them, which `weights_only=True` refuses."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" in _PICKLED_MODULES:
-            return _PickledModule
+        if f"{module}.{name}" in _STAND_INS:
+            return _STAND_INS[f"{module}.{name}"]
         if (module, name) in _OLD_NAMES:
             return _OLD_NAMES[module, name]
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
@@ -148,11 +155,26 @@ def _read_old_torch(path: Path) -> Any:
         raise ValueError(
             f"{path} holds more than tensors, and reading it could run code: {error}"
         ) from None
+    except _DAMAGED as error:
+        raise ValueError(f"{path} is not a whole torch file: {_last_line(error)}") from None
 
 
 def _last_line(error: Exception | str) -> str:
     lines = [line.strip() for line in str(error).split("\n") if line.strip()]
     return lines[-1] if lines else "it ends too early"
+
+
+class _Nothing:
+    """Stands in for an object that nobody asks for (a training's arguments); it holds nothing."""
+
+    def __new__(cls, *values: Any) -> _Nothing:
+        return super().__new__(cls)
+
+    def __init__(self, *values: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
 class _Inert:
@@ -225,6 +247,19 @@ _KNOWN = {
 _MULTIARRAY = {
     "_reconstruct": _Array,
     "scalar": lambda dtype, raw: dtype.array((), raw).item(),
+}
+# What torch's files may name besides tensors: the arguments of the training, and the scalars of
+# numpy that a schedule left in the optimizer.
+_STAND_INS: dict[str, Any] = {
+    **dict.fromkeys(_PICKLED_MODULES, _PickledModule),
+    **dict.fromkeys(("argparse.Namespace", "pathlib.PosixPath"), _Nothing),
+    "numpy.dtype": _Dtype,
+    "numpy.ndarray": _Inert,
+    **{
+        f"numpy.{core}.multiarray.{name}": kind
+        for core in ("core", "_core")
+        for name, kind in _MULTIARRAY.items()
+    },
 }
 _HAIKU = ("haiku._src.data_structures", "haiku._src.utils")
 

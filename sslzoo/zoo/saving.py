@@ -206,8 +206,8 @@ def add_checkpoint(
     width = getattr(encoder, "num_features", None)
     if not isinstance(width, int):
         raise ValueError(f"a backbone with num_features wanted, {backbone} has {width!r}")
-    state = _under(saved, prefix) if layout is None else convert(saved, layout)[0]
-    fill(encoder, complete(state, encoder), str(checkpoint))
+    state = _under(saved, prefix) if layout is None else convert(saved, layout, str(checkpoint))[0]
+    fill(encoder, complete(state, encoder, str(checkpoint)), str(checkpoint))
     own = saved if isinstance(saved, dict) else {}
     card = Card(
         name=name,
