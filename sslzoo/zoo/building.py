@@ -108,7 +108,7 @@ def complete(state: Mapping[str, Tensor], encoder: nn.Module, path: str) -> dict
     if wrong:
         raise ValueError(
             f"{path!r} does not fit {type(encoder).__name__}: {len(wrong)} of {len(own)} tensors "
-            f"hold numbers of another kind, such as {wrong[:3]}"
+            f"have floats for whole numbers or the other way round, such as {wrong[:3]}"
         )
     counts = {n: value for n, value in own.items() if n.endswith(".num_batches_tracked")}
     return {**({} if counts.keys() & state.keys() else counts), **state}
