@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import pickle
+import re
 import shlex
 import sys
 import warnings
@@ -128,6 +130,22 @@ class SSLZooCLI(LightningCLI):
         _say_where_bfloat16_is_slow(trainer)
         return trainer
 
+    def _parse_ckpt_path(self) -> None:
+        """Take weights and state from `--ckpt_path`, never classes or arguments.
+
+        Lightning would let the file's hyper-parameters override the command line and its configs.
+        """
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Read checkpoints as tensors and plain values, unless `--weights_only false` is given.
+
+        Lightning unpickles a checkpoint from an address where nothing is said.
+        """
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("weights_only") is None:
+            kwargs["weights_only"] = True
+        return kwargs
+
     def predict(self, **kwargs: Any) -> None:
         """Features leave through FeatureWriter, not through a list in memory."""
         self.trainer.predict(**{**kwargs, "return_predictions": False})
@@ -142,6 +160,12 @@ def _say_where_bfloat16_is_slow(trainer: Trainer) -> None:
             f"precision is {trainer.precision}, for which this processor has no instructions: "
             "--trainer.precision=32-true will be many times faster"
         )
+
+
+def _named_code(text: str) -> str:
+    """Of torch's long message the sentence that names what would be run."""
+    found = re.search(r"WeightsUnpickler error:\s*(.+?)(?:\n|$)", text)
+    return found[1] if found else text[:200]
 
 
 def _default_loggers(root: str) -> list[Logger]:
@@ -178,6 +202,12 @@ def run(args: Sequence[str] | None = None) -> SSLZooCLI:
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": "sslzoo"},
         )
+    except pickle.UnpicklingError as error:
+        named = " ".join(_named_code(str(error)).split())
+        raise SystemExit(
+            "sslzoo: the checkpoint holds more than tensors and plain values, and reading it could "
+            f"run code: {named}; --weights_only=false reads it all the same, if you trust it"
+        ) from None
     finally:
         if args is not None:
             sys.argv = saved

@@ -27,6 +27,7 @@ from sslzoo.distributed import gather_objects, rank, sum_over_ranks, world_size
 from sslzoo.memory import memory_buffers
 from sslzoo.optim import Horizon, Schedule, all_alike
 from sslzoo.random import run_seed
+from sslzoo.trust import hyper_parameters, module_of
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
 ScheduleFactory = Callable[[Optimizer, Horizon], Schedule]
@@ -173,6 +174,30 @@ class Trainable(LightningModule, ABC):
         self.horizon = Horizon(*saved["horizon"])
         states = saved["rng"]
         self._rng_to_restore = states[rank()] if rank() < len(states) else None
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Lightning's, for a file that chooses no classes beyond those of `sslzoo.trust`.
+
+        Args:
+            checkpoint_path: a path or an open file, read as tensors and plain values.
+            args: see `LightningModule.load_from_checkpoint`, for modules that were built in Python.
+            kwargs: likewise; arguments of the module, in place of the file's.
+
+        Raises:
+            ValueError: see `sslzoo.trust.module_of`.
+        """
+        if not args and not kwargs.keys() & {"hparams_file", "strict"}:
+            saved = torch.load(checkpoint_path, "cpu", weights_only=True)
+            where = str(checkpoint_path)
+            if "_class_path" in hyper_parameters(saved, where):
+                device = kwargs.pop("map_location", None)
+                given = {key: v for key, v in kwargs.items() if key != "weights_only"}
+                module = module_of(saved, where, cls, whole=True, **given)
+                return module if device is None else module.to(device)
+        return super().load_from_checkpoint(
+            checkpoint_path, *args, **{**kwargs, "weights_only": True}
+        )
 
     def on_train_start(self) -> None:
         schedule = self.lr_schedulers()

@@ -55,6 +55,11 @@ def timm_backbone(
         options: further arguments of timm's model, such as {num_heads: 12} for MoCo v3's ViT-S.
     """
     further = dict(options or {})
+    if "checkpoint_path" in further:
+        raise ValueError(
+            "options must describe the network, got checkpoint_path: weights are loaded by "
+            "pretrained=True or by sslzoo.load"
+        )
     if drop_path_rate:
         further["drop_path_rate"] = drop_path_rate
     if img_size is not None:

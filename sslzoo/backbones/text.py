@@ -172,7 +172,11 @@ class HFEncoder(nn.Module):
 
 
 def hf_encoder(
-    name: str, num_ids: int | None = None, pooling: Pooling = "cls", pretrained: bool = True
+    name: str,
+    num_ids: int | None = None,
+    pooling: Pooling = "cls",
+    pretrained: bool = True,
+    local_files_only: bool = False,
 ) -> nn.Module:
     """A Hugging Face encoder by name, without its pooler where it can be left out.
 
@@ -182,9 +186,11 @@ def hf_encoder(
             bert-base-uncased has 30,523; None leaves it.
         pooling: see `HFEncoder`.
         pretrained: whether its weights are loaded; otherwise its configuration alone is.
+        local_files_only: fetch nothing: the configuration is on this machine already.
 
     Raises:
         ValueError: transformers is not installed.
+        OSError: there is no such encoder, or it is not on this machine.
     """
     try:
         from transformers import AutoConfig, AutoModel
@@ -193,8 +199,11 @@ def hf_encoder(
             "hf_encoder needs the package transformers, which is not installed; run: "
             "pip install transformers"
         ) from error
-    load = AutoModel.from_pretrained
-    model = load(name) if pretrained else AutoModel.from_config(AutoConfig.from_pretrained(name))
+    local = {"local_files_only": local_files_only}
+    if pretrained:
+        model = AutoModel.from_pretrained(name, **local)
+    else:
+        model = AutoModel.from_config(AutoConfig.from_pretrained(name, **local))
     if hasattr(model, "pooler"):
         model.pooler = None  # it would have no gradient
     if num_ids is not None:

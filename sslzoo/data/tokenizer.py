@@ -132,10 +132,11 @@ class HFTokenizer(TextTokenizer):
 
     Args:
         name: such as "bert-base-uncased", or a folder.
+        local_files_only: fetch nothing: it is on this machine already.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, local_files_only: bool = False) -> None:
+        self.name, self.local_files_only = name, local_files_only
         self._tokenizer: Any = None
 
     def prepare(self, lines: Iterable[str]) -> None:
@@ -146,7 +147,9 @@ class HFTokenizer(TextTokenizer):
                 "HFTokenizer needs the package transformers, which is not installed; run: "
                 "pip install transformers"
             ) from error
-        t = self._tokenizer = AutoTokenizer.from_pretrained(self.name)
+        t = self._tokenizer = AutoTokenizer.from_pretrained(
+            self.name, local_files_only=self.local_files_only
+        )
         t.add_special_tokens({"additional_special_tokens": ["[DEL]"]})
         deleted = t.convert_tokens_to_ids("[DEL]")
         ids = (t.pad_token_id, t.unk_token_id, t.cls_token_id, t.sep_token_id, t.mask_token_id)

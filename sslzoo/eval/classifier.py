@@ -9,18 +9,19 @@ Built from its parts, so that its own checkpoint loads without that of the pre-t
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning import LightningModule
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sslzoo.backbones import ViT
 from sslzoo.batch import View
 from sslzoo.norm import GlobalBatchNorm
+from sslzoo.trust import fill, module_of
 
 
 class Headed(nn.Module):
@@ -135,7 +136,7 @@ def load_weights(model: Classifier, path: str, whole: bool = False) -> None:
                 "layers of its head: give the run's checkpoint, or the backbone without Headed"
             )
         return _fill_encoder(model, load_file(path), path)
-    run = LightningModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    run = module_of(_read(path), path)
     parts = dict(run.named_children())
     trained = parts.get("model")
     if isinstance(trained, Classifier):
@@ -158,6 +159,18 @@ def load_weights(model: Classifier, path: str, whole: bool = False) -> None:
     return fill(model.backbone.head, head.state_dict(), path)
 
 
+def _read(path: str) -> dict[str, Any]:
+    """A Lightning checkpoint, as tensors and plain values."""
+    try:
+        saved = torch.load(path, "cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"{path!r} is no checkpoint of tensors and values: {text:.200}") from None
+    if not isinstance(saved, dict):
+        raise ValueError(f"a Lightning checkpoint wanted, {path!r} has a {type(saved).__name__}")
+    return saved
+
+
 def _encoder_of(model: Classifier) -> nn.Module:
     """The module that pre-training had."""
     backbone = model.backbone
@@ -168,33 +181,3 @@ def _fill_encoder(model: Classifier, saved: Mapping[str, Tensor], path: str) -> 
     """`fill` the module that pre-training had."""
     encoder = _encoder_of(model)
     fill(encoder, encoder.taken_from(saved) if isinstance(encoder, ViT) else saved, path)
-
-
-def fill(module: nn.Module, saved: Mapping[str, Tensor], path: str) -> None:
-    """`load_state_dict`, whose error names what differs; weights take the module's precision.
-
-    Args:
-        module: all of its parameters and buffers are filled.
-        saved: a tensor for each name.
-        path: where they come from, for the error.
-
-    Raises:
-        ValueError: names are missing or not wanted, or shapes differ; `module` stays as it was.
-    """
-    own = module.state_dict()
-    shapes = sorted(
-        f"{name}: {tuple(saved[name].shape)} for {tuple(own[name].shape)}"
-        for name in own.keys() & saved.keys()
-        if own[name].shape != saved[name].shape
-    )
-    missing, unwanted = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
-    wrong = [*missing, *unwanted, *shapes]
-    if wrong:
-        raise ValueError(
-            f"{path!r} does not fit {type(module).__name__}: {len(wrong)} of {len(own)} tensors "
-            f"differ in name or shape, such as {wrong[:3]} ({len(missing)} missing, "
-            f"{len(unwanted)} not wanted, {len(shapes)} of another shape)"
-        )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(saved[name])

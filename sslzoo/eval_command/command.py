@@ -35,13 +35,14 @@ from sslzoo.eval_command.measuring import (
     measure,
     note,
 )
-from sslzoo.eval_command.models import read_model, untrained
+from sslzoo.eval_command.models import build_data, read_model, untrained
 from sslzoo.eval_command.results import read_result, statistics, summary, table
 from sslzoo.eval_command.runs import results_of_runs
 from sslzoo.shipped import find_config
 from sslzoo.surroundings import surroundings
 from sslzoo.whole import check_target, write_whole
 from sslzoo.zoo.cache import home
+from sslzoo.zoo.commands import TRUST
 
 
 def check_seeds(seeds: Sequence[int], suite: Suite) -> None:
@@ -98,6 +99,7 @@ def _parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--accelerator", type=str, default="auto")
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--output", type=str | None, help="JSON file of the results")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     return parser
 
 
@@ -120,11 +122,20 @@ def _run(args: list[str]) -> None:
     words = [arg for arg in args if not arg.startswith("-")]
     on = next((args[i + 1] for i, arg in enumerate(args[:-1]) if arg == "--on"), None)
     on = next((arg.removeprefix("--on=") for arg in args if arg.startswith("--on=")), on)
+    where = f"the config of {_first_run(words)}"
+    from_run = on is None and "--trust" not in args  # not a config that the user named
     if words and not {"--help", "-h"} & set(args):
-        parser.set_defaults({"data": _section(words, on)})
+        section = _section(words, on)
+        if from_run:
+            build_data(section, where)  # refused before a parser follows its names
+        parser.set_defaults({"data": section})
     given = parser.parse_args(args)
-    built = parser.instantiate(given)
-    evaluate(given, built["data"], built["suite"])
+    suite = parser.instantiate(jsonargparse.Namespace(suite=given.suite))["suite"]
+    if from_run:
+        data = build_data(given.data.as_dict(), where)
+    else:
+        data = parser.instantiate(jsonargparse.Namespace(data=given.data))["data"]
+    evaluate(given, data, suite)
 
 
 def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, Any]:
@@ -156,7 +167,7 @@ def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, A
     own = None if given.on is not None else _first_run(given.models)
     rows: list[dict[str, Any]] = []
     for name in given.models:
-        model = read_model(name)
+        model = read_model(name, given.trust)
         known = as_known_to(model, data, name == own)
         made = None if cache is None else fingerprint_of(known)
         if cache is not None and made is None:
@@ -164,7 +175,7 @@ def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, A
             cache = None
         todo = {name: model.encoder}
         if given.untrained:
-            todo[f"{name}, untrained"] = untrained(model)
+            todo[f"{name}, untrained"] = untrained(model, given.trust)
         for title, encoder in todo.items():
             found = find(encoder, known, suite, fabric, cache, made)
             suite = _fitting(suite, found)

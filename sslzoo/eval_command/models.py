@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jsonargparse
 import yaml
 from lightning import LightningDataModule, seed_everything
 from torch import nn
 
 import sslzoo
 from sslzoo.data.inputs import TextInput
-from sslzoo.zoo.building import build_backbone
+from sslzoo.trust import build
+from sslzoo.zoo.building import build_backbone, build_trusted
 from sslzoo.zoo.preprocessing import vocabulary
 from sslzoo.zoo.reading import read
 
@@ -71,15 +71,19 @@ class Model(NamedTuple):
             )
 
 
-def read_model(name: str) -> Model:
+def read_model(name: str, trust: bool = False) -> Model:
     """A run's folder, or what `sslzoo.load` takes.
+
+    Args:
+        name: the folder, or see `sslzoo.load`.
+        trust: see `sslzoo.load`; of a run's folder also the data of its config.
 
     Raises:
         ValueError: the folder holds no finished run, or see `sslzoo.load`.
     """
     folder = Path(name)
     if not folder.is_dir():
-        encoder: Any = sslzoo.load(name)
+        encoder: Any = sslzoo.load(name, trust=trust)
         card = getattr(encoder, "card", None)
         about = {} if card is None else json.loads(card.to_json())
         saved = folder if folder.suffix == ".ckpt" and folder.is_file() else None
@@ -88,20 +92,33 @@ def read_model(name: str) -> Model:
     if not config.is_file() or not checkpoint.is_file():
         raise ValueError(f"a run has config.yaml and checkpoints/last.ckpt, {name!r} has not both")
     content = yaml.safe_load(config.read_text())
-    encoder = sslzoo.load(str(checkpoint))
-    return Model(name, encoder, content, build_data(content["data"]), checkpoint)
+    encoder = sslzoo.load(str(checkpoint), trust=trust)
+    data = build_data(content["data"], str(config), trust)
+    return Model(name, encoder, content, data, checkpoint)
 
 
-def build_data(section: dict[str, Any]) -> LightningDataModule:
-    """The `data` of a config, as the command builds it."""
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
-    parsed = parser.parse_object({"data": section})
-    return parser.instantiate(parsed)["data"]  # type: ignore[no-any-return]
+def build_data(section: dict[str, Any], where: str, trust: bool = False) -> LightningDataModule:
+    """The `data` of a run's config.
+
+    Args:
+        section: `class_path` and `init_args`.
+        where: the config, for errors.
+        trust: see `sslzoo.load`.
+
+    Raises:
+        ValueError: it names a class that a file may not name, or does not fit the class.
+    """
+    if trust:
+        return build_trusted(section, LightningDataModule)  # type: ignore[no-any-return]
+    return build(section, LightningDataModule, where)  # type: ignore[no-any-return]
 
 
-def untrained(model: Model) -> nn.Module:
+def untrained(model: Model, trust: bool = False) -> nn.Module:
     """The same net with new weights, of seed 0.
+
+    Args:
+        model: whose config or card says how it is built.
+        trust: see `sslzoo.load`.
 
     Raises:
         ValueError: neither a config nor a card says how it is built.
@@ -111,4 +128,4 @@ def untrained(model: Model) -> nn.Module:
     if backbone is None:
         raise ValueError(f"{model.name!r} does not say how its backbone is built")
     seed_everything(0, verbose=False)
-    return build_backbone(backbone).eval()
+    return build_backbone(backbone, model.name, trust).eval()

@@ -27,9 +27,10 @@ from sslzoo.report.pictures import shown
 from sslzoo.report.run import Run, evaluation, read_runs
 from sslzoo.report.samples import seen, set_seed, training_views
 from sslzoo.whole import write_whole
+from sslzoo.zoo.commands import TRUST
 
 
-def look(run: Run, samples: int, images: int, root: str | None) -> Looked:
+def look(run: Run, samples: int, images: int, root: str | None, trust: bool = False) -> Looked:
     """What a run's encoder makes of its data.
 
     Args:
@@ -37,6 +38,7 @@ def look(run: Run, samples: int, images: int, root: str | None) -> Looked:
         samples: test samples that go through the encoder.
         images: training samples whose views are shown, and images whose attention is.
         root: where the data is now; None: where it was.
+        trust: see `sslzoo.load`.
 
     Raises:
         ValueError, OSError, ImportError: the weights or the data cannot be read.
@@ -47,10 +49,10 @@ def look(run: Run, samples: int, images: int, root: str | None) -> Looked:
     if root is not None:
         section.setdefault("init_args", {})["root"] = root
     set_seed(run.config)
-    data = build_data(section)
+    data = build_data(section, str(run.folder), trust)
     if not isinstance(data, SampleDataModule):
         raise ValueError(f"{type(data).__name__} is no data module of sslzoo's")
-    encoder = read_model(str(run.folder)).encoder.eval()
+    encoder = read_model(str(run.folder), trust).encoder.eval()
     data.prepare_data()
     data.setup("validate")
     found = Looked(seen(encoder, data, samples, images))
@@ -71,6 +73,7 @@ def write(
     images: int = 8,
     layout: Layout | None = None,
     pictures: bool = True,
+    trust: bool = False,
 ) -> Path:
     """Write the report; the file appears once it is whole.
 
@@ -83,6 +86,7 @@ def write(
         images: rows of the views and of the attention maps.
         layout: which maps, and how many neighbours.
         pictures: False leaves out all that wants weights and data.
+        trust: see `sslzoo.load`.
 
     Returns:
         The file's path.
@@ -99,7 +103,7 @@ def write(
     notices = []
     for run in runs if pictures else []:
         try:
-            looked[run.name] = look(run, samples, images, root)
+            looked[run.name] = look(run, samples, images, root, trust)
         except (ValueError, OSError, ImportError) as error:
             line = " ".join(str(error).split())
             notices.append(f"{run.name}: without maps, neighbours and views, since {line}")
@@ -120,6 +124,7 @@ def _parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=8, help="rows of views and attention")
     parser.add_argument("--pictures", type=bool, default=True, help="false: only what is logged")
     parser.add_class_arguments(Layout, "layout")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     return parser
 
 
@@ -139,6 +144,7 @@ def main(args: Sequence[str]) -> None:
                 given.images,
                 given.layout,
                 given.pictures,
+                given.trust,
             )
     except (ValueError, OSError, ImportError) as error:
         print(f"sslzoo report: {error}", file=sys.stderr)

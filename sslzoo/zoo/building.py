@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,76 +10,69 @@ import jsonargparse
 import torch
 from torch import Tensor, nn
 
+from sslzoo.trust import build, check_fit, fill, shell
 from sslzoo.zoo.reading import tensors_by_name
 
-# What a file that came from elsewhere may name. Not `sslzoo.load`: it would load a further file.
-KNOWN_PACKAGES = (
-    *(f"sslzoo.{p}." for p in ("backbones", "data", "eval", "heads", "methods", "optim")),
-    "sslzoo.transforms.",
-    *("torch.nn.", "torch.optim.", "torchvision.models."),
-)
-INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # in every checkpoint of the command
-_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
-
-def build_backbone(backbone: Mapping[str, Any]) -> nn.Module:
-    """The module of `class_path` and `init_args`, as the command builds it.
+def build_backbone(
+    backbone: Mapping[str, Any], where: str = "the card", trust: bool = False
+) -> nn.Module:
+    """The module of `class_path` and `init_args`.
 
     It draws its initial weights from a generator of its own.
 
+    Args:
+        backbone: `class_path` and `init_args`.
+        where: they stand, for errors.
+        trust: whether they are the user's own words, so that any class is built.
+
     Raises:
-        ValueError: there is no such class, it gives no nn.Module, or it takes other arguments.
+        ValueError: there is no such class, a file may not name it, it gives no nn.Module, or it
+            takes other arguments.
+    """
+    if not trust:
+        made: nn.Module = build(backbone, nn.Module, where)
+        return made
+    return build_trusted(dict(backbone), nn.Module)  # type: ignore[no-any-return]
+
+
+def build_trusted(spec: dict[str, Any], base: type) -> Any:
+    """What the user's own words name, as the command builds it: any class or function.
+
+    Raises:
+        ValueError: there is no such class, it is no `base`, or it takes other arguments.
     """
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--backbone", type=nn.Module)
+    parser.add_argument("--made", type=base)
     try:
-        parsed = parser.parse_object({"backbone": copy.deepcopy(dict(backbone))})  # it changes it
+        parsed = parser.parse_object({"made": copy.deepcopy(spec)})  # it changes it
         with torch.random.fork_rng(devices=[]):
-            made: nn.Module = parser.instantiate(parsed)["backbone"]
+            return parser.instantiate(parsed)["made"]
     except (jsonargparse.ArgumentError, TypeError) as error:
         text = str(error).strip()
-        raise ValueError(f"no backbone {backbone.get('class_path')!r}: {text}") from None
-    return made
+        raise ValueError(f"no {base.__name__} {spec.get('class_path')!r}: {text}") from None
 
 
-def refuse_unknown_classes(named: Any, where: str) -> None:
-    """Let a file from elsewhere name classes and functions of few packages only.
-
-    Class paths stand under `class_path`, but jsonargparse takes a bare string for one as well: so
-    every string counts that could be imported.
+def filled(
+    backbone: Mapping[str, Any], state: Mapping[str, Tensor], where: str, trust: bool = False
+) -> nn.Module:
+    """An encoder with its weights; nothing is drawn or allocated for weights that do not fit.
 
     Args:
-        named: dictionaries and lists of plain values.
-        where: it comes from, for the error.
+        backbone: `class_path` and `init_args`.
+        state: the encoder's tensors by name.
+        where: the file, for errors.
+        trust: see `build_backbone`.
 
     Raises:
-        ValueError: a name is of another package.
+        ValueError: see `build_backbone`, `complete` and `fill`.
     """
-    if isinstance(named, Mapping):
-        for key, value in named.items():
-            if key in ("class_path", "_class_path"):
-                _refuse_unknown(str(value), where)
-            refuse_unknown_classes(value, where)
-    elif isinstance(named, list | tuple):
-        for value in named:
-            refuse_unknown_classes(value, where)
-    elif isinstance(named, str) and _importable(named):
-        _refuse_unknown(named, where)
-
-
-def _importable(text: str) -> bool:
-    """Whether it is a dotted name of an installed package; timm's `resnet50.a1_in1k` is not."""
-    first = text.partition(".")[0]
-    return bool(_DOTTED.fullmatch(text)) and importlib.util.find_spec(first) is not None
-
-
-def _refuse_unknown(name: str, where: str) -> None:
-    if name == INSTANTIATOR or name.startswith(KNOWN_PACKAGES):
-        return
-    raise ValueError(
-        f"{where} names the class {name!r}; a file from elsewhere may name those of "
-        f"{', '.join(KNOWN_PACKAGES)} only: download it and load it from the disk"
-    )
+    empty = None if trust else shell(backbone, nn.Module, where)
+    if empty is not None:
+        check_fit(empty, complete(state, empty, where), where)
+    encoder = build_backbone(backbone, where, trust)
+    fill(encoder, complete(state, encoder, where), where)
+    return encoder
 
 
 def complete(state: Mapping[str, Tensor], encoder: nn.Module, path: str) -> dict[str, Tensor]:

@@ -65,7 +65,7 @@ def _verify(given: argparse.Namespace) -> None:
     wrong = 0
     for name in _matching(given.names or ["*"], here=True):
         try:
-            verify(name, given.sha256)
+            verify(name, given.sha256, given.trust)
         except (ValueError, OSError) as error:
             wrong += 1
             print(f"WRONG {name}: {error}")
@@ -112,7 +112,7 @@ def _export(given: argparse.Namespace) -> None:
     from sslzoo.zoo.loading import load
 
     check_target(Path(given.to))
-    encoder: Any = load(given.name, sha256=given.sha256)
+    encoder: Any = load(given.name, sha256=given.sha256, trust=given.trust)
     card: Card | None = getattr(encoder, "card", None)
     if card is not None and card.kind not in ("image", "unknown"):
         raise ValueError(f"{given.name!r} takes {card.kind}; export tries encoders on images")
@@ -130,6 +130,10 @@ def class_or_json(text: str) -> dict[str, Any]:
 
 
 HASHED: dict[str, Any] = {"help": f"of the file; {ANY!r} where nobody published one"}
+
+
+# Of the flag --trust.
+TRUST = "let the file name any class that Python can import: it runs as your own code does"
 
 
 def _zoo_parser() -> argparse.ArgumentParser:
@@ -152,6 +156,7 @@ def _zoo_parser() -> argparse.ArgumentParser:
     verb = zoo.add_parser("verify", help="hash, class, shapes and features against the card")
     verb.add_argument("names", nargs="*", help="with * and ?; default: all on this machine")
     verb.add_argument("--sha256", **HASHED)
+    verb.add_argument("--trust", action="store_true", help=TRUST)
     verb.set_defaults(act=_verify)
 
     verb = zoo.add_parser("add", help="make an entry of a run or a checkpoint of yours")
@@ -175,6 +180,7 @@ def _zoo_parser() -> argparse.ArgumentParser:
     names.add_argument("--prefix", help="of the backbone's names in it (default: backbone.)")
     names.add_argument("--layout", help="lightly, solo_learn, ...: whose names they are")
     verb.add_argument("--method", help="what trained it")
+    verb.add_argument("--trust", action="store_true", help=TRUST)
     verb.set_defaults(act=_add)
 
     verb = zoo.add_parser("push", help="upload an entry of yours to the Hugging Face Hub")
@@ -194,6 +200,7 @@ def _export_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="of timm or torchvision, for those two")
     parser.add_argument("--size", type=int, help="of the images, where no card says it")
     parser.add_argument("--sha256", **HASHED)
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.set_defaults(act=_export)
     return parser
 

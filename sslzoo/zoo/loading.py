@@ -15,37 +15,43 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from lightning import LightningModule
 from torch import nn
 
-from sslzoo.eval.classifier import fill
 from sslzoo.methods import SSLMethod
-from sslzoo.zoo.building import build_backbone, complete, refuse_unknown_classes
+from sslzoo.trust import UntrustedError, fill, hyper_parameters, module_of
+from sslzoo.zoo.building import build_backbone, complete, filled
+from sslzoo.zoo.cache import is_url
 from sslzoo.zoo.card import Card
 from sslzoo.zoo.converters import convert
 from sslzoo.zoo.preprocessing import preprocessor
 from sslzoo.zoo.reading import read
-from sslzoo.zoo.weights_file import Found, locate
+from sslzoo.zoo.weights_file import locate
 
 
 def load(
-    name: str,
+    name: str | Path,
     backbone: nn.Module | None = None,
     layout: str | None = None,
     sha256: str | None = None,
     file: str | None = None,
     whole: bool = False,
     train: bool = False,
+    trust: bool = False,
 ) -> nn.Module:
     """An encoder with its weights, an nn.Module (B, ...) -> (B, num_features).
 
-    Where there is a card it is `encoder.card`, and `encoder.preprocess` makes of samples what the
-    encoder takes: of images (B, C, H, W), uint8 or in [0, 1]; of waveforms (B, L), int16 or in
-    [-1, 1], or a list of such; of a list of sentences; of sequences (B, T, F). A licence that is
-    not for commercial use is printed.
+    Where it is known, `encoder.preprocess` makes of samples what the encoder takes: of images
+    (B, C, H, W), uint8 or in [0, 1]; of waveforms (B, L), int16 or in [-1, 1], or a list of such;
+    of a list of sentences; of sequences (B, T, F). Where there is a card it is `encoder.card`. A
+    license that is not for commercial use is printed.
+
+    The file is data: it chooses among the classes of sslzoo, `torch.nn` and those that your program
+    has imported, and only the encoder is built (docs/security.md).
 
     Args:
         name: of an entry (`sslzoo zoo list`); or a path or an address (https://, hf://OWNER/
@@ -60,72 +66,104 @@ def load(
         whole: the whole method of a Lightning checkpoint of ours, not the encoder alone.
         train: in train mode, as training further wants it (Lightning keeps the mode that it
             finds); False: in eval mode.
+        trust: whether the file may name any class that Python can import. The classes then run as
+            your own code does; say so of your own files alone.
 
     Raises:
-        ValueError: there is no such entry; the file is damaged, has another hash, holds code, or
-            does not fit the class.
+        ValueError: there is no such entry; the file is damaged, has another hash, names a class
+            that it may not name, does not fit the class, or has weights that are not finite.
         OSError: it cannot be found or fetched.
     """
     found = locate(name, sha256, file)
-    module, card = _module(found, backbone, layout, whole, train)
+    path, card = found.path, found.card
+    saved = read(path)
+    layout = layout or (card.layout if card else None)
+    if layout is None and _is_checkpoint(saved):
+        method = _method(saved, path, whole, trust)
+        module = method if whole else _encoder_of(method, path, train)
+    elif whole:
+        raise ValueError(
+            f"{str(path)!r} holds no whole method: a Lightning checkpoint of ours does"
+        )
+    else:
+        state = saved if layout is None else convert(saved, layout, str(path))[0]
+        module = _encoder(state, path, card, backbone, trust)
+    _check_finite(module, path)
+    about: Any = module
     if card is not None:
-        _print_licence(card)
-        about: Any = module
+        _print_license(card)
         about.card = card
         about.preprocess = preprocessor(card, found.path)
     return module.train(train)
 
 
-def _module(
-    found: Found, backbone: nn.Module | None, layout: str | None, whole: bool, train: bool
-) -> tuple[nn.Module, Card | None]:
-    path, card, ours = found
-    saved = read(path)
-    layout = layout or (card.layout if card else None)
-    if layout is None and isinstance(saved, dict) and "pytorch-lightning_version" in saved:
-        method = _method(path, saved, ours)
-        return (method if whole else _encoder_of(method, path, train)), card
-    if whole:
+def network(name: str) -> nn.Module:
+    """The encoder that `load` gives, with new weights.
+
+    A run that started from an encoder of the zoo has weights of its own in its checkpoint.
+
+    Args:
+        name: see `load`; no address.
+
+    Raises:
+        ValueError: it is an address, or see `load`.
+        OSError: there is no such file.
+    """
+    if is_url(str(name)):
+        raise UntrustedError("sslzoo.load", f"would fetch {name!r}", "a file")
+    found = locate(name)
+    if found.card is not None:
+        return build_backbone(found.card.backbone, str(found.path))
+    saved = read(found.path)
+    if not _is_checkpoint(saved):
+        raise ValueError(f"{str(found.path)!r} does not say how its encoder is built")
+    return _encoder_of(_method(saved, found.path, False, False), found.path, train=True)
+
+
+def _is_checkpoint(saved: Any) -> bool:
+    return isinstance(saved, Mapping) and "pytorch-lightning_version" in saved
+
+
+def _encoder(
+    state: Any, path: Path, card: Card | None, backbone: nn.Module | None, trust: bool
+) -> nn.Module:
+    if backbone is not None:
+        fill(backbone, complete(state, backbone, str(path)), str(path))
+        encoder = backbone
+    elif card is not None:
+        encoder = filled(card.backbone, state, str(path), trust)
+    else:
         raise ValueError(
-            f"{str(path)!r} holds no whole method: a Lightning checkpoint of ours does"
+            f"{str(path)!r} has no card beside it: pass backbone=, the module that it fills"
         )
-    if layout is not None:
-        saved, _ = convert(saved, layout, str(path))
-    if backbone is None:
-        if card is None:
-            raise ValueError(
-                f"{str(path)!r} has no card beside it: pass backbone=, the module that it fills"
-            )
-        backbone = build_backbone(card.backbone)
-    fill(backbone, complete(saved, backbone, str(path)), str(path))
-    width = getattr(backbone, "num_features", None)
+    width = getattr(encoder, "num_features", None)
     if card is not None and width != card.num_features:
         raise ValueError(
-            f"{type(backbone).__name__} gives {width} features, the card of {card.name!r} says "
+            f"{type(encoder).__name__} gives {width} features, the card of {card.name!r} says "
             f"{card.num_features}"
         )
-    return backbone, card
+    return encoder
 
 
-def _method(path: Path, saved: dict[str, Any], ours: bool) -> LightningModule:
-    """The method of a checkpoint of the command; its class is imported."""
-    named = saved.get("hyper_parameters", {})
-    class_path = named.get("_class_path")
-    if class_path is None:
-        raise ValueError(
-            f"{str(path)!r} does not name its class, as checkpoints of the command do: use "
-            "YourMethod.load_from_checkpoint, or give layout= and backbone="
-        )
-    if not ours:
-        refuse_unknown_classes(named, str(path))
+def _method(saved: Mapping[str, Any], path: Path, whole: bool, trust: bool) -> LightningModule:
+    """The method of a checkpoint of the command."""
+    name = hyper_parameters(saved, str(path)).get("_class_path")
+    if not trust or name is None:
+        return module_of(saved, str(path), whole=whole)
     try:
-        importlib.import_module(class_path.rpartition(".")[0])
+        importlib.import_module(name.rpartition(".")[0])
     except ImportError as error:
-        raise ValueError(f"{str(path)!r} holds a {class_path}: {error}") from None
+        raise ValueError(f"{str(path)!r} holds a {name}: {error}") from None
     with warnings.catch_warnings():
         # Lightning 2.6 calls methods that jsonargparse 4.53 deprecates.
         warnings.simplefilter("ignore", DeprecationWarning)
         return LightningModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+
+
+def _check_finite(module: nn.Module, path: Path) -> None:
+    for name, value in module.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{str(path)!r}: {name} must be finite, it has NaN or infinity")
 
 
 def _encoder_of(method: LightningModule, path: Path, train: bool) -> nn.Module:
@@ -149,6 +187,6 @@ def _train_as(teacher: nn.Module, student: nn.Module) -> None:
             cast(Any, mine).drop_prob = his.drop_prob
 
 
-def _print_licence(card: Card) -> None:
+def _print_license(card: Card) -> None:
     if card.non_commercial:
         print(f"{card.name}: weights under {card.licence['weights']}", file=sys.stderr)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sslzoo.eval.classifier import fill
+from sslzoo.trust import fill
 from sslzoo.whole import write_whole
 from sslzoo.zoo.building import build_backbone, complete
 from sslzoo.zoo.cache import home
@@ -202,7 +202,7 @@ def add_checkpoint(
     """
     _check_new(name)
     saved = read(checkpoint)
-    encoder = build_backbone(backbone).eval()
+    encoder = build_backbone(backbone, trust=True).eval()
     width = getattr(encoder, "num_features", None)
     if not isinstance(width, int):
         raise ValueError(f"a backbone with num_features wanted, {backbone} has {width!r}")

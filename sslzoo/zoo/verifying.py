@@ -72,12 +72,13 @@ def fixed_features(encoder: nn.Module, card: Card) -> list[float]:
     return [round(value, 6) for value in features[0, :KEPT].tolist()]
 
 
-def verify(name: str, sha256: str | None = None) -> Card:
+def verify(name: str, sha256: str | None = None, trust: bool = False) -> Card:
     """Load an entry and hold it to its card.
 
     Args:
         name: see `load`.
         sha256: see `load`.
+        trust: see `load`.
 
     Returns:
         The card.
@@ -86,7 +87,7 @@ def verify(name: str, sha256: str | None = None) -> Card:
         ValueError: hash, class, shapes or features are others.
         OSError: the file cannot be had.
     """
-    encoder: Any = load(name, sha256=sha256)
+    encoder: Any = load(name, sha256=sha256, trust=trust)
     card = getattr(encoder, "card", None)
     if not isinstance(card, Card):
         raise ValueError(f"{name!r} has no card to be held to")

@@ -23,7 +23,6 @@ from sslzoo.backbones import SmallResNet, small_vit
 from sslzoo.heads import DINOHead
 from sslzoo.methods import DINO
 from sslzoo.zoo import read_card
-from sslzoo.zoo.building import refuse_unknown_classes
 from sslzoo.zoo.card import Card, card_of
 from sslzoo.zoo.listing import card_named, local_file
 from sslzoo.zoo.loading import _train_as
@@ -355,37 +354,6 @@ def test_a_card_that_is_none_is_refused(tmp_path: Path) -> None:
             sslzoo.load(str(path))
     shutil.rmtree(tmp_path / "home", ignore_errors=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.json", "tiny.safetensors"]
-
-
-@pytest.mark.parametrize(
-    "backbone",
-    [
-        {"class_path": "antigravity.X"},
-        {"class_path": "sslzoo.load", "init_args": {"name": "b.ckpt"}},
-        {"class_path": "sslzoo.backbones.Towers", "init_args": {"towers": ["antigravity.X"]}},
-        {"class_path": "torch.nn.Sequential", "init_args": {"modules": [["os.path.join"]]}},
-    ],
-)
-def test_what_came_from_elsewhere_names_known_classes_only(backbone: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="a file from elsewhere may name those of"):
-        refuse_unknown_classes(backbone, "https://somewhere/card.json")
-
-
-def test_what_our_own_cards_and_checkpoints_name_may_come_from_elsewhere() -> None:
-    for name in sslzoo.list_models():
-        refuse_unknown_classes(sslzoo.zoo.card_named(name).backbone, name)
-    refuse_unknown_classes(
-        {
-            "_class_path": "sslzoo.methods.SimCLR",
-            "_instantiator": "lightning.pytorch.cli.instantiate_module",
-            "backbone": {
-                "class_path": "sslzoo.backbones.timm_backbone",
-                "init_args": {"name": "resnet50.a1_in1k"},
-            },
-            "parameter_groups": "sslzoo.optim.all_alike",
-        },
-        "https://somewhere/last.ckpt",
-    )
 
 
 def test_any_does_not_switch_off_the_hash_of_a_card(

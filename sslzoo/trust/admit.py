@@ -1,0 +1,182 @@
+"""Admit: the one decision which class or function a name in a file may stand for.
+
+A card, a checkpoint's hyper-parameters and the config of a run are data from a file. They may name
+
+- classes that are defined in the packages of `PACKAGES`,
+- the public functions of sslzoo's packages that return such an object (`simclr_views`), and
+- classes of the user's own program that it has imported already, where a subclass of a class of
+  these packages is wanted (a backbone, a method, a data module).
+
+A name is followed through real submodules only, never through what a module happens to import, and
+the object must be the very one that its own `__module__` and `__qualname__` say. Nothing outside
+these packages is imported for a file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import site
+import sys
+import sysconfig
+import typing
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+FACTORY_PACKAGES = (
+    "sslzoo.backbones",
+    "sslzoo.data",
+    "sslzoo.eval",
+    "sslzoo.heads",
+    "sslzoo.losses",
+    "sslzoo.memory",
+    "sslzoo.methods",
+    "sslzoo.optim",
+    "sslzoo.transforms",
+)
+PACKAGES = (
+    *FACTORY_PACKAGES,
+    "sslzoo.multi_block",
+    "sslzoo.norm",
+    "sslzoo.transformer",
+    "torch.nn",
+    "torch.optim",
+)
+_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+
+
+class UntrustedError(ValueError):
+    """A file names a class or function that it may not name."""
+
+    def __init__(self, name: object, why: str, where: str) -> None:
+        super().__init__(
+            f"{where} names {name!r}, which {why}; a file may name classes of sslzoo, torch.nn and "
+            "torch.optim, and classes of your own that your program has imported. If you trust "
+            "this file, say so: trust=True, or --trust on the command line"
+        )
+
+
+def admit(name: Any, base: type, where: str) -> Any:
+    """The class or function of a name in a file.
+
+    Args:
+        name: dotted, such as "sslzoo.backbones.SmallResNet".
+        base: what the object must be a subclass of (or return); `object` for a reference that is
+            called later, such as an optimizer's.
+        where: the file, for the error.
+
+    Raises:
+        UntrustedError: the name stands for something else than the module's docstring lists.
+        ValueError: there is no such name, or it is no subclass of `base`.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UntrustedError(name, "is not the dotted name of a class", where)
+    found = _ours(name, where) if _within(name, PACKAGES) else _of_the_user(name, base, where)
+    given = found if isinstance(found, type) else _returned(found)
+    if base is not object and not _is_protocol(base) and not _is_subclass(given, base):
+        raise ValueError(f"{where} names {name!r} where a {base.__name__} is wanted")
+    return found
+
+
+def _ours(name: str, where: str) -> Any:
+    found = _follow(name, where)
+    if isinstance(found, type):
+        fine = True
+    else:
+        fine = isinstance(found, FunctionType) and _is_public(found)
+    if not fine:
+        raise UntrustedError(name, "is no class and no factory that a file may name", where)
+    module, qualname = found.__module__, found.__qualname__
+    if not _within(module, PACKAGES):
+        raise UntrustedError(name, f"is defined in {module}", where)
+    if _attribute(sys.modules[module], qualname) is not found:
+        raise UntrustedError(name, f"is not {module}.{qualname}, which it says it is", where)
+    return found
+
+
+def _follow(name: str, where: str) -> Any:
+    """The attribute behind a name: submodules first, then one class within another."""
+    root = next(package for package in PACKAGES if _within(name, [package]))
+    module = importlib.import_module(root)
+    parts = name.removeprefix(root).strip(".").split(".")
+    try:
+        while len(parts) > 1 and _is_submodule(module, parts[0]):
+            module = importlib.import_module(f"{module.__name__}.{parts.pop(0)}")
+    except ImportError as error:
+        raise ValueError(f"{where} names {name!r}, which cannot be imported: {error}") from None
+    found = _attribute(module, ".".join(parts))
+    if found is None:
+        raise UntrustedError(name, "leads to no class of that package", where)
+    return found
+
+
+def _is_submodule(module: ModuleType, name: str) -> bool:
+    if not hasattr(module, "__path__"):
+        return False
+    return importlib.util.find_spec(f"{module.__name__}.{name}") is not None
+
+
+def _attribute(module: ModuleType, qualname: str) -> Any:
+    """An attribute of a module, or of a class in it; None where the way leads through others."""
+    first, *rest = qualname.split(".")
+    found = vars(module).get(first)
+    for part in rest:
+        found = vars(found).get(part) if isinstance(found, type) else None
+    return found
+
+
+def _is_public(function: FunctionType) -> bool:
+    """Whether a package of ours lists this very function in its `__all__`."""
+    name = function.__name__
+    packages = (importlib.import_module(package) for package in FACTORY_PACKAGES)
+    return any(
+        name in package.__all__ and getattr(package, name) is function for package in packages
+    )
+
+
+def _of_the_user(name: str, base: type, where: str) -> type:
+    """A class that the running program has imported from the user's own code."""
+    path, _, qualname = name.rpartition(".")
+    while path and path not in sys.modules:
+        path, _, last = path.rpartition(".")
+        qualname = f"{last}.{qualname}"
+    module = sys.modules.get(path)
+    found = None if module is None else _attribute(module, qualname)
+    if module is None or not isinstance(found, type):
+        raise UntrustedError(name, "is no class of sslzoo or torch", where)
+    if not _is_users_own(module) or found.__module__ != module.__name__:
+        raise UntrustedError(name, f"is defined in {found.__module__}", where)
+    if base is object or _is_protocol(base) or not _is_subclass(found, base):
+        raise UntrustedError(name, f"is no {base.__name__}, which is wanted there", where)
+    return found
+
+
+def _is_users_own(module: ModuleType) -> bool:
+    """Whether a module is neither Python's, nor an installed package's, nor of sslzoo."""
+    file = getattr(module, "__file__", None)
+    if _within(module.__name__, ["sslzoo"]):
+        return False
+    if file is None:
+        return module.__name__ == "__main__"
+    paths = sysconfig.get_paths()
+    installed = [paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
+    installed += [*site.getsitepackages(), site.getusersitepackages()]
+    return not any(Path(file).resolve().is_relative_to(Path(p).resolve()) for p in installed)
+
+
+def _returned(function: FunctionType) -> Any:
+    return typing.get_type_hints(function).get("return")
+
+
+def _is_subclass(found: Any, base: type) -> bool:
+    return typing.get_origin(found) is None and isinstance(found, type) and issubclass(found, base)
+
+
+def _is_protocol(base: type) -> bool:
+    return bool(getattr(base, "_is_protocol", False))
+
+
+def _within(name: str, packages: typing.Iterable[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)

@@ -1,0 +1,246 @@
+"""Build: objects from the `class_path` and `init_args` of a file, by the types of their arguments.
+
+The constructor's own type hints say where a class may stand: a `class_path` is followed for an
+argument that takes an object, and nowhere else; a string stays a string where a string is wanted.
+No parser interprets the values, so nothing else in them (paths of further configs, JSON in a
+string, environment variables) is read.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from sslzoo.trust.admit import UntrustedError, admit
+
+PLAIN = (bool, int, float, str, type(None))
+_SEQUENCES = (list, Sequence, Iterable, Collection)
+
+# What a file may not ask for, and what stands in its place: its weights are in the file, and
+# nothing is fetched or read from elsewhere for it.
+_WITHHELD = {
+    "pretrained": False,
+    "weights": None,
+    "download": False,
+    "local_files_only": True,
+}
+# The name that starts training from an encoder of the zoo: here it stands for the network alone.
+_LOADERS = ("sslzoo.load", "sslzoo.zoo.load", "sslzoo.zoo.loading.load")
+
+
+def build(spec: Any, base: type, where: str, **given: Any) -> Any:
+    """The object of a `class_path` and its `init_args`, or of a class path alone.
+
+    It draws its initial weights from a generator of its own.
+
+    Args:
+        spec: plain data from a file.
+        base: what the object must be, such as `nn.Module`.
+        where: the file, for errors.
+        given: arguments that the caller gives, in place of the file's.
+
+    Raises:
+        UntrustedError: a class in it, at any depth, may not be named by a file.
+        ValueError: there is no such argument, one is missing, or a value has another type.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            return _Builder(where).make(spec, base, given)
+        except RecursionError:
+            raise ValueError(f"{where}: classes are nested too deeply to be built") from None
+
+
+def shell(spec: Any, base: type, where: str) -> Any:
+    """The module without memory for its weights (on the meta device), to be held against a file.
+
+    Args:
+        spec: see `build`.
+        base: see there.
+        where: see there.
+
+    Returns:
+        None where it cannot be made so: it computes with its initial values, or `build` fails.
+
+    Raises:
+        UntrustedError: see `build`.
+    """
+    try:
+        with torch.device("meta"):
+            return build(spec, base, where)
+    except UntrustedError:
+        raise
+    except (ValueError, RuntimeError):
+        return None
+
+
+class _Builder:
+    """Args: where: the file, for errors."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def make(self, spec: Any, base: type, given: Mapping[str, Any]) -> Any:
+        name, args = self._split(spec)
+        if name in _LOADERS:
+            return self._network(args, base)
+        maker = admit(name, base, self.where)
+        arguments = self._arguments(maker, name, args, given)
+        try:
+            inspect.signature(maker).bind(**arguments)
+            return maker(**arguments)
+        except (TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
+            raise ValueError(f"{self.where}: {name} cannot be built: {error}") from error
+
+    def _network(self, args: Mapping[str, Any], base: type) -> Any:
+        """The encoder of the entry or file that a run started from, without its weights."""
+        loading = importlib.import_module("sslzoo.zoo.loading")  # of a layer above
+        found = loading.network(args.get("name"))
+        if not isinstance(found, base):
+            raise ValueError(f"{self.where} names an encoder where a {base.__name__} is wanted")
+        return found
+
+    def _split(self, spec: Any) -> tuple[str, dict[str, Any]]:
+        """The name and the arguments; jsonargparse also writes a class path alone."""
+        if isinstance(spec, str):
+            return spec, {}
+        if not isinstance(spec, Mapping) or not isinstance(spec.get("class_path"), str):
+            raise ValueError(f"{self.where}: class_path and init_args wanted, got {spec!r:.200}")
+        unknown = sorted(set(spec) - {"class_path", "init_args", "dict_kwargs"})
+        if unknown:
+            raise ValueError(f"{self.where}: class_path and init_args wanted, got {unknown} too")
+        args: dict[str, Any] = {}
+        for key in ("init_args", "dict_kwargs"):
+            part = spec.get(key) or {}
+            if not isinstance(part, Mapping) or not all(isinstance(k, str) for k in part):
+                raise ValueError(
+                    f"{self.where}: {key} must be arguments by name, got {part!r:.200}"
+                )
+            args |= part
+        return spec["class_path"], args
+
+    def _arguments(
+        self, maker: Any, name: str, args: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Each argument converted to what its type hint wants."""
+        hints = hints_of(maker)
+        parameters = inspect.signature(maker).parameters
+        takes_more = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        named = {name for name, p in parameters.items() if p.kind in by_name}
+        unknown = sorted(set(args) - named)
+        if unknown and not takes_more:
+            raise ValueError(
+                f"{self.where}: {name} has no argument {unknown[0]!r}, it takes {sorted(named)}"
+            )
+        made = {
+            key: self._convert(value, hints.get(key, Any), f"{name}.{key}")
+            for key, value in args.items()
+            if key not in given and key not in _WITHHELD
+        }
+        withheld = {key: value for key, value in _WITHHELD.items() if key in named}
+        return {**made, **withheld, **given}
+
+    def _convert(self, value: Any, hint: Any, at: str) -> Any:
+        """A value as its type hint wants it; errors name the argument by `at`."""
+        origin, parts = typing.get_origin(hint), typing.get_args(hint)
+        if hint is Any or isinstance(hint, str | typing.TypeVar):
+            return self._plain(value, at)
+        if origin in (typing.Union, types.UnionType):
+            return self._one_of(value, parts, at)
+        if origin is typing.Annotated:
+            return self._convert(value, parts[0], at)
+        if origin is typing.Literal:
+            fits = any(value == one and type(value) is type(one) for one in parts)
+            return self._checked(value, fits, hint, at)
+        if origin is tuple or hint is tuple:
+            return self._tuple(value, parts, at)
+        if origin in _SEQUENCES or hint in _SEQUENCES:
+            self._checked(value, isinstance(value, list | tuple), hint, at)
+            inner = parts[0] if parts else Any
+            return [self._convert(one, inner, f"{at}[{i}]") for i, one in enumerate(value)]
+        if origin in (dict, Mapping) or hint in (dict, Mapping):
+            self._checked(value, isinstance(value, Mapping), hint, at)
+            inner = parts[1] if parts else Any
+            return {key: self._convert(one, inner, f"{at}.{key}") for key, one in value.items()}
+        if origin is Callable or hint is Callable:
+            return self._reference(value)
+        return self._object(value, hint, at)
+
+    def _object(self, value: Any, hint: Any, at: str) -> Any:
+        if hint is type(None) or hint is None:
+            return self._checked(value, value is None, "None", at)
+        if hint is float:
+            fits = isinstance(value, int | float) and not isinstance(value, bool)
+            return float(self._checked(value, fits, "float", at))
+        if hint is int:
+            return self._checked(value, type(value) is int, "int", at)
+        if hint in (bool, str):
+            return self._checked(value, isinstance(value, hint), hint.__name__, at)
+        if not isinstance(hint, type):
+            raise ValueError(f"{self.where}: {at} has the type {hint}, which no file can give")
+        if not isinstance(value, str | Mapping):
+            self._checked(value, False, f"class_path and init_args of a {hint.__name__}", at)
+        if isinstance(value, Mapping) and "class_path" not in value:  # of the hint's own class
+            value = {"class_path": f"{hint.__module__}.{hint.__qualname__}", "init_args": value}
+        return self.make(value, hint, {})
+
+    def _one_of(self, value: Any, hints: Sequence[Any], at: str) -> Any:
+        failed = []
+        for hint in sorted(hints, key=_is_class):  # a string is a string before it is a name
+            try:
+                return self._convert(value, hint, at)
+            except UntrustedError:
+                raise
+            except ValueError as error:
+                failed.append(error)
+        raise failed[-1]
+
+    def _tuple(self, value: Any, parts: Sequence[Any], at: str) -> tuple[Any, ...]:
+        self._checked(value, isinstance(value, list | tuple), "a list", at)
+        if not parts or parts[-1] is ...:
+            parts = [parts[0] if parts else Any] * len(value)
+        self._checked(value, len(value) == len(parts), f"{len(parts)} values", at)
+        return tuple(self._convert(v, p, at) for v, p in zip(value, parts, strict=True))
+
+    def _reference(self, value: Any) -> Callable[..., Any]:
+        """What is called later, such as an optimizer: a class or factory with some arguments."""
+        name, args = self._split(value)
+        maker = admit(name, object, self.where)
+        arguments = self._arguments(maker, name, args, {})
+        return partial(maker, **arguments) if arguments else maker
+
+    def _plain(self, value: Any, at: str) -> Any:
+        """Data where nothing is known of the type; it may not name anything."""
+        if isinstance(value, Mapping):
+            if "class_path" in value:
+                admit(value["class_path"], object, self.where)
+            return {key: self._plain(one, f"{at}.{key}") for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._plain(one, at) for one in value)
+        return self._checked(value, isinstance(value, PLAIN), "plain data", at)
+
+    def _checked(self, value: Any, fits: bool, wanted: Any, at: str) -> Any:
+        if not fits:
+            raise ValueError(f"{self.where}: {at} must be {wanted}, got {value!r:.200}")
+        return value
+
+
+def hints_of(maker: Any) -> dict[str, Any]:
+    """The type hints of a class's constructor, or of a function; none where they do not resolve."""
+    constructor = getattr(maker, "__init__") if isinstance(maker, type) else maker  # noqa: B009
+    try:
+        return typing.get_type_hints(constructor)
+    except (NameError, TypeError):
+        return {}
+
+
+def _is_class(hint: Any) -> bool:
+    plain = hint in (*PLAIN, None) or typing.get_origin(hint) is not None
+    return not plain

@@ -1,0 +1,52 @@
+"""Fill: weights into a module whose every name and shape they have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def check_fit(module: nn.Module, saved: Mapping[str, Tensor], path: str) -> None:
+    """Refuse weights that are not exactly those of a module.
+
+    Args:
+        module: on any device, "meta" too.
+        saved: a tensor for each name.
+        path: where they come from, for the error.
+
+    Raises:
+        ValueError: names are missing or not wanted, or shapes differ.
+    """
+    own = module.state_dict()
+    shapes = sorted(
+        f"{name}: {tuple(saved[name].shape)} for {tuple(own[name].shape)}"
+        for name in own.keys() & saved.keys()
+        if own[name].shape != saved[name].shape
+    )
+    missing, unwanted = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
+    wrong = [*missing, *unwanted, *shapes]
+    if wrong:
+        raise ValueError(
+            f"{path!r} does not fit {type(module).__name__}: {len(wrong)} of {len(own)} tensors "
+            f"differ in name or shape, such as {wrong[:3]} ({len(missing)} missing, "
+            f"{len(unwanted)} not wanted, {len(shapes)} of another shape)"
+        )
+
+
+def fill(module: nn.Module, saved: Mapping[str, Tensor], path: str) -> None:
+    """`load_state_dict`, whose error names what differs; weights take the module's precision.
+
+    Args:
+        module: all of its parameters and buffers are filled.
+        saved: a tensor for each name.
+        path: where they come from, for the error.
+
+    Raises:
+        ValueError: see `check_fit`; `module` stays as it was.
+    """
+    check_fit(module, saved, path)
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            tensor.copy_(saved[name])
