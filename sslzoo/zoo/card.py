@@ -13,9 +13,10 @@ import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sslzoo.transforms.eval_view import EvalView
+if TYPE_CHECKING:
+    from sslzoo.transforms.eval_view import EvalView
 
 _LICENCES = {"code", "weights"}
 _VIEW = {"size", "resize", "mean", "std", "interpolation", "fraction", "space"}
@@ -110,6 +111,8 @@ class Card:
         """
         if self.preprocessing is None or self.kind != "image":
             raise ValueError(f"{self.name!r} is not an encoder of images: it takes {self.kind}")
+        from sslzoo.transforms.eval_view import EvalView  # cards are listed without torch
+
         view = {key: value for key, value in self.preprocessing.items() if key in _VIEW}
         if "fraction" not in view:
             view.setdefault("resize", view["size"])  # no change for images of that size
