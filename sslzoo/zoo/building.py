@@ -75,7 +75,9 @@ def filled(
     return encoder
 
 
-def complete(state: Mapping[str, Tensor], encoder: nn.Module, path: str) -> dict[str, Tensor]:
+def complete(
+    state: Mapping[str, Tensor], encoder: nn.Module, path: str = "the file"
+) -> dict[str, Tensor]:
     """The state with the batch norms' step counts as they are, where the file has none of them.
 
     Files that are old or not torch's have no such counts.
@@ -89,7 +91,7 @@ def complete(state: Mapping[str, Tensor], encoder: nn.Module, path: str) -> dict
         ValueError: the file holds no state, or deeper within, where only a layout finds it; or
             whole numbers where the encoder has floats, or the other way round.
     """
-    state = tensors_by_name(state, f"{path!r}: without a layout a file")
+    state = tensors_by_name(state, f"{path}: without a layout a file")
     own = encoder.state_dict()
     wrong = [
         f"{name}: {state[name].dtype} for {value.dtype}"
@@ -98,7 +100,7 @@ def complete(state: Mapping[str, Tensor], encoder: nn.Module, path: str) -> dict
     ]
     if wrong:
         raise ValueError(
-            f"{path!r} does not fit {type(encoder).__name__}: {len(wrong)} of {len(own)} tensors "
+            f"{path} does not fit {type(encoder).__name__}: {len(wrong)} of {len(own)} tensors "
             f"have floats for whole numbers or the other way round, such as {wrong[:3]}"
         )
     counts = {n: value for n, value in own.items() if n.endswith(".num_batches_tracked")}

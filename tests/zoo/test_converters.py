@@ -181,7 +181,7 @@ def test_numbers_of_another_kind_and_counts_that_lack_are_errors() -> None:
     for wrong, said in (
         (
             whole,
-            "'file' does not fit.*stem.weight: torch.int64 for torch.float32",
+            "file does not fit.*stem.weight: torch.int64 for torch.float32",
         ),
         (state | {"stem.weight": state["stem.weight"] * 1j}, "complex64 for torch.float32"),
         (state | {counts[0]: torch.tensor(1.5)}, "float32 for torch.int64"),
