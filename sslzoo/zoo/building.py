@@ -69,30 +69,46 @@ def filled(
     """
     empty = None if trust else shell(backbone, nn.Module, where)
     if empty is not None:
-        check_fit(empty, complete(state, empty), where)
+        check_fit(empty, complete(state, empty, where), where)
     encoder = build_backbone(backbone, where, trust)
-    fill(encoder, complete(state, encoder), where)
+    fill(encoder, complete(state, encoder, where), where)
     return encoder
 
 
-def complete(state: Mapping[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
-    """With the batch norms' step counts as they are where a file, old or not torch's, has none.
+def complete(
+    state: Mapping[str, Tensor], encoder: nn.Module, path: str = "the file"
+) -> dict[str, Tensor]:
+    """The state with the batch norms' step counts as they are, where the file has none of them.
+
+    Files that are old or not torch's have no such counts.
+
+    Args:
+        state: a tensor for each name.
+        encoder: what it is to fill.
+        path: where it comes from, for the error.
 
     Raises:
         ValueError: the file holds no state, or deeper within, where only a layout finds it; whole
-            numbers where the encoder has floats; NaN or infinity.
+            numbers where the encoder has floats, or the other way round; NaN or infinity.
     """
-    state = tensors_by_name(state, "without a layout a file")
+    state = tensors_by_name(state, f"{path}: without a layout a file")
     own = encoder.state_dict()
-    whole = [
+    wrong = [
         f"{name}: {state[name].dtype} for {value.dtype}"
         for name, value in own.items()
-        if name in state and value.is_floating_point() and not state[name].is_floating_point()
+        if name in state and _kind(state[name]) != _kind(value)
     ]
-    if whole:
+    if wrong:
         raise ValueError(
-            f"{type(encoder).__name__} has floats, the file other numbers: {whole[:3]}"
+            f"{path} does not fit {type(encoder).__name__}: {len(wrong)} of {len(own)} tensors "
+            f"have floats for whole numbers or the other way round, such as {wrong[:3]}"
         )
     check_finite(state, type(encoder).__name__)
     counts = {n: value for n, value in own.items() if n.endswith(".num_batches_tracked")}
-    return {**counts, **state}
+    return {**({} if counts.keys() & state.keys() else counts), **state}
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_floating_point():
+        return "float"
+    return "complex" if tensor.is_complex() else "integer"

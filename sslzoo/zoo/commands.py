@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from sslzoo.whole import check_target
-from sslzoo.zoo.cache import ANY, place
+from sslzoo.zoo.cache import ANY
 from sslzoo.zoo.card import Card, channels_of
-from sslzoo.zoo.listing import card_named, entries, list_models, local_file, sources
+from sslzoo.zoo.listing import STATES, card_named, entries, list_models, sources, state_of
 
-
-def _here(card: Card) -> bool:
-    return local_file(card) is not None or place(card.name, card.file).is_file()
+LEGEND = "; ".join(f"{state}: {meaning}" for state, meaning in STATES.items())
 
 
 def _list(given: argparse.Namespace) -> None:
@@ -28,13 +26,15 @@ def _list(given: argparse.Namespace) -> None:
         card = card_named(name)
         best = next((f"{metric} {value:.3f}" for metric, value in card.score.items()), "-")
         licence = "non-commercial" if card.non_commercial else card.licence["weights"].split(";")[0]
-        state = "here" if _here(card) else "elsewhere"
-        print(f"{name:<46} {card.num_features:>5}  {best:<32} {licence:<16} {state}")
+        print(f"{name:<46} {card.num_features:>5}  {best:<32} {licence:<16} {state_of(card)}")
+    print(LEGEND, file=sys.stderr)  # the table alone goes through a pipe
 
 
 def _info(given: argparse.Namespace) -> None:
     card = card_named(given.name)
     print(dataclasses.replace(card, urls=sources(card)).to_json(), end="")
+    state = state_of(card)
+    print(f"{state}: {STATES[state]}", file=sys.stderr)  # the card alone goes through a pipe
 
 
 def _matching(names: Sequence[str], here: bool = False) -> list[str]:
@@ -44,7 +44,11 @@ def _matching(names: Sequence[str], here: bool = False) -> list[str]:
         if "://" in name or not {"*", "?"} & set(name):
             found.append(name)
             continue
-        matches = [entry for entry in list_models(name) if not here or _here(card_named(entry))]
+        matches = [
+            entry
+            for entry in list_models(name)
+            if not here or state_of(card_named(entry)) == "here"
+        ]
         if not matches:
             where = "on this machine" if here else "of the zoo"
             raise ValueError(f"no entry {where} is a {name!r}")
@@ -147,7 +151,11 @@ def _zoo_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sslzoo zoo", description="Encoders by name.")
     zoo = parser.add_subparsers(required=True, metavar="VERB")
 
-    verb = zoo.add_parser("list", help="names, widths, scores, licences")
+    verb = zoo.add_parser(
+        "list",
+        help="names, widths, scores, licences, and whether the weights are here",
+        epilog=f"The last column. {LEGEND}.",
+    )
     verb.add_argument("pattern", nargs="?", default="*", help="with * and ?")
     verb.set_defaults(act=_list)
 

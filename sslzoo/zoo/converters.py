@@ -47,12 +47,13 @@ class Layout:
     translate: Callable[[Any], tuple[dict[str, Tensor], list[str]]] | None = None
 
 
-def convert(saved: Any, layout: str) -> tuple[dict[str, Tensor], list[str]]:
+def convert(saved: Any, layout: str, path: str = "the file") -> tuple[dict[str, Tensor], list[str]]:
     """The encoder's state, and the names that were left out.
 
     Args:
         saved: what `reading.read` gave.
         layout: one of `LAYOUTS`.
+        path: where it comes from, for the error.
 
     Raises:
         ValueError: there is no such layout, or the file has not the one named.
@@ -60,14 +61,19 @@ def convert(saved: Any, layout: str) -> tuple[dict[str, Tensor], list[str]]:
     if layout not in LAYOUTS:
         raise ValueError(f"layout is one of {sorted(LAYOUTS)}, got {layout!r}")
     how = LAYOUTS[layout]
-    state = _part(saved, how.part, layout)
-    if how.translate is not None:
-        kept, dropped = how.translate(state)
-    else:
-        kept, dropped = _renamed(state, how, layout)
+    try:
+        state = _part(saved, how.part, layout)
+        if how.translate is not None:
+            kept, dropped = how.translate(state)
+        else:
+            kept, dropped = _renamed(state, how, layout)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be converted: {error}") from None
     if not kept:
         names = [str(name) for name in list(state)[:3]]
-        raise ValueError(f"nothing of a {layout!r} checkpoint is in the file; its names: {names}")
+        raise ValueError(
+            f"nothing of a {layout!r} checkpoint is in {path}, which has the names {names}"
+        )
     return kept, dropped
 
 

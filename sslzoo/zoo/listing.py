@@ -1,7 +1,10 @@
 """Entries: every card that can be loaded by name, whether its weights are here or elsewhere.
 
 Ours lie in `zoo_weights/` (in a clone) or beside this package (in the wheel), a user's own in the
-`entries` folder of the cache, and the authors' released checkpoints in `official.py`.
+`entries` folder of the cache, and those of the authors' released checkpoints in `zoo/cards`. The
+latter's names, addresses, scores and hashes are those of the authors' repositories, at the commits
+that `source` names. No file was downloaded to write them: where nothing but the saving code tells
+what is in a file, the note says "unverified".
 """
 
 from __future__ import annotations
@@ -9,16 +12,25 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import warnings
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import sslzoo
-from sslzoo.zoo.cache import home
+from sslzoo.zoo.cache import home, place
 from sslzoo.zoo.card import Card, read_card
-from sslzoo.zoo.official import OFFICIAL
 
 # Of the weights that the wheel leaves out.
 RELEASE = "https://github.com/sslzoo/sslzoo/releases/download/weights-1"
+
+
+# What the weights of an entry are, in the words of `sslzoo zoo list`.
+STATES = {
+    "here": "the weights are on this machine",
+    "published hash": "can be fetched, and the file must have the hash on the card",
+    "first use": "can be fetched; nobody published a hash, so that of the first download is "
+    "recorded and enforced from then on",
+    "by hand": "has no address: download it as the note says, and pass file=PATH",
+}
 
 
 def card_folders() -> list[Path]:
@@ -40,6 +52,12 @@ def _card_at(path: Path, changed: int, own: bool) -> Card | str:
         return str(error)
 
 
+@cache
+def official_cards() -> tuple[Card, ...]:
+    """The checkpoints that the methods' authors released."""
+    return tuple(map(read_card, sorted(Path(__file__).with_name("cards").glob("*.json"))))
+
+
 def _read_all() -> tuple[dict[str, Card], dict[str, str]]:
     """Cards by their names, and what is wrong with a user's own by the names of their files."""
     found: dict[str, Card] = {}
@@ -51,7 +69,7 @@ def _read_all() -> tuple[dict[str, Card], dict[str, str]]:
                 found.setdefault(card.name, card)
             else:
                 broken[path.stem] = card
-    official = {card.name: card for card in OFFICIAL if card.name not in broken}
+    official = {card.name: card for card in official_cards() if card.name not in broken}
     return {**official, **found}, broken
 
 
@@ -102,3 +120,12 @@ def sources(card: Card) -> list[str]:
     """Where the entry's file can be fetched; ours from the release whose assets they are."""
     ours = [f"{RELEASE}/{card.file}"] if card.layout is None and not card.urls else []
     return [*card.urls, *ours]
+
+
+def state_of(card: Card) -> str:
+    """Whether the entry's weights are here, and how they can be had: one of `STATES`."""
+    if local_file(card) is not None or place(card.name, card.file).is_file():
+        return "here"
+    if not sources(card):
+        return "by hand"
+    return "first use" if card.sha256 is None and card.md5 is None else "published hash"

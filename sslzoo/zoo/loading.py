@@ -92,7 +92,7 @@ def load(
             f"{str(path)!r} holds no whole method: a Lightning checkpoint of ours does"
         )
     else:
-        state = saved if layout is None else convert(saved, layout)[0]
+        state = saved if layout is None else convert(saved, layout, str(path))[0]
         module = _encoder(state, path, card, backbone, trust)
         expects = (card.preprocessing, tokenizer_json(path)) if card else (None, None)
     about: Any = module
@@ -135,7 +135,7 @@ def _encoder(
     state: Any, path: Path, card: Card | None, backbone: nn.Module | None, trust: bool
 ) -> nn.Module:
     if backbone is not None:
-        fill(backbone, complete(state, backbone), str(path))
+        fill(backbone, complete(state, backbone, str(path)), str(path))
         encoder = backbone
     elif card is not None:
         encoder = filled(card.backbone, state, str(path), trust)

@@ -183,7 +183,7 @@ _CODE = re.compile(r"GLOBAL|call reduce|[Cc]an only build|class")
 
 def _read_torch(path: Path) -> Any:
     _refuse_packed(path)
-    stand_ins: list[Any] = [(_PickledModule, name) for name in _PICKLED_MODULES]
+    stand_ins: list[Any] = [(kind, name) for name, kind in _STAND_INS.items()]
     try:
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old pickles, which are read all the same
@@ -320,8 +320,8 @@ class _OldUnpickler(_Closed):
         self.left = most
 
     def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" in _PICKLED_MODULES:
-            return _PickledModule
+        if f"{module}.{name}" in _STAND_INS:
+            return _STAND_INS[f"{module}.{name}"]
         if module in ("torch", "torch.cuda") and name in _OLD_STORAGES:
             return _OLD_STORAGES[name]
         if (module, name) in _OLD_NAMES:
@@ -456,6 +456,19 @@ _KNOWN = {
 _MULTIARRAY = {
     "_reconstruct": _Array,
     "scalar": lambda dtype, raw: dtype.array((), raw).item(),
+}
+# What torch's files may name besides tensors: the arguments of the training, and the scalars of
+# numpy that a schedule left in the optimizer.
+_STAND_INS: dict[str, Any] = {
+    **dict.fromkeys(_PICKLED_MODULES, _PickledModule),
+    **dict.fromkeys(("argparse.Namespace", "pathlib.PosixPath"), _StandIn),
+    "numpy.dtype": _Dtype,
+    "numpy.ndarray": _Inert,
+    **{
+        f"numpy.{core}.multiarray.{name}": kind
+        for core in ("core", "_core")
+        for name, kind in _MULTIARRAY.items()
+    },
 }
 _HAIKU = ("haiku._src.data_structures", "haiku._src.utils")
 

@@ -309,8 +309,8 @@ def add_checkpoint(
     saved = read(checkpoint)
     encoder = build_backbone(backbone, trust=True).eval()
     width = _width(encoder, str(backbone))
-    state = _under(saved, prefix) if layout is None else convert(saved, layout)[0]
-    fill(encoder, complete(state, encoder), str(checkpoint))
+    state = _under(saved, prefix) if layout is None else convert(saved, layout, str(checkpoint))[0]
+    fill(encoder, complete(state, encoder, str(checkpoint)), str(checkpoint))
     preprocessing, metadata = _preprocessing(saved, None, view)
     named = saved.get("hyper_parameters") if isinstance(saved, dict) else None
     class_path = named.get("_class_path") if isinstance(named, dict) else None

@@ -158,11 +158,11 @@ def _fits(card: Card | None, who: str, trust: bool) -> Callable[[Path], None]:
         if card is None or trust or (card.layout is None and path.suffix != ".safetensors"):
             refuse_nan(saved, str(path))
             return
-        state = saved if card.layout is None else convert(saved, card.layout)[0]
+        state = saved if card.layout is None else convert(saved, card.layout, str(path))[0]
         encoder = shell(card.backbone, nn.Module, who)
         if encoder is None:
             return
-        check_fit(encoder, complete(state, encoder), str(path))
+        check_fit(encoder, complete(state, encoder, str(path)), str(path))
         width = getattr(encoder, "num_features", None)
         if width != card.num_features:
             raise ValueError(

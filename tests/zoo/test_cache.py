@@ -513,6 +513,6 @@ def test_a_card_from_elsewhere_names_backbones_only(
     path = hub(server, SmallResNet((8, 16)), tmp_path, backbone={"class_path": "subprocess.Popen"})
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     for address in (path.as_uri(), "hf://owner/name/tiny.safetensors"):
-        with pytest.raises(ValueError, match=r"names .subprocess\.Popen., which is defined in subprocess"):
+        with pytest.raises(ValueError, match=r"names .subprocess\.Popen., which is defined in"):
             sslzoo.load(address)
     assert left() == []

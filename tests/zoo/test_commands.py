@@ -24,9 +24,11 @@ import sslzoo
 from sslzoo import __main__ as command
 from sslzoo.backbones import PatchGrid, SmallResNet, Towers, small_vit, timm_backbone
 from sslzoo.zoo import card_named, commands, entries
+from sslzoo.zoo.cache import place
 from sslzoo.zoo.card import card_of
 from sslzoo.zoo.exporting import export
 from sslzoo.zoo.hub import push
+from sslzoo.zoo.listing import STATES
 from sslzoo.zoo.saving import save, save_with_card
 from tests.cli.command import arguments, run
 from tests.zoo.test_loading import NAME, WEIGHTS, _own_home, small_card, write  # noqa: F401
@@ -48,13 +50,49 @@ def failure(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 def test_list_says_what_is_here_and_what_is_not_commercial(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    lines = {line.split()[0]: line for line in said(capsys, "zoo", "list").splitlines()}
+    commands.main(["zoo", "list"])
+    told = capsys.readouterr()
+    lines = {line.split()[0]: line for line in told.out.splitlines()}
     assert set(lines) == set(entries())
     assert "MIT" in lines[NAME]
-    assert lines[NAME].endswith("here")
+    assert lines[NAME].endswith(" here")
     assert "non-commercial" in lines["moco_v2-resnet50-imagenet-800ep"]
-    assert lines["moco_v2-resnet50-imagenet-800ep"].endswith("elsewhere")
     assert len(said(capsys, "zoo", "list", "dino-vit*").splitlines()) == 6
+    for state, meaning in STATES.items():
+        assert f"{state}: {meaning}" in told.err
+
+
+def test_list_and_info_say_how_the_weights_can_be_had(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = {line.split()[0]: line for line in said(capsys, "zoo", "list").splitlines()}
+    states = {name: re.split(r"\s{2,}", line)[-1] for name, line in lines.items()}
+    assert {"here", "published hash", "first use", "by hand"} == set(STATES)
+    for name, card in entries().items():
+        hashed = card.sha256 is not None or card.md5 is not None
+        wanted = "here" if card.layout is None else "by hand"
+        if card.urls:
+            wanted = "published hash" if hashed else "first use"
+        assert states[name] == wanted, lines[name]
+    for name in (NAME, "moco_v2-resnet50-imagenet-800ep", "dino-vits16-imagenet"):
+        commands.main(["zoo", "info", name])
+        assert capsys.readouterr().err == f"{states[name]}: {STATES[states[name]]}\n"
+    card = entries()["dino-vits16-imagenet"]
+    file = place(card.name, card.file)
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert said(capsys, "zoo", "list", card.name).endswith(" here\n")
+
+
+def test_listing_and_cards_need_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom sslzoo.zoo import commands\n"
+        "commands.main(['zoo', 'list'])\ncommands.main(['zoo', 'info', 'dino-vits16-imagenet'])\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_info_is_the_card(capsys: pytest.CaptureFixture[str]) -> None:
@@ -551,10 +589,10 @@ def test_wherever_adding_stops_it_leaves_nothing(
         ("sslzoo.zoo.saving.fixed_features", 1),
         *(("os.replace", call) for call in (1, 2, 3, 4)),
     ]
-    for place, call in stops:
+    for stop, call in stops:
         for behind in (False, True):
             calls = []
-            module, _, name = place.rpartition(".")
+            module, _, name = stop.rpartition(".")
             original = getattr(sys.modules[module], name)
 
             def stop(
@@ -574,13 +612,13 @@ def test_wherever_adding_stops_it_leaves_nothing(
                 return done
 
             with monkeypatch.context() as patch:
-                patch.setattr(place, stop)
+                patch.setattr(stop, stop)
                 with pytest.raises((SystemExit, Stopped)):
                     commands.main(add)
-            assert len(calls) >= call, place
+            assert len(calls) >= call, stop
             if isinstance(error, Exception):
                 assert capsys.readouterr().err.count("\n") == 1
-            assert every_path(tmp_path) == before, (place, call, behind)
+            assert every_path(tmp_path) == before, (stop, call, behind)
     said(capsys, *add)
     assert len(every_path(tmp_path) - before) >= 3
 

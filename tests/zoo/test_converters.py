@@ -7,11 +7,9 @@ and Haiku, of a plain rendering of their graph.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -31,16 +29,7 @@ from sslzoo.backbones import SmallResNet, cifar_resnet, timm_backbone
 from sslzoo.zoo import LAYOUTS, convert, entries
 from sslzoo.zoo.building import build_backbone, complete
 from sslzoo.zoo.reading import ByolState, read
-from tests.golden import FOLDER
-
-MANIFESTS = FOLDER / "manifests"
-
-
-def manifest(name: str) -> dict[str, Any]:
-    path = MANIFESTS / f"{name}.json"
-    if not path.exists():
-        pytest.skip(f"no manifest {path}")
-    return json.loads(path.read_text())["parts"]
+from tests.zoo.official_files import MANIFESTS, Content, manifest, number, tensorflow_checkpoint
 
 
 class Case(NamedTuple):
@@ -102,16 +91,24 @@ CASES = [Case(*line.split(",")) for line in TABLE.split()]
 
 # Manifests of which no encoder is made, and released files that are no entry, with the reason.
 _THIRD = "written by a third party's converter from the TensorFlow file, which is an entry"
+_LATER = "of the layout of DINOv2's backbones, which no entry has yet"
 _ZIP = "an archive of SimCLR v1's, whose files no manifest lists"
+_DINOV2 = [f"dinov2_vit{size}14{reg}" for size in "sbl" for reg in ("", "_reg")]
 NO_CASE = {
     "byol_resnet50_1x": "Haiku's: test_byol_equals_haikus_graph_and_not_torchvisions",
     "simclr_v2_r50_1x_sk0_unofficial_torch": _THIRD,
     "simclr_v2_r50_1x_sk1_unofficial_torch": _THIRD,
 }
+NO_CASE |= dict.fromkeys(_DINOV2, _LATER)
 NO_ENTRY = {
     "https://storage.googleapis.com/deepmind-byol/checkpoints/pretrain_res200x2.pkl": (
         "no manifest lists its names"
     ),
+    **{
+        f"https://dl.fbaipublicfiles.com/dinov2/{stem}/{stem}{reg}_pretrain.pth": _LATER
+        for stem in _DINOV2[::2]
+        for reg in ("", "_reg4")
+    },
     **{
         f"https://storage.cloud.google.com/simclr-gcs/checkpoints/ResNet50_{n}x.zip": _ZIP
         for n in (1, 2, 4)
@@ -121,8 +118,6 @@ NO_ENTRY = {
 
 def test_every_manifest_is_a_case_and_every_released_file_an_entry() -> None:
     paths = sorted(MANIFESTS.glob("*.json"))
-    if not paths:
-        pytest.skip(f"no manifests in {MANIFESTS}")
     cases = {case.manifest for case in CASES}
     assert not cases & NO_CASE.keys()
     assert {path.stem for path in paths} == cases | NO_CASE.keys()
@@ -146,18 +141,13 @@ def wrapped(case: Case, state: Any) -> Any:
     return {case.key: state, "epoch": 3, "optimizer": {}} if case.key else state
 
 
-def empty(shape: list[int], tensorflow: bool) -> Any:
-    """A value of that shape that takes no memory."""
-    if tensorflow:
-        return np.broadcast_to(np.float32(0), shape)
-    return torch.empty(shape, device="meta")
-
-
 @pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_every_name_is_mapped_or_left_out_and_none_is_missing(case: Case) -> None:
     card = entries()[case.entry]
     shapes = shapes_of(case)
-    state = {name: empty(shape, case.part == "variables") for name, shape in shapes.items()}
+    state: dict[str, Any] = Content(case.manifest).state(case.part)  # takes no room
+    if case.part == "variables":
+        state = {name: value.numpy() for name, value in state.items()}
     kept, dropped = convert(wrapped(case, state), str(card.layout))
     assert len(kept) + len(dropped) == len(shapes)
     assert set(dropped) < set(shapes)
@@ -165,7 +155,7 @@ def test_every_name_is_mapped_or_left_out_and_none_is_missing(case: Case) -> Non
     with torch.device("meta"):
         encoder = build_backbone(card.backbone)
     wanted = {name: value.shape for name, value in encoder.state_dict().items()}
-    assert {name: value.shape for name, value in complete(kept, encoder).items()} == wanted
+    assert {name: value.shape for name, value in complete(kept, encoder, "file").items()} == wanted
     heads = ("fc", "head", "predictor", "queue", "_k.", "momentum", "projector", "prototypes")
     heads += ("projection", "decoder", "mask_token", "linear", "module.bn.")
     assert all(any(part in name for part in heads) for name in dropped)
@@ -181,6 +171,27 @@ def test_a_name_that_is_neither_is_an_error() -> None:
         convert({"state_dict": {"module.queue": torch.zeros(1)}}, "moco")
     with pytest.raises(ValueError, match="tensors by name"):
         convert({"state_dict": {"a": 1}}, "moco")
+
+
+def test_numbers_of_another_kind_and_counts_that_lack_are_errors() -> None:
+    net = SmallResNet((8, 16))
+    state = net.state_dict()
+    whole = state | {"stem.weight": state["stem.weight"].long()}
+    counts = [name for name in state if name.endswith("num_batches_tracked")]
+    for wrong, said in (
+        (
+            whole,
+            "file does not fit.*stem.weight: torch.int64 for torch.float32",
+        ),
+        (state | {"stem.weight": state["stem.weight"] * 1j}, "complex64 for torch.float32"),
+        (state | {counts[0]: torch.tensor(1.5)}, "float32 for torch.int64"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            complete(wrong, net, "file")
+    none = {name: value for name, value in state.items() if name not in counts}
+    assert complete(none, net, "file").keys() == state.keys()  # old files have none of them
+    some = {name: value for name, value in state.items() if name != counts[0]}
+    assert counts[0] not in complete(some, net, "file")
 
 
 NO_STATES: dict[str, Any] = {
@@ -239,21 +250,6 @@ def test_variables_of_other_ranks_are_no_simclr() -> None:
 # -- features, with distinct random numbers for every name
 
 
-def number(name: str, shape: list[int], fan_in: int | None = None) -> Tensor:
-    """Random, of the name, and of a size at which deep nets neither vanish nor explode."""
-    draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    noise = torch.rand(shape, generator=draw) - 0.5
-    if "num_batches" in name:
-        return torch.randint(1, 99, shape, generator=draw)
-    if name.endswith(("running_var", "variance", "var_ema||average")):
-        return 1 + noise
-    if np.prod(shape) > max(shape, default=1) and "pos_embed" not in name:  # no vector
-        fan_in = fan_in or int(np.prod(shape[1:]))
-        return noise * (3 / fan_in) ** 0.5 * 2
-    scale = name.endswith(("weight", "gamma", "scale"))
-    return 1 + noise / 2 if scale else noise / 2
-
-
 def random_state(shapes: dict[str, list[int]], keep: Callable[[str], bool]) -> dict[str, Tensor]:
     """Numbers for the names that are kept; the others' take no memory."""
     return {
@@ -290,7 +286,7 @@ def test_resnets_equal_torchvisions(case: Case, tmp_path: Path) -> None:
     card = entries()[case.entry]
     kept, _ = convert(read(tmp_path / "file.pth"), str(card.layout))
     encoder = build_backbone(card.backbone)
-    encoder.load_state_dict(complete(kept, encoder))
+    encoder.load_state_dict(complete(kept, encoder, "file"))
     depth = "18" if "18" in case.manifest else "50"
     reference = getattr(torchvision.models, f"resnet{depth}")()
     reference.fc = nn.Identity()
@@ -516,32 +512,9 @@ def test_simclr_equals_tensorflows_graph(case: Case) -> None:
     kept, dropped = convert({**arrays, **more}, str(card.layout))
     assert {"global_step"} < set(dropped)
     encoder = build_backbone(card.backbone)
-    encoder.load_state_dict(complete(kept, encoder))
+    encoder.load_state_dict(complete(kept, encoder, "file"))
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert_same(features(encoder), TFGraph(arrays, "_sk_" in case.manifest)(x))
-
-
-# By TensorFlow itself, in a process of its own: see `reading`.
-SAVED_BY_TENSORFLOW = """
-import sys, numpy, tensorflow as tf
-v1 = tf.compat.v1
-with tf.Graph().as_default(), v1.Session() as session, numpy.load(sys.argv[1]) as arrays:
-    for name in arrays:
-        v1.get_variable(name, initializer=arrays[name])
-    v1.get_variable("label", initializer="text")
-    session.run(v1.global_variables_initializer())
-    v1.train.Saver().save(session, sys.argv[2], global_step=3)
-"""
-
-
-def tensorflow_checkpoint(arrays: dict[str, np.ndarray], folder: Path) -> Path:
-    if importlib.util.find_spec("tensorflow") is None:
-        pytest.skip("the convert extra is not installed")
-    np.savez(folder / "arrays.npz", **arrays)
-    command = [sys.executable, "-c", SAVED_BY_TENSORFLOW]
-    command += [str(folder / "arrays.npz"), str(folder / "model.ckpt")]
-    subprocess.run(command, check=True, timeout=250, capture_output=True)
-    return folder / "model.ckpt-3"
 
 
 def test_a_checkpoint_that_tensorflow_wrote_loads(tmp_path: Path) -> None:
@@ -633,13 +606,13 @@ def test_byol_equals_haikus_graph_and_not_torchvisions() -> None:
     unknown = {n for n in dropped if n.startswith("res_net") and "||average" in n}
     assert not unknown
     encoder = build_backbone(entries()["byol-resnet50-imagenet-1000ep"].backbone)
-    encoder.load_state_dict(complete(kept, encoder))
+    encoder.load_state_dict(complete(kept, encoder, "file"))
     for size in (64, 65):
         x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
         assert_same(features(encoder, size=size), haiku_resnet50(flat, x))
     plain = torchvision.models.resnet50()
     plain.fc = nn.Identity()
-    plain.load_state_dict(complete(kept, plain))
+    plain.load_state_dict(complete(kept, plain, "file"))
     assert (features(plain) - features(encoder)).abs().max() > 1e-3
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ import sslzoo
 from sslzoo.zoo import entries, verify
 from sslzoo.zoo.building import build_backbone
 from sslzoo.zoo.converters import LAYOUTS
-from sslzoo.zoo.listing import sources
+from sslzoo.zoo.listing import official_cards, sources
 from sslzoo.zoo.verifying import fixed_input
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,14 @@ def test_the_card_is_read_and_written_alike(name: str) -> None:
     assert again == {key: value for key, value in raw.items() if value is not None and value != []}
 
 
+def test_every_official_card_has_the_name_of_its_file() -> None:
+    files = sorted((ROOT / "sslzoo" / "zoo" / "cards").iterdir())
+    assert [file.suffix for file in files] == [".json"] * len(files)
+    assert [file.stem for file in files] == [card.name for card in official_cards()]
+    for file, card in zip(files, official_cards(), strict=True):
+        assert file.read_text() == card.to_json()
+
+
 @pytest.mark.parametrize("name", sorted(set(sslzoo.list_models()) - set(OURS)))
 def test_an_official_entry_names_its_class_layout_and_source(name: str) -> None:
     card = entries()[name]
@@ -59,6 +68,8 @@ def test_an_official_entry_names_its_class_layout_and_source(name: str) -> None:
     assert card.urls or "by hand" in str(card.note)
     if card.sha256 is None and card.md5 is None:
         assert "no published hash" in str(card.note)
+    if named := re.search(r"-([a-f0-9]{8,})\.", card.file):  # as torch.hub names files
+        assert card.sha256 == named[1]
     with torch.device("meta"):
         encoder: Any = build_backbone(card.backbone)
     assert encoder.num_features == card.num_features
