@@ -151,7 +151,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise _not_whole(path, "safetensors file", error) from None
 
 
-def _not_whole(path: Path, kind: str, error: BaseException) -> ValueError:
+def _not_whole(path: Path, kind: str, error: BaseException | str) -> ValueError:
     text = _last_line(error) if str(error) else type(error).__name__
     return ValueError(f"{path} is not a whole {kind}: {text}")
 
@@ -191,9 +191,10 @@ def _read_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if "Only persistent_load of storage" in str(error):
             return _read_old_torch(path)
-        names = [line.strip() for line in str(error).split("\n") if _CODE.search(line)]
+        said = str(error).partition("\n\nCheck the documentation")[0]  # torch's advice is left out
+        names = [line.partition(" Please ")[0] for line in said.split("\n") if _CODE.search(line)]
         if not names:
-            raise _not_whole(path, "torch file", error) from None
+            raise _not_whole(path, "torch file", said) from None
         raise ValueError(
             f"{path} holds more than tensors and plain values, and reading it could run code: "
             f"{_printable(names[0])}"
@@ -218,15 +219,15 @@ def _refuse_packed(path: Path) -> None:
     except Exception:  # no zip, or none that zipfile can make sense of
         _refuse_archive(path)
         return  # an older format, or torch says what is wrong
-    packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
-    if packed or sum(part.file_size for part in parts) > path.stat().st_size:
-        raise ValueError(
-            f"{path} is not a torch file: its {len(parts)} entries are larger than the file itself"
-        )
     if any(part.filename.rpartition("/")[2] == "constants.pkl" for part in parts):
         raise ValueError(
             f"{path} holds a TorchScript program, and reading it could run code: save its "
             "state_dict() instead"
+        )
+    packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
+    if packed or sum(part.file_size for part in parts) > path.stat().st_size:
+        raise ValueError(
+            f"{path} is not a torch file: its {len(parts)} entries are larger than the file itself"
         )
 
 

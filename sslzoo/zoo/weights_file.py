@@ -74,6 +74,7 @@ def locate(
     # os.path's, unlike Path's, take a name that is too long for the file system.
     if not os.path.exists(path) and not os.path.isfile(f"{name}.index"):
         raise FileNotFoundError(_nowhere(name))
+    _refuse_irregular(path)
     return _local(path, _card_beside(path), sha256)
 
 
@@ -103,6 +104,12 @@ def _nowhere(name: str) -> str:
     return f"no file at {name!r}"
 
 
+def _refuse_irregular(path: Path) -> None:
+    if path.exists() and not path.is_file() and not Path(f"{path}.index").is_file():
+        kind = "a folder" if path.is_dir() else "a device or a pipe"
+        raise ValueError(f"a file of weights must be a file, and {str(path)!r} is {kind}")
+
+
 def _card_beside(path: Path) -> Card | None:
     beside = path.with_suffix(".json")
     return read_card(beside) if path.suffix == ".safetensors" and beside.is_file() else None
@@ -114,9 +121,7 @@ def _local(path: Path, card: Card | None, sha256: str | None) -> Found:
     Raises:
         ValueError: it has another hash, or it is a folder or a device.
     """
-    if path.exists() and not path.is_file() and not Path(f"{path}.index").is_file():
-        kind = "a folder" if path.is_dir() else "a device or a pipe"
-        raise ValueError(f"a file of weights must be a file, and {str(path)!r} is {kind}")
+    _refuse_irregular(path)
     if path.is_file():
         for wanted in {sha256, card.sha256 if card else None} - {None, ANY}:
             check(path, wanted)
@@ -204,6 +209,7 @@ def _from_file(url: str, sha256: str | None, strict: bool) -> Found:
     path = local_path(url)
     if not path.exists():
         raise FileNotFoundError(f"there is no file at {url}")
+    _refuse_irregular(path)
     card = _card_beside(path)
     published = card is not None and (card.sha256 or card.md5)
     if strict and sha256 is None and not published:

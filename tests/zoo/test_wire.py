@@ -122,10 +122,10 @@ def test_a_server_that_stalls_is_left(
 def test_a_server_that_is_slow_but_gives_is_waited_for(
     server: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(wire, "STALL_SECONDS", 1.0)
     monkeypatch.setattr(wire, "STALL_BYTES", 1)
-    server.files["/weights.bin"] = dripping(False, every=0.02, count=40)
-    with pytest.raises(OSError, match=r"40 of 1000000 bytes came"):
+    server.files["/weights.bin"] = dripping(False, every=0.02, count=80)
+    with pytest.raises(OSError, match=r"80 of 1000000 bytes came"):
         fetch([f"{server.url}/weights.bin"], target(), DIGEST)
     assert left() == []
 
