@@ -187,7 +187,7 @@ class Trainable(LightningModule, ABC):
                 torch.cuda.set_rng_state(self._rng_to_restore["cuda"].cpu(), self.device)
             self._rng_to_restore = None
         loop = self.trainer.fit_loop
-        epochs = loop.epoch_progress.current
+        epochs: Any = loop.epoch_progress.current
         if loop.restarted_mid_epoch and epochs.processed == epochs.ready:
             self._end_resumed_epoch()
 
@@ -200,17 +200,20 @@ class Trainable(LightningModule, ABC):
         resume at another batch. Its counters stand as after the last batch while the hooks run.
         """
         loop = self.trainer.fit_loop
+        epochs: Any = loop.epoch_progress
         batches = loop.epoch_loop.batch_progress
-        for count in (loop.epoch_progress.current, loop.epoch_progress.total):
+        for count in (epochs.current, epochs.total):
             count.processed -= 1
             count.completed -= 1
         loop.epoch_loop._batches_that_stepped += 1
         batches.increment_completed()
         loop.on_advance_end()
-        for count in (batches.current, batches.total):
+        loop.reset_restart_stage()
+        if epochs.current.processed == self.trainer.max_epochs:
+            return
+        for count in (batches.current, batches.total):  # counted as the next epoch begins
             count.completed -= 1
         loop.epoch_loop._batches_that_stepped -= 1
-        loop.reset_restart_stage()
 
     def _keep_plain_hyperparameters(self, frame: FrameType | None) -> None:
         """Plain values only: a stored module or function would break `weights_only=True`.
