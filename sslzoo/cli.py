@@ -9,17 +9,20 @@ Modules and data modules are named by class path; nothing is looked up in a regi
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import pickle
 import re
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+import yaml
+from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -35,6 +38,9 @@ from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.progress import ProgressBar
 from sslzoo.shipped import config_folders, find_config, known_configs
 from sslzoo.surroundings import RECORD, surroundings
+from sslzoo.trainable import PLAIN
+
+NOT_WRITTEN = "Unable to serialize instance"  # what jsonargparse writes in the place of an object
 
 
 def _with_config_paths(args: Sequence[str]) -> tuple[list[str], str | None]:
@@ -105,6 +111,15 @@ class SSLZooCLI(LightningCLI):
     config_path: str | None = None
     command: str | None = None
 
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand == "fit":
+            _refuse_a_config_that_does_not_load_again(self._parser("fit"), self.config["fit"])
+
+    def after_instantiate_classes(self) -> None:
+        if self.subcommand == "fit":
+            _refuse_hyperparameters_that_do_not_load_again(self.model, "model")
+            _refuse_hyperparameters_that_do_not_load_again(self.datamodule, "data")
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer", default={})
         root = config.get("default_root_dir") or _run_folder(self.config_path)
@@ -149,6 +164,62 @@ class SSLZooCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Features leave through FeatureWriter, not through a list in memory."""
         self.trainer.predict(**{**kwargs, "return_predictions": False})
+
+
+def _refuse_a_config_that_does_not_load_again(parser: Any, config: Any) -> None:
+    """Exit where config.yaml could not be written, or would read as another run."""
+    exits, parser.exit_on_error = parser.exit_on_error, False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an argument that cannot be written is refused below
+            text = parser.dump(config, skip_none=False)
+            for name, value in _leaves(yaml.safe_load(text)):
+                if isinstance(value, str) and value.startswith(NOT_WRITTEN):
+                    _refuse(name, value.removeprefix(NOT_WRITTEN))
+            if parser.dump(parser.parse_string(text), skip_none=False) == text:
+                return
+            why = "reads back as another one"
+    except Exception as error:
+        named = re.findall(r'key "([^"]+)"', str(error))
+        why = f"cannot be read back: {named[-1] if named else str(error).splitlines()[0]}"
+    finally:
+        parser.exit_on_error = exits
+    for name, value in _leaves(config):
+        if not (isinstance(value, PLAIN) or hasattr(value, "__fspath__") or callable(value)):
+            _refuse(name, repr(value))
+    raise SystemExit(f"sslzoo: this run could not be loaded again, since its config {why}")
+
+
+def _refuse_hyperparameters_that_do_not_load_again(module: Any, name: str) -> None:
+    """Exit where a checkpoint of the run could not be loaded with `weights_only=True`."""
+    for key, value in _leaves(dict(module.hparams) if module is not None else {}, name):
+        file = io.BytesIO()
+        try:
+            torch.save(value, file)
+            file.seek(0)
+            torch.load(file, weights_only=True)
+        except Exception:
+            _refuse(key, repr(value))
+
+
+def _refuse(name: str, value: str) -> NoReturn:
+    raise SystemExit(
+        f"sslzoo: this run could not be loaded again, since {name} must be a number, a text, a "
+        f"list or dict of these, or class_path with init_args, got {value.strip()}; set it in the "
+        "config"
+    )
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a config that holds no others, with its full name."""
+    if isinstance(value, Namespace):
+        value = vars(value)
+    if isinstance(value, dict | list | tuple):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, part in parts:
+            yield from _leaves(part, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
 
 
 def _say_where_bfloat16_is_slow(trainer: Trainer) -> None:

@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from lightning import LightningModule
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor, nn
@@ -172,6 +173,8 @@ class Trainable(LightningModule, ABC):
             return
         self.step = saved["step"]
         self.horizon = Horizon(*saved["horizon"])
+        if self._trainer is not None and isinstance(self.trainer.precision_plugin, DoublePrecision):
+            self.double()  # Lightning 2.6 does so after it has copied the weights: they lose bits
         states = saved["rng"]
         self._rng_to_restore = states[rank()] if rank() < len(states) else None
 
@@ -208,6 +211,34 @@ class Trainable(LightningModule, ABC):
             if "cuda" in self._rng_to_restore and self.device.type == "cuda":
                 torch.cuda.set_rng_state(self._rng_to_restore["cuda"].cpu(), self.device)
             self._rng_to_restore = None
+        loop = self.trainer.fit_loop
+        epochs: Any = loop.epoch_progress.current
+        if loop.restarted_mid_epoch and epochs.processed == epochs.ready:
+            self._end_resumed_epoch()
+
+    def _end_resumed_epoch(self) -> None:
+        """End the epoch whose last batch is the last that the checkpoint knows.
+
+        `ModelCheckpoint(every_n_train_steps=...)` writes it before the epoch's end. Lightning 2.6
+        resumes behind that end without its hooks (a memory bank would miss its refresh, a monitor
+        its metric), takes the next epoch for the same one, and a checkpoint of that one would
+        resume at another batch. Its counters stand as after the last batch while the hooks run.
+        """
+        loop = self.trainer.fit_loop
+        epochs: Any = loop.epoch_progress
+        batches = loop.epoch_loop.batch_progress
+        for count in (epochs.current, epochs.total):
+            count.processed -= 1
+            count.completed -= 1
+        loop.epoch_loop._batches_that_stepped += 1
+        batches.increment_completed()
+        loop.on_advance_end()
+        loop.reset_restart_stage()
+        if epochs.current.processed == self.trainer.max_epochs:
+            return
+        for count in (batches.current, batches.total):  # counted as the next epoch begins
+            count.completed -= 1
+        loop.epoch_loop._batches_that_stepped -= 1
 
     def _keep_plain_hyperparameters(self, frame: FrameType | None) -> None:
         """Plain values only: a stored module or function would break `weights_only=True`.

@@ -1,4 +1,4 @@
-"""The battery that every method enters by itself: equivalence, resume, gradients, labels.
+"""The battery that every method enters by itself: equivalence, gradients, labels.
 
 Toy nets in float64 through a real Trainer; two ranks are real gloo ranks under DDP, with
 different data.
@@ -12,7 +12,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,11 +37,11 @@ THIRD_PARTY = (
 )
 
 
-def fit(run: Trainer, method: Trainable, data: list[Batch], resume: str | None = None) -> None:
+def fit(run: Trainer, method: Trainable, data: list[Batch]) -> None:
     with warnings.catch_warnings():
         for message in THIRD_PARTY:
             warnings.filterwarnings("ignore", message=re.escape(message))
-        run.fit(method, Loader(data), val_dataloaders=Loader(data[:1]), ckpt_path=resume)
+        run.fit(method, Loader(data), val_dataloaders=Loader(data[:1]))
 
 
 def battery(classes: Sequence[type[Trainable]] = METHODS) -> Any:
@@ -64,16 +63,6 @@ class Gradients(Callback):
                 for name, p in pl_module.named_parameters()
                 if p.grad is not None
             }
-
-
-class StopAfter(Callback):
-    """Ends a run early, with the horizon of the whole."""
-
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
 
 
 def toy(cls: type[Trainable]) -> tuple[Any, Batch]:
@@ -201,26 +190,6 @@ def test_labels_do_not_matter_unless_declared(cls: type[Trainable]) -> None:
 def test_same_seed_same_run(cls: type[Trainable]) -> None:
     first, second = train(0, cls, 1, 1), train(0, cls, 1, 1)
     assert all(torch.equal(first["state"][k], second["state"][k]) for k in first["state"])
-
-
-@battery(TRAINABLES)
-def test_resume_equals_going_on(cls: type[Trainable], tmp_path: Path) -> None:
-    def go(epochs: int, resume: str | None = None) -> tuple[Trainer, Trainable]:
-        torch.manual_seed(0)
-        method, data = toy(cls)
-        run = trainer(4, devices=1, callbacks=[StopAfter(epochs)])
-        fit(run, method, batches(data, BATCH, 0, 1), resume)
-        return run, method
-
-    _, whole = go(4)
-    half, _ = go(2)
-    path = str(tmp_path / "half.ckpt")
-    half.save_checkpoint(path)
-    torch.load(path, weights_only=True)  # plain values and tensors only
-    _, resumed = go(4, path)
-    assert resumed.step == whole.step == 12
-    for name, value in state(whole).items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
 
 
 @battery()

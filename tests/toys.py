@@ -65,7 +65,7 @@ def data_like(batch: Batch, samples: int, num_classes: int = 3, seed: int = 1) -
     return Batch(views, torch.arange(samples), label)
 
 
-def rows(batch: Batch, which: slice) -> Batch:
+def rows(batch: Batch, which: slice | Tensor) -> Batch:
     """A part of a batch."""
     views = [
         view[which] if isinstance(view, Tensor) else type(view)(*(part[which] for part in view))

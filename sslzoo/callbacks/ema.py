@@ -13,7 +13,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from sslzoo.optim import Curve, Horizon
+from sslzoo.optim import Curve, Horizon, as_curve
 
 
 class Student(Protocol):
@@ -29,15 +29,16 @@ class EMA(Callback):
     """teacher <- momentum * teacher + (1 - momentum) * student.
 
     Args:
-        momentum: curve over optimizer steps; the update that belongs to step k uses momentum(k).
+        momentum: curve over optimizer steps, or a number; the update that belongs to step k uses
+            momentum(k).
         when: "after_step": once the step has moved the student (BYOL, DINO);
             "before_forward": at the start of the step, towards the weights it starts from (MoCo).
     """
 
-    def __init__(self, momentum: Curve, when: Literal["after_step", "before_forward"]):
+    def __init__(self, momentum: Curve | float, when: Literal["after_step", "before_forward"]):
         if when not in ("after_step", "before_forward"):
             raise ValueError(f"when is after_step or before_forward, got {when!r}")
-        self.momentum, self.when = momentum, when
+        self.momentum, self.when = as_curve(momentum), when
         self._done = -1  # the last step whose update is done
         self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
 

@@ -36,7 +36,7 @@ from sslzoo.methods.base import (
     frozen_copy,
     joined,
 )
-from sslzoo.optim import Cosine, Curve, exempt_bias_and_norm
+from sslzoo.optim import Cosine, Curve, as_curve, exempt_bias_and_norm
 
 
 class BYOL(SSLMethod):
@@ -46,7 +46,7 @@ class BYOL(SSLMethod):
         backbone: f; (B, C, H, W) -> (B, num_features).
         projector: g; num_features -> 256 in the paper (`heads.byol_mlp`).
         predictor: q; 256 -> 256.
-        momentum: tau by optimizer step; 0.996 rising to 1 over 1000 epochs in the paper.
+        momentum: tau by optimizer step; None: Cosine(0.996, 1.0), the paper's for 1000 epochs.
         optimizer: see `SSLMethod`; LARS in the paper.
         schedule: see `SSLMethod`; 10 epochs of warm-up, then a cosine.
         parameter_groups: see `SSLMethod`; biases and norms are exempt in the paper.
@@ -66,7 +66,7 @@ class BYOL(SSLMethod):
         backbone: nn.Module,
         projector: nn.Module,
         predictor: nn.Module,
-        momentum: Curve = Cosine(0.996, 1.0),  # noqa: B008 (a curve is immutable)
+        momentum: Curve | float | None = None,
         optimizer: OptimizerFactory | None = None,
         schedule: ScheduleFactory | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
@@ -76,7 +76,7 @@ class BYOL(SSLMethod):
         self.projector, self.predictor = projector, predictor
         self.teacher_backbone = frozen_copy(backbone)
         self.teacher_projector = frozen_copy(projector)
-        self.momentum = momentum
+        self.momentum = Cosine(0.996, 1.0) if momentum is None else as_curve(momentum)
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.backbone, self.teacher_backbone), (self.projector, self.teacher_projector)]

@@ -38,7 +38,7 @@ from sslzoo.methods.base import (
     frozen_copy,
     joined,
 )
-from sslzoo.optim import Constant, Cosine, Curve, exempt_bias_and_norm
+from sslzoo.optim import Cosine, Curve, as_curve, exempt_bias_and_norm
 
 
 class DINO(SSLMethod):
@@ -51,7 +51,8 @@ class DINO(SSLMethod):
         teacher_temperature: by optimizer step; 0.04 in the code's default, rising to 0.07 over the
             first 30 epochs in the longer recipes.
         center_momentum: 0.9 in the paper.
-        momentum: of the teacher; 0.996 rising to 1 in the paper, from 0.9995 for a batch of 256.
+        momentum: of the teacher; None: Cosine(0.996, 1.0), the paper's; from 0.9995 for a batch
+            of 256.
         freeze_last_layer_epochs: epochs in which the student's prototypes stand still; 1 in the
             paper.
         optimizer: see `SSLMethod`; AdamW for ViT, SGD for ResNet-50.
@@ -75,9 +76,9 @@ class DINO(SSLMethod):
         backbone: nn.Module,
         projector: DINOHead,
         student_temperature: float = 0.1,
-        teacher_temperature: Curve = Constant(0.04),  # noqa: B008 (a curve is immutable)
+        teacher_temperature: Curve | float = 0.04,
         center_momentum: float = 0.9,
-        momentum: Curve = Cosine(0.996, 1.0),  # noqa: B008
+        momentum: Curve | float | None = None,
         freeze_last_layer_epochs: float = 1.0,
         optimizer: OptimizerFactory | None = None,
         schedule: ScheduleFactory | None = None,
@@ -89,7 +90,8 @@ class DINO(SSLMethod):
         self.teacher_projector = frozen_copy(projector)
         self.center = Center(joined(backbone, projector), center_momentum)
         self.student_temperature = student_temperature
-        self.teacher_temperature, self.momentum = teacher_temperature, momentum
+        self.teacher_temperature = as_curve(teacher_temperature)
+        self.momentum = Cosine(0.996, 1.0) if momentum is None else as_curve(momentum)
         self.freeze_last_layer_epochs = freeze_last_layer_epochs
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:

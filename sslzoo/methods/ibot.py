@@ -42,7 +42,7 @@ from sslzoo.methods.base import (
     joined,
     step_keys,
 )
-from sslzoo.optim import Constant, Cosine, Curve, exempt_bias_and_norm
+from sslzoo.optim import Cosine, Curve, as_curve, exempt_bias_and_norm
 from sslzoo.transforms import BlockMasks
 
 
@@ -57,7 +57,7 @@ class IBOT(SSLMethod):
         teacher_temperature: of class tokens, by optimizer step; 0.04 rising to 0.07 over 30 epochs.
         teacher_patch_temperature: of patches; likewise.
         center_momentum: of both centers; 0.9 in the paper.
-        momentum: of the teacher; 0.996 rising to 1 in the paper.
+        momentum: of the teacher; None: Cosine(0.996, 1.0), the paper's.
         patch_weight: lambda 2; 1 in the paper.
         freeze_last_layer_epochs: epochs in which the student's prototypes stand still; 1 in the
             code.
@@ -83,10 +83,10 @@ class IBOT(SSLMethod):
         projector: DINOHead,
         masks: BlockMasks | None = None,
         student_temperature: float = 0.1,
-        teacher_temperature: Curve = Constant(0.04),  # noqa: B008 (a curve is immutable)
-        teacher_patch_temperature: Curve = Constant(0.04),  # noqa: B008
+        teacher_temperature: Curve | float = 0.04,
+        teacher_patch_temperature: Curve | float = 0.04,
         center_momentum: float = 0.9,
-        momentum: Curve = Cosine(0.996, 1.0),  # noqa: B008
+        momentum: Curve | float | None = None,
         patch_weight: float = 1.0,
         freeze_last_layer_epochs: float = 1.0,
         optimizer: OptimizerFactory | None = None,
@@ -102,9 +102,10 @@ class IBOT(SSLMethod):
         self.teacher_projector = frozen_copy(projector)
         self.center, self.patch_center = (Center(dim, center_momentum) for _ in range(2))
         self.masks = masks or BlockMasks()
-        self.student_temperature, self.momentum = student_temperature, momentum
-        self.teacher_temperature = teacher_temperature
-        self.teacher_patch_temperature = teacher_patch_temperature
+        self.student_temperature = student_temperature
+        self.momentum = Cosine(0.996, 1.0) if momentum is None else as_curve(momentum)
+        self.teacher_temperature = as_curve(teacher_temperature)
+        self.teacher_patch_temperature = as_curve(teacher_patch_temperature)
         self.patch_weight = patch_weight
         self.freeze_last_layer_epochs = freeze_last_layer_epochs
 

@@ -36,7 +36,7 @@ from sslzoo.methods.base import (
     step_keys,
 )
 from sslzoo.multi_block import MultiBlock
-from sslzoo.optim import Curve, Linear, exempt_bias_and_norm
+from sslzoo.optim import Curve, Linear, as_curve, exempt_bias_and_norm
 
 
 class IJEPA(SSLMethod):
@@ -48,8 +48,9 @@ class IJEPA(SSLMethod):
         backbone: a ViT without class token and with `pool="mean"`, in the paper with
             `positions="mae"` and `init="ijepa"`.
         predictor: 384 wide, 12 blocks for ViT-H, in the paper.
-        masks: sizes and number of the blocks.
-        momentum: of the teacher by optimizer step; a line from 0.996 to 1 over the run.
+        masks: sizes and number of the blocks; None: MultiBlock(), the paper's.
+        momentum: of the teacher by optimizer step; None: Linear(0.996, 1.0), the paper's line over
+            the run.
         optimizer: see `SSLMethod`; AdamW in the paper, its decay raised from 0.04 to 0.4 by
             `WeightDecaySchedule`.
         schedule: see `SSLMethod`; 40 epochs of warm-up, then a cosine.
@@ -70,8 +71,8 @@ class IJEPA(SSLMethod):
         self,
         backbone: nn.Module,
         predictor: IJEPAPredictor,
-        masks: MultiBlock = MultiBlock(),  # noqa: B008 (immutable)
-        momentum: Curve = Linear(0.996, 1.0),  # noqa: B008 (a curve is immutable)
+        masks: MultiBlock | None = None,
+        momentum: Curve | float | None = None,
         optimizer: OptimizerFactory | None = None,
         schedule: ScheduleFactory | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
@@ -85,7 +86,8 @@ class IJEPA(SSLMethod):
         ours, theirs = (backbone.num_features, backbone.grid), (predictor.token_dim, predictor.grid)
         if theirs != ours:
             raise ValueError(f"the backbone has width and grid {ours}, the predictor {theirs}")
-        self.predictor, self.masks, self.momentum = predictor, masks, momentum
+        self.predictor, self.masks = predictor, masks or MultiBlock()
+        self.momentum = Linear(0.996, 1.0) if momentum is None else as_curve(momentum)
         self.teacher_backbone = frozen_copy(backbone)
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:

@@ -38,7 +38,7 @@ from sslzoo.methods.base import (
     frozen_copy,
     joined,
 )
-from sslzoo.optim import Constant, Curve, all_alike
+from sslzoo.optim import Curve, all_alike, as_curve
 from sslzoo.random import run_keys
 
 
@@ -75,7 +75,7 @@ class MoCo(SSLMethod):
         projector: nn.Module,
         queue_size: int = 65536,
         temperature: float = 0.07,
-        momentum: Curve = Constant(0.999),  # noqa: B008 (a curve is immutable)
+        momentum: Curve | float = 0.999,
         shuffle: bool = True,
         symmetric: bool = False,
         optimizer: OptimizerFactory | None = None,
@@ -87,7 +87,7 @@ class MoCo(SSLMethod):
         self.projector = projector
         self.key_backbone, self.key_projector = frozen_copy(backbone), frozen_copy(projector)
         self.queue = Queue(queue_size, dim)
-        self.temperature, self.momentum = temperature, momentum
+        self.temperature, self.momentum = temperature, as_curve(momentum)
         self.shuffle, self.symmetric = shuffle, symmetric
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:

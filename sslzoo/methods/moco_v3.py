@@ -28,7 +28,7 @@ from sslzoo.methods.base import (
     frozen_copy,
     joined,
 )
-from sslzoo.optim import Cosine, Curve, all_alike
+from sslzoo.optim import Cosine, Curve, all_alike, as_curve
 
 
 class MoCoV3(SSLMethod):
@@ -41,7 +41,7 @@ class MoCoV3(SSLMethod):
         predictor: D -> D, two layers without biases, 4096 wide; plain batch norm at the end for
             ViT, none for ResNet-50.
         temperature: T; 1.0 for ResNet-50, 0.2 for ViT.
-        momentum: m of the momentum encoder by optimizer step; a cosine from 0.99 to 1, for
+        momentum: m of the momentum encoder by optimizer step; None: Cosine(0.99, 1.0), for
             ResNet-50 over 1000 epochs from 0.996.
         optimizer: see `SSLMethod`; LARS for ResNet-50, AdamW for ViT.
         schedule: see `SSLMethod`; 10 epochs of warm-up (ViT: 40), then a cosine.
@@ -66,7 +66,7 @@ class MoCoV3(SSLMethod):
         projector: nn.Module,
         predictor: nn.Module,
         temperature: float = 1.0,
-        momentum: Curve = Cosine(0.99, 1.0),  # noqa: B008 (a curve is immutable)
+        momentum: Curve | float | None = None,
         optimizer: OptimizerFactory | None = None,
         schedule: ScheduleFactory | None = None,
         parameter_groups: GroupsFactory = all_alike,
@@ -80,7 +80,8 @@ class MoCoV3(SSLMethod):
             )
         self.projector, self.predictor = projector, predictor
         self.key_backbone, self.key_projector = frozen_copy(backbone), frozen_copy(projector)
-        self.temperature, self.momentum = temperature, momentum
+        self.temperature = temperature
+        self.momentum = Cosine(0.99, 1.0) if momentum is None else as_curve(momentum)
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.backbone, self.key_backbone), (self.projector, self.key_projector)]

@@ -1,6 +1,6 @@
 """Schedules, curves, parameter groups, and the optimizers that torch and timm lack."""
 
-from sslzoo.optim.curve import Constant, Cosine, Curve, Horizon, Linear
+from sslzoo.optim.curve import Constant, Cosine, Curve, Horizon, Linear, as_curve
 from sslzoo.optim.groups import (
     BiasAndNormRate,
     ConstantRateFor,
@@ -30,6 +30,7 @@ __all__ = [
     "WarmupCosine",
     "WarmupLinear",
     "all_alike",
+    "as_curve",
     "exempt_bias_and_norm",
     "exempt_bias_norm_and_classifier",
 ]

@@ -44,6 +44,11 @@ class Constant(Curve):
         return self.value
 
 
+def as_curve(value: Curve | float) -> Curve:
+    """A curve as it is; a number as `Constant`: what can be written as plain values stays so."""
+    return value if isinstance(value, Curve) else Constant(value)
+
+
 class Cosine(Curve):
     """Half a cosine from `start` at step 0 to `end` at the last step of the horizon.
 

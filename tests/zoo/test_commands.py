@@ -589,10 +589,10 @@ def test_wherever_adding_stops_it_leaves_nothing(
         ("sslzoo.zoo.saving.fixed_features", 1),
         *(("os.replace", call) for call in (1, 2, 3, 4)),
     ]
-    for stop, call in stops:
+    for at, call in stops:
         for behind in (False, True):
             calls = []
-            module, _, name = stop.rpartition(".")
+            module, _, name = at.rpartition(".")
             original = getattr(sys.modules[module], name)
 
             def stop(
@@ -612,13 +612,13 @@ def test_wherever_adding_stops_it_leaves_nothing(
                 return done
 
             with monkeypatch.context() as patch:
-                patch.setattr(stop, stop)
+                patch.setattr(at, stop)
                 with pytest.raises((SystemExit, Stopped)):
                     commands.main(add)
-            assert len(calls) >= call, stop
+            assert len(calls) >= call, at
             if isinstance(error, Exception):
                 assert capsys.readouterr().err.count("\n") == 1
-            assert every_path(tmp_path) == before, (stop, call, behind)
+            assert every_path(tmp_path) == before, (at, call, behind)
     said(capsys, *add)
     assert len(every_path(tmp_path) - before) >= 3
 
