@@ -165,8 +165,11 @@ def ask(url: str, wanted: Wanted) -> None:
     if urllib.parse.urlsplit(url).scheme == "file":
         _refuse_irregular(local_path(url))
         return
-    with _answer(resolved(url), _own_headers(url), wanted):
-        pass
+    try:
+        with _answer(resolved(url), _own_headers(url), wanted):
+            pass
+    except _BrokenOffError as error:
+        raise OSError(str(error)) from None
 
 
 def discard(part: Path) -> None:
@@ -208,7 +211,7 @@ def _refuse_size(size: int | None, have: int, part: Path, wanted: Wanted) -> Non
 
 
 class _BrokenOffError(Exception):
-    """The connection ended before the file did, or was closed since it stalled."""
+    """The file is not whole: no answer, an end too early, or a stall; it may be gone on with."""
 
     stalled = False
 
@@ -317,11 +320,13 @@ def _refuse_status(answer: Any) -> None:
     if status in (200, 206, 416):
         return
     reason = answer.headers.get("X-Error-Message") or answer.reason_phrase  # the Hub's, or HTTP's
-    text = f"HTTP {status} {reason}".strip()
+    text = "".join(c for c in f"HTTP {status} {reason}"[:300] if c.isprintable()).strip()
     if status == 401:
         text += " (for a file of the Hub: is the name right, and does `hf auth login` help?)"
     # 403 is S3's answer for a file that is not there, where its names are not public.
-    raise FileNotFoundError(text) if status in (403, 404, 410) else OSError(text)
+    if status in (403, 404, 410):
+        raise FileNotFoundError(text)
+    raise _BrokenOffError(text)  # a server that is busy: what came before is kept
 
 
 # -- parts of files

@@ -269,6 +269,8 @@ def test_strict_asks_for_a_hash(server: Site) -> None:
         fetch(urls, target(), strict=True)
     with pytest.raises(FileNotFoundError, match="HTTP 404"):  # told first: no hash would help
         fetch([f"{server.url}/absent"], target(), strict=True)
+    with pytest.raises(OSError, match="refused"):
+        fetch(["http://127.0.0.1:9/weights.bin"], target(), strict=True)
     with pytest.raises(ValueError, match="http:// only"):
         fetch(["http://nowhere.invalid/weights.bin"], target())
     assert left() == []

@@ -15,7 +15,7 @@ import pytest
 from sslzoo.zoo import cache, wire
 from sslzoo.zoo.cache import fetch, place
 from sslzoo.zoo.wire import Wanted, download
-from tests.zoo.servers import Site, certificate, dripping, redirect, serving, silent
+from tests.zoo.servers import Site, certificate, dripping, redirect, serving, silent, status
 from tests.zoo.test_cache import CONTENT, DIGEST, left, wait_for
 
 FETCH = (
@@ -147,7 +147,10 @@ def test_a_later_call_resumes_and_an_end_without_progress_is_said(server: Site) 
     server.cut = 0
     with pytest.raises(OSError, match="500000 of 2097152 bytes came"):
         fetch([f"{server.url}/weights.bin"], target())
-    server.cut = None
+    server.cut, server.files["/weights.bin"] = None, status(503)
+    with pytest.raises(OSError, match="HTTP 503"):
+        fetch([f"{server.url}/weights.bin"], target())
+    server.files["/weights.bin"] = CONTENT
     assert fetch([f"{server.url}/weights.bin"], target()).read_bytes() == CONTENT
     assert server.headers[-1]["Range"] == "bytes=500000-"
     assert left() == ["weights.bin", "weights.bin.sha256"]
