@@ -20,12 +20,12 @@ Deviations:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from sslzoo.batch import Batch, View
-from sslzoo.heads import PriorDiscriminator
+from sslzoo.heads import MI1x1ConvNet, PriorDiscriminator
 from sslzoo.losses import dim_fenchel_dual, discriminator_loss, generator_loss, slope_penalty
 from sslzoo.methods.base import (
     GroupsFactory,
@@ -50,7 +50,9 @@ class DeepInfoMax(SSLMethod):
             in the code's DIM(G)).
         local_head: phi of the local term: the map -> (B, D, h w) (`heads.MI1x1ConvNet`).
         global_head: phi of the global term: the map -> (B, D) (`heads.MapEncoder`).
-        discriminator: of the prior U(0, 1) on sigmoid(Y) (`heads.PriorDiscriminator`).
+        discriminator: of the prior U(0, 1) on sigmoid(Y) (`heads.PriorDiscriminator`). Without any
+            of the last three the method is DIM(L), with a local head and a discriminator of the
+            code's sizes.
         bound: a loss of the encodings: `losses.dim_fenchel_dual` (Jensen-Shannon),
             `losses.dim_info_nce` or `losses.dim_donsker_varadhan`.
         local_weight: beta; DIM(L) has 1, DIM(G) 0.
@@ -97,6 +99,12 @@ class DeepInfoMax(SSLMethod):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
         _check_maps(backbone)
         joined(backbone, projector, summary_head)
+        if local_head is None and global_head is None and discriminator is None:
+            maps, summary, units = (cast(Any, m) for m in (backbone, projector, summary_head))
+            if local_weight > 0:
+                local_head = MI1x1ConvNet(maps.map_features, units.out_features)
+            if prior_weight > 0:
+                discriminator = PriorDiscriminator(summary.out_features)
         self.projector, self.summary_head = projector, summary_head
         self.local_head = _with_weight("local", local_head, local_weight)
         self.global_head = _with_weight("global", global_head, global_weight)

@@ -102,6 +102,13 @@ def test_steps_lower_the_loss() -> None:
     assert values[-1] < 0.7 * values[0]
 
 
+def test_required_parts_alone_are_the_local_form() -> None:
+    given = parts()
+    method = DeepInfoMax(given["backbone"], given["projector"], given["summary_head"])
+    assert list(method.losses(batch())) == ["local", "prior", "discriminator"]
+    assert (method.local_weight, method.prior_weight) == (1.0, 0.1)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
