@@ -100,7 +100,9 @@ def read_model(name: str, trust: bool = False) -> Model:
     return Model(name, encoder, content, data, checkpoint)
 
 
-def build_data(section: dict[str, Any], where: str, trust: bool = False) -> LightningDataModule:
+def build_data(
+    section: dict[str, Any], where: str = "the config", trust: bool = False
+) -> LightningDataModule:
     """The `data` of a run's config.
 
     Args:

@@ -112,7 +112,15 @@ def _refuse_irregular(path: Path) -> None:
 
 def _card_beside(path: Path) -> Card | None:
     beside = path.with_suffix(".json")
-    return read_card(beside) if path.suffix == ".safetensors" and beside.is_file() else None
+    return _read_card(beside) if path.suffix == ".safetensors" and beside.is_file() else None
+
+
+def _read_card(path: Path) -> Card:
+    """A card, its view of images made once: its numbers may contradict each other."""
+    card = read_card(path)
+    if card.preprocessing is not None and card.kind == "image":
+        card.preprocess()
+    return card
 
 
 def _local(path: Path, card: Card | None, sha256: str | None) -> Found:
@@ -194,7 +202,7 @@ def _from_address(url: str, sha256: str | None, strict: bool, trust: bool) -> Fo
         fresh = not beside.is_file()
         about = parts._replace(path=f"{parts.path.removesuffix('.safetensors')}.json").geturl()
         try:
-            card = read_card(fetch([about], beside, ANY, parse=read_card, most=LARGEST))
+            card = _read_card(fetch([about], beside, ANY, parse=_read_card, most=LARGEST))
         except FileNotFoundError:
             card = None  # weights alone
     try:
