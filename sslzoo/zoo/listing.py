@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import re
 import warnings
 from functools import cache, lru_cache
 from pathlib import Path
@@ -23,10 +24,12 @@ from sslzoo.zoo.card import Card, read_card
 RELEASE = "https://github.com/sslzoo/sslzoo/releases/download/weights-1"
 
 
+# As torch.hub names files: the beginning of the sha256.
+_HASH_IN_NAME = re.compile(r"-[0-9a-f]{8,64}\.")
 # What the weights of an entry are, in the words of `sslzoo zoo list`.
 STATES = {
     "here": "the weights are on this machine",
-    "published hash": "can be fetched, and the file must have the hash on the card",
+    "published hash": "can be fetched, and must have the hash on its card or in the file's name",
     "first use": "can be fetched; nobody published a hash, so that of the first download is "
     "recorded and enforced from then on",
     "by hand": "has no address: download it as the note says, and pass file=PATH",
@@ -128,4 +131,5 @@ def state_of(card: Card) -> str:
         return "here"
     if not sources(card):
         return "by hand"
-    return "first use" if card.sha256 is None and card.md5 is None else "published hash"
+    hashed = card.sha256 or card.md5 or _HASH_IN_NAME.search(card.file)
+    return "published hash" if hashed else "first use"

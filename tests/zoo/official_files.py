@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -106,22 +106,20 @@ class Content:
 
     Args:
         manifest: of the file.
-        part: of the manifest, where a form leaves the choice.
-        others: whether what is not the encoder's takes its room in the file too; a broadcast zero
-            of the same shape stands there otherwise.
-        encoder: likewise for the encoder's tensors, which are random numbers.
+        others: whether what is not the encoder's has its shape too: zeros. False: no dimension
+            is over 2, so that memories and optimizers take no room.
+        encoder: "random" numbers, "zeros", or "small": no dimension over 2.
         change: applied to the encoder's state.
     """
 
     manifest: str
     others: bool = False
-    encoder: bool = True
+    encoder: Literal["random", "zeros", "small"] = "random"
     change: Callable[[State, list[str]], None] = field(default=lambda state, names: None)
 
     def fill(self, shape: list[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """A tensor that no encoder takes."""
-        zero = torch.zeros((), dtype=dtype)
-        return zero.expand(shape).clone() if self.others else zero.expand(shape)
+        return torch.zeros(shape if self.others else [min(n, 2) for n in shape], dtype=dtype)
 
     def state(self, part: str, *encoder: str, head: tuple[str, ...] = ()) -> State:
         """One part as a module's state dict.
@@ -138,7 +136,10 @@ class Content:
             dtype = getattr(torch, about.get("non_float32", {}).get(name, "float32"))
             if name.startswith(encoder) and not name.startswith(head):
                 own.append(name)
-                if self.encoder:
+                if self.encoder == "zeros":
+                    state[name] = torch.zeros(shape, dtype=dtype)
+                    continue
+                if self.encoder == "random":
                     kernel = name.endswith(("||w", "/kernel"))  # (..., in, out)
                     fan_in = int(np.prod(shape[:-1])) if kernel else None
                     state[name] = number(name, shape, fan_in).to(dtype)
@@ -500,13 +501,13 @@ def without_one(state: State, names: list[str]) -> None:
 def one_wider(state: State, names: list[str]) -> None:
     """The encoder's last weight has one more row."""
     name = _weight(state, names)
-    state[name] = torch.zeros(()).expand(state[name].shape[0] + 1, *state[name].shape[1:])
+    state[name] = torch.zeros(state[name].shape[0] + 1, *state[name].shape[1:])
 
 
 def one_of_integers(state: State, names: list[str]) -> None:
     """The encoder's last weight is of whole numbers."""
     name = _weight(state, names)
-    state[name] = torch.zeros((), dtype=torch.int64).expand(state[name].shape)
+    state[name] = state[name].long()
 
 
 def _weight(state: State, names: list[str]) -> str:

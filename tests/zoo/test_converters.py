@@ -145,7 +145,8 @@ def wrapped(case: Case, state: Any) -> Any:
 def test_every_name_is_mapped_or_left_out_and_none_is_missing(case: Case) -> None:
     card = entries()[case.entry]
     shapes = shapes_of(case)
-    state: dict[str, Any] = Content(case.manifest).state(case.part)  # takes no room
+    with torch.device("cpu" if case.part == "variables" else "meta"):
+        state: dict[str, Any] = Content(case.manifest, others=True).state(case.part)
     if case.part == "variables":
         state = {name: value.numpy() for name, value in state.items()}
     kept, dropped = convert(wrapped(case, state), str(card.layout))
