@@ -179,27 +179,40 @@ class Trainable(LightningModule, ABC):
         self._rng_to_restore = states[rank()] if rank() < len(states) else None
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Lightning's, for a file that chooses no classes beyond those of `sslzoo.trust`.
 
         Args:
             checkpoint_path: a path or an open file, read as tensors and plain values.
-            args: see `LightningModule.load_from_checkpoint`, for modules that were built in Python.
-            kwargs: likewise; arguments of the module, in place of the file's.
+            map_location: see `LightningModule.load_from_checkpoint`.
+            hparams_file: see there, for modules that were built in Python; plain values, which
+                name no classes.
+            strict: see there.
+            weights_only: nothing else is read, whatever is given.
+            kwargs: arguments of the module, in place of the file's.
 
         Raises:
             ValueError: see `sslzoo.trust.module_of`.
         """
-        if not args and not kwargs.keys() & {"hparams_file", "strict"}:
-            saved = torch.load(checkpoint_path, "cpu", weights_only=True)
-            where = str(checkpoint_path)
-            if "_class_path" in hyper_parameters(saved, where):
-                device = kwargs.pop("map_location", None)
-                given = {key: v for key, v in kwargs.items() if key != "weights_only"}
-                module = module_of(saved, where, cls, whole=True, **given)
-                return module if device is None else module.to(device)
+        saved = torch.load(checkpoint_path, "cpu", weights_only=True)
+        where = str(checkpoint_path)
+        if hparams_file is None and "_class_path" in hyper_parameters(saved, where):
+            module = module_of(saved, where, cls, whole=True, strict=strict is not False, **kwargs)
+            return module if map_location is None else module.to(map_location)
+        if hasattr(checkpoint_path, "seek"):
+            checkpoint_path.seek(0)
+        # Lightning's instantiator would build whatever the file names.
+        plain = {**kwargs, "_instantiator": None}
         return super().load_from_checkpoint(
-            checkpoint_path, *args, **{**kwargs, "weights_only": True}
+            checkpoint_path, map_location, hparams_file, strict, True, **plain
         )
 
     def on_train_start(self) -> None:

@@ -260,6 +260,19 @@ class SampleDataModule(LightningDataModule, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._place = state_dict.get("train_loader")
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Lightning's, for a file that is read as plain values and names no classes.
+
+        Args:
+            checkpoint_path: a path or an open file.
+            args: see `LightningDataModule.load_from_checkpoint`.
+            kwargs: likewise; arguments of the module, in place of the file's.
+        """
+        # Lightning's instantiator would build whatever the file names.
+        plain = {**kwargs, "_instantiator": None, "weights_only": True}
+        return super().load_from_checkpoint(checkpoint_path, *args[:2], **plain)
+
     def val_dataloader(self) -> TokenLoader:
         """A token batch: callbacks go through `eval_dataloaders`."""
         return TokenLoader(self.eval_source(self._query()))

@@ -32,6 +32,7 @@ def module_of(
     where: str,
     base: type[LightningModule] = LightningModule,
     whole: bool = False,
+    strict: bool = True,
     **given: Any,
 ) -> LightningModule:
     """The module that a checkpoint of the command holds, filled with its weights, on the CPU.
@@ -41,6 +42,7 @@ def module_of(
         where: the file, for errors.
         base: a class that the module must be of.
         whole: also what only training needs, an optimizer and its schedule, and the clock.
+        strict: whether names that are missing or not wanted are refused.
         given: arguments of the module, in place of the file's.
 
     Raises:
@@ -62,17 +64,18 @@ def module_of(
         args = _without_factories(admit(name, base, where), args)
     spec = {"class_path": name, "init_args": args}
     # Objects of the caller's are not on the meta device.
-    empty = None if given else shell(spec, base, where)
+    empty = None if given or not strict else shell(spec, base, where)
     if empty is not None:
         check_fit(empty, state, where)
     module = build(spec, base, where, **given)
-    check_fit(module, state, where)
+    if strict:
+        check_fit(module, state, where)
     if whole:
         try:
             module.on_load_checkpoint(dict(saved))
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"{where} has no state of {name}: {error!r}") from error
-    module.load_state_dict(dict(state))
+    module.load_state_dict(dict(state), strict=strict)
     return module
 
 

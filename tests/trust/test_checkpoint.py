@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from functools import partial
 from pathlib import Path
@@ -9,13 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import sslzoo
 from sslzoo.backbones import SmallResNet
+from sslzoo.data import ImageFolder
 from sslzoo.eval import Classifier, load_weights
 from sslzoo.methods import BYOL, SimCLR
 from sslzoo.optim import WarmupCosine
+from sslzoo.transforms import Views, digit_views
 from sslzoo.trust import UntrustedError, module_of
 
 HYPER: dict[str, Any] = {
@@ -89,6 +93,62 @@ def test_a_class_loads_its_own_checkpoints_by_the_same_rule(tmp_path: Path) -> N
     evil = {"class_path": "os.system", "init_args": {"command": "false"}}
     with pytest.raises(UntrustedError, match=r"os\.system"):
         SimCLR.load_from_checkpoint(write(tmp_path, saved(optimizer=evil)))
+
+
+@pytest.mark.parametrize(
+    ("given", "removed"),
+    [
+        ({"strict": False}, ()),
+        ({"map_location": "cpu"}, ()),
+        ({}, ("_class_path",)),
+        ({"strict": False}, ("_class_path",)),
+        ({"hparams_file": "hparams.yaml"}, ()),
+    ],
+)
+def test_lightning_s_instantiator_builds_nothing_of_a_file(
+    given: dict[str, Any], removed: tuple[str, ...], tmp_path: Path
+) -> None:
+    canary = tmp_path / "canary"
+    evil = {"class_path": "os.system", "init_args": {"command": f"touch {canary}"}}
+    content = saved(optimizer=evil)
+    for name in removed:
+        del content["hyper_parameters"][name]
+    if "hparams_file" in given:
+        given = {"hparams_file": str(tmp_path / "hparams.yaml")}
+        Path(given["hparams_file"]).write_text(yaml.safe_dump(content["hyper_parameters"]))
+    path = write(tmp_path, content)
+    with pytest.raises((ValueError, TypeError)):
+        SimCLR.load_from_checkpoint(path, **given)
+    content["hparams"] = content.pop("hyper_parameters")  # of Lightning 0.6
+    with pytest.raises((ValueError, TypeError)):
+        SimCLR.load_from_checkpoint(write(tmp_path, content), **given)
+    assert not canary.exists()
+
+
+def test_names_that_differ_may_be_let_pass(tmp_path: Path) -> None:
+    content = saved()
+    del content["state_dict"]["backbone.stem.weight"]
+    path = write(tmp_path, content)
+    with pytest.raises(ValueError, match="does not fit SimCLR"):
+        SimCLR.load_from_checkpoint(path)
+    assert SimCLR.load_from_checkpoint(path, strict=False).temperature == 0.3
+
+
+def test_a_data_module_of_a_checkpoint_imports_nothing(tmp_path: Path) -> None:
+    (tmp_path / "gadget_of_data.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w').close()")
+    hyper = {
+        "_instantiator": "lightning.pytorch.cli.instantiate_module",
+        "root": str(tmp_path),
+        "transform": {"class_path": "gadget_of_data.Views"},
+    }
+    path = write(tmp_path, {**saved(), "datamodule_hyper_parameters": hyper})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        made = ImageFolder.load_from_checkpoint(path, transform=digit_views(8))
+        assert isinstance(made.transform, Views)
+        with contextlib.suppress(Exception):
+            ImageFolder.load_from_checkpoint(path)
+    assert not (tmp_path / "canary").exists()
 
 
 def test_fine_tuning_takes_a_checkpoint_by_the_same_rule(tmp_path: Path) -> None:
