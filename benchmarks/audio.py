@@ -28,12 +28,12 @@ from benchmarks.driver import ROOT
 from benchmarks.quality import TEMPERATURE, TIMING, K, build, fit, score, split_arguments
 from benchmarks.worker import versions
 from sslzoo.batch import Padded
+from sslzoo.commands.configs import find_config
 from sslzoo.eval.features import Features, extract
-from sslzoo.eval.hidden import hidden_probe
 from sslzoo.eval.linear import linear_probe
-from sslzoo.shipped import find_config
+from sslzoo.eval.mlp_probe import hidden_probe
 from sslzoo.transforms import LogMel
-from sslzoo.zoo.preprocessing import describe
+from sslzoo.zoo.preprocess import describe
 
 RESULT = ROOT / "benchmarks" / "results" / "audio.json"
 TASKS = ("digit", "speaker")

@@ -32,12 +32,12 @@ from benchmarks.card import Score, keep
 from benchmarks.driver import ROOT
 from benchmarks.speed import surroundings
 from benchmarks.worker import versions
+from sslzoo.commands.configs import find_config
 from sslzoo.eval.features import extract
 from sslzoo.eval.knn import knn_top1
 from sslzoo.eval.loaders import EvalLoaders
-from sslzoo.shipped import find_config
-from sslzoo.transforms.eval_view import EvalView
-from sslzoo.transforms.normalize import IMAGENET_MEAN, IMAGENET_STD
+from sslzoo.transforms.image.eval_view import EvalView
+from sslzoo.transforms.image.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 RESULTS = ROOT / "benchmarks" / "results" / "quality"
 K, TEMPERATURE = 20, 0.07

@@ -27,10 +27,10 @@ from benchmarks.quality import build
 from benchmarks.speed import surroundings
 from benchmarks.text import correlations
 from benchmarks.worker import versions
-from sslzoo.data.lines import Sentences, read_pairs
+from sslzoo.commands.configs import find_config
+from sslzoo.data.text.lines import Sentences, read_pairs
 from sslzoo.random import Keys
-from sslzoo.shipped import find_config
-from sslzoo.tokens import with_special
+from sslzoo.transforms.text.special import with_special
 
 RESULT = ROOT / "benchmarks" / "results" / "text_with_labels.json"
 CONFIG = "simcse/stsb_small_40ep"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 # A view is a tensor (B, ...) or a named tuple of tensors, such as values with lengths or a mask.
@@ -25,6 +26,24 @@ class Padded(NamedTuple):
 
     values: Tensor
     lengths: Tensor
+
+
+class Tokens(NamedTuple):
+    """Sentences as ids, padded at the end.
+
+    Args:
+        ids: (B, L) int64; what stands beyond a sentence's length is never read.
+        lengths: (B,) int64, in 0..L.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, L) bool, True inside a sentence; the first place always is, so that none is empty."""
+        places = torch.arange(self.ids.shape[1], device=self.ids.device)
+        return places < self.lengths.clamp_min(1)[:, None]
 
 
 class Batch(NamedTuple):

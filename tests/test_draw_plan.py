@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslzoo.draw_plan import DrawPlan
 from sslzoo.random import Keys, sample_keys
+from sslzoo.random.draw_table import DrawPlan
 from tests.no_sync import Operations
 
 DRAWS: dict[str, Callable[[Keys], Tensor]] = {

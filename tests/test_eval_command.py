@@ -16,13 +16,14 @@ import pytest
 import torch
 import yaml
 
-from sslzoo import eval_command
+from sslzoo.commands import evaluate
 from sslzoo.data.alignment import view_alignment
 from sslzoo.eval.features import extract
 from sslzoo.eval.knn import knn_top1
 from sslzoo.eval.spectrum import feature_std
-from sslzoo.eval_command import measuring
-from sslzoo.surroundings import commit
+from sslzoo.runs import evaluation
+from sslzoo.runs.encoders import build_data, read_model
+from sslzoo.runs.provenance import commit
 from sslzoo.transforms import crop_view
 from tests.cli.command import ENVIRONMENT, arguments, run
 
@@ -44,14 +45,14 @@ def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluated(*args: str, cache: Path | str = "none", output: Path) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        eval_command.main([*args, "--accelerator=cpu", f"--cache={cache}", f"--output={output}"])
+        evaluate.main([*args, "--accelerator=cpu", f"--cache={cache}", f"--output={output}"])
     return json.loads(output.read_text())
 
 
 def data_of(run_folder: Path) -> Any:
     """The run's data module, set up."""
     section = yaml.safe_load((run_folder / "config.yaml").read_text())["data"]
-    data: Any = eval_command.build_data(section)
+    data: Any = build_data(section)
     data.setup("validate")
     return data
 
@@ -62,10 +63,8 @@ SUITE = ["--suite.k=[5]", "--suite.l2=[0.01]"]
 def test_numbers_are_the_functions(finished: Path, tmp_path: Path) -> None:
     result = evaluated(str(finished), *SUITE, output=tmp_path / "r.json")
     (row,) = result["models"]
-    model = eval_command.read_model(str(finished))
-    data: Any = eval_command.build_data(
-        yaml.safe_load((finished / "config.yaml").read_text())["data"]
-    )
+    model = read_model(str(finished))
+    data: Any = build_data(yaml.safe_load((finished / "config.yaml").read_text())["data"])
     data.setup("validate")
     loaders = data.eval_dataloaders()
     bank = extract(model.encoder, loaders.bank, loaders)
@@ -98,10 +97,10 @@ def test_two_ranks_give_the_numbers_of_one(finished: Path, tmp_path: Path) -> No
 
 FULL = """
 import resource, signal, sys
-from sslzoo import eval_command
+from sslzoo.commands import evaluate
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-eval_command.main(sys.argv[1:])
+evaluate.main(sys.argv[1:])
 """
 
 
@@ -137,7 +136,7 @@ def test_a_table_is_of_results_alone(
     path = tmp_path / "r.json"
     path.write_text(text)
     with pytest.raises(SystemExit):
-        eval_command.main(["--table", str(path)])
+        evaluate.main(["--table", str(path)])
     said = capsys.readouterr().err
     assert f"a result file of `sslzoo eval --output` wanted, got '{path}'" in said
 
@@ -146,7 +145,7 @@ def test_results_do_not_replace_what_is_no_file(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        eval_command.main([str(finished), f"--output={tmp_path}"])
+        evaluate.main([str(finished), f"--output={tmp_path}"])
     assert "a path for a file wanted" in capsys.readouterr().err
 
 
@@ -160,7 +159,7 @@ def test_the_batch_size_changes_nothing(finished: Path, tmp_path: Path) -> None:
 def test_alignment_is_that_of_the_training_views(finished: Path, tmp_path: Path) -> None:
     only = "--suite.protocols=[label_free]"
     result = evaluated(str(finished), only, output=tmp_path / "r.json")
-    model, data = eval_command.read_model(str(finished)), data_of(finished)
+    model, data = read_model(str(finished)), data_of(finished)
     first, second = data.preview(list(range(data.num_samples))).views
     with torch.no_grad():
         pair = [torch.nn.functional.normalize(model.encoder(view)) for view in (first, second)]
@@ -195,7 +194,7 @@ def test_the_commit_is_that_of_the_clone_alone(tmp_path: Path, monkeypatch: Any)
 
 
 def test_alignment_wants_two_views_that_the_encoder_knows(finished: Path, tmp_path: Path) -> None:
-    model, data = eval_command.read_model(str(finished)), data_of(finished)
+    model, data = read_model(str(finished)), data_of(finished)
     assert view_alignment(model.encoder, data, "cpu") is not None
     assert view_alignment(model.encoder, data, "cpu", 5) is not None
     data.eval_view = type(data.eval_view)(32, None, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
@@ -219,7 +218,7 @@ def test_a_zoo_encoder_beside_a_run_and_untrained(
     assert both["std"] == pytest.approx(abs(values[0] - values[2]) / 2**0.5)
     assert len(set(values)) == 4
     capsys.readouterr()
-    eval_command.main(["--table", str(output)])
+    evaluate.main(["--table", str(output)])
     printed = capsys.readouterr().out
     assert f"| {name}, untrained |" in printed
     assert f"| {values[0]:.4f} |" in printed
@@ -230,7 +229,7 @@ def test_an_encoder_sees_images_normalised_as_it_was_trained(
     finished: Path, tmp_path: Path
 ) -> None:
     name = "byol-small_resnet-cifar10jpeg"  # ImageNet's mean and deviation; the run has none
-    model = eval_command.read_model(name)
+    model = read_model(name)
     view: Any = model.preprocess()
     assert view.mean is not None
     on = ["--on", str(finished / "config.yaml"), "--suite.protocols=[label_free]"]
@@ -259,7 +258,7 @@ def test_seeds_draw_the_labels_and_give_mean_and_deviation(
         extracted.append(1)
         return extract(*args, **options)
 
-    monkeypatch.setattr(measuring, "extract", counted)
+    monkeypatch.setattr(evaluation, "extract", counted)
     output = tmp_path / "r.json"
     (row,) = evaluated(str(finished), *FEW, "--seeds=[0,1,5]", output=output)["models"]
     assert len(extracted) == 2  # the bank and the query set, once for all seeds
@@ -274,7 +273,7 @@ def test_seeds_draw_the_labels_and_give_mean_and_deviation(
     assert alone["models"][0]["metrics"][name] == values[2]
     assert alone["seeds"] == [5]
     capsys.readouterr()
-    eval_command.main(["--table", str(output)])
+    evaluate.main(["--table", str(output)])
     cell = f"| {row['metrics'][name]:.4f} ± {row['std'][name]:.4f} |"
     assert cell in capsys.readouterr().out
 
@@ -312,10 +311,10 @@ def test_errors_say_what_was_wanted(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        eval_command.main(["byol-small_resnet-cifar10jpeg"])
+        evaluate.main(["byol-small_resnet-cifar10jpeg"])
     assert "whose data is evaluated on; got 'byol-small" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"a run has config\.yaml and checkpoints/last\.ckpt"):
-        eval_command.read_model(str(tmp_path))
+        read_model(str(tmp_path))
     with pytest.raises(SystemExit):
         evaluated(str(finished), "--suite.protocols=[knm]", output=tmp_path / "r.json")
     assert "Got value: knm" in capsys.readouterr().err

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 import yaml
 from lightning import Fabric, LightningDataModule
 
-from sslzoo import cli, eval_command
 from sslzoo.backbones import SequenceEncoder, SmallResNet, WaveEncoder
+from sslzoo.commands import evaluate, fit
+from sslzoo.commands.configs import find_config
 from sslzoo.data import AudioFolder, FrameInput, LibriSpeech, SequenceArrays
 from sslzoo.data.alignment import view_alignment
 from sslzoo.eval.features import extract
@@ -30,13 +31,13 @@ from sslzoo.eval.loaders import EvalLoaders
 from sslzoo.eval.similarity import pair_spearman, scored_spearman
 from sslzoo.eval.spectrum import feature_std
 from sslzoo.eval.suite import Suite
-from sslzoo.eval_command import build_data, measuring, read_model
-from sslzoo.eval_command.measuring import as_known_to, find
 from sslzoo.heads import Recurrent
-from sslzoo.shipped import find_config
+from sslzoo.runs import evaluation
+from sslzoo.runs.encoders import build_data, read_model
+from sslzoo.runs.evaluation import as_known_to, find
 from sslzoo.transforms import LogMel, LogMelViews, Waveform, WordDeletion, clear_views
 from sslzoo.zoo.card import card_of
-from sslzoo.zoo.saving import add_run, save_with_card
+from sslzoo.zoo.save import add_run, save_with_card
 from tests.data.test_multi_view import write_tree
 from tests.data.test_text import sentences
 from tests.ranks import Ranks
@@ -61,7 +62,7 @@ def trained(config: str, root: Path, out: Path, *changes: str) -> Path:
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        cli.run(["fit", "--config", config, *where, *QUIET, *changes])
+        fit.run(["fit", "--config", config, *where, *QUIET, *changes])
     return out / "version_0"
 
 
@@ -69,7 +70,7 @@ def evaluated(*args: Any, output: Path, cache: Path | str = "none") -> dict[str,
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         given = [str(arg) for arg in args]
-        eval_command.main([*given, "--accelerator=cpu", f"--cache={cache}", f"--output={output}"])
+        evaluate.main([*given, "--accelerator=cpu", f"--cache={cache}", f"--output={output}"])
     return json.loads(output.read_text())
 
 
@@ -159,7 +160,7 @@ def test_sound_is_extracted_once(
     cache = tmp_path / "cache"
     one = metrics(of_sound, *SUITE, output=tmp_path / "r.json", cache=cache)
     assert len(list(cache.iterdir())) == 2
-    monkeypatch.setattr(measuring, "extract", None)
+    monkeypatch.setattr(evaluation, "extract", None)
     assert metrics(of_sound, *SUITE, output=tmp_path / "o.json", cache=cache) == one
 
 

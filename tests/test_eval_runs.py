@@ -9,8 +9,8 @@ from statistics import stdev
 import pytest
 import yaml
 
-from sslzoo import eval_command
-from sslzoo.eval_command.runs import results_of_runs
+from sslzoo.commands import evaluate
+from sslzoo.runs.seeds import results_of_runs
 
 
 def made(folder: Path, seed: int, rate: float, values: list[float]) -> Path:
@@ -41,7 +41,7 @@ def test_seeds_of_one_config_are_one_row(
     assert alone["models"][0]["metrics"] == {"val/top1": 0.7}
     file = tmp_path / "result.json"
     file.write_text(json.dumps({"models": [{"model": "mine", "metrics": {"val/top1": 0.25}}]}))
-    eval_command.main(["--table", *map(str, runs), str(file)])
+    evaluate.main(["--table", *map(str, runs), str(file)])
     assert capsys.readouterr().out.splitlines()[2:] == [
         "| mine | 0.2500 |",
         f"| {runs[0]} and 2 more seeds | 0.5500 ± 0.0500 |",
@@ -57,5 +57,5 @@ def test_what_is_no_result_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     with pytest.raises(ValueError, match="no validation in its metrics"):
         results_of_runs([silent])
     with pytest.raises(SystemExit):
-        eval_command.main(["--table", str(tmp_path)])
+        evaluate.main(["--table", str(tmp_path)])
     assert "a run's folder with config.yaml wanted" in capsys.readouterr().err

@@ -22,14 +22,14 @@ from lightning.pytorch.cli import LightningCLI
 from PIL import Image
 from torch import Tensor
 
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, Tokens
 from sslzoo.callbacks import OnlinePrototypes, OnlineSpectrum
+from sslzoo.commands.configs import config_folders, find_config, known_configs
 from sslzoo.data import AudioDataModule
-from sslzoo.eval_command import build_data
 from sslzoo.random import sample_keys
-from sslzoo.shipped import config_folders, find_config, known_configs
-from sslzoo.tokens import Special, Tokens
+from sslzoo.runs.encoders import build_data
 from sslzoo.trainable import Trainable
+from sslzoo.transforms.text.special import Special
 
 # LightningCLI calls what jsonargparse deprecates.
 pytestmark = pytest.mark.filterwarnings(

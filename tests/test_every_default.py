@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sslzoo.multi_block import MultiBlock
+from sslzoo.masks import MultiBlock
 from sslzoo.optim import Constant, Cosine, Curve, Horizon, Linear, as_curve
 from sslzoo.trainable import Trainable
 from tests.toys import build, every_method

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sslzoo.batch import Batch
 from sslzoo.callbacks import OnlineProbe
-from sslzoo.data.base import SampleDataModule, SampleSet, Sets
+from sslzoo.data.datamodule import SampleDataModule, SampleSet, Sets
 from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.methods import InstDisc

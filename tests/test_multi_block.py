@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslzoo.multi_block import MultiBlock, block_size
+from sslzoo.masks.multi_block import MultiBlock, block_size
 from sslzoo.random import Keys, sample_keys
 
 

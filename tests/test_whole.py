@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sslzoo.whole import write_whole
+from sslzoo.atomic_write import write_whole
 
 
 def test_what_cannot_be_written_leaves_what_stood_there(tmp_path: Path) -> None:

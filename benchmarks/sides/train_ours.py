@@ -16,8 +16,8 @@ from benchmarks.sides.same import fill, images, pace, step_views
 from sslzoo.backbones import SmallResNet, cifar_resnet, timm_backbone
 from sslzoo.batch import Batch
 from sslzoo.callbacks.progress import ProgressBar
-from sslzoo.data.images import ArrayImages
-from sslzoo.data.module import ImageDataModule, ImageSets
+from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
+from sslzoo.data.image.images import ArrayImages
 from sslzoo.heads import simclr_projector
 from sslzoo.methods import SimCLR
 from sslzoo.optim import Horizon, WarmupCosine

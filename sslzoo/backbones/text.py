@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslzoo.batch import Tokens
 from sslzoo.random import Keys
-from sslzoo.tokens import Tokens
 
 Pooling = Literal["cls", "mean"]
 

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from sslzoo.batch import Tokens
 from sslzoo.callbacks.evaluation import Evaluation, classes, embed, query_set
 from sslzoo.distributed import rank
 from sslzoo.eval.features import Features, extract, gather_features
 from sslzoo.eval.linear import linear_probe
 from sslzoo.eval.loaders import EvalLoaders
 from sslzoo.eval.similarity import bag_of_words, mean_of_tokens, scored_spearman
-from sslzoo.tokens import Tokens
 
 ROWS = {
     "trained": "trained encoder",

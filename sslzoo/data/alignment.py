@@ -11,7 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from sslzoo.data.base import SampleDataModule
+from sslzoo.data.datamodule import SampleDataModule
 from sslzoo.distributed import gather_rows, rank, world_size
 from sslzoo.eval.features import eval_mode
 from sslzoo.eval.spectrum import alignment

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from sslzoo.batch import Batch, Padded
-from sslzoo.data.base import PredictOn, SampleDataModule, SampleSet, Sets
+from sslzoo.data.datamodule import PredictOn, SampleDataModule, SampleSet, Sets
 from sslzoo.data.inputs import FrameInput
 from sslzoo.data.listing import check_folder
 from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
-from sslzoo.fingerprint import array_digest, labels_digest
-from sslzoo.random import sample_keys
-from sslzoo.split import stratified_split
+from sslzoo.eval.fingerprint import array_digest, labels_digest
+from sslzoo.random import sample_keys, stratified_split
 
 
 class ArraySequences(SampleSet):

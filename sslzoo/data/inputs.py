@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sslzoo.batch import Padded
-from sslzoo.data.lines import ListLines, Sentences, Text
-from sslzoo.data.tokenizer import TextTokenizer
-from sslzoo.fingerprint import described, text_digest
+from sslzoo.batch import Padded, Tokens
+from sslzoo.data.text.lines import ListLines, Sentences, Text
+from sslzoo.data.text.tokenizer import TextTokenizer
+from sslzoo.eval.fingerprint import described, text_digest
 from sslzoo.random import Keys
-from sslzoo.tokens import Tokens, with_special
+from sslzoo.transforms.text.special import with_special
 
 
 class AudioViews(Protocol):

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from sslzoo.batch import Batch
 from sslzoo.distributed import gather_objects, gather_rows, rank, row_layout, world_size
+from sslzoo.eval.knn.search import first_occurrence
 from sslzoo.eval.loaders import EvalLoaders
-from sslzoo.eval.neighbours import first_occurrence
-from sslzoo.split import stratified_split
+from sslzoo.random import stratified_split
 
 
 class Features(NamedTuple):

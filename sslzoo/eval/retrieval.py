@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sslzoo.distributed import gather_rows, row_layout, sum_over_ranks
-from sslzoo.eval.neighbours import on_grid
+from sslzoo.eval.knn.search import on_grid
 
 TILE = 64  # queries that are ranked at a time
 

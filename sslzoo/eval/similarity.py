@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslzoo.batch import Tokens
 from sslzoo.eval.features import Features, gather_features
-from sslzoo.tokens import Tokens
 
 
 def spearman(x: Tensor, y: Tensor) -> float:

@@ -14,7 +14,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslzoo.transformer import initialise_blocks, sincos_positions
+from sslzoo.layers.transformer import initialise_blocks, sincos_positions
 
 
 class MAEDecoder(nn.Module):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from sslzoo.norm import GlobalBatchNorm
+from sslzoo.layers.batch_norm import GlobalBatchNorm
 
 HiddenNorm = bool | Literal["group", "layer"]
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from sslzoo.distributed import sum_over_ranks, world_size
+from sslzoo.losses.blockwise import Strips
 from sslzoo.losses.precision import at_least_float32, no_autocast
-from sslzoo.losses.strips import Strips
 
 IGNORED = -100  # the label of a sample without a cluster
 

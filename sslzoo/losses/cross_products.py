@@ -23,7 +23,7 @@ from sslzoo.distributed import (
     sum_over_ranks,
     world_size,
 )
-from sslzoo.losses.strips import Strips
+from sslzoo.losses.blockwise import Strips
 
 
 def off_diagonal_square(x: Tensor, y: Tensor, rows: Rows | None = None) -> Tensor:

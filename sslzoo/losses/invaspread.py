@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from sslzoo.distributed import gather_rows, row_layout, world_size
+from sslzoo.losses.blockwise import Strips
 from sslzoo.losses.precision import at_least_float32, no_autocast
-from sslzoo.losses.strips import Strips
 
 
 def invaspread(f1: Tensor, f2: Tensor, temperature: float, negative_weight: float = 1.0) -> Tensor:

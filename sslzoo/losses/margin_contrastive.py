@@ -19,9 +19,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from sslzoo.distributed import gather, row_layout, world_size
-from sslzoo.losses.identity import identity
+from sslzoo.losses.blockwise import NEAREST, Strips
+from sslzoo.losses.positives import identity
 from sslzoo.losses.precision import at_least_float32, no_autocast
-from sslzoo.losses.strips import NEAREST, Strips
 
 
 def margin_contrastive(z: Tensor, label: Tensor | None = None, margin: float = 1.0) -> Tensor:

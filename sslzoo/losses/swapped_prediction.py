@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from sslzoo.distributed import row_layout, world_size
+from sslzoo.losses.blockwise import Strips
 from sslzoo.losses.precision import at_least_float32, no_autocast
-from sslzoo.losses.strips import Strips
 
 
 def swapped_prediction(

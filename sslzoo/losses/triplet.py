@@ -26,9 +26,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslzoo.distributed import gather, row_layout, sum_over_ranks, world_size
-from sslzoo.losses.identity import identity
+from sslzoo.losses.blockwise import NEAREST, Strips
+from sslzoo.losses.positives import identity
 from sslzoo.losses.precision import at_least_float32, no_autocast
-from sslzoo.losses.strips import NEAREST, Strips
 
 
 class _Mined(NamedTuple):

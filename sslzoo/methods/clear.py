@@ -9,7 +9,8 @@ Deviations (or choices where we do not know):
     2. Its masking is BERT's (15 %; 80 / 10 / 10), its output tied to the embedding.
     3. The temperature and the sizes of the projector are ours.
     4. Shares of short sentences are rounded so that the same part of them changes, see
-       `sslzoo.transforms.text`; two augmentations of one view are applied in a fixed order.
+       `sslzoo.transforms.text.augmentations`; two augmentations of one view are applied in a
+       fixed order.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, Tokens
 from sslzoo.heads import MLMHead
 from sslzoo.losses import masked_language_model, nt_xent
+from sslzoo.masks.token import mask_tokens
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
@@ -31,8 +33,7 @@ from sslzoo.methods.base import (
 )
 from sslzoo.optim import exempt_bias_and_norm
 from sslzoo.random import Keys
-from sslzoo.tokens import Special, Tokens
-from sslzoo.transforms.masking import mask_tokens
+from sslzoo.transforms.text.special import Special
 
 
 class CLEAR(SSLMethod):

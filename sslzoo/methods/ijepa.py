@@ -27,6 +27,7 @@ from sslzoo.batch import Batch
 from sslzoo.callbacks.ema import EMA
 from sslzoo.heads import IJEPAPredictor
 from sslzoo.losses import masked_features
+from sslzoo.masks import MultiBlock
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
@@ -35,7 +36,6 @@ from sslzoo.methods.base import (
     frozen_copy,
     step_keys,
 )
-from sslzoo.multi_block import MultiBlock
 from sslzoo.optim import Curve, Linear, as_curve, exempt_bias_and_norm
 
 

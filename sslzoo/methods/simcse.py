@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, Tokens
 from sslzoo.losses import batch_info_nce
 from sslzoo.losses.precision import at_least_float32
 from sslzoo.methods.base import (
@@ -29,7 +29,6 @@ from sslzoo.methods.base import (
 )
 from sslzoo.optim import exempt_bias_and_norm
 from sslzoo.random import Keys
-from sslzoo.tokens import Tokens
 
 
 class SimCSE(SSLMethod):

@@ -18,8 +18,8 @@ import sslzoo
 from sslzoo.eval.attention import attention_picture, cls_attention
 from sslzoo.report import charts
 from sslzoo.report.pictures import data_uri, neighbours, picture
-from sslzoo.report.run import Run, Table, differences
 from sslzoo.report.samples import Samples, plane, spectrum, statistics
+from sslzoo.runs.run import Run, Table, differences
 
 MAP_NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 

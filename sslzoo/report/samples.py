@@ -14,8 +14,8 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor, nn
 
-from sslzoo.data.base import SampleDataModule
-from sslzoo.data.module import ImageDataModule
+from sslzoo.data.datamodule import SampleDataModule
+from sslzoo.data.image.datamodule import ImageDataModule
 from sslzoo.eval.features import eval_mode
 from sslzoo.eval.spectrum import effective_rank, feature_std, uniformity
 

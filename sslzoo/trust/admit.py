@@ -38,9 +38,9 @@ FACTORY_PACKAGES = (
 )
 PACKAGES = (
     *FACTORY_PACKAGES,
-    "sslzoo.multi_block",
-    "sslzoo.norm",
-    "sslzoo.transformer",
+    "sslzoo.masks.multi_block",
+    "sslzoo.layers.batch_norm",
+    "sslzoo.layers.transformer",
     "torch.nn",
     "torch.optim",
 )

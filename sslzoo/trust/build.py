@@ -32,7 +32,7 @@ _WITHHELD = {
     "local_files_only": True,
 }
 # The name that starts training from an encoder of the zoo: here it stands for the network alone.
-_LOADERS = ("sslzoo.load", "sslzoo.zoo.load", "sslzoo.zoo.loading.load")
+LOADERS = ("sslzoo.load", "sslzoo.zoo.load", "sslzoo.zoo.load.load", "sslzoo.zoo.loading.load")
 
 
 def build(spec: Any, base: type, where: str, **given: Any) -> Any:
@@ -88,7 +88,7 @@ class _Builder:
 
     def make(self, spec: Any, base: type, given: Mapping[str, Any]) -> Any:
         name, args = self._split(spec)
-        if name in _LOADERS:
+        if name in LOADERS:
             return self._network(args, base)
         maker = admit(name, base, self.where)
         arguments = self._arguments(maker, name, args, given)
@@ -100,7 +100,7 @@ class _Builder:
 
     def _network(self, args: Mapping[str, Any], base: type) -> Any:
         """The encoder of the entry or file that a run started from, without its weights."""
-        loading = importlib.import_module("sslzoo.zoo.loading")  # of a layer above
+        loading = importlib.import_module("sslzoo.zoo.load")  # of a layer above
         found = loading.network(args.get("name"))
         if not isinstance(found, base):
             raise ValueError(f"{self.where} names an encoder where a {base.__name__} is wanted")

@@ -25,9 +25,9 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
-from sslzoo.whole import write_whole
-from sslzoo.zoo import wire
-from sslzoo.zoo.wire import Wanted, is_url, resolved
+from sslzoo.atomic_write import write_whole
+from sslzoo.zoo import download
+from sslzoo.zoo.download import Wanted, is_url, resolved
 
 __all__ = ["ANY", "check", "fetch", "forget", "home", "is_url", "offline", "place", "resolved"]
 
@@ -347,7 +347,7 @@ def _first(
         addresses: see `fetch`.
         target: see there.
         known: its hash.
-        wanted: see `wire.download`.
+        wanted: see `download.download`.
         parse: see there.
         refused: whether a file is refused, once an address has one.
     """
@@ -356,9 +356,9 @@ def _first(
     for url in addresses:
         try:
             if refused:
-                wire.ask(url, wanted)
+                download.ask(url, wanted)
                 break
-            wire.download(url, part, wanted)
+            download.download(url, part, wanted)
             digest = _refuse_other(part, target, known, parse)
             write_whole(note_of(target), f"{digest}\n")  # first: no file is without its hash
             part.replace(target)
@@ -423,7 +423,7 @@ def _refuse_other(
                 f"it gives no {target.name} that can be read, {_beginning(part)}: {text}"
             ) from None
     except BaseException:
-        wire.discard(part)
+        download.discard(part)
         raise
     return digest
 

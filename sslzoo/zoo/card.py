@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from sslzoo.zoo.cache import plain_name
 
 if TYPE_CHECKING:
-    from sslzoo.transforms.eval_view import EvalView
+    from sslzoo.transforms.image.eval_view import EvalView
 
 LARGEST = 1 << 20  # bytes of a card; those of the zoo have two thousand
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -234,7 +234,7 @@ def image_view(preprocessing: Mapping[str, Any]) -> EvalView:
     Raises:
         ValueError: its values contradict each other.
     """
-    from sslzoo.transforms.eval_view import EvalView  # cards are listed without torch
+    from sslzoo.transforms.image.eval_view import EvalView  # cards are listed without torch
 
     view = {k: v for k, v in preprocessing.items() if k in _VIEW and v is not None}
     if "fraction" not in view:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslzoo.zoo.reading import ByolState, tensors_by_name
+from sslzoo.zoo.safe_read import ByolState, tensors_by_name
 
 # Blocks of the stages of a ResNet by how many there are.
 _STAGES = {

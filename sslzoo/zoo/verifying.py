@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sslzoo.zoo.card import Card
-from sslzoo.zoo.loading import load
+from sslzoo.zoo.load import load
 
 KEPT = 4  # features on a card
 _TOLERANCE = 1e-3  # of the largest; convolutions of other processors round otherwise

@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 from torch import nn
 
 from sslzoo.trust import check_fit, shell
-from sslzoo.zoo.building import complete
+from sslzoo.zoo.build import complete
 from sslzoo.zoo.cache import ANY, check, fetch, forget, is_url, place, refuse_malformed
 from sslzoo.zoo.card import LARGEST, Card, read_card
+from sslzoo.zoo.catalog import card_named, entries, local_file, sources
 from sslzoo.zoo.converters import convert
-from sslzoo.zoo.listing import card_named, entries, local_file, sources
-from sslzoo.zoo.reading import read, refuse_nan
-from sslzoo.zoo.wire import local_path, resolved
+from sslzoo.zoo.download import local_path, resolved
+from sslzoo.zoo.safe_read import read, refuse_nan
 
 _LONGEST = 4096  # characters of a path or an address
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslzoo.backbones import KeyedDropout, SmallTransformer, hf_encoder
+from sslzoo.batch import Tokens
 from sslzoo.heads import MLMHead
 from sslzoo.random import Keys, sample_keys
-from sslzoo.tokens import Tokens
 
 
 def net(pooling: str = "cls", dropout: float = 0.1) -> SmallTransformer:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sslzoo.cli import run
+from sslzoo.commands.fit import run
 from sslzoo.heads import MLP
 from sslzoo.methods import SimCLR
 from tests.cli.command import arguments

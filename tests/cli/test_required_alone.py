@@ -18,10 +18,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from sslzoo.cli import run
+from sslzoo.commands.configs import find_config, known_configs
+from sslzoo.commands.fit import run
 from sslzoo.methods import ImageCPC, SSLMethod
-from sslzoo.shipped import find_config, known_configs
-from sslzoo.zoo.saving import add_run
+from sslzoo.zoo.save import add_run
 from tests.cli.command import ENVIRONMENT
 from tests.data.test_text import sentences
 from tests.toys import every_method

@@ -11,7 +11,7 @@ import torch
 from lightning import Trainer
 
 import sslzoo
-from sslzoo import cli
+from sslzoo.commands import fit
 from tests.cli.command import ENVIRONMENT
 
 ASK = """
@@ -57,8 +57,8 @@ def test_bfloat16_without_instructions_for_it_is_named(
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     told: list[str] = []
-    monkeypatch.setattr(cli, "rank_zero_info", told.append)
-    cli._say_where_bfloat16_is_slow(
+    monkeypatch.setattr(fit, "rank_zero_info", told.append)
+    fit._say_where_bfloat16_is_slow(
         Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False)
     )
     assert bool(told) == said

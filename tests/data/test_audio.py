@@ -14,9 +14,9 @@ from lightning.pytorch import Trainer
 from sslzoo.backbones import SequenceEncoder, WaveEncoder
 from sslzoo.batch import Padded
 from sslzoo.data import AudioFolder
-from sslzoo.data.audio import fields_of
+from sslzoo.data.audio.datamodule import fields_of
+from sslzoo.data.audio.sound_files import SoundFileError, num_samples, read_sound
 from sslzoo.data.sampler import KeyedSampler
-from sslzoo.data.soundfiles import SoundFileError, num_samples, read_sound
 from sslzoo.eval.features import extract, gather_features
 from sslzoo.heads import LinearSteps, Recurrent
 from sslzoo.methods import CPC

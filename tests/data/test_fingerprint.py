@@ -24,7 +24,7 @@ from sslzoo.data import (
     WordPiece,
     with_views,
 )
-from sslzoo.fingerprint import array_digest, described, text_digest
+from sslzoo.eval.fingerprint import array_digest, described, text_digest
 from sslzoo.transforms import EvalView, LogMel, Waveform, plain_text, simclr_views
 from tests.data.test_multi_view import write_tree
 from tests.data.test_text import sentences

@@ -13,10 +13,10 @@ from PIL import Image
 
 from sslzoo.batch import Batch
 from sslzoo.data import ImageFolder, ImageNet
-from sslzoo.data.decode import open_image, reduce, to_rgb, upright_size
+from sslzoo.data.image.decode import open_image, reduce, to_rgb, upright_size
 from sslzoo.random import sample_keys
 from sslzoo.transforms import EvalView, RandomResizedCrop, View, Views
-from sslzoo.transforms.normalize import Normalize
+from sslzoo.transforms.image.normalize import Normalize
 from tests.data.toys import PlainViews
 
 

@@ -23,12 +23,12 @@ from sslzoo.data import (
     MultiViewFolder,
     with_views,
 )
-from sslzoo.data.images import ArrayImages, FileImages, TrainCrops
+from sslzoo.data.image.images import ArrayImages, FileImages, TrainCrops
 from sslzoo.data.loader import TrainLoader
 from sslzoo.data.sampler import KeyedSampler
-from sslzoo.split import stratified_split
+from sslzoo.random import stratified_split
 from sslzoo.transforms import RandomResizedCrop, View, Views
-from sslzoo.transforms.normalize import Normalize
+from sslzoo.transforms.image.normalize import Normalize
 from tests.data.test_folder import two_crops, write_tree
 from tests.data.toys import Recorder, ToyData
 

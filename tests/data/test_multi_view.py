@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from sslzoo.backbones import SmallResNet, Towers
 from sslzoo.batch import Batch
 from sslzoo.data import Modality, MultiViewFolder
-from sslzoo.data.multi_view import read_picture
+from sslzoo.data.image.multi_view import read_picture
 from sslzoo.heads import PerView
 from sslzoo.methods import CMC
 from sslzoo.random import sample_keys
 from sslzoo.transforms import RandomResizedCrop
-from sslzoo.transforms.color_space import LAB_MEAN, LAB_STD, to_space_
+from sslzoo.transforms.image.color_space import LAB_MEAN, LAB_STD, to_space_
 
 SIDE, WIDE = 20, 24
 ALL = [

@@ -16,9 +16,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sslzoo.batch import Batch
 from sslzoo.data import STSB, HFText, HFTokenizer, TextLines, WordPiece, lines
-from sslzoo.data.lines import FileLines, ListLines, Sentences, Text, read_labelled, read_pairs, walk
-from sslzoo.tokens import Special
+from sslzoo.data.text.lines import (
+    FileLines,
+    ListLines,
+    Sentences,
+    Text,
+    read_labelled,
+    read_pairs,
+    walk,
+)
 from sslzoo.transforms import SpanDeletion, WordDeletion, clear_views, plain_text
+from sslzoo.transforms.text.special import Special
 from tests.ranks import Ranks
 
 pytest.importorskip("tokenizers")

@@ -9,8 +9,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from sslzoo.batch import Batch
-from sslzoo.data.images import ArrayImages
-from sslzoo.data.module import ImageDataModule, ImageSets
+from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
+from sslzoo.data.image.images import ArrayImages
 from sslzoo.random import Keys
 from sslzoo.transforms import Views
 

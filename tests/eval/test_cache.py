@@ -12,7 +12,7 @@ from torch import nn
 
 from sslzoo.eval.cache import cached_features
 from sslzoo.eval.features import Features
-from sslzoo.fingerprint import module_digest, tensor_digest
+from sslzoo.eval.fingerprint import module_digest, tensor_digest
 from tests.ranks import Ranks
 
 

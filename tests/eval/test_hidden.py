@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sslzoo.eval.hidden import hidden_probe
 from sslzoo.eval.linear import linear_probe
+from sslzoo.eval.mlp_probe import hidden_probe
 
 
 def test_an_exclusive_or_wants_a_hidden_layer() -> None:

@@ -12,7 +12,7 @@ from sslzoo.eval.retrieval import retrieval
 from sslzoo.eval.similarity import pair_spearman
 from sslzoo.eval.spectrum import effective_rank, feature_std, uniformity
 from sslzoo.eval.suite import KNN, PROTOCOLS, Suite
-from sslzoo.split import stratified_split
+from sslzoo.random import stratified_split
 from tests.ranks import Ranks
 
 

@@ -15,7 +15,7 @@ from tests.losses.parity import COUNTS, Largest, assert_ranks_equal_one, value_a
 from tests.no_sync import DEVICE, syncs
 from tests.ranks import Ranks
 
-strips = import_module("sslzoo.losses.strips")
+strips = import_module("sslzoo.losses.blockwise")
 
 
 def reference(z: Tensor, label: Tensor, margin: float = 1.0) -> Tensor:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from sslzoo.backbones import GlobalBatchNorm, SmallResNet
 from sslzoo.batch import Batch
 from sslzoo.callbacks.ema import EMA
+from sslzoo.commands.configs import find_config
 from sslzoo.heads import byol_mlp
 from sslzoo.methods import BYOL
 from sslzoo.optim import LARS, Cosine, Horizon, WarmupCosine
-from sslzoo.shipped import find_config
 from tests.golden import assert_close_to_golden, load
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])

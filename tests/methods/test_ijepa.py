@@ -13,8 +13,8 @@ from sslzoo.backbones import ViT, small_vit
 from sslzoo.batch import Batch
 from sslzoo.heads import IJEPAPredictor
 from sslzoo.losses import masked_features
+from sslzoo.masks import MultiBlock
 from sslzoo.methods import IJEPA
-from sslzoo.multi_block import MultiBlock
 from sslzoo.optim import Cosine, Horizon, Linear, WarmupCosine
 from tests.golden import assert_close_to_golden, load
 

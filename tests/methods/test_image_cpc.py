@@ -70,7 +70,7 @@ def test_a_direction_is_down_on_a_turned_image(monkeypatch, direction: str, turn
     def first(self: Any, purpose: str, high: int, *shape: int) -> Tensor:
         return torch.arange(self.key.shape[0] * shape[0] * shape[1]).view(-1, *shape) % high
 
-    monkeypatch.setattr("sslzoo.random.Keys.integers", first)  # the same negatives in both
+    monkeypatch.setattr("sslzoo.random.keys.Keys.integers", first)  # the same negatives in both
     given = batch()
     turned = given._replace(views=[turn(given.views[0])])
     wanted = method().losses(turned)["down"]

@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslzoo.backbones import SmallTransformer
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, Tokens
 from sslzoo.heads import MLP, MLMHead, TanhHead
+from sslzoo.masks.token import mask_tokens
 from sslzoo.methods import CLEAR, SimCSE
 from sslzoo.methods.base import step_keys
-from sslzoo.tokens import Tokens
-from sslzoo.transforms.masking import mask_tokens
 
 
 def backbone(dropout: float = 0.1) -> SmallTransformer:

@@ -19,13 +19,13 @@ import yaml
 from PIL import Image
 
 from sslzoo.backbones import SmallResNet, small_vit
-from sslzoo.eval_command import build_data
-from sslzoo.report import command
+from sslzoo.commands import report
 from sslzoo.report.charts import line_chart
 from sslzoo.report.page import Layout, attention_png
 from sslzoo.report.pictures import neighbours, shown
-from sslzoo.report.run import Curve, differences, read_curves, read_runs
 from sslzoo.report.samples import plane, spectrum
+from sslzoo.runs.encoders import build_data
+from sslzoo.runs.run import Curve, differences, read_curves, read_runs
 from tests.cli.command import arguments, run
 
 pytestmark = [
@@ -63,7 +63,7 @@ def page(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("page") / "report.html"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return command.write([str(finished)], str(target), samples=20, images=3, layout=LAYOUT)
+        return report.write([str(finished)], str(target), samples=20, images=3, layout=LAYOUT)
 
 
 class Elements(HTMLParser):
@@ -176,7 +176,7 @@ def test_several_runs_stand_side_by_side(finished: Path, other: Path, tmp_path: 
     (tmp_path / "eval.json").write_text(json.dumps(result))
     target = tmp_path / "both.html"
     with pytest.warns(UserWarning, match=r"without maps.*checkpoints/last.ckpt"):
-        command.write(
+        report.write(
             [str(finished), str(other)],
             str(target),
             results=[str(tmp_path / "eval.json")],
@@ -198,7 +198,7 @@ def test_several_runs_stand_side_by_side(finished: Path, other: Path, tmp_path: 
 def test_without_data_the_logged_part_is_there(finished: Path, tmp_path: Path) -> None:
     target = tmp_path / "page.html"
     with pytest.warns(UserWarning, match="nowhere"):
-        command.write([str(finished)], str(target), root=str(tmp_path / "nowhere"))
+        report.write([str(finished)], str(target), root=str(tmp_path / "nowhere"))
     text = target.read_text()
     assert "<svg" in text
     assert 'id="neighbours"' not in text
@@ -219,7 +219,7 @@ def test_errors_are_one_line(
 ) -> None:
     words = [arg.format(empty=tmp_path, run=finished) for arg in args]
     with pytest.raises(SystemExit) as stopped:
-        command.main([*words, "--pictures=false", f"--output={tmp_path / 'out.html'}"])
+        report.main([*words, "--pictures=false", f"--output={tmp_path / 'out.html'}"])
     assert stopped.value.code == 1
     error = capsys.readouterr().err
     assert message in error

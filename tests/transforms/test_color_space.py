@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sslzoo.random import Keys, sample_keys
 from sslzoo.transforms import EvalView, RandomResizedCrop, View, Views, cmc_views
-from sslzoo.transforms.color_space import (
+from sslzoo.transforms.image.color_space import (
     LAB_MEAN,
     LAB_STD,
     YCBCR_MEAN,
@@ -16,7 +16,7 @@ from sslzoo.transforms.color_space import (
     ColorSpace,
     to_space_,
 )
-from sslzoo.transforms.normalize import normalize_
+from sslzoo.transforms.image.normalize import normalize_
 from tests.golden import assert_close_to_golden, load
 
 

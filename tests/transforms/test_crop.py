@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sslzoo.random import Keys, sample_keys
 from sslzoo.transforms import EvalView, RandomResizedCrop, simclr_views
-from sslzoo.transforms.resample import crop_planes
+from sslzoo.transforms.image.resample import crop_planes
 from tests.golden import load
 
 BYTE = 1 / 255 + 1e-6

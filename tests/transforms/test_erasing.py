@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sslzoo.random import Keys, sample_keys
-from sslzoo.transforms.erasing import RandomErasing, rectangles
+from sslzoo.transforms.image.erasing import RandomErasing, rectangles
 
 SIZES = [(32, 32), (40, 24), (224, 224), (3, 3)]
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from sslzoo.batch import Tokens
 from sslzoo.random import sample_keys
-from sslzoo.tokens import Special, Tokens
 from sslzoo.transforms import Drawn, NearestEmbeddings, Substitution, TableFile, clear_views
-from sslzoo.transforms.neighbours import nearest
+from sslzoo.transforms.text.neighbors import nearest
+from sslzoo.transforms.text.special import Special
 
 
 class Alphabet:
@@ -53,7 +54,7 @@ def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     embeddings, tokens = torch.randn(30, 5), torch.arange(2, 32)
     whole = nearest(embeddings, tokens, 32, 40)
     assert whole.table.shape == (32, 29)
-    monkeypatch.setattr("sslzoo.transforms.neighbours._ROWS", 7)
+    monkeypatch.setattr("sslzoo.transforms.text.neighbors._ROWS", 7)
     assert torch.equal(nearest(embeddings, tokens, 32, 40).table, whole.table)
 
 

@@ -13,9 +13,9 @@ from torchvision.transforms.v2 import InterpolationMode
 
 from sslzoo.random import sample_keys
 from sslzoo.transforms import EvalView
-from sslzoo.transforms.affine import affine_
-from sslzoo.transforms.blur import _blur_by_bands, _blur_by_samples, gaussian_blur_, pil_blur_
-from sslzoo.transforms.color import (
+from sslzoo.transforms.image.affine import affine_
+from sslzoo.transforms.image.blur import _blur_by_bands, _blur_by_samples, gaussian_blur_, pil_blur_
+from sslzoo.transforms.image.color import (
     ColorJitter,
     Grayscale,
     _extremes,
@@ -24,9 +24,9 @@ from sslzoo.transforms.color import (
     hsv_saturation_,
     hue_,
 )
-from sslzoo.transforms.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize_
-from sslzoo.transforms.solarize import Solarize, solarize_
-from sslzoo.transforms.translate import translate
+from sslzoo.transforms.image.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize_
+from sslzoo.transforms.image.solarize import Solarize, solarize_
+from sslzoo.transforms.image.translate import translate
 from tests.golden import assert_close_to_golden, load
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)

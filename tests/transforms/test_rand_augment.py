@@ -16,10 +16,10 @@ from torch import Tensor
 
 from sslzoo.random import sample_keys
 from sslzoo.transforms import mae_fine_tune_views
-from sslzoo.transforms.erasing import RandomErasing
-from sslzoo.transforms.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
-from sslzoo.transforms.pil_operations import Operation, operate_
-from sslzoo.transforms.rand_augment import RandAugment, arguments
+from sslzoo.transforms.image.erasing import RandomErasing
+from sslzoo.transforms.image.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from sslzoo.transforms.image.pil_operations import Operation, operate_
+from sslzoo.transforms.image.rand_augment import RandAugment, arguments
 from tests.no_sync import DEVICE, syncs
 from tests.ranks import Ranks
 

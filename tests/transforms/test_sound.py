@@ -10,8 +10,8 @@ import torch
 from sslzoo.batch import Padded
 from sslzoo.random import sample_keys
 from sslzoo.transforms import LogMel, LogMelViews, Waveform
-from sslzoo.transforms.log_mel import mel_filters
-from sslzoo.transforms.waveform import GIM_MEAN, GIM_STD
+from sslzoo.transforms.audio.log_mel import mel_filters
+from sslzoo.transforms.audio.waveform import GIM_MEAN, GIM_STD
 
 KEYS = sample_keys(0, 0, torch.arange(2))
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sslzoo.batch import Tokens
+from sslzoo.masks.token import mask_tokens
 from sslzoo.random import Keys, sample_keys
-from sslzoo.tokens import Special, Tokens, with_special
 from sslzoo.transforms import (
     Drawn,
     Reordering,
@@ -20,8 +21,8 @@ from sslzoo.transforms import (
     clear_views,
     plain_text,
 )
-from sslzoo.transforms.masking import mask_tokens
-from sslzoo.transforms.text import Augmentation, Neighbours, Tokenizer
+from sslzoo.transforms.text.augmentations import Augmentation, Neighbours, Tokenizer
+from sslzoo.transforms.text.special import Special, with_special
 from tests.no_sync import DEVICE, syncs
 
 SPECIAL = Special()

@@ -34,13 +34,13 @@ from sslzoo.transforms import (
     multi_crop_views,
     simclr_views,
 )
-from sslzoo.transforms.affine import RandomAffine
-from sslzoo.transforms.blur import GaussianBlur, PILBlur
-from sslzoo.transforms.color import ColorJitter, Grayscale
-from sslzoo.transforms.normalize import Normalize
-from sslzoo.transforms.planes import chunk_rows
-from sslzoo.transforms.solarize import Solarize
-from sslzoo.transforms.translate import RandomTranslate
+from sslzoo.transforms.image.affine import RandomAffine
+from sslzoo.transforms.image.blur import GaussianBlur, PILBlur
+from sslzoo.transforms.image.color import ColorJitter, Grayscale
+from sslzoo.transforms.image.layout import chunk_rows
+from sslzoo.transforms.image.normalize import Normalize
+from sslzoo.transforms.image.solarize import Solarize
+from sslzoo.transforms.image.translate import RandomTranslate
 from tests.no_sync import Operations
 
 RECIPES: dict[str, Callable[[], Views]] = {
@@ -116,7 +116,7 @@ def test_views_do_not_depend_on_how_many_are_made_at_a_time(
 ) -> None:
     views, images, index = RECIPES[recipe](), photos(13), torch.arange(13)
     wanted = views(images, sample_keys(1, 2, index))
-    module = import_module("sslzoo.transforms.views")
+    module = import_module("sslzoo.transforms.image.views")
     monkeypatch.setattr(module, "chunk_rows", lambda *args: step)
     for other, view in zip(views(images, sample_keys(1, 2, index)), wanted, strict=True):
         torch.testing.assert_close(other, view, rtol=0, atol=1e-6)

@@ -14,7 +14,7 @@ from lightning import LightningModule
 from torch import nn
 
 import sslzoo
-from sslzoo.shipped import config_folders
+from sslzoo.commands.configs import config_folders
 from sslzoo.trust import UntrustedError, build, shell
 from sslzoo.zoo import entries
 

@@ -23,25 +23,26 @@ from torch.utils.data import DataLoader
 import sslzoo
 from sslzoo import __main__ as command
 from sslzoo.backbones import PatchGrid, SmallResNet, Towers, small_vit, timm_backbone
-from sslzoo.zoo import card_named, commands, entries
+from sslzoo.commands import zoo as zoo_command
+from sslzoo.zoo import card_named, entries
 from sslzoo.zoo.cache import place
 from sslzoo.zoo.card import card_of
-from sslzoo.zoo.exporting import export
+from sslzoo.zoo.catalog import STATES
+from sslzoo.zoo.export import export
 from sslzoo.zoo.hub import push
-from sslzoo.zoo.listing import STATES
-from sslzoo.zoo.saving import save, save_with_card
+from sslzoo.zoo.save import save, save_with_card
 from tests.cli.command import arguments, run
 from tests.zoo.test_loading import NAME, WEIGHTS, _own_home, small_card, write  # noqa: F401
 
 
 def said(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    commands.main(args)
+    zoo_command.main(args)
     return capsys.readouterr().out
 
 
 def failure(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     with pytest.raises(SystemExit) as caught:
-        commands.main(args)
+        zoo_command.main(args)
     assert caught.value.code == 1
     text = capsys.readouterr()
     return text.out + text.err
@@ -50,7 +51,7 @@ def failure(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 def test_list_says_what_is_here_and_what_is_not_commercial(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    commands.main(["zoo", "list"])
+    zoo_command.main(["zoo", "list"])
     told = capsys.readouterr()
     lines = {line.split()[0]: line for line in told.out.splitlines()}
     assert set(lines) == set(entries())
@@ -75,7 +76,7 @@ def test_list_and_info_say_how_the_weights_can_be_had(
             wanted = "published hash" if hashed else "first use"
         assert states[name] == wanted, lines[name]
     for name in (NAME, "moco_v2-resnet50-imagenet-800ep", "dino-vits16-imagenet"):
-        commands.main(["zoo", "info", name])
+        zoo_command.main(["zoo", "info", name])
         assert capsys.readouterr().err == f"{states[name]}: {STATES[states[name]]}\n"
     card = entries()["dino-vits16-imagenet"]
     file = place(card.name, card.file)
@@ -86,8 +87,8 @@ def test_list_and_info_say_how_the_weights_can_be_had(
 
 def test_listing_and_cards_need_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom sslzoo.zoo import commands\n"
-        "commands.main(['zoo', 'list'])\ncommands.main(['zoo', 'info', 'dino-vits16-imagenet'])\n"
+        "import sys\nfrom sslzoo.commands import zoo\n"
+        "zoo.main(['zoo', 'list'])\nzoo.main(['zoo', 'info', 'dino-vits16-imagenet'])\n"
         "assert 'torch' not in sys.modules\n"
     )
     command = [sys.executable, "-W", "ignore", "-c", code]
@@ -197,7 +198,7 @@ def test_a_checkpoint_is_exported_at_the_size_that_it_was_trained_at(
         return path
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sslzoo.zoo.exporting.export", tried)
+        patch.setattr("sslzoo.zoo.export.export", tried)
         for more in ([], ["--size", "8", "--channels", "1"]):
             said(capsys, "export", str(ckpt), "--format", "safetensors", "--to", to, *more)
     assert sizes == [(32, None, 3), (8, None, 1)]
@@ -365,12 +366,12 @@ def test_a_checkpoint_of_a_known_layout_becomes_an_entry(
 
 FULL = """
 import json, resource, signal, sys
-from sslzoo.zoo import commands
+from sslzoo.commands import zoo as zoo_command
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 for args in json.loads(sys.argv[1]):
     try:
-        commands.main(args)
+        zoo_command.main(args)
     except SystemExit as error:
         assert error.code == 1
     else:
@@ -583,10 +584,10 @@ def test_wherever_adding_stops_it_leaves_nothing(
     add += ["--size", "8", "--to", str(tmp_path / "zoo" / to)] if to else ["--size", "8"]
     before = every_path(tmp_path)
     stops = [
-        ("sslzoo.zoo.saving.save_file", 1),
-        ("sslzoo.zoo.saving.write_whole", 1),
-        ("sslzoo.zoo.saving.load", 1),
-        ("sslzoo.zoo.saving.fixed_features", 1),
+        ("sslzoo.zoo.save.save_file", 1),
+        ("sslzoo.zoo.save.write_whole", 1),
+        ("sslzoo.zoo.save.load", 1),
+        ("sslzoo.zoo.save.fixed_features", 1),
         *(("os.replace", call) for call in (1, 2, 3, 4)),
     ]
     for at, call in stops:
@@ -614,7 +615,7 @@ def test_wherever_adding_stops_it_leaves_nothing(
             with monkeypatch.context() as patch:
                 patch.setattr(at, stop)
                 with pytest.raises((SystemExit, Stopped)):
-                    commands.main(add)
+                    zoo_command.main(add)
             assert len(calls) >= call, at
             if isinstance(error, Exception):
                 assert capsys.readouterr().err.count("\n") == 1

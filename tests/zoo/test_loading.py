@@ -24,9 +24,9 @@ from sslzoo.heads import DINOHead
 from sslzoo.methods import DINO
 from sslzoo.zoo import read_card
 from sslzoo.zoo.card import Card, card_of
-from sslzoo.zoo.listing import card_named, local_file
-from sslzoo.zoo.loading import _train_as
-from sslzoo.zoo.reading import read
+from sslzoo.zoo.catalog import card_named, local_file
+from sslzoo.zoo.load import _train_as
+from sslzoo.zoo.safe_read import read
 from sslzoo.zoo.verifying import fixed_input
 from tests.cli.command import arguments, run
 
@@ -137,7 +137,7 @@ def test_a_user_s_weights_do_not_stand_in_for_those_of_a_shipped_card(
     for folder in folders:
         folder.mkdir()
         path = write(folder, SmallResNet((8, 16)))
-    monkeypatch.setattr("sslzoo.zoo.listing.card_folders", lambda: folders)
+    monkeypatch.setattr("sslzoo.zoo.catalog.card_folders", lambda: folders)
     assert local_file(card_named("tiny")) == folders[0] / path.name
     (folders[0] / path.name).unlink()  # the wheel leaves some out
     assert local_file(card_named("tiny")) is None

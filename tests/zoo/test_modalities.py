@@ -17,12 +17,12 @@ from sslzoo.backbones import FrameMLP, SequenceEncoder
 from sslzoo.batch import Padded
 from sslzoo.data import FrameInput, TextInput, WaveformInput, WordPiece
 from sslzoo.eval.features import extract
-from sslzoo.eval_command import build_data
 from sslzoo.heads import Recurrent
+from sslzoo.runs.encoders import build_data
 from sslzoo.transforms import LogMel, Waveform
 from sslzoo.zoo.card import Card, card_of
-from sslzoo.zoo.preprocessing import of_checkpoint, preprocessor, tokenizer_json, vocabulary
-from sslzoo.zoo.saving import add_run, save, save_with_card
+from sslzoo.zoo.preprocess import of_checkpoint, preprocessor, tokenizer_json, vocabulary
+from sslzoo.zoo.save import add_run, save, save_with_card
 from sslzoo.zoo.verifying import verify
 from tests.cli.command import run
 from tests.data.test_text import sentences

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import sslzoo
 from sslzoo.backbones import SmallResNet
 from sslzoo.batch import Padded
+from sslzoo.commands import zoo as zoo_command
 from sslzoo.data import (
     AudioFolder,
     HFTokenizer,
@@ -23,10 +24,9 @@ from sslzoo.data import (
 from sslzoo.data.inputs import as_config
 from sslzoo.random import Keys
 from sslzoo.transforms import EvalView, LogMel, LogMelViews, Waveform, plain_text
-from sslzoo.zoo import commands
 from sslzoo.zoo.card import Card
-from sslzoo.zoo.preprocessing import of_checkpoint, preprocessor
-from sslzoo.zoo.saving import save_with_card
+from sslzoo.zoo.preprocess import of_checkpoint, preprocessor
+from sslzoo.zoo.save import save_with_card
 from sslzoo.zoo.verifying import fixed_input, verify
 from tests.data.test_text import sentences
 
@@ -184,7 +184,7 @@ def test_an_entry_has_any_number_of_channels(
     assert isinstance(encoder.preprocess, EvalView)
     pictures = torch.randint(0, 256, (2, channels, 20, 30), dtype=torch.uint8)
     assert encoder(encoder.preprocess(pictures)).shape == (2, 16)
-    commands.main(
+    zoo_command.main(
         ["export", str(path), "--format", "torch.export", "--to", str(tmp_path / "a.pt2")]
     )
     assert capsys.readouterr().out.strip() == str(tmp_path / "a.pt2")

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from sslzoo.zoo import reading
-from sslzoo.zoo.reading import read, refuse_nan
+from sslzoo.zoo.safe_read import read, refuse_nan
 
 GADGETS = [
     ("os", "system", "touch {0}"),
@@ -46,7 +46,7 @@ GADGETS = [
     ("torch.storage", "_load_from_bytes", "{0}"),
     ("numpy", "load", "{0}"),
     ("numpy.core.multiarray", "fromfile", "{0}"),
-    ("sslzoo.zoo.reading", "_read_pickle", "{0}"),
+    ("sslzoo.zoo.safe_read", "_read_pickle", "{0}"),
     ("lib.NCEAverage", "NCEAverage.mro", "{0}"),
     ("Only persistent_load of storage", "system", "touch {0}"),
     ("asks for", "system", "touch {0}"),

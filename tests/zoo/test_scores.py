@@ -14,7 +14,7 @@ from benchmarks.quality import score
 from benchmarks.text import correlations
 from benchmarks.trajectories import probe, write
 from sslzoo.data import ImageFolder
-from sslzoo.eval_command import build_data
+from sslzoo.runs.encoders import build_data
 from sslzoo.transforms import simclr_views
 from sslzoo.zoo import Card, entries
 

@@ -1,0 +1,284 @@
+"""Training by the command: LightningCLI with config names, a run folder and a progress bar.
+
+    sslzoo fit --config simclr/cifar10_resnet18_200ep
+    sslzoo validate | test | predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
+
+Modules and data modules are named by class path; nothing is looked up in a registry.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import pickle
+import re
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.utilities.cloud_io import get_filesystem
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar as AnyProgressBar
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+import sslzoo.data
+import sslzoo.methods  # noqa: F401 (what is imported has short names, --model SimCLR)
+from sslzoo.callbacks.feature_writer import FeatureWriter
+from sslzoo.callbacks.progress import ProgressBar
+from sslzoo.commands.configs import config_folders, find_config, known_configs
+from sslzoo.runs.provenance import RECORD, surroundings
+from sslzoo.trainable import PLAIN
+
+NOT_WRITTEN = "Unable to serialize instance"  # what jsonargparse writes in the place of an object
+
+
+def _with_config_paths(args: Sequence[str]) -> tuple[list[str], str | None]:
+    """Arguments with each `--config NAME` as a path, and the last of these paths.
+
+    Configs move to the front, behind the subcommand, so that what else is given overrides them
+    wherever it stands.
+    """
+    configs: list[str] = []
+    others: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        if arg in ("--config", "-c"):
+            configs.append(_existing_config(next(rest, "")))
+        elif arg.startswith("--config="):
+            configs.append(_existing_config(arg.removeprefix("--config=")))
+        else:
+            others.append(arg)
+    named = [f"--config={path}" for path in configs]
+    return others[:1] + named + others[1:], configs[-1] if configs else None
+
+
+def _existing_config(name: str) -> str:
+    path = find_config(name)
+    if not Path(path).is_file():
+        shipped = "\n  ".join(known_configs())
+        raise SystemExit(
+            f"sslzoo: no config file {name!r}, and none is shipped under that name:\n  {shipped}"
+        )
+    return path
+
+
+def _run_folder(config: str | None) -> str:
+    """runs/<config's name>; the saved config of a run stays in that run's folder."""
+    if config is None:
+        return "runs"
+    path = Path(config).resolve()
+    for folder in config_folders():
+        if path.is_relative_to(folder.resolve()):
+            return str(Path("runs") / path.relative_to(folder.resolve()).with_suffix(""))
+    if path.stem == "config" and path.parent.name.startswith("version_"):
+        return str(path.parent.parent)
+    return str(Path("runs") / path.stem)
+
+
+class SaveRun(SaveConfigCallback):
+    """Writes `run.json` beside the saved config: what a run's numbers depend on besides."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.folder = trainer.log_dir  # collective, and `save_config` is called on rank 0 only
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert self.folder is not None
+        about = {
+            "command": SSLZooCLI.command,
+            "accelerator": trainer.accelerator.name(),
+            "ranks": trainer.world_size,
+            **surroundings(),
+        }
+        with get_filesystem(self.folder).open(f"{self.folder}/{RECORD}", "w") as file:
+            file.write(json.dumps(about, indent=1) + "\n")
+
+
+class SSLZooCLI(LightningCLI):
+    """LightningCLI in subclass mode for both module and data."""
+
+    config_path: str | None = None
+    command: str | None = None
+
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand == "fit":
+            _refuse_a_config_that_does_not_load_again(self._parser("fit"), self.config["fit"])
+
+    def after_instantiate_classes(self) -> None:
+        if self.subcommand == "fit":
+            _refuse_hyperparameters_that_do_not_load_again(self.model, "model")
+            _refuse_hyperparameters_that_do_not_load_again(self.datamodule, "data")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self._get(self.config_init, "trainer", default={})
+        root = config.get("default_root_dir") or _run_folder(self.config_path)
+        kwargs["default_root_dir"] = root
+        if config.get("logger") in (None, True):
+            kwargs["logger"] = _default_loggers(str(root))
+        callbacks = config.get("callbacks") or []
+        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        if config.get("enable_progress_bar") is not False and not any(
+            isinstance(c, AnyProgressBar) for c in callbacks
+        ):
+            callbacks.append(ProgressBar())
+        if config.get("enable_checkpointing") is not False and not any(
+            isinstance(c, ModelCheckpoint) for c in callbacks
+        ):
+            callbacks.append(ModelCheckpoint(save_last=True))
+        if self.subcommand == "predict" and not any(
+            isinstance(c, FeatureWriter) for c in callbacks
+        ):
+            callbacks.append(FeatureWriter())
+        kwargs["callbacks"] = callbacks
+        trainer = super().instantiate_trainer(**kwargs)
+        _say_where_bfloat16_is_slow(trainer)
+        return trainer
+
+    def _parse_ckpt_path(self) -> None:
+        """Take weights and state from `--ckpt_path`, never classes or arguments.
+
+        Lightning would let the file's hyper-parameters override the command line and its configs.
+        """
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Read checkpoints as tensors and plain values, unless `--weights_only false` is given.
+
+        Lightning unpickles a checkpoint from an address where nothing is said.
+        """
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("weights_only") is None:
+            kwargs["weights_only"] = True
+        return kwargs
+
+    def predict(self, **kwargs: Any) -> None:
+        """Features leave through FeatureWriter, not through a list in memory."""
+        self.trainer.predict(**{**kwargs, "return_predictions": False})
+
+
+def _refuse_a_config_that_does_not_load_again(parser: Any, config: Any) -> None:
+    """Exit where config.yaml could not be written, or would read as another run."""
+    exits, parser.exit_on_error = parser.exit_on_error, False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an argument that cannot be written is refused below
+            text = parser.dump(config, skip_none=False)
+            for name, value in _leaves(yaml.safe_load(text)):
+                if isinstance(value, str) and value.startswith(NOT_WRITTEN):
+                    _refuse(name, value.removeprefix(NOT_WRITTEN))
+            if parser.dump(parser.parse_string(text), skip_none=False) == text:
+                return
+            why = "reads back as another one"
+    except Exception as error:
+        named = re.findall(r'key "([^"]+)"', str(error))
+        why = f"cannot be read back: {named[-1] if named else str(error).splitlines()[0]}"
+    finally:
+        parser.exit_on_error = exits
+    for name, value in _leaves(config):
+        if not (isinstance(value, PLAIN) or hasattr(value, "__fspath__") or callable(value)):
+            _refuse(name, repr(value))
+    raise SystemExit(f"sslzoo: this run could not be loaded again, since its config {why}")
+
+
+def _refuse_hyperparameters_that_do_not_load_again(module: Any, name: str) -> None:
+    """Exit where a checkpoint of the run could not be loaded with `weights_only=True`."""
+    for key, value in _leaves(dict(module.hparams) if module is not None else {}, name):
+        file = io.BytesIO()
+        try:
+            torch.save(value, file)
+            file.seek(0)
+            torch.load(file, weights_only=True)
+        except Exception:
+            _refuse(key, repr(value))
+
+
+def _refuse(name: str, value: str) -> NoReturn:
+    raise SystemExit(
+        f"sslzoo: this run could not be loaded again, since {name} must be a number, a text, a "
+        f"list or dict of these, or class_path with init_args, got {value.strip()}; set it in the "
+        "config"
+    )
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a config that holds no others, with its full name."""
+    if isinstance(value, Namespace):
+        value = vars(value)
+    if isinstance(value, dict | list | tuple):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, part in parts:
+            yield from _leaves(part, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def _say_where_bfloat16_is_slow(trainer: Trainer) -> None:
+    """Convolutions in it take many times as long on processors without instructions for it."""
+    bfloat16 = str(trainer.precision).startswith("bf16")
+    without = torch.backends.cpu.get_cpu_capability() in ("NO AVX", "DEFAULT", "AVX2")
+    if bfloat16 and without and isinstance(trainer.accelerator, CPUAccelerator):
+        rank_zero_info(
+            f"precision is {trainer.precision}, for which this processor has no instructions: "
+            "--trainer.precision=32-true will be many times faster"
+        )
+
+
+def _named_code(text: str) -> str:
+    """Of torch's long message the sentence that names what would be run."""
+    found = re.search(r"WeightsUnpickler error:\s*(.+?)(?:\n|$)", text)
+    return found[1] if found else text[:200]
+
+
+def _default_loggers(root: str) -> list[Logger]:
+    csv = CSVLogger(root, name="")
+    loggers: list[Logger] = [csv]
+    if importlib.util.find_spec("tensorboard") is not None:
+        loggers.append(TensorBoardLogger(root, name="", version=csv.version))
+    return loggers
+
+
+def run(args: Sequence[str] | None = None) -> SSLZooCLI:
+    """The command, from Python: `run(["fit", "--config", "quickstart"])`.
+
+    Args:
+        args: None: those of the process.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    # Lightning 2.6 reads an attribute of torch's that torch 2.14 deprecates.
+    warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+    SSLZooCLI.command = shlex.join(["sslzoo", *arguments])
+    arguments, SSLZooCLI.config_path = _with_config_paths(arguments)
+    # The first word stays: Lightning starts the other ranks with it.
+    saved, sys.argv = sys.argv, [sys.argv[0], *arguments]
+    try:
+        return SSLZooCLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            trainer_defaults={"enable_model_summary": False},
+            save_config_callback=SaveRun,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "sslzoo"},
+        )
+    except pickle.UnpicklingError as error:
+        named = " ".join(_named_code(str(error)).split())
+        raise SystemExit(
+            "sslzoo: the checkpoint holds more than tensors and plain values, and reading it could "
+            f"run code: {named}; --weights_only=false reads it all the same, if you trust it"
+        ) from None
+    finally:
+        if args is not None:
+            sys.argv = saved

@@ -1,0 +1,125 @@
+"""STL-10: 100,000 unlabelled, 5,000 training and 8,000 test images of 96x96.
+
+A. Coates, H. Lee and A. Ng, An analysis of single-layer networks in unsupervised feature
+learning, AISTATS 2011, https://cs.stanford.edu/~acoates/stl10. Reads the official binary files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslzoo.data.image.datamodule import ImageDataModule, ImageSets, PredictOn
+from sslzoo.data.image.images import ArrayImages
+from sslzoo.transforms.image.eval_view import EvalView
+from sslzoo.transforms.image.views import Views
+
+_PIXELS = 3 * 96 * 96
+
+
+def _read_images(path: Path) -> Tensor:
+    raw = np.fromfile(path, dtype=np.uint8)
+    if len(raw) == 0 or len(raw) % _PIXELS:
+        raise ValueError(f"{path} must hold whole 96x96 images, it has {len(raw)} bytes")
+    # Stored column by column: (N, C, W, H).
+    columns = torch.from_numpy(raw).view(-1, 3, 96, 96)
+    return columns.transpose(2, 3).contiguous()
+
+
+def _read_part(folder: Path, part: str) -> ArrayImages:
+    images = _read_images(folder / f"{part}_X.bin")
+    labels = np.fromfile(folder / f"{part}_y.bin", dtype=np.uint8).astype(np.int64) - 1
+    if len(labels) != len(images) or labels.min() < 0 or labels.max() > 9:
+        raise ValueError(
+            f"{folder / part}_y.bin must hold {len(images)} labels from 1 to 10, it has "
+            f"{len(labels)} from {labels.min() + 1} to {labels.max() + 1}"
+        )
+    return ArrayImages(images, torch.from_numpy(labels))
+
+
+class STL10(ImageDataModule):
+    """STL-10 from `<root>/stl10_binary`: evaluation always uses its labelled train and test parts.
+
+    Args:
+        root: the folder that holds `stl10_binary`.
+        transform: makes the training views.
+        batch_size: the global batch, over all ranks.
+        train_on: the 100,000 unlabelled images, the 5,000 labelled ones, or both together
+            (labelled first; labels are then left out of training).
+        download: fetch the data (by torchvision) where it is missing.
+        eval_view: makes the view of evaluation; None: it follows `transform`, see
+            `ImageDataModule`.
+        eval_batch_size: of one batch in evaluation.
+        num_workers: processes that load; None: 0, the data is in memory.
+        seed: of batches and views; None: the run's.
+        train_fraction: of the training set that is used.
+        predict_on: what `predict` goes through.
+        drop_last: leave out an epoch's last batch where it is short.
+    """
+
+    known_side = 96
+
+    def __init__(
+        self,
+        root: str,
+        transform: Views,
+        batch_size: int = 256,
+        train_on: Literal["unlabeled", "train", "train+unlabeled"] = "unlabeled",
+        download: bool = False,
+        eval_view: EvalView | None = None,
+        eval_batch_size: int = 250,
+        num_workers: int | None = None,
+        seed: int | None = None,
+        train_fraction: float = 1.0,
+        predict_on: PredictOn = "query",
+        drop_last: bool = True,
+    ) -> None:
+        if train_on not in ("unlabeled", "train", "train+unlabeled"):
+            raise ValueError(
+                f'train_on must be "unlabeled", "train" or "train+unlabeled", got {train_on!r}'
+            )
+        super().__init__(
+            transform,
+            batch_size,
+            eval_view,
+            eval_batch_size,
+            num_workers,
+            seed,
+            train_fraction,
+            predict_on,
+            drop_last,
+        )
+        self.root = root
+        self.train_on = train_on
+        self.download = download
+
+    def prepare_data(self) -> None:
+        """Download where that was asked for."""
+        if self.download:
+            from torchvision import datasets
+
+            datasets.STL10(self.root, download=True)
+
+    def read(self) -> ImageSets:
+        """The parts that are used, in memory."""
+        folder = Path(self.root).expanduser() / "stl10_binary"
+        wanted = ["train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin"]
+        wanted += ["unlabeled_X.bin"] if "unlabeled" in self.train_on else []
+        missing = [name for name in wanted if not (folder / name).is_file()]
+        if missing:
+            raise ValueError(
+                f"no STL-10 in {self.root!r}: {folder} lacks {missing}; unpack "
+                "http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz there, or set "
+                "download=True"
+            )
+        bank, query = _read_part(folder, "train"), _read_part(folder, "test")
+        if self.train_on == "train":
+            return ImageSets(bank, query, 10)
+        images = _read_images(folder / "unlabeled_X.bin")
+        if self.train_on == "train+unlabeled":
+            images = torch.cat([bank.images, images])
+        return ImageSets(ArrayImages(images, None), query, 10, bank)

@@ -1,0 +1,409 @@
+"""TextDataModule: what all data modules of text share, and the ones for files and data sets.
+
+Batches leave the loader as ids without special tokens; on the device they become the views of
+`transform` while training, and the sentence between [CLS] and [SEP] otherwise.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from sslzoo.batch import Batch
+from sslzoo.data.datamodule import PredictOn, SampleDataModule
+from sslzoo.data.inputs import TextInput, as_config
+from sslzoo.data.sampler import KeyedSampler
+from sslzoo.data.text.lines import (
+    FileLines,
+    Lines,
+    ListLines,
+    Sentences,
+    Text,
+    read_labelled,
+    read_pairs,
+    walk,
+)
+from sslzoo.data.text.tokenizer import TextTokenizer, WordPiece
+from sslzoo.eval.loaders import EvalLoaders
+from sslzoo.random import sample_keys
+from sslzoo.transforms.text.special import with_special
+from sslzoo.transforms.text.views import TextViews
+
+
+class TextSets(NamedTuple):
+    """What `read` finds.
+
+    Args:
+        train: what methods train on.
+        query: labelled sentences that evaluation scores, or None.
+        bank: labelled sentences that probes are trained on, where these are not `train`.
+        num_classes: None without labels.
+        pairs: scored pairs by name, such as "dev": 2N lines each, see `read_pairs`.
+    """
+
+    train: Text
+    query: Text | None = None
+    bank: Text | None = None
+    num_classes: int | None = None
+    pairs: dict[str, Text] = {}  # noqa: RUF012 (never changed)
+
+
+class TextDataModule(SampleDataModule):
+    """Serves text; subclasses implement `read` and may implement `prepare_data`.
+
+    Args:
+        transform: makes the training views.
+        tokenizer: text to ids; one that is trained is trained on the training text.
+        batch_size: the global batch, over all ranks.
+        max_length: places of a view, [CLS] and [SEP] among them; longer text is cut.
+        eval_batch_size: of one batch in evaluation.
+        num_workers: processes that read and tokenize.
+        seed: of batches and views; None: the run's.
+        predict_on: what `predict` goes through.
+        drop_last: leave out an epoch's last batch where it is short.
+    """
+
+    noun = "sentences"
+
+    def __init__(
+        self,
+        transform: TextViews,
+        tokenizer: TextTokenizer,
+        batch_size: int,
+        max_length: int,
+        eval_batch_size: int,
+        num_workers: int,
+        seed: int | None,
+        predict_on: PredictOn,
+        drop_last: bool,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, num_workers, seed, 1.0, predict_on, drop_last)
+        if max_length < 3:
+            raise ValueError(f"max_length must be at least 3, got {max_length}")
+        self.transform, self.tokenizer = transform, tokenizer
+        self.max_length = max_length
+
+    @abstractmethod
+    def read(self) -> TextSets:
+        """The sets; called once, in `setup`.
+
+        Raises:
+            ValueError: what is missing or wrong on the disk.
+        """
+
+    @property
+    def num_samples(self) -> int:
+        """Size of the training set."""
+        return len(self.sets.train.lines)
+
+    @property
+    def num_broken(self) -> int:
+        """No sentence is ever skipped."""
+        return 0
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the sets and make the tokenizer, once; check that batches can be made of them."""
+        first = self._sets is None
+        super().setup(stage)
+        if first:
+            self.tokenizer.prepare(walk(self.sets.train.lines))
+            self.transform.prepare(self.tokenizer)
+        self._check_vocabulary()
+
+    def train_source(self, sampler: KeyedSampler) -> Sentences:
+        return self.eval_source(self.sets.train)
+
+    def eval_source(self, samples: Text) -> Sentences:
+        return Sentences(samples, self.tokenizer, self.max_length - 2)
+
+    def workers(self, samples: Text) -> int:
+        return 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Also the vocabulary: its digest, and its JSON where it may have been trained here."""
+        state = {**super().state_dict(), "tokenizer": self.tokenizer.digest}
+        if isinstance(self.tokenizer, WordPiece):
+            state["tokenizer_json"] = self.tokenizer.to_json()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if state_dict["tokenizer"] != self.tokenizer.digest:
+            raise ValueError(
+                "the checkpoint was made with another vocabulary (its digest is "
+                f"{state_dict['tokenizer'][:12]}, this one's {self.tokenizer.digest[:12]}): give "
+                "the same training text, or the tokenizer's file"
+            )
+
+    def encoder_input(self) -> TextInput:
+        self.setup("validate")  # a tokenizer may be trained on the text
+        return TextInput(self.tokenizer, self.max_length)
+
+    def preprocessing(self) -> dict[str, Any] | None:
+        about = {"kind": "text", "max_length": self.max_length}
+        if isinstance(self.tokenizer, WordPiece):
+            return about
+        tokenizer = as_config(self.tokenizer)
+        return None if tokenizer is None else {**about, "tokenizer": tokenizer}
+
+    def take_input(self, given: Any) -> None:
+        """Its tokenizer and its length."""
+        self.tokenizer, self.max_length = given.tokenizer, given.max_length
+
+    def eval_sets(self) -> dict[str, Any]:
+        pairs = {f"pairs {name}": text for name, text in self.sets.pairs.items()}
+        return {**super().eval_sets(), **pairs}
+
+    def similarity_dataloaders(self) -> dict[str, EvalLoaders]:
+        """Scored pairs by name, each as a bank: rows 2i and 2i + 1 are a pair, labels its score."""
+        return {
+            name: EvalLoaders(self.eval_loader(text), None, self.eval_views, None, sharded=True)
+            for name, text in self.sets.pairs.items()
+        }
+
+    def train_views(self, batch: Batch, epoch: int) -> Batch:
+        """Raw batch to training views, a function of (seed, epoch, index) alone."""
+        keys = sample_keys(self.seed, epoch, batch.index)
+        return batch._replace(views=self.transform(batch.views[0], keys, self.tokenizer.special))
+
+    def has_pairs(self) -> bool:
+        """Two views, one of which at least is changed."""
+        return len(self.transform.views) > 1 and any(self.transform.views[:2])
+
+    def eval_views(self, batch: Batch) -> Batch:
+        """Raw batch to the one view of evaluation."""
+        return batch._replace(views=[with_special(batch.views[0], self.tokenizer.special)])
+
+    def _check_vocabulary(self) -> None:
+        """The model's embedding has a row for every id."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        rows = getattr(getattr(module, "backbone", None), "num_ids", None)
+        if rows is not None and rows < self.tokenizer.num_ids:
+            raise ValueError(
+                f"the tokenizer has {self.tokenizer.num_ids} ids and the backbone num_ids={rows}"
+            )
+        mask_id = getattr(module, "mask_id", None)
+        if mask_id is not None and mask_id != self.tokenizer.special.mask:
+            raise ValueError(
+                f"the tokenizer's [MASK] is {self.tokenizer.special.mask}, the method's {mask_id}"
+            )
+
+
+class TextLines(TextDataModule):
+    """A sentence a line, of a file of any size; labelled sentences and scored pairs beside it.
+
+    Args:
+        root: the text file that methods train on.
+        transform: makes the training views.
+        tokenizer: text to ids; one that is trained is trained on the training text.
+        batch_size: the global batch, over all ranks.
+        max_length: places of a view, [CLS] and [SEP] among them; longer text is cut.
+        labelled_train: file of `label<TAB>sentence` lines that probes are trained on.
+        labelled_test: the like, that they are scored on.
+        pairs: CSV files of (sentence, sentence, score) rows, by the name of their metric.
+        eval_batch_size: of one batch in evaluation.
+        num_workers: processes that read and tokenize.
+        seed: of batches and views; None: the run's.
+        predict_on: what `predict` goes through.
+        drop_last: leave out an epoch's last batch where it is short.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        transform: TextViews,
+        tokenizer: TextTokenizer,
+        batch_size: int = 256,
+        max_length: int = 64,
+        labelled_train: str | None = None,
+        labelled_test: str | None = None,
+        pairs: dict[str, str] | None = None,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        seed: int | None = None,
+        predict_on: PredictOn = "query",
+        drop_last: bool = True,
+    ) -> None:
+        super().__init__(
+            transform,
+            tokenizer,
+            batch_size,
+            max_length,
+            eval_batch_size,
+            num_workers,
+            seed,
+            predict_on,
+            drop_last,
+        )
+        if (labelled_train is None) != (labelled_test is None):
+            raise ValueError(
+                "labelled_train and labelled_test come together, got "
+                f"{labelled_train!r} and {labelled_test!r}"
+            )
+        self.root, self.pairs = root, pairs or {}
+        self.labelled_train, self.labelled_test = labelled_train, labelled_test
+
+    def read(self) -> TextSets:
+        """Where the lines begin; labelled sentences and pairs in memory."""
+        sets = TextSets(
+            Text(FileLines(self.root)),
+            pairs={name: read_pairs(path) for name, path in self.pairs.items()},
+        )
+        if self.labelled_train is None or self.labelled_test is None:
+            return sets
+        bank, classes = read_labelled(self.labelled_train)
+        query, _ = read_labelled(self.labelled_test, classes)
+        return sets._replace(bank=bank, query=query, num_classes=len(classes))
+
+
+class STSB(TextDataModule):
+    """STS-B: trains on the sentences of its training pairs, without the scores.
+
+    Cer et al., SemEval 2017, https://arxiv.org/abs/1708.00055: 5,749 pairs for training (10,536
+    distinct sentences), 1,500 "dev" and 1,379 "test" pairs with scores from 0 to 5.
+
+    Args:
+        root: the folder that holds train.csv, dev.csv and test.csv of (sentence, sentence, score)
+            rows, or its parent where it is called `stsb`.
+        transform: makes the training views.
+        tokenizer: text to ids; one that is trained is trained on the training sentences.
+        batch_size: the global batch, over all ranks.
+        max_length: places of a view, [CLS] and [SEP] among them; longer text is cut.
+        eval_batch_size: of one batch in evaluation.
+        num_workers: processes that tokenize.
+        seed: of batches and views; None: the run's.
+        drop_last: leave out an epoch's last batch where it is short.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        transform: TextViews,
+        tokenizer: TextTokenizer,
+        batch_size: int = 256,
+        max_length: int = 32,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        seed: int | None = None,
+        drop_last: bool = True,
+    ) -> None:
+        super().__init__(
+            transform,
+            tokenizer,
+            batch_size,
+            max_length,
+            eval_batch_size,
+            num_workers,
+            seed,
+            "train",
+            drop_last,
+        )
+        self.root = root
+
+    def read(self) -> TextSets:
+        """All three parts, in memory."""
+        folder = Path(self.root).expanduser()
+        inner = folder / "stsb"
+        folder = inner if inner.is_dir() else folder
+        train, dev, test = (read_pairs(folder / f"{part}.csv") for part in ("train", "dev", "test"))
+        distinct = dict.fromkeys(walk(train.lines))  # in the order of their first appearance
+        return TextSets(Text(ListLines(list(distinct))), pairs={"dev": dev, "test": test})
+
+
+class HFText(TextDataModule):
+    """A Hugging Face data set by name: its training split's text, labels where they are wanted.
+
+    Args:
+        name: such as "wikitext" or "ag_news", or a folder.
+        transform: makes the training views.
+        tokenizer: text to ids; one that is trained is trained on the training text.
+        subset: the configuration of the data set, such as "wikitext-103-raw-v1".
+        column: that holds the text.
+        label: the column of classes that probes are trained on; None: no evaluation by labels.
+        test_split: that probes are scored on.
+        batch_size: the global batch, over all ranks.
+        max_length: places of a view, [CLS] and [SEP] among them; longer text is cut.
+        eval_batch_size: of one batch in evaluation.
+        num_workers: processes that read and tokenize.
+        seed: of batches and views; None: the run's.
+        predict_on: what `predict` goes through.
+        drop_last: leave out an epoch's last batch where it is short.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        transform: TextViews,
+        tokenizer: TextTokenizer,
+        subset: str | None = None,
+        column: str = "text",
+        label: str | None = None,
+        test_split: str = "test",
+        batch_size: int = 256,
+        max_length: int = 64,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        seed: int | None = None,
+        predict_on: PredictOn = "query",
+        drop_last: bool = True,
+    ) -> None:
+        super().__init__(
+            transform,
+            tokenizer,
+            batch_size,
+            max_length,
+            eval_batch_size,
+            num_workers,
+            seed,
+            predict_on,
+            drop_last,
+        )
+        self.name, self.subset, self.column = name, subset, column
+        self.label, self.test_split = label, test_split
+
+    def prepare_data(self) -> None:
+        """Download on one rank."""
+        self._load("train")
+
+    def read(self) -> TextSets:
+        """Rows are read when they are asked for."""
+        train = self._text(self._load("train"))
+        if self.label is None:
+            return TextSets(train)
+        query = self._text(self._load(self.test_split))
+        assert train.label is not None
+        return TextSets(train, query, num_classes=int(train.label.max()) + 1)
+
+    def _text(self, rows: Any) -> Text:
+        label = None if self.label is None else torch.tensor(list(rows[self.label]))
+        lines: Lines = _Rows(rows, self.column)
+        return Text(lines, label)
+
+    def _load(self, split: str) -> Any:
+        try:
+            from datasets import load_dataset
+        except ImportError as error:
+            raise ValueError(
+                "HFText needs the package datasets, which is not installed; run: "
+                "pip install datasets"
+            ) from error
+        return load_dataset(self.name, self.subset, split=split)
+
+
+class _Rows:
+    """A column of a `datasets.Dataset` as lines."""
+
+    def __init__(self, rows: Any, column: str) -> None:
+        self.rows, self.column = rows, column
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, rows: Any) -> list[str]:
+        return list(self.rows[list(rows)][self.column])
+
+    def fingerprint(self) -> None:
+        """The package tells no hash of a data set by a public name."""

@@ -1,0 +1,5 @@
+"""Weighted k-nearest-neighbor classification: exact, tiled, with the bank sharded over ranks."""
+
+from sslzoo.eval.knn.classify import knn_predict, knn_top1
+
+__all__ = ["knn_predict", "knn_top1"]

@@ -1,0 +1,1 @@
+"""Layers that backbones and heads share: batch norm over ranks and transformer blocks."""

@@ -1,0 +1,131 @@
+"""Evaluation view: the deterministic resize, centre crop and normalisation of a test image.
+
+Shapes: B images, C channels, source (H, W), result (S, S).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final, get_args
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from sslzoo.eval.fingerprint import described
+from sslzoo.transforms.image.color_space import Space, check_space, to_space_
+from sslzoo.transforms.image.layout import to_planes
+from sslzoo.transforms.image.normalize import normalize_
+from sslzoo.transforms.image.resample import Interpolation, crop_planes, pixels_of
+
+
+@final
+class EvalView:
+    """Resize the shorter side, crop the centre, normalise.
+
+    Args:
+        size: S.
+        resize: length of the shorter side before the crop, such as 256 for 224; None: no resize.
+        mean: of each channel, None for no normalisation (SimCLR).
+        std: likewise.
+        interpolation: "bilinear" or "bicubic", antialiased.
+        fraction: instead of `resize`, take the central square of this share of the shorter side
+            and resize it to S without antialiasing: TensorFlow's way, SimCLR's 0.875, bicubic.
+        space: of the colours, before the normalisation: "rgb", "lab" or "ycbcr" (CMC), "gray".
+    """
+
+    def __init__(
+        self,
+        size: int,
+        resize: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        interpolation: Interpolation = "bilinear",
+        fraction: float | None = None,
+        space: Space = "rgb",
+    ) -> None:
+        check_space(space)
+        if (mean is None) != (std is None):
+            raise ValueError(f"mean and std come together, got {mean} and {std}")
+        if resize is not None and fraction is not None:
+            raise ValueError(f"resize or fraction, not both, got {resize} and {fraction}")
+        if interpolation not in get_args(Interpolation):
+            raise ValueError(
+                f"interpolation must be one of {get_args(Interpolation)}, got {interpolation!r}"
+            )
+        if resize is not None and resize < size:
+            raise ValueError(f"resize is at least the size {size}, got {resize}")
+        self.size = size
+        self.resize = resize
+        self.mean = mean
+        self.std = std
+        self.interpolation: Interpolation = interpolation
+        self.fraction = fraction
+        self.space: Space = space
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Shapes: (B, C, H, W) uint8, or float in [0, 1] -> (B, C, S, S) float32."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.finish(self._centre(images))
+
+    @torch.no_grad()
+    def crop_one(self, image: Image.Image | Tensor) -> Tensor:
+        """One image in a loader's worker: PIL or (C, H, W) uint8 -> (C, S, S) uint8."""
+        out = self._centre(pixels_of(image)[None])[0]
+        if out.dtype == torch.uint8:
+            return out.contiguous()
+        return out.mul(255).round_().to(torch.uint8)
+
+    @torch.no_grad()
+    def finish(self, crops: Tensor) -> Tensor:
+        """Colour space and mean: (B, C, S, S) uint8, or float in [0, 1] -> float32."""
+        planes = to_planes(crops)
+        to_space_(planes, self.space)
+        if self.mean is not None and self.std is not None:
+            normalize_(planes, self.mean, self.std)
+        return planes.transpose(0, 1).contiguous()
+
+    def fingerprint(self) -> str:
+        """Changes where what it makes of images does."""
+        return described(self)
+
+    def arguments(self) -> dict[str, Any]:
+        """Plain values that build an equal view, without those that are None."""
+        found = {key: getattr(self, key) for key in ("size", "resize", "fraction", "space")}
+        found["interpolation"] = self.interpolation
+        if self.mean is not None and self.std is not None:
+            found |= {"mean": _floats(self.mean), "std": _floats(self.std)}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def _centre(self, images: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        if self.fraction is not None:
+            return self._central_fraction(to_planes(images).transpose(0, 1), self.fraction)
+        if self.resize is not None:
+            short = min(height, width)
+            height, width = (int(self.resize * side / short) for side in (height, width))
+            if images.dtype != torch.uint8 or images.device.type != "cpu":
+                images = to_planes(images).transpose(0, 1)  # resizing bytes is the CPU's only
+            images = F.interpolate(images, (height, width), mode=self.interpolation, antialias=True)
+            if images.is_floating_point():
+                images = images.clamp(0, 1)
+        if min(height, width) < self.size:
+            raise ValueError(f"images of {height} x {width} are smaller than size {self.size}")
+        top, left = round((height - self.size) / 2), round((width - self.size) / 2)
+        return images[:, :, top : top + self.size, left : left + self.size]
+
+    def _central_fraction(self, images: Tensor, fraction: float) -> Tensor:
+        height, width = images.shape[2:]
+        side = round(min(height, width) * fraction)
+        box = torch.tensor(
+            [[(height - side + 1) // 2, (width - side + 1) // 2, side, side]], device=images.device
+        ).expand(len(images), -1)
+        flip = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        planes = crop_planes(images, box, flip, self.size, self.interpolation, antialias=False)
+        return planes.transpose(0, 1).clamp(0, 1)
+
+
+def _floats(numbers: Sequence[float] | Tensor) -> list[float]:
+    return numbers.flatten().tolist() if isinstance(numbers, Tensor) else [*map(float, numbers)]

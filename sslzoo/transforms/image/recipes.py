@@ -1,0 +1,575 @@
+"""Recipes: the views of each paper, under the paper's name.
+
+Each is a function that returns `Views`, so a YAML names it as a class_path. Common deviations:
+the box is drawn as torchvision does (TensorFlow's sampler in SimCLR and BYOL tries 100 times and
+also refuses boxes below 0.1 of the image); every parameter is drawn for each sample and each
+view; values stay floats between operations, where PIL rounds to bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from sslzoo.transforms.image.affine import RandomAffine
+from sslzoo.transforms.image.blur import GaussianBlur, PILBlur
+from sslzoo.transforms.image.color import ColorJitter, Grayscale
+from sslzoo.transforms.image.color_space import (
+    LAB_MEAN,
+    LAB_STD,
+    YCBCR_MEAN,
+    YCBCR_STD,
+    ColorSpace,
+)
+from sslzoo.transforms.image.crop import RandomResizedCrop
+from sslzoo.transforms.image.normalize import (
+    AMDIM_CIFAR_MEAN,
+    AMDIM_CIFAR_STD,
+    GIM_MEAN,
+    GIM_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    INSTDISC_CIFAR_MEAN,
+    INSTDISC_CIFAR_STD,
+    SWAV_STD,
+    Clip,
+    Normalize,
+)
+from sslzoo.transforms.image.patches import PerPatch
+from sslzoo.transforms.image.resample import Interpolation
+from sslzoo.transforms.image.solarize import Solarize
+from sslzoo.transforms.image.translate import RandomTranslate
+from sslzoo.transforms.image.views import Op, View, Views
+
+Numbers = Sequence[float] | None
+
+
+def _normalise(mean: Numbers, std: Numbers) -> list[Op]:
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean and std come together, got {mean} and {std}")
+    return [] if mean is None or std is None else [Normalize(mean, std)]
+
+
+def simclr_views(
+    size: int = 224,
+    strength: float = 1.0,
+    blur: bool = True,
+    color: bool = True,
+    flip: bool = True,
+    scale: tuple[float, float] = (0.08, 1.0),
+    brightness: Literal["additive", "multiplicative"] = "additive",
+    interpolation: Interpolation = "bicubic",
+    mean: Numbers = None,
+    std: Numbers = None,
+) -> Views:
+    """SimCLR's two views.
+
+    Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, ICML
+    2020, https://arxiv.org/abs/2002.05709; code google-research/simclr at be133b3.
+
+    Order: crop (area 0.08 to 1, aspect 3/4 to 4/3, bicubic), flip 0.5; with probability 0.8
+    brightness, contrast, saturation (each 0.8 s) and hue (0.2 s) in random order, clipped to
+    [0, 1] after each; grayscale 0.2; blur 0.5 (kernel a tenth of the height, sigma 0.1 to 2);
+    clip. No normalisation.
+
+    Deviations: sigma is drawn for each sample, not once for each batch and view, so that it does
+    not depend on how a batch is split; the crop is antialiased, TensorFlow's is not.
+
+    Args:
+        size: pixels of a view: 224, or 32 for CIFAR.
+        strength: s; 1.0 for ImageNet, 0.5 for CIFAR.
+        blur: False for CIFAR.
+        color: False leaves out jitter and grayscale, for images of one channel.
+        flip: False for digits, whose mirror image is another sign.
+        scale: range of the crop's share of the area.
+        brightness: "additive" is version 1, "multiplicative" the later code (simclrv2).
+        interpolation: of the crop.
+        mean: of each channel, to normalise although the paper does not.
+        std: likewise.
+    """
+    if brightness not in ("additive", "multiplicative"):
+        raise ValueError(f"brightness is 'additive' or 'multiplicative', got {brightness!r}")
+    s = 0.8 * strength
+    additive = brightness == "additive"
+    ops: list[Op] = []
+    if color:
+        jitter = ColorJitter(s, s, s, 0.2 * strength, 0.8, "tensorflow", additive)
+        ops += [jitter, Grayscale(0.2)]
+    if blur:
+        ops += [GaussianBlur(0.5), Clip()]
+    ops += _normalise(mean, std)
+    crop = RandomResizedCrop(size, scale, interpolation=interpolation, flip=0.5 if flip else 0.0)
+    return Views([View(crop, ops)] * 2)
+
+
+def byol_views(
+    size: int = 224,
+    blur: bool = True,
+    mean: Numbers = IMAGENET_MEAN,
+    std: Numbers = IMAGENET_STD,
+) -> Views:
+    """BYOL's two views, which differ in blur and solarisation.
+
+    Grill et al., Bootstrap Your Own Latent, NeurIPS 2020, https://arxiv.org/abs/2006.07733; code
+    deepmind/deepmind-research byol at d8df415.
+
+    Order: crop (area 0.08 to 1, aspect 3/4 to 4/3, bicubic), flip 0.5; with probability 0.8
+    additive brightness 0.4, contrast 0.4, saturation 0.2, hue 0.1 in random order, unclipped;
+    grayscale 0.2; blur 1.0 and 0.1 (kernel a tenth of the height, sigma 0.1 to 2); solarise 0 and
+    0.2 at 0.5; clip to [0, 1]; normalise.
+
+    Deviations: the crop is antialiased, TensorFlow's is not; the normalisation, in the official
+    code a part of the network, is a part of the view.
+
+    Args:
+        size: pixels of a view.
+        blur: False leaves out the blur, for small images.
+        mean: of each channel; None for no normalisation.
+        std: likewise.
+    """
+    views = []
+    for blur_p, solarize_p in ((1.0, 0.0), (0.1, 0.2)):
+        jitter = ColorJitter(0.4, 0.4, 0.2, 0.1, 0.8, "tensorflow", additive=True, clip=False)
+        ops: list[Op] = [jitter, Grayscale(0.2)]
+        ops += [GaussianBlur(blur_p)] if blur else []
+        ops += [Solarize(solarize_p)] if solarize_p else []
+        ops += [Clip(), *_normalise(mean, std)]
+        views.append(View(RandomResizedCrop(size, interpolation="bicubic"), ops))
+    return Views(views)
+
+
+def instdisc_views(
+    size: int = 224,
+    dataset: Literal["imagenet", "cifar"] = "imagenet",
+    mean: Numbers = None,
+    std: Numbers = None,
+) -> Views:
+    """Instance discrimination's single view.
+
+    Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR
+    2018, https://arxiv.org/abs/1805.01978; code zhirongw/lemniscate.pytorch at f7cfe29.
+
+    Order, ImageNet: crop (area 0.2 to 1, bilinear), grayscale 0.2, jitter (0.4 each) always,
+    flip 0.5, normalise. CIFAR: crop (area 0.2 to 1), jitter (0.4 each) always, grayscale 0.2,
+    normalise; no flip.
+
+    Deviations: the flip is made with the crop, which changes nothing.
+
+    Args:
+        size: pixels of the view: 224, or 32 for CIFAR.
+        dataset: which of the two.
+        mean: of each channel; None for the paper's of that dataset.
+        std: likewise.
+    """
+    if dataset not in ("imagenet", "cifar"):
+        raise ValueError(f"dataset is 'imagenet' or 'cifar', got {dataset!r}")
+    photos = dataset == "imagenet"
+    if mean is None and std is None:
+        mean = IMAGENET_MEAN if photos else INSTDISC_CIFAR_MEAN
+        std = IMAGENET_STD if photos else INSTDISC_CIFAR_STD
+    color: list[Op] = [ColorJitter(0.4, 0.4, 0.4, 0.4), Grayscale(0.2)]
+    ops = color[::-1] if photos else color
+    crop = RandomResizedCrop(size, (0.2, 1.0), flip=0.5 if photos else 0.0)
+    return Views([View(crop, [*ops, *_normalise(mean, std)])])
+
+
+def invaspread_views(
+    size: int = 32,
+    mean: Numbers = INSTDISC_CIFAR_MEAN,
+    std: Numbers = INSTDISC_CIFAR_STD,
+) -> Views:
+    """InvaSpread's two views.
+
+    Ye et al., Unsupervised Embedding Learning via Invariant and Spreading Instance Feature, CVPR
+    2019, https://arxiv.org/abs/1904.03436; code mangye16/Unsupervised_Embedding_Learning at
+    29de398.
+
+    Order: crop (area 0.2 to 1, bilinear), jitter (0.4 each) always, grayscale 0.2, flip 0.5,
+    normalise.
+
+    Deviations: the flip is made with the crop, which changes nothing.
+
+    Args:
+        size: pixels of a view: 32 for CIFAR, 96 for STL-10.
+        mean: of each channel; None for no normalisation.
+        std: likewise.
+    """
+    ops: list[Op] = [ColorJitter(0.4, 0.4, 0.4, 0.4), Grayscale(0.2), *_normalise(mean, std)]
+    return Views([View(RandomResizedCrop(size, (0.2, 1.0)), ops)] * 2)
+
+
+def cmc_views(
+    size: int = 224,
+    space: Literal["lab", "ycbcr"] = "lab",
+    scale: tuple[float, float] = (0.2, 1.0),
+    flip: bool = True,
+    mean: Numbers = None,
+    std: Numbers = None,
+) -> Views:
+    """CMC's two views of one crop: the lightness and the two colour channels.
+
+    Tian et al., Contrastive Multiview Coding, ECCV 2020, https://arxiv.org/abs/1906.05849; code
+    HobbitLong/CMC at 7b227be.
+
+    Order: crop (bilinear), flip 0.5, RGB to Lab (or YCbCr), normalise by the middle and half the
+    width of each channel's range, split into L and ab (Y and CbCr). Colours are not jittered.
+
+    Deviations: the released wider models add RandAugment, which is not in the code.
+
+    Args:
+        size: pixels of a view: 224, or 32 for CIFAR.
+        space: "lab", or "ycbcr", which the authors found slightly better.
+        scale: range of the crop's share of the area; (0.08, 1) in their ResNet runs.
+        flip: False for digits.
+        mean: of the three channels; None for the code's of that space.
+        std: likewise.
+    """
+    if space not in ("lab", "ycbcr"):
+        raise ValueError(f"space is 'lab' or 'ycbcr', got {space!r}")
+    if mean is None and std is None:
+        mean, std = (LAB_MEAN, LAB_STD) if space == "lab" else (YCBCR_MEAN, YCBCR_STD)
+    crop = RandomResizedCrop(size, scale, flip=0.5 if flip else 0.0)
+    return Views([View(crop, [ColorSpace(space), *_normalise(mean, std)])], split=(1, 2))
+
+
+def moco_v1_views(
+    size: int = 224, mean: Numbers = IMAGENET_MEAN, std: Numbers = IMAGENET_STD
+) -> Views:
+    """MoCo v1's two views.
+
+    He et al., Momentum Contrast for Unsupervised Visual Representation Learning, CVPR 2020,
+    https://arxiv.org/abs/1911.05722; code facebookresearch/moco at 78b69ca.
+
+    Order: crop (area 0.2 to 1, bilinear), grayscale 0.2, jitter (0.4 each) always, flip 0.5,
+    normalise.
+
+    Deviations: the flip is made with the crop, which changes nothing.
+
+    Args:
+        size: pixels of a view.
+        mean: of each channel; None for no normalisation.
+        std: likewise.
+    """
+    ops: list[Op] = [Grayscale(0.2), ColorJitter(0.4, 0.4, 0.4, 0.4), *_normalise(mean, std)]
+    return Views([View(RandomResizedCrop(size, (0.2, 1.0)), ops)] * 2)
+
+
+def moco_v2_views(
+    size: int = 224,
+    blur: bool = True,
+    scale: tuple[float, float] = (0.2, 1.0),
+    mean: Numbers = IMAGENET_MEAN,
+    std: Numbers = IMAGENET_STD,
+) -> Views:
+    """MoCo v2's two views, also SimSiam's and, without blur, those of MoCo's CIFAR notebook.
+
+    Chen et al., Improved Baselines with Momentum Contrastive Learning, 2020,
+    https://arxiv.org/abs/2003.04297; code facebookresearch/moco at 78b69ca. Chen and He,
+    Exploring Simple Siamese Representation Learning, CVPR 2021, https://arxiv.org/abs/2011.10566.
+
+    Order: crop (area 0.2 to 1, bilinear); jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8;
+    grayscale 0.2; PIL's Gaussian blur 0.5, radius 0.1 to 2; flip 0.5; normalise.
+
+    Deviations: the flip is made with the crop, which changes nothing.
+
+    Args:
+        size: pixels of a view.
+        blur: False leaves it out (CIFAR).
+        scale: range of the crop's share of the area; (0.08, 1) in the CIFAR notebook.
+        mean: of each channel; None for no normalisation.
+        std: likewise.
+    """
+    ops: list[Op] = [ColorJitter(0.4, 0.4, 0.4, 0.1, 0.8), Grayscale(0.2)]
+    ops += [PILBlur(0.5)] if blur else []
+    ops += _normalise(mean, std)
+    return Views([View(RandomResizedCrop(size, scale), ops)] * 2)
+
+
+def moco_v3_views(
+    size: int = 224,
+    blur: bool = True,
+    scale: tuple[float, float] = (0.08, 1.0),
+    mean: Numbers = IMAGENET_MEAN,
+    std: Numbers = IMAGENET_STD,
+) -> Views:
+    """MoCo v3's two views, which differ in blur and solarisation.
+
+    Chen, Xie and He, An Empirical Study of Training Self-Supervised Vision Transformers, ICCV
+    2021, https://arxiv.org/abs/2104.02057; code facebookresearch/moco-v3 at c349e6e.
+
+    Order: crop (area 0.08 to 1, bilinear); jitter (0.4, 0.4, 0.2, 0.1) with probability 0.8;
+    grayscale 0.2; PIL's Gaussian blur 1.0 and 0.1, radius 0.1 to 2; solarise 0 and 0.2 at 128;
+    flip 0.5; normalise.
+
+    Deviations: the flip is made with the crop, which changes nothing.
+
+    Args:
+        size: pixels of a view.
+        blur: False leaves it out, for small images.
+        scale: range of the crop's share of the area; (0.2, 1) for ResNet-50.
+        mean: of each channel; None for no normalisation.
+        std: likewise.
+    """
+    views = []
+    for blur_p, solarize_p in ((1.0, 0.0), (0.1, 0.2)):
+        ops: list[Op] = [ColorJitter(0.4, 0.4, 0.2, 0.1, 0.8), Grayscale(0.2)]
+        ops += [PILBlur(blur_p)] if blur else []
+        ops += [Solarize(solarize_p)] if solarize_p else []
+        views.append(View(RandomResizedCrop(size, scale), [*ops, *_normalise(mean, std)]))
+    return Views(views)
+
+
+def ijepa_views(
+    size: int = 224,
+    scale: tuple[float, float] = (0.3, 1.0),
+    mean: Numbers = IMAGENET_MEAN,
+    std: Numbers = IMAGENET_STD,
+) -> Views:
+    """I-JEPA's single view.
+
+    Assran et al., Self-Supervised Learning from Images with a Joint-Embedding Predictive
+    Architecture, CVPR 2023, https://arxiv.org/abs/2301.08243; code facebookresearch/ijepa at
+    52c1ae9.
+
+    Order: crop (area 0.3 to 1, bilinear), normalise. No flip, no change of colours.
+
+    Deviations: none.
+
+    Args:
+        size: pixels of the view.
+        scale: range of the crop's share of the area.
+        mean: of each channel; None for no normalisation.
+        std: likewise.
+    """
+    crop = RandomResizedCrop(size, scale, flip=0.0)
+    return Views([View(crop, _normalise(mean, std))])
+
+
+def mae_views(
+    size: int = 224,
+    scale: tuple[float, float] = (0.2, 1.0),
+    mean: Numbers = IMAGENET_MEAN,
+    std: Numbers = IMAGENET_STD,
+) -> Views:
+    """MAE's single view.
+
+    He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022,
+    https://arxiv.org/abs/2111.06377; code facebookresearch/mae at efb2a80.
+
+    Order: crop (area 0.2 to 1, bicubic), flip 0.5, normalise. No change of colours.
+
+    Deviations: none.
+
+    Args:
+        size: pixels of the view.
+        scale: range of the crop's share of the area.
+        mean: of each channel; None for no normalisation.
+        std: likewise.
+    """
+    crop = RandomResizedCrop(size, scale, interpolation="bicubic")
+    return Views([View(crop, _normalise(mean, std))])
+
+
+def multi_crop_views(
+    recipe: Literal["swav", "dino"] = "swav",
+    sizes: Sequence[int] = (224, 96),
+    counts: Sequence[int] = (2, 6),
+    scales: Sequence[tuple[float, float]] = ((0.14, 1.0), (0.05, 0.14)),
+    blur: bool = True,
+    mean: Numbers = IMAGENET_MEAN,
+    std: Numbers = None,
+) -> Views:
+    """Multi-crop: a few large crops and several small ones, as SwAV and DINO make them.
+
+    Caron et al., Unsupervised Learning of Visual Features by Contrasting Cluster Assignments,
+    NeurIPS 2020, https://arxiv.org/abs/2006.09882; code facebookresearch/swav at 06b1b7c. Caron
+    et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021,
+    https://arxiv.org/abs/2104.14294; code facebookresearch/dino at 7c446df.
+
+    SwAV's order: crop (bilinear), flip 0.5, jitter (0.8, 0.8, 0.8, 0.2) with probability 0.8,
+    grayscale 0.2, PIL's blur 0.5, normalise. DINO's: crop (bicubic), flip 0.5, jitter (0.4, 0.4,
+    0.2, 0.1) with probability 0.8, grayscale 0.2, PIL's blur (first large crop 1.0, second 0.1,
+    small 0.5), solarise the second large crop 0.2 at 128, normalise. DINO's published defaults:
+    counts (2, 8), scales ((0.4, 1), (0.05, 0.4)).
+
+    Deviations: none.
+
+    Args:
+        recipe: "swav" or "dino".
+        sizes: pixels of each group of crops.
+        counts: crops of each group; DINO's first group has two.
+        scales: range of each group's share of the area.
+        blur: False leaves it out, for small images.
+        mean: of each channel.
+        std: likewise; None for the recipe's (SwAV's has the official 0.228 for red).
+    """
+    if recipe not in ("swav", "dino"):
+        raise ValueError(f"recipe is 'swav' or 'dino', got {recipe!r}")
+    if not len(sizes) == len(counts) == len(scales):
+        raise ValueError(f"one entry a group, got {sizes}, {counts} and {scales}")
+    if recipe == "dino" and counts[0] != 2:
+        raise ValueError(f"DINO has two large crops, got counts {counts}")
+    dino = recipe == "dino"
+    if mean is not None and std is None:
+        std = IMAGENET_STD if dino else SWAV_STD
+    views = []
+    for group, (size, count, scale) in enumerate(zip(sizes, counts, scales, strict=True)):
+        interpolation: Interpolation = "bicubic" if dino else "bilinear"
+        crop = RandomResizedCrop(size, scale, interpolation=interpolation)
+        jitter = ColorJitter(*((0.4, 0.4, 0.2, 0.1, 0.8) if dino else (0.8, 0.8, 0.8, 0.2, 0.8)))
+
+        def view(
+            blur_p: float, *last: Op, crop: RandomResizedCrop = crop, jitter: Op = jitter
+        ) -> View:
+            ops: list[Op] = [jitter, Grayscale(0.2)]
+            ops += [PILBlur(blur_p)] if blur else []
+            return View(crop, [*ops, *last, *_normalise(mean, std)])
+
+        if dino and group == 0:
+            views += [view(1.0), view(0.1, Solarize(0.2))]
+        else:
+            views += [view(0.5)] * count  # one for all: they are made together
+    return Views(views)
+
+
+def dim_views(
+    size: int = 32,
+    flip: bool = False,
+    mean: Numbers = (0.5, 0.5, 0.5),
+    std: Numbers = (0.5, 0.5, 0.5),
+) -> Views:
+    """Deep InfoMax's single view: the image itself.
+
+    Hjelm et al., Learning Deep Representations by Mutual Information Estimation and Maximization,
+    ICLR 2019, https://arxiv.org/abs/1808.06670; code rdevon/DIM at bac4765.
+
+    Order: resize, flip 0.5 (STL-10 only), normalise.
+
+    Deviations: an image that is not square is cut to its central square; the code's are square.
+
+    Args:
+        size: pixels of the view.
+        flip: True for STL-10, False for CIFAR.
+        mean: of each channel; None for no normalisation.
+        std: likewise.
+    """
+    crop = RandomResizedCrop(size, (1.0, 1.0), (1.0, 1.0), flip=0.5 if flip else 0.0)
+    return Views([View(crop, _normalise(mean, std))])
+
+
+def amdim_views(
+    size: int = 128,
+    dataset: Literal["imagenet", "cifar"] = "imagenet",
+    mean: Numbers = None,
+    std: Numbers = None,
+) -> Views:
+    """AMDIM's two views, which share one flip.
+
+    Bachman, Hjelm and Buchwalter, Learning Representations by Maximizing Mutual Information
+    Across Views, NeurIPS 2019, https://arxiv.org/abs/1906.00910; code Philip-Bachman/
+    amdim-public at 8754ae1.
+
+    Order, ImageNet: one flip 0.5 for both, crop (area 0.3 to 1, aspect 0.7 to 1.4, bicubic),
+    jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8, grayscale 0.25, normalise. CIFAR: one flip
+    0.5 for both, a shift of up to 4 pixels mirrored at the border with probability 0.8, jitter
+    (0.4, 0.4, 0.4, 0.2) with probability 0.8, grayscale 0.25, normalise.
+
+    Deviations: the flip is made with the crop, which changes nothing.
+
+    Args:
+        size: pixels of a view: 128, 64 for STL-10, 32 for CIFAR.
+        dataset: which of the two.
+        mean: of each channel; None for the code's of that dataset.
+        std: likewise.
+    """
+    if dataset not in ("imagenet", "cifar"):
+        raise ValueError(f"dataset is 'imagenet' or 'cifar', got {dataset!r}")
+    photos = dataset == "imagenet"
+    if mean is None and std is None:
+        mean = IMAGENET_MEAN if photos else AMDIM_CIFAR_MEAN
+        std = IMAGENET_STD if photos else AMDIM_CIFAR_STD
+    hue = 0.1 if photos else 0.2
+    ops: list[Op] = [] if photos else [RandomTranslate(4, 0.8)]
+    ops += [ColorJitter(0.4, 0.4, 0.4, hue, 0.8), Grayscale(0.25), *_normalise(mean, std)]
+    if photos:
+        crop = RandomResizedCrop(size, (0.3, 1.0), (0.7, 1.4), "bicubic", flip=0.0)
+    else:
+        crop = RandomResizedCrop(size, (1.0, 1.0), (1.0, 1.0), flip=0.0)
+    return Views([View(crop, ops)] * 2, shared_flip=0.5)
+
+
+def cpc_views(
+    size: int = 64,
+    scale: tuple[float, float] = (4 / 9, 4 / 9),
+    ratio: tuple[float, float] = (1.0, 1.0),
+    gray: bool = True,
+    patch: int = 16,
+    stride: int = 8,
+    per_patch: bool = False,
+    mean: Numbers = GIM_MEAN,
+    std: Numbers = GIM_STD,
+) -> Views:
+    """CPC's single view, of which the backbone sees patches (`backbones.PatchGrid`).
+
+    Van den Oord, Li and Vinyals, Representation Learning with Contrastive Predictive Coding, 2018,
+    https://arxiv.org/abs/1807.03748; code loeweX/Greedy_InfoMax at 22d17e4. Henaff et al.,
+    Data-Efficient Image Recognition with Contrastive Predictive Coding, ICML 2020,
+    https://arxiv.org/abs/1905.09272 (`per_patch`).
+
+    Order: crop (64 of 96 pixels, not resized), flip 0.5, grayscale always, normalise. Per patch:
+    crop, flip 0.5; then for each patch a shift of up to an eighth of its side, a turn and a shear
+    of up to 10 degrees, jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8, grayscale 0.25,
+    normalise; the patches are laid out side by side.
+
+    Deviations: gray is kept in three channels, the code has one. The paper's pool of changes for
+    version 2 (AutoAugment's, elastic deformation) is replaced by those named above.
+
+    Args:
+        size: pixels of the view before it is cut.
+        scale: range of the crop's share of the area; the default is 64 of 96 pixels.
+        ratio: range of the crop's aspect.
+        gray: no colour at all; not together with `per_patch`, which has colours to change.
+        patch: pixels of a patch, for `per_patch`.
+        stride: from one patch to the next, for `per_patch`.
+        per_patch: change each patch by itself (version 2).
+        mean: of each channel; None for no normalisation.
+        std: likewise.
+    """
+    if gray and per_patch:
+        raise ValueError("per_patch changes colours: gray=False wanted, got gray=True")
+    ops: list[Op] = [ColorSpace("gray")] if gray else []
+    if per_patch:
+        each = [
+            RandomTranslate(patch // 8),
+            RandomAffine(10.0, 10.0),
+            ColorJitter(0.4, 0.4, 0.4, 0.1, 0.8),
+            Grayscale(0.25),
+        ]
+        ops.append(PerPatch(each, patch, stride))
+    ops += _normalise(mean, std)
+    return Views([View(RandomResizedCrop(size, scale, ratio), ops)])
+
+
+def digit_views(
+    size: int = 28,
+    scale: tuple[float, float] = (0.3, 1.0),
+    degrees: float = 20.0,
+    shear: float = 20.0,
+    mean: Numbers = None,
+    std: Numbers = None,
+) -> Views:
+    """Two views of a white sign on black: no paper's; SimCLR's crop, and what handwriting varies.
+
+    Order: crop (bilinear, never mirrored: a digit's mirror image is another sign), then a turn
+    and a shear.
+
+    Args:
+        size: pixels of a view.
+        scale: range of the crop's share of the area.
+        degrees: the turn is uniform in [-degrees, degrees].
+        shear: so is the shear.
+        mean: of each channel, to normalise.
+        std: likewise.
+    """
+    ops: list[Op] = [RandomAffine(degrees, shear), *_normalise(mean, std)]
+    return Views([View(RandomResizedCrop(size, scale, flip=0.0), ops)] * 2)

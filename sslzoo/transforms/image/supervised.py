@@ -1,0 +1,79 @@
+"""The one view of training with labels: SimCLR's and MAE's fine-tuning."""
+
+from __future__ import annotations
+
+from sslzoo.transforms.image.crop import RandomResizedCrop
+from sslzoo.transforms.image.erasing import RandomErasing
+from sslzoo.transforms.image.normalize import IMAGENET_MEAN, IMAGENET_STD, Clip, Normalize
+from sslzoo.transforms.image.rand_augment import RandAugment
+from sslzoo.transforms.image.resample import Interpolation
+from sslzoo.transforms.image.views import Op, View, Views
+
+
+def crop_view(
+    size: int = 224,
+    scale: tuple[float, float] = (0.08, 1.0),
+    flip: bool = True,
+    interpolation: Interpolation = "bicubic",
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+) -> Views:
+    """One view: a random resized crop, flipped half of the time, clipped to [0, 1].
+
+    google-research/simclr at 383d414, `preprocess_for_train` without colour distortion, which is
+    what it fine-tunes and trains linear classifiers with. The same deviations as `simclr_views`.
+
+    Args:
+        size: pixels of the view.
+        scale: range of the crop's share of the area.
+        flip: False for digits.
+        interpolation: of the crop.
+        mean: of each channel; the views of pre-training say which the encoder knows.
+        std: likewise.
+    """
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean and std come together, got {mean} and {std}")
+    ops: list[Op] = [Clip()]
+    if mean is not None and std is not None:
+        ops.append(Normalize(mean, std))
+    crop = RandomResizedCrop(size, scale, interpolation=interpolation, flip=0.5 if flip else 0.0)
+    return Views([View(crop, ops)])
+
+
+def mae_fine_tune_views(
+    size: int = 224,
+    scale: tuple[float, float] = (0.08, 1.0),
+    magnitude: float = 9.0,
+    magnitude_std: float = 0.5,
+    erasing: float = 0.25,
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+) -> Views:
+    """The one view that MAE fine-tunes with.
+
+    He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022,
+    https://arxiv.org/abs/2111.06377; code facebookresearch/mae at efb2a80, util/datasets.py, which
+    calls timm's `create_transform`.
+
+    Order: crop (area 0.08 to 1, bicubic), flip 0.5, RandAugment (two operations, each with
+    probability 0.5, magnitude 9 with deviation 0.5, bicubic, filled with the mean), normalise,
+    random erasing 0.25 with noise.
+
+    Deviations: on a GPU the crop is rounded to bytes once, PIL's after each of its two passes.
+
+    Args:
+        size: pixels of the view.
+        scale: range of the crop's share of the area.
+        magnitude: of RandAugment, 0 to 10.
+        magnitude_std: its deviation.
+        erasing: probability of erasing a rectangle.
+        mean: of each channel.
+        std: likewise.
+    """
+    red, green, blue = (min(255, round(255 * value)) for value in mean)
+    ops: list[Op] = [
+        RandAugment(magnitude, magnitude_std, fill=(red, green, blue)),
+        Normalize(mean, std),
+        RandomErasing(erasing),
+    ]
+    return Views([View(RandomResizedCrop(size, scale, interpolation="bicubic"), ops)])

@@ -1,0 +1,114 @@
+"""Building: an encoder of a class path, filled with weights whose names and shapes are checked."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import jsonargparse
+import torch
+from torch import Tensor, nn
+
+from sslzoo.trust import build, check_fit, fill, shell
+from sslzoo.zoo.safe_read import check_finite, tensors_by_name
+
+
+def build_backbone(
+    backbone: Mapping[str, Any], where: str = "the card", trust: bool = False
+) -> nn.Module:
+    """The module of `class_path` and `init_args`.
+
+    It draws its initial weights from a generator of its own.
+
+    Args:
+        backbone: `class_path` and `init_args`.
+        where: they stand, for errors.
+        trust: whether they are the user's own words, so that any class is built.
+
+    Raises:
+        ValueError: there is no such class, a file may not name it, it gives no nn.Module, or it
+            takes other arguments.
+    """
+    if not trust:
+        made: nn.Module = build(backbone, nn.Module, where)
+        return made
+    return build_trusted(dict(backbone), nn.Module)  # type: ignore[no-any-return]
+
+
+def build_trusted(spec: dict[str, Any], base: type) -> Any:
+    """What the user's own words name, as the command builds it: any class or function.
+
+    Raises:
+        ValueError: there is no such class, it is no `base`, or it takes other arguments.
+    """
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--made", type=base)
+    try:
+        parsed = parser.parse_object({"made": copy.deepcopy(spec)})  # it changes it
+        with torch.random.fork_rng(devices=[]):
+            return parser.instantiate(parsed)["made"]
+    except (jsonargparse.ArgumentError, TypeError) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"no {base.__name__} {spec.get('class_path')!r}: {text}") from None
+
+
+def filled(
+    backbone: Mapping[str, Any], state: Mapping[str, Tensor], where: str, trust: bool = False
+) -> nn.Module:
+    """An encoder with its weights; nothing is drawn or allocated for weights that do not fit.
+
+    Args:
+        backbone: `class_path` and `init_args`.
+        state: the encoder's tensors by name.
+        where: the file, for errors.
+        trust: see `build_backbone`.
+
+    Raises:
+        ValueError: see `build_backbone`, `complete` and `fill`.
+    """
+    empty = None if trust else shell(backbone, nn.Module, where)
+    if empty is not None:
+        check_fit(empty, complete(state, empty, where), where)
+    encoder = build_backbone(backbone, where, trust)
+    fill(encoder, complete(state, encoder, where), where)
+    return encoder
+
+
+def complete(
+    state: Mapping[str, Tensor], encoder: nn.Module, path: str = "the file"
+) -> dict[str, Tensor]:
+    """The state with the batch norms' step counts as they are, where the file has none of them.
+
+    Files that are old or not torch's have no such counts.
+
+    Args:
+        state: a tensor for each name.
+        encoder: what it is to fill.
+        path: where it comes from, for the error.
+
+    Raises:
+        ValueError: the file holds no state, or deeper within, where only a layout finds it; whole
+            numbers where the encoder has floats, or the other way round; NaN or infinity.
+    """
+    state = tensors_by_name(state, f"{path}: without a layout a file")
+    own = encoder.state_dict()
+    wrong = [
+        f"{name}: {state[name].dtype} for {value.dtype}"
+        for name, value in own.items()
+        if name in state and _kind(state[name]) != _kind(value)
+    ]
+    if wrong:
+        raise ValueError(
+            f"{path} does not fit {type(encoder).__name__}: {len(wrong)} of {len(own)} tensors "
+            f"have floats for whole numbers or the other way round, such as {wrong[:3]}"
+        )
+    check_finite(state, type(encoder).__name__)
+    counts = {n: value for n, value in own.items() if n.endswith(".num_batches_tracked")}
+    return {**({} if counts.keys() & state.keys() else counts), **state}
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_floating_point():
+        return "float"
+    return "complex" if tensor.is_complex() else "integer"

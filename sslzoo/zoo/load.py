@@ -1,0 +1,193 @@
+"""Loading: an encoder of the zoo, of a file or of an address, in one line.
+
+    encoder = sslzoo.load("simclr-small_resnet-cifar10jpeg")
+    features = encoder(encoder.preprocess(images))
+
+In a YAML it is a backbone, to train further from:
+
+    backbone:
+      class_path: sslzoo.load
+      init_args: {name: simclr-small_resnet-cifar10jpeg, train: true}
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from lightning import LightningModule
+from torch import nn
+
+from sslzoo.methods import SSLMethod
+from sslzoo.trust import UntrustedError, fill, hyper_parameters, module_of
+from sslzoo.zoo.build import build_backbone, complete, filled
+from sslzoo.zoo.cache import is_url
+from sslzoo.zoo.card import Card
+from sslzoo.zoo.converters import convert
+from sslzoo.zoo.preprocess import TOKENIZER, of_checkpoint, preprocessor, tokenizer_json
+from sslzoo.zoo.safe_read import check_finite, read
+from sslzoo.zoo.weights_file import locate
+
+
+def load(
+    name: str | os.PathLike[str],
+    backbone: nn.Module | None = None,
+    layout: str | None = None,
+    sha256: str | None = None,
+    file: str | os.PathLike[str] | None = None,
+    whole: bool = False,
+    train: bool = False,
+    trust: bool = False,
+    strict: bool = False,
+) -> nn.Module:
+    """An encoder with its weights, an nn.Module (B, ...) -> (B, num_features).
+
+    Where it is known, `encoder.preprocess` makes of samples what the encoder takes: of images
+    (B, C, H, W), uint8 or in [0, 1]; of waveforms (B, L), int16 or in [-1, 1], or a list of such;
+    of a list of sentences; of sequences (B, T, F). Where there is a card it is `encoder.card`. A
+    license that is not for commercial use is printed.
+
+    The file is data: it chooses among the classes of sslzoo, `torch.nn` and those that your program
+    has imported, and only the encoder is built (docs/security.md).
+
+    Args:
+        name: of an entry (`sslzoo zoo list`); or a path or an address (https://, hf://OWNER/
+            REPOSITORY/PATH, file://) of weights: .safetensors with its card beside it, a Lightning
+            checkpoint of ours, or any checkpoint whose layout is given.
+        backbone: what to fill, where there is no card to name it.
+        layout: how the encoder stands in the file, one of `sslzoo.zoo.LAYOUTS`: "lightly",
+            "solo_learn", "torchvision", ...; None: as the card says, or as we save.
+        sha256: of the file, enforced besides what the card says; None: where nobody published one,
+            the hash of the first download is recorded and enforced from then on.
+        file: the entry's file where you have it already.
+        whole: the whole method of a Lightning checkpoint of ours, not the encoder alone.
+        train: in train mode, as training further wants it (Lightning keeps the mode that it
+            finds); False: in eval mode.
+        trust: whether the file may name any class that Python can import. The classes then run as
+            your own code does; say so of your own files alone.
+        strict: refuse to fetch a file of which no hash is published or given.
+
+    Raises:
+        ValueError: there is no such entry; the file is damaged, has another hash, names a class
+            that it may not name, does not fit the class, or has weights that are not finite.
+        OSError: it cannot be found or fetched.
+    """
+    found = locate(name, sha256, file, strict, trust)
+    path, card = found.path, found.card
+    saved = read(path)
+    layout = layout or (card.layout if card else None)
+    if layout is None and _is_checkpoint(saved):
+        method = _method(saved, path, whole, trust)
+        module = method if whole else _encoder_of(method, path, train)
+        expected, metadata = of_checkpoint(saved)
+        expects = (expected, metadata.get(TOKENIZER))
+        check_finite(module.state_dict(), str(path))
+    elif whole:
+        raise ValueError(
+            f"{str(path)!r} holds no whole method: a Lightning checkpoint of ours does"
+        )
+    else:
+        state = saved if layout is None else convert(saved, layout, str(path))[0]
+        module = _encoder(state, path, card, backbone, trust)
+        expects = (card.preprocessing, tokenizer_json(path)) if card else (None, None)
+    about: Any = module
+    if card is not None:
+        _print_license(card)
+        about.card = card
+    if (card is not None or expects[0] is not None) and not whole:
+        about.preprocess = preprocessor(*expects, str(path), trust)
+    return module.train(train)
+
+
+def network(name: str) -> nn.Module:
+    """The encoder that `load` gives, with new weights.
+
+    A run that started from an encoder of the zoo has weights of its own in its checkpoint.
+
+    Args:
+        name: see `load`; no address.
+
+    Raises:
+        ValueError: it is an address, or see `load`.
+        OSError: there is no such file.
+    """
+    if is_url(str(name)):
+        raise UntrustedError("sslzoo.load", f"would fetch {name!r}", "a file")
+    found = locate(name)
+    if found.card is not None:
+        return build_backbone(found.card.backbone, str(found.path))
+    saved = read(found.path)
+    if not _is_checkpoint(saved):
+        raise ValueError(f"{str(found.path)!r} does not say how its encoder is built")
+    return _encoder_of(_method(saved, found.path, False, False), found.path, train=True)
+
+
+def _is_checkpoint(saved: Any) -> bool:
+    return isinstance(saved, Mapping) and "pytorch-lightning_version" in saved
+
+
+def _encoder(
+    state: Any, path: Path, card: Card | None, backbone: nn.Module | None, trust: bool
+) -> nn.Module:
+    if backbone is not None:
+        fill(backbone, complete(state, backbone, str(path)), str(path))
+        encoder = backbone
+    elif card is not None:
+        encoder = filled(card.backbone, state, str(path), trust)
+    else:
+        raise ValueError(
+            f"{str(path)!r} has no card beside it: pass backbone=, the module that it fills"
+        )
+    width = getattr(encoder, "num_features", None)
+    if card is not None and width != card.num_features:
+        raise ValueError(
+            f"{type(encoder).__name__} gives {width} features, the card of {card.name!r} says "
+            f"{card.num_features}"
+        )
+    return encoder
+
+
+def _method(saved: Mapping[str, Any], path: Path, whole: bool, trust: bool) -> LightningModule:
+    """The method of a checkpoint of the command."""
+    name = hyper_parameters(saved, str(path)).get("_class_path")
+    if not trust or name is None:
+        return module_of(saved, str(path), whole=whole)
+    try:
+        importlib.import_module(name.rpartition(".")[0])
+    except ImportError as error:
+        raise ValueError(f"{str(path)!r} holds a {name}: {error}") from None
+    with warnings.catch_warnings():
+        # Lightning 2.6 calls methods that jsonargparse 4.53 deprecates.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return LightningModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+
+
+def _encoder_of(method: LightningModule, path: Path, train: bool) -> nn.Module:
+    give = getattr(method, "encoder", None)
+    if not callable(give):
+        raise ValueError(f"{str(path)!r} holds a {type(method).__name__}, which has no encoder()")
+    encoder: nn.Module = give()
+    if train and isinstance(method, SSLMethod):
+        for student, teacher in method.teacher_pairs():
+            if teacher is encoder:  # frozen, and without drop path, as a teacher is
+                _train_as(encoder, student)
+    return encoder
+
+
+def _train_as(teacher: nn.Module, student: nn.Module) -> None:
+    """Let the teacher's parameters train, and its paths drop, where the student's do."""
+    for ours, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
+        ours.requires_grad_(theirs.requires_grad)
+    for mine, his in zip(teacher.modules(), student.modules(), strict=True):
+        if hasattr(his, "drop_prob"):
+            cast(Any, mine).drop_prob = his.drop_prob
+
+
+def _print_license(card: Card) -> None:
+    if card.non_commercial:
+        print(f"{card.name}: weights under {card.licence['weights']}", file=sys.stderr)
