@@ -127,7 +127,7 @@ def evaluate(run: Path, seconds: float, weights: Path) -> dict[str, Any]:
         **about,
         "train": data.num_samples,
         "test": len(data.sets.query),
-        "protocol": "whole recordings; probes on standardised features; test recordings 0 to 4",
+        "protocol": "whole recordings; probes on standardized features; test recordings 0 to 4",
         "steps": checkpoint["global_step"],
         "knn_top1_float16": own[metric],
         "accuracy": {

@@ -84,7 +84,7 @@ def card(
         "seeds": result["seeds"],
         "protocol": result["protocol"],
         "score": score,
-        "licence": {
+        "license": {
             "code": "MIT",
             "weights": f"MIT; trained on {result['data']}, whose {samples} are not included",
         },

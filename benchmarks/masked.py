@@ -84,7 +84,7 @@ def probe(run: Path) -> dict[str, Any]:
     accuracy["pixels"] = {"pixels": _probe(train, test, loaders)}
     return {
         "accuracy": accuracy,
-        "protocol": f"L-BFGS on standardised features of all images, L2 of {list(L2)}",
+        "protocol": f"L-BFGS on standardized features of all images, L2 of {list(L2)}",
         "epochs": checkpoint["epoch"] + 1,
         "seeds": [config["seed_everything"]],
         "cpu_minutes": json.loads((run / TIMING).read_text())["cpu_minutes"],

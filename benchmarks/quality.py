@@ -137,7 +137,7 @@ def pixel_scores(model: nn.Module, data: Any) -> dict[str, float]:
     size, resize = data.eval_view.size, data.eval_view.resize
     views = {
         "raw_pixels_knn_top1": EvalView(size, resize),
-        "normalised_pixels_knn_top1": EvalView(size, resize, IMAGENET_MEAN, IMAGENET_STD),
+        "normalized_pixels_knn_top1": EvalView(size, resize, IMAGENET_MEAN, IMAGENET_STD),
     }
     scores = {}
     for name, view in views.items():

@@ -239,7 +239,7 @@ def _cost(row: Row) -> Callable[[Reply], float]:
 
 
 def _summary(row: Row, ours: Samples, theirs: Samples) -> Reply:
-    """Medians, and the median ratio with its one-sided 95 % bound on the unfavourable side."""
+    """Medians, and the median ratio with its one-sided 95 % bound on the unfavorable side."""
     overhead = row.kind in ("overhead", "cpu")
     both = zip(ours.cost, theirs.cost, strict=True)
     ratios = [a / b if overhead else b / a for a, b in both]

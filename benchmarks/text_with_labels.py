@@ -51,10 +51,10 @@ def train(folder: Path, epochs: int, pairs: int, rate: float) -> list[dict[str, 
     net: Any = build(config, "model").backbone
     data = build(config, "data")
     data.setup("fit")
-    labelled = read_pairs(folder / "train.csv")
-    assert labelled.label is not None
-    source = Sentences(labelled, data.tokenizer, data.max_length - 2)
-    scores = labelled.label[::2].float() / 5
+    labeled = read_pairs(folder / "train.csv")
+    assert labeled.label is not None
+    source = Sentences(labeled, data.tokenizer, data.max_length - 2)
+    scores = labeled.label[::2].float() / 5
     steps = epochs * (len(scores) // pairs)
     optimizer = torch.optim.AdamW(net.parameters(), rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)

@@ -38,7 +38,7 @@ def _world() -> dist.ProcessGroup:
 
 
 def _host_group() -> Any:
-    """A group that moves small host values without a device synchronisation, made once."""
+    """A group that moves small host values without a device synchronization, made once."""
     default = dist.group.WORLD
     if dist.get_backend() == "gloo":
         return default
@@ -77,7 +77,7 @@ class Rows(NamedTuple):
 
 
 def row_layout(n: int) -> Rows:
-    """Exchange the row counts of all ranks on the host (no device synchronisation).
+    """Exchange the row counts of all ranks on the host (no device synchronization).
 
     Args:
         n: rows of this rank.

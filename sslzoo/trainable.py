@@ -78,7 +78,7 @@ class Trainable(LightningModule, ABC):
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The terms of the loss by name; their sum is minimised. Gathers over ranks inside."""
+        """The terms of the loss by name; their sum is minimized. Gathers over ranks inside."""
 
     # -- training
 

@@ -225,7 +225,7 @@ def test_a_zoo_encoder_beside_a_run_and_untrained(
     assert "| mean ± std |" in printed
 
 
-def test_an_encoder_sees_images_normalised_as_it_was_trained(
+def test_an_encoder_sees_images_normalized_as_it_was_trained(
     finished: Path, tmp_path: Path
 ) -> None:
     name = "byol-small_resnet-cifar10jpeg"  # ImageNet's mean and deviation; the run has none

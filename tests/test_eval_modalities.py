@@ -197,7 +197,7 @@ def test_simclr_on_spectrograms_is_measured(sound: Path, tmp_path: Path) -> None
         "num_features": net.num_features,
         "data": "nothing",
         "preprocessing": {"kind": "waveform", "rate": 8000, "window": 2400, "transform": views},
-        "licence": {"code": "MIT", "weights": "MIT"},
+        "license": {"code": "MIT", "weights": "MIT"},
     }
     save_with_card(net.eval(), card_of(raw, "here"), tmp_path)
     on = ["--on", "cpc/folder_small_fsdd_100ep", f"--data.root={sound}", "--data.query={n: [0, 4]}"]

@@ -187,7 +187,7 @@ def _on_fake_cuda(norm: GlobalBatchNorm) -> Tensor:
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_no_host_synchronisation(groups: int) -> None:
+def test_no_host_synchronization(groups: int) -> None:
     assert syncs(_on_fake_cuda, groups, make=_make) == []
 
 
@@ -256,7 +256,7 @@ def test_wrong_use_is_named() -> None:
         GlobalBatchNorm(3)(torch.ones(5, 4))
 
 
-def test_group_norm_with_standardised_weights_is_their_formulas() -> None:
+def test_group_norm_with_standardized_weights_is_their_formulas() -> None:
     torch.manual_seed(0)
     conv, norm = nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6)
     nn.init.normal_(norm.weight)

@@ -125,7 +125,7 @@ def _on_fake_cuda() -> None:
     keys.permutation("p", 5)
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda) == []
 
 

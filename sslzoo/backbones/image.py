@@ -44,13 +44,13 @@ def timm_backbone(
     Args:
         name: as in `timm.list_models()`: resnet50, vit_small_patch16_224, ...
         pretrained: load timm's weights for that name.
-        bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
+        bn_groups: the global batch is normalized in this many groups; 1 is the whole of it.
         in_chans: channels of the input.
         drop_path_rate: stochastic depth, for models that have it.
         img_size: input size in pixels, for models that fix it (ViT).
         zero_init_last: scale 0 in the last batch norm of each residual block (SimCLR: true,
             InstDisc: false), for models that take it; None leaves the model's default.
-        norm: "group": group norm and weight standardisation instead of batch norm
+        norm: "group": group norm and weight standardization instead of batch norm
             (`convert_to_group_norm`).
         options: further arguments of timm's model, such as {num_heads: 12} for MoCo v3's ViT-S.
     """
@@ -123,7 +123,7 @@ class SmallResNet(nn.Module):
     Args:
         widths: of the stem and of the blocks.
         in_chans: channels of the input.
-        bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
+        bn_groups: the global batch is normalized in this many groups; 1 is the whole of it.
         map_block: `forward_map` gives the output of this block, counted from 1; None: the last's.
         norm: see `timm_backbone`; with "group" the widths are multiples of 16.
     """

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 def multi_crop(backbone: nn.Module, head: nn.Module, views: Sequence[Tensor]) -> Tensor:
-    """Head's outputs for V views; neighbours of one size go through the backbone together.
+    """Head's outputs for V views; neighbors of one size go through the backbone together.
 
     Rows are joined sample by sample, so that batch norm in groups keeps a sample's crops in one.
 

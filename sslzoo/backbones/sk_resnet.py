@@ -43,7 +43,7 @@ _BASIC = (18, 34)
 class SelectiveKernelConv(nn.Module):
     """One 3x3 convolution to two streams, mixed by weights that the image itself gives.
 
-    Shapes: (B, in_dim, H, W) -> (B, out_dim, H / stride, W / stride), normalised and rectified.
+    Shapes: (B, in_dim, H, W) -> (B, out_dim, H / stride, W / stride), normalized and rectified.
 
     Args:
         in_dim: channels of the input.
@@ -110,7 +110,7 @@ def adapt_block(block: Any, first: bool, sk_ratio: float) -> None:
         block.bn2, block.act2 = nn.Identity(), nn.Identity()
 
 
-def _initialise(net: nn.Module) -> None:
+def _initialize(net: nn.Module) -> None:
     """TensorFlow's VarianceScaling: normal cut at two deviations, variance 1 / fan-in."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
@@ -137,7 +137,7 @@ def simclr_v2_resnet(
         sk_ratio: 0.0625 in the paper's models with selective kernels ("SK"), which also have a
             stem of three convolutions and pooled shortcuts (ResNet-D); 0 for none of the three.
             18 and 34 get the stem and the shortcuts alone, as in the code.
-        bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
+        bn_groups: the global batch is normalized in this many groups; 1 is the whole of it.
         in_chans: channels of the input.
         cifar_stem: one 3x3 convolution of stride 1 and no max-pool, the code's up to 32 pixels.
         zero_init_last: scale 0 in the last batch norm of each residual block, as the code.
@@ -167,5 +167,5 @@ def simclr_v2_resnet(
     for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
         for i, block in enumerate(stage):
             adapt_block(block, i == 0, sk_ratio)
-    _initialise(net)
+    _initialize(net)
     return convert_batch_norm(net, bn_groups).to(memory_format=torch.channels_last)

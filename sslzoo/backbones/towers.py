@@ -18,7 +18,7 @@ from sslzoo.batch import View
 class Towers(nn.Module):
     """M backbones, each for channels of its own; a backbone of all of them together.
 
-    Takes what evaluation gives, one image of all channels (L, a and b; or colour, depth and
+    Takes what evaluation gives, one image of all channels (L, a and b; or color, depth and
     normals), and cuts it; or the views already cut, as training gives them. Shapes:
     (B, sum of channels, H, W), or M views (B, channels, H, W), -> (B, num_features).
 

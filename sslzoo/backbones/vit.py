@@ -1,7 +1,7 @@
 """Vision transformers: timm's blocks, with what self-supervised methods need of the tokens.
 
 Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, https://arxiv.org/abs/2010.11929.
-Initialisations: facebookresearch/dino at 7c446df, moco-v3 at c349e6e, mae at efb2a80, ijepa at
+Initializations: facebookresearch/dino at 7c446df, moco-v3 at c349e6e, mae at efb2a80, ijepa at
 52c1ae9. Parameters have timm's names, which are also those of that code.
 
 Shapes: B images, a grid of g x g patches, L = g * g, D width, K patches kept.
@@ -20,7 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslzoo.layers.transformer import Init, initialise_blocks, sincos_positions
+from sslzoo.layers.transformer import Init, initialize_blocks, sincos_positions
 
 Positions = Literal["learned", "mae", "moco_v3"]
 Pool = Literal["token", "mean", "mean_before_norm"]
@@ -96,7 +96,7 @@ class ViT(nn.Module):
             self.norm, self.fc_norm = nn.Identity(), nn.LayerNorm(self.num_features, eps=1e-6)
         self.cls_token, self.pos_embed = parts.cls_token, parts.pos_embed
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.num_features)) if mask_token else None
-        _initialise(self, init)
+        _initialize(self, init)
         if positions != "learned":
             first: Literal["column", "row"] = "column" if positions == "mae" else "row"
             table = sincos_positions(self.grid, self.grid, self.num_features, first)
@@ -217,8 +217,8 @@ def _check(net: VisionTransformer, pool: str, positions: str, init: str) -> None
         raise ValueError(f"init is 'dino', 'moco_v3', 'mae' or 'ijepa', got {init!r}")
 
 
-def _initialise(vit: ViT, init: Init) -> None:
-    initialise_blocks(vit.blocks, init)
+def _initialize(vit: ViT, init: Init) -> None:
+    initialize_blocks(vit.blocks, init)
     projection = vit.patch_embed.proj
     if init == "moco_v3":
         bound = math.sqrt(6 / (projection.weight[0].numel() + vit.num_features))

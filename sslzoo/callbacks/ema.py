@@ -32,7 +32,7 @@ class EMA(Callback):
         momentum: curve over optimizer steps, or a number; the update that belongs to step k uses
             momentum(k).
         when: "after_step": once the step has moved the student (BYOL, DINO);
-            "before_forward": at the start of the step, towards the weights it starts from (MoCo).
+            "before_forward": at the start of the step, toward the weights it starts from (MoCo).
     """
 
     def __init__(self, momentum: Curve | float, when: Literal["after_step", "before_forward"]):

@@ -39,7 +39,7 @@ class FinalTable(Callback):
     For sets whose features fit in memory: the linear probe solves on rank 0.
 
     Args:
-        k: neighbours.
+        k: neighbors.
         temperature: of the kNN vote.
         next_command: printed last, with `{checkpoint}` replaced by the checkpoint's path and
             `{folder}` by the run's.

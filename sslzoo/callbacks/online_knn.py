@@ -24,7 +24,7 @@ class OnlineKNN(Evaluation):
     """Logs `val/knn_top1_k<k>_t<T>` for every pair of a k and a temperature.
 
     Args:
-        k: number of neighbours, or several; 200 in InstDisc, 20 in DINO.
+        k: number of neighbors, or several; 200 in InstDisc, 20 in DINO.
         temperature: of the vote exp(s / T), or several; 0.07 in both.
         every_n_epochs: training epochs between two evaluations; the last always has one.
         loaders: bank, query and transform; None: those of the data module.

@@ -2,7 +2,7 @@
 
 It sees the features of each training batch's first view, made by a forward pass of its own in
 eval mode without gradient (so it costs one forward a step and no statistics move), and learns by
-its own SGD. Gradients and standardisation are those of the global batch, for any number of ranks.
+its own SGD. Gradients and standardization are those of the global batch, for any number of ranks.
 Shapes: n samples of this rank, D width, C classes.
 """
 
@@ -32,9 +32,9 @@ STATISTICS_STEP = 0.05  # of the running mean and variance, at least; the first 
 
 
 class OnlineProbe(Evaluation):
-    """Trains a softmax classifier on standardised features; logs `val/probe_top1`.
+    """Trains a softmax classifier on standardized features; logs `val/probe_top1`.
 
-    Features are standardised by running statistics and divided by sqrt(D), so that a learning
+    Features are standardized by running statistics and divided by sqrt(D), so that a learning
     rate means the same for every width. Weights start from zero: the problem is convex.
 
     Args:
@@ -90,7 +90,7 @@ class OnlineProbe(Evaluation):
     def step(self, features: Tensor, label: Tensor) -> None:
         """One step of SGD on the global batch. Shapes: (n, D), (n,) int64."""
         self._make(features)
-        x = self._standardise(features, update=True)
+        x = self._standardize(features, update=True)
         logits = x @ self.state["weight"].T
         target = F.one_hot(label, logits.shape[1])
         # Mean over the global batch: the sum over own rows, summed over ranks, by N.
@@ -108,7 +108,7 @@ class OnlineProbe(Evaluation):
         query = query_set(loaders, "OnlineProbe")
         asked = embed(trainer, pl_module, loaders, query, self.features)
         self._make(asked.features)
-        scores = self._standardise(asked.features, update=False) @ self.state["weight"].T
+        scores = self._standardize(asked.features, update=False) @ self.state["weight"].T
         right = (scores.argmax(1) == classes(asked.label, "OnlineProbe")).sum()
         sums = torch.stack([right, torch.full_like(right, len(scores))])
         correct, total = sum_over_ranks(sums).tolist()
@@ -138,8 +138,8 @@ class OnlineProbe(Evaluation):
             raise ValueError(f"OnlineProbe was trained on features of {wanted}, got {width}")
         self.state = {name: x.to(features.device) for name, x in self.state.items()}
 
-    def _standardise(self, features: Tensor, update: bool) -> Tensor:
-        """(n, D) -> (n, D + 1): standardised, by sqrt(D), and a 1 for the bias."""
+    def _standardize(self, features: Tensor, update: bool) -> Tensor:
+        """(n, D) -> (n, D + 1): standardized, by sqrt(D), and a 1 for the bias."""
         if update:
             count = features.new_full((1, features.shape[1]), len(features))
             sums = torch.cat([features.sum(0, True), features.square().sum(0, True), count])

@@ -73,7 +73,7 @@ class SentenceTable(Callback):
     """What training was worth: prints a table on rank 0 and writes it into the run folder.
 
     Rows: the trained and the untrained encoder, means of their token embeddings, bag of words.
-    Columns: Spearman on each set of scored pairs and, where the data has labelled sentences, the
+    Columns: Spearman on each set of scored pairs and, where the data has labeled sentences, the
     accuracy of a linear probe. All features are in memory, V numbers a sentence for bag of words.
     The untrained encoder is scored before the first step; its figures are in the checkpoint.
 

@@ -3,7 +3,7 @@
     sslzoo report runs/simclr/folder_small_10ep/version_0
     sslzoo report RUN RUN --results eval.json --root FOLDER --output report.html
 
-Curves, tables and configs come from the runs' folders; maps, neighbours, views and attention from
+Curves, tables and configs come from the runs' folders; maps, neighbors, views and attention from
 the last checkpoint and the run's own data. Where these are gone, the page says so.
 """
 
@@ -82,9 +82,9 @@ def write(
         output: the file; None: `report.html` in the first run's folder.
         results: files of `sslzoo eval --output`, besides those in the runs' folders.
         root: the data's `root`, where it is not where it was.
-        samples: of the test set, that maps, spectrum and neighbours are made of.
+        samples: of the test set, that maps, spectrum and neighbors are made of.
         images: rows of the views and of the attention maps.
-        layout: which maps, and how many neighbours.
+        layout: which maps, and how many neighbors.
         pictures: False leaves out all that wants weights and data.
         trust: see `sslzoo.load`.
 
@@ -106,7 +106,7 @@ def write(
             looked[run.name] = look(run, samples, images, root, trust)
         except (ValueError, OSError, ImportError) as error:
             line = " ".join(str(error).split())
-            notices.append(f"{run.name}: without maps, neighbours and views, since {line}")
+            notices.append(f"{run.name}: without maps, neighbors and views, since {line}")
             warnings.warn(notices[-1], stacklevel=2)
     page = render(runs, looked, layout or Layout(), tables, notices)
     target = Path(output) if output is not None else runs[0].folder / "report.html"

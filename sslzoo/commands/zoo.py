@@ -25,8 +25,8 @@ def _list(given: argparse.Namespace) -> None:
     for name in list_models(given.pattern):
         card = card_named(name)
         best = next((f"{metric} {value:.3f}" for metric, value in card.score.items()), "-")
-        licence = "non-commercial" if card.non_commercial else card.licence["weights"].split(";")[0]
-        print(f"{name:<46} {card.num_features:>5}  {best:<32} {licence:<16} {state_of(card)}")
+        license = "non-commercial" if card.non_commercial else card.license["weights"].split(";")[0]
+        print(f"{name:<46} {card.num_features:>5}  {best:<32} {license:<16} {state_of(card)}")
     print(LEGEND, file=sys.stderr)  # the table alone goes through a pipe
 
 
@@ -85,7 +85,7 @@ def _add(given: argparse.Namespace) -> None:
     run, folder = Path(given.run), None if given.to is None else Path(given.to)
     view = {key: getattr(given, key) for key in ("size", "mean", "std", "channels")}
     view = {key: value for key, value in view.items() if value is not None}
-    about = (given.name, given.data, given.licence, folder, given.dtype, view)
+    about = (given.name, given.data, given.license, folder, given.dtype, view)
     checkpoint = None if given.ckpt_path is None else Path(given.ckpt_path)
     other = {key: getattr(given, key) for key in ("prefix", "layout", "method")}
     other = {key: value for key, value in other.items() if value is not None}
@@ -153,7 +153,7 @@ def _zoo_parser() -> argparse.ArgumentParser:
 
     verb = zoo.add_parser(
         "list",
-        help="names, widths, scores, licences, and whether the weights are here",
+        help="names, widths, scores, licenses, and whether the weights are here",
         epilog=f"The last column. {LEGEND}.",
     )
     verb.add_argument("pattern", nargs="?", default="*", help="with * and ?")
@@ -179,7 +179,7 @@ def _zoo_parser() -> argparse.ArgumentParser:
     verb.add_argument("run", help="runs/<config>/version_N; with --backbone any checkpoint")
     verb.add_argument("--name", required=True)
     verb.add_argument("--data", required=True, help="what it was trained on, in words")
-    verb.add_argument("--licence", required=True, help="of the weights")
+    verb.add_argument("--license", required=True, help="of the weights")
     verb.add_argument("--to", help="folder (default: your own entries, which load by name)")
     verb.add_argument("--dtype", choices=["float32", "float16"], default="float32")
     verb.add_argument("--size", type=int, help="of the images, where the run does not say it")

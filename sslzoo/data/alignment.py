@@ -21,7 +21,7 @@ from sslzoo.eval.spectrum import alignment
 def view_alignment(
     encoder: nn.Module, data: SampleDataModule, device: torch.device | str, count: int = 2048
 ) -> float | None:
-    """Mean squared distance of two views' normalised features; collective.
+    """Mean squared distance of two views' normalized features; collective.
 
     Args:
         encoder: a batch of views -> (B, D), on the device.

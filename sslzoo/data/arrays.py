@@ -97,7 +97,7 @@ class SequenceArrays(SampleDataModule):
         root: the folder.
         window: frames of a training window, at a random place; None: all T.
         batch_size: the global batch, over all ranks.
-        standardise: each of the F numbers by its mean and deviation in the training set.
+        standardize: each of the F numbers by its mean and deviation in the training set.
         val_fraction: of each class of the training file that is kept for validation.
         eval_batch_size: of one batch in evaluation.
         num_workers: processes that load; None: 0.
@@ -114,7 +114,7 @@ class SequenceArrays(SampleDataModule):
         root: str,
         window: int | None = None,
         batch_size: int = 64,
-        standardise: bool = True,
+        standardize: bool = True,
         val_fraction: float | None = None,
         eval_batch_size: int = 64,
         num_workers: int | None = None,
@@ -128,7 +128,7 @@ class SequenceArrays(SampleDataModule):
         )
         if window is not None and window < 1:
             raise ValueError(f"a window of at least 1 frame wanted, got {window}")
-        self.root, self.window, self.standardise = root, window, standardise
+        self.root, self.window, self.standardize = root, window, standardize
         self.val_fraction = val_fraction
         self.input = FrameInput()  # until `read` knows better
 
@@ -153,7 +153,7 @@ class SequenceArrays(SampleDataModule):
             )
         width = train.values.shape[2]
         self.input = FrameInput([0.0] * width, [1.0] * width)
-        if self.standardise:
+        if self.standardize:
             frames = np.arange(train.values.shape[1]) < train.frames().numpy()[:, None]
             own = np.asarray(train.values, dtype=np.float64)[frames]  # (frames of all, F)
             self.input = FrameInput(own.mean(0).tolist(), own.std(0).clip(1e-6).tolist())

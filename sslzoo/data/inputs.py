@@ -117,22 +117,22 @@ class WaveformInput:
         if values.dim() != 2:
             raise ValueError(f"waveforms (B, L) wanted, got shape {tuple(values.shape)}")
         if self.window is not None:
-            waves = self._centres(waves)
+            waves = self._centers(waves)
         return self.transform.evaluation(waves)
 
     def fingerprint(self) -> str:
         """Changes where what it makes of sound does."""
         return described(self)
 
-    def _centres(self, waves: Tensor | Padded) -> Tensor:
+    def _centers(self, waves: Tensor | Padded) -> Tensor:
         assert self.window is not None
         if isinstance(waves, Tensor):
-            return _centre(waves, self.window)
+            return _center(waves, self.window)
         each = zip(waves.values, waves.lengths.tolist(), strict=True)
-        return torch.stack([_centre(wave[:length], self.window) for wave, length in each])
+        return torch.stack([_center(wave[:length], self.window) for wave, length in each])
 
 
-def _centre(wave: Tensor, window: int) -> Tensor:
+def _center(wave: Tensor, window: int) -> Tensor:
     """The central window of the last dimension, zero-padded on both sides where it is shorter."""
     length = wave.shape[-1]
     if length >= window:
@@ -181,7 +181,7 @@ class TextInput:
 
 @final
 class FrameInput:
-    """Sequences (B, T, F), or `Padded`, standardised as those of training were.
+    """Sequences (B, T, F), or `Padded`, standardized as those of training were.
 
     Args:
         mean: F numbers, or one.

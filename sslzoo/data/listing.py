@@ -93,7 +93,7 @@ def list_classes(
     return Listing(paths, torch.tensor(labels), list(classes))
 
 
-def list_unlabelled(root: str | Path, what: str) -> Listing:
+def list_unlabeled(root: str | Path, what: str) -> Listing:
     """All images under a folder, without labels.
 
     Raises:

@@ -37,7 +37,7 @@ def with_views(
     """Train on a data module that yields (image, label), without changing it.
 
     Its datasets are read by row, its transforms run as they are (they should neither augment nor
-    normalise), and its loaders say the batch size and the number of workers. Our sampler and
+    normalize), and its loaders say the batch size and the number of workers. Our sampler and
     views take the place of its shuffling and augmentation.
 
     Args:
@@ -267,7 +267,7 @@ def _check_range(images: Tensor) -> None:
     low, high = float(images.min()), float(images.max())
     if low < 0 or high > 1:
         raise ValueError(
-            f"float images must be in [0, 1], got [{low:.3g}, {high:.3g}]: leave normalisation "
+            f"float images must be in [0, 1], got [{low:.3g}, {high:.3g}]: leave normalization "
             "to the transform given to with_views"
         )
 

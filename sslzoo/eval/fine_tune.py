@@ -6,7 +6,7 @@ SimCLR v2: Chen, Kornblith, Swersky, Norouzi and Hinton, NeurIPS 2020,
 https://arxiv.org/abs/2006.10029. Reference code: google-research/simclr, commit 383d414.
 
 Deviations:
-    1. The labelled subsets of ImageNet are drawn by `train_fraction`; the authors' are the lists
+    1. The labeled subsets of ImageNet are drawn by `train_fraction`; the authors' are the lists
        imagenet2012_subset/1pct and 10pct of TensorFlow Datasets.
 """
 

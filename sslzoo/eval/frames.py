@@ -22,7 +22,7 @@ from sslzoo.eval.loaders import EvalLoaders
 def extract_frames(
     encoder: nn.Module, loader: Iterable[Any], loaders: EvalLoaders, device: torch.device | str
 ) -> Features:
-    """Features of all labelled frames of this rank's sequences.
+    """Features of all labeled frames of this rank's sequences.
 
     A sequence's last frames go with its last labels, as in Greedy InfoMax's phone probe: padding
     adds frames at the front.

@@ -15,7 +15,7 @@ from torch import Tensor
 EVERY = 5  # one sample of five is held out to choose the L2 weight
 
 
-class _Standardise:
+class _Standardize:
     """Zero mean and unit variance by the training set; constant dimensions become 0."""
 
     def __init__(self, features: Tensor) -> None:
@@ -28,19 +28,19 @@ class _Standardise:
         return (features - self.mean) * self.inverse
 
 
-def standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+def standardize(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     """Both by the training set's mean and variance. Shapes: (n, D), (m, D)."""
-    by_train = _Standardise(train)
+    by_train = _Standardize(train)
     return by_train(train), by_train(test)
 
 
 def _fit(
     x: Tensor, labels: Tensor, num_classes: int, l2: float, start: Tensor, max_steps: int
 ) -> Tensor:
-    """Minimise mean cross-entropy + l2 / 2 * |W|^2 over W (D, C) and a free bias.
+    """Minimize mean cross-entropy + l2 / 2 * |W|^2 over W (D, C) and a free bias.
 
     Args:
-        x: (n, D) standardised.
+        x: (n, D) standardized.
         labels: (n,) int64.
         num_classes: C.
         l2: weight of the penalty.
@@ -101,7 +101,7 @@ def linear_probe(
     l2: float | Sequence[float] = (1e-3, 1e-2, 1e-1),
     max_steps: int = 100,
 ) -> float:
-    """Test accuracy of a logistic regression on standardised features.
+    """Test accuracy of a logistic regression on standardized features.
 
     Of several L2 weights the one is taken that is best on every fifth training sample, held out
     (the larger of equal ones); the classifier is then fitted to the whole training set. The test
@@ -128,7 +128,7 @@ def linear_probe(
         best = weights[0]
         if len(weights) > 1 and len(train) >= 2 * EVERY:
             best = _choose(train, train_labels, num_classes, weights, start, max_steps)
-        x, asked = standardise(train, test)
+        x, asked = standardize(train, test)
         weight = _fit(x, train_labels, num_classes, best, start, max_steps)
     return _accuracy(asked, test_labels, weight)
 
@@ -147,7 +147,7 @@ def _choose(
     place[labels.argsort(stable=True)] = torch.arange(len(labels), device=labels.device)
     held = place % EVERY == EVERY - 1
     kept, kept_labels = features[~held], labels[~held]
-    x, x_held = standardise(kept, features[held])
+    x, x_held = standardize(kept, features[held])
     best, best_accuracy = weights[0], -1.0
     for l2 in weights:  # from strong to weak, each from the last solution
         start = _fit(x, kept_labels, num_classes, l2, start, max_steps)

@@ -115,6 +115,6 @@ def _box(share: float, height: int, width: int, draw: np.random.Generator) -> tu
     edges = []
     sizes = [(length, int(length * side)) for length in (height, width)]
     for length, cut in sizes:
-        centre = int(draw.integers(length))
-        edges += [max(0, centre - cut // 2), min(length, centre + (cut + 1) // 2)]
+        center = int(draw.integers(length))
+        edges += [max(0, center - cut // 2), min(length, center + (cut + 1) // 2)]
     return tuple(edges)

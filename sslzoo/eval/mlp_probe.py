@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslzoo.eval.linear import checked_labels, standardise
+from sslzoo.eval.linear import checked_labels, standardize
 
 
 def hidden_probe(
@@ -26,7 +26,7 @@ def hidden_probe(
     lr: float = 1e-3,
     seed: int = 0,
 ) -> float:
-    """Test accuracy of Linear - ReLU - Linear on standardised features, after Adam.
+    """Test accuracy of Linear - ReLU - Linear on standardized features, after Adam.
 
     Args:
         train: (n, D) features of the training set, of one rank or gathered.
@@ -45,7 +45,7 @@ def hidden_probe(
     """
     train_labels = checked_labels("hidden probe, training set", train, train_labels, num_classes)
     test_labels = checked_labels("hidden probe, test set", test, test_labels, num_classes)
-    x, asked = standardise(train.float(), test.float())
+    x, asked = standardize(train.float(), test.float())
     with torch.random.fork_rng([]), torch.enable_grad():
         torch.manual_seed(seed)
         layers = nn.Linear(x.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, num_classes)

@@ -25,7 +25,7 @@ def effective_rank(features: Tensor, eps: float = 1e-7) -> Tensor:
     """RankMe: exp of the entropy of the singular values, from 1 (collapse) to min(n, D).
 
     Garrido, Balestriero, Najman and LeCun, "RankMe", ICML 2023, equation 1: p = s / sum(s) + eps,
-    exp(-sum p ln p), of the features as they are (not centred, not normalised).
+    exp(-sum p ln p), of the features as they are (not centered, not normalized).
 
     Args:
         features: (n, D).
@@ -44,7 +44,7 @@ def effective_rank(features: Tensor, eps: float = 1e-7) -> Tensor:
 
 @torch.no_grad()
 def feature_std(features: Tensor) -> Tensor:
-    """Per-dimension standard deviation of the L2-normalised features, (D,).
+    """Per-dimension standard deviation of the L2-normalized features, (D,).
 
     Its mean is 0 after a collapse to a point and about 1 / sqrt(D) for features spread over the
     sphere: Chen and He, "SimSiam", CVPR 2021, figure 2.
@@ -63,7 +63,7 @@ def alignment(x: Tensor, y: Tensor, alpha: float = 2.0) -> Tensor:
     Wang and Isola, "Alignment and Uniformity on the Hypersphere", ICML 2020 (alpha 2).
 
     Args:
-        x: (n, D) features, normalised here.
+        x: (n, D) features, normalized here.
         y: (n, D) of the other views of the same samples.
         alpha: exponent.
     """
@@ -81,7 +81,7 @@ def uniformity(features: Tensor, t: float = 2.0) -> Tensor:
     Wang and Isola, ICML 2020: log of the mean of exp(-t |x_i - x_j|^2) over i < j (t 2).
 
     Args:
-        features: (n, D), normalised here, n at least 2.
+        features: (n, D), normalized here, n at least 2.
         t: inverse width.
     """
     _check(features, 2)

@@ -27,7 +27,7 @@ PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 OF_LABELS: tuple[Protocol, ...] = ("knn", "linear", "retrieval")
 OF_BANK_LABELS: tuple[Protocol, ...] = ("knn", "linear")  # what few labels and their seed change
 
-# The neighbours and temperature that the papers report with.
+# The neighbors and temperature that the papers report with.
 KNN = {
     "instdisc": ((200,), (0.07,)),  # lemniscate.pytorch, test.py
     "dino": ((10, 20, 100, 200), (0.07,)),  # dino, eval_knn.py
@@ -41,7 +41,7 @@ class Suite:
     Args:
         protocols: of "knn", "linear", "retrieval" (all of which read labels), "label_free" and
             "similarity" (of scored pairs); None: all that the data allows.
-        k: neighbours of kNN; each with each temperature. `KNN` has the papers'.
+        k: neighbors of kNN; each with each temperature. `KNN` has the papers'.
         temperature: of kNN's vote.
         l2: weights among which the linear probe chooses on held-out training samples.
         recall: K of recall@K.
@@ -96,8 +96,8 @@ class Suite:
             return self
         fits = {"label_free": True, "similarity": bool(pairs)}
         known = num_classes is not None and bank.label is not None
-        labelled = known and query is not None and query.label is not None
-        return replace(self, protocols=[x for x in PROTOCOLS if fits.get(x, labelled)])
+        labeled = known and query is not None and query.label is not None
+        return replace(self, protocols=[x for x in PROTOCOLS if fits.get(x, labeled)])
 
     def __call__(
         self,
@@ -130,10 +130,10 @@ class Suite:
             values |= {f"spearman_{name}": scored_spearman(own) for name, own in pairs.items()}
         if not set(protocols) & set(OF_LABELS):
             return values
-        asked, labels = _labelled(query, "query set")
-        known, _ = _labelled(bank, "training set")
+        asked, labels = _labeled(query, "query set")
+        known, _ = _labeled(bank, "training set")
         if num_classes is None:
-            raise ValueError("kNN, linear probe and retrieval want labelled data, it has none")
+            raise ValueError("kNN, linear probe and retrieval want labeled data, it has none")
         few = ""
         if self.train_fraction < 1:
             few = f"_{100 * self.train_fraction:g}pct"
@@ -169,7 +169,7 @@ class Suite:
         }
 
 
-def _labelled(features: Features | None, name: str) -> tuple[Features, Tensor]:
+def _labeled(features: Features | None, name: str) -> tuple[Features, Tensor]:
     if features is None or features.label is None:
         raise ValueError(
             f"kNN, linear probe and retrieval want a {name} with a label a sample, got none"

@@ -1,4 +1,4 @@
-"""DINO's head: an MLP to a normalised bottleneck, then prototypes with weight norm.
+"""DINO's head: an MLP to a normalized bottleneck, then prototypes with weight norm.
 
 Caron et al., ICCV 2021, https://arxiv.org/abs/2104.14294, appendix C.
 Reference code: facebookresearch/dino at 7c446df, vision_transformer.py, DINOHead. Parameters have
@@ -37,7 +37,7 @@ class Prototypes(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         v, g = self.weight_v, self.weight_g
         with torch.autocast(z.device.type, enabled=False):
-            # The factor on the logits, for the normalised prototypes may be the larger tensor.
+            # The factor on the logits, for the normalized prototypes may be the larger tensor.
             length = torch.linalg.vector_norm(v, dim=1)
             return F.linear(z.to(torch.promote_types(z.dtype, v.dtype)), v) * (g[:, 0] / length)
 
@@ -50,7 +50,7 @@ def _linear(wide: int, narrow: int) -> nn.Linear:
 
 
 class DINOHead(nn.Module):
-    """(Linear - [batch norm] - GELU)*, Linear, normalise, prototypes. (B, in_dim) -> (B, K).
+    """(Linear - [batch norm] - GELU)*, Linear, normalize, prototypes. (B, in_dim) -> (B, K).
 
     Args:
         in_dim: the backbone's `num_features`.
@@ -61,7 +61,7 @@ class DINOHead(nn.Module):
         norm: batch norm after each hidden Linear; the code has none for either backbone.
         norm_last_layer: keep the prototypes' lengths at 1: the code's default; its help says that
             False is better, but stable for ViT-S alone.
-        bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
+        bn_groups: the global batch is normalized in this many groups; 1 is the whole of it.
 
     Raises:
         ValueError: for a size below 1.
@@ -95,7 +95,7 @@ class DINOHead(nn.Module):
         self.last_layer = Prototypes(bottleneck_dim, out_dim, fixed_length=norm_last_layer)
 
     def bottleneck(self, x: Tensor) -> Tensor:
-        """Normalised rows, in float32 at least. (..., in_dim) -> (..., D)."""
+        """Normalized rows, in float32 at least. (..., in_dim) -> (..., D)."""
         x = self.mlp(x)
         return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 

@@ -13,7 +13,7 @@ from timm.layers import LayerNorm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from sslzoo.layers.transformer import initialise_blocks, sincos_positions
+from sslzoo.layers.transformer import initialize_blocks, sincos_positions
 
 
 class IJEPAPredictor(nn.Module):
@@ -42,7 +42,7 @@ class IJEPAPredictor(nn.Module):
         )
         self.norm = LayerNorm(width)
         self.project = nn.Linear(width, token_dim)
-        initialise_blocks(self, "ijepa")
+        initialize_blocks(self, "ijepa")
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tensor, context: Tensor, targets: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslzoo.layers.transformer import initialise_blocks, sincos_positions
+from sslzoo.layers.transformer import initialize_blocks, sincos_positions
 
 
 class MAEDecoder(nn.Module):
@@ -53,7 +53,7 @@ class MAEDecoder(nn.Module):
         )
         self.norm = LayerNorm(width)
         self.predict = nn.Linear(width, patch_size**2 * channels)
-        initialise_blocks(self, "mae")
+        initialize_blocks(self, "mae")
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tensor, restore: Tensor) -> Tensor:

@@ -37,8 +37,8 @@ class MLP(nn.Module):
             "layer".
         last_norm: after the last Linear: "none", "full", "scale" (a scale and no offset,
             SimCLR's) or "plain" (neither, MoCo v3's).
-        bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
-        init_std: weights from N(0, init_std) (SimCLR: 0.01); None keeps torch's initialisation.
+        bn_groups: the global batch is normalized in this many groups; 1 is the whole of it.
+        init_std: weights from N(0, init_std) (SimCLR: 0.01); None keeps torch's initialization.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ class MI1x1ConvNet(nn.Module):
     Args:
         in_features: channels of the input.
         out_features: units of the encoding: 2048 in the code, 1024 for infoNCE.
-        bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
+        bn_groups: the global batch is normalized in this many groups; 1 is the whole of it.
     """
 
     def __init__(self, in_features: int, out_features: int = 2048, bn_groups: int = 1):
@@ -58,7 +58,7 @@ class MapEncoder(nn.Module):
         map_features: C, 128 in the paper's CIFAR encoder.
         map_size: S, even; 8 there.
         out_features: units of the encoding; 2048 in the code.
-        bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
+        bn_groups: the global batch is normalized in this many groups; 1 is the whole of it.
     """
 
     def __init__(

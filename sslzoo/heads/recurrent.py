@@ -15,7 +15,7 @@ from torch import Tensor, nn
 class Recurrent(nn.Module):
     """A GRU or LSTM, each layer on the one below. Shapes: (B, T, D) -> (B, T, D').
 
-    Parameters are named, shaped and initialised as torch's own; the functional call lets
+    Parameters are named, shaped and initialized as torch's own; the functional call lets
     torch.compile see the whole graph, which `nn.GRU` does not.
 
     Args:

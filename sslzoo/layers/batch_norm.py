@@ -1,10 +1,10 @@
 """Batch norm over the global batch, or over G equal groups of it, on any number of ranks; or none.
 
 Groups stand for what the papers' code got from per-GPU batch norm: the global batch, in rank
-order, is cut into G blocks of N / G rows, and each is normalised by its own statistics. So a
+order, is cut into G blocks of N / G rows, and each is normalized by its own statistics. So a
 figure belongs to a number of groups and not to a number of GPUs.
 
-Deviations: with G > 1 the running statistics move towards the MEAN over groups of the groups'
+Deviations: with G > 1 the running statistics move toward the MEAN over groups of the groups'
 means and variances (DataParallel keeps its first replica's, DistributedDataParallel rank 0's).
 
 Shapes: n rows of this rank, N of all ranks, C channels, G groups, S positions of a row.
@@ -83,7 +83,7 @@ class GlobalBatchNorm(_BatchNorm):
             self.num_batches_tracked.add_(1)
         of_batch = self.training or self.running_mean is None
         if of_batch and (self.groups > 1 or world_size() > 1):
-            out = self._normalise(input)
+            out = self._normalize(input)
         else:
             assert self.momentum is not None
             tracked = self.track_running_stats or not self.training
@@ -101,13 +101,13 @@ class GlobalBatchNorm(_BatchNorm):
             out = self.drop(out)
         return out if self.act is None else self.act(out)
 
-    def _normalise(self, input: Tensor) -> Tensor:
+    def _normalize(self, input: Tensor) -> Tensor:
         rows = row_layout(len(input)) if self.groups > 1 else None
         parts = group_parts(len(input), self.groups, rows)
         if rows is not None and whole_groups(rows, self.groups):
             out, mean, var = self._group_by_group(input, parts)
         else:
-            out, mean, var = _Normalise.apply(
+            out, mean, var = _Normalize.apply(
                 input, self.weight, self.bias, self.eps, self.groups, parts
             )
         if self.training and self.running_mean is not None and self.running_var is not None:
@@ -175,8 +175,8 @@ def _channels(x: Tensor, like: Tensor) -> Tensor:
     return x.view(1, -1, *[1] * (like.dim() - 2))
 
 
-class _Normalise(torch.autograd.Function):
-    """(n, C, ...) -> the same normalised, and the statistics of the groups' mean, both (C,).
+class _Normalize(torch.autograd.Function):
+    """(n, C, ...) -> the same normalized, and the statistics of the groups' mean, both (C,).
 
     One gather of (count, mean, squared deviations) a group in the forward, whose combination is
     exact for any offset of the data (Chan, Golub and LeVeque, 1979); one sum in the backward.
@@ -281,7 +281,7 @@ def convert_batch_norm(module: nn.Module, groups: int = 1) -> nn.Module:
 
 
 def convert_to_group_norm(module: nn.Module, groups: int = 16) -> nn.Module:
-    """Take the batch out: group norm for every batch norm, weight standardisation, in place.
+    """Take the batch out: group norm for every batch norm, weight standardization, in place.
 
     Richemond et al., "BYOL works even without batch statistics", 2020,
     https://arxiv.org/abs/2010.10241. Every torch.nn.Conv2d becomes timm's StdConv2d, whose filters

@@ -39,7 +39,7 @@ def sincos_positions(
     return torch.cat(halves, dim=1).float()
 
 
-def initialise_blocks(blocks: nn.Module, init: Init) -> None:
+def initialize_blocks(blocks: nn.Module, init: Init) -> None:
     """Draw the Linear layers of transformer blocks, and of what else stands in `blocks`, anew."""
     for name, part in blocks.named_modules():
         if not isinstance(part, nn.Linear):

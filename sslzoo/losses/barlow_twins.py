@@ -25,7 +25,7 @@ def barlow_twins(
     Args:
         z1: (n, D) embeddings, each column of mean 0 and variance 1 over the global batch: batch
             norm without scale and offset.
-        z2: (n, D) of the other views, normalised by themselves.
+        z2: (n, D) of the other views, normalized by themselves.
         off_diagonal_weight: lambda; 0.0051 in the paper.
         gradient_scale: multiplies the gradient and leaves the value.
 

@@ -1,10 +1,10 @@
-"""Strips: sums over anchors of a function of their similarities to all keys, a strip at a time.
+"""RowBlocks: sums over anchors of a function of their similarities to all keys, a block at a time.
 
-The similarities of a global batch never exist as a whole. A loss walks over strips of anchors,
-adds up its value, and hands in the slope of that value by the strip's dot products or squared
+The similarities of a global batch never exist as a whole. A loss walks over blocks of anchors,
+adds up its value, and hands in the slope of that value by the block's dot products or squared
 distances, from which the gradients by anchors and keys are formed at once.
 
-Shapes: m local anchors, M keys, D width, b anchors of a strip.
+Shapes: m local anchors, M keys, D width, b anchors of a block.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Numbers of one strip: few enough for a core's caches; large launches, and 64 MiB, on a GPU.
-_STRIP = {"cpu": 1 << 21, "cuda": 1 << 24}
+# Numbers of one block: few enough for a core's caches; large launches, and 64 MiB, on a GPU.
+_BLOCK = {"cpu": 1 << 21, "cuda": 1 << 24}
 NEAREST = 1e-9**0.5  # the least distance that a slope is divided by
 
 
-class Strips:
+class RowBlocks:
     """Anchors against keys, and the gradient of a sum over the anchors.
 
     Args:
@@ -27,7 +27,7 @@ class Strips:
         keys: (M, D); detached keys get no gradient.
 
     Attributes:
-        slices: of the anchors, one a strip.
+        slices: of the anchors, one a block.
     """
 
     def __init__(self, anchors: Tensor, keys: Tensor) -> None:
@@ -35,29 +35,29 @@ class Strips:
         self.anchors, self.keys = anchors.detach(), keys.detach()
         self._anchor_grad = _room_for_gradient(anchors)
         self._key_grad = _room_for_gradient(keys)
-        limit = _STRIP.get(anchors.device.type, _STRIP["cpu"])
+        limit = _BLOCK.get(anchors.device.type, _BLOCK["cpu"])
         step = max(1, limit // max(1, len(keys)))
         count = len(anchors)
         self.slices = [slice(i, min(i + step, count)) for i in range(0, count, step)]
 
     def dots(self, rows: slice) -> Tensor:
-        """Dot products of a strip. (b, M), without gradient."""
+        """Dot products of a block. (b, M), without gradient."""
         return self.anchors[rows] @ self.keys.T
 
     def distances(self, rows: slice) -> Tensor:
-        """Euclidean distances of a strip, from differences: exact for close points. (b, M)."""
+        """Euclidean distances of a block, from differences: exact for close points. (b, M)."""
         mode = "donot_use_mm_for_euclid_dist"
         return torch.cdist(self.anchors[rows], self.keys, compute_mode=mode)
 
     def add_slope(self, rows: slice, slope: Tensor) -> None:
-        """Take the slope (b, M) of the sum by the dot products of a strip."""
+        """Take the slope (b, M) of the sum by the dot products of a block."""
         if self._anchor_grad is not None:
             self._anchor_grad[rows] += slope @ self.keys
         if self._key_grad is not None:
             self._key_grad += slope.T @ self.anchors[rows]
 
     def add_square_slope(self, rows: slice, slope: Tensor) -> None:
-        """Take the slope (b, M) of the sum by the squared distances of a strip."""
+        """Take the slope (b, M) of the sum by the squared distances of a block."""
         self.add_slope(rows, -2 * slope)
         if self._anchor_grad is not None:
             self._anchor_grad[rows] += 2 * slope.sum(dim=1)[:, None] * self.anchors[rows]

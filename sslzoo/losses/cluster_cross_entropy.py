@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sslzoo.distributed import sum_over_ranks, world_size
-from sslzoo.losses.blockwise import Strips
+from sslzoo.losses.blockwise import RowBlocks
 from sslzoo.losses.precision import at_least_float32, no_autocast
 
 IGNORED = -100  # the label of a sample without a cluster
@@ -30,8 +30,8 @@ def cluster_cross_entropy(
     """Mean cross entropy over samples with a cluster, their crops, and clusterings.
 
     Args:
-        z: (B, V, D) embeddings, L2-normalised by the caller.
-        centroids: (K_h, D) of each clustering, L2-normalised by the caller; constants.
+        z: (B, V, D) embeddings, L2-normalized by the caller.
+        centroids: (K_h, D) of each clustering, L2-normalized by the caller; constants.
         labels: (B, H) int64, each sample's cluster, or -100.
         temperature: divides the scores; 0.1 in the code.
 
@@ -57,14 +57,14 @@ def cluster_cross_entropy(
         share = known * (world_size() / (counts * num_crops * len(centroids)))
         value = z.new_zeros(())
         for h, keys in enumerate(centroids):
-            strips = Strips(z.flatten(0, 1), keys.detach().to(z.dtype))
+            blocks = RowBlocks(z.flatten(0, 1), keys.detach().to(z.dtype))
             own, scale = labels[:, h, None].clamp(min=0), share[:, h, None]  # (B, 1)
             for crop in range(num_crops):
                 rows = slice(crop, None, num_crops)
-                logits = strips.dots(rows).div_(temperature)
+                logits = blocks.dots(rows).div_(temperature)
                 norm = logits.logsumexp(dim=1, keepdim=True)
                 value = value + (scale * (norm - logits.gather(1, own))).sum()
                 slope = logits.sub_(norm).exp_().scatter_add_(1, own, -torch.ones_like(scale))
-                strips.add_slope(rows, slope.mul_(scale / temperature))
-            value = strips.total(value)
+                blocks.add_slope(rows, slope.mul_(scale / temperature))
+            value = blocks.total(value)
         return value

@@ -1,9 +1,9 @@
 """The squared entries of X^T Y off its diagonal, summed, without the D x D matrix.
 
-Barlow Twins and VICReg ask for it at D = 8192, where the matrix takes 256 MiB. It is formed a strip
+Barlow Twins and VICReg ask for it at D = 8192, where the matrix takes 256 MiB. It is formed a block
 at a time, summed over ranks, and its gradient with it. Where 2N <= D an identity saves more: the
 squares of ALL entries of X^T Y sum to the dot product of X X^T and Y Y^T, which are N x N; the
-diagonal's are taken off. Then the rows are gathered, and strips of the N x N products are formed.
+diagonal's are taken off. Then the rows are gathered, and blocks of the N x N products are formed.
 (X^T Y has rank N at most, so that with columns of like size at least half of the sum is off the
 diagonal there: no digit is lost by taking the rest off.)
 
@@ -23,7 +23,7 @@ from sslzoo.distributed import (
     sum_over_ranks,
     world_size,
 )
-from sslzoo.losses.blockwise import Strips
+from sslzoo.losses.blockwise import RowBlocks
 
 
 def off_diagonal_square(x: Tensor, y: Tensor, rows: Rows | None = None) -> Tensor:
@@ -42,24 +42,24 @@ def off_diagonal_square(x: Tensor, y: Tensor, rows: Rows | None = None) -> Tenso
 
 
 def _by_columns(x: Tensor, y: Tensor) -> Tensor:
-    """Strips of X^T Y, each summed over ranks."""
-    strips = Strips(x.T, x.T.detach() if y is x else y.T)
+    """RowBlocks of X^T Y, each summed over ranks."""
+    blocks = RowBlocks(x.T, x.T.detach() if y is x else y.T)
     slope = (4 if y is x else 2) * world_size()  # of the share, see below
     value = x.new_zeros(())
-    for part in strips.slices:
-        products = sum_over_ranks(strips.dots(part))  # (b, D)
+    for part in blocks.slices:
+        products = sum_over_ranks(blocks.dots(part))  # (b, D)
         products.diagonal(part.start).zero_()
         value = value + torch.linalg.vector_norm(products, dim=1).square().sum()
-        strips.add_slope(part, products.mul_(slope))
+        blocks.add_slope(part, products.mul_(slope))
     # Every rank has the whole value and its own rows' gradient of it; as a share of 1 / W it counts
     # once in the sum over ranks, value and gradient alike.
-    return global_sum(strips.total(value) / world_size())
+    return global_sum(blocks.total(value) / world_size())
 
 
 def _by_rows(x: Tensor, y: Tensor, rows: Rows) -> Tensor:
-    """Strips of X X^T and Y Y^T, own rows against all."""
-    of_x = Strips(x, gather_rows(x, rows))
-    of_y = of_x if y is x else Strips(y, gather_rows(y, rows))
+    """RowBlocks of X X^T and Y Y^T, own rows against all."""
+    of_x = RowBlocks(x, gather_rows(x, rows))
+    of_y = of_x if y is x else RowBlocks(y, gather_rows(y, rows))
     value = x.new_zeros(())
     for part in of_x.slices:
         a = of_x.dots(part)  # (b, N)

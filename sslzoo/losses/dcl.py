@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslzoo.distributed import gather, row_layout, world_size
-from sslzoo.losses.blockwise import Strips
+from sslzoo.losses.blockwise import RowBlocks
 from sslzoo.losses.precision import at_least_float32, no_autocast
 
 
@@ -33,7 +33,7 @@ def dcl(z1: Tensor, z2: Tensor, temperature: float, sigma: float | None = None) 
     """Mean over anchors of logsumexp(the 2N - 2 negatives) - w * partner.
 
     Args:
-        z1: (n, D) first views' projections; L2-normalised here (squared norm at least 1e-12).
+        z1: (n, D) first views' projections; L2-normalized here (squared norm at least 1e-12).
         z2: (n, D) second views' projections, row i beside z1's row i.
         temperature: divides the cosines; the paper has 0.1 (reported).
         sigma: None: w = 1, DCL; otherwise DCLW, 0.5 in the paper: pairs that are far from each
@@ -64,20 +64,20 @@ def dcl(z1: Tensor, z2: Tensor, temperature: float, sigma: float | None = None) 
             share = (gather(cosine, rows) / sigma).softmax(dim=0)[rows.own]
             weighed = (2 - rows.total * share) * cosine
         keys = gather(z, rows).flatten(0, 1)  # (M, D): rows 2i and 2i + 1 are a pair
-        negatives = _negatives(Strips(z.flatten(0, 1), keys), 2 * rows.start, temperature)
+        negatives = _negatives(RowBlocks(z.flatten(0, 1), keys), 2 * rows.start, temperature)
         positives = 2 * weighed.sum() / temperature
         return (negatives - positives) * (world_size() / (2 * rows.total))
 
 
-def _negatives(strips: Strips, first: int, temperature: float) -> Tensor:
+def _negatives(blocks: RowBlocks, first: int, temperature: float) -> Tensor:
     """Sum over anchors of the logsumexp of their negatives."""
-    anchors = strips.anchors
+    anchors = blocks.anchors
     total = anchors.new_zeros(())
-    for rows in strips.slices:
+    for rows in blocks.slices:
         place = torch.arange(first + rows.start, first + rows.stop, device=anchors.device)[:, None]
-        logits = strips.dots(rows) / temperature
+        logits = blocks.dots(rows) / temperature
         logits.scatter_(1, torch.cat([place, place ^ 1], dim=1), -math.inf)
         norm = logits.logsumexp(dim=1, keepdim=True)
         total = total + norm.sum()
-        strips.add_slope(rows, (logits - norm).exp_() / temperature)
-    return strips.total(total)
+        blocks.add_slope(rows, (logits - norm).exp_() / temperature)
+    return blocks.total(total)

@@ -7,7 +7,7 @@ Reference code: facebookresearch/dino at 7c446df, main_dino.py, DINOLoss.
 Deviations: none.
 
 Shapes: n samples of this rank, N of all, S student and T teacher views of each, D width of the
-bottleneck, K prototypes. The student's (n, S, K) logits never exist as a whole, nor do normalised
+bottleneck, K prototypes. The student's (n, S, K) logits never exist as a whole, nor do normalized
 prototypes: the gradient is formed in the forward, some prototypes at a time.
 """
 
@@ -125,7 +125,7 @@ def _check(
 
 
 class _Distillation(torch.autograd.Function):
-    """Twice block by block of the prototypes: the normalisers, then with them the slopes."""
+    """Twice block by block of the prototypes: the normalizers, then with them the slopes."""
 
     @staticmethod
     def forward(
@@ -157,16 +157,16 @@ class _Distillation(torch.autograd.Function):
             norm *= (top - new_top).exp()
             norm += logits.sub_(new_top).exp_().sum(dim=1, keepdim=True)
             top = new_top
-        normaliser = top + norm.log()  # (n S, 1)
-        value = (mass * normaliser).sum() - (pairs * matched).sum()
+        normalizer = top + norm.log()  # (n S, 1)
+        value = (mass * normalizer).sum() - (pairs * matched).sum()
         if not with_gradient:
             return value
 
-        normaliser -= mass.log()
+        normalizer -= mass.log()
         by_rows, by_v, by_g = torch.zeros_like(rows), torch.empty_like(v), torch.empty_like(g)
         for block in blocks:
             dots = rows @ v[block].T
-            slope = torch.mul(dots, factor[block]).sub_(normaliser).exp_()
+            slope = torch.mul(dots, factor[block]).sub_(normalizer).exp_()
             slope.view(count, views, -1).baddbmm_(pairs, teacher[..., block], alpha=-1)
             along_v = dots.mul_(slope).sum(dim=0)
             by_g[block, 0] = along_v * inverse[block]

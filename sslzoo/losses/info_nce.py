@@ -28,8 +28,8 @@ def info_nce(query: Tensor, positive: Tensor, queue: Tensor, temperature: float)
     """Mean cross entropy of each query's positive key among it and the K rows of the queue.
 
     Args:
-        query: (n, D) queries, L2-normalised by the caller.
-        positive: (n, D) their keys, normalised likewise; MoCo's have no gradient.
+        query: (n, D) queries, L2-normalized by the caller.
+        positive: (n, D) their keys, normalized likewise; MoCo's have no gradient.
         queue: (K, D) negatives, of any floating type; a constant.
         temperature: T; MoCo v1 has 0.07, v2 0.2.
 
@@ -53,8 +53,8 @@ def batch_info_nce(query: Tensor, keys: Tensor, temperature: float) -> Tensor:
     """Mean cross entropy of each query's own key among the N keys of the global batch.
 
     Args:
-        query: (n, D) queries, L2-normalised by the caller.
-        keys: (n, D), row i the positive of query i; normalised likewise. Either may be without
+        query: (n, D) queries, L2-normalized by the caller.
+        keys: (n, D), row i the positive of query i; normalized likewise. Either may be without
             gradient.
         temperature: T; NNCLR has 0.1.
 
@@ -123,7 +123,7 @@ class _QueueInfoNCE(torch.autograd.Function):
 
 
 class _BatchInfoNCE(torch.autograd.Function):
-    """Strip by strip: some queries' logits with all keys, each row's maximum taken out."""
+    """Strip by block: some queries' logits with all keys, each row's maximum taken out."""
 
     @staticmethod
     def forward(

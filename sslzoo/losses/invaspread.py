@@ -1,4 +1,4 @@
-"""InvaSpread: a view is recognised as its instance, and no other view is.
+"""InvaSpread: a view is recognized as its instance, and no other view is.
 
 Ye, Zhang, Yuen and Chang, CVPR 2019, https://arxiv.org/abs/1904.03436, equations 3 to 7.
 Reference code: mangye16/Unsupervised_Embedding_Learning, BatchAverage.py, commit 29de398.
@@ -6,7 +6,7 @@ Reference code: mangye16/Unsupervised_Embedding_Learning, BatchAverage.py, commi
 Deviations:
     saturation: 1 - P is formed from the other keys' probabilities, so that log(1 - P) is finite
         where P rounds to 1; the reference code takes log(0) there.
-    roles: both views are anchors and keys, as in the reference code; the paper recognises the
+    roles: both views are anchors and keys, as in the reference code; the paper recognizes the
         augmented view among the originals.
 
 Shapes: n local pairs, N global pairs, M = 2N rows, D width. The M x M similarities never exist as
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sslzoo.distributed import gather_rows, row_layout, world_size
-from sslzoo.losses.blockwise import Strips
+from sslzoo.losses.blockwise import RowBlocks
 from sslzoo.losses.precision import at_least_float32, no_autocast
 
 
@@ -32,7 +32,7 @@ def invaspread(f1: Tensor, f2: Tensor, temperature: float, negative_weight: floa
     an anchor is no key of its own. Keys are constants: only an anchor's role has a gradient.
 
     Args:
-        f1: (n, D) first views' features, L2-normalised by the caller.
+        f1: (n, D) first views' features, L2-normalized by the caller.
         f2: (n, D) second views' features, row i beside f1's row i.
         temperature: T; the paper has 0.1.
         negative_weight: m, at least 1 (below it a probability could exceed 1); 1 in the paper.
@@ -54,24 +54,24 @@ def invaspread(f1: Tensor, f2: Tensor, temperature: float, negative_weight: floa
         f = at_least_float32(torch.stack([f1, f2], dim=1))  # (n, 2, D)
         rows = row_layout(len(f))
         keys = gather_rows(f, rows).flatten(0, 1)  # (M, D): rows 2i and 2i + 1 are a pair
-        strips = Strips(f.flatten(0, 1), keys)
+        blocks = RowBlocks(f.flatten(0, 1), keys)
         scale = world_size() / (2 * rows.total)
-        return _sum(strips, 2 * rows.start, temperature, negative_weight) * scale
+        return _sum(blocks, 2 * rows.start, temperature, negative_weight) * scale
 
 
-def _sum(strips: Strips, first: int, temperature: float, m: float) -> Tensor:
+def _sum(blocks: RowBlocks, first: int, temperature: float, m: float) -> Tensor:
     """Sum over the anchors. A key's share is its part of D: m P for the others, P for the partner.
 
     The largest share is kept apart: it alone can be near 1, and 1 minus it is the sum of the rest.
     """
-    anchors = strips.anchors
+    anchors = blocks.anchors
     total = anchors.new_zeros(())
     log_surplus = anchors.new_full((), math.log(m - 1) if m > 1 else -math.inf)
     lowest = torch.finfo(anchors.dtype).min
-    for rows in strips.slices:
+    for rows in blocks.slices:
         place = torch.arange(first + rows.start, first + rows.stop, device=anchors.device)[:, None]
         partner = place ^ 1
-        logits = strips.dots(rows) / temperature
+        logits = blocks.dots(rows) / temperature
         own = logits.gather(1, partner)
         logits = logits.add_(math.log(m)).scatter_(1, partner, own)
         logits.scatter_(1, place, -math.inf)
@@ -101,5 +101,5 @@ def _sum(strips: Strips, first: int, temperature: float, m: float) -> Tensor:
         )
         slope.scatter_(1, where, at_top)
         slope.scatter_add_(1, partner, top_is_partner.to(slope.dtype) - 1)
-        strips.add_slope(rows, slope / temperature)
-    return strips.total(total)
+        blocks.add_slope(rows, slope / temperature)
+    return blocks.total(total)

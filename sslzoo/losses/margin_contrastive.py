@@ -19,7 +19,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from sslzoo.distributed import gather, row_layout, world_size
-from sslzoo.losses.blockwise import NEAREST, Strips
+from sslzoo.losses.blockwise import NEAREST, RowBlocks
 from sslzoo.losses.positives import identity
 from sslzoo.losses.precision import at_least_float32, no_autocast
 
@@ -28,7 +28,7 @@ def margin_contrastive(z: Tensor, label: Tensor | None = None, margin: float = 1
     """Half the mean of D^2 / 2 over similar pairs and of max(0, m - D)^2 / 2 over the others.
 
     Args:
-        z: (n, V, D) points of V >= 2 views, as they are: normalised by the caller or not.
+        z: (n, V, D) points of V >= 2 views, as they are: normalized by the caller or not.
         label: (n,) integers, equal for similar samples; None: only views of one sample are.
         margin: m, a distance, not its square.
 
@@ -44,16 +44,16 @@ def margin_contrastive(z: Tensor, label: Tensor | None = None, margin: float = 1
         rows = row_layout(len(z))
         who = identity(z, label, rows)
         z = at_least_float32(z)
-        strips = Strips(z.flatten(0, 1), gather(z, rows).flatten(0, 1))
+        blocks = RowBlocks(z.flatten(0, 1), gather(z, rows).flatten(0, 1))
         num_same, num_other = who.counts()
         pull = world_size() / (2 * num_same.to(z.dtype))
         push = world_size() / (2 * num_other.clamp_min(1).to(z.dtype))
         total = z.new_zeros(())
-        for part in strips.slices:
-            distance = strips.distances(part)
+        for part in blocks.slices:
+            distance = blocks.distances(part)
             same, other = pull * who.same(part), push * who.other(part)
             short = (margin - distance).clamp_min(0)
             total = total + (same * distance.square() + other * short.square()).sum() / 2
             slope = (same - other * short / distance.clamp_min(NEAREST)) / 2
-            strips.add_square_slope(part, slope)
-        return strips.total(total)
+            blocks.add_square_slope(part, slope)
+        return blocks.total(total)

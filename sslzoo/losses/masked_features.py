@@ -16,11 +16,11 @@ from sslzoo.losses.precision import at_least_float32, no_autocast
 
 
 def masked_features(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean smooth L1 distance (quadratic below 1) to the layer-normalised target.
+    """Mean smooth L1 distance (quadratic below 1) to the layer-normalized target.
 
     Args:
         prediction: (n, ..., D).
-        target: likewise, without gradient; layer-normalised here, without scale and offset.
+        target: likewise, without gradient; layer-normalized here, without scale and offset.
 
     Returns:
         Scalar whose mean over ranks is the loss of the global batch.
@@ -32,7 +32,7 @@ def masked_features(prediction: Tensor, target: Tensor) -> Tensor:
         shapes = f"{tuple(prediction.shape)} and {tuple(target.shape)}"
         raise ValueError(f"two (n, ..., D) tensors of one shape wanted, got {shapes}")
     with no_autocast(prediction):
-        normalised = F.layer_norm(at_least_float32(target), target.shape[-1:])
-        error = F.smooth_l1_loss(at_least_float32(prediction), normalised, reduction="none")
+        normalized = F.layer_norm(at_least_float32(target), target.shape[-1:])
+        error = F.smooth_l1_loss(at_least_float32(prediction), normalized, reduction="none")
         n = len(error)
         return error.flatten(1).mean(1).sum() * (world_size() / row_layout(n).total)

@@ -28,7 +28,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 
 def masked_pixels(
-    prediction: Tensor, images: Tensor, removed: Tensor, patch_size: int, normalise: bool = True
+    prediction: Tensor, images: Tensor, removed: Tensor, patch_size: int, normalize: bool = True
 ) -> Tensor:
     """Mean squared error over the pixels of the removed patches.
 
@@ -37,7 +37,7 @@ def masked_pixels(
         images: (n, C, H, W).
         removed: (n, R) int64, indices of the patches that count; R is the same on every rank.
         patch_size: P.
-        normalise: whether each patch's own mean and deviation (of the unbiased variance + 1e-6)
+        normalize: whether each patch's own mean and deviation (of the unbiased variance + 1e-6)
             are taken out of the target: `norm_pix_loss`.
 
     Returns:
@@ -55,7 +55,7 @@ def masked_pixels(
     with no_autocast(prediction):
         index = removed[..., None].expand(-1, -1, target.shape[2])
         target = target.gather(1, index)
-        if normalise:
+        if normalize:
             mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
             target = (target - mean) / (var + 1e-6).sqrt()
         error = (at_least_float32(prediction.gather(1, index)) - target).square()

@@ -6,7 +6,7 @@ for `sampled_softmax` HobbitLong/CMC, NCE/NCECriterion.py. CMC gives each loss t
 view and the bank of another.
 
 Deviations:
-    normalising constant: estimated over the global batch; the reference code runs in one
+    normalizing constant: estimated over the global batch; the reference code runs in one
         process. `proximal` is the paper's term, which the reference code does not have.
 
 Shapes: n local rows, N global rows, M bank rows, K negatives, D width. Neither the (n, K + 1, D)
@@ -38,12 +38,12 @@ _Block = tuple[slice, Tensor, Callable[[Tensor], Tensor]]
 
 
 def nce_constant(f: Tensor, bank: Tensor, index: Tensor, temperature: float) -> Tensor:
-    """The normalising constant Z: M times the mean of exp(f v / T) over the global batch.
+    """The normalizing constant Z: M times the mean of exp(f v / T) over the global batch.
 
     Finite in float32 for temperatures of at least 1 / 88.
 
     Args:
-        f: (n, D) features, L2-normalised by the caller.
+        f: (n, D) features, L2-normalized by the caller.
         bank: (M, D) memory.
         index: (n, K + 1) sampled bank rows, column 0 the rows' own.
         temperature: the paper has 0.07.
@@ -77,7 +77,7 @@ def nce(
     -log(P_0 / (P_0 + c + eps)) - sum over k of log(c / (P_k + c + eps)).
 
     Args:
-        f: (n, D) features, L2-normalised by the caller.
+        f: (n, D) features, L2-normalized by the caller.
         bank: (M, D) memory, of any floating type; a constant.
         index: (n, K + 1) bank rows: column 0 the rows' own, then K uniform draws.
         z_constant: Z, from `nce_constant` of the first batch.
@@ -107,7 +107,7 @@ def sampled_softmax(f: Tensor, bank: Tensor, index: Tensor, temperature: float) 
     """Cross entropy of a row's own memory among K sampled ones and itself.
 
     Args:
-        f: (n, D) features, L2-normalised by the caller.
+        f: (n, D) features, L2-normalized by the caller.
         bank: (M, D) memory, of any floating type; a constant.
         index: (n, K + 1) bank rows: column 0 the rows' own, then K draws.
         temperature: T; CMC has 0.07.
@@ -130,7 +130,7 @@ def bank_softmax(f: Tensor, bank: Tensor, index: Tensor, temperature: float) -> 
     """Cross entropy of a row's own memory among all M.
 
     Args:
-        f: (n, D) features, L2-normalised by the caller.
+        f: (n, D) features, L2-normalized by the caller.
         bank: (M, D) memory, of any floating type; a constant.
         index: (n,) the rows' own bank rows.
         temperature: T; the paper has 0.07, the reference code 0.1 on CIFAR-10.
@@ -153,7 +153,7 @@ def proximal(f: Tensor, old_rows: Tensor) -> Tensor:
     """Mean over the global batch of ||f - v||^2, v the rows' memory before this step.
 
     Args:
-        f: (n, D) features, L2-normalised by the caller.
+        f: (n, D) features, L2-normalized by the caller.
         old_rows: (n, D), without gradient.
 
     Returns:

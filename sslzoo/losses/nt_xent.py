@@ -1,4 +1,4 @@
-"""NT-Xent: the normalised temperature-scaled cross entropy of SimCLR.
+"""NT-Xent: the normalized temperature-scaled cross entropy of SimCLR.
 
 Chen, Kornblith, Norouzi and Hinton, ICML 2020, https://arxiv.org/abs/2002.05709, equation 1.
 Reference code: google-research/simclr, tf2/objective.py.
@@ -22,10 +22,10 @@ from torch import Tensor
 from sslzoo.distributed import gather, row_layout, world_size
 from sslzoo.losses.precision import at_least_float32, no_autocast
 
-# Sides of a square block and numbers in a strip, timed at D = 128: 1024 keeps a block in the
+# Sides of a square block and numbers in a block, timed at D = 128: 1024 keeps a block in the
 # second-level cache of a core; a GPU wants fewer and larger launches.
 _SIDE = {"cpu": 1024, "cuda": 4096}
-_STRIP = {"cpu": 1 << 21, "cuda": 1 << 25}
+_BLOCK = {"cpu": 1 << 21, "cuda": 1 << 25}
 # exp(-80) and exp(-690) are the least comfortable normal numbers of the two precisions.
 _RANGE = {torch.float32: 80.0, torch.float64: 690.0}
 
@@ -34,7 +34,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     """Mean cross entropy of each view's partner among the other 2N - 1 rows of the global batch.
 
     Args:
-        z1: (n, D) first views' projections; L2-normalised here (squared norm at least 1e-12).
+        z1: (n, D) first views' projections; L2-normalized here (squared norm at least 1e-12).
         z2: (n, D) second views' projections, row i beside z1's row i.
         temperature: divides the cosines; the paper has 0.1 on ImageNet, 0.5 on CIFAR-10.
 
@@ -89,16 +89,16 @@ class _PairCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         if own is None:
             first, count = 0, len(keys)
-            normaliser, grad = _all_anchors(keys, temperature, with_gradient)
+            normalizer, grad = _all_anchors(keys, temperature, with_gradient)
         else:
             first, count = own
-            normaliser, grad = _own_anchors(keys, first, count, temperature, with_gradient)
+            normalizer, grad = _own_anchors(keys, first, count, temperature, with_gradient)
         pairs = keys[first : first + count].unflatten(0, (-1, 2))  # (count / 2, 2, D)
         partner = (pairs[:, 0] * pairs[:, 1]).sum() * (2 / temperature)
         if grad is not None:
             grad[first : first + count] -= 2 * pairs.flip(1).flatten(0, 1)
             ctx.save_for_backward(grad.mul_(scale / temperature))
-        return (normaliser - partner) * scale
+        return (normalizer - partner) * scale
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None, None]:
@@ -111,11 +111,11 @@ def _own_anchors(
 ) -> tuple[Tensor, Tensor | None]:
     """Sum of the anchors' logsumexp, and temperature times its gradient by the keys.
 
-    Strip by strip: some anchors' similarities with all keys, each row's maximum taken out.
+    Strip by block: some anchors' similarities with all keys, each row's maximum taken out.
     """
     total = keys.new_zeros(())
     grad = torch.zeros_like(keys) if with_gradient else None
-    step = max(1, _STRIP.get(keys.device.type, _STRIP["cpu"]) // len(keys))
+    step = max(1, _BLOCK.get(keys.device.type, _BLOCK["cpu"]) // len(keys))
     for start in range(first, first + count, step):
         stop = min(start + step, first + count)
         anchors = keys[start:stop]

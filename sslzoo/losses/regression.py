@@ -21,8 +21,8 @@ def regression(p: Tensor, z: Tensor) -> Tensor:
     """Mean over the global batch of ||p/|p| - z/|z|||^2 = 2 - 2 cos(p, z).
 
     Args:
-        p: (n, D) predictions; L2-normalised here, the squared norm at least 1e-12.
-        z: (n, D) target projections, detached by the caller; normalised in the same way.
+        p: (n, D) predictions; L2-normalized here, the squared norm at least 1e-12.
+        z: (n, D) target projections, detached by the caller; normalized in the same way.
 
     Returns:
         Scalar in 0..4 whose mean over ranks is the loss of the global batch.
@@ -39,8 +39,8 @@ def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
     """Mean over the global batch of -cos(p, z).
 
     Args:
-        p: (n, D) predictions; L2-normalised here, the squared norm at least 1e-12.
-        z: (n, D) projections, detached by the caller; normalised in the same way.
+        p: (n, D) predictions; L2-normalized here, the squared norm at least 1e-12.
+        z: (n, D) projections, detached by the caller; normalized in the same way.
 
     Returns:
         Scalar in -1..1 whose mean over ranks is the loss of the global batch.

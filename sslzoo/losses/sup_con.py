@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslzoo.distributed import gather, row_layout, world_size
-from sslzoo.losses.blockwise import Strips
+from sslzoo.losses.blockwise import RowBlocks
 from sslzoo.losses.positives import identity
 from sslzoo.losses.precision import at_least_float32, no_autocast
 
@@ -32,7 +32,7 @@ def sup_con(
     multiplied by temperature / base_temperature.
 
     Args:
-        z: (n, V, D) projections of V >= 2 views; L2-normalised here (squared norm at least
+        z: (n, V, D) projections of V >= 2 views; L2-normalized here (squared norm at least
             1e-12).
         label: (n,) integers; None: a sample is alike its own views only, and the loss is SimCLR's.
         temperature: divides the cosines; 0.07 is the reference code's default, 0.1 its CIFAR
@@ -52,16 +52,16 @@ def sup_con(
         rows = row_layout(len(z))
         who = identity(z, label, rows)
         z = F.normalize(at_least_float32(z), dim=-1, eps=1e-6)
-        strips = Strips(z.flatten(0, 1), gather(z, rows).flatten(0, 1))
+        blocks = RowBlocks(z.flatten(0, 1), gather(z, rows).flatten(0, 1))
         total = z.new_zeros(())
-        for part in strips.slices:
-            logits = strips.dots(part) / temperature
+        for part in blocks.slices:
+            logits = blocks.dots(part) / temperature
             target = who.same(part).to(logits.dtype)
             target /= target.sum(dim=1, keepdim=True)
             positive = (target * logits).sum()
             logits.diagonal(who.first + part.start).fill_(-math.inf)
             norm = logits.logsumexp(dim=1, keepdim=True)
             total = total + norm.sum() - positive
-            strips.add_slope(part, ((logits - norm).exp_() - target) / temperature)
+            blocks.add_slope(part, ((logits - norm).exp_() - target) / temperature)
         scale = temperature / base_temperature * world_size() / len(who.every)
-        return strips.total(total) * scale
+        return blocks.total(total) * scale

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sslzoo.distributed import row_layout, world_size
-from sslzoo.losses.blockwise import Strips
+from sslzoo.losses.blockwise import RowBlocks
 from sslzoo.losses.precision import at_least_float32, no_autocast
 
 
@@ -29,8 +29,8 @@ def swapped_prediction(
     A pair is a crop with assignments and any other crop: A (V - 1) of them.
 
     Args:
-        z: (B, V, D) embeddings, L2-normalised by the caller.
-        prototypes: (K, D), L2-normalised by the caller.
+        z: (B, V, D) embeddings, L2-normalized by the caller.
+        prototypes: (K, D), L2-normalized by the caller.
         assignments: (A, B, K) targets; a constant.
         assigned: numbers of the A crops that they belong to.
         temperature: divides the scores of the predictions; 0.1 in the code.
@@ -48,7 +48,7 @@ def swapped_prediction(
         z = at_least_float32(z)
         targets = assignments.detach().to(z.dtype)
         scale = world_size() / (row_layout(num_samples).total * len(assigned) * (num_crops - 1))
-        strips = Strips(z.flatten(0, 1), prototypes.to(z.dtype))
+        blocks = RowBlocks(z.flatten(0, 1), prototypes.to(z.dtype))
         value = z.new_zeros(())
         for crop in range(num_crops):
             others = [q for q, of in zip(targets, assigned, strict=True) if of != crop]
@@ -57,12 +57,12 @@ def swapped_prediction(
             q = torch.stack(others).sum(dim=0)  # of all pairs at once
             mass = q.sum(dim=1, keepdim=True)
             rows = slice(crop, None, num_crops)
-            logits = strips.dots(rows).div_(temperature)
+            logits = blocks.dots(rows).div_(temperature)
             norm = logits.logsumexp(dim=1, keepdim=True)
             value = value + scale * ((mass * norm).sum() - (q * logits).sum())
             slope = logits.sub_(norm).exp_().mul_(mass).sub_(q)
-            strips.add_slope(rows, slope.mul_(scale / temperature))
-        return strips.total(value)
+            blocks.add_slope(rows, slope.mul_(scale / temperature))
+        return blocks.total(value)
 
 
 def _check(

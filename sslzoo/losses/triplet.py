@@ -11,9 +11,9 @@ Deviations:
     mean: over triplets of the global batch; FaceNet sums, the reference code means over those
         that it selected, and takes a dummy triplet where there is none (0 here).
 
-Shapes: n local samples, V views, D width, M = V N rows, b anchors of a strip. Neither the M x M
+Shapes: n local samples, V views, D width, M = V N rows, b anchors of a block. Neither the M x M
 distances nor the triplets exist as a whole: the loss is piecewise linear in the distances, and
-sorting a strip's rows gives the number of triplets in which each distance stands.
+sorting a block's rows gives the number of triplets in which each distance stands.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslzoo.distributed import gather, row_layout, sum_over_ranks, world_size
-from sslzoo.losses.blockwise import NEAREST, Strips
+from sslzoo.losses.blockwise import NEAREST, RowBlocks
 from sslzoo.losses.positives import identity
 from sslzoo.losses.precision import at_least_float32, no_autocast
 
 
 class _Mined(NamedTuple):
-    """Sum over a strip's triplets, its slope by the distances (b, M), and two counts."""
+    """Sum over a block's triplets, its slope by the distances (b, M), and two counts."""
 
     value: Tensor
     slope: Tensor
@@ -55,7 +55,7 @@ def triplet(
     the margin.
 
     Args:
-        z: (n, V, D) projections of V >= 2 views; L2-normalised here (squared norm at least
+        z: (n, V, D) projections of V >= 2 views; L2-normalized here (squared norm at least
             1e-12).
         label: (n,) integers, equal for samples of one identity; None: every sample is its own.
         margin: in units of d; 0.2 in FaceNet. None: log(1 + exp(d(a, p) - d(a, n))), for "hard".
@@ -82,19 +82,19 @@ def triplet(
         rows = row_layout(len(z))
         who = identity(z, label, rows)
         z = F.normalize(at_least_float32(z), dim=-1, eps=1e-6)
-        strips = Strips(z.flatten(0, 1), gather(z, rows).flatten(0, 1))
+        blocks = RowBlocks(z.flatten(0, 1), gather(z, rows).flatten(0, 1))
         total = z.new_zeros(())
         count = torch.zeros((), dtype=torch.int64, device=z.device)
-        for part in strips.slices:
-            distance = strips.distances(part)
+        for part in blocks.slices:
+            distance = blocks.distances(part)
             d = distance.square() if squared else distance
             mined = _mine(d, who.same(part), who.other(part), margin, mining)
             total = total + mined.value
             count = count + (mined.num_mined if mean_over == "all" else mined.num_nonzero)
             slope = mined.slope if squared else mined.slope / (2 * distance.clamp_min(NEAREST))
-            strips.add_square_slope(part, slope)
+            blocks.add_square_slope(part, slope)
         everywhere = sum_over_ranks(count).clamp_min(1).to(z.dtype)
-        return strips.total(total) * (world_size() / everywhere)
+        return blocks.total(total) * (world_size() / everywhere)
 
 
 def _mine(d: Tensor, same: Tensor, other: Tensor, margin: float | None, mining: str) -> _Mined:

@@ -26,7 +26,7 @@ class MemoryBank(Memory):
     """(M, D) rows; row i is normalize(momentum * old + (1 - momentum) * feature of sample i).
 
     The rows begin uniform in (-s, s), s = 1 / sqrt(D / 3), of expected norm 1 and not
-    normalised, and equal on all ranks.
+    normalized, and equal on all ranks.
 
     Args:
         size: M, the number of training samples.
@@ -72,7 +72,7 @@ class MemoryBank(Memory):
 
         Args:
             index: (n,) int64, the samples.
-            values: (n, D) L2-normalised features; detached here.
+            values: (n, D) L2-normalized features; detached here.
 
         Raises:
             ValueError: for other shapes.

@@ -74,7 +74,7 @@ class ClusterMemory(Memory):
 
     @property
     def centroids(self) -> list[Tensor]:
-        """(K_h, D) of each clustering, L2-normalised; zeros before the first."""
+        """(K_h, D) of each clustering, L2-normalized; zeros before the first."""
         return [getattr(self, f"centroids_{h}") for h in range(len(self.num_clusters))]
 
     def stage(self, index: Tensor, values: Tensor) -> None:
@@ -82,7 +82,7 @@ class ClusterMemory(Memory):
 
         Args:
             index: (n,) int64, the samples.
-            values: (n, A, D) L2-normalised embeddings; detached here.
+            values: (n, A, D) L2-normalized embeddings; detached here.
 
         Raises:
             ValueError: for other shapes.

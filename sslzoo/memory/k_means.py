@@ -27,12 +27,12 @@ def spherical_k_means(rows: Tensor, centroids: Tensor, iterations: int) -> tuple
     A centroid without rows stays where it is. Every rank calls it and gets the same centroids.
 
     Args:
-        rows: (n, D) of this rank, L2-normalised; n may differ and may be 0.
+        rows: (n, D) of this rank, L2-normalized; n may differ and may be 0.
         centroids: (K, D) to begin with, the same on every rank.
         iterations: of moving the centroids; 10 in the code.
 
     Returns:
-        (K, D) L2-normalised centroids in float32 at least, and (n,) int64.
+        (K, D) L2-normalized centroids in float32 at least, and (n,) int64.
     """
     centroids = centroids.to(torch.promote_types(centroids.dtype, torch.float32))
     for _ in range(iterations):

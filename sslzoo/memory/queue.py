@@ -26,7 +26,7 @@ from sslzoo.random import run_seed
 class Queue(Memory):
     """(K, D) rows, first in, first out.
 
-    The rows begin as normalised Gaussian ones, equal on all ranks. Of a step with more than K
+    The rows begin as normalized Gaussian ones, equal on all ranks. Of a step with more than K
     rows the last K stay.
 
     Args:
@@ -70,7 +70,7 @@ class Queue(Memory):
         """Keep a micro-batch's keys for the next commit.
 
         Args:
-            values: (n, D) L2-normalised keys; detached here.
+            values: (n, D) L2-normalized keys; detached here.
 
         Raises:
             ValueError: for other shapes.

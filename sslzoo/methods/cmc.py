@@ -9,7 +9,7 @@ Deviations:
     2. Negatives are a keyed function of (seed, step, sample), the code's come from an alias
        sampler: uniform with replacement in both, and the same for all pairs of views.
     3. The code has two views; for more, the sums over pairs are the paper's (reported), with a
-       normalising constant for each direction of each pair, as the code has for its one pair.
+       normalizing constant for each direction of each pair, as the code has for its one pair.
     4. num_negatives 0, the softmax over a whole bank, is InstDisc's, not in the code.
 """
 
@@ -48,7 +48,7 @@ class CMC(SSLMethod):
 
     Args:
         backbone: a tower a view (`backbones.Towers`).
-        projector: a head a view (`heads.PerView`), one Linear to 128 in the paper; normalised
+        projector: a head a view (`heads.PerView`), one Linear to 128 in the paper; normalized
             here.
         bank_size: number of training samples; one row each in every view's bank.
         num_negatives: K, shared by all pairs of views: 16384 in the code, 4096 for its released
@@ -57,7 +57,7 @@ class CMC(SSLMethod):
         mode: "full_graph" contrasts every pair of views, "core_view" the first with each other;
             for two views they are the same.
         temperature: 0.07; 0.1 on STL-10.
-        bank_momentum: m of v <- normalise(m v + (1 - m) f); 0.5.
+        bank_momentum: m of v <- normalize(m v + (1 - m) f); 0.5.
         bank_dtype: of the banks' rows; bfloat16 halves the 656 MB of an ImageNet bank.
         optimizer: see `SSLMethod`; SGD in the paper.
         schedule: see `SSLMethod`; steps at epochs 120, 160 and 200.
@@ -121,7 +121,7 @@ class CMC(SSLMethod):
         return cast(MemoryBank, self.banks[view])
 
     def project(self, view: View) -> Tensor:
-        """Normalised embedding of each view, what the banks hold. (B, ...) -> (B, M, D)."""
+        """Normalized embedding of each view, what the banks hold. (B, ...) -> (B, M, D)."""
         return F.normalize(at_least_float32(self.projector(self.backbone(view))), dim=2)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ Deviations:
     1. The loss is the mean over the 2N anchors; the paper's is their sum, the code's the sum of
        two directional means, which is twice ours. LARS takes the factor out, but for the share
        of the weight decay and for the exempt parameters.
-    2. DCLW's weights are normalised over the global batch, with gradient, as in the paper.
+    2. DCLW's weights are normalized over the global batch, with gradient, as in the paper.
 """
 
 from __future__ import annotations

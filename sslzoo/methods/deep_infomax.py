@@ -112,7 +112,7 @@ class DeepInfoMax(SSLMethod):
         self.discriminator = discriminator
         _check_encodings(backbone, projector, summary_head, local_head, global_head, discriminator)
         if local_head is None and global_head is None:
-            raise ValueError("nothing to maximise: local_weight and global_weight are both 0")
+            raise ValueError("nothing to maximize: local_weight and global_weight are both 0")
         self.bound = bound
         self.local_weight, self.global_weight = local_weight, global_weight
         self.prior_weight = prior_weight

@@ -103,7 +103,7 @@ class DeepClusterV2(SSLMethod):
         return [CommitMemory(), ClusterEpochs(self.k_means_iterations)]
 
     def embed_crops(self, views: Sequence[Tensor]) -> Tensor:
-        """Normalised embeddings of V views. V times (B, C, S, S) -> (B, V, D)."""
+        """Normalized embeddings of V views. V times (B, C, S, S) -> (B, V, D)."""
         z = multi_crop(self.backbone, self.projector, views)
         return F.normalize(at_least_float32(z), dim=-1)
 

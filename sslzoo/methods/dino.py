@@ -106,7 +106,7 @@ class DINO(SSLMethod):
         return self.teacher_backbone
 
     def student(self, views: Sequence[Tensor]) -> Tensor:
-        """Normalised bottlenecks. V times (B, C, S, S) -> (B, V, D)."""
+        """Normalized bottlenecks. V times (B, C, S, S) -> (B, V, D)."""
         x = multi_crop(self.backbone, self.projector.mlp, views)
         return F.normalize(at_least_float32(x), dim=-1)
 

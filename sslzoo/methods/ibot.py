@@ -176,7 +176,7 @@ class IBOT(SSLMethod):
 
 
 def _bottleneck(head: DINOHead, x: Tensor) -> Tensor:
-    """Normalised rows. (..., F) -> (..., D)."""
+    """Normalized rows. (..., F) -> (..., D)."""
     rows = head.mlp(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
     return F.normalize(at_least_float32(rows), dim=-1)
 

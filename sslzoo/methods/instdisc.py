@@ -11,7 +11,7 @@ Deviations:
     3. The proximal term of the paper's equation 9 is in no release of the code; it is
        `proximal_weight` here, 0 by default (the code's choice, with bank momentum 0.5).
     4. `forward` gives the backbone's features, which linear evaluation uses; the kNN figures of
-       the paper use the normalised 128-d embedding: `embed`, OnlineKNN(features="embed").
+       the paper use the normalized 128-d embedding: `embed`, OnlineKNN(features="embed").
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class InstDisc(SSLMethod):
 
     Args:
         backbone: (B, C, H, W) -> (B, num_features).
-        projector: num_features -> D, one Linear to 128 in the paper; normalised here.
+        projector: num_features -> D, one Linear to 128 in the paper; normalized here.
         bank_size: number of training samples; one row each.
         num_negatives: K of NCE (4096 in the code); 0 is the full softmax over the bank.
         temperature: 0.07; 0.1 in the recommended CIFAR-10 setting.
-        bank_momentum: m of v <- normalise(m v + (1 - m) f); 0.5 in the code.
+        bank_momentum: m of v <- normalize(m v + (1 - m) f); 0.5 in the code.
         bank_dtype: of its rows; bfloat16 halves the 656 MB that ImageNet's bank takes.
         proximal_weight: lambda of the proximal term; 30 with bank_momentum 0 in the paper's plot
             (reported).
@@ -99,7 +99,7 @@ class InstDisc(SSLMethod):
         return [CommitMemory(self.refresh_every_n_epochs)]
 
     def embed(self, view: View) -> Tensor:
-        """Normalised embedding, what the bank holds. (B, C, H, W) -> (B, D)."""
+        """Normalized embedding, what the bank holds. (B, C, H, W) -> (B, D)."""
         return F.normalize(at_least_float32(self.projector(self.backbone(view))), dim=1)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

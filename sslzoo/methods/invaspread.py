@@ -5,11 +5,11 @@ Reference code: mangye16/Unsupervised_Embedding_Learning, commit 29de398.
 
 Deviations:
     1. Batch norm is over the global batch, both views together. The code's DataParallel cuts
-       [first views; second views] into a block a GPU and normalises each by itself; a backbone
-       with bn_groups=G normalises G blocks of images, each with both views of its images. The
+       [first views; second views] into a block a GPU and normalizes each by itself; a backbone
+       with bn_groups=G normalizes G blocks of images, each with both views of its images. The
        loss is that of the global batch in both.
     2. log(1 - P) is exact where P rounds to 1; the code takes log(0) there.
-    3. `forward` gives the backbone's features; the kNN figures of the paper use the normalised
+    3. `forward` gives the backbone's features; the kNN figures of the paper use the normalized
        128-d embedding: `embed`, OnlineKNN(features="embed").
 """
 
@@ -37,7 +37,7 @@ class InvaSpread(SSLMethod):
 
     Args:
         backbone: (B, C, H, W) -> (B, num_features).
-        projector: num_features -> D, one Linear to 128 in the paper; normalised here.
+        projector: num_features -> D, one Linear to 128 in the paper; normalized here.
         temperature: T; 0.1 in the paper.
         negative_weight: m of the spreading term, at least 1; 1 in the paper (negM of the code).
         optimizer: see `SSLMethod`; SGD in the paper.
@@ -69,7 +69,7 @@ class InvaSpread(SSLMethod):
         self.temperature, self.negative_weight = temperature, negative_weight
 
     def embed(self, view: View) -> Tensor:
-        """Normalised embedding. (B, C, H, W) -> (B, D)."""
+        """Normalized embedding. (B, C, H, W) -> (B, D)."""
         return F.normalize(at_least_float32(self.projector(self.backbone(view))), dim=1)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

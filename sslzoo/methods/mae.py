@@ -36,7 +36,7 @@ class MAE(SSLMethod):
             `positions="mae"` and `init="mae"`.
         decoder: 512 wide, 8 blocks, in the paper.
         mask_ratio: share of the patches that is removed; 0.75.
-        normalise_pixels: whether targets are normalised patch by patch; the paper's best.
+        normalize_pixels: whether targets are normalized patch by patch; the paper's best.
         optimizer: see `SSLMethod`; AdamW with betas 0.9 and 0.95 in the paper.
         schedule: see `SSLMethod`; 40 epochs of warm-up, then a cosine.
         parameter_groups: see `SSLMethod`; biases and norms are exempt in the paper.
@@ -56,7 +56,7 @@ class MAE(SSLMethod):
         backbone: nn.Module,
         decoder: MAEDecoder,
         mask_ratio: float = 0.75,
-        normalise_pixels: bool = True,
+        normalize_pixels: bool = True,
         optimizer: OptimizerFactory | None = None,
         schedule: ScheduleFactory | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
@@ -81,14 +81,14 @@ class MAE(SSLMethod):
                 "some and not all wanted"
             )
         self.decoder = decoder
-        self.normalise_pixels = normalise_pixels
+        self.normalize_pixels = normalize_pixels
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         (view,) = batch.views
         order = step_keys(self, batch).permutation("mask", self.num_patches)  # (B, L)
         removed = order[:, self.num_kept :]
         pixels, patch = self.reconstruct(view, order), self.decoder.patch_size
-        return {"masked_pixels": masked_pixels(pixels, view, removed, patch, self.normalise_pixels)}
+        return {"masked_pixels": masked_pixels(pixels, view, removed, patch, self.normalize_pixels)}
 
     def reconstruct(self, view: Tensor, order: Tensor) -> Tensor:
         """Pixels of every patch, from the first `num_kept` of each image's order.

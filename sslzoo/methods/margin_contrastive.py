@@ -5,10 +5,10 @@ Reference code: adambielski/siamese-triplet, commit 0c719f9.
 
 Deviations:
     1. Pairs are views: two of an image are similar, those of two images of the global batch are
-       not. The paper's similar pairs are neighbours in pixels or known transforms.
+       not. The paper's similar pairs are neighbors in pixels or known transforms.
     2. All pairs of the batch, either kind with weight 1/2; the code draws half of its pairs of
        either kind.
-    3. Points are L2-normalised, so that no distance is above 2; the paper's are not:
+    3. Points are L2-normalized, so that no distance is above 2; the paper's are not:
        normalize=False.
 """
 
@@ -37,9 +37,9 @@ class MarginContrastive(SSLMethod):
     Args:
         backbone: (B, C, H, W) -> (B, num_features).
         projector: num_features -> D.
-        margin: m, a distance; 1 is 60 degrees between normalised points, at right angles they
+        margin: m, a distance; 1 is 60 degrees between normalized points, at right angles they
             are 1.41 apart.
-        normalize: whether the points are L2-normalised.
+        normalize: whether the points are L2-normalized.
         uses_labels: similar is what has the same label, not the views of one image alone.
         optimizer: see `SSLMethod`.
         schedule: see `SSLMethod`.

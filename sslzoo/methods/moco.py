@@ -97,7 +97,7 @@ class MoCo(SSLMethod):
         return [EMA(self.momentum, when="before_forward"), CommitMemory()]
 
     def embed(self, view: Tensor) -> Tensor:
-        """Queries; also what the notebook's kNN compares. (B, C, H, W) -> (B, D), normalised."""
+        """Queries; also what the notebook's kNN compares. (B, C, H, W) -> (B, D), normalized."""
         return F.normalize(at_least_float32(self.projector(self.backbone(view))), dim=1)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -114,7 +114,7 @@ class MoCo(SSLMethod):
 
     @torch.no_grad()
     def keys(self, view: Tensor, purpose: str) -> Tensor:
-        """The key encoder's rows, normalised, with its batch norm over shuffled groups. (B, D)."""
+        """The key encoder's rows, normalized, with its batch norm over shuffled groups. (B, D)."""
         if not self.shuffle:
             return self._encode(view)
         rows = row_layout(len(view))

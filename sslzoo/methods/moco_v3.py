@@ -90,12 +90,12 @@ class MoCoV3(SSLMethod):
         return [EMA(self.momentum, when="before_forward")]
 
     def query(self, view: Tensor) -> Tensor:
-        """The encoder's prediction, normalised. (B, C, H, W) -> (B, D)."""
+        """The encoder's prediction, normalized. (B, C, H, W) -> (B, D)."""
         return _unit(self.predictor(self.projector(self.backbone(view))))
 
     @torch.no_grad()
     def key(self, view: Tensor) -> Tensor:
-        """The momentum encoder's projection, normalised. (B, C, H, W) -> (B, D)."""
+        """The momentum encoder's projection, normalized. (B, C, H, W) -> (B, D)."""
         return _unit(self.key_projector(self.key_backbone(view)))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

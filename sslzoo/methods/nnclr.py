@@ -1,4 +1,4 @@
-"""NNCLR: nearest-neighbour contrastive learning of visual representations.
+"""NNCLR: nearest-neighbor contrastive learning of visual representations.
 
 Dwibedi, Aytar, Tompson, Sermanet and Zisserman, "With a Little Help from My Friends", ICCV 2021,
 https://arxiv.org/abs/2104.14548. Reference code: none was released.
@@ -35,7 +35,7 @@ _COSINES_BLOCK = 1 << 24  # cosines with the support set that exist at a time
 
 
 class NNCLR(SSLMethod):
-    """The positive of a view is the other view's nearest neighbour among earlier projections.
+    """The positive of a view is the other view's nearest neighbor among earlier projections.
 
     Args:
         backbone: (B, C, H, W) -> (B, num_features).
@@ -89,13 +89,13 @@ class NNCLR(SSLMethod):
         v1, v2 = batch.views
         z1, z2 = self.projector(self.backbone(v1)), self.projector(self.backbone(v2))  # (B, D)
         p1, p2 = _unit(self.predictor(z1)), _unit(self.predictor(z2))
-        nn1, nn2 = self.neighbour(z1), self.neighbour(z2)
+        nn1, nn2 = self.neighbor(z1), self.neighbor(z2)
         T = self.temperature
         self.queue.stage(_unit(z1))
         return {"info_nce": (batch_info_nce(nn1, p2, T) + batch_info_nce(nn2, p1, T)) / 2}
 
     @torch.no_grad()
-    def neighbour(self, z: Tensor) -> Tensor:
+    def neighbor(self, z: Tensor) -> Tensor:
         """The support set's row of the largest cosine with each z. (B, D) -> (B, D)."""
         rows, z = self.queue.read(), _unit(z)
         step = max(1, _COSINES_BLOCK // len(rows))

@@ -74,5 +74,5 @@ class SimCSE(SSLMethod):
         return {"info_nce": batch_info_nce(z1, z2, self.temperature)}
 
     def embed(self, text: Tokens, keys: Keys) -> Tensor:
-        """Projections, normalised, under the dropout masks of these keys. (B, D)."""
+        """Projections, normalized, under the dropout masks of these keys. (B, D)."""
         return F.normalize(at_least_float32(self.projector(self.backbone(text, keys))), dim=1)

@@ -5,8 +5,8 @@ Reference code: HobbitLong/SupContrast, commit 66a8fe5.
 
 Deviations:
     1. Batch norm is over the global batch, both views together. The code's DataParallel
-       normalises each GPU's block of [first views; second views] by itself, unless --syncBN is
-       given; a backbone with bn_groups=G normalises G blocks of images with both their views.
+       normalizes each GPU's block of [first views; second views] by itself, unless --syncBN is
+       given; a backbone with bn_groups=G normalizes G blocks of images with both their views.
     2. The loss is that of the global batch in both.
 """
 

@@ -58,7 +58,7 @@ class SwAV(SSLMethod):
         queue_size: earlier samples that stand beside the batch in Sinkhorn; 0 for none (batch
             4096), 3840 with batch 256.
         queue_from_epoch: when the queue begins to fill; it is used once full. 15 in the code.
-        freeze_prototypes_steps: optimizer steps in which the prototypes are only normalised: 313
+        freeze_prototypes_steps: optimizer steps in which the prototypes are only normalized: 313
             with batch 4096, 5005 (an epoch) with batch 256.
         optimizer: see `SSLMethod`; LARC in the paper.
         schedule: see `SSLMethod`; 10 epochs of warm-up, then a cosine.
@@ -112,12 +112,12 @@ class SwAV(SSLMethod):
         return [CommitMemory(), FreezeUntil("prototypes", steps=self.freeze_prototypes_steps)]
 
     def embed_crops(self, views: Sequence[Tensor]) -> Tensor:
-        """Normalised embeddings of V views. V times (B, C, S, S) -> (B, V, D)."""
+        """Normalized embeddings of V views. V times (B, C, S, S) -> (B, V, D)."""
         z = multi_crop(self.backbone, self.projector, views)
         return F.normalize(at_least_float32(z), dim=-1)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        self.normalise_prototypes()
+        self.normalize_prototypes()
         z = self.embed_crops(batch.views)  # (B, V, D)
         targets = torch.stack([z[:, crop].detach() for crop in self.assigned])  # (A, B, D)
         q = self.assign(targets)  # (A, B, K)
@@ -133,7 +133,7 @@ class SwAV(SSLMethod):
             return (z @ c.T.to(z.dtype) / self.temperature).softmax(dim=-1)
 
     @torch.no_grad()
-    def normalise_prototypes(self) -> None:
+    def normalize_prototypes(self) -> None:
         """Prototypes of length 1, before each forward and not as a part of it."""
         self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
 

@@ -35,7 +35,7 @@ class Triplet(SSLMethod):
 
     Args:
         backbone: (B, C, H, W) -> (B, num_features).
-        projector: num_features -> 128 in FaceNet; normalised by the loss.
+        projector: num_features -> 128 in FaceNet; normalized by the loss.
         margin: 0.2 in FaceNet, of squared distances; None: the soft margin of Hermans et al.,
             for mining "hard".
         mining: "all", "hard" or "semi_hard", see `losses.triplet`; semi-hard in FaceNet.

@@ -1,4 +1,4 @@
-"""VICReg: variance-invariance-covariance regularisation.
+"""VICReg: variance-invariance-covariance regularization.
 
 Bardes, Ponce and LeCun, ICLR 2022, https://arxiv.org/abs/2105.04906.
 Reference code: facebookresearch/vicreg, commit 4e12602.

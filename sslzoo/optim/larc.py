@@ -93,7 +93,7 @@ class LARC(Optimizer):
 
 
 def _scaled(weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-    """Each gradient with its decay, times its ratio, without a device synchronisation."""
+    """Each gradient with its decay, times its ratio, without a device synchronization."""
     decay = group["weight_decay"]
     w_norms = torch.stack(list(torch._foreach_norm(weights)))
     g_norms = torch.stack(list(torch._foreach_norm(grads)))

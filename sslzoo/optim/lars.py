@@ -113,7 +113,7 @@ class LARS(Optimizer):
     def _scaled(
         self, weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]
     ) -> list[Tensor]:
-        """Each gradient times its trust ratio, without a device synchronisation."""
+        """Each gradient times its trust ratio, without a device synchronization."""
         if not group["adapt"]:
             return grads
         w_norms = torch.stack(list(torch._foreach_norm(weights)))

@@ -4,7 +4,7 @@ A draw depends on (seed, epoch or step, sample index, view, purpose) alone, thro
 counter-based hash on int64 tensors. So views, masks, negatives and permutations are the same for
 any split of a batch into ranks, workers or micro-batches, on any device, and after a resume.
 
-The hash is the finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014), which passes
+The hash is the finalizer of splitmix64 (Steele, Lea and Flood, OOPSLA 2014), which passes
 BigCrush as a generator; int64 products wrap, so that its bits are the same on every device.
 """
 
@@ -33,7 +33,7 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 
 def mix(x: Tensor) -> Tensor:
-    """splitmix64's finaliser, number by number of an int64 tensor."""
+    """splitmix64's finalizer, number by number of an int64 tensor."""
     x = (x ^ _shift(x, 30)) * _MIX1
     x = (x ^ _shift(x, 27)) * _MIX2
     return x ^ _shift(x, 31)

@@ -1,6 +1,6 @@
 """Charts: drawings for light and dark pages, as SVG text and PNG data.
 
-Lines of text and axes take the page's own colour; the rest is of mid tones.
+Lines of text and axes take the page's own color; the rest is of mid tones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PALETTE = (  # Okabe and Ito's eight without black and yellow, then darker and l
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"),
     *("#7f7f7f", "#9467bd", "#8c564b", "#bcbd22"),
 )
-_PAGE = "#010203"  # stands for the page's colour until the SVG is done
+_PAGE = "#010203"  # stands for the page's color until the SVG is done
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sslzoo",
@@ -49,7 +49,7 @@ def line_chart(
         title: above it.
         lines: x and y of each name that has them.
         x_label: of the x axis.
-        names: all of the page, each with its colour; more than one get a legend.
+        names: all of the page, each with its color; more than one get a legend.
         log: whether y is logarithmic; values that are not positive are then left out.
     """
     with mpl.rc_context(_STYLE):
@@ -57,9 +57,9 @@ def line_chart(
         canvas = FigureCanvasSVG(figure)
         axes = figure.subplots()
         for name, (x, y) in lines.items():
-            colour = PALETTE[names.index(name) % len(PALETTE)]
+            color = PALETTE[names.index(name) % len(PALETTE)]
             few = len(x) <= 12
-            axes.plot(x, y, label=name, lw=1.4, color=colour, marker="o" if few else None, ms=3)
+            axes.plot(x, y, label=name, lw=1.4, color=color, marker="o" if few else None, ms=3)
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel(x_label)
         axes.grid(alpha=0.15, color=_PAGE)
@@ -91,7 +91,7 @@ def scatter(points: np.ndarray, groups: np.ndarray | None) -> bytes:
 
     Args:
         points: what is drawn.
-        groups: whose colours they have, those of `PALETTE` in turn; None: one colour.
+        groups: whose colors they have, those of `PALETTE` in turn; None: one color.
     """
     figure = Figure(figsize=(4.2, 4.2), dpi=140)
     canvas = FigureCanvasAgg(figure)
@@ -99,8 +99,8 @@ def scatter(points: np.ndarray, groups: np.ndarray | None) -> bytes:
     axes.axis("off")
     figure.patch.set_alpha(0.0)
     which = np.zeros(len(points), int) if groups is None else groups
-    colours = [PALETTE[group % len(PALETTE)] for group in which]
-    axes.scatter(points[:, 0], points[:, 1], s=7, c=colours, alpha=0.75, linewidths=0)
+    colors = [PALETTE[group % len(PALETTE)] for group in which]
+    axes.scatter(points[:, 0], points[:, 1], s=7, c=colors, alpha=0.75, linewidths=0)
     file = io.BytesIO()
     canvas.print_png(file)
     return file.getvalue()

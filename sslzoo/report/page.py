@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import sslzoo
 from sslzoo.eval.attention import attention_picture, cls_attention
 from sslzoo.report import charts
-from sslzoo.report.pictures import data_uri, neighbours, picture
+from sslzoo.report.pictures import data_uri, neighbors, picture
 from sslzoo.report.samples import Samples, plane, spectrum, statistics
 from sslzoo.runs.run import Run, Table, differences
 
@@ -45,13 +45,13 @@ class Layout:
 
     Args:
         maps: of "pca", "tsne" and "umap".
-        num_queries: rows of neighbours.
-        num_neighbours: of each.
+        num_queries: rows of neighbors.
+        num_neighbors: of each.
     """
 
     maps: Sequence[str] = ("pca", "tsne")
     num_queries: int = 8
-    num_neighbours: int = 10
+    num_neighbors: int = 10
 
 
 def attention_png(encoder: nn.Module, inputs: Tensor | None) -> bytes | None:
@@ -98,8 +98,8 @@ def render(
         "maps": _maps(looked, layout),
         "spectrum": _spectrum(runs, looked) if looked else "",
         "legend": _legend(looked),
-        "labelled": any(look.samples.labels is not None for look in looked.values()),
-        "neighbours": _neighbours(looked, layout),
+        "labeled": any(look.samples.labels is not None for look in looked.values()),
+        "neighbors": _neighbors(looked, layout),
         "views": _views(looked),
         "attention": _attention(looked),
         "different": differences(runs),
@@ -109,7 +109,7 @@ def render(
         ("evaluation", "Evaluation", parts["tables"]),
         ("curves", "Curves", parts["curves"]),
         ("features", "Features", looked),
-        ("neighbours", "Neighbours", parts["neighbours"]),
+        ("neighbors", "Neighbors", parts["neighbors"]),
         ("views", "Views", parts["views"]),
         ("attention", "Attention", parts["attention"]),
         ("configs", "Configs", True),
@@ -160,7 +160,7 @@ def _purity(samples: Samples) -> dict[str, float]:
     if samples.labels is None or len(samples.labels) < 2:
         return {}
     rows = torch.arange(len(samples.labels))
-    nearest = neighbours(samples.features, rows, 1)[:, 0]
+    nearest = neighbors(samples.features, rows, 1)[:, 0]
     same = samples.labels[nearest] == samples.labels
     return {"nearest has the same label": same.double().mean().item()}
 
@@ -209,7 +209,7 @@ def _spectrum(runs: list[Run], looked: dict[str, Looked]) -> Markup:
 
 
 def _legend(looked: dict[str, Looked]) -> list[tuple[str, str]]:
-    """Colours of the classes, where each has its own."""
+    """Colors of the classes, where each has its own."""
     samples = next((look.samples for look in looked.values()), None)
     if samples is None or samples.labels is None:
         return []
@@ -222,7 +222,7 @@ def _legend(looked: dict[str, Looked]) -> list[tuple[str, str]]:
     ]
 
 
-def _neighbours(
+def _neighbors(
     looked: dict[str, Looked], layout: Layout
 ) -> list[tuple[str, int, list[list[dict[str, str]]]]]:
     sheets = []
@@ -232,7 +232,7 @@ def _neighbours(
             continue
         total = len(samples.features)
         queries = torch.linspace(0, total - 1, min(layout.num_queries, total)).round().long()
-        found = neighbours(samples.features, queries, layout.num_neighbours)
+        found = neighbors(samples.features, queries, layout.num_neighbors)
         rows = []
         for query, row in zip(queries.tolist(), found.tolist(), strict=True):
             rows.append([_item(samples, query, "query"), *(_near(samples, query, i) for i in row)])

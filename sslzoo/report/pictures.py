@@ -1,4 +1,4 @@
-"""Pictures: images, views and neighbours as data that stands in the page itself."""
+"""Pictures: images, views and neighbors as data that stands in the page itself."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def picture(pixels: Tensor) -> str:
 
 
 def shown(view: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
-    """Views as pixels: without their normalisation, or stretched where that is not known.
+    """Views as pixels: without their normalization, or stretched where that is not known.
 
     Args:
         view: (B, C, H, W) float, as a method gets it.
@@ -58,7 +58,7 @@ def shown(view: Tensor, mean: Sequence[float] | None, std: Sequence[float] | Non
     return x.clamp(0, 1)
 
 
-def neighbours(features: Tensor, queries: Tensor, count: int) -> Tensor:
+def neighbors(features: Tensor, queries: Tensor, count: int) -> Tensor:
     """The nearest other rows by cosine, nearest first. Shapes: (n, D), (q,) -> (q, count)."""
     x = F.normalize(features.float(), dim=1)
     similarity = x[queries] @ x.T

@@ -128,7 +128,7 @@ def find(
     key = f"{module_digest(encoder)} {made} {fabric.device.type}" if cache is not None else ""
 
     def features(part: str, of: EvalLoaders, loader: Any, limit: int | None = None) -> Features:
-        read = of._replace(transform=lambda batch: _labelled_once(of.transform(batch)))
+        read = of._replace(transform=lambda batch: _labeled_once(of.transform(batch)))
         found, _ = cached_features(
             cache, f"{key} {part} {limit}", lambda: extract(encoder, loader, read, limit=limit)
         )
@@ -137,13 +137,13 @@ def find(
         return Features(*(None if x is None else x.to(device) for x in found))  # type: ignore[arg-type]
 
     loaders = loaders_of(data)
-    labelled = loaders.num_classes is not None and loaders.query is not None
+    labeled = loaders.num_classes is not None and loaders.query is not None
     if suite.protocols is not None:
-        labelled = bool(set(suite.protocols) & set(OF_LABELS))
-    limit = None if labelled else suite.rank_samples
+        labeled = bool(set(suite.protocols) & set(OF_LABELS))
+    limit = None if labeled else suite.rank_samples
     bank = features("bank", loaders, loaders.bank, limit)
     query = None
-    if labelled and loaders.query is not None:
+    if labeled and loaders.query is not None:
         query = features("query", loaders, loaders.query)
     give: Callable[[], dict[str, EvalLoaders]] | None = getattr(
         data, "similarity_dataloaders", None
@@ -154,7 +154,7 @@ def find(
     return Found(bank, query, loaders.num_classes, pairs)
 
 
-def _labelled_once(batch: Batch) -> Batch:
+def _labeled_once(batch: Batch) -> Batch:
     """Without labels that no protocol reads: one a frame, or several a sample."""
     label = batch.label
     plain = label is None or label.ndim == 1 or label.shape[1:] == (1,)

@@ -1,7 +1,7 @@
 """Card: what is known about one trained encoder, as a dataclass and as the JSON beside its weights.
 
 A card says what was trained (method, backbone class, data, recipe, commit, epochs, seeds), how
-good it is (protocol, score), what may be done with it (licence) and which file it is (sha256,
+good it is (protocol, score), what may be done with it (license) and which file it is (sha256,
 urls, layout).
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LARGEST = 1 << 20  # bytes of a card; those of the zoo have two thousand
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _DEEPEST = 32  # dictionaries and lists within each other
-_LICENCES = {"code", "weights"}
+_LICENSES = {"code", "weights"}
 _VIEW = {"size", "resize", "mean", "std", "interpolation", "fraction", "space"}
 _RGB = 3  # channels, where a card says nothing of them
 
@@ -80,7 +80,7 @@ class Card:
             and the arguments of one of `data.WaveformInput` ("waveform"), `TextInput` ("text"; the
             tokenizer's JSON lies in the weights' metadata, unless the card names a tokenizer) and
             `FrameInput` ("frames").
-        licence: of `code` and of `weights`.
+        license: of `code` and of `weights`.
         sha256: of the file, or the beginning (8 digits or more) that its authors publish.
         md5: the beginning of it, where that is what the authors publish.
         dtype: of the floats in the file.
@@ -106,7 +106,7 @@ class Card:
     num_features: int
     data: str
     preprocessing: dict[str, Any] | None
-    licence: dict[str, str]
+    license: dict[str, str]
     sha256: str | None = None
     md5: str | None = None
     dtype: str = "float32"
@@ -129,8 +129,8 @@ class Card:
 
     @property
     def non_commercial(self) -> bool:
-        """Whether the licence of the weights forbids commercial use."""
-        text = self.licence["weights"].lower()
+        """Whether the license of the weights forbids commercial use."""
+        text = self.license["weights"].lower()
         return "-nc" in text or "non-commercial" in text or "noncommercial" in text
 
     @property
@@ -184,9 +184,9 @@ def _complaints(card: Card) -> list[str]:
             wrong.append(f"wants a plain file name as {name}, got {getattr(card, name)!r:.100}")
     if not isinstance(card.backbone.get("class_path"), str):
         wrong.append(f"wants a class_path in backbone, got {card.backbone!r}")
-    texts = all(isinstance(text, str) for text in card.licence.values())
-    if set(card.licence) != _LICENCES or not texts:
-        wrong.append(f"wants licences of {sorted(_LICENCES)}, got {card.licence!r}")
+    texts = all(isinstance(text, str) for text in card.license.values())
+    if set(card.license) != _LICENSES or not texts:
+        wrong.append(f"wants licenses of {sorted(_LICENSES)}, got {card.license!r}")
     for name, least, most in (("sha256", 8, 64), ("md5", 6, 32)):
         digest = getattr(card, name)
         hexadecimal = digest is None or set(digest) <= set(string.hexdigits.lower())

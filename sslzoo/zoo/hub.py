@@ -23,8 +23,8 @@ def readme(card: Card, repository: str) -> str:
     scores = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in card.score.items())
     return (
         f"---\nlibrary_name: sslzoo\ntags: [self-supervised-learning]\n---\n\n# {card.name}\n\n"
-        f"{card.method} on {card.data}, {card.epochs} epochs. Weights: {card.licence['weights']}; "
-        f"code: {card.licence['code']}.\n\n"
+        f"{card.method} on {card.data}, {card.epochs} epochs. Weights: {card.license['weights']}; "
+        f"code: {card.license['code']}.\n\n"
         f"    sslzoo.load('hf://{repository}/{card.file}')\n\n"
         f"| metric ({card.protocol}) | value |\n|---|---|\n{scores}\n"
     )

@@ -190,4 +190,4 @@ def _train_as(teacher: nn.Module, student: nn.Module) -> None:
 
 def _print_license(card: Card) -> None:
     if card.non_commercial:
-        print(f"{card.name}: weights under {card.licence['weights']}", file=sys.stderr)
+        print(f"{card.name}: weights under {card.license['weights']}", file=sys.stderr)

@@ -146,7 +146,7 @@ def add_run(
     run: Path,
     name: str,
     data: str,
-    licence: str,
+    license: str,
     folder: Path | None = None,
     dtype: Dtype = "float32",
     view: Mapping[str, Any] | None = None,
@@ -159,7 +159,7 @@ def add_run(
         run: its folder, runs/<config>/version_N.
         name: of the entry.
         data: what it was trained on, in words.
-        licence: of the weights.
+        license: of the weights.
         folder: where weights and card go; None: the user's own entries.
         dtype: of the floats.
         view: `size`, `mean`, `std` and `channels` of the evaluation's images, where neither the
@@ -198,7 +198,7 @@ def add_run(
         num_features=_width(encoder, f"the encoder of {method}"),
         data=data,
         preprocessing=preprocessing,
-        licence={"code": "MIT", "weights": licence},
+        license={"code": "MIT", "weights": license},
         recipe=str(config_path),
         epochs=epoch + 1 if isinstance(epoch, int) else None,
         seeds=[seed] if type(seed) is int else [],
@@ -277,7 +277,7 @@ def add_checkpoint(
     backbone: dict[str, Any],
     name: str,
     data: str,
-    licence: str,
+    license: str,
     folder: Path | None = None,
     dtype: Dtype = "float32",
     view: Mapping[str, Any] | None = None,
@@ -292,7 +292,7 @@ def add_checkpoint(
         backbone: `class_path` and `init_args` of what it fills.
         name: see `add_run`, as the next four.
         data: see there.
-        licence: see there.
+        license: see there.
         folder: see there.
         dtype: see there.
         view: `size`, `mean`, `std` and `channels` of its images; None: as a checkpoint of the
@@ -322,7 +322,7 @@ def add_checkpoint(
         num_features=width,
         data=data,
         preprocessing=preprocessing,
-        licence={"code": "unknown", "weights": licence},
+        license={"code": "unknown", "weights": license},
         epochs=_epochs_begun(saved),
     )
     return save_with_card(encoder, card, folder or home() / "entries", dtype, metadata, True)

@@ -213,7 +213,7 @@ def test_timm_names_and_moco_v3s_twelve_heads() -> None:
 
 
 @pytest.mark.parametrize("init", ["dino", "moco_v3", "mae", "ijepa"])
-def test_initialisation(init: Any) -> None:
+def test_initialization(init: Any) -> None:
     torch.manual_seed(0)
     vit = small_vit(init=init)
     qkv, fc2 = vit.blocks[3].attn.qkv.weight, vit.blocks[3].mlp.fc2.weight

@@ -264,7 +264,7 @@ def honest(folder: Path) -> Honest:
         "num_features": 16,
         "data": "none",
         "preprocessing": {"range": [0.0, 1.0], "size": 32},
-        "licence": {"code": "MIT", "weights": "MIT"},
+        "license": {"code": "MIT", "weights": "MIT"},
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }
     quietly(partial(fit.run, _fit(folder / "images", folder / "runs")))
@@ -671,7 +671,7 @@ def _on_checkpoints(files: Honest, where: Path, server: Server) -> dict[str, Cal
 
     on = ["--on", "simclr/folder_small_10ep", f"--data.root={files.images}"]
     flags = ["--cache=none", "--accelerator=cpu"]
-    about = ["--name=tiny", "--data=none", "--licence=MIT"]
+    about = ["--name=tiny", "--data=none", "--license=MIT"]
     backbone = f"--backbone={json.dumps(NET)}"
     return {
         "load FILE": path(sslzoo.load),
@@ -718,7 +718,7 @@ def _on_runs(files: Honest, where: Path) -> dict[str, Callable[[Spec], Any]]:
         return with_config
 
     flags = ["--cache=none", "--accelerator=cpu"]
-    about = ["--name=tiny", "--data=none", "--licence=MIT"]
+    about = ["--name=tiny", "--data=none", "--license=MIT"]
     on = ["--on", "simclr/folder_small_10ep", f"--data.root={files.images}"]
     return {
         "eval RUN": run(lambda name: evaluate.main([name, *flags])),

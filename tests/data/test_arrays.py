@@ -36,7 +36,7 @@ def write(root: Path, lengths: bool = False, kind: str = "npz") -> Path:
 
 
 def arrays(root: Path, **changes: Any) -> SequenceArrays:
-    given = {"window": 8, "batch_size": 4, "standardise": False, "seed": 1}
+    given = {"window": 8, "batch_size": 4, "standardize": False, "seed": 1}
     data = SequenceArrays(str(root), **{**given, **changes})
     data.setup("fit")
     return data
@@ -67,8 +67,8 @@ def test_a_window_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
     assert torch.equal(together.views[0][1:], alone.views[0])
 
 
-def test_frames_are_standardised_by_the_training_set(tmp_path: Path) -> None:
-    data = arrays(write(tmp_path, lengths=True), standardise=True)
+def test_frames_are_standardized_by_the_training_set(tmp_path: Path) -> None:
+    data = arrays(write(tmp_path, lengths=True), standardize=True)
     found = [data.eval_views(batch).views[0] for batch in data.eval_dataloaders().bank]
     own = torch.cat([x[:n] for view in found for x, n in zip(*view, strict=True)])
     torch.testing.assert_close(own.mean(0), torch.zeros(2), rtol=0, atol=1e-5)
@@ -85,7 +85,7 @@ def test_npy_files_have_no_labels(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 def test_cpc_trains_on_arrays(tmp_path: Path) -> None:
-    data = arrays(write(tmp_path / "data", lengths=True), standardise=True)
+    data = arrays(write(tmp_path / "data", lengths=True), standardize=True)
     torch.manual_seed(0)
     backbone = SequenceEncoder(FrameMLP(2, 6), Recurrent(6, 5))
     method = CPC(

@@ -277,7 +277,7 @@ def test_evaluation_has_whole_files_of_about_one_length(tmp_path: Path) -> None:
     assert sorted(few.index.tolist()) == list(range(5))
 
 
-def test_evaluation_can_see_the_centre_alone(tmp_path: Path) -> None:
+def test_evaluation_can_see_the_center_alone(tmp_path: Path) -> None:
     data = folder(digits(tmp_path), eval_window=400)
     short, long = data.eval_source(data.sets.query), data.eval_source(data.sets.train)
     wave = short.__getitems__([0]).views[0][0]  # 300 samples

@@ -21,7 +21,7 @@ from tests.data.toys import PlainViews
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Smooth colours, as a photograph has."""
+    """Smooth colors, as a photograph has."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
     return small.resize((width, height), Image.Resampling.BICUBIC)
@@ -173,10 +173,10 @@ def modes() -> dict[str, tuple[Image.Image, dict[str, Any]]]:
     exif[0x0112] = 6
     deep = Image.fromarray((np.arange(600).reshape(20, 30) * 100).astype(np.uint16))
     return {
-        "grey.jpg": (rgb.convert("L"), {}),
+        "gray.jpg": (rgb.convert("L"), {}),
         "cmyk.jpg": (rgb.convert("CMYK"), {}),
         "alpha.png": (rgb.convert("RGBA"), {}),
-        "greyalpha.png": (rgb.convert("LA"), {}),
+        "grayalpha.png": (rgb.convert("LA"), {}),
         "palette.png": (rgb.convert("P"), {"transparency": b"\x00\x80"}),
         "bits.png": (rgb.convert("1"), {}),
         "deep.png": (deep, {}),

@@ -146,10 +146,10 @@ def test_mnist5k_has_a_fixed_stratified_split():
     rows = {image.numpy().tobytes() for image in first.train.images[:, 0]}
     again = sum(image.numpy().tobytes() in rows for image in first.query.images[:, 0])
     assert again <= 2  # the 5,000 hold hardly any image twice
-    grey = MNIST5k(PlainViews(), channels=1, train_fraction=0.1)
-    grey.setup()
-    assert grey.sets.train.images.shape == (400, 1, 28, 28)
-    assert grey.sets.train.labels.bincount().tolist() == [40] * 10
+    gray = MNIST5k(PlainViews(), channels=1, train_fraction=0.1)
+    gray.setup()
+    assert gray.sets.train.images.shape == (400, 1, 28, 28)
+    assert gray.sets.train.labels.bincount().tolist() == [40] * 10
 
 
 def test_mnist5k_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch):

@@ -38,7 +38,7 @@ def libri(root: Path, **changes: Any) -> LibriSpeech:
     return data
 
 
-def test_librispeech_is_labelled_by_speaker(tmp_path: Path) -> None:
+def test_librispeech_is_labeled_by_speaker(tmp_path: Path) -> None:
     data = libri(librispeech(tmp_path))
     assert (data.num_samples, data.num_classes, data.sets.query) == (18, 3, None)
     assert data.classes == ["103", "19", "26"]

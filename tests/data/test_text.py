@@ -21,7 +21,7 @@ from sslzoo.data.text.lines import (
     ListLines,
     Sentences,
     Text,
-    read_labelled,
+    read_labeled,
     read_pairs,
     walk,
 )
@@ -243,14 +243,14 @@ def test_two_ranks_share_the_batch_of_one(text: Path, ranks: Ranks) -> None:
     assert [row for part in parts for row in part[1]] == views
 
 
-def test_labelled_sentences_and_pairs(text: Path, tmp_path: Path) -> None:
+def test_labeled_sentences_and_pairs(text: Path, tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_text("no\ta man\nyes\tthe dogs\tsing\nno\tgrass\n")
     (tmp_path / "test.tsv").write_text("yes\tred\n")
     (tmp_path / "dev.csv").write_text('"a man, red",the dogs,2.5\ngrass,green grass,4\n')
     module = data(
         text,
-        labelled_train=str(tmp_path / "train.tsv"),
-        labelled_test=str(tmp_path / "test.tsv"),
+        labeled_train=str(tmp_path / "train.tsv"),
+        labeled_test=str(tmp_path / "test.tsv"),
         pairs={"dev": str(tmp_path / "dev.csv")},
     )
     module.setup()
@@ -264,10 +264,10 @@ def test_labelled_sentences_and_pairs(text: Path, tmp_path: Path) -> None:
     assert module.sets.pairs["dev"].lines.read([0, 1]) == ["a man, red", "the dogs"]
     (tmp_path / "other.tsv").write_text("maybe\tred\n")
     with pytest.raises(ValueError, match=r"training lacks: \['maybe'\]"):
-        read_labelled(tmp_path / "other.tsv", ["no", "yes"])
+        read_labeled(tmp_path / "other.tsv", ["no", "yes"])
     (tmp_path / "other.tsv").write_text("a man\n")
     with pytest.raises(ValueError, match=r"line 1 is 'a man'"):
-        read_labelled(tmp_path / "other.tsv")
+        read_labeled(tmp_path / "other.tsv")
 
 
 def test_stsb_trains_on_distinct_sentences(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_errors_name_what_they_got(text: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="max_length must be at least 3, got 2"):
         data(text, max_length=2)
     with pytest.raises(ValueError, match="come together, got 'x' and None"):
-        data(text, labelled_train="x")
+        data(text, labeled_train="x")
     with pytest.raises(ValueError, match="num_ids must be above 6, got 6"):
         WordPiece(6).prepare(["a"])
     with pytest.raises(ValueError, match=r"call prepare\(lines\)"):

@@ -36,7 +36,7 @@ class PlainEval:
 
 
 class ToyData(ImageDataModule):
-    """N grey images of 4x4 whose first pixel is their index (below 256)."""
+    """N gray images of 4x4 whose first pixel is their index (below 256)."""
 
     def __init__(self, num_samples: int = 23, query: int = 7, **changes: Any) -> None:
         plain: dict[str, Any] = {

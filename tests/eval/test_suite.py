@@ -19,8 +19,8 @@ from tests.ranks import Ranks
 def features(n: int, seed: int) -> Features:
     generator = torch.Generator().manual_seed(seed)
     label = torch.randint(3, (n,), generator=generator)
-    centre = torch.randn(3, 5, generator=torch.Generator().manual_seed(7))
-    x = centre[label] + torch.randn(n, 5, generator=generator)
+    center = torch.randn(3, 5, generator=torch.Generator().manual_seed(7))
+    x = center[label] + torch.randn(n, 5, generator=generator)
     return Features(x, label, torch.arange(n))
 
 

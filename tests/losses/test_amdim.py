@@ -97,7 +97,7 @@ def _on_fake_cuda() -> Tensor:
     return both(*(torch.randn(s, device=DEVICE, requires_grad=True) for s in shapes))
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda) == []
 
 

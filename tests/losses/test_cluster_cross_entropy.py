@@ -120,7 +120,7 @@ def _on_fake_cuda() -> Tensor:
     return cluster_cross_entropy(z, [torch.randn(9, 8, device=DEVICE)] * 2, labels, 0.1)
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda) == []
 
 

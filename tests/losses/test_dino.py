@@ -177,7 +177,7 @@ def _on_fake_cuda() -> Tensor:
     return dino(z, v, torch.ones(300, 1, device=DEVICE), q, 0.1)
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda) == []
 
 

@@ -140,7 +140,7 @@ def _on_fake_cuda() -> Tensor:
     return info_nce(q, k, queue, 0.07) + batch_info_nce(q, k, 0.07)
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda) == []
 
 

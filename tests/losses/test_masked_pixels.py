@@ -16,7 +16,7 @@ from tests.ranks import Ranks
 
 
 def reference(
-    prediction: Tensor, images: Tensor, removed: Tensor, patch_size: int, normalise: bool
+    prediction: Tensor, images: Tensor, removed: Tensor, patch_size: int, normalize: bool
 ) -> Tensor:
     """Patch by patch, cut out of the image by its corner."""
     across = images.shape[3] // patch_size
@@ -26,7 +26,7 @@ def reference(
             top, left = patch_size * (j // across), patch_size * (j % across)
             patch = image[:, top : top + patch_size, left : left + patch_size]
             target = patch.permute(1, 2, 0).flatten()
-            if normalise:
+            if normalize:
                 variance = (target - target.mean()).square().sum() / (len(target) - 1)
                 target = (target - target.mean()) / (variance + 1e-6).sqrt()
             errors.append((row[j] - target).square().mean())
@@ -42,9 +42,9 @@ def data(n: int = 6) -> list[Tensor]:
     return [prediction, images, removed]
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_value_and_gradient_are_the_references(normalise: bool) -> None:
-    options = {"patch_size": 2, "normalise": normalise}
+@pytest.mark.parametrize("normalize", [True, False])
+def test_value_and_gradient_are_the_references(normalize: bool) -> None:
+    options = {"patch_size": 2, "normalize": normalize}
     got = value_and_gradients(partial(masked_pixels, **options), data(), 1)
     torch.testing.assert_close(got, value_and_gradients(partial(reference, **options), data(), 1))
 
@@ -53,10 +53,10 @@ def test_hand_worked_value() -> None:
     images = torch.tensor([[[[1.0, 3.0], [9.0, 9.0]]]])
     prediction = torch.zeros(1, 1, 4)
     removed = torch.tensor([[0]])
-    plain = masked_pixels(prediction, images, removed, 2, normalise=False)
+    plain = masked_pixels(prediction, images, removed, 2, normalize=False)
     assert plain.item() == pytest.approx((1 + 9 + 81 + 81) / 4)
-    normalised = masked_pixels(prediction, images, removed, 2)  # squares sum to n - 1
-    assert normalised.item() == pytest.approx(3 / 4, abs=1e-5)
+    normalized = masked_pixels(prediction, images, removed, 2)  # squares sum to n - 1
+    assert normalized.item() == pytest.approx(3 / 4, abs=1e-5)
 
 
 def test_kept_patches_do_not_matter() -> None:
@@ -97,7 +97,7 @@ def _on_fake_cuda() -> Tensor:
     return masked_pixels(prediction, images, torch.zeros(2, 3, dtype=torch.int64, device=DEVICE), 2)
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda) == []
 
 

@@ -222,7 +222,7 @@ def _on_fake_cuda(name: str) -> Tensor:
 
 
 @every_bound()
-def test_no_host_synchronisation(name: str) -> None:
+def test_no_host_synchronization(name: str) -> None:
     assert syncs(_on_fake_cuda, name) == []
 
 

@@ -227,7 +227,7 @@ def _on_fake_cuda(loss: str, size: int) -> Tensor:
 
 @pytest.mark.parametrize("size", [30, 3000])
 @pytest.mark.parametrize("loss", ["nce", "softmax"])
-def test_no_host_synchronisation(loss: str, size: int) -> None:
+def test_no_host_synchronization(loss: str, size: int) -> None:
     assert syncs(_on_fake_cuda, loss, size) == []
 
 

@@ -84,7 +84,7 @@ def _on_fake_cuda(loss: Callable[..., Tensor]) -> Tensor:
 
 
 @both()
-def test_no_host_synchronisation(loss: Callable[..., Tensor]) -> None:
+def test_no_host_synchronization(loss: Callable[..., Tensor]) -> None:
     assert syncs(_on_fake_cuda, loss) == []
 
 

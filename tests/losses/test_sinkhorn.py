@@ -135,7 +135,7 @@ def _on_fake_cuda() -> None:
     sinkhorn(torch.randn(50, 8, device=DEVICE), weight=torch.ones(50, device=DEVICE))
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda) == []
 
 

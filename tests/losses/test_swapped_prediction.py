@@ -145,7 +145,7 @@ def _on_fake_cuda() -> Tensor:
     return swapped_prediction(z, prototypes, torch.rand(2, 50, 9, device=DEVICE), [0, 1], 0.1)
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda) == []
 
 

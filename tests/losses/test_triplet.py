@@ -18,7 +18,7 @@ from tests.losses.parity import COUNTS, Largest, assert_ranks_equal_one, value_a
 from tests.no_sync import DEVICE, syncs
 from tests.ranks import Ranks
 
-strips = import_module("sslzoo.losses.blockwise")
+blockwise = import_module("sslzoo.losses.blockwise")
 MININGS = ["all", "hard", "semi_hard"]
 
 
@@ -73,7 +73,7 @@ def _case(n: int = 6, views: int = 2, classes: int = 3) -> list[Tensor]:
     return [z, torch.randint(classes, (n,), generator=generator)]
 
 
-@pytest.mark.parametrize("strip", [30, 1 << 21])
+@pytest.mark.parametrize("block", [30, 1 << 21])
 @pytest.mark.parametrize(("n", "views"), [(1, 2), (2, 3), (8, 2)])
 @pytest.mark.parametrize("margin", [0.05, 0.8, 10.0])
 @pytest.mark.parametrize("squared", [True, False])
@@ -81,7 +81,7 @@ def _case(n: int = 6, views: int = 2, classes: int = 3) -> list[Tensor]:
 @pytest.mark.parametrize("mean_over", ["all", "nonzero"])
 def test_value_and_gradient_are_the_references(
     monkeypatch: pytest.MonkeyPatch,
-    strip: int,
+    block: int,
     n: int,
     views: int,
     margin: float,
@@ -89,7 +89,7 @@ def test_value_and_gradient_are_the_references(
     mining: str,
     mean_over: str,
 ) -> None:
-    monkeypatch.setitem(strips._STRIP, "cpu", strip)
+    monkeypatch.setitem(blockwise._BLOCK, "cpu", block)
     options: dict[str, Any] = {"margin": margin, "mining": mining, "squared": squared}
     options["mean_over"] = mean_over
     case = _case(n, views)
@@ -192,7 +192,7 @@ def _on_fake_cuda(mining: str, margin: float | None, mean_over: str) -> Tensor:
 
 @pytest.mark.parametrize("mean_over", ["all", "nonzero"])
 @pytest.mark.parametrize("mining", MININGS)
-def test_no_host_synchronisation(mining: str, mean_over: str) -> None:
+def test_no_host_synchronization(mining: str, mean_over: str) -> None:
     assert syncs(_on_fake_cuda, mining, 0.2, mean_over) == []
     assert syncs(_on_fake_cuda, "hard", None, mean_over) == []
 

@@ -60,7 +60,7 @@ def test_the_initial_rows_leave_torchs_generator_alone() -> None:
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 1.0])
-def test_commit_writes_the_normalised_mixture(momentum: float) -> None:
+def test_commit_writes_the_normalized_mixture(momentum: float) -> None:
     bank = _bank(momentum=momentum)
     before = bank.rows.clone()
     index, values = torch.tensor([6, 0, 3]), _unit(3, 3)
@@ -188,7 +188,7 @@ def _on_fake_cuda(bank: MemoryBank) -> None:
     bank.commit()
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda, 8, 3, make=_make) == []
 
 

@@ -63,7 +63,7 @@ def _on_fake_cuda() -> None:
     center.commit()
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda) == []
 
 

@@ -34,11 +34,11 @@ def reference(rows: Tensor, pointer: int, values: Tensor) -> tuple[Tensor, int]:
     return rows, pointer
 
 
-def test_initial_rows_are_normalised_gaussians_and_follow_the_seed() -> None:
+def test_initial_rows_are_normalized_gaussians_and_follow_the_seed() -> None:
     rows = Queue(4000, 12, seed=3).rows
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(4000))
     assert rows.mean().abs() < 0.01
-    # a normalised Gaussian's coordinate: E x^2 = 1 / D, E x^4 = 3 / (D (D + 2))
+    # a normalized Gaussian's coordinate: E x^2 = 1 / D, E x^4 = 3 / (D (D + 2))
     assert rows.square().mean().item() == pytest.approx(1 / 12, rel=1e-3)
     assert rows.pow(4).mean().item() == pytest.approx(3 / (12 * 14), rel=0.03)
     assert torch.equal(rows, Queue(4000, 12, seed=3).rows)
@@ -166,7 +166,7 @@ def _on_fake_cuda(queue: Queue) -> None:
     queue.commit()
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda, 8, 3, make=_make) == []
 
 

@@ -121,7 +121,7 @@ def test_instdisc_keeps_its_constant_in_the_checkpoint() -> None:
     assert second.z_constant == first.z_constant
 
 
-def test_instdisc_proximal_term_pulls_towards_the_old_row() -> None:
+def test_instdisc_proximal_term_pulls_toward_the_old_row() -> None:
     method = InstDisc(
         SmallResNet((8, 16)), nn.Linear(16, 8), 48, num_negatives=0, proximal_weight=30.0
     )

@@ -42,7 +42,7 @@ PARAMETERS = {"w": "weight", "b": "bias", "scale": "weight", "offset": "bias"}
 
 
 class ToyEncoder(nn.Module):
-    """The authors' test input: Linear, batch norm, ReLU on the flattened normalised image."""
+    """The authors' test input: Linear, batch norm, ReLU on the flattened normalized image."""
 
     def __init__(self) -> None:
         super().__init__()

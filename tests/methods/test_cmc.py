@@ -83,7 +83,7 @@ def test_golden_two_steps(softmax: bool, monkeypatch: pytest.MonkeyPatch) -> Non
             assert float(method.z_constants[0, 1]) == pytest.approx(z_l, rel=1e-4)
             assert float(method.z_constants[1, 0]) == pytest.approx(z_ab, rel=1e-4)
         for i, name in enumerate(("l", "ab")):
-            # Theirs is by the normalised features: the part along them is ours after normalising.
+            # Theirs is by the normalized features: the part along them is ours after normalizing.
             wanted = torch.from_numpy(golden[f"grad_{name}{step}"])
             f = views[i].detach()
             tangent = wanted - (wanted * f).sum(1, keepdim=True) * f

@@ -126,7 +126,7 @@ def test_required_parts_alone_are_the_local_form() -> None:
                 "global_head": None,
                 "global_weight": 0.0,
             },
-            "nothing to maximise",
+            "nothing to maximize",
         ),
     ],
 )

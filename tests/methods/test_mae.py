@@ -35,7 +35,7 @@ def ours(name: str) -> str:
     return f"backbone.{name}"
 
 
-def golden_mae(z: dict[str, Any], normalise: bool) -> MAE:
+def golden_mae(z: dict[str, Any], normalize: bool) -> MAE:
     hyper = z["meta"]["hyper"]
     vit = small_vit(
         hyper["img_size"],
@@ -54,7 +54,7 @@ def golden_mae(z: dict[str, Any], normalise: bool) -> MAE:
         hyper["decoder_depth"],
         hyper["decoder_num_heads"],
     )
-    method = MAE(vit, decoder, hyper["mask_ratio"], normalise)
+    method = MAE(vit, decoder, hyper["mask_ratio"], normalize)
     before = method.state_dict()
     weights = {
         ours(key.removeprefix("param:")): torch.tensor(value).float()
@@ -78,7 +78,7 @@ def test_tokens_pixels_loss_and_gradients(name: str) -> None:
     assert_close_to_golden(method.backbone.forward_tokens(images, keep=kept), z["latent"], 1e-5)
     pixels = method.reconstruct(images, order)
     assert_close_to_golden(pixels, z["pred"], 1e-5)
-    loss = masked_pixels(pixels, images, order[:, method.num_kept :], 8, method.normalise_pixels)
+    loss = masked_pixels(pixels, images, order[:, method.num_kept :], 8, method.normalize_pixels)
     assert_close_to_golden(loss, z["loss"], 1e-5)
     loss.backward()
     grads = {key.removeprefix("grad:"): z[key] for key in z if key.startswith("grad:")}

@@ -67,7 +67,7 @@ def group(z: dict[str, Any], *names: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_forward_backward_and_momentum_encoder(world: int) -> None:
-    """Two of their ranks, whose batch norm is not synchronised, are two groups of ours."""
+    """Two of their ranks, whose batch norm is not synchronized, are two groups of ours."""
     z = load(f"mocov3/forward_{world}rank.npz")
     hyper = z["meta"]["hyper"]
     plain = partial(MLP, bias=False, last_bias=False, bn_groups=world)

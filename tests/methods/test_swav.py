@@ -258,7 +258,7 @@ def test_without_a_queue_there_is_none() -> None:
     assert method.losses(global_batch())["swapped_prediction"].isfinite()
 
 
-def test_prototypes_are_normalised_before_the_forward() -> None:
+def test_prototypes_are_normalized_before_the_forward() -> None:
     method, batch = swav(), global_batch()
     method.eval()
     longer = swav().eval()
@@ -275,13 +275,13 @@ def test_prototypes_stand_still_for_as_many_steps_as_asked() -> None:
     method._optimizer = partial(LARC, lr=0.5, weight_decay=0.01)
     start = F.normalize(method.prototypes.weight.detach(), dim=1)
     seen: list[Tensor] = []
-    forward = method.normalise_prototypes
+    forward = method.normalize_prototypes
 
     def keep() -> None:
         forward()
         seen.append(method.prototypes.weight.detach().clone())
 
-    method.normalise_prototypes = keep  # type: ignore[method-assign]
+    method.normalize_prototypes = keep  # type: ignore[method-assign]
     fit(trainer(2, devices=1), method, batches(data_like(global_batch(), 36), BATCH, 0, 1))
     assert len(seen) == 6
     for step in range(5):

@@ -22,7 +22,7 @@ from sslzoo.backbones import SmallResNet, small_vit
 from sslzoo.commands import report
 from sslzoo.report.charts import line_chart
 from sslzoo.report.page import Layout, attention_png
-from sslzoo.report.pictures import neighbours, shown
+from sslzoo.report.pictures import neighbors, shown
 from sslzoo.report.samples import plane, spectrum
 from sslzoo.runs.encoders import build_data
 from sslzoo.runs.run import Curve, differences, read_curves, read_runs
@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
 ]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-LAYOUT = Layout(maps=("pca",), num_queries=2, num_neighbours=3)
+LAYOUT = Layout(maps=("pca",), num_queries=2, num_neighbors=3)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_the_page_tells_the_run(finished: Path, page: Path) -> None:
     assert elements.open == []
     sections = [attributes.get("id") for attributes in elements.of("section")]
     assert sections == [
-        *("runs", "evaluation", "curves", "features", "neighbours", "views", "configs"),
+        *("runs", "evaluation", "curves", "features", "neighbors", "views", "configs"),
     ]
     record = json.loads((finished / "run.json").read_text())
     assert record["command"] in text
@@ -201,7 +201,7 @@ def test_without_data_the_logged_part_is_there(finished: Path, tmp_path: Path) -
         report.write([str(finished)], str(target), root=str(tmp_path / "nowhere"))
     text = target.read_text()
     assert "<svg" in text
-    assert 'id="neighbours"' not in text
+    assert 'id="neighbors"' not in text
     assert "nowhere" in text
 
 
@@ -240,14 +240,14 @@ def test_differences_are_the_settings_that_differ(finished: Path, other: Path) -
     assert list(found) == ["model.init_args.temperature"]
 
 
-def test_neighbours_are_brute_forces() -> None:
+def test_neighbors_are_brute_forces() -> None:
     x = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
     queries = torch.tensor([3, 17])
-    for query, row in zip(queries.tolist(), neighbours(x, queries, 4).tolist(), strict=True):
+    for query, row in zip(queries.tolist(), neighbors(x, queries, 4).tolist(), strict=True):
         cosine = {i: torch.cosine_similarity(x[query], x[i], dim=0).item() for i in range(30)}
         del cosine[query]
         assert row == sorted(cosine, key=cosine.__getitem__, reverse=True)[:4]
-    assert neighbours(x[:3], torch.tensor([0]), 10).shape == (1, 2)
+    assert neighbors(x[:3], torch.tensor([0]), 10).shape == (1, 2)
 
 
 def test_views_are_shown_as_pixels() -> None:

@@ -127,7 +127,7 @@ def _on_fake_cuda() -> None:
     BlockMasks()(sample_keys(0, 0, torch.arange(4, device=DEVICE)), 6, 6)
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda) == []
 
 

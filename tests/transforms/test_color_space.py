@@ -26,7 +26,7 @@ def photos(batch: int, side: int = 20) -> Tensor:
 
 
 def changed(colors: list[list[float]], space: str) -> Tensor:
-    """(N, 3) colours in [0, 1] in another space, (N, 3)."""
+    """(N, 3) colors in [0, 1] in another space, (N, 3)."""
     planes = torch.tensor(colors).T[:, :, None, None].contiguous()
     to_space_(planes, space)
     return planes[:, :, 0, 0].T
@@ -52,7 +52,7 @@ def test_golden_spaces(space: str, mean: tuple[float, ...], std: tuple[float, ..
     assert_close_to_golden(view(image)[0], wanted, 1e-5)
 
 
-def test_hand_worked_colours() -> None:
+def test_hand_worked_colors() -> None:
     black, white, red = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [1.0, 0.0, 0.0]
     lab = changed([black, white, red], "lab")
     torch.testing.assert_close(lab[0], torch.zeros(3), atol=1e-3, rtol=0)

@@ -139,7 +139,7 @@ def _reference_boxes(
     ("height", "width", "wanted"),
     [(10, 100, [0, 43, 10, 13]), (100, 10, [43, 0, 13, 10]), (30, 30, [0, 0, 30, 30])],
 )
-def test_no_fitting_box_falls_back_to_the_centre(
+def test_no_fitting_box_falls_back_to_the_center(
     height: int, width: int, wanted: list[int]
 ) -> None:
     crop = RandomResizedCrop(8, scale=(1.0, 1.0), ratio=(3 / 4, 4 / 3))

@@ -1,4 +1,4 @@
-"""Colour, blur, solarize and normalise: equal to torchvision and to the official code's arrays."""
+"""Color, blur, solarize and normalize: equal to torchvision and to the official code's arrays."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def test_blur_does_not_depend_on_the_other_samples() -> None:
             torch.testing.assert_close(alone[:, 0], together[:, i], rtol=0, atol=1e-6)
 
 
-def test_saturation_in_hsv_stops_at_full_colour() -> None:
+def test_saturation_in_hsv_stops_at_full_color() -> None:
     planes = planes_of([[[0.5, 0.25, 0.4], [0.3, 0.3, 0.3], [0.0, 0.0, 0.0]]])
     hsv_saturation_(planes, torch.tensor([10.0]))
     want = torch.tensor([[[0.5, 0.0, 0.3], [0.3, 0.3, 0.3], [0.0, 0.0, 0.0]]])

@@ -42,7 +42,7 @@ class _Script:
 
 
 def photo(seed: int, height: int, width: int) -> np.ndarray:
-    """(H, W, 3) bytes: noise, a smooth image of few contrasts, one colour or black and white."""
+    """(H, W, 3) bytes: noise, a smooth image of few contrasts, one color or black and white."""
     draw = np.random.default_rng(seed)
     if seed % 4 == 0:
         return draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -110,7 +110,7 @@ def test_all_angles_shears_and_shifts_equal_pils(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("size", [9, 32])
 def test_random_angles_equal_pils(size: int) -> None:
-    """An odd image's centre lies on a pixel's, where the smallest difference would cut off one."""
+    """An odd image's center lies on a pixel's, where the smallest difference would cut off one."""
     angles = np.random.default_rng(0).uniform(-30, 30, 2000)
     image = photo(0, size, size)
     pixels = planes_of([image] * len(angles))
@@ -169,7 +169,7 @@ def mae_transform() -> Any:
 
 
 def test_the_recipe_has_the_numbers_of_maes_transform() -> None:
-    crop, flip, augment, _, normalise, erase = mae_transform().transforms
+    crop, flip, augment, _, normalize, erase = mae_transform().transforms
     (view,) = mae_fine_tune_views(40).views
     ours, norm, erasing = view.ops
     assert (view.crop.scale, view.crop.ratio) == (crop.scale, crop.ratio)
@@ -183,8 +183,8 @@ def test_the_recipe_has_the_numbers_of_maes_transform() -> None:
         assert (op.magnitude_std, op.magnitude_max) == (ours.magnitude_std, None)
         assert op.kwargs == {"fillcolor": ours.fill, "resample": Image.Resampling.BICUBIC}
     assert isinstance(norm, Normalize)
-    torch.testing.assert_close(torch.tensor(norm.mean), normalise.mean)
-    torch.testing.assert_close(torch.tensor(norm.std), normalise.std)
+    torch.testing.assert_close(torch.tensor(norm.mean), normalize.mean)
+    torch.testing.assert_close(torch.tensor(norm.std), normalize.std)
     assert isinstance(erasing, RandomErasing)
     assert (erasing.p, erasing.area) == (erase.probability, (erase.min_area, erase.max_area))
     assert (math.log(erasing.aspect), -math.log(erasing.aspect)) == pytest.approx(

@@ -26,7 +26,7 @@ def test_waveforms_are_scaled_and_padding_stays_zero() -> None:
         Waveform(0.0, 0.0)
 
 
-def test_greedy_infomax_normalises_int32_samples() -> None:
+def test_greedy_infomax_normalizes_int32_samples() -> None:
     wave = torch.tensor([[1234, -4321]], dtype=torch.int16)
     (view,) = Waveform(GIM_MEAN, GIM_STD)([wave], KEYS)
     wanted = (wave.double() * 65536 + 1456218.75) / 135303504

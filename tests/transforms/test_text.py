@@ -21,7 +21,7 @@ from sslzoo.transforms import (
     clear_views,
     plain_text,
 )
-from sslzoo.transforms.text.augmentations import Augmentation, Neighbours, Tokenizer
+from sslzoo.transforms.text.augmentations import Augmentation, Neighbors, Tokenizer
 from sslzoo.transforms.text.special import Special, with_special
 from tests.no_sync import DEVICE, syncs
 
@@ -31,17 +31,17 @@ LENGTHS = [0, 1, 2, 3, 5, 8, 13, 20, 21, 34, 60, 100]
 
 
 class Successors:
-    """Neighbours: token i may become i + 1 or, where i is even, i + 2 or i + 3; below 10 none."""
+    """Neighbors: token i may become i + 1 or, where i is even, i + 2 or i + 3; below 10 none."""
 
-    def read(self, tokenizer: Tokenizer | None) -> Neighbours:
+    def read(self, tokenizer: Tokenizer | None) -> Neighbors:
         ids = torch.arange(1000)
         counts = torch.where(ids < 10, 0, torch.where(ids % 2 == 0, 3, 1))
-        return Neighbours(ids[:, None] + torch.arange(1, 4), counts)
+        return Neighbors(ids[:, None] + torch.arange(1, 4), counts)
 
 
 def substitution(fraction: float = 0.3) -> Substitution:
     op = Substitution(Successors(), fraction)
-    op.neighbours = op.source.read(None)  # type: ignore[arg-type]
+    op.neighbors = op.source.read(None)  # type: ignore[arg-type]
     return op
 
 

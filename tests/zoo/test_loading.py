@@ -50,7 +50,7 @@ def small_card(**changes: Any) -> dict[str, Any]:
         "num_features": 16,
         "data": "none",
         "preprocessing": {"range": [0.0, 1.0], "size": 8},
-        "licence": {"code": "MIT", "weights": "MIT"},
+        "license": {"code": "MIT", "weights": "MIT"},
         **changes,
     }
 
@@ -78,7 +78,7 @@ def test_an_entry_loads_as_a_plain_module_in_eval_mode() -> None:
     assert encoder.card.name == NAME
     x = fixed_input(32)
     assert encoder(encoder.preprocess(x)).shape == (1, 256)
-    torch.testing.assert_close(encoder.preprocess(x), x / 255)  # SimCLR normalises nothing
+    torch.testing.assert_close(encoder.preprocess(x), x / 255)  # SimCLR normalizes nothing
     bigger = torch.randint(0, 256, (2, 3, 96, 64), dtype=torch.uint8)
     assert encoder.preprocess(bigger).shape == (2, 3, 32, 32)
 
@@ -143,10 +143,10 @@ def test_a_user_s_weights_do_not_stand_in_for_those_of_a_shipped_card(
     assert local_file(card_named("tiny")) is None
 
 
-def test_a_licence_that_is_not_commercial_is_printed(
+def test_a_license_that_is_not_commercial_is_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write(tmp_path, SmallResNet((8, 16)), licence={"code": "MIT", "weights": "CC-BY-NC-4.0"})
+    path = write(tmp_path, SmallResNet((8, 16)), license={"code": "MIT", "weights": "CC-BY-NC-4.0"})
     sslzoo.load(str(path))
     assert "tiny: weights under CC-BY-NC-4.0" in capsys.readouterr().err
     sslzoo.load(NAME)
@@ -329,14 +329,14 @@ def test_what_is_not_there_names_what_is_close(tmp_path: Path) -> None:
         ({"file": "../tiny.safetensors"}, "plain file name"),
         ({"backbone": {}}, "class_path"),
         ({"backbone": "SmallResNet"}, r"wants dict\[str, Any\] as backbone, got 'SmallResNet'"),
-        ({"licence": {"code": "MIT"}}, "licences of"),
-        ({"licence": {"code": "MIT", "weights": None}}, "licences of"),
+        ({"license": {"code": "MIT"}}, "licenses of"),
+        ({"license": {"code": "MIT", "weights": None}}, "licenses of"),
         ({"sha256": "xyz"}, "hex digits as sha256"),
         ({"preprocessing": {"size": 32, "crop": 1}}, "crop"),
         ({"preprocessing": {"kind": ["image"]}}, r"a kind of .* got \['image'\]"),
         ({"score": {"knn": 51.0}}, "scores in 0..1, got knn"),
         ({"epochs": "ten"}, "epochs"),
-        ({"colour": "red"}, r"unknown \['colour'\]"),
+        ({"color": "red"}, r"unknown \['color'\]"),
     ],
 )
 def test_a_card_with_a_wrong_value_names_it(changes: dict[str, Any], text: str) -> None:

@@ -121,14 +121,14 @@ def test_a_run_on_text_takes_sentences(tmp_path: Path) -> None:
         add_run(folder, "third", *about, view={"size": 8})
 
 
-@pytest.mark.parametrize("standardise", ["true", "false"])
-def test_a_run_on_arrays_takes_sequences(standardise: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("standardize", ["true", "false"])
+def test_a_run_on_arrays_takes_sequences(standardize: str, tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     values = (5 + 3 * draw.standard_normal((12, 80, 3))).astype(np.float32)
     for name in ("train", "val"):
         np.savez(tmp_path / f"{name}.npz", values=values, label=np.arange(12) % 2)
     small = ["--data.batch_size=4", "--model.num_negatives=4"]
-    small.append(f"--data.standardise={standardise}")
+    small.append(f"--data.standardize={standardize}")
     encoder, data = entry("cpc/arrays_small_30ep", tmp_path, tmp_path, *small)
     loaders = data.eval_dataloaders()
     wanted = extract(encoder, loaders.bank, loaders, "forward", "cpu").features
@@ -159,7 +159,7 @@ def test_waveforms_of_both_kinds_and_their_central_windows() -> None:
             whole(wrong)
 
 
-def test_sequences_are_standardised_and_padding_stays_zero() -> None:
+def test_sequences_are_standardized_and_padding_stays_zero() -> None:
     given = FrameInput([1.0, 2.0], [2.0, 4.0])
     x = torch.randn(2, 3, 2)
     wanted = (x - torch.tensor([1.0, 2.0])) / torch.tensor([2.0, 4.0])
@@ -185,7 +185,7 @@ SOUND: dict[str, Any] = {
     "num_features": 4,
     "data": "nothing",
     "preprocessing": {"kind": "waveform", "rate": 8, "transform": {"class_path": "x.Y"}},
-    "licence": {"code": "MIT", "weights": "MIT"},
+    "license": {"code": "MIT", "weights": "MIT"},
 }
 
 

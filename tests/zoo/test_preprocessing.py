@@ -172,7 +172,7 @@ def test_an_entry_has_any_number_of_channels(
         num_features=16,
         data="nothing",
         preprocessing=about,
-        licence={"code": "MIT", "weights": "MIT"},
+        license={"code": "MIT", "weights": "MIT"},
     )
     assert card.channels == channels
     assert card.preprocess()(fixed_input(30, channels)).shape == (1, channels, 8, 8)
@@ -211,7 +211,7 @@ def test_an_encoder_that_gives_no_features_is_refused(tmp_path: Path) -> None:
         num_features=2,
         data="nothing",
         preprocessing={"size": 8},
-        licence={"code": "MIT", "weights": "MIT"},
+        license={"code": "MIT", "weights": "MIT"},
     )
     net: Any = Pair()
     net.preprocess = card.preprocess()

@@ -15,7 +15,7 @@ from sslzoo.batch import Batch
 from sslzoo.data.audio.sound_files import EXTENSIONS
 from sslzoo.data.audio.waveforms import (
     AudioListing,
-    Centres,
+    Centers,
     Decode,
     Short,
     Waveforms,
@@ -141,7 +141,7 @@ class AudioDataModule(SampleDataModule):
         return Windows(self.sets.train, *given, self.transform.partners)
 
     def eval_source(self, samples: Waveforms) -> BatchSource:
-        return Whole(samples) if self.eval_window is None else Centres(samples, self.eval_window)
+        return Whole(samples) if self.eval_window is None else Centers(samples, self.eval_window)
 
     def eval_order(self, samples: Waveforms) -> Tensor | None:
         """By length, so that little is padded."""

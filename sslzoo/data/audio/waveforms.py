@@ -234,7 +234,7 @@ class Whole:
         return batch._replace(views=[Padded(batch.views[0], self.waveforms.lengths[batch.index])])
 
 
-class Centres:
+class Centers:
     """The central window of each file, zero-padded on both sides where it is shorter.
 
     Args:

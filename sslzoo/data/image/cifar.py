@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: 50,000 + 10,000 colour images of 32x32.
+"""CIFAR-10 and CIFAR-100: 50,000 + 10,000 color images of 32x32.
 
 A. Krizhevsky, Learning multiple layers of features from tiny images, 2009,
 https://www.cs.toronto.edu/~kriz/cifar.html. Reads the official python batches.

@@ -115,7 +115,7 @@ class ImageDataModule(SampleDataModule):
         return self._in_precision(batch._replace(views=views))
 
     def has_pairs(self) -> bool:
-        """Two whole views of one size, normalised as `eval_view` is."""
+        """Two whole views of one size, normalized as `eval_view` is."""
         transform, sizes = self.transform, self.transform.sizes
         two = len(transform.views) > 1 and transform.split is None and sizes[0] == sizes[1]
         return two and _looks(transform.eval_view(sizes[0])) == _looks(self.eval_view)

@@ -69,12 +69,12 @@ def reduce(image: Image.Image, spare: float) -> None:
 
 
 def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
-    """Decode; grey, palette, CMYK, transparent and 16-bit images become 8-bit RGB."""
+    """Decode; gray, palette, CMYK, transparent and 16-bit images become 8-bit RGB."""
     if upright and _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits: PIL's own conversion clips instead of scaling
-        grey = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+        gray = np.asarray(image).astype(np.int64) >> 8
+        image = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
     if image.mode == "P":  # by way of RGBA, so that a palette with transparency does not warn
         image = image.convert("RGBA")
     return image.convert("RGB")

@@ -12,7 +12,7 @@ from sslzoo.data.image.sets import (
     image_sets,
     split_listing,
 )
-from sslzoo.data.listing import Listing, check_folder, list_classes, list_unlabelled
+from sslzoo.data.listing import Listing, check_folder, list_classes, list_unlabeled
 from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.views import Views
 
@@ -102,7 +102,7 @@ class ImageFolder(ImageDataModule):
         inner = root / self.train_dir
         whole = inner if inner.is_dir() else root
         if not self.labels:
-            return list_unlabelled(whole, "root"), None
+            return list_unlabeled(whole, "root"), None
         if self.val_fraction is not None:
             return split_listing(list_classes(whole, "root"), self.val_fraction)
         if self.val_dir is None:

@@ -22,7 +22,7 @@ class MNIST5k(ImageDataModule):
     Args:
         transform: makes the training views.
         batch_size: the global batch, over all ranks.
-        channels: 3 repeats the grey channel, so that colour transforms and pretrained backbones
+        channels: 3 repeats the gray channel, so that color transforms and pretrained backbones
             work; 1 leaves it alone.
         eval_view: makes the view of evaluation; None: it follows `transform`, see
             `ImageDataModule`.

@@ -1,4 +1,4 @@
-"""MultiViewFolder: several aligned pictures of each scene, such as colour, depth and normals.
+"""MultiViewFolder: several aligned pictures of each scene, such as color, depth and normals.
 
 One folder a modality, matched by file name. All modalities of a sample get the same keyed crop
 and flip. Shapes: B samples, M modalities, C the channels of all of them together, S a view's side.
@@ -60,8 +60,8 @@ class Modality:
         kind: "image" (3 channels, RGB), "depth" (1), "normals" (3: x to the right, y, z) or
             "labels" (1: class numbers of a segmentation, resized without mixing). A mirrored
             sample's normals have their x turned round.
-        mean: one number a channel, subtracted; None: of the colour space for an image, else 0.
-        std: one number a channel, divided by; None: of the colour space for an image, else 1.
+        mean: one number a channel, subtracted; None: of the color space for an image, else 0.
+        std: one number a channel, divided by; None: of the color space for an image, else 1.
 
     Raises:
         ValueError: an unknown kind, or another number of means or deviations.
@@ -105,7 +105,7 @@ class MultiViewFolder(ImageDataModule):
         train_dir: inside `root`; where it is missing and `val_dir` is null, `root` itself.
         val_dir: inside `root`; null for no validation.
         labels: whether the folders inside a modality are classes.
-        resize: shorter side in evaluation, before the centre crop; None: no resize.
+        resize: shorter side in evaluation, before the center crop; None: no resize.
         eval_batch_size: of one batch in evaluation.
         num_workers: processes that load; None: one a core, at most 8.
         seed: of batches and views; None: the run's.
@@ -278,7 +278,7 @@ class AlignedFiles(ImageSet):
                 out[0].neg_()
             cut.append(out)
         sample = torch.cat(cut)
-        return sample if isinstance(self.crops, TrainCrops) else _centre(sample, view.size)
+        return sample if isinstance(self.crops, TrainCrops) else _center(sample, view.size)
 
 
 def read_picture(path: str, modality: Modality) -> Tensor:
@@ -324,7 +324,7 @@ def _resize(part: Tensor, size: tuple[int, int], nearest: bool) -> Tensor:
     return F.interpolate(part[None], size, mode="bilinear", antialias=True)[0]
 
 
-def _centre(sample: Tensor, size: int) -> Tensor:
+def _center(sample: Tensor, size: int) -> Tensor:
     height, width = sample.shape[1:]
     if min(height, width) < size:
         raise ValueError(f"pictures of {height} x {width} are smaller than size {size}; set resize")

@@ -1,4 +1,4 @@
-"""STL-10: 100,000 unlabelled, 5,000 training and 8,000 test images of 96x96.
+"""STL-10: 100,000 unlabeled, 5,000 training and 8,000 test images of 96x96.
 
 A. Coates, H. Lee and A. Ng, An analysis of single-layer networks in unsupervised feature
 learning, AISTATS 2011, https://cs.stanford.edu/~acoates/stl10. Reads the official binary files.
@@ -42,14 +42,14 @@ def _read_part(folder: Path, part: str) -> ArrayImages:
 
 
 class STL10(ImageDataModule):
-    """STL-10 from `<root>/stl10_binary`: evaluation always uses its labelled train and test parts.
+    """STL-10 from `<root>/stl10_binary`: evaluation always uses its labeled train and test parts.
 
     Args:
         root: the folder that holds `stl10_binary`.
         transform: makes the training views.
         batch_size: the global batch, over all ranks.
-        train_on: the 100,000 unlabelled images, the 5,000 labelled ones, or both together
-            (labelled first; labels are then left out of training).
+        train_on: the 100,000 unlabeled images, the 5,000 labeled ones, or both together
+            (labeled first; labels are then left out of training).
         download: fetch the data (by torchvision) where it is missing.
         eval_view: makes the view of evaluation; None: it follows `transform`, see
             `ImageDataModule`.

@@ -22,7 +22,7 @@ from sslzoo.data.text.lines import (
     ListLines,
     Sentences,
     Text,
-    read_labelled,
+    read_labeled,
     read_pairs,
     walk,
 )
@@ -38,8 +38,8 @@ class TextSets(NamedTuple):
 
     Args:
         train: what methods train on.
-        query: labelled sentences that evaluation scores, or None.
-        bank: labelled sentences that probes are trained on, where these are not `train`.
+        query: labeled sentences that evaluation scores, or None.
+        bank: labeled sentences that probes are trained on, where these are not `train`.
         num_classes: None without labels.
         pairs: scored pairs by name, such as "dev": 2N lines each, see `read_pairs`.
     """
@@ -193,7 +193,7 @@ class TextDataModule(SampleDataModule):
 
 
 class TextLines(TextDataModule):
-    """A sentence a line, of a file of any size; labelled sentences and scored pairs beside it.
+    """A sentence a line, of a file of any size; labeled sentences and scored pairs beside it.
 
     Args:
         root: the text file that methods train on.
@@ -201,8 +201,8 @@ class TextLines(TextDataModule):
         tokenizer: text to ids; one that is trained is trained on the training text.
         batch_size: the global batch, over all ranks.
         max_length: places of a view, [CLS] and [SEP] among them; longer text is cut.
-        labelled_train: file of `label<TAB>sentence` lines that probes are trained on.
-        labelled_test: the like, that they are scored on.
+        labeled_train: file of `label<TAB>sentence` lines that probes are trained on.
+        labeled_test: the like, that they are scored on.
         pairs: CSV files of (sentence, sentence, score) rows, by the name of their metric.
         eval_batch_size: of one batch in evaluation.
         num_workers: processes that read and tokenize.
@@ -218,8 +218,8 @@ class TextLines(TextDataModule):
         tokenizer: TextTokenizer,
         batch_size: int = 256,
         max_length: int = 64,
-        labelled_train: str | None = None,
-        labelled_test: str | None = None,
+        labeled_train: str | None = None,
+        labeled_test: str | None = None,
         pairs: dict[str, str] | None = None,
         eval_batch_size: int = 256,
         num_workers: int = 0,
@@ -238,24 +238,24 @@ class TextLines(TextDataModule):
             predict_on,
             drop_last,
         )
-        if (labelled_train is None) != (labelled_test is None):
+        if (labeled_train is None) != (labeled_test is None):
             raise ValueError(
-                "labelled_train and labelled_test come together, got "
-                f"{labelled_train!r} and {labelled_test!r}"
+                "labeled_train and labeled_test come together, got "
+                f"{labeled_train!r} and {labeled_test!r}"
             )
         self.root, self.pairs = root, pairs or {}
-        self.labelled_train, self.labelled_test = labelled_train, labelled_test
+        self.labeled_train, self.labeled_test = labeled_train, labeled_test
 
     def read(self) -> TextSets:
-        """Where the lines begin; labelled sentences and pairs in memory."""
+        """Where the lines begin; labeled sentences and pairs in memory."""
         sets = TextSets(
             Text(FileLines(self.root)),
             pairs={name: read_pairs(path) for name, path in self.pairs.items()},
         )
-        if self.labelled_train is None or self.labelled_test is None:
+        if self.labeled_train is None or self.labeled_test is None:
             return sets
-        bank, classes = read_labelled(self.labelled_train)
-        query, _ = read_labelled(self.labelled_test, classes)
+        bank, classes = read_labeled(self.labeled_train)
+        query, _ = read_labeled(self.labeled_test, classes)
         return sets._replace(bank=bank, query=query, num_classes=len(classes))
 
 

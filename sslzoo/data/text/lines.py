@@ -167,8 +167,8 @@ def walk(lines: Lines, block: int = 1024) -> Iterator[str]:
         yield from lines.read(range(start, min(start + block, len(lines))))
 
 
-def read_labelled(path: str | Path, classes: list[str] | None = None) -> tuple[Text, list[str]]:
-    """Labelled sentences, `label<TAB>sentence` on each line, read into memory.
+def read_labeled(path: str | Path, classes: list[str] | None = None) -> tuple[Text, list[str]]:
+    """Labeled sentences, `label<TAB>sentence` on each line, read into memory.
 
     Args:
         path: of the file.

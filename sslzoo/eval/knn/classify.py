@@ -1,16 +1,16 @@
-"""Weighted k-nearest-neighbour classification: exact, in tiles, with the bank sharded over ranks.
+"""Weighted k-nearest-neighbor classification: exact, in tiles, with the bank sharded over ranks.
 
 The protocol of Wu, Xiong, Yu and Lin, "Unsupervised Feature Learning via Non-Parametric Instance
 Discrimination", CVPR 2018 (test.py of zhirongw/lemniscate.pytorch), and of DINO's eval_knn.py: the
 k rows of the bank with the largest cosine similarity s vote for their class with weight exp(s/T).
 
-The neighbours are exact in the sense of `neighbours`: a function of the features alone. A large
-search runs in float32 first; the queries whose neighbours or best class its rounding could have
+The neighbors are exact in the sense of `neighbors`: a function of the features alone. A large
+search runs in float32 first; the queries whose neighbors or best class its rounding could have
 changed get their candidates rescored in float64, and only where those do not separate, all rows.
 
 Every function here is collective: each rank passes its rows of the bank and its queries, any
 number of each. Shapes: n queries and m bank rows of this rank, M bank rows of all ranks, D width,
-C classes, k neighbours.
+C classes, k neighbors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sslzoo.distributed import row_layout, sum_over_ranks
 from sslzoo.eval.knn.search import (
     INDEX_BITS,
     Bank,
-    Neighbours,
+    Neighbors,
     at_once,
     first_occurrence,
     float32_error,
@@ -35,24 +35,24 @@ from sslzoo.eval.knn.search import (
 )
 
 SMALL = 1 << 33  # multiply-adds of all ranks below which the search runs in float64 at once
-SLACK = 16  # neighbours beyond k that are rescored
+SLACK = 16  # neighbors beyond k that are rescored
 QUERY_TILE = 512  # queries that vote at a time
 
 
-def _vote(found: Neighbours, num_classes: int, k: int, temperature: float) -> Tensor:
-    """Sum of exp(s/T) by class, (n, C) float64, in the order of the neighbours."""
+def _vote(found: Neighbors, num_classes: int, k: int, temperature: float) -> Tensor:
+    """Sum of exp(s/T) by class, (n, C) float64, in the order of the neighbors."""
     weight = (similarity_of(found.key[:, :k]).double() / temperature).exp()
     votes = weight.new_zeros(weight.shape[0], num_classes)
     return votes.scatter_add_(1, found.label[:, :k], weight)
 
 
 def _unsure(
-    found: Neighbours, settings: Sequence[tuple[int, float]], num_classes: int, error: float
+    found: Neighbors, settings: Sequence[tuple[int, float]], num_classes: int, error: float
 ) -> Tensor:
-    """Queries whose k neighbours or best class an error of the similarities could change, (n,).
+    """Queries whose k neighbors or best class an error of the similarities could change, (n,).
 
     Args:
-        found: by float32 similarities, at least one neighbour more than the largest k, except
+        found: by float32 similarities, at least one neighbor more than the largest k, except
             where the bank has no more.
         settings: pairs (k, temperature).
         num_classes: C.
@@ -65,30 +65,30 @@ def _unsure(
             unsure |= similarity[:, k - 1] - similarity[:, k] <= 2 * error
         step = at_once(QUERY_TILE, similarity.device)
         for start in range(0, len(similarity), step):
-            tile = Neighbours(*(x[start : start + step] for x in found))
+            tile = Neighbors(*(x[start : start + step] for x in found))
             best = _vote(tile, num_classes, k, temperature).topk(min(2, num_classes), dim=1).values
             close = best[:, 0] - best[:, -1] <= 4 * error / temperature * best[:, 0]
             unsure[start : start + step] |= close & (num_classes > 1)
     return unsure
 
 
-def _neighbours(
+def _neighbors(
     query: Tensor, bank: Bank, num_classes: int, settings: Sequence[tuple[int, float]]
-) -> Neighbours:
-    """The neighbours of each query, enough for the largest k; sets and best class are exact."""
+) -> Neighbors:
+    """The neighbors of each query, enough for the largest k; sets and best class are exact."""
     k = max(k for k, _ in settings)
     sizes = torch.tensor([len(query), len(bank.rows)], dtype=torch.int64, device=query.device)
     num_queries, num_rows = sum_over_ranks(sizes).tolist()
     if k > num_rows:
-        raise ValueError(f"k = {k} neighbours wanted from a bank of {num_rows} rows")
+        raise ValueError(f"k = {k} neighbors wanted from a bank of {num_rows} rows")
     width = query.shape[1]
     if num_queries * num_rows * width <= SMALL:
         return search(query, bank, k, exact=True)
     more, most = min(k + 1, num_rows), min(k + SLACK, num_rows)
     near = search(query, bank, most, exact=False)
-    found = Neighbours(near.key[:, :more].clone(), near.label[:, :more].clone())
+    found = Neighbors(near.key[:, :more].clone(), near.label[:, :more].clone())
     again = _unsure(found, settings, num_classes, float32_error(width)).nonzero().squeeze(1)
-    near = Neighbours(near.key[again], near.label[again])
+    near = Neighbors(near.key[again], near.label[again])
     better, sure = rescore(query[again], bank, near, more)
     found.key[again], found.label[again] = better.key, better.label
     again = again[~sure]
@@ -132,7 +132,7 @@ def _prepare(
 def _check_settings(settings: Sequence[tuple[int, float]]) -> None:
     for k, temperature in settings:
         if k < 1:
-            raise ValueError(f"k, the number of neighbours, must be at least 1, got {k}")
+            raise ValueError(f"k, the number of neighbors, must be at least 1, got {k}")
         if temperature < 0.002:  # exp(1 / 0.002) is still a float64
             raise ValueError(f"the kNN temperature must be at least 0.002, got {temperature}")
     if not settings:
@@ -159,7 +159,7 @@ def knn_predict(
         bank: (m, D).
         bank_labels: (m,) classes, any dtype.
         num_classes: C.
-        k: neighbours.
+        k: neighbors.
         temperature: T, 0.07 in InstDisc and DINO.
         bank_index: (m,) sample indices that order equal similarities; of rows that share one the
             first counts. None: the position among all ranks' rows.
@@ -172,7 +172,7 @@ def knn_predict(
     """
     _check_settings([(k, temperature)])
     query, rows = _prepare(query, bank, bank_labels, num_classes, bank_index)
-    found = _neighbours(query, rows, num_classes, [(k, temperature)])
+    found = _neighbors(query, rows, num_classes, [(k, temperature)])
     return _vote(found, num_classes, k, temperature)
 
 
@@ -202,13 +202,13 @@ def knn_top1(
     """
     _check_settings(settings)
     query, rows = _prepare(query, bank, bank_labels, num_classes, bank_index)
-    found = _neighbours(query, rows, num_classes, settings)
+    found = _neighbors(query, rows, num_classes, settings)
     labels = query_labels.to(query.device, torch.int64)
     right = torch.zeros(len(settings) + 1, dtype=torch.int64, device=query.device)
     right[-1] = len(query)
     step = at_once(QUERY_TILE, query.device)
     for start in range(0, len(query), step):
-        tile = Neighbours(*(x[start : start + step] for x in found))
+        tile = Neighbors(*(x[start : start + step] for x in found))
         truth = labels[start : start + step]
         for column, (k, temperature) in enumerate(settings):
             predicted = _vote(tile, num_classes, k, temperature).argmax(1)

@@ -1,12 +1,12 @@
-"""Nearest neighbours by cosine: exact, in tiles, with the bank sharded over ranks.
+"""Nearest neighbors by cosine: exact, in tiles, with the bank sharded over ranks.
 
-Rows are normalised onto a grid of 2^-24, so that the products and sums of a float64 matrix product
+Rows are normalized onto a grid of 2^-24, so that the products and sums of a float64 matrix product
 are free of rounding, whatever its shape; the similarity s is that number as float32; equal s are
-ordered by bank index. So the neighbours are a function of the features alone, not of tiles, ranks
+ordered by bank index. So the neighbors are a function of the features alone, not of tiles, ranks
 or threads. A search in float32 is faster and may differ by the rounding of its products.
 
 Every search is collective: each rank passes its rows of the bank and its queries, any number of
-each. Shapes: n queries and m bank rows of this rank, D width, k neighbours.
+each. Shapes: n queries and m bank rows of this rank, D width, k neighbors.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Bank(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # (m,) int64, unique over all ranks
 
 
-class Neighbours(NamedTuple):
+class Neighbors(NamedTuple):
     """The best rows of each query, in order."""
 
     key: Tensor  # (n, k) int64, descending: similarity, then bank index ascending
@@ -54,7 +54,7 @@ class Neighbours(NamedTuple):
 
 
 def on_grid(x: Tensor) -> Tensor:
-    """L2-normalise rows in float64 and round to the grid; NaN where a row is not finite.
+    """L2-normalize rows in float64 and round to the grid; NaN where a row is not finite.
 
     Shapes: (n, D) -> (n, D) float32.
     """
@@ -90,7 +90,7 @@ def _groups(values: Tensor, size: int) -> Tensor:
     """Columns in groups, a view (n, c / size, size) of (n, c).
 
     A CPU wants those of a group in one line of its cache, a GPU the first of all groups side by
-    side, for its threads read neighbours together.
+    side, for its threads read neighbors together.
     """
     if values.device.type == "cpu":
         return values.unflatten(1, (-1, size))
@@ -137,13 +137,13 @@ def _largest(values: Tensor, k: int, largest: Tensor | None = None) -> Tensor:
     return column
 
 
-def _none(n: int, k: int, device: torch.device) -> Neighbours:
-    """Places for k neighbours not yet found, below every real one."""
+def _none(n: int, k: int, device: torch.device) -> Neighbors:
+    """Places for k neighbors not yet found, below every real one."""
     empty = torch.full((n, k), LOWEST, dtype=torch.int64, device=device)
-    return Neighbours(empty, torch.zeros_like(empty))
+    return Neighbors(empty, torch.zeros_like(empty))
 
 
-def _merge(parts: Sequence[Neighbours], k: int) -> Neighbours:
+def _merge(parts: Sequence[Neighbors], k: int) -> Neighbors:
     """The k best of all parts in order; parts with less than k together are filled up."""
     found = sum(part.key.shape[1] for part in parts)
     if found < k:
@@ -151,7 +151,7 @@ def _merge(parts: Sequence[Neighbours], k: int) -> Neighbours:
     key = torch.cat([part.key for part in parts], dim=1)
     label = torch.cat([part.label for part in parts], dim=1)
     key, order = key.topk(k, dim=1)
-    return Neighbours(key, label.gather(1, order))
+    return Neighbors(key, label.gather(1, order))
 
 
 def _whole_groups(columns: int) -> int:
@@ -197,7 +197,7 @@ def _rescored(query: Tensor, rows: Tensor, column: Tensor) -> Tensor:
     return out
 
 
-def _search_here(query: Tensor, bank: Bank, k: int, exact: bool, buffer: Tensor) -> Neighbours:
+def _search_here(query: Tensor, bank: Bank, k: int, exact: bool, buffer: Tensor) -> Neighbors:
     """The k best of this rank's rows for every query; places left over hold the lowest key."""
     parts = [_none(query.shape[0], 0, query.device)]
     for start in range(0, bank.rows.shape[0], BLOCK):
@@ -209,7 +209,7 @@ def _search_here(query: Tensor, bank: Bank, k: int, exact: bool, buffer: Tensor)
         real = column < rows.shape[0]
         position = start + column.clamp_max(rows.shape[0] - 1)
         key = _keys(similarity.gather(1, column), bank.index[position])
-        parts.append(Neighbours(torch.where(real, key, LOWEST), bank.label[position]))
+        parts.append(Neighbors(torch.where(real, key, LOWEST), bank.label[position]))
         parts = [_merge(parts, k)]
     return parts[0] if bank.rows.shape[0] else _merge(parts, k)
 
@@ -234,7 +234,7 @@ def _full_float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def search(query: Tensor, bank: Bank, k: int, exact: bool) -> Neighbours:
+def search(query: Tensor, bank: Bank, k: int, exact: bool) -> Neighbors:
     """The k best rows of all ranks' banks for this rank's queries.
 
     Args:
@@ -252,22 +252,22 @@ def search(query: Tensor, bank: Bank, k: int, exact: bool) -> Neighbours:
         for own, tile in _tiles(layout, query.device):
             here = _search_here(gather_rows(query[own], tile), bank, k, exact, buffer)
             keys, labels = (_from_all_ranks(part, tile) for part in here)
-            ranks = [Neighbours(key, label) for key, label in zip(keys, labels, strict=True)]
+            ranks = [Neighbors(key, label) for key, label in zip(keys, labels, strict=True)]
             found.append(_merge(ranks, k) if len(ranks) > 1 else ranks[0])
-    return Neighbours(*(torch.cat(column) for column in zip(*found, strict=True)))
+    return Neighbors(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 
-def rescore(query: Tensor, bank: Bank, found: Neighbours, k: int) -> tuple[Neighbours, Tensor]:
+def rescore(query: Tensor, bank: Bank, found: Neighbors, k: int) -> tuple[Neighbors, Tensor]:
     """The k best by exact similarity of somewhat more than k that a float32 search found.
 
     Args:
         query: (n, D) from `on_grid`.
         bank: this rank's rows.
         found: (n, k + some) by float32, in order.
-        k: neighbours wanted.
+        k: neighbors wanted.
 
     Returns:
-        The neighbours, and (n,) bool: True where they are the neighbours of an exact search, for
+        The neighbors, and (n,) bool: True where they are the neighbors of an exact search, for
         nothing that was left out can reach the last of them.
     """
     keys = [found.key[:0]]
@@ -282,7 +282,7 @@ def rescore(query: Tensor, bank: Bank, found: Neighbours, k: int) -> tuple[Neigh
     key, order = torch.cat(keys).topk(k, dim=1)
     cut = similarity_of(found.key[:, -1])
     sure = similarity_of(key[:, -1]) > cut + float32_error(query.shape[1])
-    return Neighbours(key, found.label.gather(1, order)), sure
+    return Neighbors(key, found.label.gather(1, order)), sure
 
 
 def _query_tile(device: torch.device) -> int:

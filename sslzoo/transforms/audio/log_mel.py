@@ -33,7 +33,7 @@ def mel_filters(bands: int, bins: int, rate: int, low: float, high: float) -> Te
 class LogMel:
     """Decibels of the mel energies: (B, L) int16, or float in [-1, 1], -> (B, T, M).
 
-    Hann windows, not centred: the first frame begins at the first sample, and T is
+    Hann windows, not centered: the first frame begins at the first sample, and T is
     1 + (L - window) // hop.
 
     Args:

@@ -28,7 +28,7 @@ from sslzoo.transforms.image.crop import RandomResizedCrop
 
 @final
 class LogMelViews:
-    """Two views: another sound mixed in, a box of time and frequency, a gain; then standardised.
+    """Two views: another sound mixed in, a box of time and frequency, a gain; then standardized.
 
     Args:
         mel: of the waveforms.

@@ -1,4 +1,4 @@
-"""Affine maps: a small rotation and shear of each sample about its centre."""
+"""Affine maps: a small rotation and shear of each sample about its center."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sslzoo.random import Keys
 
 
 def affine_(planes: Tensor, turn: Tensor, shear: Tensor) -> None:
-    """Turn and shear about the centre as torchvision's `affine` does, bilinearly, 0 outside.
+    """Turn and shear about the center as torchvision's `affine` does, bilinearly, 0 outside.
 
     Args:
         planes: (C, B, H, H), changed in place.

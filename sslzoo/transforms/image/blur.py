@@ -49,7 +49,7 @@ def _multiply(planes: Tensor, band: Band, radius: int, rows: bool) -> Tensor:
 
 
 def gaussian_blur_(planes: Tensor, sigma: Tensor, radius: int) -> None:
-    """Blur with the normalised kernel exp(-x^2 / (2 sigma^2)), |x| <= radius, padded with zeros.
+    """Blur with the normalized kernel exp(-x^2 / (2 sigma^2)), |x| <= radius, padded with zeros.
 
     Shapes: planes (C, B, H, W), changed in place; sigma (B,).
     """

@@ -1,4 +1,4 @@
-"""Colour: jitter of brightness, contrast, saturation and hue in random order, and grayscale.
+"""Color: jitter of brightness, contrast, saturation and hue in random order, and grayscale.
 
 Two families of formulas are in use. torchvision: contrast blends with the mean of the gray
 image, saturation with the gray image. TensorFlow (SimCLR, BYOL): contrast blends with each
@@ -57,7 +57,7 @@ def hue_(planes: Tensor, turns: Tensor) -> None:
 
     Args:
         planes: (3, B, H, W), changed in place.
-        turns: (B,), in turns (0.5 is the opposite colour).
+        turns: (B,), in turns (0.5 is the opposite color).
     """
     red, green, blue = planes
     high, chroma = _extremes(planes)
@@ -74,9 +74,9 @@ def hue_(planes: Tensor, turns: Tensor) -> None:
 
 
 def fast_hue_(planes: Tensor, turns: Tensor) -> None:
-    """Turn the colours about the gray axis: a 3x3 rotation that keeps the mean of the channels.
+    """Turn the colors about the gray axis: a 3x3 rotation that keeps the mean of the channels.
 
-    Equal to `hue_` for thirds of a turn and close to it for weak colours; a fifth of its cost.
+    Equal to `hue_` for thirds of a turn and close to it for weak colors; a fifth of its cost.
     Shapes: planes (3, B, H, W), changed in place; turns (B,).
     """
     angle = turns * (2 * math.pi)
@@ -198,7 +198,7 @@ class ColorJitter:
 
     def apply(self, planes: Tensor, coefficients: Tensor) -> Tensor:
         """Jitter the planes in place. Shapes: (3, B, H, W); coefficients (B, 4, 6)."""
-        require_rgb(planes, "colour jitter")
+        require_rgb(planes, "color jitter")
         if planes.device.type != "cpu" and self.keeps_range:
             return self.turn_once(planes, coefficients)
         wanted = self._wanted(coefficients)

@@ -1,4 +1,4 @@
-"""Colour spaces: CIE Lab and YCbCr of RGB images, as scikit-image defines them.
+"""Color spaces: CIE Lab and YCbCr of RGB images, as scikit-image defines them.
 
 Lab: sRGB to XYZ (IEC 61966-2-1) under the white D65 of the 2 degree observer, then CIE 1976.
 YCbCr: ITU-R BT.601 with foot-room, Y in 16..235 and Cb, Cr in 16..240.
@@ -32,7 +32,7 @@ _YCBCR = (
 )
 _YCBCR_OFFSET = (16.0, 128.0, 128.0)
 
-# CMC's constants: the middle and half the width of each channel's range over all RGB colours.
+# CMC's constants: the middle and half the width of each channel's range over all RGB colors.
 LAB_MEAN = (50.0, 6.025, -6.6895)
 LAB_STD = (50.0, 92.208, 101.1675)
 YCBCR_MEAN = (116.151, 121.080, 132.342)
@@ -78,7 +78,7 @@ def to_space_(planes: Tensor, space: Space) -> None:
 
 
 def check_space(space: str) -> None:
-    """Refuse an unknown colour space.
+    """Refuse an unknown color space.
 
     Raises:
         ValueError: names the value got and those wanted.
@@ -89,7 +89,7 @@ def check_space(space: str) -> None:
 
 @final
 class ColorSpace:
-    """Change the colours of every sample to another space.
+    """Change the colors of every sample to another space.
 
     Args:
         space: "lab", "ycbcr", "gray" (in three equal channels), or "rgb" for no change.

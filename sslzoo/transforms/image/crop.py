@@ -80,7 +80,7 @@ class RandomResizedCrop:
         fits &= (widths <= full_width[:, None]) & (heights <= full_height[:, None])
         first = fits.to(torch.uint8).argmax(1, keepdim=True)
         found = fits.any(1)
-        # No box fitted: as much as the aspect range allows, in the centre.
+        # No box fitted: as much as the aspect range allows, in the center.
         most_width = torch.minimum(full_width, (full_height * self.ratio[1]).round())
         most_height = torch.minimum(full_height, (full_width / self.ratio[0]).round())
         box_width = torch.where(found, widths.gather(1, first)[:, 0], most_width)

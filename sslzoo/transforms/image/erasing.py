@@ -68,7 +68,7 @@ def erase_(planes: Tensor, box: Tensor, key: Tensor) -> None:
 
 @final
 class RandomErasing:
-    """Erase a rectangle of some samples; it follows the normalisation, whose scale noise has.
+    """Erase a rectangle of some samples; it follows the normalization, whose scale noise has.
 
     Args:
         p: probability for each sample.

@@ -1,4 +1,4 @@
-"""Evaluation view: the deterministic resize, centre crop and normalisation of a test image.
+"""Evaluation view: the deterministic resize, center crop and normalization of a test image.
 
 Shapes: B images, C channels, source (H, W), result (S, S).
 """
@@ -22,17 +22,17 @@ from sslzoo.transforms.image.resample import Interpolation, crop_planes, pixels_
 
 @final
 class EvalView:
-    """Resize the shorter side, crop the centre, normalise.
+    """Resize the shorter side, crop the center, normalize.
 
     Args:
         size: S.
         resize: length of the shorter side before the crop, such as 256 for 224; None: no resize.
-        mean: of each channel, None for no normalisation (SimCLR).
+        mean: of each channel, None for no normalization (SimCLR).
         std: likewise.
         interpolation: "bilinear" or "bicubic", antialiased.
         fraction: instead of `resize`, take the central square of this share of the shorter side
             and resize it to S without antialiasing: TensorFlow's way, SimCLR's 0.875, bicubic.
-        space: of the colours, before the normalisation: "rgb", "lab" or "ycbcr" (CMC), "gray".
+        space: of the colors, before the normalization: "rgb", "lab" or "ycbcr" (CMC), "gray".
     """
 
     def __init__(
@@ -68,19 +68,19 @@ class EvalView:
     def __call__(self, images: Tensor) -> Tensor:
         """Shapes: (B, C, H, W) uint8, or float in [0, 1] -> (B, C, S, S) float32."""
         with torch.autocast(images.device.type, enabled=False):
-            return self.finish(self._centre(images))
+            return self.finish(self._center(images))
 
     @torch.no_grad()
     def crop_one(self, image: Image.Image | Tensor) -> Tensor:
         """One image in a loader's worker: PIL or (C, H, W) uint8 -> (C, S, S) uint8."""
-        out = self._centre(pixels_of(image)[None])[0]
+        out = self._center(pixels_of(image)[None])[0]
         if out.dtype == torch.uint8:
             return out.contiguous()
         return out.mul(255).round_().to(torch.uint8)
 
     @torch.no_grad()
     def finish(self, crops: Tensor) -> Tensor:
-        """Colour space and mean: (B, C, S, S) uint8, or float in [0, 1] -> float32."""
+        """Color space and mean: (B, C, S, S) uint8, or float in [0, 1] -> float32."""
         planes = to_planes(crops)
         to_space_(planes, self.space)
         if self.mean is not None and self.std is not None:
@@ -99,7 +99,7 @@ class EvalView:
             found |= {"mean": _floats(self.mean), "std": _floats(self.std)}
         return {key: value for key, value in found.items() if value is not None}
 
-    def _centre(self, images: Tensor) -> Tensor:
+    def _center(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
         if self.fraction is not None:
             return self._central_fraction(to_planes(images).transpose(0, 1), self.fraction)

@@ -53,7 +53,7 @@ def require_rgb(planes: Tensor, operation: str) -> None:
     if planes.shape[0] != 3:
         raise ValueError(
             f"{operation} needs 3 channels (RGB), got {planes.shape[0]}; for gray images use a "
-            "recipe without colour, such as simclr_views(color=False)"
+            "recipe without color, such as simclr_views(color=False)"
         )
 
 

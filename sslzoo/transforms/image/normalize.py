@@ -1,4 +1,4 @@
-"""Normalise: subtract a mean and divide by a deviation, channel by channel; and clip."""
+"""Normalize: subtract a mean and divide by a deviation, channel by channel; and clip."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def normalize_(planes: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
     """(x - mean) / std, in place. Shapes: planes (C, ...); mean and std hold C numbers."""
     if not len(planes) == len(mean) == len(std):
         raise ValueError(f"{len(planes)} channels, but mean {tuple(mean)} and std {tuple(std)}")
-    for plane, centre, width in zip(planes, mean, std, strict=True):
-        plane.sub_(centre).div_(width)
+    for plane, center, width in zip(planes, mean, std, strict=True):
+        plane.sub_(center).div_(width)
     return planes
 
 
 @final
 class Normalize:
-    """Normalise every sample.
+    """Normalize every sample.
 
     Args:
         mean: one number a channel, for images in [0, 1].

@@ -2,7 +2,7 @@
 
 Henaff et al., Data-Efficient Image Recognition with Contrastive Predictive Coding, ICML 2020,
 https://arxiv.org/abs/1905.09272, change every patch of an image in its own way, so that patches do
-not tell each other by their colours. Overlapping patches do not fit into one image any more: the
+not tell each other by their colors. Overlapping patches do not fit into one image any more: the
 result holds them side by side. Shapes: B samples, C channels, g x g patches of P pixels.
 """
 

@@ -169,7 +169,7 @@ def smoothed(pixels: Tensor) -> Tensor:
 def matrices(operation: Tensor, argument: Tensor, height: int, width: int) -> Tensor:
     """From a place in the result to its source, (B, 6) float64: x = a x + b y + c, y = d x + ...
 
-    Identity for what moves nothing. The turn is about the centre. `Image.rotate` rounds its sine
+    Identity for what moves nothing. The turn is about the center. `Image.rotate` rounds its sine
     and cosine to 15 decimals, which no byte has shown.
     """
 

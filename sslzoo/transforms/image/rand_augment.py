@@ -68,7 +68,7 @@ class RandAugment:
         num_ops: operations one after another, with replacement.
         p: probability of applying each.
         fill: bytes of red, green and blue where a moved image leaves nothing; timm's is the mean
-            of the normalisation.
+            of the normalization.
     """
 
     def __init__(

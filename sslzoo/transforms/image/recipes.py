@@ -44,7 +44,7 @@ from sslzoo.transforms.image.views import Op, View, Views
 Numbers = Sequence[float] | None
 
 
-def _normalise(mean: Numbers, std: Numbers) -> list[Op]:
+def _normalize(mean: Numbers, std: Numbers) -> list[Op]:
     if (mean is None) != (std is None):
         raise ValueError(f"mean and std come together, got {mean} and {std}")
     return [] if mean is None or std is None else [Normalize(mean, std)]
@@ -70,7 +70,7 @@ def simclr_views(
     Order: crop (area 0.08 to 1, aspect 3/4 to 4/3, bicubic), flip 0.5; with probability 0.8
     brightness, contrast, saturation (each 0.8 s) and hue (0.2 s) in random order, clipped to
     [0, 1] after each; grayscale 0.2; blur 0.5 (kernel a tenth of the height, sigma 0.1 to 2);
-    clip. No normalisation.
+    clip. No normalization.
 
     Deviations: sigma is drawn for each sample, not once for each batch and view, so that it does
     not depend on how a batch is split; the crop is antialiased, TensorFlow's is not.
@@ -84,7 +84,7 @@ def simclr_views(
         scale: range of the crop's share of the area.
         brightness: "additive" is version 1, "multiplicative" the later code (simclrv2).
         interpolation: of the crop.
-        mean: of each channel, to normalise although the paper does not.
+        mean: of each channel, to normalize although the paper does not.
         std: likewise.
     """
     if brightness not in ("additive", "multiplicative"):
@@ -97,7 +97,7 @@ def simclr_views(
         ops += [jitter, Grayscale(0.2)]
     if blur:
         ops += [GaussianBlur(0.5), Clip()]
-    ops += _normalise(mean, std)
+    ops += _normalize(mean, std)
     crop = RandomResizedCrop(size, scale, interpolation=interpolation, flip=0.5 if flip else 0.0)
     return Views([View(crop, ops)] * 2)
 
@@ -116,15 +116,15 @@ def byol_views(
     Order: crop (area 0.08 to 1, aspect 3/4 to 4/3, bicubic), flip 0.5; with probability 0.8
     additive brightness 0.4, contrast 0.4, saturation 0.2, hue 0.1 in random order, unclipped;
     grayscale 0.2; blur 1.0 and 0.1 (kernel a tenth of the height, sigma 0.1 to 2); solarise 0 and
-    0.2 at 0.5; clip to [0, 1]; normalise.
+    0.2 at 0.5; clip to [0, 1]; normalize.
 
-    Deviations: the crop is antialiased, TensorFlow's is not; the normalisation, in the official
+    Deviations: the crop is antialiased, TensorFlow's is not; the normalization, in the official
     code a part of the network, is a part of the view.
 
     Args:
         size: pixels of a view.
         blur: False leaves out the blur, for small images.
-        mean: of each channel; None for no normalisation.
+        mean: of each channel; None for no normalization.
         std: likewise.
     """
     views = []
@@ -133,7 +133,7 @@ def byol_views(
         ops: list[Op] = [jitter, Grayscale(0.2)]
         ops += [GaussianBlur(blur_p)] if blur else []
         ops += [Solarize(solarize_p)] if solarize_p else []
-        ops += [Clip(), *_normalise(mean, std)]
+        ops += [Clip(), *_normalize(mean, std)]
         views.append(View(RandomResizedCrop(size, interpolation="bicubic"), ops))
     return Views(views)
 
@@ -150,8 +150,8 @@ def instdisc_views(
     2018, https://arxiv.org/abs/1805.01978; code zhirongw/lemniscate.pytorch at f7cfe29.
 
     Order, ImageNet: crop (area 0.2 to 1, bilinear), grayscale 0.2, jitter (0.4 each) always,
-    flip 0.5, normalise. CIFAR: crop (area 0.2 to 1), jitter (0.4 each) always, grayscale 0.2,
-    normalise; no flip.
+    flip 0.5, normalize. CIFAR: crop (area 0.2 to 1), jitter (0.4 each) always, grayscale 0.2,
+    normalize; no flip.
 
     Deviations: the flip is made with the crop, which changes nothing.
 
@@ -170,7 +170,7 @@ def instdisc_views(
     color: list[Op] = [ColorJitter(0.4, 0.4, 0.4, 0.4), Grayscale(0.2)]
     ops = color[::-1] if photos else color
     crop = RandomResizedCrop(size, (0.2, 1.0), flip=0.5 if photos else 0.0)
-    return Views([View(crop, [*ops, *_normalise(mean, std)])])
+    return Views([View(crop, [*ops, *_normalize(mean, std)])])
 
 
 def invaspread_views(
@@ -185,16 +185,16 @@ def invaspread_views(
     29de398.
 
     Order: crop (area 0.2 to 1, bilinear), jitter (0.4 each) always, grayscale 0.2, flip 0.5,
-    normalise.
+    normalize.
 
     Deviations: the flip is made with the crop, which changes nothing.
 
     Args:
         size: pixels of a view: 32 for CIFAR, 96 for STL-10.
-        mean: of each channel; None for no normalisation.
+        mean: of each channel; None for no normalization.
         std: likewise.
     """
-    ops: list[Op] = [ColorJitter(0.4, 0.4, 0.4, 0.4), Grayscale(0.2), *_normalise(mean, std)]
+    ops: list[Op] = [ColorJitter(0.4, 0.4, 0.4, 0.4), Grayscale(0.2), *_normalize(mean, std)]
     return Views([View(RandomResizedCrop(size, (0.2, 1.0)), ops)] * 2)
 
 
@@ -206,13 +206,13 @@ def cmc_views(
     mean: Numbers = None,
     std: Numbers = None,
 ) -> Views:
-    """CMC's two views of one crop: the lightness and the two colour channels.
+    """CMC's two views of one crop: the lightness and the two color channels.
 
     Tian et al., Contrastive Multiview Coding, ECCV 2020, https://arxiv.org/abs/1906.05849; code
     HobbitLong/CMC at 7b227be.
 
-    Order: crop (bilinear), flip 0.5, RGB to Lab (or YCbCr), normalise by the middle and half the
-    width of each channel's range, split into L and ab (Y and CbCr). Colours are not jittered.
+    Order: crop (bilinear), flip 0.5, RGB to Lab (or YCbCr), normalize by the middle and half the
+    width of each channel's range, split into L and ab (Y and CbCr). Colors are not jittered.
 
     Deviations: the released wider models add RandAugment, which is not in the code.
 
@@ -229,7 +229,7 @@ def cmc_views(
     if mean is None and std is None:
         mean, std = (LAB_MEAN, LAB_STD) if space == "lab" else (YCBCR_MEAN, YCBCR_STD)
     crop = RandomResizedCrop(size, scale, flip=0.5 if flip else 0.0)
-    return Views([View(crop, [ColorSpace(space), *_normalise(mean, std)])], split=(1, 2))
+    return Views([View(crop, [ColorSpace(space), *_normalize(mean, std)])], split=(1, 2))
 
 
 def moco_v1_views(
@@ -241,16 +241,16 @@ def moco_v1_views(
     https://arxiv.org/abs/1911.05722; code facebookresearch/moco at 78b69ca.
 
     Order: crop (area 0.2 to 1, bilinear), grayscale 0.2, jitter (0.4 each) always, flip 0.5,
-    normalise.
+    normalize.
 
     Deviations: the flip is made with the crop, which changes nothing.
 
     Args:
         size: pixels of a view.
-        mean: of each channel; None for no normalisation.
+        mean: of each channel; None for no normalization.
         std: likewise.
     """
-    ops: list[Op] = [Grayscale(0.2), ColorJitter(0.4, 0.4, 0.4, 0.4), *_normalise(mean, std)]
+    ops: list[Op] = [Grayscale(0.2), ColorJitter(0.4, 0.4, 0.4, 0.4), *_normalize(mean, std)]
     return Views([View(RandomResizedCrop(size, (0.2, 1.0)), ops)] * 2)
 
 
@@ -268,7 +268,7 @@ def moco_v2_views(
     Exploring Simple Siamese Representation Learning, CVPR 2021, https://arxiv.org/abs/2011.10566.
 
     Order: crop (area 0.2 to 1, bilinear); jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8;
-    grayscale 0.2; PIL's Gaussian blur 0.5, radius 0.1 to 2; flip 0.5; normalise.
+    grayscale 0.2; PIL's Gaussian blur 0.5, radius 0.1 to 2; flip 0.5; normalize.
 
     Deviations: the flip is made with the crop, which changes nothing.
 
@@ -276,12 +276,12 @@ def moco_v2_views(
         size: pixels of a view.
         blur: False leaves it out (CIFAR).
         scale: range of the crop's share of the area; (0.08, 1) in the CIFAR notebook.
-        mean: of each channel; None for no normalisation.
+        mean: of each channel; None for no normalization.
         std: likewise.
     """
     ops: list[Op] = [ColorJitter(0.4, 0.4, 0.4, 0.1, 0.8), Grayscale(0.2)]
     ops += [PILBlur(0.5)] if blur else []
-    ops += _normalise(mean, std)
+    ops += _normalize(mean, std)
     return Views([View(RandomResizedCrop(size, scale), ops)] * 2)
 
 
@@ -299,7 +299,7 @@ def moco_v3_views(
 
     Order: crop (area 0.08 to 1, bilinear); jitter (0.4, 0.4, 0.2, 0.1) with probability 0.8;
     grayscale 0.2; PIL's Gaussian blur 1.0 and 0.1, radius 0.1 to 2; solarise 0 and 0.2 at 128;
-    flip 0.5; normalise.
+    flip 0.5; normalize.
 
     Deviations: the flip is made with the crop, which changes nothing.
 
@@ -307,7 +307,7 @@ def moco_v3_views(
         size: pixels of a view.
         blur: False leaves it out, for small images.
         scale: range of the crop's share of the area; (0.2, 1) for ResNet-50.
-        mean: of each channel; None for no normalisation.
+        mean: of each channel; None for no normalization.
         std: likewise.
     """
     views = []
@@ -315,7 +315,7 @@ def moco_v3_views(
         ops: list[Op] = [ColorJitter(0.4, 0.4, 0.2, 0.1, 0.8), Grayscale(0.2)]
         ops += [PILBlur(blur_p)] if blur else []
         ops += [Solarize(solarize_p)] if solarize_p else []
-        views.append(View(RandomResizedCrop(size, scale), [*ops, *_normalise(mean, std)]))
+        views.append(View(RandomResizedCrop(size, scale), [*ops, *_normalize(mean, std)]))
     return Views(views)
 
 
@@ -331,18 +331,18 @@ def ijepa_views(
     Architecture, CVPR 2023, https://arxiv.org/abs/2301.08243; code facebookresearch/ijepa at
     52c1ae9.
 
-    Order: crop (area 0.3 to 1, bilinear), normalise. No flip, no change of colours.
+    Order: crop (area 0.3 to 1, bilinear), normalize. No flip, no change of colors.
 
     Deviations: none.
 
     Args:
         size: pixels of the view.
         scale: range of the crop's share of the area.
-        mean: of each channel; None for no normalisation.
+        mean: of each channel; None for no normalization.
         std: likewise.
     """
     crop = RandomResizedCrop(size, scale, flip=0.0)
-    return Views([View(crop, _normalise(mean, std))])
+    return Views([View(crop, _normalize(mean, std))])
 
 
 def mae_views(
@@ -356,18 +356,18 @@ def mae_views(
     He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022,
     https://arxiv.org/abs/2111.06377; code facebookresearch/mae at efb2a80.
 
-    Order: crop (area 0.2 to 1, bicubic), flip 0.5, normalise. No change of colours.
+    Order: crop (area 0.2 to 1, bicubic), flip 0.5, normalize. No change of colors.
 
     Deviations: none.
 
     Args:
         size: pixels of the view.
         scale: range of the crop's share of the area.
-        mean: of each channel; None for no normalisation.
+        mean: of each channel; None for no normalization.
         std: likewise.
     """
     crop = RandomResizedCrop(size, scale, interpolation="bicubic")
-    return Views([View(crop, _normalise(mean, std))])
+    return Views([View(crop, _normalize(mean, std))])
 
 
 def multi_crop_views(
@@ -387,9 +387,9 @@ def multi_crop_views(
     https://arxiv.org/abs/2104.14294; code facebookresearch/dino at 7c446df.
 
     SwAV's order: crop (bilinear), flip 0.5, jitter (0.8, 0.8, 0.8, 0.2) with probability 0.8,
-    grayscale 0.2, PIL's blur 0.5, normalise. DINO's: crop (bicubic), flip 0.5, jitter (0.4, 0.4,
+    grayscale 0.2, PIL's blur 0.5, normalize. DINO's: crop (bicubic), flip 0.5, jitter (0.4, 0.4,
     0.2, 0.1) with probability 0.8, grayscale 0.2, PIL's blur (first large crop 1.0, second 0.1,
-    small 0.5), solarise the second large crop 0.2 at 128, normalise. DINO's published defaults:
+    small 0.5), solarise the second large crop 0.2 at 128, normalize. DINO's published defaults:
     counts (2, 8), scales ((0.4, 1), (0.05, 0.4)).
 
     Deviations: none.
@@ -423,7 +423,7 @@ def multi_crop_views(
         ) -> View:
             ops: list[Op] = [jitter, Grayscale(0.2)]
             ops += [PILBlur(blur_p)] if blur else []
-            return View(crop, [*ops, *last, *_normalise(mean, std)])
+            return View(crop, [*ops, *last, *_normalize(mean, std)])
 
         if dino and group == 0:
             views += [view(1.0), view(0.1, Solarize(0.2))]
@@ -443,18 +443,18 @@ def dim_views(
     Hjelm et al., Learning Deep Representations by Mutual Information Estimation and Maximization,
     ICLR 2019, https://arxiv.org/abs/1808.06670; code rdevon/DIM at bac4765.
 
-    Order: resize, flip 0.5 (STL-10 only), normalise.
+    Order: resize, flip 0.5 (STL-10 only), normalize.
 
     Deviations: an image that is not square is cut to its central square; the code's are square.
 
     Args:
         size: pixels of the view.
         flip: True for STL-10, False for CIFAR.
-        mean: of each channel; None for no normalisation.
+        mean: of each channel; None for no normalization.
         std: likewise.
     """
     crop = RandomResizedCrop(size, (1.0, 1.0), (1.0, 1.0), flip=0.5 if flip else 0.0)
-    return Views([View(crop, _normalise(mean, std))])
+    return Views([View(crop, _normalize(mean, std))])
 
 
 def amdim_views(
@@ -470,9 +470,9 @@ def amdim_views(
     amdim-public at 8754ae1.
 
     Order, ImageNet: one flip 0.5 for both, crop (area 0.3 to 1, aspect 0.7 to 1.4, bicubic),
-    jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8, grayscale 0.25, normalise. CIFAR: one flip
+    jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8, grayscale 0.25, normalize. CIFAR: one flip
     0.5 for both, a shift of up to 4 pixels mirrored at the border with probability 0.8, jitter
-    (0.4, 0.4, 0.4, 0.2) with probability 0.8, grayscale 0.25, normalise.
+    (0.4, 0.4, 0.4, 0.2) with probability 0.8, grayscale 0.25, normalize.
 
     Deviations: the flip is made with the crop, which changes nothing.
 
@@ -490,7 +490,7 @@ def amdim_views(
         std = IMAGENET_STD if photos else AMDIM_CIFAR_STD
     hue = 0.1 if photos else 0.2
     ops: list[Op] = [] if photos else [RandomTranslate(4, 0.8)]
-    ops += [ColorJitter(0.4, 0.4, 0.4, hue, 0.8), Grayscale(0.25), *_normalise(mean, std)]
+    ops += [ColorJitter(0.4, 0.4, 0.4, hue, 0.8), Grayscale(0.25), *_normalize(mean, std)]
     if photos:
         crop = RandomResizedCrop(size, (0.3, 1.0), (0.7, 1.4), "bicubic", flip=0.0)
     else:
@@ -516,10 +516,10 @@ def cpc_views(
     Data-Efficient Image Recognition with Contrastive Predictive Coding, ICML 2020,
     https://arxiv.org/abs/1905.09272 (`per_patch`).
 
-    Order: crop (64 of 96 pixels, not resized), flip 0.5, grayscale always, normalise. Per patch:
+    Order: crop (64 of 96 pixels, not resized), flip 0.5, grayscale always, normalize. Per patch:
     crop, flip 0.5; then for each patch a shift of up to an eighth of its side, a turn and a shear
     of up to 10 degrees, jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8, grayscale 0.25,
-    normalise; the patches are laid out side by side.
+    normalize; the patches are laid out side by side.
 
     Deviations: gray is kept in three channels, the code has one. The paper's pool of changes for
     version 2 (AutoAugment's, elastic deformation) is replaced by those named above.
@@ -528,15 +528,15 @@ def cpc_views(
         size: pixels of the view before it is cut.
         scale: range of the crop's share of the area; the default is 64 of 96 pixels.
         ratio: range of the crop's aspect.
-        gray: no colour at all; not together with `per_patch`, which has colours to change.
+        gray: no color at all; not together with `per_patch`, which has colors to change.
         patch: pixels of a patch, for `per_patch`.
         stride: from one patch to the next, for `per_patch`.
         per_patch: change each patch by itself (version 2).
-        mean: of each channel; None for no normalisation.
+        mean: of each channel; None for no normalization.
         std: likewise.
     """
     if gray and per_patch:
-        raise ValueError("per_patch changes colours: gray=False wanted, got gray=True")
+        raise ValueError("per_patch changes colors: gray=False wanted, got gray=True")
     ops: list[Op] = [ColorSpace("gray")] if gray else []
     if per_patch:
         each = [
@@ -546,7 +546,7 @@ def cpc_views(
             Grayscale(0.25),
         ]
         ops.append(PerPatch(each, patch, stride))
-    ops += _normalise(mean, std)
+    ops += _normalize(mean, std)
     return Views([View(RandomResizedCrop(size, scale, ratio), ops)])
 
 
@@ -568,8 +568,8 @@ def digit_views(
         scale: range of the crop's share of the area.
         degrees: the turn is uniform in [-degrees, degrees].
         shear: so is the shear.
-        mean: of each channel, to normalise.
+        mean: of each channel, to normalize.
         std: likewise.
     """
-    ops: list[Op] = [RandomAffine(degrees, shear), *_normalise(mean, std)]
+    ops: list[Op] = [RandomAffine(degrees, shear), *_normalize(mean, std)]
     return Views([View(RandomResizedCrop(size, scale, flip=0.0), ops)] * 2)

@@ -62,10 +62,10 @@ def resampling_matrix(
     step = length / size
     target = torch.arange(size, device=start.device, dtype=torch.float32).expand(len(start), -1)
     target = torch.where(flip[:, None], size - 1 - target, target)
-    centre = (target + 0.5) * step
+    center = (target + 0.5) * step
     pixel = torch.arange(source, device=start.device, dtype=torch.float32) - start
     inside = ((pixel >= 0) & (pixel < length)).to(torch.float32)
-    distance = (pixel + 0.5)[:, None, :] - centre[:, :, None]
+    distance = (pixel + 0.5)[:, None, :] - center[:, :, None]
     if antialias:
         distance /= step.clamp_min(1)[:, :, None]
     weights = _filter(distance, interpolation).mul_(inside[:, None, :])

@@ -20,7 +20,7 @@ def crop_view(
 ) -> Views:
     """One view: a random resized crop, flipped half of the time, clipped to [0, 1].
 
-    google-research/simclr at 383d414, `preprocess_for_train` without colour distortion, which is
+    google-research/simclr at 383d414, `preprocess_for_train` without color distortion, which is
     what it fine-tunes and trains linear classifiers with. The same deviations as `simclr_views`.
 
     Args:
@@ -56,7 +56,7 @@ def mae_fine_tune_views(
     calls timm's `create_transform`.
 
     Order: crop (area 0.08 to 1, bicubic), flip 0.5, RandAugment (two operations, each with
-    probability 0.5, magnitude 9 with deviation 0.5, bicubic, filled with the mean), normalise,
+    probability 0.5, magnitude 9 with deviation 0.5, bicubic, filled with the mean), normalize,
     random erasing 0.25 with noise.
 
     Deviations: on a GPU the crop is rounded to bytes once, PIL's after each of its two passes.

@@ -3,7 +3,7 @@
 Wu, Wang, Gu, Khabsa, Sun and Ma, CLEAR, 2020, https://arxiv.org/abs/2012.15466, section 3.3 (the
 shares below are reported). Each takes a batch of sentences without [CLS] and [SEP] and gives one
 of the same padded length; every draw is keyed by the sentence, so that its result depends neither
-on its neighbours nor on the padding. Shapes: B sentences, L places, S spans, n a sentence's length.
+on its neighbors nor on the padding. Shapes: B sentences, L places, S spans, n a sentence's length.
 
 Ours, where sentences are short: a share of n is rounded, a span has one token at least, and
 there are so many spans as make up the same share of the sentence, at least one.
@@ -22,7 +22,7 @@ from sslzoo.transforms.text.special import Special
 
 
 class Tokenizer(Protocol):
-    """What a source of neighbours asks of a tokenizer."""
+    """What a source of neighbors asks of a tokenizer."""
 
     special: Special
 
@@ -34,11 +34,11 @@ class Tokenizer(Protocol):
         """The id of a word that is one token, else None."""
 
 
-class Neighbours(NamedTuple):
+class Neighbors(NamedTuple):
     """Tokens that may stand for each other.
 
     Args:
-        table: (V, K) int64; row i has the neighbours of token i first.
+        table: (V, K) int64; row i has the neighbors of token i first.
         counts: (V,) int64, how many; 0 for a token that is never replaced.
     """
 
@@ -46,11 +46,11 @@ class Neighbours(NamedTuple):
     counts: Tensor
 
 
-class NeighbourSource(Protocol):
-    """Where `Substitution` has its neighbours from."""
+class NeighborSource(Protocol):
+    """Where `Substitution` has its neighbors from."""
 
-    def read(self, tokenizer: Tokenizer) -> Neighbours:
-        """The neighbours of each of the tokenizer's tokens."""
+    def read(self, tokenizer: Tokenizer) -> Neighbors:
+        """The neighbors of each of the tokenizer's tokens."""
 
 
 class Augmentation(Protocol):
@@ -187,28 +187,28 @@ class Reordering:
 
 
 class Substitution:
-    """A share of the tokens is replaced by similar ones, each drawn evenly from its neighbours.
+    """A share of the tokens is replaced by similar ones, each drawn evenly from its neighbors.
 
     Args:
-        source: of the neighbours, such as `TableFile` or `NearestEmbeddings`.
-        fraction: of the tokens, as far as so many have neighbours; 0.3 reported.
+        source: of the neighbors, such as `TableFile` or `NearestEmbeddings`.
+        fraction: of the tokens, as far as so many have neighbors; 0.3 reported.
     """
 
-    def __init__(self, source: NeighbourSource, fraction: float = 0.3) -> None:
+    def __init__(self, source: NeighborSource, fraction: float = 0.3) -> None:
         self.source = source
         self.fraction = _checked("fraction", fraction)
-        self.neighbours: Neighbours | None = None
+        self.neighbors: Neighbors | None = None
 
     def prepare(self, tokenizer: Tokenizer) -> None:
-        """Read the neighbours of the tokenizer's tokens."""
-        self.neighbours = self.source.read(tokenizer)
+        """Read the neighbors of the tokenizer's tokens."""
+        self.neighbors = self.source.read(tokenizer)
 
     def __call__(self, tokens: Tokens, keys: Keys, special: Special) -> Tokens:
-        if self.neighbours is None:
-            raise ValueError("Substitution has no neighbours yet: call prepare(tokenizer) first")
-        if self.neighbours.table.device != tokens.ids.device:  # once a run
-            self.neighbours = Neighbours(*(x.to(tokens.ids.device) for x in self.neighbours))
-        table, counts = self.neighbours
+        if self.neighbors is None:
+            raise ValueError("Substitution has no neighbors yet: call prepare(tokenizer) first")
+        if self.neighbors.table.device != tokens.ids.device:  # once a run
+            self.neighbors = Neighbors(*(x.to(tokens.ids.device) for x in self.neighbors))
+        table, counts = self.neighbors
         ids = tokens.ids
         count = counts[ids]
         allowed = _inside(tokens) & (count > 0)

@@ -1,6 +1,6 @@
 """Sources of similar tokens for `Substitution`: a file of words, or embeddings.
 
-V tokens, K neighbours of each at most, D width of embeddings.
+V tokens, K neighbors of each at most, D width of embeddings.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslzoo.transforms.text.augmentations import Neighbours, Tokenizer
+from sslzoo.transforms.text.augmentations import Neighbors, Tokenizer
 
 _ROWS = 1024  # whose similarities with all others are formed at a time
 
 
 class TableFile:
-    """Neighbours by hand: each line a word and the words that may stand for it, by spaces or tabs.
+    """Neighbors by hand: each line a word and the words that may stand for it, by spaces or tabs.
 
     Words that are not one token are left out. CLEAR takes similar words as Jia et al., 2019, had
     them (reported); such a list can be given in this form.
@@ -32,9 +32,9 @@ class TableFile:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def read(self, tokenizer: Tokenizer) -> Neighbours:
+    def read(self, tokenizer: Tokenizer) -> Neighbors:
         if not Path(self.path).is_file():
-            raise ValueError(f"a file of neighbours wanted, got {self.path!r}: there is none")
+            raise ValueError(f"a file of neighbors wanted, got {self.path!r}: there is none")
         found: dict[int, dict[int, None]] = {}  # in the order of the file, each once
         for line in Path(self.path).read_text(encoding="utf-8").splitlines():
             ids = [tokenizer.id_of(word) for word in line.split()]
@@ -43,13 +43,13 @@ class TableFile:
                 found.setdefault(ids[0], {}).update(dict.fromkeys(others))
         most = max(map(len, found.values()), default=0)
         if not most:
-            raise ValueError(f"{self.path!r} has no word with a neighbour in the vocabulary")
+            raise ValueError(f"{self.path!r} has no word with a neighbor in the vocabulary")
         table = torch.zeros(tokenizer.num_ids, most, dtype=torch.int64)
         counts = torch.zeros(tokenizer.num_ids, dtype=torch.int64)
         for word, near in found.items():
             table[word, : len(near)] = torch.tensor(list(near), dtype=torch.int64)
             counts[word] = len(near)
-        return Neighbours(table, counts)
+        return Neighbors(table, counts)
 
 
 class NearestEmbeddings:
@@ -60,7 +60,7 @@ class NearestEmbeddings:
 
     Args:
         path: of the file.
-        k: neighbours of each token.
+        k: neighbors of each token.
 
     Raises:
         ValueError: in `read`, where there is no such file, a line has another number of columns,
@@ -70,7 +70,7 @@ class NearestEmbeddings:
     def __init__(self, path: str, k: int = 10) -> None:
         self.path, self.k = path, k
 
-    def read(self, tokenizer: Tokenizer) -> Neighbours:
+    def read(self, tokenizer: Tokenizer) -> Neighbors:
         if not Path(self.path).is_file():
             raise ValueError(f"a file of word vectors wanted, got {self.path!r}: there is none")
         vectors: dict[int, Tensor] = {}
@@ -96,14 +96,14 @@ class NearestEmbeddings:
                        self.k)  # fmt: skip
 
 
-def nearest(embeddings: Tensor, tokens: Tensor, num_ids: int, k: int) -> Neighbours:
-    """The k nearest of some tokens among themselves, by cosine; nobody is its own neighbour.
+def nearest(embeddings: Tensor, tokens: Tensor, num_ids: int, k: int) -> Neighbors:
+    """The k nearest of some tokens among themselves, by cosine; nobody is its own neighbor.
 
     Args:
         embeddings: (n, D) of these tokens, such as those of a trained model.
         tokens: (n,) int64 ids; leave special tokens out.
         num_ids: V.
-        k: neighbours of each, at most n - 1.
+        k: neighbors of each, at most n - 1.
     """
     if embeddings.ndim != 2 or tokens.shape != embeddings.shape[:1] or len(tokens) < 2:
         raise ValueError(
@@ -121,4 +121,4 @@ def nearest(embeddings: Tensor, tokens: Tensor, num_ids: int, k: int) -> Neighbo
         similarity.diagonal(start).fill_(-torch.inf)
         table[tokens[start : start + _ROWS]] = tokens[similarity.topk(k, dim=1).indices]
     counts[tokens] = k
-    return Neighbours(table, counts)
+    return Neighbors(table, counts)

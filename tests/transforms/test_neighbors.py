@@ -1,4 +1,4 @@
-"""Neighbours from a table and from word vectors are those that a slow search finds."""
+"""Neighbors from a table and from word vectors are those that a slow search finds."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_errors_name_what_they_got(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has 1 words"):
         NearestEmbeddings(str(path)).read(Alphabet())
     path.write_text("long word\n")
-    with pytest.raises(ValueError, match="no word with a neighbour"):
+    with pytest.raises(ValueError, match="no word with a neighbor"):
         TableFile(str(path)).read(Alphabet())
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         nearest(torch.zeros(3, 2), torch.arange(3), 32, 0)
