@@ -31,7 +31,7 @@ from sslzoo.batch import Padded
 from sslzoo.commands.configs import find_config
 from sslzoo.eval.features import Features, extract
 from sslzoo.eval.linear import linear_probe
-from sslzoo.eval.mlp_probe import hidden_probe
+from sslzoo.eval.mlp_probe import mlp_probe
 from sslzoo.transforms import LogMel
 from sslzoo.zoo.preprocess import describe
 
@@ -64,7 +64,7 @@ def probes(train: Features, test: Features, labels: list[Tensor]) -> dict[str, f
     """Accuracies of both probes; labels are those of the training and of the test set."""
     known, asked = labels[0][train.index], labels[1][test.index]
     given = train.features, known, test.features, asked, int(known.max()) + 1
-    return {"linear": linear_probe(*given), "hidden": hidden_probe(*given)}
+    return {"linear": linear_probe(*given), "hidden": mlp_probe(*given)}
 
 
 def loader_rate(data: Any, seconds: float) -> float:

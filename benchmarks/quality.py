@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from benchmarks.card import Score, keep
 from benchmarks.driver import ROOT
-from benchmarks.speed import surroundings
+from benchmarks.speed import provenance
 from benchmarks.worker import versions
 from sslzoo.commands.configs import find_config
 from sslzoo.eval.features import extract
@@ -61,7 +61,7 @@ def fit(config: str, data: str, val_dir: str | None, folder: Path, extra: list[s
     arguments += [f"--trainer.default_root_dir={folder}", *extra]
     command = [sys.executable, "-m", "sslzoo", *arguments]
     before = set(folder.glob("version_*"))
-    about = surroundings("cpu" if "--trainer.accelerator=cpu" in extra else device())
+    about = provenance("cpu" if "--trainer.accelerator=cpu" in extra else device())
     started = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)

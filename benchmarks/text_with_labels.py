@@ -24,7 +24,7 @@ from lightning import seed_everything
 
 from benchmarks.driver import ROOT
 from benchmarks.quality import build
-from benchmarks.speed import surroundings
+from benchmarks.speed import provenance
 from benchmarks.text import correlations
 from benchmarks.worker import versions
 from sslzoo.commands.configs import find_config
@@ -86,7 +86,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--output", type=Path, default=RESULT)
     given = parser.parse_args(args)
-    about, started = surroundings(), time.process_time()
+    about, started = provenance(), time.process_time()
     found = train(given.data, given.epochs, given.pairs, given.rate)
     best = max(range(len(found)), key=lambda epoch: found[epoch]["spearman_dev"])
     result = {

@@ -17,7 +17,7 @@ def check_target(path: Path) -> None:
         raise FileExistsError(f"a path for a file wanted, got {str(path)!r}, which is no file")
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a file beside its place, and rename it once it is whole.
 
     Raises:

@@ -1,7 +1,7 @@
 """Trainable: a LightningModule whose clock is the optimizer step and whose resume is exact.
 
 What pre-training (`SSLMethod`) and downstream training (`sslzoo.eval`) share: `training_step` logs
-and sums the terms of `losses`; optimizer and schedule come from callables; step, horizon and
+and sums the terms of `losses`; optimizer and schedule come from callables; step, run_length and
 generators are in the checkpoint. It works in a Lightning Trainer on one device or under DDP, and
 in a plain loop (docs/plain_loop.md).
 """
@@ -26,12 +26,11 @@ from torch.optim import Optimizer
 from sslzoo.batch import Batch, as_batch
 from sslzoo.distributed import gather_objects, rank, sum_over_ranks, world_size
 from sslzoo.memory import memory_buffers
-from sslzoo.optim import Horizon, Schedule, all_alike
+from sslzoo.optim import RunLength, Schedule, ScheduleLR, all_alike
 from sslzoo.random import run_seed
-from sslzoo.trust import hyper_parameters, module_of
+from sslzoo.trust import hyper_parameters, module_of, renamed_arguments
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
-ScheduleFactory = Callable[[Optimizer, Horizon], Schedule]
 GroupsFactory = Callable[[nn.Module], list]
 
 PLAIN = (bool, int, float, str, type(None))
@@ -51,12 +50,12 @@ class Trainable(LightningModule, ABC):
 
     Args:
         optimizer: called with the parameter groups; needed by `fit`, not by a plain loop.
-        schedule: called with the optimizer and the run's `Horizon`; None: a constant rate.
+        schedule: factor of the optimizer's learning rates at each step; None: constant rates.
         parameter_groups: called with the module: which parameters get weight decay.
 
     Attributes:
-        step: optimizer steps taken so far; saved, and the clock of every curve.
-        horizon: length of the run; saved, and kept when a finished run is extended.
+        step: optimizer steps taken so far; saved, and the clock of every schedule.
+        run_length: length of the run; saved, and kept when a finished run is extended.
         uses_labels: whether `losses` reads the batch's labels.
     """
 
@@ -65,14 +64,19 @@ class Trainable(LightningModule, ABC):
     def __init__(
         self,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__()
+        if schedule is not None and not isinstance(schedule, Schedule):
+            raise ValueError(
+                "schedule must be one of sslzoo.optim, such as WarmupCosine(warmup_epochs=10), "
+                f"got {schedule!r:.100}"
+            )
         self._optimizer, self._schedule = optimizer, schedule
         self._parameter_groups = parameter_groups
         self.step = 0
-        self.horizon = Horizon(1, 1)
+        self.run_length = RunLength(1, 1)
         self._rng_to_restore: dict[str, Any] | None = None
         self._keep_plain_hyperparameters(inspect.currentframe())
 
@@ -108,19 +112,12 @@ class Trainable(LightningModule, ABC):
         optimizer.register_step_post_hook(self._count_step)
         if self._trainer is None:
             return optimizer
-        horizon = self._trainer_horizon()
+        run_length = self._trainer_run_length()
         if self.step == 0:  # a resumed run keeps its own, see on_train_start
-            self.horizon = horizon
+            self.run_length = run_length
         if self._schedule is None:
             return optimizer
-        schedule = self._schedule(optimizer, horizon)
-        if not isinstance(schedule, Schedule):
-            raise ValueError(
-                "schedule must give one of sslzoo.optim's (WarmupCosine, Steps, ConstantRate or "
-                f"your subclass of Schedule), got {type(schedule).__module__}."
-                f"{type(schedule).__name__}: torch's own take (optimizer, horizon) to mean "
-                "something else, and the rate would never change"
-            )
+        schedule = ScheduleLR(optimizer, self._schedule, run_length)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -129,12 +126,12 @@ class Trainable(LightningModule, ABC):
     def _count_step(self, *_: Any) -> None:
         self.step += 1
 
-    def _trainer_horizon(self) -> Horizon:
+    def _trainer_run_length(self) -> RunLength:
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
             raise ValueError("schedules need the run's length: set trainer.max_epochs or max_steps")
         batches = int(self.trainer.num_training_batches)
-        return Horizon(int(total), max(1, -(-batches // self.trainer.accumulate_grad_batches)))
+        return RunLength(int(total), max(1, -(-batches // self.trainer.accumulate_grad_batches)))
 
     def _logs_now(self) -> bool:
         if self._trainer is None:
@@ -163,7 +160,7 @@ class Trainable(LightningModule, ABC):
             state["cuda"] = torch.cuda.get_rng_state(self.device)
         checkpoint["sslzoo"] = {
             "step": self.step,
-            "horizon": list(self.horizon),
+            "horizon": list(self.run_length),
             "rng": gather_objects(state),
         }
 
@@ -172,7 +169,7 @@ class Trainable(LightningModule, ABC):
         if saved is None:
             return
         self.step = saved["step"]
-        self.horizon = Horizon(*saved["horizon"])
+        self.run_length = RunLength(*saved["horizon"])
         if self._trainer is not None and isinstance(self.trainer.precision_plugin, DoublePrecision):
             self.double()  # Lightning 2.6 does so after it has copied the weights: they lose bits
         states = saved["rng"]
@@ -209,6 +206,8 @@ class Trainable(LightningModule, ABC):
             return module if map_location is None else module.to(map_location)
         if hasattr(checkpoint_path, "seek"):
             checkpoint_path.seek(0)
+        if hparams_file is None:
+            kwargs = {**renamed_arguments(hyper_parameters(saved, where)), **kwargs}
         # Lightning's instantiator would build whatever the file names.
         plain = {**kwargs, "_instantiator": None}
         return super().load_from_checkpoint(
@@ -217,8 +216,8 @@ class Trainable(LightningModule, ABC):
 
     def on_train_start(self) -> None:
         schedule = self.lr_schedulers()
-        if isinstance(schedule, Schedule):  # it knows whether to keep a resumed run's horizon
-            self.horizon = schedule.horizon
+        if isinstance(schedule, ScheduleLR):  # it knows which length a resumed run has
+            self.run_length = schedule.run_length
         if self._rng_to_restore is not None:  # after every draw that starting up makes
             torch.set_rng_state(self._rng_to_restore["cpu"].cpu())
             if "cuda" in self._rng_to_restore and self.device.type == "cuda":

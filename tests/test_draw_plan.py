@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sslzoo.random import Keys, sample_keys
-from sslzoo.random.draw_table import DrawPlan
+from sslzoo.random.draw_table import DrawTable
 from tests.no_sync import Operations
 
 DRAWS: dict[str, Callable[[Keys], Tensor]] = {
@@ -35,7 +35,7 @@ def _keys(epoch: int) -> Keys:
 
 
 def test_draws_are_those_of_plain_keys() -> None:
-    plan = DrawPlan()
+    plan = DrawTable()
     orders = [list(DRAWS), list(DRAWS)[::-1], list(DRAWS)[3:], list(DRAWS)]
     for epoch, names in enumerate(orders):
         keys = plan.keys(_keys(epoch))
@@ -49,8 +49,8 @@ def test_folding_each_is_folding_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_copies_start_anew(again: Callable[[DrawPlan], DrawPlan]) -> None:
-    plan = DrawPlan()
+def test_copies_start_anew(again: Callable[[DrawTable], DrawTable]) -> None:
+    plan = DrawTable()
     for _ in range(2):
         plan.keys(_keys(0)).uniform("a")
     assert torch.equal(again(plan).keys(_keys(1)).uniform("a"), _keys(1).uniform("a"))
@@ -58,7 +58,7 @@ def test_copies_start_anew(again: Callable[[DrawPlan], DrawPlan]) -> None:
 
 def test_more_draws_take_hardly_more_operations() -> None:
     def operations(draws: int) -> int:
-        plan = DrawPlan()
+        plan = DrawTable()
         for epoch in range(3):
             with Operations() as made:
                 keys = plan.keys(_keys(epoch))

@@ -13,14 +13,14 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from sslzoo.optim import Curve, Horizon, as_curve
+from sslzoo.optim import RunLength, Schedule, as_schedule
 
 
 class Student(Protocol):
     """What `EMA` needs of a method: pairs of modules and a clock."""
 
     step: int
-    horizon: Horizon
+    run_length: RunLength
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]: ...
 
@@ -29,16 +29,16 @@ class EMA(Callback):
     """teacher <- momentum * teacher + (1 - momentum) * student.
 
     Args:
-        momentum: curve over optimizer steps, or a number; the update that belongs to step k uses
+        momentum: a schedule, or a number; the update that belongs to step k uses
             momentum(k).
         when: "after_step": once the step has moved the student (BYOL, DINO);
             "before_forward": at the start of the step, toward the weights it starts from (MoCo).
     """
 
-    def __init__(self, momentum: Curve | float, when: Literal["after_step", "before_forward"]):
+    def __init__(self, momentum: Schedule | float, when: Literal["after_step", "before_forward"]):
         if when not in ("after_step", "before_forward"):
             raise ValueError(f"when is after_step or before_forward, got {when!r}")
-        self.momentum, self.when = as_curve(momentum), when
+        self.momentum, self.when = as_schedule(momentum), when
         self._done = -1  # the last step whose update is done
         self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
 
@@ -46,7 +46,7 @@ class EMA(Callback):
     def update(self, method: Student, step: int) -> None:
         """The update of optimizer step `step`; a plain loop calls it once a step."""
         students, teachers = self._pairs or self._parameters(method)
-        weight = 1.0 - self.momentum(step, method.horizon)
+        weight = 1.0 - self.momentum(step, method.run_length)
         torch._foreach_lerp_(teachers, students, weight)
 
     def _parameters(self, method: Student) -> tuple[list[Tensor], list[Tensor]]:

@@ -12,14 +12,14 @@ from lightning import Callback, LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
 
-from sslzoo.optim import Horizon
+from sslzoo.optim import RunLength
 
 
 class Clock(Protocol):
     """What `FreezeUntil` needs of a method."""
 
     step: int
-    horizon: Horizon
+    run_length: RunLength
 
     def get_submodule(self, target: str) -> nn.Module: ...
 
@@ -43,7 +43,7 @@ class FreezeUntil(Callback):
 
     def drop(self, method: Clock) -> None:
         """Drop the gradients if it is time; a plain loop calls it before `optimizer.step()`."""
-        steps = self.steps or self.epochs * method.horizon.steps_per_epoch
+        steps = self.steps or self.epochs * method.run_length.steps_per_epoch
         if method.step < steps:
             for parameter in self._frozen(method).parameters():
                 parameter.grad = None

@@ -24,7 +24,7 @@ import yaml
 from lightning import LightningDataModule, seed_everything
 from lightning.fabric import Fabric
 
-from sslzoo.atomic_write import check_target, write_whole
+from sslzoo.atomic_write import atomic_write, check_target
 from sslzoo.commands.configs import find_config
 from sslzoo.commands.zoo import TRUST
 from sslzoo.distributed import barrier, rank
@@ -39,7 +39,7 @@ from sslzoo.runs.evaluation import (
     measure,
     note,
 )
-from sslzoo.runs.provenance import surroundings
+from sslzoo.runs.provenance import provenance
 from sslzoo.runs.results import read_result, statistics, summary, table
 from sslzoo.runs.seeds import results_of_runs
 from sslzoo.zoo.cache import home
@@ -188,12 +188,12 @@ def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, A
         "suite": dataclasses.asdict(suite),
         "seeds": seeds,
         "data": given.data.as_dict() if hasattr(given.data, "as_dict") else given.data,
-        **surroundings(),
+        **provenance(),
     }
     if rank() == 0:
         print(table([result]))
         if given.output is not None:
-            write_whole(Path(given.output), json.dumps(result, indent=1, default=str) + "\n")
+            atomic_write(Path(given.output), json.dumps(result, indent=1, default=str) + "\n")
     return result
 
 

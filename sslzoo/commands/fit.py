@@ -37,7 +37,7 @@ import sslzoo.methods  # noqa: F401 (what is imported has short names, --model S
 from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.progress import ProgressBar
 from sslzoo.commands.configs import config_folders, find_config, known_configs
-from sslzoo.runs.provenance import RECORD, surroundings
+from sslzoo.runs.provenance import RECORD, provenance
 from sslzoo.trainable import PLAIN
 
 NOT_WRITTEN = "Unable to serialize instance"  # what jsonargparse writes in the place of an object
@@ -99,7 +99,7 @@ class SaveRun(SaveConfigCallback):
             "command": SSLZooCLI.command,
             "accelerator": trainer.accelerator.name(),
             "ranks": trainer.world_size,
-            **surroundings(),
+            **provenance(),
         }
         with get_filesystem(self.folder).open(f"{self.folder}/{RECORD}", "w") as file:
             file.write(json.dumps(about, indent=1) + "\n")

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 import jsonargparse
 
-from sslzoo.atomic_write import write_whole
+from sslzoo.atomic_write import atomic_write
 from sslzoo.commands.zoo import TRUST
 from sslzoo.data.datamodule import SampleDataModule
 from sslzoo.data.image.datamodule import ImageDataModule
@@ -110,7 +110,7 @@ def write(
             warnings.warn(notices[-1], stacklevel=2)
     page = render(runs, looked, layout or Layout(), tables, notices)
     target = Path(output) if output is not None else runs[0].folder / "report.html"
-    write_whole(target, page)
+    atomic_write(target, page)
     return target
 
 

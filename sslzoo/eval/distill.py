@@ -19,8 +19,8 @@ from sslzoo.batch import Batch, View
 from sslzoo.eval.classifier import Classifier
 from sslzoo.eval.fine_tune import RANDOM, only_view, start_from
 from sslzoo.losses import soft_cross_entropy
-from sslzoo.optim import all_alike
-from sslzoo.trainable import GroupsFactory, OptimizerFactory, ScheduleFactory, Trainable
+from sslzoo.optim import Schedule, all_alike
+from sslzoo.trainable import GroupsFactory, OptimizerFactory, Trainable
 
 
 class Distill(Trainable):
@@ -54,7 +54,7 @@ class Distill(Trainable):
         temperature: float = 1.0,
         weights: str = RANDOM,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(optimizer, schedule, parameter_groups)

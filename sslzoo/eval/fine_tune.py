@@ -18,8 +18,8 @@ from sslzoo.batch import Batch, View, label_of
 from sslzoo.eval.classifier import Classifier, load_weights
 from sslzoo.eval.mixing import Mixed, Mixing
 from sslzoo.losses import cross_entropy
-from sslzoo.optim import all_alike
-from sslzoo.trainable import GroupsFactory, OptimizerFactory, ScheduleFactory, Trainable
+from sslzoo.optim import Schedule, all_alike
+from sslzoo.trainable import GroupsFactory, OptimizerFactory, Trainable
 
 RANDOM = "random"
 
@@ -57,7 +57,7 @@ class FineTune(Trainable):
         label_smoothing: float = 0.0,
         mixing: Mixing | None = None,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(optimizer, schedule, parameter_groups)

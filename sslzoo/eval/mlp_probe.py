@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sslzoo.eval.linear import checked_labels, standardize
 
 
-def hidden_probe(
+def mlp_probe(
     train: Tensor,
     train_labels: Tensor,
     test: Tensor,

@@ -20,11 +20,10 @@ from sslzoo.losses.precision import at_least_float32
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import exempt_bias_and_norm
+from sslzoo.optim import Schedule, exempt_bias_and_norm
 
 
 class BarlowTwins(SSLMethod):
@@ -63,11 +62,11 @@ class BarlowTwins(SSLMethod):
         gradient_scale: float = 1.0,
         bn_groups: int = 1,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        dim = joined(backbone, projector)
+        dim = output_dim(backbone, projector)
         self.projector = projector
         self.norm = GlobalBatchNorm(dim, affine=False, groups=bn_groups)
         self.off_diagonal_weight, self.gradient_scale = off_diagonal_weight, gradient_scale

@@ -16,17 +16,16 @@ from torch import Tensor, nn
 
 from sslzoo.batch import Batch, View, as_batch
 from sslzoo.distributed import row_layout
-from sslzoo.optim import all_alike
+from sslzoo.optim import Schedule, all_alike
 from sslzoo.random import Keys
-from sslzoo.trainable import GroupsFactory, OptimizerFactory, ScheduleFactory, Trainable
+from sslzoo.trainable import GroupsFactory, OptimizerFactory, Trainable
 
 __all__ = [
     "GroupsFactory",
     "OptimizerFactory",
     "SSLMethod",
-    "ScheduleFactory",
     "frozen_copy",
-    "joined",
+    "output_dim",
     "step_keys",
 ]
 
@@ -38,7 +37,7 @@ def frozen_copy(module: Module) -> Module:
     return copy.deepcopy(module).requires_grad_(False)
 
 
-def joined(backbone: nn.Module, *heads: nn.Module) -> int:
+def output_dim(backbone: nn.Module, *heads: nn.Module) -> int:
     """The width at the end of backbone and heads, each on top of the one before.
 
     Raises:
@@ -76,19 +75,19 @@ class SSLMethod(Trainable):
     Args:
         backbone: nn.Module with `num_features`; (B, ...) -> (B, num_features).
         optimizer: called with the parameter groups; needed by `fit`, not by a plain loop.
-        schedule: called with the optimizer and the run's `Horizon`; None: a constant rate.
+        schedule: called with the optimizer and the run's `RunLength`; None: a constant rate.
         parameter_groups: called with the method: which parameters get weight decay.
 
     Attributes:
-        step: optimizer steps taken so far; saved, and the clock of every curve.
-        horizon: length of the run; saved, and kept when a finished run is extended.
+        step: optimizer steps taken so far; saved, and the clock of every schedule.
+        run_length: length of the run; saved, and kept when a finished run is extended.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(optimizer, schedule, parameter_groups)

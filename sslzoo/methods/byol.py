@@ -31,12 +31,11 @@ from sslzoo.losses import regression
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
     frozen_copy,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import Cosine, Curve, as_curve, exempt_bias_and_norm
+from sslzoo.optim import CosineSchedule, Schedule, as_schedule, exempt_bias_and_norm
 
 
 class BYOL(SSLMethod):
@@ -46,7 +45,8 @@ class BYOL(SSLMethod):
         backbone: f; (B, C, H, W) -> (B, num_features).
         projector: g; num_features -> 256 in the paper (`heads.byol_mlp`).
         predictor: q; 256 -> 256.
-        momentum: tau by optimizer step; None: Cosine(0.996, 1.0), the paper's for 1000 epochs.
+        momentum: tau by optimizer step; None: CosineSchedule(0.996, 1.0), the paper's for 1000
+            epochs.
         optimizer: see `SSLMethod`; LARS in the paper.
         schedule: see `SSLMethod`; 10 epochs of warm-up, then a cosine.
         parameter_groups: see `SSLMethod`; biases and norms are exempt in the paper.
@@ -66,17 +66,17 @@ class BYOL(SSLMethod):
         backbone: nn.Module,
         projector: nn.Module,
         predictor: nn.Module,
-        momentum: Curve | float | None = None,
+        momentum: Schedule | float | None = None,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        joined(backbone, projector, predictor)
+        output_dim(backbone, projector, predictor)
         self.projector, self.predictor = projector, predictor
         self.teacher_backbone = frozen_copy(backbone)
         self.teacher_projector = frozen_copy(projector)
-        self.momentum = Cosine(0.996, 1.0) if momentum is None else as_curve(momentum)
+        self.momentum = CosineSchedule(0.996, 1.0) if momentum is None else as_schedule(momentum)
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.backbone, self.teacher_backbone), (self.projector, self.teacher_projector)]

@@ -26,12 +26,11 @@ from sslzoo.masks.token import mask_tokens
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
     step_keys,
 )
-from sslzoo.optim import exempt_bias_and_norm
+from sslzoo.optim import Schedule, exempt_bias_and_norm
 from sslzoo.random import Keys
 from sslzoo.transforms.text.special import Special
 
@@ -74,11 +73,11 @@ class CLEAR(SSLMethod):
         mask_fraction: float = 0.15,
         mask_id: int = Special().mask,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        joined(backbone, projector)
+        output_dim(backbone, projector)
         self.projector = projector
         self.mlm_head = mlm_head
         mlm_head.tie(self._text_backbone.token_embedding)

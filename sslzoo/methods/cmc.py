@@ -32,11 +32,10 @@ from sslzoo.memory import MemoryBank
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import all_alike
+from sslzoo.optim import Schedule, all_alike
 from sslzoo.random import Keys, run_seed
 
 
@@ -91,11 +90,11 @@ class CMC(SSLMethod):
         bank_momentum: float = 0.5,
         bank_dtype: Literal["float32", "bfloat16"] = "float32",
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        dim, M = joined(backbone, projector), len(projector.widths)
+        dim, M = output_dim(backbone, projector), len(projector.widths)
         _check(backbone, projector, mode)
         self.projector = projector
         self.banks = nn.ModuleList(

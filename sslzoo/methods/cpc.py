@@ -26,11 +26,10 @@ from sslzoo.losses import cpc_info_nce
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
     step_keys,
 )
-from sslzoo.optim import all_alike
+from sslzoo.optim import Schedule, all_alike
 from sslzoo.random import Keys
 
 Negatives = Literal["batch", "not_target", "other_frames", "other_sequences", "same_sequence"]
@@ -78,7 +77,7 @@ class CPC(SSLMethod):
         whole_steps: bool = False,
         sum_steps: bool = False,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)

@@ -30,12 +30,11 @@ from sslzoo.losses import dim_fenchel_dual, discriminator_loss, generator_loss, 
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
     step_keys,
 )
-from sslzoo.optim import all_alike
+from sslzoo.optim import Schedule, all_alike
 from sslzoo.random import Keys
 
 
@@ -93,12 +92,12 @@ class DeepInfoMax(SSLMethod):
         global_weight: float = 0.0,
         prior_weight: float = 0.1,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
         _check_maps(backbone)
-        joined(backbone, projector, summary_head)
+        output_dim(backbone, projector, summary_head)
         if local_head is None and global_head is None and discriminator is None:
             maps, summary, units = (cast(Any, m) for m in (backbone, projector, summary_head))
             if local_weight > 0:

@@ -37,11 +37,10 @@ from sslzoo.memory import ClusterMemory
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import all_alike
+from sslzoo.optim import Schedule, all_alike
 
 
 class DeepClusterV2(SSLMethod):
@@ -87,11 +86,11 @@ class DeepClusterV2(SSLMethod):
         k_means_iterations: int = 10,
         bank_dtype: Literal["float32", "bfloat16"] = "float32",
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        dim = joined(backbone, projector)
+        dim = output_dim(backbone, projector)
         self.projector = projector
         self.assigned, self.temperature = tuple(crops_for_assign), temperature
         self.k_means_iterations = k_means_iterations

@@ -33,12 +33,11 @@ from sslzoo.memory import Center
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
     frozen_copy,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import Cosine, Curve, as_curve, exempt_bias_and_norm
+from sslzoo.optim import CosineSchedule, Schedule, as_schedule, exempt_bias_and_norm
 
 
 class DINO(SSLMethod):
@@ -51,8 +50,8 @@ class DINO(SSLMethod):
         teacher_temperature: by optimizer step; 0.04 in the code's default, rising to 0.07 over the
             first 30 epochs in the longer recipes.
         center_momentum: 0.9 in the paper.
-        momentum: of the teacher; None: Cosine(0.996, 1.0), the paper's; from 0.9995 for a batch
-            of 256.
+        momentum: of the teacher; None: CosineSchedule(0.996, 1.0), the paper's; from 0.9995 for a
+            batch of 256.
         freeze_last_layer_epochs: epochs in which the student's prototypes stand still; 1 in the
             paper.
         optimizer: see `SSLMethod`; AdamW for ViT, SGD for ResNet-50.
@@ -76,22 +75,22 @@ class DINO(SSLMethod):
         backbone: nn.Module,
         projector: DINOHead,
         student_temperature: float = 0.1,
-        teacher_temperature: Curve | float = 0.04,
+        teacher_temperature: Schedule | float = 0.04,
         center_momentum: float = 0.9,
-        momentum: Curve | float | None = None,
+        momentum: Schedule | float | None = None,
         freeze_last_layer_epochs: float = 1.0,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
         self.projector = projector
         self.teacher_backbone = without_drop_path(frozen_copy(backbone))
         self.teacher_projector = frozen_copy(projector)
-        self.center = Center(joined(backbone, projector), center_momentum)
+        self.center = Center(output_dim(backbone, projector), center_momentum)
         self.student_temperature = student_temperature
-        self.teacher_temperature = as_curve(teacher_temperature)
-        self.momentum = Cosine(0.996, 1.0) if momentum is None else as_curve(momentum)
+        self.teacher_temperature = as_schedule(teacher_temperature)
+        self.momentum = CosineSchedule(0.996, 1.0) if momentum is None else as_schedule(momentum)
         self.freeze_last_layer_epochs = freeze_last_layer_epochs
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
@@ -119,7 +118,7 @@ class DINO(SSLMethod):
 
     def sharpen(self, logits: Tensor) -> Tensor:
         """The teacher's probabilities of its logits, at the present center and temperature."""
-        temperature = self.teacher_temperature(self.step, self.horizon)
+        temperature = self.teacher_temperature(self.step, self.run_length)
         return teacher_probabilities(logits, self.center.read(), temperature)
 
     def assignments(self, view: Tensor) -> Tensor:

@@ -36,13 +36,12 @@ from sslzoo.memory import Center
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
     frozen_copy,
-    joined,
+    output_dim,
     step_keys,
 )
-from sslzoo.optim import Cosine, Curve, as_curve, exempt_bias_and_norm
+from sslzoo.optim import CosineSchedule, Schedule, as_schedule, exempt_bias_and_norm
 from sslzoo.transforms import BlockMasks
 
 
@@ -57,7 +56,7 @@ class IBOT(SSLMethod):
         teacher_temperature: of class tokens, by optimizer step; 0.04 rising to 0.07 over 30 epochs.
         teacher_patch_temperature: of patches; likewise.
         center_momentum: of both centers; 0.9 in the paper.
-        momentum: of the teacher; None: Cosine(0.996, 1.0), the paper's.
+        momentum: of the teacher; None: CosineSchedule(0.996, 1.0), the paper's.
         patch_weight: lambda 2; 1 in the paper.
         freeze_last_layer_epochs: epochs in which the student's prototypes stand still; 1 in the
             code.
@@ -83,29 +82,29 @@ class IBOT(SSLMethod):
         projector: DINOHead,
         masks: BlockMasks | None = None,
         student_temperature: float = 0.1,
-        teacher_temperature: Curve | float = 0.04,
-        teacher_patch_temperature: Curve | float = 0.04,
+        teacher_temperature: Schedule | float = 0.04,
+        teacher_patch_temperature: Schedule | float = 0.04,
         center_momentum: float = 0.9,
-        momentum: Curve | float | None = None,
+        momentum: Schedule | float | None = None,
         patch_weight: float = 1.0,
         freeze_last_layer_epochs: float = 1.0,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
         if getattr(backbone, "mask_token", None) is None:
             raise ValueError(f"a ViT with mask_token=True wanted, got {type(backbone).__name__}")
-        dim = joined(backbone, projector)
+        dim = output_dim(backbone, projector)
         self.projector = projector
         self.teacher_backbone = without_drop_path(frozen_copy(backbone))
         self.teacher_projector = frozen_copy(projector)
         self.center, self.patch_center = (Center(dim, center_momentum) for _ in range(2))
         self.masks = masks or BlockMasks()
         self.student_temperature = student_temperature
-        self.momentum = Cosine(0.996, 1.0) if momentum is None else as_curve(momentum)
-        self.teacher_temperature = as_curve(teacher_temperature)
-        self.teacher_patch_temperature = as_curve(teacher_patch_temperature)
+        self.momentum = CosineSchedule(0.996, 1.0) if momentum is None else as_schedule(momentum)
+        self.teacher_temperature = as_schedule(teacher_temperature)
+        self.teacher_patch_temperature = as_schedule(teacher_patch_temperature)
         self.patch_weight = patch_weight
         self.freeze_last_layer_epochs = freeze_last_layer_epochs
 
@@ -158,7 +157,7 @@ class IBOT(SSLMethod):
         q_patch = teacher_probabilities(
             head.last_layer(_take(z[:, 1:], place)),
             self.patch_center.read(),
-            self.teacher_patch_temperature(self.step, self.horizon),
+            self.teacher_patch_temperature(self.step, self.run_length),
         )
         self.center.stage(logits.mean(dim=(0, 1)), len(large))
         self.patch_center.stage(head.last_layer(z[:, 1:].mean(dim=(0, 1))), len(large))
@@ -166,7 +165,7 @@ class IBOT(SSLMethod):
 
     def sharpen(self, logits: Tensor) -> Tensor:
         """The teacher's probabilities of class tokens, at the present center and temperature."""
-        temperature = self.teacher_temperature(self.step, self.horizon)
+        temperature = self.teacher_temperature(self.step, self.run_length)
         return teacher_probabilities(logits, self.center.read(), temperature)
 
     def assignments(self, view: Tensor) -> Tensor:

@@ -31,12 +31,11 @@ from sslzoo.masks import MultiBlock
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
     frozen_copy,
     step_keys,
 )
-from sslzoo.optim import Curve, Linear, as_curve, exempt_bias_and_norm
+from sslzoo.optim import LinearSchedule, Schedule, as_schedule, exempt_bias_and_norm
 
 
 class IJEPA(SSLMethod):
@@ -49,8 +48,8 @@ class IJEPA(SSLMethod):
             `positions="mae"` and `init="ijepa"`.
         predictor: 384 wide, 12 blocks for ViT-H, in the paper.
         masks: sizes and number of the blocks; None: MultiBlock(), the paper's.
-        momentum: of the teacher by optimizer step; None: Linear(0.996, 1.0), the paper's line over
-            the run.
+        momentum: of the teacher by optimizer step; None: LinearSchedule(0.996, 1.0), the
+            paper's line over the run.
         optimizer: see `SSLMethod`; AdamW in the paper, its decay raised from 0.04 to 0.4 by
             `WeightDecaySchedule`.
         schedule: see `SSLMethod`; 40 epochs of warm-up, then a cosine.
@@ -72,9 +71,9 @@ class IJEPA(SSLMethod):
         backbone: nn.Module,
         predictor: IJEPAPredictor,
         masks: MultiBlock | None = None,
-        momentum: Curve | float | None = None,
+        momentum: Schedule | float | None = None,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
@@ -87,7 +86,7 @@ class IJEPA(SSLMethod):
         if theirs != ours:
             raise ValueError(f"the backbone has width and grid {ours}, the predictor {theirs}")
         self.predictor, self.masks = predictor, masks or MultiBlock()
-        self.momentum = Linear(0.996, 1.0) if momentum is None else as_curve(momentum)
+        self.momentum = LinearSchedule(0.996, 1.0) if momentum is None else as_schedule(momentum)
         self.teacher_backbone = frozen_copy(backbone)
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:

@@ -26,11 +26,10 @@ from sslzoo.losses import cpc_info_nce
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
     step_keys,
 )
-from sslzoo.optim import all_alike
+from sslzoo.optim import Schedule, all_alike
 
 Direction = Literal["down", "up", "right", "left"]
 
@@ -75,7 +74,7 @@ class ImageCPC(SSLMethod):
         skipped_rows: int = 1,
         num_negatives: int = 16,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)

@@ -31,11 +31,10 @@ from sslzoo.memory import MemoryBank
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import all_alike
+from sslzoo.optim import Schedule, all_alike
 from sslzoo.random import Keys
 
 
@@ -81,12 +80,12 @@ class InstDisc(SSLMethod):
         proximal_weight: float = 0.0,
         refresh_every_n_epochs: int = 0,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
         self.projector = projector
-        dim = joined(backbone, projector)
+        dim = output_dim(backbone, projector)
         self.bank = MemoryBank(bank_size, dim, getattr(torch, bank_dtype), bank_momentum)
         self.num_negatives, self.temperature = num_negatives, temperature
         self.proximal_weight = proximal_weight

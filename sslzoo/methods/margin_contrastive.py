@@ -24,11 +24,10 @@ from sslzoo.losses.precision import at_least_float32
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import exempt_bias_and_norm
+from sslzoo.optim import Schedule, exempt_bias_and_norm
 
 
 class MarginContrastive(SSLMethod):
@@ -63,11 +62,11 @@ class MarginContrastive(SSLMethod):
         normalize: bool = True,
         uses_labels: bool = False,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        joined(backbone, projector)
+        output_dim(backbone, projector)
         self.projector = projector
         self.margin, self.normalize, self.uses_labels = margin, normalize, uses_labels
 

@@ -33,12 +33,11 @@ from sslzoo.memory import Queue
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
     frozen_copy,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import Curve, all_alike, as_curve
+from sslzoo.optim import Schedule, all_alike, as_schedule
 from sslzoo.random import run_keys
 
 
@@ -75,19 +74,19 @@ class MoCo(SSLMethod):
         projector: nn.Module,
         queue_size: int = 65536,
         temperature: float = 0.07,
-        momentum: Curve | float = 0.999,
+        momentum: Schedule | float = 0.999,
         shuffle: bool = True,
         symmetric: bool = False,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        dim = joined(backbone, projector)
+        dim = output_dim(backbone, projector)
         self.projector = projector
         self.key_backbone, self.key_projector = frozen_copy(backbone), frozen_copy(projector)
         self.queue = Queue(queue_size, dim)
-        self.temperature, self.momentum = temperature, as_curve(momentum)
+        self.temperature, self.momentum = temperature, as_schedule(momentum)
         self.shuffle, self.symmetric = shuffle, symmetric
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:

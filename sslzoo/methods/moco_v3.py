@@ -23,12 +23,11 @@ from sslzoo.losses.precision import at_least_float32
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
     frozen_copy,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import Cosine, Curve, all_alike, as_curve
+from sslzoo.optim import CosineSchedule, Schedule, all_alike, as_schedule
 
 
 class MoCoV3(SSLMethod):
@@ -41,7 +40,7 @@ class MoCoV3(SSLMethod):
         predictor: D -> D, two layers without biases, 4096 wide; plain batch norm at the end for
             ViT, none for ResNet-50.
         temperature: T; 1.0 for ResNet-50, 0.2 for ViT.
-        momentum: m of the momentum encoder by optimizer step; None: Cosine(0.99, 1.0), for
+        momentum: m of the momentum encoder by optimizer step; None: CosineSchedule(0.99, 1.0), for
             ResNet-50 over 1000 epochs from 0.996.
         optimizer: see `SSLMethod`; LARS for ResNet-50, AdamW for ViT.
         schedule: see `SSLMethod`; 10 epochs of warm-up (ViT: 40), then a cosine.
@@ -66,14 +65,14 @@ class MoCoV3(SSLMethod):
         projector: nn.Module,
         predictor: nn.Module,
         temperature: float = 1.0,
-        momentum: Curve | float | None = None,
+        momentum: Schedule | float | None = None,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        dim = joined(backbone, projector)
-        if joined(backbone, projector, predictor) != dim:
+        dim = output_dim(backbone, projector)
+        if output_dim(backbone, projector, predictor) != dim:
             raise ValueError(
                 f"the predictor gives {predictor.out_features} features and its keys, the "
                 f"projections, have {dim}"
@@ -81,7 +80,7 @@ class MoCoV3(SSLMethod):
         self.projector, self.predictor = projector, predictor
         self.key_backbone, self.key_projector = frozen_copy(backbone), frozen_copy(projector)
         self.temperature = temperature
-        self.momentum = Cosine(0.99, 1.0) if momentum is None else as_curve(momentum)
+        self.momentum = CosineSchedule(0.99, 1.0) if momentum is None else as_schedule(momentum)
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.backbone, self.key_backbone), (self.projector, self.key_projector)]

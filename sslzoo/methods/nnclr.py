@@ -25,11 +25,10 @@ from sslzoo.memory import Queue
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import exempt_bias_and_norm
+from sslzoo.optim import Schedule, exempt_bias_and_norm
 
 _COSINES_BLOCK = 1 << 24  # cosines with the support set that exist at a time
 
@@ -68,12 +67,12 @@ class NNCLR(SSLMethod):
         queue_size: int = 98304,
         temperature: float = 0.1,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        dim = joined(backbone, projector)
-        if joined(backbone, projector, predictor) != dim:
+        dim = output_dim(backbone, projector)
+        if output_dim(backbone, projector, predictor) != dim:
             raise ValueError(
                 f"the predictor gives {predictor.out_features} features and its targets, the "
                 f"projections, have {dim}"

@@ -17,11 +17,10 @@ from sslzoo.losses import negative_cosine
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import all_alike
+from sslzoo.optim import Schedule, all_alike
 
 
 class SimSiam(SSLMethod):
@@ -53,12 +52,12 @@ class SimSiam(SSLMethod):
         projector: nn.Module,
         predictor: nn.Module,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        dim = joined(backbone, projector)
-        if joined(backbone, projector, predictor) != dim:
+        dim = output_dim(backbone, projector)
+        if output_dim(backbone, projector, predictor) != dim:
             raise ValueError(
                 f"the predictor gives {predictor.out_features} features and its targets, the "
                 f"projections, have {dim}"

@@ -20,11 +20,10 @@ from sslzoo.losses import sup_con
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import all_alike
+from sslzoo.optim import Schedule, all_alike
 
 
 class SupCon(SSLMethod):
@@ -59,11 +58,11 @@ class SupCon(SSLMethod):
         temperature: float = 0.1,
         base_temperature: float = 0.07,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        joined(backbone, projector)
+        output_dim(backbone, projector)
         self.projector = projector
         self.temperature, self.base_temperature = temperature, base_temperature
 

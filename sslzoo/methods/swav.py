@@ -37,11 +37,10 @@ from sslzoo.memory import Queue
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import all_alike
+from sslzoo.optim import Schedule, all_alike
 
 
 class SwAV(SSLMethod):
@@ -94,11 +93,11 @@ class SwAV(SSLMethod):
         queue_from_epoch: float = 15,
         freeze_prototypes_steps: int = 313,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        dim = joined(backbone, projector)
+        dim = output_dim(backbone, projector)
         self.projector = projector
         self.prototypes = nn.Linear(dim, num_prototypes, bias=False)
         self.assigned = tuple(crops_for_assign)
@@ -139,7 +138,7 @@ class SwAV(SSLMethod):
 
     @property
     def queue_has_begun(self) -> bool:
-        return self.step >= self.queue_from_epoch * self.horizon.steps_per_epoch
+        return self.step >= self.queue_from_epoch * self.run_length.steps_per_epoch
 
     @torch.no_grad()
     def assign(self, z: Tensor) -> Tensor:

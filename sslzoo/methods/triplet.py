@@ -23,11 +23,10 @@ from sslzoo.losses import triplet
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import all_alike
+from sslzoo.optim import Schedule, all_alike
 
 
 class Triplet(SSLMethod):
@@ -65,11 +64,11 @@ class Triplet(SSLMethod):
         mean_over: Literal["all", "nonzero"] = "all",
         uses_labels: bool = False,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        joined(backbone, projector)
+        output_dim(backbone, projector)
         self.projector = projector
         self.margin, self.squared, self.uses_labels = margin, squared, uses_labels
         self.mining: Literal["all", "hard", "semi_hard"] = mining

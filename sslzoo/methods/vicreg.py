@@ -15,11 +15,10 @@ from sslzoo.losses import vicreg
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import exempt_bias_and_norm
+from sslzoo.optim import Schedule, exempt_bias_and_norm
 
 
 class VICReg(SSLMethod):
@@ -55,11 +54,11 @@ class VICReg(SSLMethod):
         variance_weight: float = 25.0,
         covariance_weight: float = 1.0,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        joined(backbone, projector)
+        output_dim(backbone, projector)
         self.projector = projector
         self.invariance_weight, self.variance_weight = invariance_weight, variance_weight
         self.covariance_weight = covariance_weight

@@ -16,7 +16,7 @@ from sslzoo.random.keys import GOLDEN, Keys, mix, signed, step_of, unit_of
 Path = tuple[int | str, ...]  # what is folded into a key, the purpose of the draw last
 
 
-class DrawPlan:
+class DrawTable:
     """Makes all draws of a batch at once: what was asked for before is made in one table.
 
     A draw takes some 30 small operations, and an accelerator waits for the host to start each of
@@ -25,7 +25,7 @@ class DrawPlan:
     names and numbers are to be the same in every batch, not a step's.
 
     Example:
-        >>> plan = DrawPlan()
+        >>> plan = DrawTable()
         >>> for epoch in range(3):  # from the second time on in one go
         ...     keys = plan.keys(sample_keys(0, epoch, torch.arange(4)))
         ...     crop, flip = keys.uniform("crop", 4), keys.fold("op", 1).bernoulli("flip", 0.5)
@@ -36,8 +36,8 @@ class DrawPlan:
         self._width = 0
         self._constants: dict[torch.device, _Constants] = {}
 
-    def __reduce__(self) -> tuple[type[DrawPlan], tuple[()]]:
-        return DrawPlan, ()  # it is cheap to learn and holds tensors of a device
+    def __reduce__(self) -> tuple[type[DrawTable], tuple[()]]:
+        return DrawTable, ()  # it is cheap to learn and holds tensors of a device
 
     def keys(self, keys: Keys) -> Keys:
         """The same keys, for one batch: their draws are looked up where the plan has them."""
@@ -93,7 +93,7 @@ class _Constants:
 class _Table:
     """The draws of one batch."""
 
-    def __init__(self, plan: DrawPlan, keys: Keys) -> None:
+    def __init__(self, plan: DrawTable, keys: Keys) -> None:
         self.root = keys
         self._plan = plan
         self._bits: Tensor | None = None

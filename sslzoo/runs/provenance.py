@@ -15,7 +15,7 @@ PACKAGES = ("torch", "torchvision", "lightning", "timm")
 RECORD = "run.json"  # in a run's folder: its command and its surroundings
 
 
-def surroundings() -> dict[str, Any]:
+def provenance() -> dict[str, Any]:
     """Version, commit (where the package stands in a clone), packages and date."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {

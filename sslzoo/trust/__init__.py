@@ -4,6 +4,7 @@ from sslzoo.trust.admit import PACKAGES, UntrustedError, admit
 from sslzoo.trust.build import LOADERS, build, shell
 from sslzoo.trust.checkpoint import hyper_parameters, module_of
 from sslzoo.trust.fill import check_fit, fill
+from sslzoo.trust.renamed import renamed_arguments
 
 __all__ = [
     "LOADERS",
@@ -15,5 +16,6 @@ __all__ = [
     "fill",
     "hyper_parameters",
     "module_of",
+    "renamed_arguments",
     "shell",
 ]

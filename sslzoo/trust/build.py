@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from sslzoo.trust.admit import UntrustedError, admit
+from sslzoo.trust.renamed import renamed_arguments, renamed_class
 
 PLAIN = (bool, int, float, str, type(None))
 _SEQUENCES = (list, Sequence, Iterable, Collection)
@@ -109,7 +110,7 @@ class _Builder:
     def _split(self, spec: Any) -> tuple[str, dict[str, Any]]:
         """The name and the arguments; jsonargparse also writes a class path alone."""
         if isinstance(spec, str):
-            return spec, {}
+            return renamed_class(spec), {}
         if not isinstance(spec, Mapping) or not isinstance(spec.get("class_path"), str):
             raise ValueError(f"{self.where}: class_path and init_args wanted, got {spec!r:.200}")
         unknown = sorted(set(spec) - {"class_path", "init_args", "dict_kwargs"})
@@ -123,7 +124,8 @@ class _Builder:
                     f"{self.where}: {key} must be arguments by name, got {part!r:.200}"
                 )
             args |= part
-        return spec["class_path"], args
+        name = spec["class_path"]
+        return renamed_class(name), renamed_arguments(args) if name.startswith("sslzoo.") else args
 
     def _arguments(
         self, maker: Any, name: str, args: Mapping[str, Any], given: Mapping[str, Any]

@@ -13,6 +13,7 @@ from torch import Tensor
 from sslzoo.trust.admit import admit
 from sslzoo.trust.build import build, hints_of, shell
 from sslzoo.trust.fill import check_fit
+from sslzoo.trust.renamed import renamed_class
 
 
 def hyper_parameters(saved: Any, where: str) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def module_of(
         ValueError: it does not name its class, its arguments do not fit, or its tensors do not.
     """
     args = hyper_parameters(saved, where)
-    name = args.pop("_class_path", None)
+    name = renamed_class(args.pop("_class_path", None))
     args = {key: value for key, value in args.items() if not key.startswith("_")}
     if name is None:
         raise ValueError(
@@ -83,8 +84,8 @@ def _without_factories(cls: type, args: Mapping[str, Any]) -> dict[str, Any]:
     """Without what is called later and may be left out: optimizer, schedule, parameter groups."""
     hints, parameters = hints_of(cls), inspect.signature(cls).parameters
     optional = {name for name, p in parameters.items() if p.default is not p.empty}
-    factories = {name for name, hint in hints.items() if _is_factory(hint)} & optional
-    return {key: value for key, value in args.items() if key not in factories}
+    unused = {name for name, hint in hints.items() if name == "schedule" or _is_factory(hint)}
+    return {key: value for key, value in args.items() if key not in unused & optional}
 
 
 def _is_factory(hint: Any) -> bool:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
-from sslzoo.atomic_write import write_whole
+from sslzoo.atomic_write import atomic_write
 from sslzoo.zoo import download
 from sslzoo.zoo.download import Wanted, is_url, resolved
 
@@ -360,7 +360,7 @@ def _first(
                 break
             download.download(url, part, wanted)
             digest = _refuse_other(part, target, known, parse)
-            write_whole(note_of(target), f"{digest}\n")  # first: no file is without its hash
+            atomic_write(note_of(target), f"{digest}\n")  # first: no file is without its hash
             part.replace(target)
             return digest
         except OSError as error:

@@ -252,6 +252,8 @@ def card_of(raw: Mapping[str, Any], where: str) -> Card:
     Raises:
         ValueError: a key is missing, unknown or of the wrong type.
     """
+    if "licence" in raw and "license" not in raw:  # as version 0.1 wrote it
+        raw = {"license" if key == "licence" else key: value for key, value in raw.items()}
     fields = dataclasses.fields(Card)
     needed = {
         f.name

@@ -17,7 +17,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from sslzoo.atomic_write import check_target, write_whole
+from sslzoo.atomic_write import atomic_write, check_target
 from sslzoo.zoo.save import save
 
 Format = Literal["safetensors", "timm", "torchvision", "torch.export", "onnx"]
@@ -121,7 +121,7 @@ def _to_program(encoder: nn.Module, x: Tensor) -> Any:
 def _program(encoder: nn.Module, part: Path, x: Tensor, model: str | None) -> Any:
     program = io.BytesIO()
     torch.export.save(_to_program(encoder, x), program)  # to a file, torch aborts on a full disk
-    write_whole(part, program.getvalue())
+    atomic_write(part, program.getvalue())
     return torch.export.load(part).module()
 
 

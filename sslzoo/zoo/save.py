@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sslzoo.atomic_write import write_whole
+from sslzoo.atomic_write import atomic_write
 from sslzoo.trust import fill
 from sslzoo.zoo.build import build_backbone, complete
 from sslzoo.zoo.cache import home
@@ -111,7 +111,7 @@ def save_with_card(
         try:
             digest = save(encoder, part, dtype, metadata)
             card = dataclasses.replace(card, sha256=digest, dtype=dtype)
-            write_whole(part.with_suffix(".json"), card.to_json())
+            atomic_write(part.with_suffix(".json"), card.to_json())
             card = dataclasses.replace(
                 card, features=fixed_features(load(str(part), trust=trust), card)
             )

@@ -293,11 +293,11 @@ def test_a_copy_without_a_repository_has_a_commit(
 ) -> None:
     monkeypatch.delenv("SSLZOO_COMMIT", raising=False)
     monkeypatch.setattr(speed, "ROOT", tmp_path)
-    assert speed.surroundings()["commit"] == "unknown"
+    assert speed.provenance()["commit"] == "unknown"
     monkeypatch.setenv("PATH", str(tmp_path))  # not even git
-    assert speed.surroundings()["commit"] == "unknown"
+    assert speed.provenance()["commit"] == "unknown"
     monkeypatch.setenv("SSLZOO_COMMIT", "abc")
-    assert speed.surroundings()["commit"] == "abc"
+    assert speed.provenance()["commit"] == "abc"
 
 
 @pytest.mark.parametrize("name", ["ntxent8192", "dino", "dino_bf16", "knn10"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sslzoo.eval.linear import linear_probe
-from sslzoo.eval.mlp_probe import hidden_probe
+from sslzoo.eval.mlp_probe import mlp_probe
 
 
 def test_an_exclusive_or_wants_a_hidden_layer() -> None:
@@ -15,13 +15,13 @@ def test_an_exclusive_or_wants_a_hidden_layer() -> None:
     label = ((x[:, 0] > 0) ^ (x[:, 1] > 0)).long()
     given = x[:400], label[:400], x[400:], label[400:], 2
     state = torch.get_rng_state()
-    found = hidden_probe(*given, hidden=32, epochs=60, lr=1e-2)
+    found = mlp_probe(*given, hidden=32, epochs=60, lr=1e-2)
     assert torch.equal(torch.get_rng_state(), state)
     assert found > 0.9 > 0.65 > linear_probe(*given)
-    assert hidden_probe(*given, hidden=32, epochs=60, lr=1e-2) == found
+    assert mlp_probe(*given, hidden=32, epochs=60, lr=1e-2) == found
 
 
 def test_wrong_labels_are_named() -> None:
     x, label = torch.randn(6, 2), torch.tensor([0, 1, 2, 0, 1, 2])
     with pytest.raises(ValueError, match=r"hidden probe, training set: labels 0\.\.1 wanted"):
-        hidden_probe(x, label, x, label, 2)
+        mlp_probe(x, label, x, label, 2)

@@ -15,17 +15,17 @@ from sslzoo.batch import Batch
 from sslzoo.callbacks import EMA, FreezeUntil, WeightDecaySchedule, clip_per_parameter, commit
 from sslzoo.heads import DINOHead
 from sslzoo.methods import DINO
-from sslzoo.optim import Curve, Horizon, Linear, exempt_bias_and_norm
+from sslzoo.optim import LinearSchedule, RunLength, Schedule, exempt_bias_and_norm
 from tests.golden import FOLDER, assert_close_to_golden, load
 
 
-class Listed(Curve):
+class Listed(Schedule):
     """One value a step."""
 
     def __init__(self, values: list[float]) -> None:
         self.values = values
 
-    def __call__(self, step: int, horizon: Horizon) -> float:
+    def __call__(self, step: int, run_length: RunLength) -> float:
         return self.values[step]
 
 
@@ -78,13 +78,13 @@ def test_two_iterations_equal_the_authors() -> None:
     method = golden_dino(
         z,
         student_temperature=of_loss["st"],
-        teacher_temperature=Linear(of_loss["wt"], of_loss["tt"], warm, every="epoch"),
+        teacher_temperature=LinearSchedule(of_loss["wt"], of_loss["tt"], warm, every="epoch"),
         center_momentum=of_loss["cm"],
         momentum=Listed(hyper["momentum"]),
         freeze_last_layer_epochs=hyper["freeze_last_layer"],
         optimizer=lambda groups: torch.optim.AdamW(groups, weight_decay=1.0),
     )
-    method.horizon = Horizon(2 * of_loss["ep"], 2)  # two steps an epoch
+    method.run_length = RunLength(2 * of_loss["ep"], 2)  # two steps an epoch
     optimizer: Any = method.configure_optimizers()
     check_groups(method, hyper)
     ema, _, freeze = method.configure_callbacks()
@@ -164,8 +164,8 @@ def batch(n: int = 4) -> Batch:
 
 
 def test_a_step_is_the_papers_pseudo_code() -> None:
-    method = toy(teacher_temperature=Linear(0.04, 0.07, 2))
-    method.horizon, method.step = Horizon(40, 10), 5  # a quarter of the way up
+    method = toy(teacher_temperature=LinearSchedule(0.04, 0.07, 2))
+    method.run_length, method.step = RunLength(40, 10), 5  # a quarter of the way up
     with torch.no_grad():
         method.backbone.norm.weight.mul_(2)  # student and teacher differ
         method.center.rows.normal_()
@@ -203,7 +203,7 @@ def test_drop_path_is_the_students_alone() -> None:
 
 def test_frozen_prototypes_are_the_students_and_the_teachers_are_untouched() -> None:
     method = toy()
-    method.horizon = Horizon(4, 2)
+    method.run_length = RunLength(4, 2)
     *_, freeze = method.configure_callbacks()
     method.losses(batch())["dino"].backward()
     assert isinstance(freeze, FreezeUntil)

@@ -12,7 +12,7 @@ from sslzoo.callbacks import commit
 from sslzoo.heads import DINOHead
 from sslzoo.methods import IBOT
 from sslzoo.methods.base import step_keys
-from sslzoo.optim import Constant, Horizon, Linear
+from sslzoo.optim import ConstantSchedule, LinearSchedule, RunLength
 from sslzoo.random import Keys
 from sslzoo.transforms import BlockMasks
 
@@ -37,11 +37,11 @@ def scores(head: DINOHead, tokens: Tensor) -> Tensor:
 @pytest.mark.parametrize("small", [0, 2])
 def test_a_step_is_the_papers_with_every_patch_scored(small: int) -> None:
     method = toy(
-        teacher_temperature=Constant(0.05),
-        teacher_patch_temperature=Linear(0.04, 0.07, 2),
+        teacher_temperature=ConstantSchedule(0.05),
+        teacher_patch_temperature=LinearSchedule(0.04, 0.07, 2),
         patch_weight=0.5,
     )
-    method.horizon, method.step = Horizon(40, 10), 5  # a quarter of the way up: 0.0475
+    method.run_length, method.step = RunLength(40, 10), 5  # a quarter of the way up: 0.0475
     with torch.no_grad():
         method.backbone.norm.weight.mul_(2)  # student and teacher differ
         method.center.rows.normal_()

@@ -15,7 +15,7 @@ from sslzoo.heads import IJEPAPredictor
 from sslzoo.losses import masked_features
 from sslzoo.masks import MultiBlock
 from sslzoo.methods import IJEPA
-from sslzoo.optim import Cosine, Horizon, Linear, WarmupCosine
+from sslzoo.optim import CosineSchedule, LinearSchedule, RunLength, ScheduleLR, WarmupCosine
 from tests.golden import assert_close_to_golden, load
 
 # golden name -> ours
@@ -106,25 +106,27 @@ def test_rates_and_decay() -> None:
     z = load("ijepa/schedules.npz")
     lr, wd = (z["meta"]["hyper"][name] for name in ("lr", "wd"))
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=lr["ref_lr"])
-    horizon = Horizon(lr["T_max"], 1)
-    schedule = WarmupCosine(
+    run_length = RunLength(lr["T_max"], 1)
+    schedule = ScheduleLR(
         optimizer,
-        horizon,
-        warmup_epochs=lr["warmup_steps"],
-        start_factor=lr["start_lr"] / lr["ref_lr"],
-        end_factor=lr["final_lr"] / lr["ref_lr"],
+        WarmupCosine(
+            warmup_epochs=lr["warmup_steps"],
+            start_factor=lr["start_lr"] / lr["ref_lr"],
+            end_factor=lr["final_lr"] / lr["ref_lr"],
+        ),
+        run_length,
     )
-    decay = Cosine(wd["ref_wd"], wd["final_wd"])
+    decay = CosineSchedule(wd["ref_wd"], wd["final_wd"])
     for i in range(lr["T_max"]):
         rate = lr["ref_lr"] * schedule.factor(i + 1)
         assert rate == pytest.approx(z["lr"][i], rel=1e-9)
-        assert decay(i + 1, horizon) == pytest.approx(z["wd"][i], rel=1e-9)
+        assert decay(i + 1, run_length) == pytest.approx(z["wd"][i], rel=1e-9)
 
 
 def test_momentum_is_a_line_over_the_run() -> None:
-    momentum, horizon = Linear(0.996, 1.0, epochs=3), Horizon(30, 10)
+    momentum, run_length = LinearSchedule(0.996, 1.0, epochs=3), RunLength(30, 10)
     for step in (0, 7, 29):
-        assert momentum(step, horizon) == pytest.approx(0.996 + step * 0.004 / 30)
+        assert momentum(step, run_length) == pytest.approx(0.996 + step * 0.004 / 30)
 
 
 def toy() -> IJEPA:

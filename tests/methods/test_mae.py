@@ -14,7 +14,7 @@ from sslzoo.heads import MAEDecoder
 from sslzoo.losses import masked_pixels
 from sslzoo.methods import MAE
 from sslzoo.methods.base import step_keys
-from sslzoo.optim import Horizon, WarmupCosine
+from sslzoo.optim import RunLength, ScheduleLR, WarmupCosine
 from tests.golden import assert_close_to_golden, load
 
 # golden name -> ours, in the order in which they are tried
@@ -92,8 +92,8 @@ def test_rate_by_iteration() -> None:
     hyper = z["meta"]["hyper"]
     steps = z["epoch"] * 3
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=hyper["lr"])
-    horizon = Horizon(hyper["epochs"] * 3, 3)
-    schedule = WarmupCosine(optimizer, horizon, warmup_epochs=hyper["warmup_epochs"])
+    run_length = RunLength(hyper["epochs"] * 3, 3)
+    schedule = ScheduleLR(optimizer, WarmupCosine(warmup_epochs=hyper["warmup_epochs"]), run_length)
     for step, wanted in zip(steps.round().astype(int), z["lr"], strict=True):
         ours = hyper["lr"] * schedule.factor(int(step))
         assert ours == pytest.approx(wanted, rel=1e-9, abs=1e-15)

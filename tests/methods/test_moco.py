@@ -18,7 +18,7 @@ from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.memory import commit
 from sslzoo.losses import info_nce
 from sslzoo.methods import MoCo
-from sslzoo.optim import Constant, Horizon, Steps, WarmupCosine
+from sslzoo.optim import ConstantSchedule, RunLength, ScheduleLR, StepSchedule, WarmupCosine
 from tests.golden import assert_close_to_golden, load
 from tests.ranks import Ranks
 
@@ -62,7 +62,7 @@ def golden_method(z: dict[str, Any]) -> MoCo:
         nn.Linear(hyper["hid"], hyper["dim"]),
         queue_size=hyper["K"],
         temperature=hyper["T"],
-        momentum=Constant(hyper["m"]),
+        momentum=ConstantSchedule(hyper["m"]),
     )
     method.load_state_dict(state(z, "init"))
     order = torch.from_numpy(z["idx_shuffle"])
@@ -138,7 +138,7 @@ def test_the_key_encoders_updates_equal_the_authors() -> None:
     hyper = z["meta"]["hyper"]
     method = MoCo(ToyEncoder(hyper, 1), nn.Linear(7, 6), queue_size=16)
     method.load_state_dict(state(z, "before"), strict=False)
-    ema = EMA(Constant(hyper["m"]), "before_forward")
+    ema = EMA(ConstantSchedule(hyper["m"]), "before_forward")
     for step in range(hyper["steps"]):
         ema.update(method, step)
     wanted = state(z, "after")
@@ -153,12 +153,14 @@ def test_rates_equal_the_authors(kind: str) -> None:
     z = load("moco/schedule.npz")
     hyper = z["meta"]["hyper"]
     per_epoch = 5
-    horizon = Horizon(hyper["epochs"] * per_epoch, per_epoch)
+    run_length = RunLength(hyper["epochs"] * per_epoch, per_epoch)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=hyper["lr"])
     if kind == "step":
-        schedule: Any = Steps(optimizer, horizon, milestones=hyper["schedule"], gamma=0.1)
+        schedule: Any = ScheduleLR(
+            optimizer, StepSchedule(milestones=hyper["schedule"], gamma=0.1), run_length
+        )
     else:
-        schedule = WarmupCosine(optimizer, horizon, every="epoch")
+        schedule = ScheduleLR(optimizer, WarmupCosine(every="epoch"), run_length)
     rates = torch.tensor(
         [
             [hyper["lr"] * schedule.factor(e * per_epoch + s) for s in range(per_epoch)]
@@ -258,7 +260,7 @@ def test_key_encoder_has_statistics_of_its_own() -> None:
     with torch.no_grad():
         method.backbone.stem.weight.mul_(2)
     before = copy.deepcopy(method.key_backbone.bn.state_dict())
-    EMA(Constant(0.5), "before_forward").update(method, 0)
+    EMA(ConstantSchedule(0.5), "before_forward").update(method, 0)
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         assert torch.equal(method.key_backbone.bn.state_dict()[name], before[name])
     method.losses(global_batch())

@@ -18,7 +18,7 @@ from sslzoo.callbacks.memory import commit
 from sslzoo.heads import MLP
 from sslzoo.losses import sinkhorn
 from sslzoo.methods import SwAV
-from sslzoo.optim import LARC, Horizon
+from sslzoo.optim import LARC, RunLength
 from tests.golden import assert_close_to_golden, load
 from tests.ranks import Ranks
 from tests.test_every_method import BATCH, batches, fit, trainer
@@ -245,7 +245,7 @@ def test_a_full_queue_stands_beside_the_batch_in_sinkhorn() -> None:
 
 def test_the_queue_waits_for_its_epoch() -> None:
     method = swav(queue_from_epoch=2)
-    method.horizon = Horizon(50, 5)
+    method.run_length = RunLength(50, 5)
     for step, staged in ((0, 0), (9, 0), (10, 8), (11, 16)):
         method.step = step
         method.losses(global_batch())

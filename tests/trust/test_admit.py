@@ -71,7 +71,7 @@ def test_every_public_class_and_factory_is_admitted() -> None:
         "sslzoo.backbones.image.nn.Linear",  # admissible, but not by this way
         "sslzoo.backbones.nothing",
         "sslzoo.backbones",
-        "sslzoo.atomic_write.write_whole",
+        "sslzoo.atomic_write.atomic_write",
         "sslzoo.commands.fit.run",
         "sslzoo.zoo.save.save",
         "sslzoo.eval.cache.cached_features",

@@ -585,7 +585,7 @@ def test_wherever_adding_stops_it_leaves_nothing(
     before = every_path(tmp_path)
     stops = [
         ("sslzoo.zoo.save.save_file", 1),
-        ("sslzoo.zoo.save.write_whole", 1),
+        ("sslzoo.zoo.save.atomic_write", 1),
         ("sslzoo.zoo.save.load", 1),
         ("sslzoo.zoo.save.fixed_features", 1),
         *(("os.replace", call) for call in (1, 2, 3, 4)),

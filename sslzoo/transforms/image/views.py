@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from sslzoo.random import Keys
-from sslzoo.random.draw_table import DrawPlan
+from sslzoo.random.draw_table import DrawTable
 from sslzoo.transforms.image.color_space import ColorSpace, Space
 from sslzoo.transforms.image.crop import RandomResizedCrop, draft_for
 from sslzoo.transforms.image.eval_view import EvalView
@@ -79,7 +79,7 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         self.views = views
         self.split = None if split is None else list(split)
         self.shared_flip = shared_flip
-        self._plan = DrawPlan()
+        self._plan = DrawTable()
 
     @property
     def crops(self) -> list[RandomResizedCrop]:
