@@ -6,7 +6,7 @@ Reference code: bytedance/ibot at da316d8.
 Deviations:
     1. The head is one for class and patch tokens, as in the paper's recipes; the code's default
        has prototypes of their own for patches.
-    2. Masks are tried 60 rectangles long at most, see `transforms.BlockMasks`.
+    2. Masks are tried 60 rectangles long at most, see `masks.BlockMasks`.
     3. Heads and losses see as many patches of a crop as a mask can hide, the hidden ones first;
        the code's see all, and weigh those that are not hidden with 0. The numbers are the same.
     4. The patches' center moves by the logit of their mean bottleneck, which is the mean of their
@@ -32,6 +32,7 @@ from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.heads import DINOHead
 from sslzoo.losses import dino, ibot_patches, teacher_probabilities
 from sslzoo.losses.precision import at_least_float32
+from sslzoo.masks import BlockMasks
 from sslzoo.memory import Center
 from sslzoo.methods.base import (
     GroupsFactory,
@@ -42,7 +43,6 @@ from sslzoo.methods.base import (
     step_keys,
 )
 from sslzoo.optim import CosineSchedule, Schedule, as_schedule, exempt_bias_and_norm
-from sslzoo.transforms import BlockMasks
 
 
 class IBOT(SSLMethod):

@@ -1,6 +1,5 @@
 """Transforms: batched, per-sample-random views made on the batch's own device."""
 
-from sslzoo.masks import BlockMasks
 from sslzoo.transforms.audio.log_mel import LogMel
 from sslzoo.transforms.audio.log_mel_views import LogMelViews
 from sslzoo.transforms.audio.waveform import Waveform
@@ -35,7 +34,6 @@ from sslzoo.transforms.text.neighbors import NearestEmbeddings, TableFile
 from sslzoo.transforms.text.views import Drawn, TextViews, clear_views, plain_text
 
 __all__ = [
-    "BlockMasks",
     "Drawn",
     "EvalView",
     "LogMel",

@@ -30,7 +30,9 @@ FACTORY_PACKAGES = (
     "sslzoo.data",
     "sslzoo.eval",
     "sslzoo.heads",
+    "sslzoo.layers",
     "sslzoo.losses",
+    "sslzoo.masks",
     "sslzoo.memory",
     "sslzoo.methods",
     "sslzoo.optim",
@@ -38,9 +40,6 @@ FACTORY_PACKAGES = (
 )
 PACKAGES = (
     *FACTORY_PACKAGES,
-    "sslzoo.masks.multi_block",
-    "sslzoo.layers.batch_norm",
-    "sslzoo.layers.transformer",
     "torch.nn",
     "torch.optim",
 )

@@ -10,11 +10,11 @@ from sslzoo.backbones import small_vit
 from sslzoo.batch import Batch
 from sslzoo.callbacks import commit
 from sslzoo.heads import DINOHead
+from sslzoo.masks import BlockMasks
 from sslzoo.methods import IBOT
 from sslzoo.methods.base import step_keys
 from sslzoo.optim import ConstantSchedule, LinearSchedule, RunLength
 from sslzoo.random import Keys
-from sslzoo.transforms import BlockMasks
 
 
 def toy(**options) -> IBOT:

@@ -95,7 +95,7 @@ def test_rate_by_iteration() -> None:
     run_length = RunLength(hyper["epochs"] * 3, 3)
     schedule = ScheduleLR(optimizer, WarmupCosine(warmup_epochs=hyper["warmup_epochs"]), run_length)
     for step, wanted in zip(steps.round().astype(int), z["lr"], strict=True):
-        ours = hyper["lr"] * schedule.factor(int(step))
+        ours = hyper["lr"] * schedule.schedule(int(step), run_length)
         assert ours == pytest.approx(wanted, rel=1e-9, abs=1e-15)
 
 

@@ -269,9 +269,9 @@ class TwoParts(nn.Module):
 
 
 def test_named_parts_keep_their_base_rate_also_after_a_resume() -> None:
-    def make() -> WarmupCosine:
+    def make() -> ScheduleLR:
         groups = ConstantRateFor(["head"], exempt_bias_and_norm)(TwoParts())
-        return WarmupCosine(torch.optim.SGD(groups, lr=0.5), RunLength(10, 1))
+        return ScheduleLR(torch.optim.SGD(groups, lr=0.5), WarmupCosine(), RunLength(10, 1))
 
     first = make()
     rates(first, 5)

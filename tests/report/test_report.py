@@ -26,7 +26,7 @@ from sslzoo.report.pictures import neighbors, shown
 from sslzoo.report.samples import plane, spectrum
 from sslzoo.runs.encoders import build_data
 from sslzoo.runs.run import Curve, differences, read_curves, read_runs
-from tests.cli.command import arguments, run
+from tests.commands.command import arguments, run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),

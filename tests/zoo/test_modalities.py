@@ -24,7 +24,7 @@ from sslzoo.zoo.card import Card, card_of
 from sslzoo.zoo.preprocess import of_checkpoint, preprocessor, tokenizer_json, vocabulary
 from sslzoo.zoo.save import add_run, save, save_with_card
 from sslzoo.zoo.verifying import verify
-from tests.cli.command import run
+from tests.commands.command import run
 from tests.data.test_text import sentences
 
 QUIET = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]

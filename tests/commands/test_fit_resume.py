@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tests.cli.command import COMMAND, ENVIRONMENT, arguments, run, weights
+from tests.commands.command import COMMAND, ENVIRONMENT, arguments, run, weights
 
 SLOW_DOWN = """
 import time

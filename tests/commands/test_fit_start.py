@@ -12,7 +12,7 @@ from lightning import Trainer
 
 import sslzoo
 from sslzoo.commands import fit
-from tests.cli.command import ENVIRONMENT
+from tests.commands.command import ENVIRONMENT
 
 ASK = """
 import sys

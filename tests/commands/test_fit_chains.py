@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tests.cli.command import run, weights
+from tests.commands.command import run, weights
 
 
 def test_quickstart_prints_its_table(tmp_path: Path) -> None:

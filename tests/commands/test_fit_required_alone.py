@@ -22,7 +22,7 @@ from sslzoo.commands.configs import find_config, known_configs
 from sslzoo.commands.fit import run
 from sslzoo.methods import ImageCPC, SSLMethod
 from sslzoo.zoo.save import add_run
-from tests.cli.command import ENVIRONMENT
+from tests.commands.command import ENVIRONMENT
 from tests.data.test_text import sentences
 from tests.toys import every_method
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cli.command import arguments, checkpoint, run, weights
+from tests.commands.command import arguments, checkpoint, run, weights
 
 
 def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:

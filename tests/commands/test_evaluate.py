@@ -25,7 +25,7 @@ from sslzoo.runs import evaluation
 from sslzoo.runs.encoders import build_data, read_model
 from sslzoo.runs.provenance import commit
 from sslzoo.transforms import crop_view
-from tests.cli.command import ENVIRONMENT, arguments, run
+from tests.commands.command import ENVIRONMENT, arguments, run
 
 pytestmark = [
     # LightningCLI calls what jsonargparse deprecates.

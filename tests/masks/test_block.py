@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
+from sslzoo.masks import BlockMasks
+from sslzoo.masks import block as block_masks
 from sslzoo.random import sample_keys
-from sslzoo.transforms import BlockMasks, block_masks
 from tests.no_sync import DEVICE, Operations, syncs
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sslzoo.commands.fit import run
 from sslzoo.heads import MLP
 from sslzoo.methods import SimCLR
-from tests.cli.command import arguments
+from tests.commands.command import arguments
 from tests.toys import Pooled
 
 # LightningCLI calls what jsonargparse deprecates.

@@ -28,7 +28,7 @@ from sslzoo.zoo.catalog import card_named, local_file
 from sslzoo.zoo.load import _train_as
 from sslzoo.zoo.safe_read import read
 from sslzoo.zoo.verifying import fixed_input
-from tests.cli.command import arguments, run
+from tests.commands.command import arguments, run
 
 ROOT = Path(__file__).parents[2]
 NAME = "simclr-small_resnet-cifar10jpeg"

@@ -31,7 +31,7 @@ from sslzoo.zoo.catalog import STATES
 from sslzoo.zoo.export import export
 from sslzoo.zoo.hub import push
 from sslzoo.zoo.save import save, save_with_card
-from tests.cli.command import arguments, run
+from tests.commands.command import arguments, run
 from tests.zoo.test_loading import NAME, WEIGHTS, _own_home, small_card, write  # noqa: F401
 
 

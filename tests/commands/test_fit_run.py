@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.cli.command import ENVIRONMENT, arguments, checkpoint, run
+from tests.commands.command import ENVIRONMENT, arguments, checkpoint, run
 
 
 @pytest.fixture(scope="module")

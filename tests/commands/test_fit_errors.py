@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.cli.command import arguments, run
+from tests.commands.command import arguments, run
 
 
 def failure(args: list[str], cwd: Path) -> str:
