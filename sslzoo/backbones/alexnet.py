@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import nn
 
 from sslzoo.backbones.staged import Staged
-from sslzoo.layers.batch_norm import GlobalBatchNorm
+from sslzoo.layers import GlobalBatchNorm
 
 #           channels, kernel, stride, padding, max-pooled
 _BLOCKS = (

@@ -13,7 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from sslzoo.layers.batch_norm import GlobalBatchNorm, convert_batch_norm, convert_to_group_norm
+from sslzoo.layers import GlobalBatchNorm, convert_batch_norm, convert_to_group_norm
 
 Norm = Literal["batch", "group"]
 

@@ -15,7 +15,7 @@ from timm.layers import Conv2dSame, create_pool2d
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
-from sslzoo.layers.batch_norm import convert_batch_norm
+from sslzoo.layers import convert_batch_norm
 
 _BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 

@@ -24,7 +24,7 @@ from timm.layers import create_pool2d
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from sslzoo.layers.batch_norm import convert_batch_norm
+from sslzoo.layers import convert_batch_norm
 
 # Blocks of the four stages. The code's are 18 to 200; 14 and 26 are timm's, for small trials.
 _BLOCKS = {

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sslzoo.backbones.image import cifar_resnet
-from sslzoo.layers.batch_norm import GlobalBatchNorm
+from sslzoo.layers import GlobalBatchNorm
 
 
 class Staged(nn.Module):

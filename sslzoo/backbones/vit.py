@@ -20,7 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslzoo.layers.transformer import Init, initialize_blocks, sincos_positions
+from sslzoo.layers import Init, initialize_blocks, sincos_positions
 
 Positions = Literal["learned", "mae", "moco_v3"]
 Pool = Literal["token", "mean", "mean_before_norm"]

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sslzoo.layers.batch_norm import GlobalBatchNorm
+from sslzoo.layers import GlobalBatchNorm
 
 
 class FrameNorm(nn.Module):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sslzoo.backbones import ViT
 from sslzoo.batch import View
-from sslzoo.layers.batch_norm import GlobalBatchNorm
+from sslzoo.layers import GlobalBatchNorm
 from sslzoo.trust import fill, module_of
 
 

@@ -13,7 +13,7 @@ from timm.layers import LayerNorm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from sslzoo.layers.transformer import initialize_blocks, sincos_positions
+from sslzoo.layers import initialize_blocks, sincos_positions
 
 
 class IJEPAPredictor(nn.Module):

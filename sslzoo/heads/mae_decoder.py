@@ -14,7 +14,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslzoo.layers.transformer import initialize_blocks, sincos_positions
+from sslzoo.layers import initialize_blocks, sincos_positions
 
 
 class MAEDecoder(nn.Module):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from sslzoo.layers.batch_norm import GlobalBatchNorm
+from sslzoo.layers import GlobalBatchNorm
 
 HiddenNorm = bool | Literal["group", "layer"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslzoo.layers.batch_norm import GlobalBatchNorm
+from sslzoo.layers import GlobalBatchNorm
 
 
 class MI1x1ConvNet(nn.Module):

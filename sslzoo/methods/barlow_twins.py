@@ -14,7 +14,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sslzoo.batch import Batch, View
-from sslzoo.layers.batch_norm import GlobalBatchNorm
+from sslzoo.layers import GlobalBatchNorm
 from sslzoo.losses import barlow_twins
 from sslzoo.losses.precision import at_least_float32
 from sslzoo.methods.base import (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sslzoo.backbones import GlobalBatchNorm, simclr_v2_resnet, timm_backbone
 from sslzoo.backbones.sk_resnet import SelectiveKernelConv, adapt_block
-from sslzoo.layers.batch_norm import convert_batch_norm
+from sslzoo.layers import convert_batch_norm
 from tests.backbones.test_image import nchw
 from tests.golden import assert_close_to_golden, load
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sslzoo.backbones import ViT, small_vit, timm_vit, without_drop_path
 from sslzoo.backbones.vit import resample_positions
-from sslzoo.layers.transformer import sincos_positions
+from sslzoo.layers import sincos_positions
 from tests.golden import assert_close_to_golden, load
 
 

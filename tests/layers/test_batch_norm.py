@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from sslzoo.layers.batch_norm import GlobalBatchNorm, convert_batch_norm, convert_to_group_norm
+from sslzoo.layers import GlobalBatchNorm, convert_batch_norm, convert_to_group_norm
 from tests.no_sync import DEVICE, syncs
 from tests.ranks import Ranks
 
