@@ -28,7 +28,7 @@ from sslzoo.distributed import gather_objects, rank, sum_over_ranks, world_size
 from sslzoo.memory import memory_buffers
 from sslzoo.optim import Horizon, Schedule, all_alike
 from sslzoo.random import run_seed
-from sslzoo.trust import hyper_parameters, module_of
+from sslzoo.trust import forget_other_files, hyper_parameters, module_of, refuse_objects
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
 ScheduleFactory = Callable[[Optimizer, Horizon], Schedule]
@@ -202,6 +202,8 @@ class Trainable(LightningModule, ABC):
         Raises:
             ValueError: see `sslzoo.trust.module_of`.
         """
+        if hparams_file is not None:
+            refuse_objects(hparams_file)
         saved = torch.load(checkpoint_path, "cpu", weights_only=True)
         where = str(checkpoint_path)
         if hparams_file is None and "_class_path" in hyper_parameters(saved, where):
@@ -214,6 +216,10 @@ class Trainable(LightningModule, ABC):
         return super().load_from_checkpoint(
             checkpoint_path, map_location, hparams_file, strict, True, **plain
         )
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        forget_other_files(self.trainer)
 
     def on_train_start(self) -> None:
         schedule = self.lr_schedulers()

@@ -31,6 +31,11 @@ _WITHHELD = {
     "download": False,
     "local_files_only": True,
 }
+# What constructors raise where arguments do not fit, besides ValueError.
+_UNBUILDABLE = (
+    *(TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError),
+    *(AssertionError, MemoryError),
+)
 # The name that starts training from an encoder of the zoo: here it stands for the network alone.
 _LOADERS = ("sslzoo.load", "sslzoo.zoo.load", "sslzoo.zoo.loading.load")
 
@@ -95,8 +100,9 @@ class _Builder:
         try:
             inspect.signature(maker).bind(**arguments)
             return maker(**arguments)
-        except (TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
-            raise ValueError(f"{self.where}: {name} cannot be built: {error}") from error
+        except _UNBUILDABLE as error:
+            line = str(error).partition("\n")[0] or type(error).__name__  # torch adds its stack
+            raise ValueError(f"{self.where}: {name} cannot be built: {line}") from error
 
     def _network(self, args: Mapping[str, Any], base: type) -> Any:
         """The encoder of the entry or file that a run started from, without its weights."""

@@ -125,6 +125,27 @@ def test_lightning_s_instantiator_builds_nothing_of_a_file(
     assert not canary.exists()
 
 
+@pytest.mark.parametrize("tag", ["name:os.system", "module:os", "object:os.stat_result"])
+def test_hyper_parameters_in_yaml_name_no_objects(tmp_path: Path, tag: str) -> None:
+    path, named = write(tmp_path, saved()), tmp_path / "hparams.yaml"
+    named.write_text(f"optimizer: !!python/{tag} ''\n")
+    with pytest.raises(ValueError, match=r"hparams\.yaml names '(name|module|object):"):
+        SimCLR.load_from_checkpoint(path, hparams_file=named)
+    with pytest.raises(ValueError, match=r"hparams\.yaml names '(name|module|object):"):
+        ImageFolder.load_from_checkpoint(path, hparams_file=named)
+
+
+def test_hyper_parameters_in_yaml_may_have_tuples(tmp_path: Path) -> None:
+    content, named = saved(), tmp_path / "hparams.yaml"
+    del content["hyper_parameters"]
+    named.write_text(yaml.dump({"temperature": 0.7, "other": (1, 2)}))
+    net = SmallResNet((8, 16))
+    projector = sslzoo.heads.simclr_projector(16, out_dim=4)
+    path = write(tmp_path, content)
+    made = SimCLR.load_from_checkpoint(path, hparams_file=named, backbone=net, projector=projector)
+    assert made.temperature == 0.7
+
+
 def test_names_that_differ_may_be_let_pass(tmp_path: Path) -> None:
     content = saved()
     del content["state_dict"]["backbone.stem.weight"]
