@@ -181,6 +181,18 @@ CARDS: dict[str, Callable[[], bytes]] = {
     "a wrong argument": lambda: card(
         backbone={"class_path": "sslzoo.backbones.SmallResNet", "init_args": {"width": 3}}
     ),
+    "more channels than memory": lambda: card(preprocessing={"size": 32, "channels": 10**12}),
+    "more channels than numbers": lambda: card(preprocessing={"size": 32, "channels": 10**30}),
+    "a mean that is no float": lambda: card(preprocessing={"size": 32, "mean": [10**400] * 3}),
+    "an argument that an assertion refuses": lambda: card(
+        backbone={
+            "class_path": "torch.nn.MultiheadAttention",
+            "init_args": {"embed_dim": 10, "num_heads": 3},
+        }
+    ),
+    "a width that is no number of torch's": lambda: card(
+        backbone={"class_path": "sslzoo.backbones.SmallResNet", "init_args": {"widths": [10**30]}}
+    ),
 }
 
 
