@@ -39,7 +39,7 @@ from sslzoo.callbacks.progress import ProgressBar
 from sslzoo.shipped import config_folders, find_config, known_configs
 from sslzoo.surroundings import RECORD, surroundings
 from sslzoo.trainable import PLAIN
-from sslzoo.trust import forget_other_files
+from sslzoo.trust import forget_other_files, refuse_deep_pickles
 
 NOT_WRITTEN = "Unable to serialize instance"  # what jsonargparse writes in the place of an object
 
@@ -167,6 +167,12 @@ class SSLZooCLI(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if kwargs.get("weights_only") is None:
             kwargs["weights_only"] = True
+        given = kwargs.get("ckpt_path")
+        if given is not None and kwargs["weights_only"] and Path(given).is_file():
+            try:
+                refuse_deep_pickles(Path(given))
+            except ValueError as error:
+                raise SystemExit(f"sslzoo: {error}") from None
         return kwargs
 
     def predict(self, **kwargs: Any) -> None:

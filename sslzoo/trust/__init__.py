@@ -4,6 +4,7 @@ from sslzoo.trust.admit import PACKAGES, UntrustedError, admit
 from sslzoo.trust.build import build, shell
 from sslzoo.trust.checkpoint import hyper_parameters, module_of
 from sslzoo.trust.fill import check_fit, fill
+from sslzoo.trust.pickles import refuse_deep_pickles
 from sslzoo.trust.run_files import forget_other_files, read_config, refuse_objects
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "hyper_parameters",
     "module_of",
     "read_config",
+    "refuse_deep_pickles",
     "refuse_objects",
     "shell",
 ]

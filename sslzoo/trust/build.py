@@ -102,7 +102,8 @@ class _Builder:
             return maker(**arguments)
         except _UNBUILDABLE as error:
             line = str(error).partition("\n")[0] or type(error).__name__  # torch adds its stack
-            raise ValueError(f"{self.where}: {name} cannot be built: {line}") from error
+            text = f"{self.where}: {name} cannot be built: {_printable(line)}"
+            raise ValueError(text) from error
 
     def _network(self, args: Mapping[str, Any], base: type) -> Any:
         """The encoder of the entry or file that a run started from, without its weights."""
@@ -234,6 +235,7 @@ class _Builder:
 
     def _checked(self, value: Any, fits: bool, wanted: Any, at: str) -> Any:
         if not fits:
+            at = _printable(at)
             raise ValueError(f"{self.where}: {at} must be {wanted}, got {value!r:.200}")
         return value
 
@@ -245,6 +247,11 @@ def hints_of(maker: Any) -> dict[str, Any]:
         return typing.get_type_hints(constructor)
     except (NameError, TypeError):
         return {}
+
+
+def _printable(text: str) -> str:
+    """A text that may quote the file, without characters that rule a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _rank(hint: Any) -> int:

@@ -14,6 +14,7 @@ import yaml
 from torch import nn
 
 import sslzoo
+from sslzoo import cli
 from sslzoo.backbones import SmallResNet
 from sslzoo.data import ImageFolder
 from sslzoo.eval import Classifier, load_weights
@@ -21,6 +22,7 @@ from sslzoo.methods import BYOL, SimCLR
 from sslzoo.optim import WarmupCosine
 from sslzoo.transforms import Views, digit_views
 from sslzoo.trust import UntrustedError, module_of
+from tests.zoo.test_broken_files import DEEP_KEY, zip_of
 
 HYPER: dict[str, Any] = {
     "_class_path": "sslzoo.methods.SimCLR",
@@ -257,3 +259,22 @@ def test_a_network_larger_than_its_weights_is_never_allocated(tmp_path: Path) ->
     }
     with pytest.raises(ValueError, match="does not fit SimCLR"):
         sslzoo.load(write(tmp_path, saved(projector=head)))
+
+
+@pytest.mark.filterwarnings("ignore")  # of Lightning's command
+@pytest.mark.parametrize("held", [DEEP_KEY, b"\x80\x02" + b"]" * 1001 + b"a" * 1000 + b"."])
+def test_what_is_too_deep_to_be_hashed_or_shown_is_one_sentence(
+    tmp_path: Path, held: bytes
+) -> None:
+    path = tmp_path / "deep.ckpt"
+    path.write_bytes(zip_of(held))
+    for read in (
+        sslzoo.load,
+        SimCLR.load_from_checkpoint,
+        partial(load_weights, Classifier(SmallResNet((8, 16)), 2)),
+    ):
+        with pytest.raises(ValueError, match=r"has 100\d+ values within each other"):
+            read(str(path))
+    config = ["--config", "simclr/folder_small_10ep", f"--data.root={tmp_path}"]
+    with pytest.raises(SystemExit, match=r"has 100\d+ values within each other"):
+        cli.run(["fit", *config, f"--ckpt_path={path}"])
