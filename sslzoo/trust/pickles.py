@@ -32,19 +32,19 @@ def refuse_deep_pickles(path: Path, single: bool = False) -> None:
         if single or file.read(len(_ZIP)) != _ZIP:
             file.seek(0)
             for _ in range(1 if single else _OLD_PICKLES):
-                _refuse_deep(file, path)
+                _refuse_deep(file, path, "pickle" if single else "torch file")
             return
     try:
         with zipfile.ZipFile(path) as whole:
             parts = [p for p in whole.infolist() if p.filename.lower().endswith("data.pkl")]
             for part in parts:
                 with whole.open(part) as inner:
-                    _refuse_deep(inner, path)
+                    _refuse_deep(inner, path, "torch file")
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError):
         return  # torch says what is wrong
 
 
-def _refuse_deep(file: IO[bytes], path: Path) -> None:
+def _refuse_deep(file: IO[bytes], path: Path, kind: str) -> None:
     """Go through a pickle as an unpickler would, with each value's depth in the value's place."""
     stack: list[int | None] = []  # None: a mark
     memo: dict[Any, int | None] = {}
@@ -70,7 +70,7 @@ def _refuse_deep(file: IO[bytes], path: Path) -> None:
                 stack += [depth] * len(opcode.stack_after)
     except Exception as error:
         line = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} is not a whole torch file: {line}") from None
+        raise ValueError(f"{path} is not a whole {kind}: {line}") from None
     if deepest > _DEEPEST:
         raise ValueError(f"{path} is no checkpoint: it has {deepest} values within each other")
 
