@@ -4,6 +4,8 @@ from sslzoo.trust.admit import PACKAGES, UntrustedError, admit
 from sslzoo.trust.build import build, shell
 from sslzoo.trust.checkpoint import hyper_parameters, module_of
 from sslzoo.trust.fill import check_fit, fill
+from sslzoo.trust.pickles import refuse_deep_pickles
+from sslzoo.trust.run_files import forget_other_files, read_config, refuse_objects
 
 __all__ = [
     "PACKAGES",
@@ -12,7 +14,11 @@ __all__ = [
     "build",
     "check_fit",
     "fill",
+    "forget_other_files",
     "hyper_parameters",
     "module_of",
+    "read_config",
+    "refuse_deep_pickles",
+    "refuse_objects",
     "shell",
 ]
