@@ -9,8 +9,10 @@ in a plain loop (docs/plain_loop.md).
 from __future__ import annotations
 
 import inspect
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
@@ -28,7 +30,14 @@ from sslzoo.distributed import gather_objects, rank, sum_over_ranks, world_size
 from sslzoo.memory import memory_buffers
 from sslzoo.optim import RunLength, Schedule, ScheduleLR, all_alike
 from sslzoo.random import run_seed
-from sslzoo.trust import hyper_parameters, module_of, renamed_arguments
+from sslzoo.trust import (
+    forget_other_files,
+    hyper_parameters,
+    module_of,
+    refuse_deep_pickles,
+    refuse_objects,
+    renamed_arguments,
+)
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
 GroupsFactory = Callable[[nn.Module], list]
@@ -199,6 +208,10 @@ class Trainable(LightningModule, ABC):
         Raises:
             ValueError: see `sslzoo.trust.module_of`.
         """
+        if hparams_file is not None:
+            refuse_objects(hparams_file)
+        if isinstance(checkpoint_path, str | os.PathLike):
+            refuse_deep_pickles(Path(checkpoint_path))
         saved = torch.load(checkpoint_path, "cpu", weights_only=True)
         where = str(checkpoint_path)
         if hparams_file is None and "_class_path" in hyper_parameters(saved, where):
@@ -213,6 +226,10 @@ class Trainable(LightningModule, ABC):
         return super().load_from_checkpoint(
             checkpoint_path, map_location, hparams_file, strict, True, **plain
         )
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        forget_other_files(self.trainer)
 
     def on_train_start(self) -> None:
         schedule = self.lr_schedulers()

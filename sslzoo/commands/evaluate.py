@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
-import yaml
 from lightning import LightningDataModule, seed_everything
 from lightning.fabric import Fabric
 
@@ -42,6 +41,7 @@ from sslzoo.runs.evaluation import (
 from sslzoo.runs.provenance import provenance
 from sslzoo.runs.results import read_result, statistics, summary, table
 from sslzoo.runs.seeds import results_of_runs
+from sslzoo.trust import read_config
 from sslzoo.zoo.cache import home
 
 
@@ -79,7 +79,7 @@ def _section(words: Sequence[str], on: str | None) -> dict[str, Any]:
         )
     if not path.is_file():
         raise ValueError(f"no config file {on!r}")
-    content = yaml.safe_load(path.read_text())
+    content = read_config(path)
     if "data" not in content:
         raise ValueError(f"{str(path)!r} has no `data`")
     return content["data"]  # type: ignore[no-any-return]

@@ -26,7 +26,7 @@ from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -39,6 +39,7 @@ from sslzoo.callbacks.progress import ProgressBar
 from sslzoo.commands.configs import config_folders, find_config, known_configs
 from sslzoo.runs.provenance import RECORD, provenance
 from sslzoo.trainable import PLAIN
+from sslzoo.trust import forget_other_files, refuse_deep_pickles
 
 NOT_WRITTEN = "Unable to serialize instance"  # what jsonargparse writes in the place of an object
 
@@ -105,6 +106,13 @@ class SaveRun(SaveConfigCallback):
             file.write(json.dumps(about, indent=1) + "\n")
 
 
+class OwnFiles(Callback):
+    """Lets a resumed run remove none but its own checkpoints, whichever module it trains."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        forget_other_files(trainer)
+
+
 class SSLZooCLI(LightningCLI):
     """LightningCLI in subclass mode for both module and data."""
 
@@ -140,7 +148,7 @@ class SSLZooCLI(LightningCLI):
             isinstance(c, FeatureWriter) for c in callbacks
         ):
             callbacks.append(FeatureWriter())
-        kwargs["callbacks"] = callbacks
+        kwargs["callbacks"] = [*callbacks, OwnFiles()]
         trainer = super().instantiate_trainer(**kwargs)
         _say_where_bfloat16_is_slow(trainer)
         return trainer
@@ -159,6 +167,12 @@ class SSLZooCLI(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if kwargs.get("weights_only") is None:
             kwargs["weights_only"] = True
+        given = kwargs.get("ckpt_path")
+        if given is not None and kwargs["weights_only"] and Path(given).is_file():
+            try:
+                refuse_deep_pickles(Path(given))
+            except ValueError as error:
+                raise SystemExit(f"sslzoo: {error}") from None
         return kwargs
 
     def predict(self, **kwargs: Any) -> None:

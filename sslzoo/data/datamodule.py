@@ -21,6 +21,7 @@ from sslzoo.data.sampler import KeyedSampler
 from sslzoo.eval.fingerprint import text_digest
 from sslzoo.eval.loaders import EvalLoaders
 from sslzoo.random import run_seed, stratified_split
+from sslzoo.trust import refuse_objects
 
 PredictOn = Literal["query", "train"]
 
@@ -268,6 +269,9 @@ class SampleDataModule(LightningDataModule, ABC):
             args: see `LightningDataModule.load_from_checkpoint`.
             kwargs: likewise; arguments of the module, in place of the file's.
         """
+        hparams_file = args[1] if len(args) > 1 else kwargs.get("hparams_file")
+        if hparams_file is not None:
+            refuse_objects(hparams_file)
         # Lightning's instantiator would build whatever the file names.
         plain = {**kwargs, "_instantiator": None, "weights_only": True}
         return super().load_from_checkpoint(checkpoint_path, *args[:2], **plain)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sslzoo.backbones import ViT
 from sslzoo.batch import View
 from sslzoo.layers import GlobalBatchNorm
-from sslzoo.trust import fill, module_of
+from sslzoo.trust import fill, module_of, refuse_deep_pickles
 
 
 class Headed(nn.Module):
@@ -162,6 +162,7 @@ def load_weights(model: Classifier, path: str, whole: bool = False) -> None:
 def _read(path: str) -> dict[str, Any]:
     """A Lightning checkpoint, as tensors and plain values."""
     try:
+        refuse_deep_pickles(Path(path))
         saved = torch.load(path, "cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         text = " ".join(str(error).split())

@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from lightning import LightningDataModule, seed_everything
 from torch import nn
 
 import sslzoo
 from sslzoo.data.inputs import TextInput
-from sslzoo.trust import build
+from sslzoo.trust import build, read_config
 from sslzoo.zoo.build import build_backbone, build_trusted
 from sslzoo.zoo.preprocess import vocabulary
 from sslzoo.zoo.safe_read import read
@@ -92,7 +91,7 @@ def read_model(name: str, trust: bool = False) -> Model:
     config, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
     if not config.is_file() or not checkpoint.is_file():
         raise ValueError(f"a run has config.yaml and checkpoints/last.ckpt, {name!r} has not both")
-    content = yaml.safe_load(config.read_text())
+    content = read_config(config)
     encoder: Any = sslzoo.load(str(checkpoint), trust=trust)
     data = None
     if getattr(encoder, "preprocess", None) is None:  # a checkpoint of version 0.1

@@ -8,9 +8,8 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from sslzoo.runs.provenance import RECORD
+from sslzoo.trust import read_config
 
 Table = dict[str, dict[str, float]]  # row -> column -> value
 
@@ -75,13 +74,12 @@ def _read(folder: Path, name: str) -> Run:
     path = folder / "config.yaml"
     if not path.is_file():
         raise ValueError(f"a run's folder with config.yaml wanted, got {str(folder)!r}")
-    text = path.read_text()
     record = folder / RECORD
     return Run(
         name,
         folder,
-        yaml.safe_load(text),
-        text,
+        read_config(path),
+        path.read_text(),
         json.loads(record.read_text()) if record.is_file() else {},
         read_curves(folder / "metrics.csv"),
         _results(folder),

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sslzoo.runs.provenance import RECORD
 from sslzoo.runs.results import summary
+from sslzoo.trust import read_config
 from sslzoo.zoo.save import last_validation
 
 
@@ -39,8 +38,7 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     if not path.is_file():
         raise ValueError(f"a run's folder with config.yaml wanted, got {str(folder)!r}")
-    content: dict[str, Any] = yaml.safe_load(path.read_text())
-    return content
+    return read_config(path)
 
 
 def _without_seed(config: dict[str, Any]) -> str:

@@ -4,7 +4,9 @@ from sslzoo.trust.admit import PACKAGES, UntrustedError, admit
 from sslzoo.trust.build import LOADERS, build, shell
 from sslzoo.trust.checkpoint import hyper_parameters, module_of
 from sslzoo.trust.fill import check_fit, fill
+from sslzoo.trust.pickles import refuse_deep_pickles
 from sslzoo.trust.renamed import renamed_arguments
+from sslzoo.trust.run_files import forget_other_files, read_config, refuse_objects
 
 __all__ = [
     "LOADERS",
@@ -14,8 +16,12 @@ __all__ = [
     "build",
     "check_fit",
     "fill",
+    "forget_other_files",
     "hyper_parameters",
     "module_of",
+    "read_config",
+    "refuse_deep_pickles",
+    "refuse_objects",
     "renamed_arguments",
     "shell",
 ]

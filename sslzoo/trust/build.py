@@ -32,6 +32,11 @@ _WITHHELD = {
     "download": False,
     "local_files_only": True,
 }
+# What constructors raise where arguments do not fit, besides ValueError.
+_UNBUILDABLE = (
+    *(TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError),
+    *(AssertionError, MemoryError),
+)
 # The name that starts training from an encoder of the zoo: here it stands for the network alone.
 LOADERS = ("sslzoo.load", "sslzoo.zoo.load", "sslzoo.zoo.load.load", "sslzoo.zoo.loading.load")
 
@@ -96,8 +101,10 @@ class _Builder:
         try:
             inspect.signature(maker).bind(**arguments)
             return maker(**arguments)
-        except (TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
-            raise ValueError(f"{self.where}: {name} cannot be built: {error}") from error
+        except _UNBUILDABLE as error:
+            line = str(error).partition("\n")[0] or type(error).__name__  # torch adds its stack
+            text = f"{self.where}: {name} cannot be built: {_printable(line)}"
+            raise ValueError(text) from error
 
     def _network(self, args: Mapping[str, Any], base: type) -> Any:
         """The encoder of the entry or file that a run started from, without its weights."""
@@ -230,6 +237,7 @@ class _Builder:
 
     def _checked(self, value: Any, fits: bool, wanted: Any, at: str) -> Any:
         if not fits:
+            at = _printable(at)
             raise ValueError(f"{self.where}: {at} must be {wanted}, got {value!r:.200}")
         return value
 
@@ -241,6 +249,11 @@ def hints_of(maker: Any) -> dict[str, Any]:
         return typing.get_type_hints(constructor)
     except (NameError, TypeError):
         return {}
+
+
+def _printable(text: str) -> str:
+    """A text that may quote the file, without characters that rule a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _rank(hint: Any) -> int:

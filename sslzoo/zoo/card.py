@@ -27,18 +27,19 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _DEEPEST = 32  # dictionaries and lists within each other
 _LICENSES = {"code", "weights"}
 _VIEW = {"size", "resize", "mean", "std", "interpolation", "fraction", "space"}
+_LARGEST_NUMBER, _LARGEST_COUNT = 1e30, 1 << 31  # what floats and sizes of tensors take
 _RGB = 3  # channels, where a card says nothing of them
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) < _LARGEST_NUMBER  # NaN is not
 
 
 def _is_class(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("class_path"), str)
 
 
-_COUNT = "a whole number above 0", lambda v: type(v) is int and v > 0
+_COUNT = "a whole number above 0", lambda v: type(v) is int and 0 < v < _LARGEST_COUNT
 _SHARE = "a number above 0 and at most 1", lambda v: _is_number(v) and 0 < v <= 1
 _NUMBERS = (
     "a list of numbers",
@@ -218,7 +219,7 @@ def complaints_of_preprocessing(given: dict[str, Any]) -> list[str]:
     if kind != "image" or wrong:
         return wrong
     channels = channels_of(given)
-    if any(len(given.get(key) or [0] * channels) != channels for key in ("mean", "std")):
+    if any(given.get(key) and len(given[key]) != channels for key in ("mean", "std")):
         return [f"wants a mean and a std for each of {channels} channels, got {given!r}"]
     return []
 

@@ -28,6 +28,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from sslzoo.trust import refuse_deep_pickles
+
 
 def read(path: Path) -> Any:
     """What a file holds: tensors by name, perhaps within further dictionaries.
@@ -183,6 +185,7 @@ _CODE = re.compile(r"GLOBAL|call reduce|[Cc]an only build|class")
 
 def _read_torch(path: Path) -> Any:
     _refuse_packed(path)
+    refuse_deep_pickles(path)
     stand_ins: list[Any] = [(kind, name) for name, kind in _STAND_INS.items()]
     try:
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
@@ -492,6 +495,7 @@ class _Unpickler(_Closed):
 
 
 def _read_pickle(path: Path) -> Any:
+    refuse_deep_pickles(path, single=True)
     return _unpickled(_Unpickler(io.BytesIO(path.read_bytes())), path, "arrays")
 
 

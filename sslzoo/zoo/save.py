@@ -13,13 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sslzoo.atomic_write import atomic_write
-from sslzoo.trust import fill
+from sslzoo.trust import fill, read_config
 from sslzoo.zoo.build import build_backbone, complete
 from sslzoo.zoo.cache import home
 from sslzoo.zoo.card import Card
@@ -182,7 +181,7 @@ def add_run(
                 f"{str(run)!r} is not a run of the command: no {path}; of any other checkpoint "
                 "--backbone says what it fills"
             )
-    config = _read_config(config_path)
+    config = read_config(config_path)
     method, backbone = _named(config, config_path)
     saved = read(checkpoint)
     encoder = _trained(checkpoint, method, trust)
@@ -206,17 +205,6 @@ def add_run(
         score=_scores(run / "metrics.csv"),
     )
     return save_with_card(encoder, card, folder or home() / "entries", dtype, metadata, trust)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        line = " ".join(str(error).split())
-        raise ValueError(f"{path} is not the YAML of a run: {line}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not the YAML of a run: it holds a {type(content).__name__}")
-    return content
 
 
 def _named(config: dict[str, Any], path: Path) -> tuple[str, dict[str, Any]]:

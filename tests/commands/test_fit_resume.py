@@ -58,3 +58,21 @@ def test_killed_in_mid_epoch_and_resumed_ends_with_the_same_bits(
     assert wanted.keys() == got.keys()
     for name, value in wanted.items():
         assert torch.equal(value, got[name]), name
+
+
+def test_a_checkpoint_cannot_name_what_a_resumed_run_removes(folder: Path, tmp_path: Path) -> None:
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    victim.mkdir()
+    (victim / "letter.txt").touch()
+    given = [*arguments(folder, out, "simclr"), "--trainer.max_epochs=1"]
+    run(given, tmp_path)
+    last = out / "version_0" / "checkpoints" / "last.ckpt"
+    saved = torch.load(last, weights_only=True)
+    (state,) = (s for k, s in saved["callbacks"].items() if k.startswith("ModelCheckpoint"))
+    state["best_model_path"] = f"local://{victim}"
+    torch.save(saved, tmp_path / "from_elsewhere.ckpt")
+
+    resumed = [*given, "--trainer.max_epochs=2", f"--ckpt_path={tmp_path / 'from_elsewhere.ckpt'}"]
+    run(resumed, tmp_path)
+    assert (victim / "letter.txt").is_file()
+    assert (out / "version_1" / "checkpoints" / "last.ckpt").is_file()

@@ -84,6 +84,14 @@ def test_values_become_what_their_types_say() -> None:
     assert len(typed(nets=[NET, "torch.nn.Identity"])["nets"]) == 2
 
 
+@pytest.mark.parametrize("value", [1, object()])
+def test_an_error_rules_no_terminal(value: Any) -> None:
+    args = {"name": "resnet18", "options": {"\x1b[2J": value}}
+    with pytest.raises(ValueError, match=r"\?\[2J") as raised:
+        build({"class_path": "sslzoo.backbones.timm_backbone", "init_args": args}, nn.Module, "x")
+    assert "\x1b" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 from torch import nn
 
 import sslzoo
+from sslzoo import cli
 from sslzoo.backbones import SmallResNet
 from sslzoo.data import ImageFolder
 from sslzoo.eval import Classifier, load_weights
@@ -20,6 +22,7 @@ from sslzoo.methods import BYOL, SimCLR
 from sslzoo.optim import WarmupCosine
 from sslzoo.transforms import Views, digit_views
 from sslzoo.trust import UntrustedError, module_of
+from tests.zoo.test_broken_files import DEEP_KEY, zip_of
 
 HYPER: dict[str, Any] = {
     "_class_path": "sslzoo.methods.SimCLR",
@@ -121,6 +124,27 @@ def test_lightning_s_instantiator_builds_nothing_of_a_file(
     with pytest.raises((ValueError, TypeError)):
         SimCLR.load_from_checkpoint(write(tmp_path, content), **given)
     assert not canary.exists()
+
+
+@pytest.mark.parametrize("tag", ["name:os.system", "module:os", "object:os.stat_result"])
+def test_hyper_parameters_in_yaml_name_no_objects(tmp_path: Path, tag: str) -> None:
+    path, named = write(tmp_path, saved()), tmp_path / "hparams.yaml"
+    named.write_text(f"optimizer: !!python/{tag} ''\n")
+    with pytest.raises(ValueError, match=r"hparams\.yaml names '(name|module|object):"):
+        SimCLR.load_from_checkpoint(path, hparams_file=named)
+    with pytest.raises(ValueError, match=r"hparams\.yaml names '(name|module|object):"):
+        ImageFolder.load_from_checkpoint(path, hparams_file=named)
+
+
+def test_hyper_parameters_in_yaml_may_have_tuples(tmp_path: Path) -> None:
+    content, named = saved(), tmp_path / "hparams.yaml"
+    del content["hyper_parameters"]
+    named.write_text(yaml.dump({"temperature": 0.7, "other": (1, 2)}))
+    net = SmallResNet((8, 16))
+    projector = sslzoo.heads.simclr_projector(16, out_dim=4)
+    path = write(tmp_path, content)
+    made = SimCLR.load_from_checkpoint(path, hparams_file=named, backbone=net, projector=projector)
+    assert made.temperature == 0.7
 
 
 def test_names_that_differ_may_be_let_pass(tmp_path: Path) -> None:
@@ -234,3 +258,22 @@ def test_a_network_larger_than_its_weights_is_never_allocated(tmp_path: Path) ->
     }
     with pytest.raises(ValueError, match="does not fit SimCLR"):
         sslzoo.load(write(tmp_path, saved(projector=head)))
+
+
+@pytest.mark.filterwarnings("ignore")  # of Lightning's command
+@pytest.mark.parametrize("held", [DEEP_KEY, b"\x80\x02" + b"]" * 1001 + b"a" * 1000 + b"."])
+def test_what_is_too_deep_to_be_hashed_or_shown_is_one_sentence(
+    tmp_path: Path, held: bytes
+) -> None:
+    path = tmp_path / "deep.ckpt"
+    path.write_bytes(zip_of(held))
+    for read in (
+        sslzoo.load,
+        SimCLR.load_from_checkpoint,
+        partial(load_weights, Classifier(SmallResNet((8, 16)), 2)),
+    ):
+        with pytest.raises(ValueError, match=r"has 100\d+ values within each other"):
+            read(str(path))
+    config = ["--config", "simclr/folder_small_10ep", f"--data.root={tmp_path}"]
+    with pytest.raises(SystemExit, match=r"has 100\d+ values within each other"):
+        cli.run(["fit", *config, f"--ckpt_path={path}"])

@@ -9,6 +9,7 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,23 @@ def packed(content: bytes) -> bytes:
         for part in old.infolist():
             new.writestr(part.filename, old.read(part))
     return held.getvalue()
+
+
+def zip_of(content: bytes) -> bytes:
+    """A torch file whose pickle is this."""
+    held = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(torch_file({}))) as old,
+        zipfile.ZipFile(held, "w") as new,
+    ):
+        for part in old.infolist():
+            is_pickle = part.filename.endswith("data.pkl")
+            new.writestr(part.filename, content if is_pickle else old.read(part))
+    return held.getvalue()
+
+
+# {((((...)))): 1}
+DEEP_KEY = b"\x80\x02}(" + b")" + b"\x85" * 1_000_000 + b"K\x01u."
 
 
 def program() -> bytes:
@@ -152,6 +170,10 @@ TORCH: dict[str, Callable[[], bytes]] = {
     "complex": lambda: torch_file(with_first(STATE[FIRST].to(torch.complex64))),
     "NaN": lambda: torch_file(with_first(STATE[FIRST] * float("nan"))),
     "zero size": lambda: torch_file(with_first(torch.ones(0))),
+    "a key too deep to be hashed": lambda: zip_of(DEEP_KEY),
+    "an old one with such a key": lambda: torch_file(
+        {}, _use_new_zipfile_serialization=False
+    ).replace(b"\x80\x02}q\x00.", DEEP_KEY),
 }
 
 CARDS: dict[str, Callable[[], bytes]] = {
@@ -180,6 +202,18 @@ CARDS: dict[str, Callable[[], bytes]] = {
     "no such class": lambda: card(backbone={"class_path": "sslzoo.backbones.Nothing"}),
     "a wrong argument": lambda: card(
         backbone={"class_path": "sslzoo.backbones.SmallResNet", "init_args": {"width": 3}}
+    ),
+    "more channels than memory": lambda: card(preprocessing={"size": 32, "channels": 10**12}),
+    "more channels than numbers": lambda: card(preprocessing={"size": 32, "channels": 10**30}),
+    "a mean that is no float": lambda: card(preprocessing={"size": 32, "mean": [10**400] * 3}),
+    "an argument that an assertion refuses": lambda: card(
+        backbone={
+            "class_path": "torch.nn.MultiheadAttention",
+            "init_args": {"embed_dim": 10, "num_heads": 3},
+        }
+    ),
+    "a width that is no number of torch's": lambda: card(
+        backbone={"class_path": "sslzoo.backbones.SmallResNet", "init_args": {"widths": [10**30]}}
     ),
 }
 
@@ -301,7 +335,7 @@ def test_paths_are_taken(server: Site, tmp_path: Path) -> None:
 
 def test_a_broken_file_leaves_the_next_one_alone(tmp_path: Path) -> None:
     """Torch keeps sparse tensors that it has not checked in a list of the process."""
-    (tmp_path / "broken.pth").write_bytes(torch_file({"a": sparse(), "b": Path("x")}))
+    (tmp_path / "broken.pth").write_bytes(torch_file({"a": sparse(), "b": Fraction(1, 2)}))
     (tmp_path / "whole.pth").write_bytes(torch_file(STATE))
     with pytest.raises(ValueError, match="could run code"):
         sslzoo.load(str(tmp_path / "broken.pth"), SmallResNet((8, 16)))

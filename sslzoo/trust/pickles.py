@@ -1,0 +1,85 @@
+"""Pickles: whether one can be read without breaking the process, told before it is read.
+
+Python hashes a tuple within a tuple by a recursion that nothing ends: as the key of a dictionary,
+one of a hundred thousand levels is a segmentation fault. Lists and dictionaries as deep can be
+read, but not be shown in an error.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+_DEEPEST = 100  # values within each other; checkpoints have ten
+_ZIP = b"PK\x03\x04"  # how torch tells its two formats apart
+_OLD_PICKLES = 5  # of a torch file of before 1.6, ahead of its numbers
+
+
+def refuse_deep_pickles(path: Path, single: bool = False) -> None:
+    """Refuse a file of pickles with values too deep to be hashed or shown.
+
+    Args:
+        path: of a torch file of either format.
+        single: it is one pickle, and no torch file.
+
+    Raises:
+        ValueError: it has such values, or holds no pickle where one is wanted.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        if single or file.read(len(_ZIP)) != _ZIP:
+            file.seek(0)
+            for _ in range(1 if single else _OLD_PICKLES):
+                _refuse_deep(file, path, "pickle" if single else "torch file")
+            return
+    try:
+        with zipfile.ZipFile(path) as whole:
+            parts = [p for p in whole.infolist() if p.filename.lower().endswith("data.pkl")]
+            for part in parts:
+                with whole.open(part) as inner:
+                    _refuse_deep(inner, path, "torch file")
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError):
+        return  # torch says what is wrong
+
+
+def _refuse_deep(file: IO[bytes], path: Path, kind: str) -> None:
+    """Go through a pickle as an unpickler would, with each value's depth in the value's place."""
+    stack: list[int | None] = []  # None: a mark
+    memo: dict[Any, int | None] = {}
+    deepest = 0
+    try:
+        for opcode, arg, _ in pickletools.genops(file):
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+                memo[arg] = stack[-1]
+            elif opcode.name == "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
+                stack.append(memo[arg])
+            elif opcode.name == "MARK":
+                stack.append(None)
+            else:
+                taken = _take(stack, [part.name for part in opcode.stack_before])
+                depth = max(taken, default=0)
+                if opcode.name.startswith("TUPLE"):
+                    depth += 1
+                elif opcode.name.startswith(("APPEND", "SETITEM")):  # into what stands last
+                    depth = max(taken[-1], 1 + max(taken[:-1], default=-1))
+                deepest = max(deepest, depth)
+                stack += [depth] * len(opcode.stack_after)
+    except Exception as error:
+        line = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is not a whole {kind}: {line}") from None
+    if deepest > _DEEPEST:
+        raise ValueError(f"{path} is no checkpoint: it has {deepest} values within each other")
+
+
+def _take(stack: list[int | None], kinds: list[str]) -> list[int]:
+    """The values that an opcode takes from the stack: all behind a mark, and those before it."""
+    taken = []
+    before = kinds.index("mark") if "mark" in kinds else len(kinds)
+    if "mark" in kinds:
+        while (value := stack.pop()) is not None:
+            taken.append(value)
+    return taken + [stack.pop() or 0 for _ in range(before)]
