@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sslzoo.atomic_write import atomic_write
-from sslzoo.trust import fill, read_config
+from sslzoo.trust import LOADERS, fill, read_config
 from sslzoo.zoo.build import build_backbone, complete
 from sslzoo.zoo.cache import home
 from sslzoo.zoo.card import Card
@@ -349,12 +349,7 @@ def _under(saved: Any, prefix: str) -> dict[str, Tensor]:
 
 def _backbone(config: dict[str, Any]) -> dict[str, Any]:
     """Class path and arguments; of an entry from which training started, that entry's."""
-    if config["class_path"] in (
-        "sslzoo.load",
-        "sslzoo.zoo.load",
-        "sslzoo.zoo.load.load",
-        "sslzoo.zoo.loading.load",
-    ):
+    if config["class_path"] in LOADERS:
         return card_named(config["init_args"]["name"]).backbone
     return {"class_path": config["class_path"], "init_args": config.get("init_args") or {}}
 

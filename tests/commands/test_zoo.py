@@ -32,7 +32,7 @@ from sslzoo.zoo.export import export
 from sslzoo.zoo.hub import push
 from sslzoo.zoo.save import save, save_with_card
 from tests.commands.command import arguments, run
-from tests.zoo.test_loading import NAME, WEIGHTS, _own_home, small_card, write  # noqa: F401
+from tests.zoo.test_load import NAME, WEIGHTS, _own_home, small_card, write  # noqa: F401
 
 
 def said(capsys: pytest.CaptureFixture[str], *args: str) -> str:

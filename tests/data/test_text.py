@@ -15,7 +15,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sslzoo.batch import Batch
-from sslzoo.data import STSB, HFText, HFTokenizer, TextLines, WordPiece, lines
+from sslzoo.data import STSB, HFText, HFTokenizer, TextLines, WordPiece
+from sslzoo.data.text import lines
 from sslzoo.data.text.lines import (
     FileLines,
     ListLines,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sslzoo.eval import knn, neighbors
-from sslzoo.eval.knn import knn_predict, knn_top1
+from sslzoo.eval.knn import classify, knn_predict, knn_top1, search
 from tests.golden import assert_close_to_golden, load
 
 SETTINGS = [(1, 0.07), (20, 0.07), (20, 0.5), (50, 0.1)]
@@ -54,7 +53,7 @@ def test_dino_golden(setting):
 
 @pytest.mark.parametrize("setting", ["k20_s0.07", "k5_s0.1", "k100_s0.07"])
 def test_instdisc_golden(setting):
-    a = load("instdisc/knn.npz")
+    a = load("instdisc/classify.npz")
     k, temperature = int(setting[1 : setting.index("_")]), float(setting.split("s")[1])
     test, memory = torch.tensor(a["test_features"]), torch.tensor(a["memory"])
     labels, truth = torch.tensor(a["train_labels"]), torch.tensor(a["test_labels"])
@@ -68,9 +67,9 @@ def test_instdisc_golden(setting):
     assert top1 == pytest.approx([float(a[f"top1_{setting}"]), float(a["nn_top1"])])
 
 
-@pytest.mark.parametrize("small", [0, knn.SMALL])
+@pytest.mark.parametrize("small", [0, classify.SMALL])
 def test_votes_equal_a_full_sort(monkeypatch, small):
-    monkeypatch.setattr(knn, "SMALL", small)
+    monkeypatch.setattr(classify, "SMALL", small)
     query, _, bank, labels = make(37, 1501, 24, 5)
     for k, temperature in SETTINGS:
         votes = knn_predict(query, bank, labels, 5, k, temperature)
@@ -86,9 +85,9 @@ def test_hand_worked_votes():
     torch.testing.assert_close(votes, torch.tensor([[1.0, 7.38905609893065]]).double())
 
 
-@pytest.mark.parametrize("small", [0, knn.SMALL])
+@pytest.mark.parametrize("small", [0, classify.SMALL])
 def test_equal_similarities_go_by_bank_index(monkeypatch, small):
-    monkeypatch.setattr(knn, "SMALL", small)
+    monkeypatch.setattr(classify, "SMALL", small)
     g = torch.Generator().manual_seed(1)
     row = torch.randn(1, 40, generator=g)
     bank = row.repeat(3000, 1) * torch.rand(3000, 1, generator=g).add(0.5)  # one direction
@@ -108,7 +107,7 @@ def test_duplicate_indices_count_once():
     assert torch.equal(votes, once)
 
 
-@pytest.mark.parametrize("small", [0, knn.SMALL])
+@pytest.mark.parametrize("small", [0, classify.SMALL])
 @pytest.mark.parametrize(("query_tile", "bank_tile", "block"), [(7, 33, 96), (512, 100, 320)])
 @pytest.mark.parametrize("fewer", [1, 8])
 def test_any_tile_size_gives_the_same(monkeypatch, small, query_tile, bank_tile, block, fewer):
@@ -116,13 +115,13 @@ def test_any_tile_size_gives_the_same(monkeypatch, small, query_tile, bank_tile,
     bank[500:600] = bank[400:500]  # exact ties across tiles
     wanted = [knn_predict(query, bank, labels, 11, k, t) for k, t in SETTINGS]
     for name, value in [("QUERY_TILE", query_tile), ("BANK_TILE", bank_tile), ("BLOCK", block)]:
-        monkeypatch.setattr(neighbors, name, value)
+        monkeypatch.setattr(search, name, value)
     if fewer > 1:  # as on an accelerator
-        for module in (knn, neighbors):
+        for module in (classify, search):
             monkeypatch.setattr(module, "at_once", lambda tile, device: tile * fewer)
-        monkeypatch.setattr(neighbors, "_groups", far_apart)
-        monkeypatch.setattr(neighbors, "_product_columns", lambda columns, device: columns)
-    monkeypatch.setattr(knn, "SMALL", small)
+        monkeypatch.setattr(search, "_groups", far_apart)
+        monkeypatch.setattr(search, "_product_columns", lambda columns, device: columns)
+    monkeypatch.setattr(classify, "SMALL", small)
     for (k, t), votes in zip(SETTINGS, wanted, strict=True):
         got = knn_predict(query, bank, labels, 11, k, t)
         assert torch.equal(got.argmax(1), votes.argmax(1))
@@ -134,12 +133,12 @@ def far_apart(values, size):
     return values.unflatten(1, (size, -1)).mT
 
 
-@pytest.mark.parametrize("groups", [neighbors._groups, far_apart])
+@pytest.mark.parametrize("groups", [search._groups, far_apart])
 @pytest.mark.parametrize("k", [1, 30, 200])  # two stages of groups, two, one
 def test_groups_hold_the_largest(monkeypatch, groups, k):
-    monkeypatch.setattr(neighbors, "_groups", groups)
+    monkeypatch.setattr(search, "_groups", groups)
     values = torch.randn(40, 4096, generator=torch.Generator().manual_seed(0))
-    column = neighbors._largest(values, k)
+    column = search._largest(values, k)
     wanted = values.topk(k).values
     assert torch.equal(values.gather(1, column).sort(descending=True).values, wanted)
     assert all(len(set(row)) == k for row in column.tolist())
@@ -149,7 +148,7 @@ def test_an_exact_search_is_bitwise_the_same_for_any_tile(monkeypatch):
     query, _, bank, labels = make(65, 700, 300, 4)
     wanted = knn_predict(query, bank, labels, 4, 30, 0.07)
     for name, value in [("QUERY_TILE", 5), ("BANK_TILE", 17), ("BLOCK", 64)]:
-        monkeypatch.setattr(neighbors, name, value)
+        monkeypatch.setattr(search, name, value)
     assert torch.equal(knn_predict(query, bank, labels, 4, 30, 0.07), wanted)
 
 
@@ -159,7 +158,7 @@ def test_a_collapsed_encoder_gets_the_exact_answer(monkeypatch):
     query = torch.ones(50, 64) + 1e-4 * torch.randn(50, 64, generator=g)
     labels = torch.randint(3, (800,), generator=g)
     exact = knn_predict(query, bank, labels, 3, 20, 0.07)
-    monkeypatch.setattr(knn, "SMALL", 0)
+    monkeypatch.setattr(classify, "SMALL", 0)
     assert torch.equal(knn_predict(query, bank, labels, 3, 20, 0.07).argmax(1), exact.argmax(1))
 
 
@@ -168,9 +167,9 @@ def test_the_float32_error_bound_holds():
     for width in (8, 128, 2048):
         for sign in (False, True):
             x = torch.randn(300, width, generator=g)
-            grid = neighbors.on_grid(x.abs() if sign else x)
+            grid = search.on_grid(x.abs() if sign else x)
             error = (grid @ grid.T).double() - grid.double() @ grid.double().T
-            assert error.abs().max() < neighbors.float32_error(width)
+            assert error.abs().max() < search.float32_error(width)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -183,8 +182,8 @@ def test_features_are_left_as_they_were(dtype):
 
 def sharded(rank, world_size, small, query, truth, bank, labels, settings):
     """Uneven shards: rank r has the chunks r, r + W, ... of 13 samples; tiles of 7 queries."""
-    before = knn.SMALL, neighbors.QUERY_TILE
-    knn.SMALL, neighbors.QUERY_TILE = small, 7
+    before = classify.SMALL, search.QUERY_TILE
+    classify.SMALL, search.QUERY_TILE = small, 7
     try:
 
         def own(x):
@@ -198,10 +197,10 @@ def sharded(rank, world_size, small, query, truth, bank, labels, settings):
         votes = [knn_predict(own(query), *args, k, t, index) for k, t in settings]
         return top1, mine, votes
     finally:
-        knn.SMALL, neighbors.QUERY_TILE = before
+        classify.SMALL, search.QUERY_TILE = before
 
 
-@pytest.mark.parametrize("small", [0, knn.SMALL])
+@pytest.mark.parametrize("small", [0, classify.SMALL])
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_equal_one_process(ranks, world_size, small):
     query, truth, bank, labels = make(61, 487, 16, 11)
@@ -223,7 +222,7 @@ def test_a_rank_may_have_nothing(ranks):
 
 
 def test_it_leaves_the_matmul_precision_as_it_was(monkeypatch):
-    monkeypatch.setattr(knn, "SMALL", 0)
+    monkeypatch.setattr(classify, "SMALL", 0)
     query, _, bank, labels = make(9, 40, 8, 3)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
@@ -264,16 +263,16 @@ def test_rescored_candidates_are_the_exact_neighbors(monkeypatch, spread):
     """Features that nearly coincide: float32 cannot order them, their candidates are rescored."""
     g = torch.Generator().manual_seed(0)
     x = 1 + spread * torch.randn(3064, 96, generator=g)
-    query, rows = neighbors.on_grid(x[:64]), neighbors.on_grid(x[64:])
-    bank = neighbors.Bank(rows, torch.arange(3000) % 7, torch.arange(3000))
-    wanted = neighbors.search(query, bank, 21, exact=True)
-    plain = neighbors.search(query, bank, 21, exact=False)
+    query, rows = search.on_grid(x[:64]), search.on_grid(x[64:])
+    bank = search.Bank(rows, torch.arange(3000) % 7, torch.arange(3000))
+    wanted = search.search(query, bank, 21, exact=True)
+    plain = search.search(query, bank, 21, exact=False)
     assert not torch.equal(plain.key, wanted.key), "float32 alone is not enough here"
-    near = neighbors.search(query, bank, 37, exact=False)
-    found, sure = neighbors.rescore(query, bank, near, 21)
+    near = search.search(query, bank, 37, exact=False)
+    found, sure = search.rescore(query, bank, near, 21)
     assert sure.float().mean() > 0.9 or spread < 1e-2
     assert torch.equal(found.key[sure], wanted.key[sure])
     assert torch.equal(found.label[sure], wanted.label[sure])
-    monkeypatch.setattr(knn, "SMALL", 0)
-    mixed = knn._neighbors(query, bank, 7, [(20, 0.07)])
+    monkeypatch.setattr(classify, "SMALL", 0)
+    mixed = classify._neighbors(query, bank, 7, [(20, 0.07)])
     assert torch.equal(mixed.key[:, :20].sort().values, wanted.key[:, :20].sort().values)

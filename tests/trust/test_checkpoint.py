@@ -14,8 +14,8 @@ import yaml
 from torch import nn
 
 import sslzoo
-from sslzoo import cli
 from sslzoo.backbones import SmallResNet
+from sslzoo.commands import fit
 from sslzoo.data import ImageFolder
 from sslzoo.eval import Classifier, load_weights
 from sslzoo.methods import BYOL, SimCLR
@@ -26,7 +26,7 @@ from tests.zoo.test_broken_files import DEEP_KEY, zip_of
 
 HYPER: dict[str, Any] = {
     "_class_path": "sslzoo.methods.SimCLR",
-    "_instantiator": "lightning.pytorch.cli.instantiate_module",
+    "_instantiator": "lightning.pytorch.fit.instantiate_module",
     "backbone": {"class_path": "sslzoo.backbones.SmallResNet", "init_args": {"widths": [8, 16]}},
     "projector": {
         "class_path": "sslzoo.heads.simclr_projector",
@@ -159,7 +159,7 @@ def test_names_that_differ_may_be_let_pass(tmp_path: Path) -> None:
 def test_a_data_module_of_a_checkpoint_imports_nothing(tmp_path: Path) -> None:
     (tmp_path / "gadget_of_data.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w').close()")
     hyper = {
-        "_instantiator": "lightning.pytorch.cli.instantiate_module",
+        "_instantiator": "lightning.pytorch.fit.instantiate_module",
         "root": str(tmp_path),
         "transform": {"class_path": "gadget_of_data.Views"},
     }
@@ -276,4 +276,4 @@ def test_what_is_too_deep_to_be_hashed_or_shown_is_one_sentence(
             read(str(path))
     config = ["--config", "simclr/folder_small_10ep", f"--data.root={tmp_path}"]
     with pytest.raises(SystemExit, match=r"has 100\d+ values within each other"):
-        cli.run(["fit", *config, f"--ckpt_path={path}"])
+        fit.run(["fit", *config, f"--ckpt_path={path}"])

@@ -25,7 +25,7 @@ from sslzoo.zoo.cache import fetch, hash_in_name, place, resolved
 from sslzoo.zoo.catalog import entries
 from sslzoo.zoo.weights_file import locate
 from tests.zoo.servers import Site, serving, status
-from tests.zoo.test_loading import small_card, write
+from tests.zoo.test_load import small_card, write
 
 CONTENT = bytes(range(256)) * 8192  # 2 MiB
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

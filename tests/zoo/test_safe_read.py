@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from sslzoo.zoo import reading
+from sslzoo.zoo import safe_read
 from sslzoo.zoo.safe_read import read, refuse_nan
 
 GADGETS = [
@@ -77,7 +77,7 @@ def text(value: str) -> bytes:
 def old_torch(content: bytes) -> bytes:
     """A torch file of before 1.6 around a pickle that names a module, which torch refuses."""
     content = b"(" + text("module") + name("lib.NCEAverage", "NCEAverage") + b"NNtQ0" + content
-    about = [reading._OLD_MAGIC, reading._OLD_PROTOCOL, {"little_endian": True}]
+    about = [safe_read._OLD_MAGIC, safe_read._OLD_PROTOCOL, {"little_endian": True}]
     return b"".join(pickle.dumps(part, 2) for part in about) + content + pickle.dumps([], 2)
 
 
@@ -169,17 +169,20 @@ def test_no_gadget_runs(tmp_path: Path, form: str) -> None:
 
 
 KNOWN = [
-    *reading._KNOWN,
-    *(("numpy.core.multiarray", each) for each in reading._MULTIARRAY),
-    *((module, "FlatMapping") for module in reading._HAIKU),
+    *safe_read._KNOWN,
+    *(("numpy.core.multiarray", each) for each in safe_read._MULTIARRAY),
+    *((module, "FlatMapping") for module in safe_read._HAIKU),
     ("byol.utils.optimizers", "State"),
     ("optax", "State"),
     ("byol.byol_experiment", "_ByolExperimentState"),
 ]
 OLD_KNOWN = [
-    *reading._OLD_NAMES,
-    *(("torch", each) for each in reading._OLD_STORAGES),
-    *((module, each) for module, _, each in (n.rpartition(".") for n in reading._PICKLED_MODULES)),
+    *safe_read._OLD_NAMES,
+    *(("torch", each) for each in safe_read._OLD_STORAGES),
+    *(
+        (module, each)
+        for module, _, each in (n.rpartition(".") for n in safe_read._PICKLED_MODULES)
+    ),
 ]
 CHANGES = [
     b"}" + text("changed") + b"I1\nsb.",
@@ -196,9 +199,9 @@ def test_no_name_that_a_file_may_use_can_be_changed(tmp_path: Path, form: str) -
     suffix, wrap = FORMS[form]
     known = KNOWN if form == "pickle" else OLD_KNOWN
     unpickler: Any = (
-        reading._Unpickler(io.BytesIO())
+        safe_read._Unpickler(io.BytesIO())
         if form == "pickle"
-        else reading._OldUnpickler(io.BytesIO(), 0)
+        else safe_read._OldUnpickler(io.BytesIO(), 0)
     )
     for module, qualname in known:
         before = _attributes(unpickler.find_class(module, qualname))
@@ -259,7 +262,7 @@ def test_an_old_file_gives_what_torch_gives(tmp_path: Path, memory: nn.Module) -
         "module": memory,
         "state": nn.BatchNorm2d(3).state_dict(),
         "shared": [base.view(4, 6), base.view(4, 6).t(), base[5:9], base[::3]],
-        "kinds": [torch.arange(3).to(kind) for kind in reading._OLD_STORAGES.values()],
+        "kinds": [torch.arange(3).to(kind) for kind in safe_read._OLD_STORAGES.values()],
         "empty": torch.empty(0, 3),
         "scalar": torch.tensor(3.5),
         "parameter": nn.Parameter(torch.ones(2)),
