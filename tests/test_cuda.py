@@ -23,7 +23,6 @@ from sslzoo.random import sample_keys
 from sslzoo.trainable import Trainable
 from tests.test_every_method import (
     BATCH,
-    StopAfter,
     assert_same,
     batches,
     battery,
@@ -122,6 +121,16 @@ def test_mixed_precision_stays_near_float32(cls: type[Trainable], precision: str
 
     loss, wanted = go(precision), go("32-true")
     torch.testing.assert_close(loss, wanted, rtol=0.1, atol=0.1)
+
+
+class StopAfter(Callback):
+    """Ends a run early, with the horizon of the whole."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
 
 
 @battery(TRAINABLES)

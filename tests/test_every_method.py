@@ -37,11 +37,11 @@ THIRD_PARTY = (
 )
 
 
-def fit(run: Trainer, method: Trainable, data: list[Batch]) -> None:
+def fit(run: Trainer, method: Trainable, data: list[Batch], ckpt_path: str | None = None) -> None:
     with warnings.catch_warnings():
         for message in THIRD_PARTY:
             warnings.filterwarnings("ignore", message=re.escape(message))
-        run.fit(method, Loader(data), val_dataloaders=Loader(data[:1]))
+        run.fit(method, Loader(data), Loader(data[:1]), ckpt_path=ckpt_path, weights_only=True)
 
 
 def battery(classes: Sequence[type[Trainable]] = METHODS) -> Any:
