@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -149,7 +150,9 @@ class _Builder:
         made = {
             key: self._convert(value, hints.get(key, Any), f"{name}.{key}")
             for key, value in args.items()
-            if key not in given and key not in _WITHHELD
+            if key not in given
+            and key not in _WITHHELD
+            and not (key in named and _is_default(value, parameters[key].default))
         }
         withheld = {key: value for key, value in _WITHHELD.items() if key in named}
         return {**made, **withheld, **given}
@@ -177,7 +180,7 @@ class _Builder:
             inner = parts[1] if parts else Any
             return {key: self._convert(one, inner, f"{at}.{key}") for key, one in value.items()}
         if origin is Callable or hint is Callable:
-            return self._reference(value)
+            return self._reference(value, parts)
         return self._object(value, hint, at)
 
     def _object(self, value: Any, hint: Any, at: str) -> Any:
@@ -216,10 +219,11 @@ class _Builder:
         self._checked(value, len(value) == len(parts), f"{len(parts)} values", at)
         return tuple(self._convert(v, p, at) for v, p in zip(value, parts, strict=True))
 
-    def _reference(self, value: Any) -> Callable[..., Any]:
+    def _reference(self, value: Any, hint: Sequence[Any]) -> Callable[..., Any]:
         """What is called later, such as an optimizer: a class or factory with some arguments."""
         name, args = self._split(value)
-        maker = admit(name, object, self.where)
+        given = hint[-1] if hint and isinstance(hint[-1], type) else object
+        maker = admit(name, object, self.where, given)
         arguments = self._arguments(maker, name, args, {})
         return partial(maker, **arguments) if arguments else maker
 
@@ -247,6 +251,20 @@ def hints_of(maker: Any) -> dict[str, Any]:
         return typing.get_type_hints(constructor)
     except (NameError, TypeError):
         return {}
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    """Whether a value of a file is that of the signature, or the name of the object there."""
+    if isinstance(default, PLAIN):
+        return type(value) is type(default) and value == default
+    if isinstance(default, list | tuple) and isinstance(value, list | tuple):
+        pairs = zip(value, default, strict=False)
+        return len(value) == len(default) and all(_is_default(*pair) for pair in pairs)
+    if not isinstance(value, str) or default is inspect.Parameter.empty:
+        return False
+    module, _, name = value.rpartition(".")
+    named = vars(sys.modules[module]).get(name) if module in sys.modules else None
+    return named is default
 
 
 def _printable(text: str) -> str:

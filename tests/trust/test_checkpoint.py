@@ -48,6 +48,10 @@ class OwnNet(nn.Module):
         self.linear = nn.Linear(3, width)
 
 
+class OwnSGD(torch.optim.SGD):
+    """An optimizer of the user's own."""
+
+
 def saved(**changes: Any) -> dict[str, Any]:
     hyper = {**copy.deepcopy(HYPER), **changes}
     net = SimCLR(SmallResNet((8, 16)), sslzoo.heads.simclr_projector(16, out_dim=4))
@@ -84,6 +88,16 @@ def test_a_whole_method_can_train_on(tmp_path: Path) -> None:
     assert method._parameter_groups is sslzoo.optim.exempt_bias_and_norm
     for name, value in method.state_dict().items():
         assert torch.equal(value, content["state_dict"][name])
+
+
+def test_an_optimizer_of_the_user_s_own_is_one(tmp_path: Path) -> None:
+    own = {"class_path": f"{__name__}.OwnSGD", "init_args": {"lr": 0.1}}
+    path = write(tmp_path, saved(optimizer=own))
+    for method in (sslzoo.load(path, whole=True), SimCLR.load_from_checkpoint(path)):
+        assert method._optimizer.func is OwnSGD
+    net = {"class_path": f"{__name__}.OwnNet"}
+    with pytest.raises(UntrustedError, match="is no Optimizer, which is wanted there"):
+        sslzoo.load(write(tmp_path, saved(optimizer=net)), whole=True)
 
 
 def test_a_class_loads_its_own_checkpoints_by_the_same_rule(tmp_path: Path) -> None:
