@@ -8,15 +8,17 @@ string, environment variables) is read.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import jsonargparse
 import torch
 
 from sslzoo.trust.admit import UntrustedError, admit
@@ -84,6 +86,67 @@ def shell(spec: Any, base: type, where: str) -> Any:
         if isinstance(error.__cause__, RuntimeError) and "meta" in str(error.__cause__):
             return None
         raise
+
+
+def build_trusted(spec: dict[str, Any], base: type, **given: Any) -> Any:
+    """What the user's own words name, as the command builds it: any class or function.
+
+    Args:
+        spec: `class_path` and `init_args`.
+        base: what the object must be.
+        given: arguments that the caller gives, in place of the spec's.
+
+    Raises:
+        ValueError: there is no such class, it is no `base`, or it takes other arguments.
+    """
+    spec = copy.deepcopy(spec)  # jsonargparse changes it
+    for key in ("init_args", "dict_kwargs"):
+        if given and isinstance(spec.get(key), Mapping):
+            spec[key] = {name: part for name, part in spec[key].items() if name not in given}
+    for name in _class_paths(spec):
+        _import(name)
+    if given:
+        spec["dict_kwargs"] = {**(spec.get("dict_kwargs") or {}), **given}
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--made", type=base)
+    try:
+        parsed = parser.parse_object({"made": spec})
+        with torch.random.fork_rng(devices=[]):
+            return parser.instantiate(parsed)["made"]
+    except (jsonargparse.ArgumentError, TypeError) as error:
+        text = " ".join(str(error).split()).removeprefix('Parser key "made": ')
+        raise ValueError(f"no {base.__name__} {spec.get('class_path')!r}: {text}") from None
+
+
+def _class_paths(spec: Any) -> Iterator[str]:
+    """Those at any depth."""
+    if isinstance(spec, Mapping):
+        if isinstance(spec.get("class_path"), str):
+            yield spec["class_path"]
+        spec = list(spec.values())
+    if isinstance(spec, list | tuple):
+        for part in spec:
+            yield from _class_paths(part)
+
+
+def _import(name: str) -> None:
+    """Import the module of a class, which may stand within another class.
+
+    Raises:
+        ValueError: it cannot be imported.
+    """
+    module = name.rpartition(".")[0]  # of a short name none: it is of what is imported
+    while module:
+        try:
+            importlib.import_module(module)
+            return
+        except ImportError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise ValueError(f"{module} cannot be imported: {error}") from None
+            if error.name == name.partition(".")[0]:
+                text = f"{error.name} cannot be imported; put its folder on PYTHONPATH"
+                raise ValueError(text) from None
+        module = module.rpartition(".")[0]
 
 
 class _Builder:

@@ -54,7 +54,7 @@ class Defaults(nn.Module):
 
     def __init__(
         self,
-        width: int = None,  # type: ignore[assignment]
+        width: int = None,  # type: ignore[assignment]  # noqa: RUF013
         net: nn.Module = None,  # type: ignore[assignment]
         rows: list[int] = ("a", None),  # type: ignore[assignment]
         dtype: torch.dtype = torch.float32,
@@ -104,8 +104,12 @@ def test_values_become_what_their_types_say() -> None:
 def test_a_default_is_taken_as_it_is_whatever_the_type_says() -> None:
     path = f"{__name__}.Defaults"
     args = {
-        **{"width": None, "net": None, "rows": ["a", None], "dtype": "torch.float32"},
-        **{"norm": "torch.nn.BatchNorm2d", "act": "torch.nn.functional.relu"},
+        "width": None,
+        "net": None,
+        "rows": ["a", None],
+        "dtype": "torch.float32",
+        "norm": "torch.nn.BatchNorm2d",
+        "act": "torch.nn.functional.relu",
     }
     made: Any = build({"class_path": path, "init_args": args}, nn.Module, "x")
     assert made.given == Defaults().given

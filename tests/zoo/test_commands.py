@@ -323,7 +323,7 @@ def test_a_checkpoint_that_does_not_fit_what_is_said_of_it_is_refused(
     for more, text in (
         ([], "not a run of the command.*--backbone says what it fills"),
         (["--prefix", "net."], "--backbone wanted, which --prefix goes with"),
-        (["--backbone", SMALL], r"tensors under 'backbone\.' wanted, the file has \['net\."),
+        (["--backbone", SMALL], r"no tensors under 'backbone\.', it has \['net\."),
         (["--backbone", SMALL, "--prefix", ""], "does not fit SmallResNet"),
         (["--backbone", SMALL, "--layout", "moco"], "nothing of|has no"),
         (["--backbone", "torch.nn.Flatten"], "with num_features wanted.*Flatten.*has None"),
