@@ -83,7 +83,7 @@ def complete(
             f"{path} does not fit {type(encoder).__name__}: {len(wrong)} of {len(own)} tensors "
             f"have floats for whole numbers or the other way round, such as {wrong[:3]}"
         )
-    check_finite(state, type(encoder).__name__)
+    check_finite(state, path)
     counts = {n: value for n, value in own.items() if n.endswith(".num_batches_tracked")}
     return {**({} if counts.keys() & state.keys() else counts), **state}
 

@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
+from sslzoo.foreign import foreign
 from sslzoo.whole import write_whole
 from sslzoo.zoo import wire
 from sslzoo.zoo.wire import Wanted, is_url, resolved
@@ -39,7 +40,6 @@ _LONGEST = 200  # bytes of a name; file systems take 255, and endings are added
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[A-Za-z0-9.]+$")
 _DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_HTML = re.compile(rb"\W*(<!doctype html|<html|<head|<body|<script|<\?xml|<!--)", re.IGNORECASE)
 
 
 def home() -> Path:
@@ -418,10 +418,9 @@ def _refuse_other(
             if parse is not None:
                 parse(part)
         except (ValueError, OSError) as error:
-            text = str(error).replace(str(part), str(target))
-            raise ValueError(
-                f"it gives no {target.name} that can be read, {_beginning(part)}: {text}"
-            ) from None
+            text, began = str(error).replace(str(part), str(target)), _beginning(part)
+            told = "" if began in text else f", {began}"
+            raise ValueError(f"it gives no {target.name} that can be read{told}: {text}") from None
     except BaseException:
         wire.discard(part)
         raise
@@ -430,6 +429,5 @@ def _refuse_other(
 
 def _beginning(part: Path) -> str:
     with part.open("rb") as file:
-        head = file.read(64)
-    page = "an HTML page (to log in, or of an error?)" if _HTML.match(head) else "what came"
-    return f"{page} begins with {head[:32]!r}"
+        head = file.read(32)
+    return foreign(part) or f"what came begins with {head!r}"

@@ -263,7 +263,7 @@ def test_broken_safetensors(server: Site, tmp_path: Path, kind: str, place: str)
     assert "tiny.safetensors" in said or FIRST in said
     if place == "http":
         assert server.url in said
-        assert "begins with b" in said
+        assert "begins with b" in said or "it is empty" in said
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -334,7 +334,7 @@ def test_paths_are_taken(server: Site, tmp_path: Path) -> None:
 
 def test_a_broken_file_leaves_the_next_one_alone(tmp_path: Path) -> None:
     """Torch keeps sparse tensors that it has not checked in a list of the process."""
-    (tmp_path / "broken.pth").write_bytes(torch_file({"a": sparse(), "b": Path("x")}))
+    (tmp_path / "broken.pth").write_bytes(torch_file({"a": sparse(), "b": torch.nn.Identity()}))
     (tmp_path / "whole.pth").write_bytes(torch_file(STATE))
     with pytest.raises(ValueError, match="could run code"):
         sslzoo.load(str(tmp_path / "broken.pth"), SmallResNet((8, 16)))

@@ -471,7 +471,7 @@ def test_an_entry_is_held_to_its_card_before_it_is_kept(
         "does not fit SmallResNet": {**state, "more": torch.ones(1)},
         "1 of another shape": {**state, first: torch.ones(1)},
         "holds NaN or infinity": {**state, first: state[first] / 0},
-        "the file other numbers": {**state, first: state[first].long()},
+        "floats for whole numbers": {**state, first: state[first].long()},
     }
     for said, tensors in broken.items():
         save_file(tensors, path)

@@ -515,7 +515,7 @@ def too_many_channels(saved: dict[str, Any]) -> None:
 
 
 CHECKPOINTS: dict[str, tuple[Any, str]] = {
-    "NaN": (nan_weights, "takes finite weights"),
+    "NaN": (nan_weights, "holds NaN or infinity in"),
     "no encoder()": (mute, "which has no encoder()"),
     "preprocessing": (wrong_preprocessing, "as size of its preprocessing, got 'large'"),
     "channels": (too_many_channels, "does not take a sample"),
