@@ -187,13 +187,15 @@ def _checkpoint_of_this_config(trainer: Trainer, which: str) -> str:
 
     Lightning would look into this run's own version, which has none, and start from scratch.
     """
-    folders = [Path(c.dirpath) for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)]
+    savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    folders = [Path(saver.dirpath) for saver in savers if saver.dirpath]
     root = Path(trainer.default_root_dir)
     versions = [path for path in root.glob("version_*") if path.name[8:].isdigit()]
     versions.sort(key=lambda path: int(path.name[8:]), reverse=True)
     for folder in (*folders, *(version / "checkpoints" for version in versions)):
-        if which == "last" and (folder / LAST).is_file():
-            return str(folder / LAST)
+        lasts = sorted(folder.glob("last*.ckpt"), key=lambda path: path.stat().st_mtime)
+        if which == "last" and lasts:
+            return str(lasts[-1])
         if which == "best" and (known := sorted(folder.glob("*.ckpt"))):
             names = ", ".join(map(str, known))
             raise SystemExit(f"sslzoo: --ckpt_path best is not known here: give one of {names}")
