@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from lightning import LightningModule
-from torch import nn
+from torch import Tensor, nn
 
 from sslzoo.methods import SSLMethod
 from sslzoo.trust import UntrustedError, fill, hyper_parameters, module_of
 from sslzoo.zoo.building import build_backbone, complete, filled, under
 from sslzoo.zoo.cache import is_url
 from sslzoo.zoo.card import Card
-from sslzoo.zoo.converters import convert
+from sslzoo.zoo.converters import LAYOUTS, convert
 from sslzoo.zoo.preprocessing import TOKENIZER, of_checkpoint, preprocessor, tokenizer_json
 from sslzoo.zoo.reading import check_finite, read
 from sslzoo.zoo.weights_file import locate
@@ -95,6 +95,10 @@ def load(
             f"{str(path)!r} holds no whole method: a Lightning checkpoint of ours does"
         )
     else:
+        if layout in (None, "torchvision"):
+            saved = _unwrapped(saved)
+        if card is None:
+            _refuse_no_weights(saved, str(path))
         state = saved if layout is None else convert(saved, layout, str(path))[0]
         module = _encoder(state, path, card, backbone, trust)
         expects = (card.preprocessing, tokenizer_json(path)) if card else (None, None)
@@ -130,6 +134,21 @@ def network(name: str) -> nn.Module:
     return _encoder_of(module_of(saved, str(found.path)), found.path, train=True)
 
 
+def _unwrapped(saved: Any) -> Any:
+    """What stands under `state_dict` or `model`, where no tensor stands beside it."""
+    for key in ("state_dict", "model"):
+        if isinstance(saved, Mapping) and isinstance(saved.get(key), Mapping):
+            return saved if any(isinstance(v, Tensor) for v in saved.values()) else saved[key]
+    return saved
+
+
+def _refuse_no_weights(saved: Any, where: str) -> None:
+    parts = saved.values() if isinstance(saved, Mapping) else ()
+    if not any(isinstance(part, Tensor | Mapping) for part in parts):
+        held = list(saved)[:3] if isinstance(saved, Mapping) else type(saved).__name__
+        raise ValueError(f"{where!r} holds no weights by name, it holds {held!r:.200}")
+
+
 def _is_checkpoint(saved: Any) -> bool:
     return isinstance(saved, Mapping) and "pytorch-lightning_version" in saved
 
@@ -138,7 +157,14 @@ def _encoder(
     state: Any, path: Path, card: Card | None, backbone: nn.Module | None, trust: bool
 ) -> nn.Module:
     if backbone is not None:
-        fill(backbone, complete(state, backbone, str(path)), str(path))
+        full = complete(state, backbone, str(path))
+        surplus = sorted(full.keys() - backbone.state_dict().keys())
+        if surplus and all(name.startswith(LAYOUTS["torchvision"].drop or ()) for name in surplus):
+            raise ValueError(
+                f"{str(path)!r} has {surplus} too, which the backbone has not: pass "
+                "layout='torchvision', which leaves a classifier out"
+            )
+        fill(backbone, full, str(path))
         encoder = backbone
     elif card is not None:
         encoder = filled(card.backbone, state, str(path), trust)

@@ -218,6 +218,33 @@ def test_a_file_that_holds_no_weights_says_what_it_is(tmp_path: Path) -> None:
         sslzoo.load(tmp_path / "module.pth")
 
 
+@pytest.mark.parametrize("held", [[1], torch.ones(3), {}, {"epoch": 3}, None])
+def test_a_file_without_weights_by_name_says_what_it_holds(tmp_path: Path, held: Any) -> None:
+    torch.save(held, tmp_path / "a.pth")
+    for given in ({}, {"backbone": SmallResNet((8, 16))}, {"layout": "moco"}):
+        with pytest.raises(ValueError, match=r"a.pth' holds no weights by name, it holds"):
+            sslzoo.load(tmp_path / "a.pth", **given)  # type: ignore[arg-type]
+
+
+def test_a_state_loads_from_the_usual_wrappers_and_without_its_classifier(tmp_path: Path) -> None:
+    net, path = SmallResNet((8, 16)), tmp_path / "net.pth"
+    classified = {**net.state_dict(), "fc.weight": torch.ones(2, 16), "fc.bias": torch.ones(2)}
+    wrappers: list[dict[str, Any]] = [
+        classified,
+        {"state_dict": classified, "epoch": 3, "best": 0.5},
+        {"model": classified, "optimizer": {"state": {0: torch.ones(1)}}},
+    ]
+    for held in wrappers:
+        torch.save(held, path)
+        loaded: Any = sslzoo.load(path, SmallResNet((8, 16)), "torchvision")
+        assert torch.equal(loaded.stem.weight, net.stem.weight)
+        with pytest.raises(ValueError, match=r"\['fc.bias', .*: pass layout='torchvision'"):
+            sslzoo.load(path, SmallResNet((8, 16)))
+    torch.save({"state_dict": net.state_dict()}, path)
+    loaded = sslzoo.load(path, SmallResNet((8, 16)))
+    assert torch.equal(loaded.stem.weight, net.stem.weight)
+
+
 def test_a_wrong_hash_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, SmallResNet((8, 16)), sha256="0" * 64)
     with pytest.raises(ValueError, match=f"{'0' * 64} wanted: another file"):

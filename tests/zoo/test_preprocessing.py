@@ -127,7 +127,10 @@ def test_what_keeps_its_arguments_is_written_as_a_class_path() -> None:
     assert as_config(Gathering(1.0)) is None
     assert as_config(Failing(1.0)) is None
     assert as_config(Plus(torch.ones(2))) is None  # type: ignore[arg-type]
-    config = {"class_path": "sslzoo.data.HFTokenizer", "init_args": {"name": "bert"}}
+    config = {
+        "class_path": "sslzoo.data.HFTokenizer",
+        "init_args": {"name": "bert", "local_files_only": False},
+    }
     assert as_config(HFTokenizer("bert")) == config
 
 
