@@ -77,6 +77,15 @@ class Trainable(LightningModule, ABC):
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__()
+        factories = {"optimizer": optimizer, "schedule": schedule}
+        for name, given in {**factories, "parameter_groups": parameter_groups}.items():
+            if given is not None and not callable(given):
+                kind = {"optimizer": "Optimizer", "schedule": "Schedule"}.get(name, "Groups")
+                raise ValueError(
+                    f"{name} must be called later, got a {type(given).__name__}: annotate the "
+                    f"argument of {type(self).__name__} as `{name}: {kind}Factory | None`, or pass "
+                    "a function"
+                )
         self._optimizer, self._schedule = optimizer, schedule
         self._parameter_groups = parameter_groups
         self.step = 0
