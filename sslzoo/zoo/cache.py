@@ -304,9 +304,9 @@ def _locked(target: Path) -> Iterator[None]:
                     break
             except FileNotFoundError:
                 if not _writable(lock.parent):
-                    raise _unwritable(target, "there is no such folder") from None
+                    raise unwritable(target, "there is no such folder") from None
             except OSError as error:
-                raise _unwritable(target, error.strerror or str(error)) from None
+                raise unwritable(target, error.strerror or str(error)) from None
             held.close()
         try:
             yield
@@ -326,7 +326,8 @@ def _writable(folder: Path) -> bool:
     return False
 
 
-def _unwritable(target: Path, why: str) -> OSError:
+def unwritable(target: Path, why: str) -> OSError:
+    """What is said of a cache in which there is no place for a file."""
     return OSError(
         f"the cache {home()} cannot be written ({target.parent}: {why}): set SSLZOO_HOME to a "
         "folder that can"
@@ -368,7 +369,7 @@ def _first(
                 text = f"no space for {target.name} in {target.parent}"
                 raise OSError(error.errno, text) from None
             if str(error.filename).startswith(str(target.parent)):
-                raise _unwritable(target, error.strerror or str(error)) from None
+                raise unwritable(target, error.strerror or str(error)) from None
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
             failed.append(kind(f"{_shown(url)}: {error}"))
         except ValueError as error:
@@ -395,7 +396,10 @@ def _summed_up(target: Path, failed: Sequence[Exception]) -> Exception:
         return ValueError(reasons)
     absent = all(isinstance(error, FileNotFoundError) for error in failed)
     kind = FileNotFoundError if absent else OSError
-    return kind(f"{target.name} cannot be fetched: {reasons}")
+    return kind(
+        f"{target.name} cannot be fetched: {reasons}; or download it by hand and pass its path, "
+        "of an entry as file=PATH"
+    )
 
 
 def _refuse_other(

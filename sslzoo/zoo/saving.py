@@ -20,7 +20,7 @@ from torch import nn
 from sslzoo.trust import fill, read_config
 from sslzoo.whole import write_whole
 from sslzoo.zoo.building import build_backbone, complete, under
-from sslzoo.zoo.cache import home
+from sslzoo.zoo.cache import home, unwritable
 from sslzoo.zoo.card import Card
 from sslzoo.zoo.converters import convert
 from sslzoo.zoo.listing import card_named, entries
@@ -132,7 +132,12 @@ def _made(folder: Path) -> Iterator[None]:
     """Make a folder, and take it away again where what follows fails."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if not folder.is_relative_to(home()):
+                raise
+            raise unwritable(folder / "card", error.strerror or str(error)) from None
         yield
     except BaseException:
         for path in new:
