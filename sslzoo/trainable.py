@@ -77,6 +77,15 @@ class Trainable(LightningModule, ABC):
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__()
+        factories = {"optimizer": optimizer, "schedule": schedule}
+        for name, given in {**factories, "parameter_groups": parameter_groups}.items():
+            if given is not None and not callable(given):
+                kind = {"optimizer": "Optimizer", "schedule": "Schedule"}.get(name, "Groups")
+                raise ValueError(
+                    f"{name} must be called later, got a {type(given).__name__}: annotate the "
+                    f"argument of {type(self).__name__} as `{name}: {kind}Factory | None`, or pass "
+                    "a function"
+                )
         self._optimizer, self._schedule = optimizer, schedule
         self._parameter_groups = parameter_groups
         self.step = 0
@@ -194,6 +203,7 @@ class Trainable(LightningModule, ABC):
         hparams_file: Any = None,
         strict: bool | None = None,
         weights_only: bool | None = None,
+        trust: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Lightning's, for a file that chooses no classes beyond those of `sslzoo.trust`.
@@ -205,10 +215,11 @@ class Trainable(LightningModule, ABC):
                 name no classes.
             strict: see there.
             weights_only: nothing else is read, whatever is given.
+            trust: whether the file may name any class that Python can import (`sslzoo.load`).
             kwargs: arguments of the module, in place of the file's.
 
         Raises:
-            ValueError: see `sslzoo.trust.module_of`.
+            ValueError: see `sslzoo.trust.module_of`; or an argument is neither saved nor given.
         """
         if hparams_file is not None:
             refuse_objects(hparams_file)
@@ -216,9 +227,23 @@ class Trainable(LightningModule, ABC):
             refuse_deep_pickles(Path(checkpoint_path))
         saved = torch.load(checkpoint_path, "cpu", weights_only=True)
         where = str(checkpoint_path)
-        if hparams_file is None and "_class_path" in hyper_parameters(saved, where):
-            module = module_of(saved, where, cls, whole=True, strict=strict is not False, **kwargs)
+        known = hyper_parameters(saved, where)
+        if hparams_file is None and "_class_path" in known:
+            how: Any = {"whole": True, "strict": strict is not False, "trust": trust}
+            module = module_of(saved, where, cls, **how, **kwargs)
             return module if map_location is None else module.to(map_location)
+        wanted = inspect.signature(cls).parameters.values()
+        missing = [
+            f"{p.name}=..."
+            for p in wanted
+            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            if p.name not in {**known, **kwargs}
+        ]
+        if hparams_file is None and missing:
+            raise ValueError(
+                f"{where} was saved from a {cls.__name__} built in Python, whose objects are not "
+                f"in the file: give {cls.__name__}.load_from_checkpoint {', '.join(missing)}"
+            )
         if hasattr(checkpoint_path, "seek"):
             checkpoint_path.seek(0)
         # Lightning's instantiator would build whatever the file names.
