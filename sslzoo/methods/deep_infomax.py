@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from sslzoo.batch import Batch, View
 from sslzoo.heads import MI1x1ConvNet, PriorDiscriminator
-from sslzoo.losses import dim_fenchel_dual, discriminator_loss, generator_loss, slope_penalty
+from sslzoo.losses import dim_fenchel_dual, discriminator_loss, generator_loss, gradient_penalty
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
@@ -139,7 +139,7 @@ class DeepInfoMax(SSLMethod):
         """sigmoid(Y) is to look like U(0, 1) to d, which learns to tell them apart."""
         fake = y.sigmoid()
         real, seen = keys.uniform("prior", y.shape[1]).to(fake.dtype), fake.detach()
-        penalty = slope_penalty(d.slope(real)) + slope_penalty(d.slope(seen))
+        penalty = gradient_penalty(d.slope(real)) + gradient_penalty(d.slope(seen))
         return {
             "prior": self.prior_weight * generator_loss(d.frozen(fake)),
             "discriminator": discriminator_loss(d(real), d(seen)) + d.penalty / 2 * penalty,
