@@ -1,4 +1,4 @@
-"""Memories: rows kept between steps, staged by the losses and committed once a step."""
+"""Memories: rows kept between steps, staged in a step and committed after it."""
 
 from sslzoo.memory.bank import MemoryBank
 from sslzoo.memory.base import Memory, memory_buffers

@@ -239,7 +239,7 @@ def test_wrong_input_is_named() -> None:
     for bound in (dim_fenchel_dual, dim_info_nce, dim_donsker_varadhan):
         with pytest.raises(ValueError, match=r"\(3, 4, 2\) and \(3, 5, 1\)"):
             bound(phi, torch.ones(3, 5, 1))
-        with pytest.raises(ValueError, match="at least 2 images .*, got 1"):
+        with pytest.raises(ValueError, match=r"at least 2 images .*, got 1"):
             bound(phi[:1], phi[:1])
     with pytest.raises(ValueError, match="got 'TV'"):
         dim_fenchel_dual(phi, phi, "TV")  # type: ignore[arg-type]

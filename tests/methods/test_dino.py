@@ -257,5 +257,5 @@ def test_bfloat16_autocast_stays_close() -> None:
 
 
 def test_a_head_of_another_width_is_named() -> None:
-    with pytest.raises(ValueError, match="takes 12 features and what is below it gives 16"):
+    with pytest.raises(ValueError, match="in_features 16, the width of its input, got 12"):
         DINO(small_vit(8, 4, width=16, depth=1, num_heads=2), DINOHead(12, 10, 8, 6))

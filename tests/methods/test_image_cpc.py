@@ -115,7 +115,7 @@ def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
 
 
 def test_a_backbone_without_places_is_refused() -> None:
-    with pytest.raises(ValueError, match="Pooled has map_features None and grid None"):
+    with pytest.raises(ValueError, match="Pooled with map_features None and grid None"):
         ImageCPC(Pooled(6), [PixelContext(6, 1)])
 
 

@@ -239,7 +239,7 @@ def test_frozen_patches_and_positions_stay() -> None:
 
 
 def test_widths_are_checked() -> None:
-    with pytest.raises(ValueError, match="predictor gives 6 features"):
+    with pytest.raises(ValueError, match=r"predictor must have out_features .* got 6"):
         MoCoV3(ToyEncoder(1), MLP([7, 8]), MLP([8, 6]))
 
 

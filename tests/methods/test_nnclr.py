@@ -99,5 +99,5 @@ def test_neighbors_are_found_in_float32_under_autocast() -> None:
 
 
 def test_a_predictor_of_another_width_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"gives 5 features .* have 6"):
+    with pytest.raises(ValueError, match=r"out_features 6, .* got 5"):
         NNCLR(SmallResNet((4, 8)), MLP([8, 6]), MLP([6, 5]), 20)
