@@ -84,6 +84,17 @@ def last_of_each(index: Tensor) -> Tensor:
     return order[torch.searchsorted(ordered, index, right=True) - 1]
 
 
+def memories(module: nn.Module) -> list[Memory]:
+    """All memories of a module."""
+    return [part for part in module.modules() if isinstance(part, Memory)]
+
+
+def commit_memories(module: nn.Module) -> None:
+    """Commit all memories of a module; a plain loop calls it after `optimizer.step()`."""
+    for memory in memories(module):
+        memory.commit()
+
+
 def memory_buffers(module: nn.Module) -> list[str]:
     """Full names of the buffers of all memories in `module`.
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from sslzoo.backbones import SmallResNet, Towers
 from sslzoo.batch import Batch
-from sslzoo.callbacks.memory import commit
 from sslzoo.heads import PerView
+from sslzoo.memory import commit_memories
 from sslzoo.methods import CMC
 from sslzoo.methods.base import step_keys
 from tests.golden import assert_close_to_golden, load
@@ -89,7 +89,7 @@ def test_golden_two_steps(softmax: bool, monkeypatch: pytest.MonkeyPatch) -> Non
             f = views[i].detach()
             tangent = wanted - (wanted * f).sum(1, keepdim=True) * f
             assert_close_to_golden(views[i].grad, tangent)
-        commit(method)
+        commit_memories(method)
         for bank, name in zip(method.banks, ("l", "ab"), strict=True):
             assert_close_to_golden(bank.rows, golden[f"memory_{name}_after{step}"])
 
@@ -131,7 +131,7 @@ def test_banks_differ_and_each_keeps_its_own_view() -> None:
     assert not torch.equal(before[0], before[1])
     assert not torch.equal(before[1], before[2])
     method.losses(batch)
-    commit(method)
+    commit_memories(method)
     for bank, old, view in zip(method.banks, before, batch.views, strict=True):
         f = F.normalize(view[:, :, 0, 0])
         torch.testing.assert_close(bank.rows[:6], F.normalize(0.5 * old[:6] + 0.5 * f))
@@ -144,7 +144,7 @@ def test_constants_are_set_once_and_survive_saving() -> None:
     constants = method.z_constants.clone()
     pairs = torch.tensor([[0, 1, 1], [1, 0, 0], [1, 0, 0]], dtype=torch.bool)
     assert torch.equal(constants > 0, pairs)
-    commit(method)
+    commit_memories(method)
     other, _ = three("core_view")
     other.load_state_dict(method.state_dict())
     again = batch._replace(views=[-view for view in batch.views])

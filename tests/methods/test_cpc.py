@@ -145,7 +145,7 @@ def test_silence_has_a_finite_loss_and_gradient() -> None:
     [
         ({"negatives": "all"}, "got 'all' and 'dot'"),
         ({"score": "cosine"}, "got 'batch' and 'cosine'"),
-        ({"num_negatives": 0}, "num_negatives of at least 1 wanted, got 0"),
+        ({"num_negatives": 0}, "num_negatives must be at least 1, got 0"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:

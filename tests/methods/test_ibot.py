@@ -8,9 +8,9 @@ from torch import Tensor
 
 from sslzoo.backbones import small_vit
 from sslzoo.batch import Batch
-from sslzoo.callbacks import commit
 from sslzoo.heads import DINOHead
 from sslzoo.masks import BlockMasks
+from sslzoo.memory import commit_memories
 from sslzoo.methods import IBOT
 from sslzoo.methods.base import step_keys
 from sslzoo.optim import ConstantSchedule, LinearSchedule, RunLength
@@ -70,7 +70,7 @@ def test_a_step_is_the_papers_with_every_patch_scored(small: int) -> None:
     wanted = torch.stack(cls_loss).mean(), 0.5 * torch.stack(patch_loss).mean()
     torch.testing.assert_close(terms["cls"], wanted[0], rtol=1e-9, atol=0)
     torch.testing.assert_close(terms["patch"], wanted[1], rtol=1e-9, atol=0)
-    commit(method)
+    commit_memories(method)
     for memory, before, logits in (
         (method.center, center, torch.cat(teachers)),
         (method.patch_center, patch_center, torch.cat(patches).flatten(0, 1)),

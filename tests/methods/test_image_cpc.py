@@ -103,8 +103,8 @@ def test_negatives_come_from_the_whole_batch_and_change_with_the_step(monkeypatc
         ({"contexts": []}, "got 0 contexts"),
         ({"directions": ["down", "up"]}, "got 1 contexts and directions"),
         ({"directions": ["sideways"]}, "sideways"),
-        ({"contexts": [PixelContext(4, 1)]}, r"gives 3 features and the contexts take \[4\]"),
-        ({"num_steps": 4}, "grid of 5 rows leaves 4 .* got 4, 4 and 1"),
+        ({"contexts": [PixelContext(4, 1)]}, r"contexts must have in_features 3, .* got \[4\]"),
+        ({"num_steps": 4}, "below 5, the rows of the grid, got 4, 4 and 1"),
         ({"num_negatives": 0}, "got 2, 0 and 1"),
     ],
 )
