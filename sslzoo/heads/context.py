@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 
 class _GatedLayer(nn.Module):
-    """x + tanh(a) sigmoid(b), with a and b from a 2 x 3 neighborhood, its own row and above."""
+    """x + tanh(a) sigmoid(b); a, b from the 2 x 3 neighborhood in and above the row."""
 
     def __init__(self, width: int):
         super().__init__()

@@ -25,18 +25,19 @@ class PerView(nn.Module):
 
     def __init__(self, heads: list[nn.Module]) -> None:
         super().__init__()
-        takes = [getattr(head, "in_features", None) for head in heads]
-        gives = [getattr(head, "out_features", None) for head in heads]
-        if not heads or not all(isinstance(width, int) for width in takes + gives):
+        in_features = [getattr(head, "in_features", None) for head in heads]
+        out_features = [getattr(head, "out_features", None) for head in heads]
+        if not heads or not all(isinstance(width, int) for width in in_features + out_features):
             raise ValueError(
-                f"heads must have in_features and out_features (int), got {takes} and {gives}"
+                "heads must have in_features and out_features (int), got "
+                f"{in_features} and {out_features}"
             )
-        if len(set(gives)) > 1:
-            raise ValueError(f"heads must have the same out_features, got {gives}")
+        if len(set(out_features)) > 1:
+            raise ValueError(f"heads must have the same out_features, got {out_features}")
         self.heads = nn.ModuleList(heads)
-        self.widths = cast(list[int], takes)
+        self.widths = cast(list[int], in_features)
         self.in_features = sum(self.widths)
-        self.out_features: int = cast(Any, gives[0])
+        self.out_features: int = cast(Any, out_features[0])
 
     def forward(self, x: Tensor) -> Tensor:
         pairs = zip(self.heads, x.split(self.widths, dim=1), strict=True)

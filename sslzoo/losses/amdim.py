@@ -52,7 +52,7 @@ def amdim_nce(source: Tensor, target: Tensor, clip: float = 20.0) -> tuple[Tenso
 def location_scores(
     source: Tensor, target: Tensor, clip: float, rows: Rows
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log softmax and clipped scores of the own locations (n, S); all raw scores (n, N, S)."""
+    """Own locations' log softmax and clipped scores (n, S); raw scores (n, N, S)."""
     source, target = at_least_float32(source), at_least_float32(target)
     keys = gather(target, rows).transpose(1, 2).flatten(0, 1)  # (N S, D)
     raw = (source / source.shape[1] ** 0.5 @ keys.T).unflatten(1, (rows.total, -1))

@@ -21,7 +21,9 @@ from sslzoo.losses.precision import at_least_float32, no_autocast
 def barlow_twins(
     z1: Tensor, z2: Tensor, off_diagonal_weight: float = 0.0051, gradient_scale: float = 1.0
 ) -> Tensor:
-    """sum_a (c_aa - 1)^2 + weight * sum_{a != b} c_ab^2, with c = z1^T z2 / N.
+    """Distance of the cross-correlation matrix c = z1^T z2 / N to the identity.
+
+    sum_a (c_aa - 1)^2 + lambda sum_{a != b} c_ab^2.
 
     Args:
         z1: (n, D) embeddings of the first views, each column of mean 0 and variance 1 over the

@@ -78,14 +78,14 @@ class RowBlocks:
         return torch.cdist(self.anchors[rows], self.keys, compute_mode=mode)
 
     def add_slope(self, rows: slice, slope: Tensor) -> None:
-        """Add the derivative (b, M) of the sum with respect to the dot products of a block."""
+        """Add the derivative (b, M) of the sum by a block's dot products."""
         if self._anchor_grad is not None:
             self._anchor_grad[rows] += slope @ self.keys
         if self._key_grad is not None:
             self._key_grad += slope.T @ self.anchors[rows]
 
     def add_square_slope(self, rows: slice, slope: Tensor) -> None:
-        """Add the derivative (b, M) of the sum with respect to a block's squared distances."""
+        """Add the derivative (b, M) of the sum by a block's squared distances."""
         self.add_slope(rows, -2 * slope)
         if self._anchor_grad is not None:
             self._anchor_grad[rows] += 2 * slope.sum(dim=1)[:, None] * self.anchors[rows]

@@ -33,7 +33,7 @@ def dcl(z1: Tensor, z2: Tensor, temperature: float, sigma: float | None = None) 
 
     Args:
         z1: (n, D) first views' projections; L2-normalized here (squared norm at least 1e-12).
-        z2: (n, D) second views' projections, row i beside z1's row i.
+        z2: (n, D) second views' projections, row i the positive of z1's row i.
         temperature: divides the cosines; 0.1 in the paper (reported).
         sigma: None for DCL, whose weights w are 1; 0.5 in the paper's DCLW, which gives distant
             pairs larger weights of mean 1.

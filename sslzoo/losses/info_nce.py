@@ -26,7 +26,7 @@ _LOGITS_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 
 def info_nce(query: Tensor, positive: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """Mean cross entropy of each query's positive key among it and the K keys of the queue.
+    """Mean cross entropy of each query's positive key among it and the queue's keys.
 
     Args:
         query: (n, D) queries q, L2-normalized by the caller.

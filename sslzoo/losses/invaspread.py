@@ -26,14 +26,14 @@ from sslzoo.losses.precision import at_least_float32, no_autocast
 
 
 def invaspread(f1: Tensor, f2: Tensor, temperature: float, negative_weight: float = 1.0) -> Tensor:
-    """Mean over the M anchors of -log P(positive) - m sum over negatives of log(1 - P).
+    """Mean over anchors of -log P(positive) - m sum_negatives log(1 - P(negative)).
 
     P(j) = exp(s_j / T) / D with D = exp(s_positive / T) + m sum over negatives of exp(s / T).
     Keys are constants: the gradient is that of the anchors alone.
 
     Args:
         f1: (n, D) first views' features, L2-normalized by the caller.
-        f2: (n, D) second views' features, row i beside f1's row i.
+        f2: (n, D) second views' features, row i the positive of f1's row i.
         temperature: T; 0.1 in the paper.
         negative_weight: m, at least 1 (below it a probability could exceed 1); 1 in the paper.
 
@@ -57,10 +57,10 @@ def invaspread(f1: Tensor, f2: Tensor, temperature: float, negative_weight: floa
 
 
 def _sum(blocks: RowBlocks, first: int, temperature: float, m: float) -> Tensor:
-    """Sum over the anchors, from each key's share of D: m P for negatives, P for the positive.
+    """Sum over the anchors, with its gradient, from each key's share of D.
 
-    The largest share is handled apart: it alone can be near 1, and 1 minus it is the sum of the
-    others.
+    The share is m P for negatives and P for the positive. The largest share is handled apart: it
+    alone can be near 1, and 1 minus it is the sum of the others.
     """
     anchors = blocks.anchors
     total = anchors.new_zeros(())

@@ -26,7 +26,10 @@ from sslzoo.losses.precision import at_least_float32, no_autocast
 
 
 def margin_contrastive(z: Tensor, label: Tensor | None = None, margin: float = 1.0) -> Tensor:
-    """Half the mean of D^2 / 2 over positive and of max(0, m - D)^2 / 2 over negative pairs.
+    """Margin contrastive loss, with positive and negative pairs weighted equally.
+
+    Half the mean of D^2 / 2 over positive pairs plus half that of max(0, m - D)^2 / 2 over negative
+    pairs.
 
     Args:
         z: (n, V, D) points of V >= 2 views; not normalized here.

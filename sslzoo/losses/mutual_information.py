@@ -62,7 +62,7 @@ def dim_fenchel_dual(phi: Tensor, psi: Tensor, measure: Measure = "JSD") -> Tens
 
     Args:
         phi: (n, D, M) encoded locations; the score of a pair is the dot product.
-        psi: (n, D, K) encoded summaries, row i beside phi's row i.
+        psi: (n, D, K) encoded summaries, image i that of phi's row i.
         measure: the divergence, see `POSITIVE`; for Donsker-Varadhan use `dim_donsker_varadhan`.
 
     Returns:
@@ -96,7 +96,7 @@ def dim_info_nce(phi: Tensor, psi: Tensor) -> Tensor:
 
     Args:
         phi: (n, D, M) encoded locations; the score of a pair is the dot product.
-        psi: (n, D, K) encoded summaries, row i beside phi's row i.
+        psi: (n, D, K) encoded summaries, image i that of phi's row i.
 
     Returns:
         Scalar whose mean over ranks is the loss of the global batch.
@@ -118,7 +118,7 @@ def dim_donsker_varadhan(phi: Tensor, psi: Tensor) -> Tensor:
 
     Args:
         phi: (n, D, M) encoded locations; the score of a pair is the dot product.
-        psi: (n, D, K) encoded summaries, row i beside phi's row i.
+        psi: (n, D, K) encoded summaries, image i that of phi's row i.
 
     Returns:
         Scalar whose mean over ranks is the loss of the global batch.
@@ -193,7 +193,7 @@ def gradient_penalty(gradient: Tensor) -> Tensor:
 
 
 def _scores(phi: Tensor, psi: Tensor) -> tuple[Tensor, Rows]:
-    """u[i, k, j, m]: score of own image i's summary k and image j's location m, (n, K, N, M)."""
+    """Scores u[i, k, j, m] of summary k of image i and location m of image j. (n, K, N, M)."""
     if phi.dim() != 3 or psi.dim() != 3 or phi.shape[:2] != psi.shape[:2]:
         raise ValueError(f"phi must be (n, D, M) and psi (n, D, K), got {shapes(phi, psi)}")
     rows = row_layout(len(phi))

@@ -40,7 +40,7 @@ _Block = tuple[slice, Tensor, Callable[[Tensor], Tensor]]
 
 
 def nce_constant(f: Tensor, bank: Tensor, index: Tensor, temperature: float) -> Tensor:
-    """The normalizing constant Z: M times the mean of exp(f v / T) over the global batch.
+    """Normalizing constant Z: M times the global batch's mean of exp(f v / T).
 
     Finite in float32 for temperatures of at least 1 / 88.
 
@@ -229,7 +229,7 @@ def _sampled_loss(
 
 
 def _sampled_rows(f: Tensor, bank: Tensor, index: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the batch with their sampled bank rows (b, K + 1, D), in f's precision."""
+    """Slices of the batch and their sampled bank rows (b, K + 1, D) in f's precision."""
     row_size = index.shape[1] * f.shape[1]
     step = max(1, entries_per_block(_ROWS_BLOCK, f) // max(1, row_size))
     for start in range(0, len(f), step):

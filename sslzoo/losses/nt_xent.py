@@ -30,13 +30,13 @@ _RANGE = {torch.float32: 80.0, torch.float64: 690.0}
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
-    """Mean cross entropy of each view's positive among the other 2N - 1 views of the batch.
+    """Mean cross entropy of each view's positive among the batch's other 2N - 1 views.
 
     The positive is the other view of the same sample; the batch is the global one.
 
     Args:
         z1: (n, D) first views' projections; L2-normalized here (squared norm at least 1e-12).
-        z2: (n, D) second views' projections, row i beside z1's row i.
+        z2: (n, D) second views' projections, row i the positive of z1's row i.
         temperature: divides the cosines; 0.1 on ImageNet, 0.5 on CIFAR-10 in the paper.
 
     Returns:

@@ -38,7 +38,7 @@ def vicreg(z1: Tensor, z2: Tensor) -> VICRegTerms:
 
     Args:
         z1: (n, D) embeddings of the first views.
-        z2: (n, D) embeddings of the second views, row i beside z1's row i.
+        z2: (n, D) embeddings of the second views, row i the positive of z1's row i.
 
     Raises:
         ValueError: for other shapes, or fewer than two rows in the global batch.

@@ -57,7 +57,7 @@ class BlockMasks:
             raise ValueError(f"aspect must be in (0, 1], got {aspect}")
         self.ratios, self.spreads, self.aspect = list(ratios), list(spreads), aspect
 
-    def most(self, num_patches: int) -> int:
+    def max_masked(self, num_patches: int) -> int:
         """Largest number of masked patches among `num_patches`."""
         shares = zip(self.ratios, self.spreads, strict=True)
         return math.floor(max(r + s for r, s in shares) * num_patches)
@@ -98,7 +98,7 @@ class BlockMasks:
         Shapes: budget (B,); yields (2, B, K) int32, valid until the next.
         """
         # one more than can be masked: fractions are rounded
-        counts = torch.arange(self.most(height * width) + 2, device=budget.device)
+        counts = torch.arange(self.max_masked(height * width) + 2, device=budget.device)
         smallest = (min(height, width) // 3) ** 2
         spare = (budget[:, None] - counts).clamp_min(0.0) - smallest  # (B, K)
         draws = keys.uniform("rectangles", _ATTEMPTS, 4).transpose(0, 1)[..., None]
@@ -141,7 +141,7 @@ def _spans(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def _before_failures(covers: Tensor, counts: Tensor) -> Tensor:
-    """Each sample's mask before the first 10 failures in a row, or the last. (B, L) bool.
+    """Masks before the first 10 failures in a row, or the last ones. (B, L) bool.
 
     Shapes: with A attempts, covers (A + 1, H, W, B) and counts of masked patches (A + 1, B).
     """

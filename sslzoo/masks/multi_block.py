@@ -22,7 +22,9 @@ from sslzoo.random import Keys, run_uniform
 
 @dataclass(frozen=True)
 class MultiBlock:
-    """Draw a context block and target blocks per image; all images of a step share the sizes.
+    """Draw one context block and several target blocks per image.
+
+    All images of a step share the sizes of the blocks, not their positions.
 
     Args:
         num_targets: M; 4 in the paper.
@@ -95,7 +97,7 @@ def block_size(
 
 
 def _corners(keys: Keys, grid: int, height: int, width: int, count: int) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the blocks' corners, (B, count) each; never the last, as in the code."""
+    """Rows and columns of corners, never the last as in the code. (B, count) each."""
     top, left = (grid - size for size in (height, width))
     return keys.integers("top", top, count), keys.integers("left", left, count)
 

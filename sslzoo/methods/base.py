@@ -46,18 +46,18 @@ def output_dim(backbone: nn.Module, *heads: nn.Module) -> int:
     """
     width = int(cast(Any, backbone).num_features)
     for head in heads:
-        takes, gives = getattr(head, "in_features", None), getattr(head, "out_features", None)
+        in_dim, out_dim = getattr(head, "in_features", None), getattr(head, "out_features", None)
         name = type(head).__name__
-        if not isinstance(takes, int) or not isinstance(gives, int):
+        if not isinstance(in_dim, int) or not isinstance(out_dim, int):
             raise ValueError(
-                f"a head must have in_features and out_features (int), got {name} with {takes!r} "
-                f"and {gives!r}"
+                f"a head must have in_features and out_features (int), got {name} with {in_dim!r} "
+                f"and {out_dim!r}"
             )
-        if takes != width:
+        if in_dim != width:
             raise ValueError(
-                f"{name} must have in_features {width}, the width of its input, got {takes}"
+                f"{name} must have in_features {width}, the width of its input, got {in_dim}"
             )
-        width = gives
+        width = out_dim
     return width
 
 

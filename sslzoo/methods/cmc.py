@@ -40,7 +40,7 @@ from sslzoo.random import run_seed
 
 
 class CMC(SSLMethod):
-    """Contrast the views V_1 .. V_M of a sample, each with the memory bank of another view.
+    """Contrast the views V_1 .. V_M of a sample, each with another view's memory bank.
 
     With L(V_i, V_j) the loss of anchors z_i against the bank of view j plus that of z_j against
     the bank of view i, the full graph is the sum of L(V_i, V_j) over i < j, and the core view

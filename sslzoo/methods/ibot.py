@@ -137,7 +137,7 @@ class IBOT(SSLMethod):
         u = torch.stack(batch.views[:2], dim=1).flatten(0, 1)  # the large crops, (2B, C, S, S)
         m = self.mask(batch).flatten(0, 1)  # (2B, L)
         # Only the first M patches are scored, masked ones first: no mask has more than M.
-        M = max(1, self.masks.most(m.shape[1]))
+        M = max(1, self.masks.max_masked(m.shape[1]))
         m_first, first = (x[:, :M] for x in m.sort(dim=1, descending=True, stable=True))
         t_cls, t_patch = self.teacher(u, first)  # (B, 2, K), (2B, M, K)
         s_cls, s_patch = self.student(u, m, first, batch.views[2:])  # (B, V, D), (2B, M, D)

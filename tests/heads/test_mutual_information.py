@@ -60,7 +60,7 @@ def test_starts_as_a_noisy_copy_as_the_authors_does() -> None:
     assert MI1x1ConvNet(6, 4).shortcut.weight.abs().max() < 0.5, "too narrow for a copy"
 
 
-def test_a_vector_is_a_map_of_one_place() -> None:
+def test_a_vector_is_a_map_of_one_location() -> None:
     head = MI1x1ConvNet(6, 8).eval()
     x = torch.randn(4, 6, 2, 3)
     assert head(x).shape == (4, 8, 6)

@@ -112,8 +112,8 @@ def test_shares_are_the_recipes_and_no_mask_hides_more() -> None:
     assert not hidden[none].any()
     assert (hidden <= share).all()
     assert (share - hidden)[~none].mean() < 0.02  # what is left is too small for a rectangle
-    assert masks.most(196) == 98
-    assert hidden.max() * 196 <= masks.most(196)
+    assert masks.max_masked(196) == 98
+    assert hidden.max() * 196 <= masks.max_masked(196)
 
 
 def test_a_samples_mask_does_not_depend_on_its_batch() -> None:

@@ -118,7 +118,7 @@ def test_rates_and_decay() -> None:
     )
     decay = CosineSchedule(wd["ref_wd"], wd["final_wd"])
     for i in range(lr["T_max"]):
-        rate = lr["ref_lr"] * schedule.factor(i + 1)
+        rate = lr["ref_lr"] * schedule.schedule(i + 1, schedule.run_length)
         assert rate == pytest.approx(z["lr"][i], rel=1e-9)
         assert decay(i + 1, run_length) == pytest.approx(z["wd"][i], rel=1e-9)
 

@@ -163,7 +163,10 @@ def test_rates_equal_the_authors(kind: str) -> None:
         schedule = ScheduleLR(optimizer, WarmupCosine(every="epoch"), run_length)
     rates = torch.tensor(
         [
-            [hyper["lr"] * schedule.factor(e * per_epoch + s) for s in range(per_epoch)]
+            [
+                hyper["lr"] * schedule.schedule(e * per_epoch + s, schedule.run_length)
+                for s in range(per_epoch)
+            ]
             for e in range(hyper["epochs"])
         ],
         dtype=torch.float64,

@@ -154,7 +154,9 @@ def test_rate_and_momentum_by_iteration() -> None:
     schedule = ScheduleLR(optimizer, WarmupCosine(warmup_epochs=hyper["warmup_epochs"]), run_length)
     momentum = CosineSchedule(hyper["moco_m"], 1.0)
     for step, lr, m in zip(steps.round().astype(int), z["lr"], z["momentum"], strict=True):
-        assert hyper["lr"] * schedule.factor(int(step)) == pytest.approx(lr, rel=1e-9, abs=1e-12)
+        assert hyper["lr"] * schedule.schedule(int(step), schedule.run_length) == pytest.approx(
+            lr, rel=1e-9, abs=1e-12
+        )
         assert momentum(int(step), run_length) == pytest.approx(m, rel=1e-9)
 
 
