@@ -79,7 +79,7 @@ def test_masks_do_not_depend_on_the_size_of_the_tables(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = sample_keys(0, 0, torch.arange(50))
-    wanted, size = BlockMasks()(keys, 9, 7), 50 * (BlockMasks().most(63) + 2)
+    wanted, size = BlockMasks()(keys, 9, 7), 50 * (BlockMasks().max_masked(63) + 2)
     monkeypatch.setattr(block_masks, "_CPU_ENTRIES", at_once * size)
     assert torch.equal(BlockMasks()(keys, 9, 7), wanted)
 
