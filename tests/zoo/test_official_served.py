@@ -118,9 +118,6 @@ def web(server: tuple[Web, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 # -- what is loaded
 
-# Whether the cache takes what no hash is known of, records its hash, and keeps nothing that
-# cannot be read. Until then the hash is waived, and what is kept is not looked at.
-FIRST_USE = False
 # One entry and form of each layout, the smallest; the others are loaded before a release, from
 # files in which the heads, the memory and the optimizer take their room too.
 CASES = [(name, form) for name, card in OFFICIAL.items() for form in FORMS[str(card.layout)]]
@@ -147,7 +144,7 @@ CASES_OF_EACH_LAYOUT = pytest.mark.parametrize(
 
 def published(card: Card) -> str | None:
     """The beginning of the hash that the authors published, perhaps in the file's name."""
-    named = re.search(r"-([0-9a-f]{8,64})\.", card.file) if FIRST_USE else None
+    named = re.search(r"-([0-9a-f]{8,64})\.", card.file)
     return card.md5 or card.sha256 or (named[1] if named else None)
 
 
@@ -174,7 +171,7 @@ def offer(web: Web, monkeypatch: pytest.MonkeyPatch, name: str, path: Path) -> d
     if path.is_file():
         publish(monkeypatch, name, hashes_of(path))
         web.files[OFFICIAL[name].urls[0]] = path
-    return {} if FIRST_USE else {"sha256": "any"}
+    return {}
 
 
 def kept() -> list[str]:
@@ -264,7 +261,7 @@ def test_a_broken_official_file_is_refused_in_one_sentence(
     assert "\n" not in said
     assert len(said) < 1000, said
     assert not (tmp_path / "RAN").exists()
-    assert not FIRST_USE or not kept()
+    assert not kept()
 
 
 @pytest.mark.parametrize("name", [n for n, c in OFFICIAL.items() if published(c)])
