@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sslzoo.distributed import Rows, gather, row_layout, world_size
 from sslzoo.losses.checks import check_positive, shapes
+from sslzoo.losses.positives import own_pairs
 from sslzoo.losses.precision import at_least_float32, no_autocast
 
 
@@ -58,8 +59,7 @@ def location_scores(
     raw = (source / source.shape[1] ** 0.5 @ keys.T).unflatten(1, (rows.total, -1))
     clipped = clip * (raw / clip).tanh()
     positive = clipped.diagonal(rows.start, 0, 1).T  # (n, S)
-    images = torch.arange(rows.total, device=raw.device)
-    own = images[rows.start : rows.start + len(source), None] == images  # (n, N)
-    negatives = clipped.masked_fill(own[:, :, None], -torch.inf).flatten(1)
+    own = own_pairs(rows, raw.device)[:, :, None]  # (n, N, 1)
+    negatives = clipped.masked_fill(own, -torch.inf).flatten(1)
     norm = negatives.logsumexp(1, keepdim=True)
     return F.logsigmoid(positive - norm.expand_as(positive)), positive, raw

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from sslzoo.distributed import Rows, gather, rank, row_layout, world_size
 from sslzoo.losses.checks import shapes
+from sslzoo.losses.positives import own_pairs
 from sslzoo.losses.precision import at_least_float32, no_autocast
 
 Measure = Literal["JSD", "GAN", "KL", "RKL", "X2", "H2", "W1"]
@@ -79,7 +80,7 @@ def dim_fenchel_dual(phi: Tensor, psi: Tensor, measure: Measure = "JSD") -> Tens
         )
     with no_autocast(phi):
         u, rows = _scores(phi, psi)
-        own = _own_pairs(u, rows)
+        own = own_pairs(rows, u.device)[:, None, :, None]
         # filled before, too: exp of a large own score would be inf times 0 in the backward pass
         negative = NEGATIVE[measure](u.masked_fill(own, 0.0)).masked_fill(own, 0.0)
         positive = POSITIVE[measure](_diagonal(u, rows))
@@ -106,7 +107,7 @@ def dim_info_nce(phi: Tensor, psi: Tensor) -> Tensor:
     """
     with no_autocast(phi):
         u, rows = _scores(phi, psi)
-        negatives = u.masked_fill(_own_pairs(u, rows), _OWN_SCORE)
+        negatives = u.masked_fill(own_pairs(rows, u.device)[:, None, :, None], _OWN_SCORE)
         norm = negatives.flatten(2).logsumexp(2)  # (n, K)
         positive = _diagonal(u, rows)
         terms = -F.logsigmoid(positive - norm[:, :, None].expand_as(positive))
@@ -128,7 +129,7 @@ def dim_donsker_varadhan(phi: Tensor, psi: Tensor) -> Tensor:
     """
     with no_autocast(phi):
         u, rows = _scores(phi, psi)
-        negatives = u.masked_fill(_own_pairs(u, rows), -torch.inf)
+        negatives = u.masked_fill(own_pairs(rows, u.device)[:, None, :, None], -torch.inf)
         local = negatives.flatten().logsumexp(0)
         one_each = Rows((1,) * world_size(), rank(), world_size())
         pairs = rows.total * phi.shape[2] * psi.shape[2]
@@ -203,12 +204,6 @@ def _scores(phi: Tensor, psi: Tensor) -> tuple[Tensor, Rows]:
     keys = gather(phi, rows).transpose(1, 2).flatten(0, 1)  # (N M, D)
     u = psi.transpose(1, 2) @ keys.T  # (n, K, N M)
     return u.unflatten(2, (rows.total, -1)), rows
-
-
-def _own_pairs(u: Tensor, rows: Rows) -> Tensor:
-    """True for the pairs of an own image with itself, (n, 1, N, 1)."""
-    images = torch.arange(u.shape[2], device=u.device)
-    return (images[rows.start : rows.start + len(u), None] == images)[:, None, :, None]
 
 
 def _diagonal(u: Tensor, rows: Rows) -> Tensor:

@@ -13,6 +13,12 @@ from torch import Tensor
 from sslzoo.distributed import Rows, gather_rows
 
 
+def own_pairs(rows: Rows, device: torch.device) -> Tensor:
+    """True for the pairs of a local sample with itself. (n, N) bool."""
+    samples = torch.arange(rows.total, device=device)
+    return samples[rows.own, None] == samples
+
+
 class Positives(NamedTuple):
     """Identities of the anchors and of all rows; rows of one identity are positives.
 
