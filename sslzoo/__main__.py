@@ -17,6 +17,8 @@ from collections.abc import Sequence
 
 import sslzoo
 
+_TRAINER = ("fit", "validate", "test", "predict")
+
 
 def main() -> None:
     """Run what the process was asked for."""
@@ -35,6 +37,9 @@ def main() -> None:
         evaluate.main(sys.argv[2:])
     elif verb == "report":
         _report(sys.argv[2:])
+    elif verb not in _TRAINER and not verb.startswith("-"):
+        verbs = ", ".join((*_TRAINER, "eval", "report", "zoo", "export"))
+        raise SystemExit(f"sslzoo: the verb must be one of {verbs}, got {verb!r}")
     else:
         from sslzoo.commands import fit
 

@@ -79,9 +79,16 @@ class Trainable(LightningModule, ABC):
         super().__init__()
         if schedule is not None and not isinstance(schedule, Schedule):
             raise ValueError(
-                "schedule must be one of sslzoo.optim, such as WarmupCosine(warmup_epochs=10), "
-                f"got {schedule!r:.100}"
+                "schedule must be one of sslzoo.optim, such as WarmupCosine(warmup_epochs=10), got "
+                f"{schedule!r:.100}; a method of yours annotates it as `schedule: Schedule | None`"
             )
+        for name, given in (("optimizer", optimizer), ("parameter_groups", parameter_groups)):
+            if given is not None and not callable(given):
+                kind = "Optimizer" if name == "optimizer" else "Groups"
+                raise ValueError(
+                    f"{name} must be a function, got a {type(given).__name__}; annotate the "
+                    f"argument of {type(self).__name__} as `{name}: {kind}Factory | None`"
+                )
         self._optimizer, self._schedule = optimizer, schedule
         self._parameter_groups = parameter_groups
         self.step = 0
@@ -192,6 +199,7 @@ class Trainable(LightningModule, ABC):
         hparams_file: Any = None,
         strict: bool | None = None,
         weights_only: bool | None = None,
+        trust: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Lightning's, for a file that chooses no classes beyond those of `sslzoo.trust`.
@@ -203,10 +211,11 @@ class Trainable(LightningModule, ABC):
                 name no classes.
             strict: see there.
             weights_only: nothing else is read, whatever is given.
+            trust: whether the file may name any class that Python can import (`sslzoo.load`).
             kwargs: arguments of the module, in place of the file's.
 
         Raises:
-            ValueError: see `sslzoo.trust.module_of`.
+            ValueError: see `sslzoo.trust.module_of`; or an argument is neither saved nor given.
         """
         if hparams_file is not None:
             refuse_objects(hparams_file)
@@ -214,9 +223,23 @@ class Trainable(LightningModule, ABC):
             refuse_deep_pickles(Path(checkpoint_path))
         saved = torch.load(checkpoint_path, "cpu", weights_only=True)
         where = str(checkpoint_path)
-        if hparams_file is None and "_class_path" in hyper_parameters(saved, where):
-            module = module_of(saved, where, cls, whole=True, strict=strict is not False, **kwargs)
+        known = hyper_parameters(saved, where)
+        if hparams_file is None and "_class_path" in known:
+            how: Any = {"whole": True, "strict": strict is not False, "trust": trust}
+            module = module_of(saved, where, cls, **how, **kwargs)
             return module if map_location is None else module.to(map_location)
+        wanted = inspect.signature(cls).parameters.values()
+        missing = [
+            f"{p.name}=..."
+            for p in wanted
+            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            if p.name not in {**known, **kwargs}
+        ]
+        if hparams_file is None and missing:
+            raise ValueError(
+                f"{where} was saved from a {cls.__name__} built in Python, whose objects are not "
+                f"in the file: give {cls.__name__}.load_from_checkpoint {', '.join(missing)}"
+            )
         if hasattr(checkpoint_path, "seek"):
             checkpoint_path.seek(0)
         if hparams_file is None:

@@ -16,7 +16,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,8 +39,11 @@ from sslzoo.callbacks.progress import ProgressBar
 from sslzoo.commands.configs import config_folders, find_config, known_configs
 from sslzoo.runs.provenance import RECORD, provenance
 from sslzoo.trainable import PLAIN
-from sslzoo.trust import forget_other_files, refuse_deep_pickles
+from sslzoo.trust import forget_other_files
+from sslzoo.trust.file_kind import other_kind
+from sslzoo.zoo.safe_read import read
 
+LAST = "last.ckpt"
 NOT_WRITTEN = "Unable to serialize instance"  # what jsonargparse writes in the place of an object
 
 
@@ -168,16 +171,60 @@ class SSLZooCLI(LightningCLI):
         if kwargs.get("weights_only") is None:
             kwargs["weights_only"] = True
         given = kwargs.get("ckpt_path")
-        if given is not None and kwargs["weights_only"] and Path(given).is_file():
-            try:
-                refuse_deep_pickles(Path(given))
-            except ValueError as error:
-                raise SystemExit(f"sslzoo: {error}") from None
+        if given in ("last", "best"):
+            given = kwargs["ckpt_path"] = _checkpoint_of_this_config(self.trainer, given)
+        if given and given != "hpc" and not re.match(r"registry\b|\w+://", given):
+            _refuse_what_is_no_checkpoint(Path(given), kwargs["weights_only"])
         return kwargs
 
     def predict(self, **kwargs: Any) -> None:
         """Features leave through FeatureWriter, not through a list in memory."""
         self.trainer.predict(**{**kwargs, "return_predictions": False})
+
+
+def _checkpoint_of_this_config(trainer: Trainer, which: str) -> str:
+    """The last checkpoint of the newest run of the folder that this run goes to.
+
+    Lightning would look into this run's own version, which has none, and start from scratch.
+    """
+    savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    folders = [Path(saver.dirpath) for saver in savers if saver.dirpath]
+    root = Path(trainer.default_root_dir)
+    versions = [path for path in root.glob("version_*") if path.name[8:].isdigit()]
+    versions.sort(key=lambda path: int(path.name[8:]), reverse=True)
+    for folder in (*folders, *(version / "checkpoints" for version in versions)):
+        lasts = sorted(folder.glob("last*.ckpt"), key=lambda path: path.stat().st_mtime)
+        if which == "last" and lasts:
+            return str(lasts[-1])
+        if which == "best" and (known := sorted(folder.glob("*.ckpt"))):
+            names = ", ".join(map(str, known))
+            raise SystemExit(f"sslzoo: --ckpt_path best is not known here: give one of {names}")
+    looked = ", ".join(map(str, folders or [root / "version_N" / "checkpoints"]))
+    raise SystemExit(
+        f"sslzoo: --ckpt_path {which}: there is no checkpoint in {looked}: give a path"
+    )
+
+
+def _refuse_what_is_no_checkpoint(path: Path, weights_only: bool) -> None:
+    """Exit where a file is not there, is damaged, or is of something else than a run."""
+    try:
+        if weights_only or not path.is_file() or other_kind(path):
+            saved = read(path)
+            if not isinstance(saved, Mapping) or "pytorch-lightning_version" not in saved:
+                held = list(saved)[:3] if isinstance(saved, Mapping) else type(saved).__name__
+                raise ValueError(f"{path} is no checkpoint of a run, it holds {held!r:.200}")
+    except (ValueError, OSError) as error:
+        inner = path / "checkpoints" / LAST
+        more = f"; its checkpoint is {inner}" if inner.is_file() else ""
+        if "could run code" in str(error) and _says_that_it_is_lightning_s(path):
+            more = "; --weights_only=false reads it all the same, if you trust it"
+        raise SystemExit(f"sslzoo: --ckpt_path: {error}{more}") from None
+
+
+def _says_that_it_is_lightning_s(path: Path) -> bool:
+    """Whether the beginning of a file, which is not read otherwise, has Lightning's key."""
+    with path.open("rb") as file:
+        return b"pytorch-lightning_version" in file.read(1 << 24)
 
 
 def _refuse_a_config_that_does_not_load_again(parser: Any, config: Any) -> None:

@@ -22,7 +22,10 @@ LEGEND = "; ".join(f"{state}: {meaning}" for state, meaning in STATES.items())
 
 
 def _list(given: argparse.Namespace) -> None:
-    for name in list_models(given.pattern):
+    names = list_models(given.pattern)
+    if not names:
+        raise ValueError(f"no entry of the zoo is a {given.pattern!r}")
+    for name in names:
         card = card_named(name)
         best = next((f"{metric} {value:.3f}" for metric, value in card.score.items()), "-")
         license = "non-commercial" if card.non_commercial else card.license["weights"].split(";")[0]

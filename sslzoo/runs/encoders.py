@@ -11,8 +11,8 @@ from torch import nn
 
 import sslzoo
 from sslzoo.data.inputs import TextInput
-from sslzoo.trust import build, read_config
-from sslzoo.zoo.build import build_backbone, build_trusted
+from sslzoo.trust import build, build_trusted, read_config
+from sslzoo.zoo.build import build_backbone
 from sslzoo.zoo.preprocess import vocabulary
 from sslzoo.zoo.safe_read import read
 

@@ -1,7 +1,7 @@
 """Trust: a file is data. Which classes it may name, and how objects are built of them."""
 
 from sslzoo.trust.admit import PACKAGES, UntrustedError, admit
-from sslzoo.trust.build import LOADERS, build, shell
+from sslzoo.trust.build import LOADERS, build, build_trusted, shell
 from sslzoo.trust.checkpoint import hyper_parameters, module_of
 from sslzoo.trust.fill import check_fit, fill
 from sslzoo.trust.pickles import refuse_deep_pickles
@@ -14,6 +14,7 @@ __all__ = [
     "UntrustedError",
     "admit",
     "build",
+    "build_trusted",
     "check_fit",
     "fill",
     "forget_other_files",

@@ -57,7 +57,7 @@ class UntrustedError(ValueError):
         )
 
 
-def admit(name: Any, base: type, where: str) -> Any:
+def admit(name: Any, base: type, where: str, result: type = object) -> Any:
     """The class or function of a name in a file.
 
     Args:
@@ -65,6 +65,8 @@ def admit(name: Any, base: type, where: str) -> Any:
         base: what the object must be a subclass of (or return); `object` for a reference that is
             called later, such as an optimizer's.
         where: the file, for the error.
+        result: of a reference, what the call must give; `object`: nobody says, and a class of the
+            user's own is not admitted.
 
     Raises:
         UntrustedError: the name stands for something else than the module's docstring lists.
@@ -72,7 +74,10 @@ def admit(name: Any, base: type, where: str) -> Any:
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UntrustedError(name, "is not the dotted name of a class", where)
-    found = _ours(name, where) if _within(name, PACKAGES) else _of_the_user(name, base, where)
+    if _within(name, PACKAGES):
+        found = _ours(name, where)
+    else:
+        found = _of_the_user(name, result if base is object else base, where)
     given = found if isinstance(found, type) else _returned(found)
     if base is not object and not _is_protocol(base) and not _is_subclass(given, base):
         raise ValueError(f"{where} names {name!r} where a {base.__name__} is wanted")
@@ -143,11 +148,16 @@ def _of_the_user(name: str, base: type, where: str) -> type:
         qualname = f"{last}.{qualname}"
     module = sys.modules.get(path)
     found = None if module is None else _attribute(module, qualname)
+    if module is not None and isinstance(found, FunctionType) and _is_users_own(module):
+        raise UntrustedError(name, "is a function and no class", where)
     if module is None or not isinstance(found, type):
         raise UntrustedError(name, "is no class of sslzoo or torch", where)
     if not _is_users_own(module) or found.__module__ != module.__name__:
         raise UntrustedError(name, f"is defined in {found.__module__}", where)
-    if base is object or _is_protocol(base) or not _is_subclass(found, base):
+    if base is object or _is_protocol(base):
+        why = "is a class of your own, where no type hint says which class is wanted"
+        raise UntrustedError(name, why, where)
+    if not _is_subclass(found, base):
         raise UntrustedError(name, f"is no {base.__name__}, which is wanted there", where)
     return found
 

@@ -8,14 +8,17 @@ string, environment variables) is read.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
+import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import jsonargparse
 import torch
 
 from sslzoo.trust.admit import UntrustedError, admit
@@ -86,6 +89,67 @@ def shell(spec: Any, base: type, where: str) -> Any:
         raise
 
 
+def build_trusted(spec: dict[str, Any], base: type, **given: Any) -> Any:
+    """What the user's own words name, as the command builds it: any class or function.
+
+    Args:
+        spec: `class_path` and `init_args`.
+        base: what the object must be.
+        given: arguments that the caller gives, in place of the spec's.
+
+    Raises:
+        ValueError: there is no such class, it is no `base`, or it takes other arguments.
+    """
+    spec = copy.deepcopy(spec)  # jsonargparse changes it
+    for key in ("init_args", "dict_kwargs"):
+        if given and isinstance(spec.get(key), Mapping):
+            spec[key] = {name: part for name, part in spec[key].items() if name not in given}
+    for name in _class_paths(spec):
+        _import(name)
+    if given:
+        spec["dict_kwargs"] = {**(spec.get("dict_kwargs") or {}), **given}
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--made", type=base)
+    try:
+        parsed = parser.parse_object({"made": spec})
+        with torch.random.fork_rng(devices=[]):
+            return parser.instantiate(parsed)["made"]
+    except (jsonargparse.ArgumentError, TypeError) as error:
+        text = " ".join(str(error).split()).removeprefix('Parser key "made": ')
+        raise ValueError(f"no {base.__name__} {spec.get('class_path')!r}: {text}") from None
+
+
+def _class_paths(spec: Any) -> Iterator[str]:
+    """Those at any depth."""
+    if isinstance(spec, Mapping):
+        if isinstance(spec.get("class_path"), str):
+            yield spec["class_path"]
+        spec = list(spec.values())
+    if isinstance(spec, list | tuple):
+        for part in spec:
+            yield from _class_paths(part)
+
+
+def _import(name: str) -> None:
+    """Import the module of a class, which may stand within another class.
+
+    Raises:
+        ValueError: it cannot be imported.
+    """
+    module = name.rpartition(".")[0]  # of a short name none: it is of what is imported
+    while module:
+        try:
+            importlib.import_module(module)
+            return
+        except ImportError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise ValueError(f"{module} cannot be imported: {error}") from None
+            if error.name == name.partition(".")[0]:
+                text = f"{error.name} cannot be imported; put its folder on PYTHONPATH"
+                raise ValueError(text) from None
+        module = module.rpartition(".")[0]
+
+
 class _Builder:
     """Args: where: the file, for errors."""
 
@@ -151,7 +215,9 @@ class _Builder:
         made = {
             key: self._convert(value, hints.get(key, Any), f"{name}.{key}")
             for key, value in args.items()
-            if key not in given and key not in _WITHHELD
+            if key not in given
+            and key not in _WITHHELD
+            and not (key in named and _is_default(value, parameters[key].default))
         }
         withheld = {key: value for key, value in _WITHHELD.items() if key in named}
         return {**made, **withheld, **given}
@@ -179,7 +245,7 @@ class _Builder:
             inner = parts[1] if parts else Any
             return {key: self._convert(one, inner, f"{at}.{key}") for key, one in value.items()}
         if origin is Callable or hint is Callable:
-            return self._reference(value)
+            return self._reference(value, parts)
         return self._object(value, hint, at)
 
     def _object(self, value: Any, hint: Any, at: str) -> Any:
@@ -218,10 +284,11 @@ class _Builder:
         self._checked(value, len(value) == len(parts), f"{len(parts)} values", at)
         return tuple(self._convert(v, p, at) for v, p in zip(value, parts, strict=True))
 
-    def _reference(self, value: Any) -> Callable[..., Any]:
+    def _reference(self, value: Any, hint: Sequence[Any]) -> Callable[..., Any]:
         """What is called later, such as an optimizer: a class or factory with some arguments."""
         name, args = self._split(value)
-        maker = admit(name, object, self.where)
+        given = hint[-1] if hint and isinstance(hint[-1], type) else object
+        maker = admit(name, object, self.where, given)
         arguments = self._arguments(maker, name, args, {})
         return partial(maker, **arguments) if arguments else maker
 
@@ -249,6 +316,20 @@ def hints_of(maker: Any) -> dict[str, Any]:
         return typing.get_type_hints(constructor)
     except (NameError, TypeError):
         return {}
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    """Whether a value of a file is that of the signature, or the name of the object there."""
+    if isinstance(default, PLAIN):
+        return type(value) is type(default) and value == default
+    if isinstance(default, list | tuple) and isinstance(value, list | tuple):
+        pairs = zip(value, default, strict=False)
+        return len(value) == len(default) and all(_is_default(*pair) for pair in pairs)
+    if not isinstance(value, str) or default is inspect.Parameter.empty:
+        return False
+    module, _, name = value.rpartition(".")
+    named = vars(sys.modules[module]).get(name) if module in sys.modules else None
+    return named is default
 
 
 def _printable(text: str) -> str:

@@ -11,7 +11,7 @@ from lightning import LightningModule
 from torch import Tensor
 
 from sslzoo.trust.admit import admit
-from sslzoo.trust.build import build, hints_of, shell
+from sslzoo.trust.build import build, build_trusted, hints_of, shell
 from sslzoo.trust.fill import check_fit
 from sslzoo.trust.renamed import renamed_class
 
@@ -34,6 +34,7 @@ def module_of(
     base: type[LightningModule] = LightningModule,
     whole: bool = False,
     strict: bool = True,
+    trust: bool = False,
     **given: Any,
 ) -> LightningModule:
     """The module that a checkpoint of the command holds, filled with its weights, on the CPU.
@@ -44,6 +45,7 @@ def module_of(
         base: a class that the module must be of.
         whole: also what only training needs, an optimizer and its schedule, and the clock.
         strict: whether names that are missing or not wanted are refused.
+        trust: whether the file may name any class that Python can import.
         given: arguments of the module, in place of the file's.
 
     Raises:
@@ -54,21 +56,25 @@ def module_of(
     name = renamed_class(args.pop("_class_path", None))
     args = {key: value for key, value in args.items() if not key.startswith("_")}
     if name is None:
+        encoder = "" if whole else ", or sslzoo.load(PATH, backbone=NET) for the encoder alone"
         raise ValueError(
             f"{where} does not name its class, as checkpoints of the command do: use "
-            "YourMethod.load_from_checkpoint, or give backbone="
+            f"YourMethod.load_from_checkpoint{encoder}"
         )
     state = saved.get("state_dict")
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{where}: state_dict must be tensors by name, got {type(state).__name__}")
-    if not whole:
+    if not whole and not trust:
         args = _without_factories(admit(name, base, where), args)
     spec = {"class_path": name, "init_args": args}
     # Objects of the caller's are not on the meta device.
-    empty = None if given or not strict else shell(spec, base, where)
+    empty = None if given or trust or not strict else shell(spec, base, where)
     if empty is not None:
         check_fit(empty, state, where)
-    module = build(spec, base, where, **given)
+    if trust:
+        module = build_trusted({"class_path": name, "dict_kwargs": args}, base, **given)
+    else:
+        module = build(spec, base, where, **given)
     if strict:
         check_fit(module, state, where)
     if whole:

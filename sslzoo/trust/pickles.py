@@ -12,6 +12,8 @@ import zipfile
 from pathlib import Path
 from typing import IO, Any
 
+from sslzoo.trust.file_kind import other_kind
+
 _DEEPEST = 100  # values within each other; checkpoints have ten
 _ZIP = b"PK\x03\x04"  # how torch tells its two formats apart
 _OLD_PICKLES = 5  # of a torch file of before 1.6, ahead of its numbers
@@ -69,7 +71,7 @@ def _refuse_deep(file: IO[bytes], path: Path, kind: str) -> None:
                 deepest = max(deepest, depth)
                 stack += [depth] * len(opcode.stack_after)
     except Exception as error:
-        line = " ".join(str(error).split())[:200]
+        line = other_kind(path) or " ".join(str(error).split())[:200]
         raise ValueError(f"{path} is not a whole {kind}: {line}") from None
     if deepest > _DEEPEST:
         raise ValueError(f"{path} is no checkpoint: it has {deepest} values within each other")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
-import jsonargparse
-import torch
 from torch import Tensor, nn
 
-from sslzoo.trust import build, check_fit, fill, shell
+from sslzoo.trust import build, build_trusted, check_fit, fill, shell
 from sslzoo.zoo.safe_read import check_finite, tensors_by_name
 
 
@@ -34,23 +31,6 @@ def build_backbone(
         made: nn.Module = build(backbone, nn.Module, where)
         return made
     return build_trusted(dict(backbone), nn.Module)  # type: ignore[no-any-return]
-
-
-def build_trusted(spec: dict[str, Any], base: type) -> Any:
-    """What the user's own words name, as the command builds it: any class or function.
-
-    Raises:
-        ValueError: there is no such class, it is no `base`, or it takes other arguments.
-    """
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--made", type=base)
-    try:
-        parsed = parser.parse_object({"made": copy.deepcopy(spec)})  # it changes it
-        with torch.random.fork_rng(devices=[]):
-            return parser.instantiate(parsed)["made"]
-    except (jsonargparse.ArgumentError, TypeError) as error:
-        text = " ".join(str(error).split())
-        raise ValueError(f"no {base.__name__} {spec.get('class_path')!r}: {text}") from None
 
 
 def filled(
@@ -103,9 +83,27 @@ def complete(
             f"{path} does not fit {type(encoder).__name__}: {len(wrong)} of {len(own)} tensors "
             f"have floats for whole numbers or the other way round, such as {wrong[:3]}"
         )
-    check_finite(state, type(encoder).__name__)
+    check_finite(state, path)
     counts = {n: value for n, value in own.items() if n.endswith(".num_batches_tracked")}
     return {**({} if counts.keys() & state.keys() else counts), **state}
+
+
+def under(saved: Any, prefix: str, path: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint whose names begin so, without that beginning.
+
+    Raises:
+        ValueError: there are none.
+    """
+    state = saved.get("state_dict", saved) if isinstance(saved, Mapping) else saved
+    named = state if isinstance(state, Mapping) else {}
+    kept = {
+        name.removeprefix(prefix): value
+        for name, value in named.items()
+        if isinstance(name, str) and name.startswith(prefix)
+    }
+    if not kept or not all(isinstance(value, Tensor) for value in kept.values()):
+        raise ValueError(f"{path} has no tensors under {prefix!r}, it has {list(named)[:5]!r:.200}")
+    return kept
 
 
 def _kind(tensor: Tensor) -> str:

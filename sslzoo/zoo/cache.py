@@ -26,6 +26,7 @@ from typing import NamedTuple
 from filelock import FileLock
 
 from sslzoo.atomic_write import atomic_write
+from sslzoo.trust.file_kind import other_kind
 from sslzoo.zoo import download
 from sslzoo.zoo.download import Wanted, is_url, resolved
 
@@ -39,7 +40,6 @@ _LONGEST = 200  # bytes of a name; file systems take 255, and endings are added
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[A-Za-z0-9.]+$")
 _DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_HTML = re.compile(rb"\W*(<!doctype html|<html|<head|<body|<script|<\?xml|<!--)", re.IGNORECASE)
 
 
 def home() -> Path:
@@ -304,9 +304,9 @@ def _locked(target: Path) -> Iterator[None]:
                     break
             except FileNotFoundError:
                 if not _writable(lock.parent):
-                    raise _unwritable(target, "there is no such folder") from None
+                    raise unwritable(target, "there is no such folder") from None
             except OSError as error:
-                raise _unwritable(target, error.strerror or str(error)) from None
+                raise unwritable(target, error.strerror or str(error)) from None
             held.close()
         try:
             yield
@@ -326,7 +326,8 @@ def _writable(folder: Path) -> bool:
     return False
 
 
-def _unwritable(target: Path, why: str) -> OSError:
+def unwritable(target: Path, why: str) -> OSError:
+    """What is said of a cache in which there is no place for a file."""
     return OSError(
         f"the cache {home()} cannot be written ({target.parent}: {why}): set SSLZOO_HOME to a "
         "folder that can"
@@ -368,7 +369,7 @@ def _first(
                 text = f"no space for {target.name} in {target.parent}"
                 raise OSError(error.errno, text) from None
             if str(error.filename).startswith(str(target.parent)):
-                raise _unwritable(target, error.strerror or str(error)) from None
+                raise unwritable(target, error.strerror or str(error)) from None
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
             failed.append(kind(f"{_shown(url)}: {error}"))
         except ValueError as error:
@@ -395,7 +396,10 @@ def _summed_up(target: Path, failed: Sequence[Exception]) -> Exception:
         return ValueError(reasons)
     absent = all(isinstance(error, FileNotFoundError) for error in failed)
     kind = FileNotFoundError if absent else OSError
-    return kind(f"{target.name} cannot be fetched: {reasons}")
+    return kind(
+        f"{target.name} cannot be fetched: {reasons}; or download it by hand and pass its path, "
+        "of an entry as file=PATH"
+    )
 
 
 def _refuse_other(
@@ -418,10 +422,9 @@ def _refuse_other(
             if parse is not None:
                 parse(part)
         except (ValueError, OSError) as error:
-            text = str(error).replace(str(part), str(target))
-            raise ValueError(
-                f"it gives no {target.name} that can be read, {_beginning(part)}: {text}"
-            ) from None
+            text, began = str(error).replace(str(part), str(target)), _beginning(part)
+            told = "" if began in text else f", {began}"
+            raise ValueError(f"it gives no {target.name} that can be read{told}: {text}") from None
     except BaseException:
         download.discard(part)
         raise
@@ -430,6 +433,5 @@ def _refuse_other(
 
 def _beginning(part: Path) -> str:
     with part.open("rb") as file:
-        head = file.read(64)
-    page = "an HTML page (to log in, or of an error?)" if _HTML.match(head) else "what came"
-    return f"{page} begins with {head[:32]!r}"
+        head = file.read(32)
+    return other_kind(part) or f"what came begins with {head!r}"

@@ -107,7 +107,8 @@ def card_named(name: str) -> Card:
         if name in broken:
             raise ValueError(broken[name])
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
-        raise ValueError(f"no entry of the zoo and no file is named {name!r}; close: {close}")
+        told = f"; close: {close}" if close else ""
+        raise ValueError(f"no entry of the zoo and no file is named {name!r}{told}")
     return known[name]
 
 

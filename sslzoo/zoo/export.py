@@ -98,14 +98,16 @@ def _named_like(encoder: nn.Module, reference: Any, part: Path, whose: str) -> A
 
 def _timm_names(encoder: nn.Module, part: Path, x: Tensor, model: str | None) -> Any:
     if model is None or not timm.is_model(model):
-        raise ValueError(f"a model of timm's is wanted, such as resnet50, got {model!r}")
+        raise ValueError(f"model (--model) must be one of timm's, such as resnet50, got {model!r}")
     reference = timm.create_model(model, num_classes=0, in_chans=x.shape[1])
     return _named_like(encoder, reference, part, f"timm's {model}")
 
 
 def _torchvision_names(encoder: nn.Module, part: Path, x: Tensor, model: str | None) -> Any:
     if model not in torchvision.models.list_models():
-        raise ValueError(f"a model of torchvision's is wanted, such as resnet50, got {model!r}")
+        raise ValueError(
+            f"model (--model) must be one of torchvision's, such as resnet50, got {model!r}"
+        )
     reference: Any = torchvision.models.get_model(model)
     if not isinstance(reference, torchvision.models.ResNet):
         raise ValueError(f"torchvision's ResNets have timm's names, {model!r} is none")

@@ -12,23 +12,21 @@ In a YAML it is a backbone, to train further from:
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from lightning import LightningModule
-from torch import nn
+from torch import Tensor, nn
 
 from sslzoo.methods import SSLMethod
 from sslzoo.trust import UntrustedError, fill, hyper_parameters, module_of
-from sslzoo.zoo.build import build_backbone, complete, filled
+from sslzoo.zoo.build import build_backbone, complete, filled, under
 from sslzoo.zoo.cache import is_url
 from sslzoo.zoo.card import Card
-from sslzoo.zoo.converters import convert
+from sslzoo.zoo.converters import LAYOUTS, convert
 from sslzoo.zoo.preprocess import TOKENIZER, of_checkpoint, preprocessor, tokenizer_json
 from sslzoo.zoo.safe_read import check_finite, read
 from sslzoo.zoo.weights_file import locate
@@ -59,7 +57,8 @@ def load(
         name: of an entry (`sslzoo zoo list`); or a path or an address (https://, hf://OWNER/
             REPOSITORY/PATH, file://) of weights: .safetensors with its card beside it, a Lightning
             checkpoint of ours, or any checkpoint whose layout is given.
-        backbone: what to fill, where there is no card to name it.
+        backbone: what to fill, where there is no card to name it; of a Lightning checkpoint of
+            ours it takes the encoder, of a module that was built in Python the `backbone`.
         layout: how the encoder stands in the file, one of `sslzoo.zoo.LAYOUTS`: "lightly",
             "solo_learn", "torchvision", ...; None: as the card says, or as we save.
         sha256: of the file, enforced besides what the card says; None: where nobody published one,
@@ -77,13 +76,17 @@ def load(
             that it may not name, does not fit the class, or has weights that are not finite.
         OSError: it cannot be found or fetched.
     """
+    if backbone is not None and not isinstance(backbone, nn.Module):
+        raise ValueError(
+            "backbone must be a module that the weights fill, such as SmallResNet(), got "
+            f"{backbone!r:.100}"
+        )
     found = locate(name, sha256, file, strict, trust)
     path, card = found.path, found.card
     saved = read(path)
     layout = layout or (card.layout if card else None)
     if layout is None and _is_checkpoint(saved):
-        method = _method(saved, path, whole, trust)
-        module = method if whole else _encoder_of(method, path, train)
+        module = _of_run(saved, path, backbone, whole, train, trust)
         expected, metadata = of_checkpoint(saved)
         expects = (expected, metadata.get(TOKENIZER))
         check_finite(module.state_dict(), str(path))
@@ -92,6 +95,10 @@ def load(
             f"{str(path)!r} holds no whole method: a Lightning checkpoint of ours does"
         )
     else:
+        if layout in (None, "torchvision"):
+            saved = _unwrapped(saved)
+        if card is None:
+            _refuse_no_weights(saved, str(path))
         state = saved if layout is None else convert(saved, layout, str(path))[0]
         module = _encoder(state, path, card, backbone, trust)
         expects = (card.preprocessing, tokenizer_json(path)) if card else (None, None)
@@ -124,7 +131,22 @@ def network(name: str) -> nn.Module:
     saved = read(found.path)
     if not _is_checkpoint(saved):
         raise ValueError(f"{str(found.path)!r} does not say how its encoder is built")
-    return _encoder_of(_method(saved, found.path, False, False), found.path, train=True)
+    return _encoder_of(module_of(saved, str(found.path)), found.path, train=True)
+
+
+def _unwrapped(saved: Any) -> Any:
+    """What stands under `state_dict` or `model`, where no tensor stands beside it."""
+    for key in ("state_dict", "model"):
+        if isinstance(saved, Mapping) and isinstance(saved.get(key), Mapping):
+            return saved if any(isinstance(v, Tensor) for v in saved.values()) else saved[key]
+    return saved
+
+
+def _refuse_no_weights(saved: Any, where: str) -> None:
+    parts = saved.values() if isinstance(saved, Mapping) else ()
+    if not any(isinstance(part, Tensor | Mapping) for part in parts):
+        held = list(saved)[:3] if isinstance(saved, Mapping) else type(saved).__name__
+        raise ValueError(f"{where!r} holds no weights by name, it holds {held!r:.200}")
 
 
 def _is_checkpoint(saved: Any) -> bool:
@@ -135,7 +157,14 @@ def _encoder(
     state: Any, path: Path, card: Card | None, backbone: nn.Module | None, trust: bool
 ) -> nn.Module:
     if backbone is not None:
-        fill(backbone, complete(state, backbone, str(path)), str(path))
+        full = complete(state, backbone, str(path))
+        surplus = sorted(full.keys() - backbone.state_dict().keys())
+        if surplus and all(name.startswith(LAYOUTS["torchvision"].drop or ()) for name in surplus):
+            raise ValueError(
+                f"{str(path)!r} has {surplus} too, which the backbone has not: pass "
+                "layout='torchvision', which leaves a classifier out"
+            )
+        fill(backbone, full, str(path))
         encoder = backbone
     elif card is not None:
         encoder = filled(card.backbone, state, str(path), trust)
@@ -152,19 +181,30 @@ def _encoder(
     return encoder
 
 
-def _method(saved: Mapping[str, Any], path: Path, whole: bool, trust: bool) -> LightningModule:
-    """The method of a checkpoint of the command."""
-    name = hyper_parameters(saved, str(path)).get("_class_path")
-    if not trust or name is None:
-        return module_of(saved, str(path), whole=whole)
-    try:
-        importlib.import_module(name.rpartition(".")[0])
-    except ImportError as error:
-        raise ValueError(f"{str(path)!r} holds a {name}: {error}") from None
-    with warnings.catch_warnings():
-        # Lightning 2.6 calls methods that jsonargparse 4.53 deprecates.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return LightningModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+def _of_run(
+    saved: Mapping[str, Any],
+    path: Path,
+    backbone: nn.Module | None,
+    whole: bool,
+    train: bool,
+    trust: bool,
+) -> nn.Module:
+    """The encoder of a Lightning checkpoint of ours, or its whole method."""
+    where = str(path)
+    built_in_python = "_class_path" not in hyper_parameters(saved, where)
+    if built_in_python and backbone is not None and not whole:
+        state = under(saved, "backbone.", where)
+        fill(backbone, complete(state, backbone, where), where)
+        return backbone
+    given: Any = {} if backbone is None else {"backbone": backbone}
+    method = module_of(saved, where, whole=whole, trust=trust, **given)
+    if whole:
+        return method
+    encoder = _encoder_of(method, path, train)
+    if backbone is None or encoder is backbone:
+        return encoder
+    fill(backbone, encoder.state_dict(), where)  # the encoder is a teacher, a copy
+    return backbone
 
 
 def _encoder_of(method: LightningModule, path: Path, train: bool) -> nn.Module:

@@ -22,8 +22,7 @@ from sslzoo.data import (
 )
 from sslzoo.data.inputs import AudioViews
 from sslzoo.transforms.image.eval_view import EvalView
-from sslzoo.trust import build
-from sslzoo.zoo.build import build_trusted
+from sslzoo.trust import build, build_trusted
 from sslzoo.zoo.card import complaints_of_preprocessing, image_view
 
 TOKENIZER = "tokenizer"  # in the metadata of weights: the JSON of a `WordPiece`

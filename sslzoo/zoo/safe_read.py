@@ -29,6 +29,7 @@ import torch
 from safetensors.torch import load_file
 
 from sslzoo.trust import refuse_deep_pickles
+from sslzoo.trust.file_kind import other_kind
 
 
 def read(path: Path) -> Any:
@@ -97,19 +98,19 @@ def _oddity(tensor: torch.Tensor) -> str | None:
     return None
 
 
-def check_finite(state: Mapping[str, torch.Tensor], who: str) -> None:
+def check_finite(state: Mapping[str, torch.Tensor], where: str) -> None:
     """Refuse weights that are not numbers.
 
     Args:
         state: plain tensors by name.
-        who: takes them, for the error.
+        where: they are from, for the error.
 
     Raises:
         ValueError: a value is NaN or infinite.
     """
     for name, tensor in state.items():
         if not _finite(tensor):
-            raise ValueError(f"{who} takes finite weights, {name!r} holds NaN or infinity")
+            raise ValueError(f"{where} holds NaN or infinity in {name!r}")
 
 
 def _finite(tensor: torch.Tensor) -> bool:
@@ -154,8 +155,16 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _not_whole(path: Path, kind: str, error: BaseException | str) -> ValueError:
-    text = _last_line(error) if str(error) else type(error).__name__
+    text = other_kind(path) or (_last_line(error) if str(error) else type(error).__name__)
     return ValueError(f"{path} is not a whole {kind}: {text}")
+
+
+def _code(path: Path, what: str, named: str) -> ValueError:
+    named = _printable(named).rstrip(".")
+    return ValueError(
+        f"{path} holds more than {what}, and reading it could run code: {named}; of a module save "
+        "its state_dict() instead"
+    )
 
 
 class _StandIn:
@@ -198,10 +207,7 @@ def _read_torch(path: Path) -> Any:
         names = [line.partition(" Please ")[0] for line in said.split("\n") if _CODE.search(line)]
         if not names:
             raise _not_whole(path, "torch file", said) from None
-        raise ValueError(
-            f"{path} holds more than tensors and plain values, and reading it could run code: "
-            f"{_printable(names[0])}"
-        ) from None
+        raise _code(path, "tensors and plain values", names[0]) from None
     except Exception as error:  # whatever torch's rebuilding functions make of made-up arguments
         raise _not_whole(path, "torch file", error) from None
     finally:
@@ -276,10 +282,7 @@ def _unpickled(unpickler: _Closed, path: Path, what: str) -> Any:
         return unpickler.load()
     except pickle.UnpicklingError as error:
         if "asks for" in str(error):
-            raise ValueError(
-                f"{path} holds more than {what}, and reading it could run code: "
-                f"{_printable(str(error))}"
-            ) from None
+            raise _code(path, what, str(error)) from None
         raise _not_whole(path, "pickle", error) from None
     except Exception as error:  # whatever made-up arguments lead to
         raise _not_whole(path, "pickle", error) from None
@@ -378,7 +381,8 @@ def _fill_storage(storage: torch.Tensor, file: Any) -> None:
 
 
 def _last_line(error: BaseException | str) -> str:
-    lines = [line for line in str(error).split("\n") if line.strip()]
+    text = str(error).partition(" This is an internal miniz error")[0]  # and torch's guesses
+    lines = [line for line in text.split("\n") if line.strip()]
     return _printable(lines[-1]) if lines else "it ends too early"
 
 

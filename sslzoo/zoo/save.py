@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from sslzoo.atomic_write import atomic_write
 from sslzoo.trust import LOADERS, fill, read_config
-from sslzoo.zoo.build import build_backbone, complete
-from sslzoo.zoo.cache import home
+from sslzoo.zoo.build import build_backbone, complete, under
+from sslzoo.zoo.cache import home, unwritable
 from sslzoo.zoo.card import Card
 from sslzoo.zoo.catalog import card_named, entries
 from sslzoo.zoo.converters import convert
@@ -132,7 +132,12 @@ def _made(folder: Path) -> Iterator[None]:
     """Make a folder, and take it away again where what follows fails."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if not folder.is_relative_to(home()):
+                raise
+            raise unwritable(folder / "card", error.strerror or str(error)) from None
         yield
     except BaseException:
         for path in new:
@@ -297,7 +302,11 @@ def add_checkpoint(
     saved = read(checkpoint)
     encoder = build_backbone(backbone, trust=True).eval()
     width = _width(encoder, str(backbone))
-    state = _under(saved, prefix) if layout is None else convert(saved, layout, str(checkpoint))[0]
+    state = (
+        under(saved, prefix, str(checkpoint))
+        if layout is None
+        else convert(saved, layout, str(checkpoint))[0]
+    )
     fill(encoder, complete(state, encoder, str(checkpoint)), str(checkpoint))
     preprocessing, metadata = _preprocessing(saved, None, view)
     named = saved.get("hyper_parameters") if isinstance(saved, dict) else None
@@ -335,16 +344,6 @@ def _epochs_begun(saved: Any) -> int | None:
         return int(saved["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"])
     except (KeyError, TypeError):
         return None
-
-
-def _under(saved: Any, prefix: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint whose names begin so, without that beginning."""
-    state = saved.get("state_dict", saved) if isinstance(saved, Mapping) else saved
-    named = state if isinstance(state, Mapping) else {}
-    kept = {name.removeprefix(prefix): v for name, v in named.items() if name.startswith(prefix)}
-    if not kept or not all(isinstance(value, Tensor) for value in kept.values()):
-        raise ValueError(f"tensors under {prefix!r} wanted, the file has {list(named)[:5]}")
-    return kept
 
 
 def _backbone(config: dict[str, Any]) -> dict[str, Any]:

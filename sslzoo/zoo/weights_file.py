@@ -97,17 +97,20 @@ def _text(what: str, given: Any) -> str:
 
 
 def _nowhere(name: str) -> str:
-    try:
-        card_named(name)
-    except ValueError as error:
-        return str(error)
+    if "/" not in name and os.sep not in name:
+        try:
+            card_named(name)
+        except ValueError as error:
+            return str(error)
     return f"no file at {name!r}"
 
 
 def _refuse_irregular(path: Path) -> None:
     if path.exists() and not path.is_file() and not Path(f"{path}.index").is_file():
         kind = "a folder" if path.is_dir() else "a device or a pipe"
-        raise ValueError(f"a file of weights must be a file, and {str(path)!r} is {kind}")
+        last = path / "checkpoints" / "last.ckpt"
+        more = f"; its weights are in {str(last)!r}" if last.is_file() else ""
+        raise ValueError(f"a file of weights must be a file, and {str(path)!r} is {kind}{more}")
 
 
 def _card_beside(path: Path) -> Card | None:

@@ -5,6 +5,12 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+from torch import nn
+
+from sslzoo.backbones import SmallResNet
+from sslzoo.commands import fit
+from sslzoo.methods import SimCLR
 from tests.commands.command import arguments, run
 
 
@@ -44,6 +50,26 @@ def test_no_labels_and_no_validation_set_still_have_metrics(folder: Path, tmp_pa
     run([*args, "--trainer.callbacks=sslzoo.callbacks.OnlineSpectrum"], tmp_path)
     (metrics,) = tmp_path.rglob("metrics.csv")
     assert "val/effective_rank" in metrics.read_text()
+
+
+class Unannotated(SimCLR):
+    def __init__(self, backbone: nn.Module, projector: nn.Module, optimizer=None) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(backbone, projector, optimizer=optimizer)
+
+
+@pytest.mark.filterwarnings("ignore")  # of Lightning's command
+def test_an_optimizer_without_annotation_is_named(folder: Path, tmp_path: Path) -> None:
+    args = [*arguments(folder, tmp_path, "simclr"), f"--model={__name__}.Unannotated"]
+    with pytest.raises(ValueError, match=r"annotate the .* `optimizer: OptimizerFactory \| None`"):
+        fit.run(args)
+    for name in ("optimizer", "schedule", "parameter_groups"):
+        with pytest.raises(ValueError, match=f"{name} must be called later, got a dict"):
+            SimCLR(SmallResNet((8, 16)), nn.Linear(16, 4), **{name: {"class_path": "x"}})  # type: ignore[arg-type]
+
+
+def test_an_unknown_verb_is_told_all_verbs(tmp_path: Path) -> None:
+    text = failure(["frobnicate"], tmp_path)
+    assert "one of fit, validate, test, predict, eval, report, zoo, export, got 'frob" in text
 
 
 def test_version_is_printed(tmp_path: Path) -> None:

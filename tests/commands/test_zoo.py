@@ -25,12 +25,12 @@ from sslzoo import __main__ as command
 from sslzoo.backbones import PatchGrid, SmallResNet, Towers, small_vit, timm_backbone
 from sslzoo.commands import zoo as zoo_command
 from sslzoo.zoo import card_named, entries
-from sslzoo.zoo.cache import place
+from sslzoo.zoo.cache import home, place
 from sslzoo.zoo.card import card_of
 from sslzoo.zoo.catalog import STATES
 from sslzoo.zoo.export import export
 from sslzoo.zoo.hub import push
-from sslzoo.zoo.save import save, save_with_card
+from sslzoo.zoo.save import _made, save, save_with_card
 from tests.commands.command import arguments, run
 from tests.zoo.test_load import NAME, WEIGHTS, _own_home, small_card, write  # noqa: F401
 
@@ -121,6 +121,21 @@ def test_fetch_prints_the_path(
     told = failure(capsys, "zoo", "fetch", "--strict", "dino-vits16-imagenet")
     assert "nobody published a hash" in told
     assert "an HTML page" in failure(capsys, "zoo", "fetch", "dino-vits16-imagenet")
+
+
+def test_a_folder_of_entries_that_cannot_be_made_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SSLZOO_HOME", "/proc/nope")
+    said = r"the cache /proc/nope cannot be written.*set SSLZOO_HOME"
+    with pytest.raises(OSError, match=said), _made(home() / "entries"):
+        pass
+
+
+def test_a_pattern_without_an_entry_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert failure(capsys, "zoo", "list", "nothing*") == (
+        "sslzoo: no entry of the zoo is a 'nothing*'\n"
+    )
 
 
 def test_verify_and_fetch_take_patterns(capsys: pytest.CaptureFixture[str]) -> None:
@@ -324,7 +339,7 @@ def test_a_checkpoint_that_does_not_fit_what_is_said_of_it_is_refused(
     for more, text in (
         ([], "not a run of the command.*--backbone says what it fills"),
         (["--prefix", "net."], "--backbone wanted, which --prefix goes with"),
-        (["--backbone", SMALL], r"tensors under 'backbone\.' wanted, the file has \['net\."),
+        (["--backbone", SMALL], r"no tensors under 'backbone\.', it has \['net\."),
         (["--backbone", SMALL, "--prefix", ""], "does not fit SmallResNet"),
         (["--backbone", SMALL, "--layout", "moco"], "nothing of|has no"),
         (["--backbone", "torch.nn.Flatten"], "with num_features wanted.*Flatten.*has None"),
@@ -516,7 +531,7 @@ def too_many_channels(saved: dict[str, Any]) -> None:
 
 
 CHECKPOINTS: dict[str, tuple[Any, str]] = {
-    "NaN": (nan_weights, "takes finite weights"),
+    "NaN": (nan_weights, "holds NaN or infinity in"),
     "no encoder()": (mute, "which has no encoder()"),
     "preprocessing": (wrong_preprocessing, "as size of its preprocessing, got 'large'"),
     "channels": (too_many_channels, "does not take a sample"),
@@ -714,9 +729,9 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path: Path) -> None
     to = tmp_path / "net.safetensors"
     for form, model, text in (
         ("timm", "resnet18", "other tensors than the encoder"),
-        ("timm", "resnet", "a model of timm's is wanted"),
+        ("timm", "resnet", "model (--model) must be one of timm's"),
         ("torchvision", "vit_b_16", "is none"),
-        ("torchvision", None, "a model of torchvision's is wanted"),
+        ("torchvision", None, "model (--model) must be one of torchvision's"),
         ("tensorrt", None, "format is one of"),
     ):
         with pytest.raises(ValueError, match=text):

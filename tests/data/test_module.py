@@ -236,7 +236,6 @@ def test_channels_and_size_are_those_of_training(
         "range": [0.0, 1.0],
         "size": 12,
         "channels": channels,
-        "space": "rgb",
         **({} if resize is None else {"resize": resize}),
         "mean": [0.4] * channels,
         "std": [0.3] * channels,

@@ -30,6 +30,10 @@ class OwnTool:
     """A class of a user's that is no module."""
 
 
+def own_function() -> nn.Module:
+    return OwnNet()
+
+
 def test_a_class_is_admitted_by_its_public_and_by_its_own_name() -> None:
     assert admit("sslzoo.backbones.SmallResNet", nn.Module, "x.json") is SmallResNet
     assert admit("sslzoo.backbones.image.SmallResNet", nn.Module, "x.json") is SmallResNet
@@ -121,8 +125,11 @@ def test_a_user_s_own_class_is_admitted_once_the_program_has_imported_it(tmp_pat
     assert admit(name, nn.Module, "x.json") is OwnNet
     with pytest.raises(UntrustedError, match="is no LightningModule"):
         admit(name, LightningModule, "x.json")
-    with pytest.raises(UntrustedError, match="is no object"):
+    with pytest.raises(UntrustedError, match="no type hint says which class is wanted"):
         admit(name, object, "x.json")
+    assert admit(name, object, "x.json", nn.Module) is OwnNet
+    with pytest.raises(UntrustedError, match="is no Optimizer, which is wanted there"):
+        admit(name, object, "x.json", torch.optim.Optimizer)
     (tmp_path / "not_imported.py").write_text("raise SystemExit('imported')")
     sys.path.insert(0, str(tmp_path))
     try:
@@ -130,6 +137,15 @@ def test_a_user_s_own_class_is_admitted_once_the_program_has_imported_it(tmp_pat
             admit("not_imported.Net", nn.Module, "x.json")
     finally:
         sys.path.remove(str(tmp_path))
+
+
+def test_what_is_called_later_is_no_function_and_no_class_of_others() -> None:
+    with pytest.raises(UntrustedError, match="is a function and no class"):
+        admit(f"{__name__}.own_function", object, "x.json", nn.Module)
+    for name in ("collections.OrderedDict", "lightning.pytorch.Trainer", "subprocess.Popen"):
+        for result in (object, dict, torch.optim.Optimizer):
+            with pytest.raises(UntrustedError, match=r"is defined in|is no class of"):
+                admit(name, object, "x.json", result)
 
 
 def test_a_class_that_only_says_that_it_is_ours_is_refused(monkeypatch: Any) -> None:

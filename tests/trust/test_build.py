@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import sslzoo
 from sslzoo.trust import UntrustedError, build, shell
@@ -37,6 +38,22 @@ class Typed(nn.Module):
         self.given = locals()
 
 
+class Defaults(nn.Module):
+    """Arguments whose defaults are not of their types, or no plain values."""
+
+    def __init__(
+        self,
+        width: int = None,  # type: ignore[assignment]  # noqa: RUF013
+        net: nn.Module = None,  # type: ignore[assignment]
+        rows: list[int] = ("a", None),  # type: ignore[assignment]
+        dtype: torch.dtype = torch.float32,
+        norm: type[nn.Module] = nn.BatchNorm2d,
+        act: Callable[[Tensor], Tensor] = nn.functional.relu,
+    ) -> None:
+        super().__init__()
+        self.given = (width, net, rows, dtype, norm, act)
+
+
 def typed(**args: Any) -> Any:
     return build({"class_path": f"{__name__}.Typed", "init_args": args}, nn.Module, "x").given
 
@@ -57,6 +74,31 @@ def test_values_become_what_their_types_say() -> None:
     assert isinstance(typed(either=NET)["either"], sslzoo.backbones.SmallResNet)
     assert typed(either=2)["either"] == 2.0
     assert len(typed(nets=[NET, "torch.nn.Identity"])["nets"]) == 2
+
+
+def test_a_default_is_taken_as_it_is_whatever_the_type_says() -> None:
+    path = f"{__name__}.Defaults"
+    args = {
+        "width": None,
+        "net": None,
+        "rows": ["a", None],
+        "dtype": "torch.float32",
+        "norm": "torch.nn.BatchNorm2d",
+        "act": "torch.nn.functional.relu",
+    }
+    made: Any = build({"class_path": path, "init_args": args}, nn.Module, "x")
+    assert made.given == Defaults().given
+    for key, value in (
+        ("width", True),
+        ("rows", ["a"]),
+        ("dtype", "torch.float16"),
+        ("norm", "torch.nn.BatchNorm1d"),
+        ("act", "torch.nn.functional.gelu"),
+    ):
+        with pytest.raises(
+            ValueError, match="float16" if key == "dtype" else "gelu" if key == "act" else key
+        ):
+            build({"class_path": path, "init_args": {key: value}}, nn.Module, "x")
 
 
 @pytest.mark.parametrize("value", [1, object()])

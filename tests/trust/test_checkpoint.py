@@ -18,7 +18,8 @@ from sslzoo.backbones import SmallResNet
 from sslzoo.commands import fit
 from sslzoo.data import ImageFolder
 from sslzoo.eval import Classifier, load_weights
-from sslzoo.methods import BYOL, SimCLR
+from sslzoo.heads import DINOHead
+from sslzoo.methods import BYOL, DINO, SimCLR
 from sslzoo.optim import WarmupCosine
 from sslzoo.transforms import Views, digit_views
 from sslzoo.trust import UntrustedError, module_of
@@ -46,6 +47,10 @@ class OwnNet(nn.Module):
         super().__init__()
         self.num_features = width
         self.linear = nn.Linear(3, width)
+
+
+class OwnSGD(torch.optim.SGD):
+    """An optimizer of the user's own."""
 
 
 def saved(**changes: Any) -> dict[str, Any]:
@@ -83,6 +88,16 @@ def test_a_whole_method_can_train_on(tmp_path: Path) -> None:
     assert method._parameter_groups is sslzoo.optim.exempt_bias_and_norm
     for name, value in method.state_dict().items():
         assert torch.equal(value, content["state_dict"][name])
+
+
+def test_an_optimizer_of_the_user_s_own_is_one(tmp_path: Path) -> None:
+    own = {"class_path": f"{__name__}.OwnSGD", "init_args": {"lr": 0.1}}
+    path = write(tmp_path, saved(optimizer=own))
+    for method in (sslzoo.load(path, whole=True), SimCLR.load_from_checkpoint(path)):
+        assert method._optimizer.func is OwnSGD
+    net = {"class_path": f"{__name__}.OwnNet"}
+    with pytest.raises(UntrustedError, match="is no Optimizer, which is wanted there"):
+        sslzoo.load(write(tmp_path, saved(optimizer=net)), whole=True)
 
 
 def test_a_class_loads_its_own_checkpoints_by_the_same_rule(tmp_path: Path) -> None:
@@ -212,6 +227,89 @@ def test_the_user_s_own_class_loads_by_import_or_by_a_trusting_word(tmp_path: Pa
         assert type(sslzoo.load(path)).__module__ == "own_net", "it is imported now"
 
 
+OWN_METHODS = """
+from torch import nn
+from sslzoo.methods import SimCLR
+class Net(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 5)
+        self.num_features = 5
+class Holder:
+    class Inner(SimCLR):
+        pass
+"""
+
+
+def test_a_class_within_a_class_loads_where_its_module_is_found(tmp_path: Path) -> None:
+    (tmp_path / "own_methods.py").write_text(OWN_METHODS)
+    name = "own_methods.Holder.Inner"
+    path = write(tmp_path, saved(_class_path=name))
+    said = "own_methods cannot be imported; put its folder on PYTHONPATH"
+    with pytest.raises(ValueError, match=said):
+        sslzoo.load(path, trust=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        with pytest.raises(UntrustedError, match="trust=True"):
+            SimCLR.load_from_checkpoint(path)
+        assert SimCLR.load_from_checkpoint(path, trust=True).temperature == 0.3
+        made = SimCLR.load_from_checkpoint(path, trust=True, temperature=0.7)
+        assert (type(made).__qualname__, made.temperature, made.step) == ("Holder.Inner", 0.7, 3)
+        assert type(sslzoo.load(path, trust=True)) is SmallResNet
+        assert type(sslzoo.load(path, whole=True)) is type(made), "it is imported now"
+        with pytest.raises(ValueError, match="BYOL"):
+            BYOL.load_from_checkpoint(path, trust=True)
+
+
+def in_python(method: Any) -> dict[str, Any]:
+    """The checkpoint of a module that was built in Python."""
+    return {**saved(), "state_dict": method.state_dict(), "hyper_parameters": dict(method.hparams)}
+
+
+def test_a_module_built_in_python_gives_its_backbone_to_another(tmp_path: Path) -> None:
+    method = SimCLR(SmallResNet((8, 16)), nn.Linear(16, 4))
+    path = write(tmp_path, in_python(method))
+    with pytest.raises(ValueError, match=r"or sslzoo\.load\(PATH, backbone=NET\)"):
+        sslzoo.load(path)
+    net = SmallResNet((8, 16))
+    assert sslzoo.load(path, backbone=net) is net
+    for name, value in method.backbone.state_dict().items():
+        assert torch.equal(net.state_dict()[name], value)
+    with pytest.raises(ValueError, match=r"does not fit SmallResNet"):
+        sslzoo.load(path, backbone=SmallResNet((8, 24)))
+    with pytest.raises(ValueError, match=r"give SimCLR.load_from_checkpoint backbone=..., proj"):
+        SimCLR.load_from_checkpoint(path)
+    with pytest.raises(ValueError, match=r"load_from_checkpoint projector=\.\.\.$"):
+        SimCLR.load_from_checkpoint(path, backbone=net)
+    SimCLR.load_from_checkpoint(path, backbone=net, projector=nn.Linear(16, 4))
+
+
+def test_a_given_backbone_takes_the_encoder_of_a_run(tmp_path: Path) -> None:
+    content = saved()
+    path, net = write(tmp_path, content), SmallResNet((8, 16))
+    assert sslzoo.load(path, backbone=net) is net
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, content["state_dict"][f"backbone.{name}"])
+    with pytest.raises(ValueError, match=r"does not fit SimCLR.*backbone"):
+        sslzoo.load(path, backbone=SmallResNet((4, 16)))
+    for other in (SmallResNet, "resnet18"):
+        with pytest.raises(ValueError, match="backbone must be a module that the weights fill"):
+            sslzoo.load(path, backbone=other)  # type: ignore[arg-type]
+
+
+def test_a_given_backbone_takes_the_teacher_that_is_the_encoder(tmp_path: Path) -> None:
+    head = {"class_path": "sslzoo.heads.DINOHead", "init_args": {"in_dim": 16, "out_dim": 6}}
+    hyper = {"_class_path": "sslzoo.methods.DINO", "backbone": HYPER["backbone"], "projector": head}
+    method = DINO(SmallResNet((8, 16)), DINOHead(16, 6))
+    with torch.no_grad():
+        for weight in method.teacher_backbone.parameters():
+            weight.add_(1.0)
+    content = {**saved(), "hyper_parameters": hyper, "state_dict": method.state_dict()}
+    net = SmallResNet((8, 16))
+    assert sslzoo.load(write(tmp_path, content), backbone=net) is net
+    assert torch.equal(net.stem.weight, method.teacher_backbone.stem.weight)
+    assert net.stem.weight.requires_grad
+
+
 def test_the_module_s_objects_may_be_given(tmp_path: Path) -> None:
     content = saved(backbone={"class_path": "os.system"})
     made = module_of(content, "x.ckpt", backbone=SmallResNet((8, 16)))
@@ -244,7 +342,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     content = saved()
     name = next(name for name in content["state_dict"] if name.startswith("backbone."))
     content["state_dict"][name][0] = float("nan")
-    with pytest.raises(ValueError, match=r"last\.ckpt takes finite weights"):
+    with pytest.raises(ValueError, match=r"last\.ckpt holds NaN or infinity in"):
         sslzoo.load(write(tmp_path, content))
 
 

@@ -264,7 +264,7 @@ def test_broken_safetensors(server: Site, tmp_path: Path, kind: str, place: str)
     assert "tiny.safetensors" in said or FIRST in said
     if place == "http":
         assert server.url in said
-        assert "begins with b" in said
+        assert "begins with b" in said or "it is empty" in said
 
 
 @pytest.mark.parametrize("place", PLACES)

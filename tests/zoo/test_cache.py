@@ -413,7 +413,10 @@ def test_without_a_network_no_hash_is_asked_for(
     server: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(OSError, match=r"cannot be fetched: http://127.0.0.1:9/.*refused"):
+    with pytest.raises(
+        OSError,
+        match=r"cannot be fetched: http://127.0.0.1:9/.*refused.*download it by hand.* file=PATH",
+    ):
         sslzoo.load("hf://owner/name/tiny.safetensors")
     for malformed in ("hf://owner/name", "hf://owner/name.safetensors", "hf://x"):
         with pytest.raises(ValueError, match="hf://OWNER/REPOSITORY"):
@@ -471,7 +474,7 @@ def test_an_entry_is_held_to_its_card_before_it_is_kept(
         "does not fit SmallResNet": {**state, "more": torch.ones(1)},
         "1 of another shape": {**state, first: torch.ones(1)},
         "holds NaN or infinity": {**state, first: state[first] / 0},
-        "the file other numbers": {**state, first: state[first].long()},
+        "floats for whole numbers": {**state, first: state[first].long()},
     }
     for said, tensors in broken.items():
         save_file(tensors, path)

@@ -220,7 +220,7 @@ def test_what_is_no_state_is_an_error(kind: str, layout: str) -> None:
 def test_what_is_no_state_is_an_error_without_a_layout_too(tmp_path: Path) -> None:
     for held in (torch.ones(3), [torch.ones(3)], {"model": {"a": torch.ones(3)}}):
         torch.save(held, tmp_path / "net.pt")
-        with pytest.raises(ValueError, match="without a layout a file has tensors by name"):
+        with pytest.raises(ValueError, match=r"holds no weights by name|does not fit"):
             sslzoo.load(str(tmp_path / "net.pt"), SmallResNet((8, 16)))
 
 

@@ -200,6 +200,51 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         sslzoo.load(str(tmp_path / "net.pkl"), SmallResNet((8, 16)), "byol")
 
 
+def test_a_file_that_holds_no_weights_says_what_it_is(tmp_path: Path) -> None:
+    page = "<!DOCTYPE html><html></html>"
+    for name in ("a.pth", "a.safetensors", "a.pkl"):
+        path = tmp_path / name
+        for content, said in ((page, r"an HTML page \(to log in"), ("", "it is empty")):
+            path.write_text(content)
+            with pytest.raises(ValueError, match=rf"{name} is not a whole .*: {said}"):
+                sslzoo.load(path)
+    run_folder = tmp_path / "version_0"
+    (run_folder / "checkpoints").mkdir(parents=True)
+    (run_folder / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(ValueError, match=r"is a folder; its weights are in .*/last\.ckpt'"):
+        sslzoo.load(run_folder)
+    torch.save(nn.Linear(1, 1), tmp_path / "module.pth")
+    with pytest.raises(ValueError, match=r"Linear.*; of a module save its state_dict\(\) instead"):
+        sslzoo.load(tmp_path / "module.pth")
+
+
+@pytest.mark.parametrize("held", [[1], torch.ones(3), {}, {"epoch": 3}, None])
+def test_a_file_without_weights_by_name_says_what_it_holds(tmp_path: Path, held: Any) -> None:
+    torch.save(held, tmp_path / "a.pth")
+    for given in ({}, {"backbone": SmallResNet((8, 16))}, {"layout": "moco"}):
+        with pytest.raises(ValueError, match=r"a.pth' holds no weights by name, it holds"):
+            sslzoo.load(tmp_path / "a.pth", **given)  # type: ignore[arg-type]
+
+
+def test_a_state_loads_from_the_usual_wrappers_and_without_its_classifier(tmp_path: Path) -> None:
+    net, path = SmallResNet((8, 16)), tmp_path / "net.pth"
+    classified = {**net.state_dict(), "fc.weight": torch.ones(2, 16), "fc.bias": torch.ones(2)}
+    wrappers: list[dict[str, Any]] = [
+        classified,
+        {"state_dict": classified, "epoch": 3, "best": 0.5},
+        {"model": classified, "optimizer": {"state": {0: torch.ones(1)}}},
+    ]
+    for held in wrappers:
+        torch.save(held, path)
+        loaded: Any = sslzoo.load(path, SmallResNet((8, 16)), "torchvision")
+        assert torch.equal(loaded.stem.weight, net.stem.weight)
+        with pytest.raises(ValueError, match=r"\['fc.bias', .*: pass layout='torchvision'"):
+            sslzoo.load(path, SmallResNet((8, 16)))
+    torch.save({"state_dict": net.state_dict()}, path)
+    loaded = sslzoo.load(path, SmallResNet((8, 16)))
+    assert torch.equal(loaded.stem.weight, net.stem.weight)
+
+
 def test_a_wrong_hash_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, SmallResNet((8, 16)), sha256="0" * 64)
     with pytest.raises(ValueError, match=f"{'0' * 64} wanted: another file"):
@@ -314,8 +359,10 @@ def test_a_pickle_s_arrays_and_numbers_are_numpy_s(tmp_path: Path) -> None:
 def test_what_is_not_there_names_what_is_close(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=NAME):
         sslzoo.load("simclr-small_resnet-cifar10")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        sslzoo.load(str(tmp_path / "nowhere.safetensors"))
+    for name in (str(tmp_path / "nowhere.safetensors"), "zzzzqqqq"):
+        with pytest.raises(FileNotFoundError, match=name) as caught:
+            sslzoo.load(name)
+        assert "close" not in str(caught.value)
     with pytest.raises(ValueError, match="layout is one of"):
         sslzoo.load(str(WEIGHTS), layout="mocco")
     with pytest.raises(ValueError, match="no whole method"):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import sslzoo
@@ -67,7 +69,6 @@ def test_text_is_prepared_with_the_vocabulary_of_the_checkpoint(tmp_path: Path) 
 
 
 def test_frames_are_prepared_as_the_checkpoint_says(tmp_path: Path) -> None:
-    import numpy as np
 
     values = np.random.default_rng(0).normal(3, 2, (8, 9, 2)).astype(np.float32)
     np.savez(tmp_path / "train.npz", values=values)
@@ -126,7 +127,10 @@ def test_what_keeps_its_arguments_is_written_as_a_class_path() -> None:
     assert as_config(Gathering(1.0)) is None
     assert as_config(Failing(1.0)) is None
     assert as_config(Plus(torch.ones(2))) is None  # type: ignore[arg-type]
-    config = {"class_path": "sslzoo.data.HFTokenizer", "init_args": {"name": "bert"}}
+    config = {
+        "class_path": "sslzoo.data.HFTokenizer",
+        "init_args": {"name": "bert", "local_files_only": False},
+    }
     assert as_config(HFTokenizer("bert")) == config
 
 
@@ -217,3 +221,24 @@ def test_an_encoder_that_gives_no_features_is_refused(tmp_path: Path) -> None:
     net.preprocess = card.preprocess()
     with pytest.raises(ValueError, match="gives a tuple, features wanted"):
         fixed_features(net, card)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (Image.new("RGB", (8, 8)), r"got a PIL.Image.Image: .*pil_to_tensor"),
+        ([Image.new("RGB", (8, 8))], r"got a builtins.list of PIL.Image.Image"),
+        ([], "got a builtins.list"),
+        (np.zeros((1, 3, 8, 8), np.uint8), "got a numpy.ndarray"),
+        (torch.zeros(3, 8, 8), r"got shape \(3, 8, 8\): images\[None\] is a batch of one"),
+        (torch.zeros(8, 8), r"got shape \(8, 8\)$"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "got torch.int64"),
+        (torch.full((1, 3, 8, 8), 255.0), "got floats from 255 to 255"),
+        (torch.full((1, 3, 8, 8), -1.0), "got floats from -1 to -1"),
+        (torch.full((1, 3, 8, 8), torch.nan), "got floats from nan to nan"),
+    ],
+)
+def test_what_is_no_batch_of_images_is_one_sentence(given: Any, said: str) -> None:
+    prepare: Any = preprocessor({"size": 8})
+    with pytest.raises(ValueError, match=rf"images must be a tensor \(B, C, H, W\).*{said}"):
+        prepare(given)

@@ -19,6 +19,8 @@ from sslzoo.transforms.image.layout import to_planes
 from sslzoo.transforms.image.normalize import normalize_
 from sslzoo.transforms.image.resample import Interpolation, crop_planes, pixels_of
 
+_ROUNDING = 0.01  # beyond [0, 1], of images that were resized
+
 
 @final
 class EvalView:
@@ -66,7 +68,12 @@ class EvalView:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Shapes: (B, C, H, W) uint8, or float in [0, 1] -> (B, C, S, S) float32."""
+        """Shapes: (B, C, H, W) uint8, or float in [0, 1] -> (B, C, S, S) float32.
+
+        Raises:
+            ValueError: another type, shape or range.
+        """
+        _refuse_no_images(images)
         with torch.autocast(images.device.type, enabled=False):
             return self.finish(self._center(images))
 
@@ -97,6 +104,8 @@ class EvalView:
         found["interpolation"] = self.interpolation
         if self.mean is not None and self.std is not None:
             found |= {"mean": _floats(self.mean), "std": _floats(self.std)}
+        if self.space == "rgb":
+            del found["space"]  # no change of the colours, of which images may have one alone
         return {key: value for key, value in found.items() if value is not None}
 
     def _center(self, images: Tensor) -> Tensor:
@@ -125,6 +134,30 @@ class EvalView:
         flip = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         planes = crop_planes(images, box, flip, self.size, self.interpolation, antialias=False)
         return planes.transpose(0, 1).clamp(0, 1)
+
+
+def _refuse_no_images(images: Any) -> None:
+    if not isinstance(images, Tensor):
+        got, more = f"a {type(images).__module__}.{type(images).__qualname__}", ""
+        if isinstance(images, list | tuple) and images:
+            got += f" of {type(images[0]).__module__}.{type(images[0]).__qualname__}"
+        if "PIL" in got:
+            more = ": torchvision.transforms.functional.pil_to_tensor gives (C, H, W)"
+    elif images.dim() != 4:
+        got, more = f"shape {tuple(images.shape)}", ": images[None] is a batch of one"
+        more = more if images.dim() == 3 else ""
+    elif images.dtype != torch.uint8 and not images.is_floating_point():
+        got, more = f"{images.dtype}", ""
+    elif images.dtype == torch.uint8 or not images.numel():
+        return
+    else:
+        least, most = (float(end) for end in images.aminmax())
+        if least >= -_ROUNDING and most <= 1 + _ROUNDING:
+            return
+        got, more = f"floats from {least:.3g} to {most:.3g}", ""
+    raise ValueError(
+        f"images must be a tensor (B, C, H, W), uint8 or float in [0, 1], got {got}{more}"
+    )
 
 
 def _floats(numbers: Sequence[float] | Tensor) -> list[float]:

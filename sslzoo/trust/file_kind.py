@@ -1,0 +1,23 @@
+"""Kind of a file that cannot hold weights, told by its first bytes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_HTML = re.compile(rb"\W*(<!doctype html|<html|<head|<body|<script|<\?xml|<!--)", re.IGNORECASE)
+
+
+def other_kind(path: Path) -> str | None:
+    """Half a sentence about an empty file or an HTML page; None if it may hold weights.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        return "it is empty"
+    if _HTML.match(head):
+        return f"an HTML page (to log in, or of an error?) begins with {head[:32]!r}"
+    return None
