@@ -21,7 +21,7 @@ from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from torch import Tensor
 
 from sslzoo.batch import Batch
-from sslzoo.callbacks.memory import memories
+from sslzoo.memory import memories
 from sslzoo.methods import SSLMethod
 from sslzoo.optim import WarmupCosine
 from sslzoo.trainable import Trainable

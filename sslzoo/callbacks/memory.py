@@ -15,18 +15,7 @@ from lightning import Callback, LightningModule, Trainer
 from sslzoo.distributed import broadcast_
 from sslzoo.eval.features import extract
 from sslzoo.eval.loaders import EvalLoaders
-from sslzoo.memory import ClusterMemory, Memory, MemoryBank
-
-
-def memories(module: torch.nn.Module) -> list[Memory]:
-    """Every memory of a method."""
-    return [part for part in module.modules() if isinstance(part, Memory)]
-
-
-def commit(module: torch.nn.Module) -> None:
-    """Commit every memory of `module`: what a plain loop calls after `optimizer.step()`."""
-    for memory in memories(module):
-        memory.commit()
+from sslzoo.memory import ClusterMemory, MemoryBank, commit_memories, memories
 
 
 class CommitMemory(Callback):
@@ -63,7 +52,7 @@ class CommitMemory(Callback):
         step = cast(Any, pl_module).step
         if step > self._committed:
             self._committed = step
-            commit(pl_module)
+            commit_memories(pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         every = self.refresh_every_n_epochs

@@ -1,10 +1,9 @@
-"""RowBlocks: sums over anchors of a function of their similarities to all keys, a block at a time.
+"""Blockwise losses: sums over a similarity matrix of which only one block exists at a time.
 
-The similarities of a global batch never exist as a whole. A loss walks over blocks of anchors,
-adds up its value, and hands in the slope of that value by the block's dot products or squared
-distances, from which the gradients by anchors and keys are formed at once.
+A loss walks over blocks of the matrix, adds up its value, and forms the gradient with it, so that
+neither the matrix nor its graph is kept for the backward pass.
 
-Shapes: m local anchors, M keys, D width, b anchors of a block.
+Shapes: m local anchors, M keys, D width, b anchors per block.
 """
 
 from __future__ import annotations
@@ -14,29 +13,58 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Numbers of one block: few enough for a core's caches; large launches, and 64 MiB, on a GPU.
+# Entries per block: few enough for a core's caches; large launches, and 64 MiB, on a GPU.
 _BLOCK = {"cpu": 1 << 21, "cuda": 1 << 24}
-NEAREST = 1e-9**0.5  # the least distance that a slope is divided by
+MIN_DISTANCE = 1e-9**0.5  # the smallest distance by which a slope is divided
+
+
+def entries_per_block(limits: dict[str, int], x: Tensor) -> int:
+    """The limit of x's type of device; unknown types have the CPU's."""
+    return limits.get(x.device.type, limits["cpu"])
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether the backward pass will reach one of the tensors."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def attach_gradient(value: Tensor, x: Tensor, grad: Tensor | None) -> Tensor:
+    """Return the scalar with the gradient `grad` with respect to x; None adds none."""
+    return value if grad is None else _AttachGradient.apply(value, x, grad)  # type: ignore[no-any-return]
+
+
+class _AttachGradient(torch.autograd.Function):
+    """A scalar with a known gradient; that which `value` already has passes through."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, x: Tensor, grad: Tensor) -> Tensor:
+        ctx.save_for_backward(grad)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
+        (grad,) = ctx.saved_tensors
+        return grads[0], grads[0] * grad, None
 
 
 class RowBlocks:
-    """Anchors against keys, and the gradient of a sum over the anchors.
+    """Blocks of anchors against all keys, and the gradient of a sum over the anchors.
 
     Args:
         anchors: (m, D), in float32 at least.
         keys: (M, D); detached keys get no gradient.
 
     Attributes:
-        slices: of the anchors, one a block.
+        slices: one slice of the anchors per block.
     """
 
     def __init__(self, anchors: Tensor, keys: Tensor) -> None:
         self._tensors = anchors, keys
         self.anchors, self.keys = anchors.detach(), keys.detach()
-        self._anchor_grad = _room_for_gradient(anchors)
-        self._key_grad = _room_for_gradient(keys)
-        limit = _BLOCK.get(anchors.device.type, _BLOCK["cpu"])
-        step = max(1, limit // max(1, len(keys)))
+        self._anchor_grad, self._key_grad = (
+            torch.zeros_like(x.detach()) if needs_gradient(x) else None for x in self._tensors
+        )
+        step = max(1, entries_per_block(_BLOCK, anchors) // max(1, len(keys)))
         count = len(anchors)
         self.slices = [slice(i, min(i + step, count)) for i in range(0, count, step)]
 
@@ -50,14 +78,14 @@ class RowBlocks:
         return torch.cdist(self.anchors[rows], self.keys, compute_mode=mode)
 
     def add_slope(self, rows: slice, slope: Tensor) -> None:
-        """Take the slope (b, M) of the sum by the dot products of a block."""
+        """Add the derivative (b, M) of the sum by a block's dot products."""
         if self._anchor_grad is not None:
             self._anchor_grad[rows] += slope @ self.keys
         if self._key_grad is not None:
             self._key_grad += slope.T @ self.anchors[rows]
 
     def add_square_slope(self, rows: slice, slope: Tensor) -> None:
-        """Take the slope (b, M) of the sum by the squared distances of a block."""
+        """Add the derivative (b, M) of the sum by a block's squared distances."""
         self.add_slope(rows, -2 * slope)
         if self._anchor_grad is not None:
             self._anchor_grad[rows] += 2 * slope.sum(dim=1)[:, None] * self.anchors[rows]
@@ -65,26 +93,7 @@ class RowBlocks:
             self._key_grad += 2 * slope.sum(dim=0)[:, None] * self.keys
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum, given its value (), with the gradient that the slopes gave."""
+        """The sum, given its value (), with the gradient that the slopes amount to."""
         for x, grad in zip(self._tensors, (self._anchor_grad, self._key_grad), strict=True):
-            if grad is not None:
-                value = _Known.apply(value, x, grad)
+            value = attach_gradient(value, x, grad)
         return value
-
-
-def _room_for_gradient(x: Tensor) -> Tensor | None:
-    return torch.zeros_like(x.detach()) if torch.is_grad_enabled() and x.requires_grad else None
-
-
-class _Known(torch.autograd.Function):
-    """A scalar whose gradient by x is known; what `value` had already passes through."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, x: Tensor, grad: Tensor) -> Tensor:
-        ctx.save_for_backward(grad)
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
-        (grad,) = ctx.saved_tensors
-        return grads[0], grads[0] * grad, None

@@ -1,4 +1,4 @@
-"""Who is who: which rows of the global batch show the same thing.
+"""Positives of each anchor in the global batch.
 
 Shapes: n local samples, N global ones, V views of each; M = V N rows, sample by sample.
 """
@@ -13,40 +13,46 @@ from torch import Tensor
 from sslzoo.distributed import Rows, gather_rows
 
 
-class Identity(NamedTuple):
-    """Identities of the anchors and of all rows; equal numbers show the same thing.
+def own_pairs(rows: Rows, device: torch.device) -> Tensor:
+    """True for the pairs of a local sample with itself. (n, N) bool."""
+    samples = torch.arange(rows.total, device=device)
+    return samples[rows.own, None] == samples
+
+
+class Positives(NamedTuple):
+    """Identities of the anchors and of all rows; rows of one identity are positives.
 
     Args:
-        own: (V n,) of this rank's rows, the anchors.
-        every: (M,) of all rows.
-        first: place of the first anchor among the M.
+        own: (V n,) identities of this rank's rows, the anchors.
+        every: (M,) identities of all rows.
+        first: position of the first anchor among the M rows.
     """
 
     own: Tensor
     every: Tensor
     first: int
 
-    def same(self, rows: slice) -> Tensor:
-        """Which keys show what the anchor shows, itself left out. (b, M) bool."""
+    def positive(self, rows: slice) -> Tensor:
+        """Which keys are positives of the anchors, themselves excluded. (b, M) bool."""
         same = self.own[rows, None] == self.every
         same.diagonal(self.first + rows.start).fill_(False)
         return same
 
-    def other(self, rows: slice) -> Tensor:
-        """Which keys show something else. (b, M) bool."""
+    def negative(self, rows: slice) -> Tensor:
+        """Which keys are negatives of the anchors. (b, M) bool."""
         return self.own[rows, None] != self.every
 
     def counts(self) -> tuple[Tensor, Tensor]:
-        """Ordered pairs of the global batch that are the same and that are not, without loops."""
+        """Numbers of ordered positive and negative pairs in the global batch."""
         ordered = self.every.sort().values
         left = torch.searchsorted(ordered, self.every)
-        alike = (torch.searchsorted(ordered, self.every, right=True) - left).sum()
+        same = (torch.searchsorted(ordered, self.every, right=True) - left).sum()
         num_rows = len(self.every)
-        return alike - num_rows, num_rows * num_rows - alike
+        return same - num_rows, num_rows * num_rows - same
 
 
-def identity(z: Tensor, label: Tensor | None, rows: Rows) -> Identity:
-    """Identities by label, or, where there is none, every sample is its own.
+def find_positives(z: Tensor, label: Tensor | None, rows: Rows) -> Positives:
+    """Positives by label, or, without labels, the views of one sample.
 
     Args:
         z: (n, V, D), for its shape and device.
@@ -57,14 +63,14 @@ def identity(z: Tensor, label: Tensor | None, rows: Rows) -> Identity:
         ValueError: for labels that are not (n,), or for a single view.
     """
     if z.dim() != 3 or z.shape[1] < 2:
-        raise ValueError(f"(n, V, D) of at least two views wanted, got {tuple(z.shape)}")
+        raise ValueError(f"z must be (n, V, D) with at least two views, got {tuple(z.shape)}")
     if label is None:
         samples = torch.arange(rows.total, device=z.device)
     elif label.shape == z.shape[:1]:
         samples = gather_rows(label, rows)
     else:
-        raise ValueError(f"labels of shape ({len(z)},) wanted, got {tuple(label.shape)}")
+        raise ValueError(f"label must be ({len(z)},), one per sample, got {tuple(label.shape)}")
     num_views = z.shape[1]
     every = samples.repeat_interleave(num_views)
     first = rows.start * num_views
-    return Identity(every[first : first + len(z) * num_views], every, first)
+    return Positives(every[first : first + len(z) * num_views], every, first)

@@ -1,4 +1,4 @@
-"""Masks: which patches or tokens of a sample are masked."""
+"""Masks: random choices of the patches or tokens that are masked."""
 
 from sslzoo.masks.block import BlockMasks
 from sslzoo.masks.multi_block import MultiBlock

@@ -107,7 +107,7 @@ def test_head_is_tied_to_the_embedding() -> None:
     backbone, head = net(), MLMHead(16, 30)
     head.tie(backbone.token_embedding)
     assert head.decoder.weight is backbone.token_embedding.weight
-    with pytest.raises(ValueError, match=r"num_ids=31 and in_features=16, .* is \(30, 16\)"):
+    with pytest.raises(ValueError, match=r"num_ids=31 and in_features=16 must .* got \(30, 16\)"):
         MLMHead(16, 31).tie(backbone.token_embedding)
 
 

@@ -153,9 +153,9 @@ def test_compiles_without_graph_break(sigma: float | None) -> None:
     ("shapes", "options", "message"),
     [
         (((3, 2), (4, 2)), (0.1, None), r"\(3, 2\) and \(4, 2\)"),
-        (((3, 2), (3, 2)), (0.0, None), "temperature above 0, got 0.0"),
-        (((3, 2), (3, 2)), (0.1, 0.0), "sigma above 0, or None, got 0.0"),
-        (((1, 2), (1, 2)), (0.1, None), "at least 2 pairs, got 1"),
+        (((3, 2), (3, 2)), (0.0, None), "temperature must be above 0, got 0.0"),
+        (((3, 2), (3, 2)), (0.1, 0.0), "sigma must be above 0, got 0.0"),
+        (((1, 2), (1, 2)), (0.1, None), "at least 2 pairs .*, got 1"),
     ],
 )
 def test_wrong_input_is_named(shapes: Any, options: Any, message: str) -> None:

@@ -160,7 +160,7 @@ def test_wrong_input_is_named() -> None:
     q, k, queue = _case()
     with pytest.raises(ValueError, match=r"\(6, 5\) and \(5, 5\)"):
         info_nce(q, k[:5], queue, 0.1)
-    with pytest.raises(ValueError, match=r"\(K, 5\) wanted, got \(30, 4\)"):
+    with pytest.raises(ValueError, match=r"queue must be \(K, 5\), got \(30, 4\)"):
         info_nce(q, k, queue[:, :4], 0.1)
     with pytest.raises(ValueError, match="above 0, got 0"):
         batch_info_nce(q, k, 0)

@@ -134,9 +134,9 @@ def test_compiles_without_graph_break() -> None:
 
 def test_wrong_input_is_named() -> None:
     z, y = _case()
-    with pytest.raises(ValueError, match=r"two views wanted, got \(6, 5\)"):
+    with pytest.raises(ValueError, match=r"at least two views, got \(6, 5\)"):
         margin_contrastive(z[:, 0], y)
-    with pytest.raises(ValueError, match=r"labels of shape \(6,\) wanted, got \(5,\)"):
+    with pytest.raises(ValueError, match=r"label must be \(6,\), one per sample, got \(5,\)"):
         margin_contrastive(z, y[:5])
-    with pytest.raises(ValueError, match="margin above 0, got 0"):
+    with pytest.raises(ValueError, match="margin must be above 0, got 0"):
         margin_contrastive(z, y, 0)

@@ -145,7 +145,7 @@ def test_no_host_synchronization() -> None:
         ((torch.ones(3),), r"got \(3,\)"),
         ((torch.ones(3, 2), 0.05, 3, torch.ones(2)), r"\(3, 2\) and \(2,\)"),
         ((torch.ones(3, 2), 0.0), "got 0.0"),
-        ((torch.ones(3, 2), 0.05, 0), "and 0"),
+        ((torch.ones(3, 2), 0.05, 0), "iterations must be above 0, got 0"),
     ],
 )
 def test_wrong_input_is_named(arguments: tuple, message: str) -> None:

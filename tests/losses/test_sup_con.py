@@ -148,11 +148,11 @@ def test_compiles_without_graph_break() -> None:
 
 def test_wrong_input_is_named() -> None:
     z, y = _case()
-    with pytest.raises(ValueError, match=r"two views wanted, got \(6, 5\)"):
+    with pytest.raises(ValueError, match=r"at least two views, got \(6, 5\)"):
         sup_con(z[:, 0], y, 0.1)
-    with pytest.raises(ValueError, match=r"two views wanted, got \(6, 1, 5\)"):
+    with pytest.raises(ValueError, match=r"at least two views, got \(6, 1, 5\)"):
         sup_con(z[:, :1], y, 0.1)
-    with pytest.raises(ValueError, match=r"labels of shape \(6,\) wanted, got \(5,\)"):
+    with pytest.raises(ValueError, match=r"label must be \(6,\), one per sample, got \(5,\)"):
         sup_con(z, y[:5], 0.1)
-    with pytest.raises(ValueError, match=r"above 0, got 0\.0 and 0\.07"):
+    with pytest.raises(ValueError, match=r"temperature must be above 0, got 0"):
         sup_con(z, y, 0.0)

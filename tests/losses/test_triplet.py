@@ -210,8 +210,8 @@ def test_compiles_without_graph_break(mining: str) -> None:
     [
         ({"mining": "easy"}, "got 'easy' and 'all'"),
         ({"mean_over": "some"}, "got 'semi_hard' and 'some'"),
-        ({"margin": 0.0}, "above 0, or None, got 0.0"),
-        ({"margin": None}, "goes with mining 'hard', got 'semi_hard'"),
+        ({"margin": 0.0}, "margin must be above 0, got 0.0"),
+        ({"margin": None}, "mining must be .hard. for the soft margin None, got .semi_hard."),
     ],
 )
 def test_wrong_options_are_named(options: Any, message: str) -> None:
@@ -221,7 +221,7 @@ def test_wrong_options_are_named(options: Any, message: str) -> None:
 
 def test_wrong_shapes_are_named() -> None:
     z, y = _case()
-    with pytest.raises(ValueError, match=r"two views wanted, got \(6, 4\)"):
+    with pytest.raises(ValueError, match=r"at least two views, got \(6, 4\)"):
         triplet(z[:, 0], y)
-    with pytest.raises(ValueError, match=r"labels of shape \(6,\) wanted, got \(5,\)"):
+    with pytest.raises(ValueError, match=r"label must be \(6,\), one per sample, got \(5,\)"):
         triplet(z, y[:5])

@@ -42,7 +42,7 @@ def reference(masks: BlockMasks, share: float, draws: Tensor, height: int, width
 @pytest.mark.parametrize("side", [7, 14])
 def test_masks_equal_the_authors_loop(side: int) -> None:
     masks, keys = BlockMasks(), sample_keys(0, 0, torch.arange(64))
-    got, shares = masks(keys, side, side), masks.share(keys).tolist()
+    got, shares = masks(keys, side, side), masks.fraction(keys).tolist()
     draws = keys.uniform("rectangles", 60, 4)
     wanted = [reference(masks, *pair, side, side) for pair in zip(shares, draws, strict=True)]
     assert torch.equal(got, torch.stack(wanted))
@@ -79,7 +79,7 @@ def test_masks_do_not_depend_on_the_size_of_the_tables(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = sample_keys(0, 0, torch.arange(50))
-    wanted, size = BlockMasks()(keys, 9, 7), 50 * (BlockMasks().most(63) + 2)
+    wanted, size = BlockMasks()(keys, 9, 7), 50 * (BlockMasks().max_masked(63) + 2)
     monkeypatch.setattr(block_masks, "_CPU_ENTRIES", at_once * size)
     assert torch.equal(BlockMasks()(keys, 9, 7), wanted)
 
@@ -103,7 +103,7 @@ def test_tables_on_a_device_are_of_bounded_size() -> None:
 
 def test_shares_are_the_recipes_and_no_mask_hides_more() -> None:
     masks, keys = BlockMasks((0.0, 0.3), (0.0, 0.2)), sample_keys(1, 0, torch.arange(2000))
-    share, hidden = masks.share(keys), masks(keys, 14, 14).float().mean(1)
+    share, hidden = masks.fraction(keys), masks(keys, 14, 14).float().mean(1)
     none = share == 0
     assert none.float().mean().item() == pytest.approx(0.5, abs=0.04)
     assert share[~none].min() >= 0.1
@@ -112,8 +112,8 @@ def test_shares_are_the_recipes_and_no_mask_hides_more() -> None:
     assert not hidden[none].any()
     assert (hidden <= share).all()
     assert (share - hidden)[~none].mean() < 0.02  # what is left is too small for a rectangle
-    assert masks.most(196) == 98
-    assert hidden.max() * 196 <= masks.most(196)
+    assert masks.max_masked(196) == 98
+    assert hidden.max() * 196 <= masks.max_masked(196)
 
 
 def test_a_samples_mask_does_not_depend_on_its_batch() -> None:

@@ -72,5 +72,5 @@ def test_wrong_input_is_named() -> None:
         Center(0)
     with pytest.raises(ValueError, match="got 5 and 1"):
         Center(5, momentum=1.0)
-    with pytest.raises(ValueError, match=r"a mean \(5,\) wanted, got \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"mean must be \(5,\), got \(3, 5\)"):
         _center().stage(_logits()[:3], 3)

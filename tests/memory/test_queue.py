@@ -64,9 +64,9 @@ def test_the_ring_wraps_at_any_size(size: int) -> None:
         values = _unit(4, 3) * (step + 1)  # rows of different steps differ
         queue.stage(values)
         assert torch.equal(queue.rows, rows)  # a step never sees its own rows
-        assert queue.pending == 4
+        assert queue._staged
         queue.commit()
-        assert queue.pending == 0
+        assert not queue._staged
         rows, pointer = reference(rows, pointer, values)
         assert torch.equal(queue.rows, rows)
         assert int(queue.pointer) == pointer
@@ -139,7 +139,7 @@ def test_saving_keeps_rows_and_pointer_and_drops_what_is_staged() -> None:
     other = Queue(7, 3, seed=9).double()
     other.stage(_unit(1, 3))
     other.load_state_dict(state)
-    assert other.pending == 0
+    assert not other._staged
     for which in (queue, other):
         which.stage(_unit(4, 3))
         which.commit()
@@ -176,7 +176,7 @@ def test_meta_construction_draws_nothing() -> None:
 
 
 def test_wrong_input_is_named() -> None:
-    with pytest.raises(ValueError, match=r"\(n, 3\) wanted, got \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"values must be \(n, 3\), got \(3, 4\)"):
         _queue().stage(_unit(3, 4))
     with pytest.raises(ValueError, match=r"got \(0, 3\)"):
         Queue(0, 3)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from sslzoo.backbones import SmallResNet, multi_crop, small_vit, timm_vit
 from sslzoo.batch import Batch
-from sslzoo.callbacks import EMA, FreezeUntil, WeightDecaySchedule, clip_per_parameter, commit
+from sslzoo.callbacks import EMA, FreezeUntil, WeightDecaySchedule, clip_per_parameter
 from sslzoo.heads import DINOHead
+from sslzoo.memory import commit_memories
 from sslzoo.methods import DINO
 from sslzoo.optim import LinearSchedule, RunLength, Schedule, exempt_bias_and_norm
 from tests.golden import FOLDER, assert_close_to_golden, load
@@ -107,7 +108,7 @@ def test_two_iterations_equal_the_authors() -> None:
         decay.update(method, optimizer)
         optimizer.step()
         ema.update(method, method.step - 1)
-        commit(method)
+        commit_memories(method)
     assert_close_to_golden(method.center.rows, train["center_after"], 1e-5)
     for name, wanted in train.items():
         who, _, parameter = name.partition(":")
@@ -180,7 +181,7 @@ def test_a_step_is_the_papers_pseudo_code() -> None:
     ]
     loss = method.losses(batch())["dino"]
     torch.testing.assert_close(loss, torch.stack(terms).mean(), rtol=1e-10, atol=0)
-    commit(method)
+    commit_memories(method)
     wanted = 0.9 * before + 0.1 * torch.cat(teacher).mean(0)
     torch.testing.assert_close(method.center.read(), wanted)
 
@@ -257,5 +258,5 @@ def test_bfloat16_autocast_stays_close() -> None:
 
 
 def test_a_head_of_another_width_is_named() -> None:
-    with pytest.raises(ValueError, match="takes 12 features and what is below it gives 16"):
+    with pytest.raises(ValueError, match="in_features 16, the width of its input, got 12"):
         DINO(small_vit(8, 4, width=16, depth=1, num_heads=2), DINOHead(12, 10, 8, 6))

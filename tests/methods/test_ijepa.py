@@ -118,7 +118,7 @@ def test_rates_and_decay() -> None:
     )
     decay = CosineSchedule(wd["ref_wd"], wd["final_wd"])
     for i in range(lr["T_max"]):
-        rate = lr["ref_lr"] * schedule.factor(i + 1)
+        rate = lr["ref_lr"] * schedule.schedule(i + 1, schedule.run_length)
         assert rate == pytest.approx(z["lr"][i], rel=1e-9)
         assert decay(i + 1, run_length) == pytest.approx(z["wd"][i], rel=1e-9)
 
@@ -182,7 +182,7 @@ def test_wrong_parts_are_refused() -> None:
     with pytest.raises(ValueError, match="without class token"):
         IJEPA(small_vit(16, 2, 16, 1, 2), predictor)
     vit = small_vit(16, 4, 16, 1, 2, class_token=False, pool="mean")
-    with pytest.raises(ValueError, match=r"width and grid \(16, 4\), the predictor \(16, 8\)"):
+    with pytest.raises(ValueError, match=r"width and grid \(16, 4\), got \(16, 8\)"):
         IJEPA(vit, predictor)
-    with pytest.raises(ValueError, match="10 is no multiple of 4"):
+    with pytest.raises(ValueError, match="multiple of num_heads 4, got 10"):
         IJEPAPredictor(16, 8, width=10, num_heads=4)

@@ -160,11 +160,11 @@ def test_wrong_parts_are_refused() -> None:
     decoder = MAEDecoder(16, 4, 2, 8, 1, 2)
     with pytest.raises(ValueError, match="got SmallResNet"):
         MAE(SmallResNet((8, 16)), decoder)
-    with pytest.raises(ValueError, match=r"\(16, 2, 4\), the decoder wants \(16, 4, 2\)"):
+    with pytest.raises(ValueError, match=r"\(16, 2, 4\), got \(16, 4, 2\)"):
         MAE(small_vit(8, 4, width=16, depth=1, num_heads=2), decoder)
-    with pytest.raises(ValueError, match=r"mask_ratio 0\.99 keeps 0 of 16"):
+    with pytest.raises(ValueError, match=r"of the 16 patches, got 0\.99, which keeps 0"):
         toy(0.99)
     with pytest.raises(ValueError, match="a class token"):
         MAE(small_vit(8, 2, 16, 1, 2, class_token=False, pool="mean"), decoder)
-    with pytest.raises(ValueError, match="10 is no multiple of 4"):
+    with pytest.raises(ValueError, match="multiple of num_heads 4, got 10"):
         MAEDecoder(16, 4, 2, width=10, num_heads=4)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from sslzoo.backbones import GlobalBatchNorm, SmallResNet
 from sslzoo.batch import Batch
 from sslzoo.callbacks.ema import EMA
-from sslzoo.callbacks.memory import commit
 from sslzoo.losses import info_nce
+from sslzoo.memory import commit_memories
 from sslzoo.methods import MoCo
 from sslzoo.optim import ConstantSchedule, RunLength, ScheduleLR, StepSchedule, WarmupCosine
 from tests.golden import assert_close_to_golden, load
@@ -85,7 +85,7 @@ def golden_step(rank: int, z: dict[str, Any], world: int) -> dict[str, Any]:
     (keys,) = method.queue._staged[0]
     q = F.normalize(seen["q"], dim=1)
     logits = torch.cat([(q * keys).sum(1, keepdim=True), q @ queue.T], dim=1) / method.temperature
-    commit(method)
+    commit_memories(method)
     grads = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
     return {
         "loss": loss.detach(),
@@ -163,7 +163,10 @@ def test_rates_equal_the_authors(kind: str) -> None:
         schedule = ScheduleLR(optimizer, WarmupCosine(every="epoch"), run_length)
     rates = torch.tensor(
         [
-            [hyper["lr"] * schedule.factor(e * per_epoch + s) for s in range(per_epoch)]
+            [
+                hyper["lr"] * schedule.schedule(e * per_epoch + s, schedule.run_length)
+                for s in range(per_epoch)
+            ]
             for e in range(hyper["epochs"])
         ],
         dtype=torch.float64,
@@ -192,7 +195,7 @@ def _two_steps(rank: int, counts: tuple[int, ...], symmetric: bool) -> dict[str,
         method.step = step
         loss = method.losses(Batch(views, whole.index.split(counts)[rank]))["info_nce"]
         loss.backward()
-        commit(method)
+        commit_memories(method)
         total += loss.detach()
     grads = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
     return {"loss": total, "grads": grads, "state": dict(method.state_dict())}
@@ -222,7 +225,7 @@ def test_symmetric_is_the_sum_of_both_directions_and_enqueues_both_keys() -> Non
     rows = method.queue.rows.clone()
     wanted = info_nce(q1, k2, rows, 0.07) + info_nce(q2, k1, rows, 0.07)
     torch.testing.assert_close(method.losses(batch)["info_nce"], wanted)
-    commit(method)
+    commit_memories(method)
     torch.testing.assert_close(method.queue.rows[:3], k2[5:])  # 16 keys in a ring of 13
     torch.testing.assert_close(method.queue.rows[3:8], k1[3:])
     torch.testing.assert_close(method.queue.rows[8:], k2[:5])

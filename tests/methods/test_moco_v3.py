@@ -154,7 +154,9 @@ def test_rate_and_momentum_by_iteration() -> None:
     schedule = ScheduleLR(optimizer, WarmupCosine(warmup_epochs=hyper["warmup_epochs"]), run_length)
     momentum = CosineSchedule(hyper["moco_m"], 1.0)
     for step, lr, m in zip(steps.round().astype(int), z["lr"], z["momentum"], strict=True):
-        assert hyper["lr"] * schedule.factor(int(step)) == pytest.approx(lr, rel=1e-9, abs=1e-12)
+        assert hyper["lr"] * schedule.schedule(int(step), schedule.run_length) == pytest.approx(
+            lr, rel=1e-9, abs=1e-12
+        )
         assert momentum(int(step), run_length) == pytest.approx(m, rel=1e-9)
 
 
@@ -239,7 +241,7 @@ def test_frozen_patches_and_positions_stay() -> None:
 
 
 def test_widths_are_checked() -> None:
-    with pytest.raises(ValueError, match="predictor gives 6 features"):
+    with pytest.raises(ValueError, match=r"predictor must have out_features .* got 6"):
         MoCoV3(ToyEncoder(1), MLP([7, 8]), MLP([8, 6]))
 
 

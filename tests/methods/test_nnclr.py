@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sslzoo.backbones import SmallResNet
 from sslzoo.batch import Batch
-from sslzoo.callbacks.memory import commit
 from sslzoo.heads import MLP
+from sslzoo.memory import commit_memories
 from sslzoo.methods import NNCLR, nnclr
 
 
@@ -77,7 +77,7 @@ def test_a_sample_is_not_its_own_neighbor_until_the_next_step() -> None:
     own = F.normalize(z1, dim=1)
     net.losses(data)
     assert ((net.neighbor(z1) - own).norm(dim=1) > 1e-3).all()
-    commit(net)
+    commit_memories(net)
     torch.testing.assert_close(net.neighbor(z1), own)
 
 
@@ -85,7 +85,7 @@ def test_the_first_views_projections_are_enqueued() -> None:
     net, data = method().eval(), batch()
     before = net.queue.rows.clone()
     net.losses(data)
-    commit(net)
+    commit_memories(net)
     wanted = F.normalize(net.projector(net.backbone(data.views[0])), dim=1)
     torch.testing.assert_close(net.queue.rows[:8], wanted.detach())
     assert torch.equal(net.queue.rows[8:], before[8:])
@@ -99,5 +99,5 @@ def test_neighbors_are_found_in_float32_under_autocast() -> None:
 
 
 def test_a_predictor_of_another_width_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"gives 5 features .* have 6"):
+    with pytest.raises(ValueError, match=r"out_features 6, .* got 5"):
         NNCLR(SmallResNet((4, 8)), MLP([8, 6]), MLP([6, 5]), 20)

@@ -123,5 +123,5 @@ def test_no_gradient_flows_through_the_projection_that_is_met() -> None:
 
 
 def test_a_predictor_of_another_width_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"gives 5 features .* have 6"):
+    with pytest.raises(ValueError, match=r"out_features 6, .* got 5"):
         SimSiam(SmallResNet((4, 8)), simsiam_projector(8, out_dim=6), MLP([6, 5]))

@@ -238,7 +238,7 @@ def test_no_host_sync() -> None:
 def masked(samples: int = 2000, n: int = 22) -> tuple[Tokens, Tensor, Tensor, Tensor, Tensor]:
     tokens = Tokens(torch.arange(100, 100 + n).repeat(samples, 1), torch.full((samples,), n))
     out = mask_tokens(tokens, sample_keys(0, 0, torch.arange(samples)), SPECIAL.mask, 100)
-    return tokens, out.tokens.ids, out.places, out.targets, out.real
+    return tokens, out.tokens.ids, out.positions, out.targets, out.real
 
 
 def test_fifteen_percent_are_hidden_as_in_bert() -> None:

@@ -348,7 +348,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 def test_a_network_larger_than_its_weights_is_never_allocated(tmp_path: Path) -> None:
     widths = {"class_path": "sslzoo.backbones.SmallResNet", "init_args": {"widths": [8, 1 << 22]}}
-    with pytest.raises(ValueError, match=r"what is below it gives"):
+    with pytest.raises(ValueError, match=r"must have in_features"):
         sslzoo.load(write(tmp_path, saved(backbone=widths)))
     head = {
         "class_path": "torch.nn.Linear",
