@@ -72,8 +72,8 @@ class OnlineAccuracy(Evaluation):
             label = classes(label, "OnlineAccuracy")
         values: dict[str, float] = {}
         for name, metric in (self.metrics or _accuracies(num_classes)).items():
-            metric.sync_on_compute = False  # the rows of all ranks are here already
             metric = metric.to(every.features.device)
+            metric.distributed_available_fn = bool  # False: every rank has all rows already
             metric.reset()
             metric.update(every.features, label)
             value = metric.compute()
