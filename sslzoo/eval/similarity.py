@@ -15,7 +15,10 @@ from sslzoo.eval.features import Features, gather_features
 
 
 def spearman(x: Tensor, y: Tensor) -> float:
-    """Spearman's rank correlation, equal values sharing the mean of their ranks; in [-1, 1].
+    """Spearman's rank correlation in [-1, 1]; equal values share the mean of their ranks.
+
+    torchmetrics' `spearman_corrcoef` adds 1e-6 to the denominator: three values in perfect order
+    have 0.9999985 there and 1 here.
 
     Args:
         x: (n,) finite.
