@@ -63,7 +63,7 @@ def test_an_optimizer_without_annotation_is_named(folder: Path, tmp_path: Path) 
     with pytest.raises(ValueError, match=r"annotate the .* `optimizer: OptimizerFactory \| None`"):
         fit.run(args)
     for name in ("optimizer", "schedule", "parameter_groups"):
-        with pytest.raises(ValueError, match="must be"):
+        with pytest.raises(ValueError, match=f"{name} must be"):
             SimCLR(SmallResNet((8, 16)), nn.Linear(16, 4), **{name: {"class_path": "x"}})  # type: ignore[arg-type]
 
 
