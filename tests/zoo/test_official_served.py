@@ -120,6 +120,7 @@ def web(server: tuple[Web, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 # One entry and form of each layout, the smallest; the others are loaded before a release, from
 # files in which the heads, the memory and the optimizer take their room too.
+SLOW = (pytest.mark.slow, pytest.mark.timeout(1800))  # files of up to 4 GB
 CASES = [(name, form) for name, card in OFFICIAL.items() for form in FORMS[str(card.layout)]]
 _SMALLEST = {
     (card.layout, form): min(
@@ -138,7 +139,7 @@ def chosen(name: str, form: str) -> bool:
 
 CASES_OF_EACH_LAYOUT = pytest.mark.parametrize(
     ("name", "form"),
-    [pytest.param(*case, marks=() if chosen(*case) else pytest.mark.slow) for case in CASES],
+    [pytest.param(*case, marks=() if chosen(*case) else SLOW) for case in CASES],
 )
 
 
@@ -234,7 +235,7 @@ def is_quick(name: str, form: str, how: str) -> bool:
 @pytest.mark.parametrize(
     ("name", "form", "how"),
     [
-        pytest.param(*case, how, marks=() if is_quick(*case, how) else pytest.mark.slow)
+        pytest.param(*case, how, marks=() if is_quick(*case, how) else SLOW)
         for case in CASES
         for how in BROKEN
         if how != "a command" or OFFICIAL[case[0]].layout != "simclr"  # TensorFlow has no pickles
