@@ -30,7 +30,7 @@ def half_alexnet(in_chans: int = 3, bn_groups: int = 1) -> nn.Module:
 
     Args:
         in_chans: channels of the view: 1 of L, 2 of ab.
-        bn_groups: the global batch is normalized in this many groups; 1 is the whole of it.
+        bn_groups: groups into which batch norm splits the global batch; 1: no split.
     """
 
     def normed(layer: nn.Module, width: int) -> list[nn.Module]:

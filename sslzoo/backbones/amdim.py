@@ -93,7 +93,7 @@ class AMDIMEncoder(nn.Module):
         batch_norm: inside the blocks too; False in the code's runs. The three embeddings have one
             always.
         in_chans: channels of the images.
-        bn_groups: the global batch is normalized in this many groups; 1 is the whole of it.
+        bn_groups: groups into which batch norm splits the global batch; 1: no split.
     """
 
     def __init__(

@@ -44,7 +44,7 @@ def timm_backbone(
     Args:
         name: as in `timm.list_models()`: resnet50, vit_small_patch16_224, ...
         pretrained: load timm's weights for that name.
-        bn_groups: the global batch is normalized in this many groups; 1 is the whole of it.
+        bn_groups: groups into which batch norm splits the global batch; 1: no split.
         in_chans: channels of the input.
         drop_path_rate: stochastic depth, for models that have it.
         img_size: input size in pixels, for models that fix it (ViT).
@@ -123,7 +123,7 @@ class SmallResNet(nn.Module):
     Args:
         widths: of the stem and of the blocks.
         in_chans: channels of the input.
-        bn_groups: the global batch is normalized in this many groups; 1 is the whole of it.
+        bn_groups: groups into which batch norm splits the global batch; 1: no split.
         map_block: `forward_map` gives the output of this block, counted from 1; None: the last's.
         norm: see `timm_backbone`; with "group" the widths are multiples of 16.
     """

@@ -50,7 +50,7 @@ def scaled_resnet(
         stem_dim: channels of the first convolution; None: 64 times the width.
         padding: of strided convolutions and the max-pool: "symmetric" as torch, "same" as
             TensorFlow.
-        bn_groups: the global batch is normalized in this many groups; 1 is the whole of it.
+        bn_groups: groups into which batch norm splits the global batch; 1: no split.
         in_chans: channels of the input.
         zero_init_last: scale 0 in the last batch norm of each residual block.
     """

@@ -137,7 +137,7 @@ def simclr_v2_resnet(
         sk_ratio: 0.0625 in the paper's models with selective kernels ("SK"), which also have a
             stem of three convolutions and pooled shortcuts (ResNet-D); 0 for none of the three.
             18 and 34 get the stem and the shortcuts alone, as in the code.
-        bn_groups: the global batch is normalized in this many groups; 1 is the whole of it.
+        bn_groups: groups into which batch norm splits the global batch; 1: no split.
         in_chans: channels of the input.
         cifar_stem: one 3x3 convolution of stride 1 and no max-pool, the code's up to 32 pixels.
         zero_init_last: scale 0 in the last batch norm of each residual block, as the code.

@@ -53,7 +53,7 @@ def dim_convnet(size: int = 32, in_chans: int = 3, bn_groups: int = 1) -> nn.Mod
     Args:
         size: pixels of the images, a multiple of 8.
         in_chans: channels of the images.
-        bn_groups: the global batch is normalized in this many groups; 1 is the whole of it.
+        bn_groups: groups into which batch norm splits the global batch; 1: no split.
     """
     if size < 8 or size % 8:
         raise ValueError(f"dim_convnet halves three times: a multiple of 8 wanted, got {size}")

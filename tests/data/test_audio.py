@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from sslzoo.backbones import SequenceEncoder, WaveEncoder
 from sslzoo.batch import Padded
 from sslzoo.data import AudioFolder
-from sslzoo.data.audio.datamodule import fields_of
+from sslzoo.data.audio.datamodule import parse_fields
 from sslzoo.data.audio.sound_files import SoundFileError, num_samples, read_sound
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.eval.features import extract, gather_features
@@ -355,9 +355,9 @@ def test_a_missing_package_says_what_to_install(
 
 
 def test_names_that_do_not_match_are_shown() -> None:
-    assert fields_of(["a/b_c.wav"], "{x}/{y}_{z}.wav") == [{"x": "a", "y": "b", "z": "c"}]
+    assert parse_fields(["a/b_c.wav"], "{x}/{y}_{z}.wav") == [{"x": "a", "y": "b", "z": "c"}]
     with pytest.raises(ValueError, match=r"1 files do not match '{x}.wav', such as \['a/b.wav'\]"):
-        fields_of(["a/b.wav", "c.wav"], "{x}.wav")
+        parse_fields(["a/b.wav", "c.wav"], "{x}.wav")
 
 
 @pytest.mark.parametrize(

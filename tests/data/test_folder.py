@@ -13,7 +13,7 @@ from PIL import Image
 
 from sslzoo.batch import Batch
 from sslzoo.data import ImageFolder, ImageNet
-from sslzoo.data.image.decode import open_image, reduce, to_rgb, upright_size
+from sslzoo.data.image.decode import reduce, to_rgb, upright_size
 from sslzoo.random import sample_keys
 from sslzoo.transforms import EvalView, RandomResizedCrop, View, Views
 from sslzoo.transforms.image.normalize import Normalize
@@ -119,7 +119,7 @@ def test_workers_make_the_crops_of_the_device_path(tmp_path: Path, num_workers: 
         for batch in batches:
             assert [view.shape for view in batch.views] == [(4, 3, 128, 128), (4, 3, 64, 64)]
             for row, index in enumerate(batch.index.tolist()):
-                with open_image(data.sets.train.path(index)) as image:
+                with Image.open(data.sets.train.path(index)) as image:
                     pixels = torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
                 keys = sample_keys(data.seed, epoch, batch.index[row : row + 1])
                 wanted = data.transform(pixels[None], keys)
@@ -148,7 +148,7 @@ def test_the_eval_view_of_files_is_that_of_arrays(tmp_path: Path):
     data.setup()
     batches = [data.eval_views(batch) for batch in data.eval_dataloaders().query]
     assert [batch.index.tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6, 7]]
-    with open_image(data.sets.query.path(5)) as image:
+    with Image.open(data.sets.query.path(5)) as image:
         pixels = torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)[None]
     assert (batches[1].views[0][2] - EvalView(96, resize=112)(pixels)[0]).abs().max() <= 1.01 / 255
 
@@ -191,7 +191,7 @@ def modes() -> dict[str, tuple[Image.Image, dict[str, Any]]]:
 def test_every_kind_of_image_becomes_rgb(tmp_path: Path, name: str):
     image, options = modes()[name]
     image.save(tmp_path / name, **options)
-    with open_image(str(tmp_path / name)) as opened:
+    with Image.open(str(tmp_path / name)) as opened:
         size = upright_size(opened)
         rgb = to_rgb(opened)
     assert rgb.mode == "RGB"

@@ -23,7 +23,7 @@ from sslzoo.data import (
     MultiViewFolder,
     with_views,
 )
-from sslzoo.data.image.images import ArrayImages, FileImages, TrainCrops
+from sslzoo.data.image.image_set import ArrayImages, FileImages, TrainCrops
 from sslzoo.data.loader import TrainLoader
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.random import stratified_split

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sslzoo.backbones import SmallResNet, Towers
 from sslzoo.batch import Batch
 from sslzoo.data import Modality, MultiViewFolder
-from sslzoo.data.image.multi_view import read_picture
+from sslzoo.data.image.multi_view import read_modality
 from sslzoo.heads import PerView
 from sslzoo.methods import CMC
 from sslzoo.random import sample_keys
@@ -149,23 +149,23 @@ def test_formats(tmp_path: Path) -> None:
     deep = np.array([[0, 65535], [1000, 30000]], dtype=np.uint16)
     Image.fromarray(deep).save(tmp_path / "a.png")
     wanted = torch.from_numpy(deep.astype(np.float32) / 65535)[None]
-    torch.testing.assert_close(read_picture(str(tmp_path / "a.png"), depth), wanted)
+    torch.testing.assert_close(read_modality(str(tmp_path / "a.png"), depth), wanted)
     np.save(tmp_path / "b.npy", deep)
-    torch.testing.assert_close(read_picture(str(tmp_path / "b.npy"), depth), wanted)
+    torch.testing.assert_close(read_modality(str(tmp_path / "b.npy"), depth), wanted)
     metres = np.array([[0.5, 9.0]])
     np.save(tmp_path / "c.npy", metres)
-    assert read_picture(str(tmp_path / "c.npy"), depth).tolist() == [[[0.5, 9.0]]]
+    assert read_modality(str(tmp_path / "c.npy"), depth).tolist() == [[[0.5, 9.0]]]
     last = np.random.default_rng(0).random((5, 4, 3)).astype(np.float32)
     np.save(tmp_path / "d.npy", last)
-    assert np.array_equal(read_picture(str(tmp_path / "d.npy"), normals), last.transpose(2, 0, 1))
+    assert np.array_equal(read_modality(str(tmp_path / "d.npy"), normals), last.transpose(2, 0, 1))
     byte = np.zeros((2, 2, 3), dtype=np.uint8)
     byte[0, 0] = 255
     Image.fromarray(byte).save(tmp_path / "e.png")
-    assert read_picture(str(tmp_path / "e.png"), normals)[0].tolist() == [[1, -1], [-1, -1]]
+    assert read_modality(str(tmp_path / "e.png"), normals)[0].tolist() == [[1, -1], [-1, -1]]
     palette = Image.fromarray(np.array([[0, 2]], dtype=np.uint8)).convert("P")
     palette.putpalette([9, 9, 9, 50, 50, 50, 200, 0, 0])
     palette.save(tmp_path / "f.png")
-    got = read_picture(str(tmp_path / "f.png"), seg) * 255
+    got = read_modality(str(tmp_path / "f.png"), seg) * 255
     torch.testing.assert_close(got, torch.tensor([[[0.0, 2.0]]]))
 
 
@@ -173,13 +173,13 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     depth = ALL[1]
     np.save(tmp_path / "a.npy", np.zeros((4, 5, 2), dtype=np.float32))
     with pytest.raises(ValueError, match=r"depth has 1 channels, got .*a.npy"):
-        read_picture(str(tmp_path / "a.npy"), depth)
+        read_modality(str(tmp_path / "a.npy"), depth)
     np.save(tmp_path / "b.npy", np.zeros((4, 5), dtype=np.int64))
     with pytest.raises(ValueError, match="uint8, uint16 or floats, got int64"):
-        read_picture(str(tmp_path / "b.npy"), depth)
+        read_modality(str(tmp_path / "b.npy"), depth)
     (tmp_path / "c.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"cannot read .*c.png"):
-        read_picture(str(tmp_path / "c.png"), depth)
+        read_modality(str(tmp_path / "c.png"), depth)
     root = write_tree(tmp_path / "tree")
     Image.fromarray(np.zeros((9, 9), dtype=np.uint8)).save(root / "train/seg/cat/1.png")
     data = folder(root)

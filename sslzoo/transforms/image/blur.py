@@ -165,7 +165,7 @@ class GaussianBlur:
     SimCLR (height // 10, then // 2 on each side) and BYOL (int(height / 20)) share the radius.
 
     Args:
-        p: probability for each sample.
+        p: probability per sample.
         sigma: range of the width in pixels, drawn for each sample.
     """
 
@@ -195,7 +195,7 @@ class PILBlur:
     """PIL's GaussianBlur with a random radius, as MoCo v2, SimSiam, SwAV and DINO use it.
 
     Args:
-        p: probability for each sample.
+        p: probability per sample.
         sigma: range of the radius in pixels, drawn for each sample.
     """
 

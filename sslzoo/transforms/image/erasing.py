@@ -71,7 +71,7 @@ class RandomErasing:
     """Erase a rectangle of some samples; it follows the normalization, whose scale noise has.
 
     Args:
-        p: probability for each sample.
+        p: probability per sample.
         area: range of the rectangle's share of the image.
         aspect: smallest height / width; the largest is 1 / aspect.
     """

@@ -27,8 +27,8 @@ class EvalView:
     Args:
         size: S.
         resize: length of the shorter side before the crop, such as 256 for 224; None: no resize.
-        mean: of each channel, None for no normalization (SimCLR).
-        std: likewise.
+        mean: mean per channel; None: no normalization (SimCLR).
+        std: standard deviation per channel.
         interpolation: "bilinear" or "bicubic", antialiased.
         fraction: instead of `resize`, take the central square of this share of the shorter side
             and resize it to S without antialiasing: TensorFlow's way, SimCLR's 0.875, bicubic.

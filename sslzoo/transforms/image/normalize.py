@@ -35,7 +35,7 @@ class Normalize:
 
     Args:
         mean: one number a channel, for images in [0, 1].
-        std: likewise.
+        std: standard deviation per channel.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:

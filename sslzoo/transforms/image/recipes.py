@@ -81,11 +81,11 @@ def simclr_views(
         blur: False for CIFAR.
         color: False leaves out jitter and grayscale, for images of one channel.
         flip: False for digits, whose mirror image is another sign.
-        scale: range of the crop's share of the area.
+        scale: range of the crop's fraction of the image area.
         brightness: "additive" is version 1, "multiplicative" the later code (simclrv2).
-        interpolation: of the crop.
-        mean: of each channel, to normalize although the paper does not.
-        std: likewise.
+        interpolation: filter of the crop.
+        mean: mean per channel, to normalize although the paper does not.
+        std: standard deviation per channel.
     """
     if brightness not in ("additive", "multiplicative"):
         raise ValueError(f"brightness is 'additive' or 'multiplicative', got {brightness!r}")
@@ -122,10 +122,10 @@ def byol_views(
     code a part of the network, is a part of the view.
 
     Args:
-        size: pixels of a view.
+        size: side of a view in pixels.
         blur: False leaves out the blur, for small images.
-        mean: of each channel; None for no normalization.
-        std: likewise.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
     """
     views = []
     for blur_p, solarize_p in ((1.0, 0.0), (0.1, 0.2)):
@@ -153,13 +153,13 @@ def instdisc_views(
     flip 0.5, normalize. CIFAR: crop (area 0.2 to 1), jitter (0.4 each) always, grayscale 0.2,
     normalize; no flip.
 
-    Deviations: the flip is made with the crop, which changes nothing.
+    Deviations: none; the flip is applied with the crop, which is equivalent.
 
     Args:
         size: pixels of the view: 224, or 32 for CIFAR.
         dataset: which of the two.
-        mean: of each channel; None for the paper's of that dataset.
-        std: likewise.
+        mean: mean per channel; None: the paper's for that dataset.
+        std: standard deviation per channel.
     """
     if dataset not in ("imagenet", "cifar"):
         raise ValueError(f"dataset is 'imagenet' or 'cifar', got {dataset!r}")
@@ -187,12 +187,12 @@ def invaspread_views(
     Order: crop (area 0.2 to 1, bilinear), jitter (0.4 each) always, grayscale 0.2, flip 0.5,
     normalize.
 
-    Deviations: the flip is made with the crop, which changes nothing.
+    Deviations: none; the flip is applied with the crop, which is equivalent.
 
     Args:
         size: pixels of a view: 32 for CIFAR, 96 for STL-10.
-        mean: of each channel; None for no normalization.
-        std: likewise.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
     """
     ops: list[Op] = [ColorJitter(0.4, 0.4, 0.4, 0.4), Grayscale(0.2), *_normalize(mean, std)]
     return Views([View(RandomResizedCrop(size, (0.2, 1.0)), ops)] * 2)
@@ -219,10 +219,10 @@ def cmc_views(
     Args:
         size: pixels of a view: 224, or 32 for CIFAR.
         space: "lab", or "ycbcr", which the authors found slightly better.
-        scale: range of the crop's share of the area; (0.08, 1) in their ResNet runs.
+        scale: range of the crop's fraction of the image area; (0.08, 1) in their ResNet runs.
         flip: False for digits.
-        mean: of the three channels; None for the code's of that space.
-        std: likewise.
+        mean: mean per channel; None: the code's for that space.
+        std: standard deviation per channel.
     """
     if space not in ("lab", "ycbcr"):
         raise ValueError(f"space is 'lab' or 'ycbcr', got {space!r}")
@@ -243,12 +243,12 @@ def moco_v1_views(
     Order: crop (area 0.2 to 1, bilinear), grayscale 0.2, jitter (0.4 each) always, flip 0.5,
     normalize.
 
-    Deviations: the flip is made with the crop, which changes nothing.
+    Deviations: none; the flip is applied with the crop, which is equivalent.
 
     Args:
-        size: pixels of a view.
-        mean: of each channel; None for no normalization.
-        std: likewise.
+        size: side of a view in pixels.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
     """
     ops: list[Op] = [Grayscale(0.2), ColorJitter(0.4, 0.4, 0.4, 0.4), *_normalize(mean, std)]
     return Views([View(RandomResizedCrop(size, (0.2, 1.0)), ops)] * 2)
@@ -270,14 +270,14 @@ def moco_v2_views(
     Order: crop (area 0.2 to 1, bilinear); jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8;
     grayscale 0.2; PIL's Gaussian blur 0.5, radius 0.1 to 2; flip 0.5; normalize.
 
-    Deviations: the flip is made with the crop, which changes nothing.
+    Deviations: none; the flip is applied with the crop, which is equivalent.
 
     Args:
-        size: pixels of a view.
+        size: side of a view in pixels.
         blur: False leaves it out (CIFAR).
-        scale: range of the crop's share of the area; (0.08, 1) in the CIFAR notebook.
-        mean: of each channel; None for no normalization.
-        std: likewise.
+        scale: range of the crop's fraction of the image area; (0.08, 1) in the CIFAR notebook.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
     """
     ops: list[Op] = [ColorJitter(0.4, 0.4, 0.4, 0.1, 0.8), Grayscale(0.2)]
     ops += [PILBlur(0.5)] if blur else []
@@ -301,14 +301,14 @@ def moco_v3_views(
     grayscale 0.2; PIL's Gaussian blur 1.0 and 0.1, radius 0.1 to 2; solarise 0 and 0.2 at 128;
     flip 0.5; normalize.
 
-    Deviations: the flip is made with the crop, which changes nothing.
+    Deviations: none; the flip is applied with the crop, which is equivalent.
 
     Args:
-        size: pixels of a view.
+        size: side of a view in pixels.
         blur: False leaves it out, for small images.
-        scale: range of the crop's share of the area; (0.2, 1) for ResNet-50.
-        mean: of each channel; None for no normalization.
-        std: likewise.
+        scale: range of the crop's fraction of the image area; (0.2, 1) for ResNet-50.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
     """
     views = []
     for blur_p, solarize_p in ((1.0, 0.0), (0.1, 0.2)):
@@ -336,10 +336,10 @@ def ijepa_views(
     Deviations: none.
 
     Args:
-        size: pixels of the view.
-        scale: range of the crop's share of the area.
-        mean: of each channel; None for no normalization.
-        std: likewise.
+        size: side of the view in pixels.
+        scale: range of the crop's fraction of the image area.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
     """
     crop = RandomResizedCrop(size, scale, flip=0.0)
     return Views([View(crop, _normalize(mean, std))])
@@ -361,10 +361,10 @@ def mae_views(
     Deviations: none.
 
     Args:
-        size: pixels of the view.
-        scale: range of the crop's share of the area.
-        mean: of each channel; None for no normalization.
-        std: likewise.
+        size: side of the view in pixels.
+        scale: range of the crop's fraction of the image area.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
     """
     crop = RandomResizedCrop(size, scale, interpolation="bicubic")
     return Views([View(crop, _normalize(mean, std))])
@@ -400,7 +400,7 @@ def multi_crop_views(
         counts: crops of each group; DINO's first group has two.
         scales: range of each group's share of the area.
         blur: False leaves it out, for small images.
-        mean: of each channel.
+        mean: mean per channel.
         std: likewise; None for the recipe's (SwAV's has the official 0.228 for red).
     """
     if recipe not in ("swav", "dino"):
@@ -448,10 +448,10 @@ def dim_views(
     Deviations: an image that is not square is cut to its central square; the code's are square.
 
     Args:
-        size: pixels of the view.
+        size: side of the view in pixels.
         flip: True for STL-10, False for CIFAR.
-        mean: of each channel; None for no normalization.
-        std: likewise.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
     """
     crop = RandomResizedCrop(size, (1.0, 1.0), (1.0, 1.0), flip=0.5 if flip else 0.0)
     return Views([View(crop, _normalize(mean, std))])
@@ -474,13 +474,13 @@ def amdim_views(
     0.5 for both, a shift of up to 4 pixels mirrored at the border with probability 0.8, jitter
     (0.4, 0.4, 0.4, 0.2) with probability 0.8, grayscale 0.25, normalize.
 
-    Deviations: the flip is made with the crop, which changes nothing.
+    Deviations: none; the flip is applied with the crop, which is equivalent.
 
     Args:
         size: pixels of a view: 128, 64 for STL-10, 32 for CIFAR.
         dataset: which of the two.
-        mean: of each channel; None for the code's of that dataset.
-        std: likewise.
+        mean: mean per channel; None: the code's for that dataset.
+        std: standard deviation per channel.
     """
     if dataset not in ("imagenet", "cifar"):
         raise ValueError(f"dataset is 'imagenet' or 'cifar', got {dataset!r}")
@@ -526,14 +526,14 @@ def cpc_views(
 
     Args:
         size: pixels of the view before it is cut.
-        scale: range of the crop's share of the area; the default is 64 of 96 pixels.
+        scale: range of the crop's fraction of the image area; the default is 64 of 96 pixels.
         ratio: range of the crop's aspect.
         gray: no color at all; not together with `per_patch`, which has colors to change.
         patch: pixels of a patch, for `per_patch`.
         stride: from one patch to the next, for `per_patch`.
         per_patch: change each patch by itself (version 2).
-        mean: of each channel; None for no normalization.
-        std: likewise.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
     """
     if gray and per_patch:
         raise ValueError("per_patch changes colors: gray=False wanted, got gray=True")
@@ -564,12 +564,12 @@ def digit_views(
     and a shear.
 
     Args:
-        size: pixels of a view.
-        scale: range of the crop's share of the area.
+        size: side of a view in pixels.
+        scale: range of the crop's fraction of the image area.
         degrees: the turn is uniform in [-degrees, degrees].
         shear: so is the shear.
-        mean: of each channel, to normalize.
-        std: likewise.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
     """
     ops: list[Op] = [RandomAffine(degrees, shear), *_normalize(mean, std)]
     return Views([View(RandomResizedCrop(size, scale, flip=0.0), ops)] * 2)

@@ -24,7 +24,7 @@ class Solarize:
     """Solarize a sample at half its range: BYOL's 0.5 and PIL's 128 alike.
 
     Args:
-        p: probability for each sample.
+        p: probability per sample.
     """
 
     def __init__(self, p: float) -> None:

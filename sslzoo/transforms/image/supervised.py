@@ -24,12 +24,12 @@ def crop_view(
     what it fine-tunes and trains linear classifiers with. The same deviations as `simclr_views`.
 
     Args:
-        size: pixels of the view.
-        scale: range of the crop's share of the area.
+        size: side of the view in pixels.
+        scale: range of the crop's fraction of the image area.
         flip: False for digits.
-        interpolation: of the crop.
+        interpolation: filter of the crop.
         mean: of each channel; the views of pre-training say which the encoder knows.
-        std: likewise.
+        std: standard deviation per channel.
     """
     if (mean is None) != (std is None):
         raise ValueError(f"mean and std come together, got {mean} and {std}")
@@ -62,13 +62,13 @@ def mae_fine_tune_views(
     Deviations: on a GPU the crop is rounded to bytes once, PIL's after each of its two passes.
 
     Args:
-        size: pixels of the view.
-        scale: range of the crop's share of the area.
+        size: side of the view in pixels.
+        scale: range of the crop's fraction of the image area.
         magnitude: of RandAugment, 0 to 10.
         magnitude_std: its deviation.
         erasing: probability of erasing a rectangle.
-        mean: of each channel.
-        std: likewise.
+        mean: mean per channel.
+        std: standard deviation per channel.
     """
     red, green, blue = (min(255, round(255 * value)) for value in mean)
     ops: list[Op] = [
