@@ -260,7 +260,7 @@ def test_a_user_s_data_module_with_views_evaluates_at_the_training_size(
     channels: int, side: int, resize: int | None
 ) -> None:
     data = with_views(Users(channels, side), Views([View(RandomResizedCrop(12), [])]), seed=1)
-    with pytest.warns(UserWarning, match="how many classes"):
+    with pytest.warns(UserWarning, match="number of classes is unknown"):
         data.setup("fit")
     assert (data.eval_view.size, data.eval_view.resize) == (12, resize)
     assert data.preprocessing()["channels"] == (3 if side > 128 else channels)

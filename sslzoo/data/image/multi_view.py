@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import torch
@@ -34,7 +34,6 @@ from sslzoo.transforms.image.color_space import (
     YCBCR_STD,
     ColorSpace,
     Space,
-    check_space,
 )
 from sslzoo.transforms.image.crop import RandomResizedCrop
 from sslzoo.transforms.image.eval_view import EvalView
@@ -141,7 +140,7 @@ class MultiViewFolder(ImageDataModule):
         predict_on: PredictOn = "query",
         drop_last: bool = True,
     ) -> None:
-        check_space(space)
+        check_choice("space", space, get_args(Space))
         _check_modalities(modalities)
         self.channels: list[int] = []
         mean: list[float] = []
