@@ -40,7 +40,7 @@ class _Stem(nn.Module):
 
 
 class _Residual(nn.Module):
-    """Residual block: k x k - ReLU - 1x1 (initially zero), plus average pooling as the shortcut.
+    """Residual block: k x k - ReLU - 1x1 (initially zero), with an average-pooled shortcut.
 
     The shortcut's additional channels are zero.
     """
@@ -84,7 +84,9 @@ class _Embedding(nn.Module):
 
 
 class AMDIMEncoder(nn.Module):
-    """Feature maps of 7x7, 5x5 and 1x1 in one embedding space; the 1x1 map is the features.
+    """AMDIM's encoder: feature maps of 7x7, 5x5 and 1x1 in one embedding space.
+
+    The 1x1 map is the features.
 
     Args:
         size: side of the images in pixels: 32, 64 or 128.

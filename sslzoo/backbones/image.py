@@ -1,4 +1,4 @@
-"""Image backbones: any timm model by name, ResNets with a CIFAR stem, and a small ResNet for CPUs.
+"""Image backbones: timm models, ResNets with a CIFAR stem, and a small ResNet for CPUs.
 
 Each has `num_features` and `forward: (B, C, H, W) -> (B, num_features)`. Weights are channels_last,
 and batch norm is over the global batch unless `bn_groups` is set.
@@ -113,7 +113,7 @@ class _Block(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """A residual network for images of about 32 pixels that trains in minutes on a CPU.
+    """A ResNet for images of about 32 pixels that trains in minutes on CPUs.
 
     It has a 3x3 stem and one residual block per further width, each of which halves the resolution;
     by default 1.2 M parameters and 256 features.

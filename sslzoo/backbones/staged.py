@@ -45,7 +45,9 @@ class Staged(nn.Module):
 
 
 def dim_convnet(size: int = 32, in_chans: int = 3, bn_groups: int = 1) -> nn.Module:
-    """Deep InfoMax's CIFAR encoder: a map of 128 x 8 x 8 for 32 pixels, and 1024 features.
+    """Deep InfoMax's CIFAR encoder, with a feature map and 1024 features.
+
+    The map is 128 x 8 x 8 for 32 pixels.
 
     The layers are Conv(64), Conv(128) (the map), Conv(256) and Linear(1024), each with batch norm
     and ReLU; convolutions are 4x4 with stride 2. The features are the paper's "fc", and its Y is a

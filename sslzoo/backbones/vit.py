@@ -301,7 +301,9 @@ def small_vit(
     mask_token: bool = False,
     freeze_patches: bool = False,
 ) -> nn.Module:
-    """A ViT of any size; by default 1.2 M parameters for images of 32 pixels on a CPU.
+    """A ViT of any size, by default for images of 32 pixels on CPUs.
+
+    It has 1.2 M parameters by default.
 
     Args:
         img_size: see `timm_vit`.

@@ -1,4 +1,4 @@
-"""SequenceArrays: sequences of feature vectors in npz or npy files, for methods on (B, T, F).
+"""SequenceArrays: sequences of feature vectors from npz or npy files.
 
 Examples are sensor data, observations of an environment and log-mel frames. Shapes: N sequences of
 T frames of F numbers.

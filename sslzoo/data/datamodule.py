@@ -156,7 +156,7 @@ class SampleDataModule(LightningDataModule, ABC):
         return None
 
     def groups(self) -> Tensor | None:
-        """The group of each training sample, (N,) int64, if a batch has one group; else None."""
+        """The group per training sample, (N,) int64, for batches of one group; or None."""
         return None
 
     def encoder_input(self) -> EncoderInput | None:
@@ -260,7 +260,7 @@ class SampleDataModule(LightningDataModule, ABC):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load as Lightning does, but read plain values only, never a class that the file names.
+        """Load as Lightning does, but read plain values only, no classes.
 
         Args:
             checkpoint_path: a path or an open file.

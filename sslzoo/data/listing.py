@@ -54,7 +54,7 @@ def select_rows(values: Tensor | None, rows: Tensor) -> Tensor | None:
 
 
 def pack_paths(paths: Iterable[str]) -> np.ndarray:
-    """Paths as one array of bytes, since each forked worker would copy a list of str."""
+    """Pack paths in one array, since every forked worker copies a list of str."""
     return np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
 
 

@@ -106,7 +106,7 @@ class TrainLoader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The position in the epoch, the same on every rank and for any number of ranks."""
+        """The position in the epoch, the same for every rank and number of ranks."""
         return {
             "epoch": self._epoch,
             "position": self._position,

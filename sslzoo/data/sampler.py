@@ -145,7 +145,7 @@ class KeyedSampler(DistributedSampler[int]):
 
 
 class ShardedBatchSampler(Sampler[list[int]]):
-    """Batches in order, without repeats; rank r gets batches r, r + W, and so on.
+    """Batches in order: rank r gets batches r, r + W, and so on.
 
     The contents of a batch do not depend on W, so neither do its features.
 

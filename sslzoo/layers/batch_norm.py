@@ -1,4 +1,4 @@
-"""Batch norm over the global batch, or over G equal groups of it, on any number of ranks.
+"""Batch norm over the global batch, or over equal groups of it, for any number of ranks.
 
 Groups reproduce the per-GPU batch norm of the papers' code: the global batch, in rank order, is
 split into G blocks of N / G rows, and each is normalized by its own statistics. So a result depends

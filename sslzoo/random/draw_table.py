@@ -18,7 +18,7 @@ Path = tuple[int | str, ...]  # the parts folded into a key, with the draw's pur
 
 
 class DrawTable:
-    """Make all draws of a batch in one table, once they are known from an earlier batch.
+    """Make all draws of a batch in one table, once an earlier batch recorded them.
 
     Draws differ from batch to batch in their keys alone, so this class records their parts and
     sizes. It never forgets a draw, so the parts must be the same in every batch, without a step.

@@ -131,7 +131,7 @@ def sample_keys(seed: int, epoch: int, index: Tensor) -> Keys:
 
 
 def run_keys(seed: int, *parts: int | str, device: torch.device | str = "cpu") -> Keys:
-    """A single key (B = 1) for draws of no sample, such as the permutation of an epoch."""
+    """A single key (B = 1) for draws such as an epoch's permutation."""
     return Keys(torch.zeros(1, dtype=torch.int64, device=device)).fold(seed, *parts)
 
 

@@ -192,7 +192,7 @@ def test_eval_view_equals_simclrs() -> None:
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="nearest"):
         RandomResizedCrop(8, interpolation="nearest")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="scale wants"):
+    with pytest.raises(ValueError, match="scale must have"):
         RandomResizedCrop(8, scale=(0.5, 0.1))
-    with pytest.raises(ValueError, match="smaller than size 64"):
+    with pytest.raises(ValueError, match="at least 64 pixels"):
         EvalView(64)(photos(1, 60, 83))

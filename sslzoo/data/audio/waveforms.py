@@ -1,4 +1,4 @@
-"""Waveforms: a set of sound files, in memory or read by workers, as windows or as a whole.
+"""Waveforms: a set of sound files, read as random windows or as a whole.
 
 Shapes: N files, B files of a batch, L samples of a window or of the longest file of a batch.
 """

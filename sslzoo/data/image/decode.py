@@ -27,7 +27,7 @@ _MANY = 4096  # images from which processes pay off (starting one takes a fifth 
 
 
 class UnequalSizesError(ValueError):
-    """The images of a folder differ in size, so they do not fit in one array."""
+    """The images of a folder differ in size."""
 
 
 def broken_error(path: str, error: BaseException) -> ValueError:
@@ -52,7 +52,7 @@ def upright_size(image: Image.Image, upright: bool = True) -> tuple[int, int]:
 
 
 def reduce(image: Image.Image, spare: float) -> None:
-    """Let the JPEG decoder reduce an image, down to 1/8, to at least twice the needed size.
+    """Let the JPEG decoder reduce an image by up to 8, to twice the needed size or more.
 
     Args:
         image: an image that is not decoded yet; only a JPEG is reduced.

@@ -110,7 +110,7 @@ class Crops(Protocol):
         ...
 
     def cut(self, image: Image.Image, keys: Keys, upright: bool) -> list[Tensor]:
-        """Crop an image that is not decoded yet to uint8 (C, h, w) tensors, with one key."""
+        """Crop an image, not decoded yet, to uint8 (C, h, w) tensors, with one key."""
         ...
 
 

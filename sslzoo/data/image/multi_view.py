@@ -194,7 +194,7 @@ class MultiViewFolder(ImageDataModule):
 
 
 class AlignedFiles(ImageSet):
-    """N samples of M files each, read and cropped when a batch is read (in a worker).
+    """N samples of M files each, read and cropped per batch (in a worker).
 
     Args:
         paths: (N, M) packed paths (`pack_paths`).

@@ -158,7 +158,7 @@ class TextDataModule(SampleDataModule):
         return {**super().eval_sets(), **pairs}
 
     def similarity_dataloaders(self) -> dict[str, EvalLoaders]:
-        """Scored pairs by name: rows 2i and 2i + 1 of a bank are a pair, the label its score."""
+        """Scored pairs by name: rows 2i and 2i + 1 are a pair, labels its score."""
         return {
             name: EvalLoaders(self.eval_loader(text), None, self.eval_views, None, sharded=True)
             for name, text in self.sets.pairs.items()
@@ -193,7 +193,7 @@ class TextDataModule(SampleDataModule):
 
 
 class TextLines(TextDataModule):
-    """One sentence per line of a file of any size, with optional labeled sentences and pairs.
+    """A file with one sentence per line, with optional labeled sentences and pairs.
 
     Args:
         root: the training text file.

@@ -56,7 +56,7 @@ class ListLines:
 
 
 class FileLines:
-    """Lines of a UTF-8 file of any size; memory holds only their offsets (12 bytes per line).
+    """Lines of a UTF-8 file of any size; memory holds 12 bytes per line.
 
     Empty lines are skipped and not counted.
 

@@ -23,7 +23,7 @@ _ATTEMPTS = 10  # torchvision's
 
 @final
 class RandomResizedCrop:
-    """Crop a box of random area and aspect, resize it to a square, and flip at random.
+    """Crop a random box, resize it to a square, and flip it at random.
 
     The first of ten random boxes that fits is used, or else the largest central box within the
     aspect range, as in torchvision. A CPU resizes large uint8 images in bytes, as PIL does, within

@@ -21,7 +21,7 @@ _FEW = 4  # with fewer rows, single samples are faster: each runs only the opera
 
 
 class Op(Protocol):
-    """An operation after the crop: draws for the whole batch, then a change of its planes.
+    """An operation after the crop: random draws, then a change of the planes.
 
     Only `PerPatch` changes the side of the planes.
     """

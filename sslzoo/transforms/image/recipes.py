@@ -553,7 +553,7 @@ def digit_views(
     mean: Numbers = None,
     std: Numbers = None,
 ) -> Views:
-    """Two views of a white digit on black: SimCLR's crop, a rotation and a shear (no paper).
+    """Two views of a white digit on black: SimCLR's crop, rotation and shear.
 
     Order: crop (bilinear), rotation, shear. There is no flip, since a mirrored digit is not one.
 

@@ -1,4 +1,4 @@
-"""Resampling: crop, resize and flip as two matrix products, or in bytes for one image on a CPU.
+"""Crop, resize and flip as two matrix products, or in bytes on a CPU.
 
 A resize is linear, so crop, resize and flip of a sample are `rows @ image @ columns^T`. The two
 matrices contain the filter (triangle or Keys' cubic), its antialiasing and the box.
@@ -156,7 +156,7 @@ def crop_pixels(
 
 
 def pixels_of(image: Image.Image | Tensor) -> Tensor:
-    """The (C, H, W) uint8 pixels of a PIL image (RGB, or gray for mode "L") or of such a tensor."""
+    """The (C, H, W) uint8 pixels of a PIL image (RGB, or "L") or tensor."""
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3:
             raise ValueError(

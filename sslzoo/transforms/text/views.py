@@ -18,7 +18,7 @@ from sslzoo.transforms.text.special import Special, with_special
 
 
 class Drawn:
-    """Apply a random subset of the augmentations, drawn per sentence, in the order of the list.
+    """Apply a random subset of the augmentations, drawn per sentence, in list order.
 
     Args:
         augmentations: the augmentations to draw from.
