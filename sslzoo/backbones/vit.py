@@ -303,7 +303,7 @@ def small_vit(
 ) -> nn.Module:
     """A ViT of any size, by default for images of 32 pixels on CPUs.
 
-    It has 1.2 M parameters by default.
+    The defaults have 1.2 M parameters.
 
     Args:
         img_size: see `timm_vit`.

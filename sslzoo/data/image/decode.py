@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from sslzoo.data.listing import pack_paths, unpack_path
 from sslzoo.data.loader import keep_batch
 
-# What PIL raises for a file that is truncated, empty, of another kind or a decompression bomb.
+# The errors of PIL for a file that is truncated, empty, of another kind or a decompression bomb.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error,
           Image.DecompressionBombError)  # fmt: skip
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap width and height

@@ -267,7 +267,7 @@ class Grayscale:
         return (keys.bernoulli("apply", self.p),)
 
     def apply(self, planes: Tensor, chosen: Tensor) -> Tensor:
-        """Shapes: planes (3, B, H, W), changed in place; chosen (B,) bool."""
+        """Convert the chosen samples (B,) of planes (3, B, H, W) in place."""
         require_rgb(planes, "grayscale")
         on_rows(planes, chosen, grayscale_)
         return planes

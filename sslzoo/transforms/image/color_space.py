@@ -97,10 +97,10 @@ class ColorSpace:
         self.space: Space = space
 
     def draw(self, keys: Keys) -> tuple[Tensor, ...]:
-        """Nothing is random."""
+        """No random parameters."""
         return ()
 
     def apply(self, planes: Tensor) -> Tensor:
-        """Shapes: planes (C, B, H, W), changed in place; the first three are RGB."""
+        """Convert planes (C, B, H, W) in place; the first three are RGB."""
         to_space_(planes, self.space)
         return planes

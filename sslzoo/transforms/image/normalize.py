@@ -63,11 +63,11 @@ class Normalize:
         self.std = tuple(std)
 
     def draw(self, keys: Keys) -> tuple[Tensor, ...]:
-        """Nothing is random."""
+        """No random parameters."""
         return ()
 
     def apply(self, planes: Tensor) -> Tensor:
-        """Shapes: planes (C, B, H, W), changed in place."""
+        """Normalize planes (C, B, H, W) in place."""
         return normalize_(planes, self.mean, self.std)
 
 
@@ -76,9 +76,9 @@ class Clip:
     """Clip every sample to [0, 1]."""
 
     def draw(self, keys: Keys) -> tuple[Tensor, ...]:
-        """Nothing is random."""
+        """No random parameters."""
         return ()
 
     def apply(self, planes: Tensor) -> Tensor:
-        """Shapes: planes (C, B, H, W), changed in place."""
+        """Clip planes (C, B, H, W) in place."""
         return torch.clamp_(planes, 0, 1)

@@ -35,6 +35,6 @@ class Solarize:
         return (keys.bernoulli("apply", self.p),)
 
     def apply(self, planes: Tensor, chosen: Tensor) -> Tensor:
-        """Shapes: planes (C, B, H, W), changed in place; chosen (B,) bool."""
+        """Solarize the chosen samples (B,) of planes (C, B, H, W) in place."""
         on_rows(planes, chosen, solarize_)
         return planes
