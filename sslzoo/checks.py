@@ -35,3 +35,17 @@ def check_interval(name: str, value: float, low: float, high: float, ends: str =
     below = value <= high if ends[1] == "]" else value < high
     if not (above and below):
         raise ValueError(f"{name} must be in {ends[0]}{low}, {high}{ends[1]}, got {value}")
+
+
+def check_num_features(module: object, role: str) -> int:
+    """The `num_features` of a module, such as an encoder.
+
+    Raises:
+        ValueError: it has no such int.
+    """
+    width = getattr(module, "num_features", None)
+    if not isinstance(width, int):
+        raise ValueError(
+            f"num_features of the {role} must be an int, {type(module).__name__} has {width!r}"
+        )
+    return width

@@ -9,12 +9,12 @@ Shapes: B images of S x S pixels, C channels, a grid of g x g patches of P x P p
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from sslzoo.checks import check_choice
+from sslzoo.checks import check_choice, check_num_features
 from sslzoo.layers import GlobalBatchNorm
 
 
@@ -49,12 +49,7 @@ class PatchGrid(nn.Module):
 
     def __init__(self, encoder: nn.Module, size: int = 64, patch: int = 16, stride: int = 8):
         super().__init__()
-        width: Any = getattr(encoder, "num_features", None)
-        if not isinstance(width, int):
-            raise ValueError(
-                f"num_features of the encoder must be an int, {type(encoder).__name__} has "
-                f"{width!r}"
-            )
+        width = check_num_features(encoder, "encoder")
         if not 0 < stride <= patch <= size or (size - patch) % stride:
             raise ValueError(
                 "sizes must be 0 < stride <= patch <= size with size - patch a multiple of stride, "

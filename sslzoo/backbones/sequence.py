@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sslzoo.batch import Padded
-from sslzoo.checks import check_choice
+from sslzoo.checks import check_choice, check_num_features
 
 
 class FrameMLP(nn.Module):
@@ -59,12 +59,7 @@ class SequenceEncoder(nn.Module):
         self, encoder: nn.Module, context: nn.Module, pool: Literal["mean", "last"] = "mean"
     ):
         super().__init__()
-        width: Any = getattr(encoder, "num_features", None)
-        if not isinstance(width, int):
-            raise ValueError(
-                f"num_features of the encoder must be an int, {type(encoder).__name__} has "
-                f"{width!r}"
-            )
+        width = check_num_features(encoder, "encoder")
         takes, gives = (getattr(context, f"{side}_features", None) for side in ("in", "out"))
         if takes != width or not isinstance(gives, int):
             raise ValueError(

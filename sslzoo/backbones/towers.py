@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sslzoo.batch import View
+from sslzoo.checks import check_num_features
 
 
 class Towers(nn.Module):
@@ -42,12 +43,9 @@ class Towers(nn.Module):
                 f"channels must be one positive number per tower, got {list(channels)} for "
                 f"{len(towers)} towers"
             )
-        widths = [getattr(tower, "num_features", None) for tower in towers]
-        if not all(isinstance(width, int) for width in widths):
-            raise ValueError(f"num_features of each tower must be an int, got {widths}")
+        self.widths = [check_num_features(tower, "towers") for tower in towers]
         self.towers = nn.ModuleList(towers)
         self.channels = list(channels)
-        self.widths = cast(list[int], widths)
         self.num_features = sum(self.widths)
 
     def split(self, view: View) -> Sequence[Tensor]:

@@ -8,6 +8,7 @@ resumes in the middle of an epoch, and checks the data before training.
 from __future__ import annotations
 
 import copy
+import os
 from abc import ABC, abstractmethod
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
@@ -382,6 +383,11 @@ class SampleDataModule(LightningDataModule, ABC):
 
     def _workers(self, samples: Any) -> int:
         return self.workers(samples) if self.num_workers is None else self.num_workers
+
+
+def default_workers() -> int:
+    """The number of processes to decode with: one per core, at most 8."""
+    return min(8, os.cpu_count() or 1)
 
 
 def readable_rows(good: list[bool], keep_size: bool) -> list[int]:

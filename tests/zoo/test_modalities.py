@@ -199,8 +199,8 @@ SOUND: dict[str, Any] = {
         ({"size": 8, "mean": [0.5], "std": [0.5, 0.5]}, "a std for each of 1 channels"),
         ({"size": 8, "mean": [0.5], "std": [0.5], "channels": 4}, "for each of 4 channels"),
         ({"size": 8, "mean": [float("nan")]}, "list of numbers as mean"),
-        ({"size": 8, "mean": [0.5]}, "mean and std come together"),
-        ({"size": 8, "resize": 7}, "resize is at least the size 8, got 7"),
+        ({"size": 8, "mean": [0.5]}, "mean and std must be given together"),
+        ({"size": 8, "resize": 7}, "resize must be at least 8, got 7"),
         ({"size": 8, "space": "xyz"}, "got 'xyz'"),
         ({"size": 8, "interpolation": "nearest"}, "got 'nearest'"),
         ({"kind": "waveform", "rate": 8, "transform": {"class": 1}}, "a class_path.* transform"),
@@ -223,7 +223,7 @@ def test_what_the_card_names_must_be_there(tmp_path: Path) -> None:
         preprocessor(text.preprocessing, tokenizer_json(path))
     pytest.importorskip("tokenizers")
     save(torch.nn.Linear(2, 2), path, metadata={"tokenizer": "{}"})
-    with pytest.raises(ValueError, match="no JSON of tokenizers"):
+    with pytest.raises(ValueError, match="must be JSON of `tokenizers`"):
         preprocessor(text.preprocessing, tokenizer_json(path))
     with pytest.raises(ValueError, match="is not an encoder of images: it takes text"):
         text.preprocess()

@@ -23,7 +23,7 @@ from sslzoo.data.audio.waveforms import (
     Windows,
     load_waveforms,
 )
-from sslzoo.data.datamodule import OnBroken, PredictOn, SampleDataModule, Sets
+from sslzoo.data.datamodule import OnBroken, PredictOn, SampleDataModule, Sets, default_workers
 from sslzoo.data.inputs import AudioViews, WaveformInput, as_config
 from sslzoo.data.listing import Listing, check_folder, list_classes, list_unlabeled
 from sslzoo.data.loader import BatchSource
@@ -177,7 +177,7 @@ class AudioDataModule(SampleDataModule):
         self.eval_window = self.eval_window if given.window is None else given.window
 
     def workers(self, samples: Waveforms) -> int:
-        return 0 if samples.memory is not None else min(8, os.cpu_count() or 1)
+        return 0 if samples.memory is not None else default_workers()
 
 
 class AudioFolder(AudioDataModule):

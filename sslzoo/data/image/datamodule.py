@@ -6,12 +6,11 @@ and makes their views on the device.
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
 from sslzoo.batch import Batch
-from sslzoo.data.datamodule import PredictOn, SampleDataModule
+from sslzoo.data.datamodule import PredictOn, SampleDataModule, default_workers
 from sslzoo.data.image.image_set import EvalCrops, ImageSet, TrainCrops
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.random import sample_keys
@@ -147,7 +146,7 @@ class ImageDataModule(SampleDataModule):
         )
 
     def workers(self, samples: ImageSet) -> int:
-        return min(8, os.cpu_count() or 1) if samples.needs_crops else 0
+        return default_workers() if samples.needs_crops else 0
 
 
 def _looks(view: EvalView) -> tuple[object, ...]:

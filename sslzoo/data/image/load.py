@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Literal
 
 import torch
 from PIL import Image
 
-from sslzoo.data.datamodule import OnBroken
+from sslzoo.data.datamodule import OnBroken, default_workers
 from sslzoo.data.image.datamodule import ImageSets
 from sslzoo.data.image.decode import BROKEN, UnequalSizesError, decode_array
 from sslzoo.data.image.image_set import ArrayImages, FileImages
@@ -72,8 +71,6 @@ def _is_small(listings: list[Listing]) -> bool:
 
 
 def _decode(listing: Listing, on_broken: OnBroken, upright: bool) -> ArrayImages:
-    images, rows = decode_array(
-        listing.paths, on_broken, upright, processes=min(8, os.cpu_count() or 1)
-    )
+    images, rows = decode_array(listing.paths, on_broken, upright, processes=default_workers())
     labels = select_rows(listing.labels, rows.to(torch.int64))
     return ArrayImages(images, labels, left_out=len(listing.paths) - len(rows))
