@@ -38,6 +38,7 @@ from sslzoo.transforms.image.color_space import (
 from sslzoo.transforms.image.crop import RandomResizedCrop
 from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from sslzoo.transforms.image.resample import center_crop
 from sslzoo.transforms.image.views import View, Views
 
 _EXTENSIONS = (".png", ".npy", ".jpg", ".jpeg")
@@ -277,7 +278,7 @@ class AlignedFiles(ImageSet):
                 out[0].neg_()
             cut.append(out)
         sample = torch.cat(cut)
-        return sample if isinstance(self.crops, TrainCrops) else _center(sample, view.size)
+        return sample if isinstance(self.crops, TrainCrops) else center_crop(sample, view.size)
 
 
 def read_modality(path: str, modality: Modality) -> Tensor:
@@ -323,16 +324,6 @@ def _resize(part: Tensor, size: tuple[int, int], nearest: bool) -> Tensor:
     if nearest:
         return F.interpolate(part[None], size, mode="nearest-exact")[0]
     return F.interpolate(part[None], size, mode="bilinear", antialias=True)[0]
-
-
-def _center(sample: Tensor, size: int) -> Tensor:
-    height, width = sample.shape[1:]
-    if min(height, width) < size:
-        raise ValueError(
-            f"images must be at least {size} pixels (size), got {height} x {width}; set resize"
-        )
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return sample[:, top : top + size, left : left + size]
 
 
 class _Matched(NamedTuple):

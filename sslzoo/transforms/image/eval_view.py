@@ -18,7 +18,7 @@ from sslzoo.eval.fingerprint import described
 from sslzoo.transforms.image.color_space import Space, to_space_
 from sslzoo.transforms.image.layout import to_planes
 from sslzoo.transforms.image.normalize import check_mean_std, normalize_
-from sslzoo.transforms.image.resample import Interpolation, crop_planes, pixels_of
+from sslzoo.transforms.image.resample import Interpolation, center_crop, crop_planes, pixels_of
 
 
 @final
@@ -108,13 +108,7 @@ class EvalView:
             images = F.interpolate(images, (height, width), mode=self.interpolation, antialias=True)
             if images.is_floating_point():
                 images = images.clamp(0, 1)
-        if min(height, width) < self.size:
-            raise ValueError(
-                f"images must be at least {self.size} pixels (size), got {height} x {width}; set "
-                "resize"
-            )
-        top, left = round((height - self.size) / 2), round((width - self.size) / 2)
-        return images[:, :, top : top + self.size, left : left + self.size]
+        return center_crop(images, self.size)
 
     def _central_fraction(self, images: Tensor, fraction: float) -> Tensor:
         height, width = images.shape[2:]

@@ -155,6 +155,21 @@ def crop_pixels(
     return out.flip(2) if flip else out
 
 
+def center_crop(images: Tensor, size: int) -> Tensor:
+    """Crop the central square. Shapes: (..., H, W) -> (..., size, size).
+
+    Raises:
+        ValueError: the images are smaller than `size`.
+    """
+    height, width = images.shape[-2:]
+    if min(height, width) < size:
+        raise ValueError(
+            f"images must be at least {size} pixels (size), got {height} x {width}; set resize"
+        )
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return images[..., top : top + size, left : left + size]
+
+
 def pixels_of(image: Image.Image | Tensor) -> Tensor:
     """The (C, H, W) uint8 pixels of a PIL image (RGB, or "L") or tensor."""
     if isinstance(image, Tensor):
