@@ -38,8 +38,8 @@ from sslzoo.runs.evaluation import as_known_to, find
 from sslzoo.transforms import LogMel, LogMelViews, Waveform, WordDeletion, clear_views
 from sslzoo.zoo.card import card_of
 from sslzoo.zoo.save import add_run, save_with_card
-from tests.data.test_multi_view import write_tree
-from tests.data.test_text import sentences
+from tests.data.image.test_multi_view import write_tree
+from tests.data.text.test_datamodule import sentences
 from tests.ranks import Ranks
 from tests.zoo.test_modalities import before
 

@@ -25,7 +25,7 @@ from sslzoo.zoo.preprocess import of_checkpoint, preprocessor, tokenizer_json, v
 from sslzoo.zoo.save import add_run, save, save_with_card
 from sslzoo.zoo.verifying import verify
 from tests.commands.command import run
-from tests.data.test_text import sentences
+from tests.data.text.test_datamodule import sentences
 
 QUIET = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
 

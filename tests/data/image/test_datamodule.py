@@ -29,7 +29,7 @@ from sslzoo.data.sampler import KeyedSampler
 from sslzoo.random import stratified_split
 from sslzoo.transforms import RandomResizedCrop, View, Views
 from sslzoo.transforms.image.normalize import Normalize
-from tests.data.test_folder import two_crops, write_tree
+from tests.data.image.test_folder import two_crops, write_tree
 from tests.data.toys import Recorder, ToyData
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
@@ -151,7 +151,7 @@ YAML = """
 seed_everything: false
 trainer: {{accelerator: cpu, logger: false, max_epochs: 1, enable_progress_bar: false,
           enable_model_summary: false, enable_checkpointing: false}}
-model: {{class_path: tests.data.test_module.Learner}}
+model: {{class_path: tests.data.image.test_datamodule.Learner}}
 data:
   class_path: sslzoo.data.ImageFolder
   init_args:

@@ -237,7 +237,7 @@ def test_wrong_arguments_are_refused_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 def test_the_yaml_of_the_guide_is_read(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs/methods/cmc.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/methods/cmc.md").read_text()
     (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")

@@ -230,7 +230,7 @@ def test_arrays_leave_out_broken_images_and_say_how_many(tmp_path: Path):
     assert data.sets.train.labels.tolist() == [0, 0, 0, 1, 1]
     assert len(data.sets.query) == 8
     assert data.num_broken == 3
-    with pytest.warns(UserWarning, match="3 of 8 training images could not be read"):
+    with pytest.warns(UserWarning, match="3 of 8 training images were unreadable"):
         data.teardown("fit")
 
 
@@ -269,7 +269,7 @@ def test_workers_fill_the_row_of_a_broken_image(tmp_path: Path, num_workers: int
     assert torch.equal(batch.views[0][first], batch.views[0][second])
     bank = [batch.index.tolist() for batch in data.eval_dataloaders().bank]
     assert bank == [[0, 2, 3], [5, 7]]
-    with pytest.warns(UserWarning, match="3 of 8 training images could not be read"):
+    with pytest.warns(UserWarning, match="3 of 8 training images were unreadable"):
         data.teardown("fit")
 
 
@@ -280,7 +280,7 @@ def test_errors_before_training_name_what_is_wrong(tmp_path: Path):
     (tmp_path / "file").write_bytes(b"")
     cases = [
         ({"root": tmp_path / "none"}, "must be a folder, got .*none', which does not exist"),
-        ({"root": tmp_path / "file"}, "there is a file there"),
+        ({"root": tmp_path / "file"}, "which is a file"),
         ({"root": tmp_path / "empty"}, r"it lacks \['train', 'val'\]; set train_dir"),
         ({"root": tmp_path / "empty", "labels": False}, "must hold files of .* it has none"),
         ({"root": tmp_path / "empty", "val_dir": None}, "one sub-folder per class, it has none"),

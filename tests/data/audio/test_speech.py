@@ -14,7 +14,7 @@ from sslzoo.data import LibriSpeech, SpeechCommands
 from sslzoo.eval.frames import extract_frames
 from sslzoo.heads import Recurrent
 from sslzoo.transforms import Waveform
-from tests.data.test_audio import ramp, write
+from tests.data.audio.test_datamodule import ramp, write
 
 pytest.importorskip("soundfile")
 
