@@ -118,7 +118,7 @@ def test_a_split_takes_at_least_one_and_leaves_one():
     first, second = stratified_split(labels, 13, 0.01)
     assert labels[second].tolist() == [0, 1]
     assert sorted([*first.tolist(), *second.tolist()]) == list(range(13))
-    with pytest.raises(ValueError, match=r"inside \(0, 1\), got 0"):
+    with pytest.raises(ValueError, match=r"in \(0, 1\), got 0"):
         stratified_split(labels, 13, 0)
 
 
