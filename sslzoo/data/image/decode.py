@@ -181,6 +181,6 @@ def _first_size(paths: Sequence[str], upright: bool) -> tuple[int, int]:
 def _unequal(path: str, pixels: np.ndarray, size: tuple[int, int]) -> str:
     height, width = pixels.shape[:2]
     return (
-        f"images must have one size for an array, got {height}x{width} in {path} and "
+        f"images of an array must have one size, got {height}x{width} in {path} and "
         f'{size[0]}x{size[1]} before; set decode="workers"'
     )
