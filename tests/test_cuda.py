@@ -33,7 +33,7 @@ from tests.test_every_method import (
     trainer,
 )
 from tests.toys import every_trainable
-from tests.transforms.test_views import RECIPES
+from tests.transforms.image.test_views import RECIPES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 TRAINABLES = every_trainable()

@@ -17,7 +17,7 @@ from sslzoo.backbones import SmallResNet, cifar_resnet, timm_backbone
 from sslzoo.batch import Batch
 from sslzoo.callbacks.progress import ProgressBar
 from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
-from sslzoo.data.image.images import ArrayImages
+from sslzoo.data.image.image_set import ArrayImages
 from sslzoo.heads import simclr_projector
 from sslzoo.methods import SimCLR
 from sslzoo.optim import RunLength, ScheduleLR, WarmupCosine

@@ -1,4 +1,4 @@
-"""Backbones: functions and classes that give an nn.Module with `num_features`."""
+"""Backbones: functions and classes that build an nn.Module with `num_features`."""
 
 from sslzoo.backbones.alexnet import half_alexnet
 from sslzoo.backbones.amdim import AMDIMEncoder

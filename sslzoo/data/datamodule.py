@@ -1,22 +1,24 @@
-"""SampleDataModule: what data modules of every modality share.
+"""SampleDataModule: the base class of the data modules of every modality.
 
-A subclass says what the sets are (`read`) and how a batch of raw samples becomes views; this class
-serves them: keyed batches on the host, views on the device, the loaders of evaluation, a place in
-the epoch that resumes, and checks before training.
+A subclass implements `read`, which gives the sets, and turns batches of raw samples into views.
+This class makes keyed batches on the host, makes views on the device, gives the evaluation loaders,
+resumes in the middle of an epoch, and checks the data before training.
 """
 
 from __future__ import annotations
 
 import copy
+import os
 from abc import ABC, abstractmethod
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from sslzoo.batch import Batch
-from sslzoo.data.loader import BatchSource, EvalLoader, TokenLoader, TrainLoader
+from sslzoo.checks import check_at_least, check_choice, check_interval
+from sslzoo.data.loader import BatchSource, EvalLoader, SingleBatchLoader, TrainLoader
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.eval.fingerprint import text_digest
 from sslzoo.eval.loaders import EvalLoaders
@@ -24,13 +26,14 @@ from sslzoo.random import run_seed, stratified_split
 from sslzoo.trust import refuse_objects
 
 PredictOn = Literal["query", "train"]
+OnBroken = Literal["error", "skip"]
 
 
 class SampleSet(ABC):
-    """N samples that make batches of raw samples.
+    """N samples, read as batches of raw samples.
 
     Attributes:
-        left_out: samples besides, which could not be read when the set was made ("skip").
+        left_out: number of further samples that were unreadable when the set was made ("skip").
     """
 
     labels: Tensor | None
@@ -44,33 +47,33 @@ class SampleSet(ABC):
 
     @abstractmethod
     def subset(self, rows: Tensor) -> SampleSet:
-        """The samples of these rows, numbered anew. Shapes: rows (M,) int64."""
+        """The samples at `rows`, (M,) int64, with indices 0..M-1."""
 
     @property
     def num_broken(self) -> int:
-        """Samples that could not be read so far: then, in this process and in its workers."""
+        """Number of unreadable samples found so far, by this process and its workers."""
         return self.left_out
 
     def fingerprint(self) -> str | None:
-        """Changes where samples or labels do; None: it cannot be told, and nothing is cached."""
+        """Hash of samples and labels; None if unknown, and features are then not cached."""
         return None
 
 
 class EncoderInput(Protocol):
-    """Makes of samples what an encoder takes (`encoder.preprocess`)."""
+    """The preprocessing that an encoder expects (`encoder.preprocess`)."""
 
     def fingerprint(self) -> str:
-        """Changes where what it makes does."""
+        """Hash of everything the preprocessing depends on."""
 
 
 class Sets(NamedTuple):
-    """What `read` finds.
+    """The training and evaluation sets of a data module.
 
     Args:
-        train: the samples that methods train on.
-        query: those that evaluation scores (validation or test), or None.
-        num_classes: None without labels.
-        bank: what evaluation looks up or trains probes on, where that is not `train`.
+        train: the training set.
+        query: the set that evaluation scores (validation or test), or None.
+        num_classes: number of classes, or None without labels.
+        bank: the set for kNN look-ups and probe training; None: `train`.
     """
 
     train: SampleSet
@@ -80,19 +83,19 @@ class Sets(NamedTuple):
 
 
 class SampleDataModule(LightningDataModule, ABC):
-    """Serves sets of samples; a subclass may implement `prepare_data` besides what is abstract.
+    """Base class of the data modules; subclasses implement the abstract methods.
 
     Args:
-        batch_size: the global batch, over all ranks.
-        eval_batch_size: of one batch in evaluation.
-        num_workers: processes that load; None: as many as the set needs.
-        seed: of batches and views; None: the run's.
-        train_fraction: of the training set that is used, stratified, the same for all seeds.
-        predict_on: what `predict` goes through.
-        drop_last: leave out an epoch's last batch where it is short.
+        batch_size: size of the global batch, over all ranks.
+        eval_batch_size: batch size in evaluation.
+        num_workers: loader processes; None: the subclass's choice (`workers`).
+        seed: seed of batches and views; None: the run's seed.
+        train_fraction: fraction of the training set to use, stratified, the same for all seeds.
+        predict_on: the set that `predict` runs on.
+        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
-    noun = "samples"  # in messages
+    noun = "samples"  # what error messages call them
 
     def __init__(
         self,
@@ -105,17 +108,11 @@ class SampleDataModule(LightningDataModule, ABC):
         drop_last: bool = True,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("num_workers", num_workers or 0, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if not 0 < train_fraction <= 1:
-            raise ValueError(f"train_fraction must be in (0, 1], got {train_fraction}")
-        if predict_on not in ("query", "train"):
-            raise ValueError(f'predict_on must be "query" or "train", got {predict_on!r}')
+        check_at_least("batch_size", batch_size, 1)
+        check_at_least("eval_batch_size", eval_batch_size, 1)
+        check_at_least("num_workers", num_workers or 0, 0)
+        check_interval("train_fraction", train_fraction, 0, 1, "(]")
+        check_choice("predict_on", predict_on, get_args(PredictOn))
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -125,65 +122,67 @@ class SampleDataModule(LightningDataModule, ABC):
         self._seed = seed
         self._sets: Any = None
         self._train_loader: TrainLoader | None = None
-        self._place: dict[str, int] | None = None  # of a checkpoint, for the next train loader
+        self._loader_state: dict[str, int] | None = None  # of a checkpoint, for the next loader
 
     @abstractmethod
     def read(self) -> Any:
-        """The sets, such as `Sets`; called once, in `setup`.
+        """Read the sets, such as `Sets`; called once, by `setup`.
 
         Raises:
-            ValueError: what is missing or wrong on the disk.
+            ValueError: a file is missing or malformed.
         """
 
     @abstractmethod
     def train_source(self, sampler: KeyedSampler) -> BatchSource:
-        """What makes the raw batches of training; its draws follow `sampler.shared_epoch`."""
+        """The raw training batches; random draws depend on `sampler.shared_epoch`."""
 
     @abstractmethod
     def eval_source(self, samples: Any) -> BatchSource:
-        """What makes the raw batches of evaluation, of one of the sets."""
+        """The raw evaluation batches of one of the sets."""
 
     @abstractmethod
     def train_views(self, batch: Batch, epoch: int) -> Batch:
-        """Raw batch to training views, a function of (seed, epoch, index) alone."""
+        """Turn a raw batch into training views, a function of (seed, epoch, index) alone."""
 
     @abstractmethod
     def eval_views(self, batch: Batch) -> Batch:
-        """Raw batch to the one view of evaluation."""
+        """Turn a raw batch into the evaluation view."""
 
     @abstractmethod
     def workers(self, samples: Any) -> int:
-        """Processes that load one of the sets, where the user did not say."""
+        """The default number of loader processes for one of the sets."""
 
     def eval_order(self, samples: Any) -> Tensor | None:
-        """The order that evaluation reads a set in, (N,) int64; None: that of the index."""
+        """The order in which evaluation reads a set, (N,) int64; None: by index."""
         return None
 
     def groups(self) -> Tensor | None:
-        """Where batches are of one group each, each training sample's, (N,) int64."""
+        """The group per training sample, (N,) int64, for batches of one group; or None."""
         return None
 
     def encoder_input(self) -> EncoderInput | None:
-        """What makes samples what encoders that are trained on this data take; None: not told.
+        """The preprocessing that an encoder trained on this data expects; None if unknown.
 
-        It sets up what it needs of the data.
+        The method reads the data if the preprocessing depends on it.
         """
         return None
 
     def preprocessing(self) -> dict[str, Any] | None:
-        """What `encoder_input` does, as plain values (`Card.preprocessing`); None: not known.
+        """`encoder_input` as plain values (`Card.preprocessing`); None if unknown.
 
-        It is known once the sets are read, and stored in every checkpoint.
+        Known after `setup`, and stored in every checkpoint.
         """
         return None
 
     def take_input(self, given: Any) -> None:
-        """Let evaluation make samples as another data's `encoder_input` does, of the own class.
+        """Use the preprocessing of another encoder in evaluation; same class as our own.
 
         Raises:
-            ValueError: this data cannot be made so.
+            ValueError: these samples cannot be preprocessed that way.
         """
-        raise NotImplementedError(f"{type(self).__name__} tells encoder_input and no take_input")
+        raise NotImplementedError(
+            f"{type(self).__name__} has encoder_input, so it must implement take_input"
+        )
 
     @property
     def seed(self) -> int:
@@ -192,7 +191,7 @@ class SampleDataModule(LightningDataModule, ABC):
 
     @property
     def sets(self) -> Any:
-        """What `read` found."""
+        """The sets that `read` returned."""
         if self._sets is None:
             raise ValueError("call setup() before reading the data")
         return self._sets
@@ -204,11 +203,11 @@ class SampleDataModule(LightningDataModule, ABC):
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes, None without labels."""
+        """Number of classes, or None without labels."""
         return self.sets.num_classes
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the sets once; before training, check that batches can be made of them."""
+        """Read the sets once; before training, check the batch size against them."""
         if self._sets is None:
             sets = self.read()
             if self.train_fraction < 1:
@@ -220,77 +219,77 @@ class SampleDataModule(LightningDataModule, ABC):
             self._sampler()
 
     def teardown(self, stage: str | None = None) -> None:
-        """Stop the workers, and say how many samples could not be read."""
+        """Stop the workers, and warn about the number of unreadable samples."""
         if self._train_loader is not None:
             self._train_loader.close()
         if self._sets is not None and self.num_broken:
             rank_zero_warn(
                 f"{self.num_broken} of {self.num_samples + self.sets.train.left_out} training "
-                f"{self.noun} could not be read and were skipped"
+                f"{self.noun} were unreadable and skipped"
             )
 
     @property
     def num_broken(self) -> int:
-        """Training samples skipped so far (`on_broken="skip"`), in workers or in memory."""
+        """Number of training samples skipped so far (`on_broken="skip"`)."""
         return self.sets.train.num_broken
 
     # Loaders
 
     def train_dataloader(self) -> TrainLoader:
-        """This rank's part of each global batch; ends with the last whole batch."""
+        """Loader of this rank's part of each global training batch."""
         sampler = self._sampler()
         source, workers = self.train_source(sampler), self._workers(self.sets.train)
         self._train_loader = TrainLoader(source, sampler, workers, self._trainer_epoch)
-        if self._place is not None:
-            self._train_loader.load_state_dict(self._place)
-            self._place = None
+        if self._loader_state is not None:
+            self._train_loader.load_state_dict(self._loader_state)
+            self._loader_state = None
         return self._train_loader
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the epoch, and the preprocessing that the encoder expects.
+        """The position in the epoch, and the preprocessing that the encoder expects.
 
-        Lightning 2.6.6 saves the loader's own state too, but does not load it where somebody
-        asked for `estimated_stepping_batches` before (every schedule does).
+        Lightning 2.6.6 saves the loader's own state too, but does not load it if
+        `estimated_stepping_batches` was read before (every schedule reads it).
         """
         loader = self._train_loader
-        place = {} if loader is None else {"train_loader": loader.state_dict()}
-        about = None if self._sets is None else self.preprocessing()
-        return place if about is None else {**place, "preprocessing": about}
+        state = {} if loader is None else {"train_loader": loader.state_dict()}
+        preprocessing = None if self._sets is None else self.preprocessing()
+        return state if preprocessing is None else {**state, "preprocessing": preprocessing}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._place = state_dict.get("train_loader")
+        self._loader_state = state_dict.get("train_loader")
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Lightning's, for a file that is read as plain values and names no classes.
+        """Load as Lightning does, but read plain values only, no classes.
 
         Args:
             checkpoint_path: a path or an open file.
             args: see `LightningDataModule.load_from_checkpoint`.
-            kwargs: likewise; arguments of the module, in place of the file's.
+            kwargs: likewise; constructor arguments that override the file's.
         """
         hparams_file = args[1] if len(args) > 1 else kwargs.get("hparams_file")
         if hparams_file is not None:
             refuse_objects(hparams_file)
-        # Lightning's instantiator would build whatever the file names.
+        # Lightning's instantiator would build any class that the file names.
         plain = {**kwargs, "_instantiator": None, "weights_only": True}
         return super().load_from_checkpoint(checkpoint_path, *args[:2], **plain)
 
-    def val_dataloader(self) -> TokenLoader:
-        """A token batch: callbacks go through `eval_dataloaders`."""
-        return TokenLoader(self.eval_source(self._query()))
+    def val_dataloader(self) -> SingleBatchLoader:
+        """A single batch; callbacks evaluate on `eval_dataloaders`."""
+        return SingleBatchLoader(self.eval_source(self._query()))
 
-    def test_dataloader(self) -> TokenLoader:
-        """A token batch: callbacks go through `eval_dataloaders`."""
-        return TokenLoader(self.eval_source(self._query()))
+    def test_dataloader(self) -> SingleBatchLoader:
+        """A single batch; callbacks evaluate on `eval_dataloaders`."""
+        return SingleBatchLoader(self.eval_source(self._query()))
 
     def predict_dataloader(self) -> EvalLoader:
-        """The query (or, by `predict_on`, the training) set in order, with the eval view."""
+        """The query set (or `predict_on`) in order, with the evaluation view."""
         samples = self.sets.train if self.predict_on == "train" else self._query()
         return self.eval_loader(samples)
 
     def eval_dataloaders(self) -> EvalLoaders:
-        """The loaders that kNN, probes and other evaluation go through."""
+        """The bank and query loaders for kNN, probes and other evaluation."""
         sets = self.sets
         return EvalLoaders(
             bank=self.eval_loader(sets.train if sets.bank is None else sets.bank),
@@ -302,37 +301,37 @@ class SampleDataModule(LightningDataModule, ABC):
         )
 
     def with_input(self, given: EncoderInput) -> SampleDataModule:
-        """The same data, its samples made in evaluation what another encoder takes.
+        """The same data with the preprocessing of another encoder in evaluation.
 
         Args:
-            given: such as the `preprocess` of an encoder of the zoo.
+            given: that encoder's preprocessing, such as `preprocess` of a zoo encoder.
 
         Returns:
-            A copy; or itself, where it does not tell its own `encoder_input`.
+            A copy, or `self` if its own `encoder_input` is unknown.
 
         Raises:
-            ValueError: the encoder takes other samples than these can be made.
+            ValueError: these samples cannot be preprocessed that way.
         """
         own = self.encoder_input()
         if own is None:
             return self
         if type(given) is not type(own):
             raise ValueError(
-                f"{type(self).__name__} serves {self.noun}, for an encoder whose preprocess is "
-                f"{type(own).__name__}; this one's is {type(given).__name__}"
+                f"the encoder's preprocess must be {type(own).__name__} for the {self.noun} of "
+                f"{type(self).__name__}, got {type(given).__name__}"
             )
         other = copy.copy(self)
         other.take_input(given)
         return other
 
     def eval_sets(self) -> dict[str, Any]:
-        """What evaluation reads, by name."""
+        """The sets that evaluation reads, by name."""
         sets = self.sets
         bank = sets.train if sets.bank is None else sets.bank
         return {"bank": bank} if sets.query is None else {"bank": bank, "query": sets.query}
 
     def fingerprint(self) -> str | None:
-        """Changes where an encoder's features of evaluation would; None: it cannot be told."""
+        """Hash of everything that extracted features depend on besides the encoder, or None."""
         own = self.encoder_input()
         found = {"input": None if own is None else own.fingerprint()}
         found |= {name: samples.fingerprint() for name, samples in self.eval_sets().items()}
@@ -340,33 +339,31 @@ class SampleDataModule(LightningDataModule, ABC):
         return text_digest(parts) if len(parts) == 2 * len(found) else None
 
     def eval_loader(self, samples: Any) -> EvalLoader:
-        """One of the sets, or a subset of one, each sample once, with the eval view."""
+        """Loader of a set or subset: each sample once, with the evaluation view."""
         order = self.eval_order(samples)
         workers = self._workers(samples)
         source = self.eval_source(samples)
         return EvalLoader(source, self.eval_batch_size, workers, order=order)
 
     def has_pairs(self) -> bool:
-        """Whether the first two training views differ, and both are what the encoder knows."""
+        """Whether the first two training views are comparable views of one sample."""
         return False
 
     def preview(self, rows: list[int], epoch: int = 0) -> Batch:
-        """The training views of these samples in an epoch, as a method is given them."""
-        total = self.num_samples  # whatever batch_size and the number of ranks are
+        """The training views of the samples at `rows` in an epoch."""
+        total = self.num_samples  # independent of batch_size and the number of ranks
         sampler = KeyedSampler(total, total, self.seed, rank=0, world=1)
         sampler.set_epoch(epoch)
         return self.train_views(self.train_source(sampler).__getitems__(rows), epoch)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Make the views, on the device that the batch was moved to."""
+        """Make the views on the batch's device."""
         if self.trainer is None or not self.trainer.training:
             return self.eval_views(batch)
         return self.train_views(batch, self.trainer.current_epoch)
 
-    # Parts
-
     def _in_precision(self, batch: Batch) -> Batch:
-        """Views in the trainer's `precision`, which converts batches only as they are loaded."""
+        """Convert views to the trainer's `precision`, which converts batches only on loading."""
         if self.trainer is None:
             return batch
         return self.trainer.precision_plugin.convert_input(batch)
@@ -388,20 +385,20 @@ class SampleDataModule(LightningDataModule, ABC):
         return self.workers(samples) if self.num_workers is None else self.num_workers
 
 
-def keep(labels: Tensor | None, rows: Tensor) -> Tensor | None:
-    """Labels of the rows that could be read. Shapes: rows (M,) int64."""
-    return None if labels is None else labels[rows]
+def default_workers() -> int:
+    """The number of processes to decode with: one per core, at most 8."""
+    return min(8, os.cpu_count() or 1)
 
 
 def readable_rows(good: list[bool], keep_size: bool) -> list[int]:
-    """The row that fills each row of a batch: itself, or the next one that could be read.
+    """The source row of each batch row: itself, or the next readable one, cyclically.
 
     Args:
-        good: whether each row could be read.
-        keep_size: whether a broken row is filled (training) or left out (evaluation).
+        good: whether each row is readable.
+        keep_size: whether an unreadable row is filled (training) or dropped (evaluation).
 
     Returns:
-        Rows; none where no row could be read.
+        Row numbers; empty if no row is readable.
     """
     readable = [row for row, is_good in enumerate(good) if is_good]
     if not keep_size or not readable:

@@ -1,4 +1,4 @@
-"""with_views: any (image, label) LightningDataModule serves `Batch`."""
+"""with_views: train on any LightningDataModule that yields (image, label)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from torch import Tensor
 
 from sslzoo import distributed
 from sslzoo.batch import Batch
-from sslzoo.data.image.datamodule import ImageDataModule, ImageSets, PredictOn
+from sslzoo.data.datamodule import PredictOn
+from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
 from sslzoo.data.image.decode import to_rgb, to_tensor
-from sslzoo.data.image.images import Crops, ImageSet
+from sslzoo.data.image.image_set import Crops, ImageSet
 from sslzoo.random import Keys
 from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.views import Views
 
-_LARGE_SIDE = 128  # pixels; larger images are cropped where they are loaded
+_LARGE_SIDE = 128  # pixels; larger images are cropped in the workers
 
 
 def with_views(
@@ -36,29 +37,28 @@ def with_views(
 ) -> ImageDataModule:
     """Train on a data module that yields (image, label), without changing it.
 
-    Its datasets are read by row, its transforms run as they are (they should neither augment nor
-    normalize), and its loaders say the batch size and the number of workers. Our sampler and
-    views take the place of its shuffling and augmentation.
+    Its datasets are read by index, with their own transforms (which should neither augment nor
+    normalize). Its loaders give the batch size and the number of workers. Our sampler and views
+    replace its shuffling and augmentation.
 
     Args:
-        datamodule: with a `train_dataloader`, and a `val_dataloader` or `test_dataloader` for
-            evaluation (the first of several is used). Images are PIL, uint8 arrays (H, W) or
-            (H, W, C), or uint8 or float tensors (C, H, W), floats in [0, 1]. A dataset may yield
-            images without labels.
+        datamodule: a data module with `train_dataloader`, and with `val_dataloader` or
+            `test_dataloader` for evaluation (the first of several is used). Images are PIL images,
+            uint8 arrays (H, W) or (H, W, C), or uint8 or float tensors (C, H, W), floats in
+            [0, 1]. Labels are optional.
         transform: makes the training views.
-        eval_view: makes the view of evaluation; None: it follows `transform`, see
-            `ImageDataModule`.
-        batch_size: the global batch, over all ranks; None: that of its loader times the number of
-            ranks, as Lightning reads it.
-        num_classes: None: the data module's `num_classes`, or the length of the dataset's
-            `classes`; without either only label-free metrics can be computed.
-        crop_in_workers: whether crops are made as uint8 where images are loaded, which lets them
-            differ in size; None: where the first image is larger than 128 px.
-        seed: of batches and views; None: the run's.
-        predict_on: what `predict` goes through.
+        eval_view: the evaluation view; None: derived from `transform`, see `ImageDataModule`.
+        batch_size: size of the global batch, over all ranks; None: that of its loader times the
+            number of ranks, as in Lightning.
+        num_classes: number of classes; None: the data module's `num_classes`, or the length of the
+            dataset's `classes`. Without either, only label-free metrics are computed.
+        crop_in_workers: whether workers crop to uint8, which allows images of several sizes; None:
+            if the first image is larger than 128 pixels.
+        seed: seed of batches and views; None: the run's seed.
+        predict_on: the set that `predict` runs on.
 
     Raises:
-        ValueError: on use, where an image or a loader is of a kind not named here.
+        ValueError: on use, for an image or a loader of another kind.
     """
     return _WithViews(
         datamodule,
@@ -107,11 +107,14 @@ class _WithViews(ImageDataModule):
         self.inner.setup("fit")
         loader = _first(self.inner.train_dataloader())
         if loader is None:
-            raise ValueError("with_views wants a data module with a train_dataloader, got None")
+            raise ValueError("the data module of with_views must have a train_dataloader, got None")
         self.num_workers = loader.num_workers
         if not self._own_batch:
             if loader.batch_size is None:
-                raise ValueError("its loader has batch_size=None: pass batch_size to with_views")
+                raise ValueError(
+                    "the train_dataloader must have a batch_size, got None; pass batch_size to "
+                    "with_views"
+                )
             self.batch_size = loader.batch_size * distributed.world_size()
         self.eval_batch_size = min(256, max(1, loader.batch_size or 256))
         image, label = _pair(loader.dataset[0])
@@ -127,7 +130,7 @@ class _WithViews(ImageDataModule):
     def _query_dataset(self) -> Any | None:
         for stage, name in (("validate", "val_dataloader"), ("test", "test_dataloader")):
             if getattr(type(self.inner), name) is getattr(LightningDataModule, name):
-                continue  # not implemented
+                continue  # it is not implemented
             self.inner.setup(stage)
             loader = _first(getattr(self.inner, name)())
             if loader is not None:
@@ -141,14 +144,14 @@ class _WithViews(ImageDataModule):
             found = len(classes)
         if found is None:
             rank_zero_warn(
-                "the data has labels but does not say how many classes: only label-free metrics "
-                "will be computed; pass num_classes to with_views"
+                "the number of classes is unknown, so only label-free metrics will be computed; "
+                "pass num_classes to with_views"
             )
         return found
 
 
 class _UserImages(ImageSet):
-    """A user's dataset, row by row. `crops` is None where whole images are served."""
+    """A user's dataset, read by index. `crops` is None if whole images are read."""
 
     def __init__(
         self,
@@ -158,14 +161,14 @@ class _UserImages(ImageSet):
         rows: Tensor | None = None,
     ) -> None:
         self.dataset = dataset
-        self.labels = None  # known only sample by sample
+        self.labels = None  # reading all of them would load every image
         self.needs_crops = needs_crops
         self.crops = crops
         self.rows = rows
         self.channels = 3 if needs_crops else len(self._first())
 
     def side(self, wanted: int | None) -> int | None:
-        """Of the first image, where all have one size."""
+        """The shorter side of the first image, if all have one size."""
         return None if self.needs_crops else min(self._first().shape[1:])
 
     def _first(self) -> Tensor:
@@ -183,23 +186,23 @@ class _UserImages(ImageSet):
         return _UserImages(self.dataset, self.needs_crops, wanted, self.rows)
 
     def __getitems__(self, index: list[int]) -> Batch:
-        places = torch.tensor(index)
-        rows = index if self.rows is None else self.rows[places].tolist()
+        kept = torch.tensor(index)
+        rows = index if self.rows is None else self.rows[kept].tolist()
         pairs = [_pair(self.dataset[row]) for row in rows]
         labels = [label for _, label in pairs if label is not None]
         label = torch.stack([torch.as_tensor(x) for x in labels]) if labels else None
         if self.crops is None:
-            return Batch([_stack([_tensor(image) for image, _ in pairs])], places, label)
-        key = self.crops.keys(places).key
+            return Batch([_stack([_tensor(image) for image, _ in pairs])], kept, label)
+        key = self.crops.keys(kept).key
         cut = [
-            self.crops.cut(_picture(image), Keys(key[i : i + 1]), upright=False)
+            self.crops.cut(_pil_image(image), Keys(key[i : i + 1]), upright=False)
             for i, (image, _) in enumerate(pairs)
         ]
-        return Batch([torch.stack(view) for view in zip(*cut, strict=True)], places, label)
+        return Batch([torch.stack(view) for view in zip(*cut, strict=True)], kept, label)
 
 
 def _first(loaders: Any) -> Any:
-    """The first of one loader, several in a list or a dict, or none."""
+    """The first loader of a list or dict, or the loader itself."""
     if isinstance(loaders, dict):
         loaders = list(loaders.values())
     if isinstance(loaders, (list, tuple)):
@@ -212,7 +215,7 @@ def _pair(item: Any) -> tuple[Any, Any]:
         return item[0], item[1] if len(item) > 1 else None
     if isinstance(item, (Tensor, np.ndarray, Image.Image)):
         return item, None
-    raise ValueError(f"with_views wants (image, label) from the dataset, got {type(item).__name__}")
+    raise ValueError(f"a dataset's item must be (image, label), got {type(item).__name__}")
 
 
 def _size(image: Any) -> tuple[int, int]:
@@ -234,13 +237,13 @@ def _tensor(image: Any) -> Tensor:
     good = isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] in (1, 3)
     if not good or not (image.dtype == torch.uint8 or image.is_floating_point()):
         raise ValueError(
-            "with_views wants images that are PIL, uint8 arrays (H, W) or (H, W, C), or uint8 or "
-            f"float tensors (C, H, W) with 1 or 3 channels, got {_describe(image)}"
+            "an image must be PIL, a uint8 array (H, W) or (H, W, C), or a uint8 or float tensor "
+            f"(C, H, W), with 1 or 3 channels, got {_describe(image)}"
         )
     return image
 
 
-def _picture(image: Any) -> Image.Image:
+def _pil_image(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     tensor = _tensor(image)
@@ -254,8 +257,8 @@ def _stack(images: list[Tensor]) -> Tensor:
     if len({image.shape for image in images}) > 1:
         sizes = sorted({tuple(image.shape) for image in images})[:2]
         raise ValueError(
-            f"images of one batch differ in shape, got {sizes}: with_views wants "
-            "crop_in_workers=True for them"
+            f"images of a batch must have one shape, got {sizes}; pass crop_in_workers=True to "
+            "with_views"
         )
     batch = torch.stack(images)
     if batch.is_floating_point():
@@ -267,8 +270,8 @@ def _check_range(images: Tensor) -> None:
     low, high = float(images.min()), float(images.max())
     if low < 0 or high > 1:
         raise ValueError(
-            f"float images must be in [0, 1], got [{low:.3g}, {high:.3g}]: leave normalization "
-            "to the transform given to with_views"
+            f"float images must be in [0, 1], got [{low:.3g}, {high:.3g}]; leave normalization "
+            "to the transform of with_views"
         )
 
 

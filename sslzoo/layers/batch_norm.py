@@ -1,11 +1,11 @@
-"""Batch norm over the global batch, or over G equal groups of it, on any number of ranks; or none.
+"""Batch norm over the global batch, or over equal groups of it, for any number of ranks.
 
-Groups stand for what the papers' code got from per-GPU batch norm: the global batch, in rank
-order, is cut into G blocks of N / G rows, and each is normalized by its own statistics. So a
-figure belongs to a number of groups and not to a number of GPUs.
+Groups reproduce the per-GPU batch norm of the papers' code: the global batch, in rank order, is
+split into G blocks of N / G rows, and each is normalized by its own statistics. So a result depends
+on the number of groups, not on the number of GPUs.
 
-Deviations: with G > 1 the running statistics move toward the MEAN over groups of the groups'
-means and variances (DataParallel keeps its first replica's, DistributedDataParallel rank 0's).
+Deviations: with G > 1 the running statistics are updated with the mean over groups of the groups'
+means and variances (DataParallel uses its first replica's, DistributedDataParallel rank 0's).
 
 Shapes: n rows of this rank, N of all ranks, C channels, G groups, S positions of a row.
 """
@@ -23,6 +23,7 @@ from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sslzoo.checks import check_at_least
 from sslzoo.distributed import Rows, gather_rows, rank, row_layout, sum_over_ranks, world_size
 
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -30,7 +31,7 @@ _WITH_ACTIVATION = (BatchNormAct2d, SyncBatchNormAct)
 
 
 class Part(NamedTuple):
-    """Local rows start..stop, which belong to one group."""
+    """The local rows start..stop of one group."""
 
     group: int
     start: int
@@ -38,23 +39,23 @@ class Part(NamedTuple):
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """Batch norm whose statistics are those of the global batch, or of G groups of it.
+    """Batch norm with the statistics of the global batch, or of G groups of it.
 
-    Input (n, C), (n, C, L), (n, C, H, W) or (n, C, D, H, W). State and parameters are those of
-    torch's batch norms. Ranks may hold different numbers of rows. Every rank must call it.
+    The input is (n, C), (n, C, L), (n, C, H, W) or (n, C, D, H, W). The state dict is that of
+    torch's batch norms. Ranks may have different numbers of rows. Every rank must call it.
 
     Args:
         num_features: C.
-        eps: added to the variance.
-        momentum: share of the new statistics in the running ones.
-        affine: whether there are weight and bias.
-        track_running_stats: whether there are running statistics for evaluation.
-        groups: G; must divide N. More than one costs an exchange of row counts on the host.
-        drop: applied to the result (timm's BatchNormAct2d has one).
-        act: applied last.
+        eps: value added to the variance.
+        momentum: weight of the new statistics in the running ones.
+        affine: whether to learn weight and bias.
+        track_running_stats: whether to keep running statistics for evaluation.
+        groups: G, which must divide N. G > 1 exchanges row counts on the host.
+        drop: module applied to the result (timm's BatchNormAct2d has one).
+        act: module applied last.
 
     Raises:
-        ValueError: for fewer than one group, a momentum of None, or N not divisible by G.
+        ValueError: G is less than 1 or does not divide N, or momentum is None.
     """
 
     def __init__(
@@ -68,10 +69,9 @@ class GlobalBatchNorm(_BatchNorm):
         drop: nn.Module | None = None,
         act: nn.Module | None = None,
     ) -> None:
-        if groups < 1:
-            raise ValueError(f"groups must be at least 1, got {groups}")
+        check_at_least("groups", groups, 1)
         if momentum is None:
-            raise ValueError("GlobalBatchNorm takes a momentum in 0..1, got None")
+            raise ValueError("momentum must be in [0, 1], got None")
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
         self.groups = groups
         self.drop = drop
@@ -120,7 +120,7 @@ class GlobalBatchNorm(_BatchNorm):
     def _group_by_group(
         self, input: Tensor, parts: tuple[Part, ...]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Each group by torch's own batch norm, where every group is on one rank as a whole."""
+        """Apply torch's batch norm to each group, if every group is on a single rank."""
         dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
         moments = torch.zeros(2, self.groups, self.num_features, dtype=dtype, device=input.device)
         done = []
@@ -128,42 +128,44 @@ class GlobalBatchNorm(_BatchNorm):
             mean, var = moments[:, g]
             rows = input[start:stop]
             done.append(F.batch_norm(rows, mean, var, self.weight, self.bias, True, 1.0, self.eps))
-        mean, var = sum_over_ranks(moments.sum(dim=1)) / self.groups  # of other ranks' groups: 0
-        if not done:  # no rows here: the parameters' gradients are zeros
+        mean, var = sum_over_ranks(moments.sum(dim=1)) / self.groups  # 0 for other ranks' groups
+        if not done:  # without rows, the parameters still need (zero) gradients
             done = [F.batch_norm(input, mean, var, self.weight, self.bias, False, 0.0, self.eps)]
         return torch.cat(done), mean, var
 
     def _check_input_dim(self, input: Tensor) -> None:
         if not 2 <= input.dim() <= 5 or input.shape[1] != self.num_features:
-            wanted = f"(n, {self.num_features}) with up to three more dimensions"
-            raise ValueError(f"GlobalBatchNorm takes {wanted}, got {tuple(input.shape)}")
+            raise ValueError(
+                f"the input must be (n, {self.num_features}) with up to three more dimensions, got "
+                f"{tuple(input.shape)}"
+            )
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, groups={self.groups}"
 
 
 def whole_groups(rows: Rows, groups: int) -> bool:
-    """Whether no group is spread over ranks, nor of one row alone: the same answer on each."""
+    """Whether every group has several rows, all on one rank; the same result on every rank."""
     size = rows.total // groups
     return size > 1 and all(n % size == 0 for n in rows.counts)
 
 
 def group_parts(n: int, groups: int, rows: Rows | None = None) -> tuple[Part, ...]:
-    """This rank's rows by group of the global batch; one group needs no exchange.
+    """This rank's rows by group of the global batch.
 
     Args:
-        n: rows of this rank.
-        groups: G, equal contiguous blocks of the N rows in rank order.
-        rows: of all ranks, if known.
+        n: number of rows of this rank.
+        groups: G, the number of equal contiguous blocks of the N rows in rank order.
+        rows: row counts of all ranks; None: exchanged if G > 1.
 
     Raises:
-        ValueError: where G does not divide N.
+        ValueError: G does not divide N.
     """
     if groups == 1:
         return (Part(0, 0, n),)
     rows = rows or row_layout(n)
     if rows.total % groups:
-        raise ValueError(f"a global batch of {rows.total} does not divide into {groups} groups")
+        raise ValueError(f"groups must divide the global batch of {rows.total}, got {groups}")
     size = rows.total // groups
     edges = [(g, g * size - rows.start, (g + 1) * size - rows.start) for g in range(groups)]
     clipped = [Part(g, max(start, 0), min(stop, n)) for g, start, stop in edges]
@@ -171,15 +173,15 @@ def group_parts(n: int, groups: int, rows: Rows | None = None) -> tuple[Part, ..
 
 
 def _channels(x: Tensor, like: Tensor) -> Tensor:
-    """(C,) -> (1, C, 1, ...) as `like` has dimensions."""
+    """Reshape (C,) to (1, C, 1, ...), with the number of dimensions of `like`."""
     return x.view(1, -1, *[1] * (like.dim() - 2))
 
 
 class _Normalize(torch.autograd.Function):
-    """(n, C, ...) -> the same normalized, and the statistics of the groups' mean, both (C,).
+    """Normalize (n, C, ...); also return the mean over groups of mean and variance, (C,) each.
 
-    One gather of (count, mean, squared deviations) a group in the forward, whose combination is
-    exact for any offset of the data (Chan, Golub and LeVeque, 1979); one sum in the backward.
+    The forward gathers (count, mean, squared deviations) per group, whose combination is accurate
+    for any offset of the data (Chan, Golub and LeVeque, 1979). The backward needs one sum.
     """
 
     @staticmethod
@@ -208,7 +210,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        x, weight, mean, scale, count = ctx.saved_tensors  # scale: 1 / deviation, (G, C)
+        x, weight, mean, scale, count = ctx.saved_tensors  # scale: 1 / std, (G, C)
         grad = grads[0]
         sums = x.new_zeros(2, *mean.shape, dtype=mean.dtype)  # of grad, of grad * (x - mean)
         dims = [d for d in range(x.dim()) if d != 1]
@@ -239,7 +241,7 @@ class _Normalize(torch.autograd.Function):
 def _global_statistics(
     x: Tensor, groups: int, parts: tuple[Part, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts (G, 1), means and biased variances (G, C) of the groups over all ranks."""
+    """Counts (G, 1), means (G, C) and biased variances (G, C) per group over all ranks."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     channels = x.shape[1]
     local = x.new_zeros(1, groups, 1 + 2 * channels, dtype=dtype)
@@ -262,41 +264,41 @@ def _global_statistics(
 
 
 def convert_batch_norm(module: nn.Module, groups: int = 1) -> nn.Module:
-    """Put a `GlobalBatchNorm` in place of every batch norm of `module`, in place.
+    """Replace every batch norm of `module` by a `GlobalBatchNorm`, in place.
 
-    Parameters, buffers, their names and the mode stay; timm's BatchNormAct2d keeps its
-    activation.
+    Parameters, buffers, their names and the mode are kept, as is the activation of timm's
+    BatchNormAct2d.
 
     Args:
         module: any network.
-        groups: of the global batch, see `GlobalBatchNorm`.
+        groups: groups of the global batch, see `GlobalBatchNorm`.
 
     Returns:
-        `module`, or its replacement where it is a batch norm itself.
+        `module`, or its replacement if it is a batch norm.
 
     Raises:
-        ValueError: for a class of batch norm that is not torch's, timm's or ours.
+        ValueError: a batch norm is of an unknown class.
     """
     return _convert(module, partial(_global, groups=groups), {})
 
 
 def convert_to_group_norm(module: nn.Module, groups: int = 16) -> nn.Module:
-    """Take the batch out: group norm for every batch norm, weight standardization, in place.
+    """Replace batch norm by group norm and standardize the convolutions' weights, in place.
 
     Richemond et al., "BYOL works even without batch statistics", 2020,
     https://arxiv.org/abs/2010.10241. Every torch.nn.Conv2d becomes timm's StdConv2d, whose filters
     have mean 0 and variance 1 (Qiao et al., 2019, https://arxiv.org/abs/1903.10520). Parameters and
-    their names stay; running statistics go.
+    their names are kept, running statistics are dropped.
 
     Args:
-        module: any network, not yet given to an optimizer.
-        groups: of channels; must divide their number everywhere.
+        module: any network, before it is given to an optimizer.
+        groups: groups of channels; it must divide the channels of every batch norm.
 
     Returns:
-        `module`, or its replacement where it is a batch norm or a convolution itself.
+        `module`, or its replacement if it is a batch norm or a convolution.
 
     Raises:
-        ValueError: for a batch norm with an activation in it, or channels that do not divide.
+        ValueError: a batch norm has an activation, or its channels are not a multiple of `groups`.
     """
     return _convert(module, partial(_batch_independent, groups=groups), {})
 
@@ -326,7 +328,7 @@ def _batch_independent(old: nn.Module, groups: int) -> nn.Module:
             old.dilation,
             old.groups,
             bias=False,
-            device="meta",  # draws nothing: the weights are the old ones
+            device="meta",  # no random initialization, since the weights are the old ones
         )
         conv.weight, conv.bias = old.weight, old.bias
         return conv.train(old.training)
@@ -334,10 +336,10 @@ def _batch_independent(old: nn.Module, groups: int) -> nn.Module:
         return old
     acts = getattr(old, "drop", None) is not None or getattr(old, "act", None) is not None
     if type(old) not in (*_PLAIN, GlobalBatchNorm) or acts:
-        known = "batch norms of torch and GlobalBatchNorm without activation"
-        raise ValueError(f"convert_to_group_norm knows {known}, got {type(old).__qualname__}")
+        known = "torch's or a GlobalBatchNorm without activation"
+        raise ValueError(f"a batch norm must be {known}, got {type(old).__qualname__}")
     if old.num_features % groups:
-        raise ValueError(f"{old.num_features} channels do not divide into {groups} groups")
+        raise ValueError(f"groups must divide the {old.num_features} channels, got {groups}")
     norm = nn.GroupNorm(groups, old.num_features, old.eps, affine=False)
     norm.affine, norm.weight, norm.bias = old.affine, old.weight, old.bias
     return norm.train(old.training)
@@ -347,8 +349,8 @@ def _global(old: nn.Module, groups: int) -> nn.Module:
     if not isinstance(old, _BatchNorm):
         return old
     if type(old) not in (*_PLAIN, *_WITH_ACTIVATION, GlobalBatchNorm):
-        known = "torch's BatchNorm and SyncBatchNorm, timm's BatchNormAct2d and GlobalBatchNorm"
-        raise ValueError(f"convert_batch_norm knows {known}, got {type(old).__qualname__}")
+        known = "torch's, timm's BatchNormAct2d or a GlobalBatchNorm"
+        raise ValueError(f"a batch norm must be {known}, got {type(old).__qualname__}")
     new = GlobalBatchNorm(
         old.num_features,
         old.eps,

@@ -1,6 +1,7 @@
-"""Pieces of transformers that backbones and heads share: fixed positions and initial weights.
+"""Parts of transformers that backbones and heads share: fixed positions and initializations.
 
-As in facebookresearch/dino at 7c446df, moco-v3 at c349e6e, mae at efb2a80 and ijepa at 52c1ae9.
+Reference code: facebookresearch/dino at 7c446df, moco-v3 at c349e6e, mae at efb2a80 and ijepa at
+52c1ae9.
 """
 
 from __future__ import annotations
@@ -11,26 +12,29 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from sslzoo.checks import check_choice
+
 Init = Literal["dino", "moco_v3", "mae", "ijepa"]
 
 
 def sincos_positions(
     height: int, width: int, dim: int, first: Literal["column", "row"] = "column"
 ) -> Tensor:
-    """Sines and cosines of the place of each patch, row by row. (height * width, dim) float32.
+    """Sine-cosine position embeddings of a grid of patches, (height * width, dim) float32.
 
-    Half of the channels tell the column, half the row: MAE and I-JEPA put the column first, MoCo
-    v3's code the row (for a grid that is not square it swaps height and width besides).
+    Half of the channels encode the column, half the row. MAE and I-JEPA put the column first, MoCo
+    v3's code the row (and it swaps height and width of a grid that is not square).
 
     Raises:
-        ValueError: for a width that is not a multiple of 4.
+        ValueError: `dim` is not a multiple of 4.
     """
     if dim % 4:
-        raise ValueError(f"sine and cosine of two coordinates: a multiple of 4 wanted, got {dim}")
-    if first not in ("column", "row"):
-        raise ValueError(f"first is 'column' or 'row', got {first!r}")
-    place = torch.arange(height * width, dtype=torch.float64)
-    row, column = place.div(width, rounding_mode="floor"), place % width
+        raise ValueError(
+            f"dim must be a multiple of 4 (sine and cosine of two coordinates), got {dim}"
+        )
+    check_choice("first", first, ("column", "row"))
+    patch = torch.arange(height * width, dtype=torch.float64)
+    row, column = patch.div(width, rounding_mode="floor"), patch % width
     frequency = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     halves = []
     for coordinate in (column, row) if first == "column" else (row, column):
@@ -40,7 +44,7 @@ def sincos_positions(
 
 
 def initialize_blocks(blocks: nn.Module, init: Init) -> None:
-    """Draw the Linear layers of transformer blocks, and of what else stands in `blocks`, anew."""
+    """Reinitialize all Linear layers inside `blocks`."""
     for name, part in blocks.named_modules():
         if not isinstance(part, nn.Linear):
             continue

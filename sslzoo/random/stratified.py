@@ -1,33 +1,33 @@
-"""Keyed, stratified choices of rows: the same on every machine and for every run seed."""
+"""Keyed, stratified splits, the same on every machine and for every run seed."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from sslzoo.checks import check_interval
 from sslzoo.random.keys import run_keys
 
 
 def stratified_split(
     labels: Tensor | None, num_samples: int, fraction: float, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Part rows in two, the same fraction of each class.
+    """Split rows in two parts, with the same fraction of each class.
 
     Args:
-        labels: (N,) int64; None, or floats (a target): all rows are one class.
+        labels: (N,) int64 classes; None or float targets: all rows form one class.
         num_samples: N.
-        fraction: of each class that goes to the second part, rounded; with at least two samples a
-            class has at least one in each.
-        seed: of the choice; not the run's, so that runs of several seeds share one split.
+        fraction: fraction of each class in the second part, rounded; a class with at least two
+            samples has at least one in each part.
+        seed: seed of the split; it is not the run's, so that runs of several seeds share a split.
 
     Returns:
-        The rows of the first and of the second part, each ascending int64.
+        The ascending rows of the first and of the second part, int64.
 
     Raises:
-        ValueError: the fraction is not inside (0, 1).
+        ValueError: the fraction is not in (0, 1).
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"a split wants a fraction inside (0, 1), got {fraction}")
+    check_interval("fraction", fraction, 0, 1, "()")
     if labels is None or labels.is_floating_point():
         labels = torch.zeros(num_samples, dtype=torch.int64)
     order = run_keys(seed, "split").permutation("rows", num_samples)[0]

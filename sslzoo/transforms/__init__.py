@@ -1,4 +1,4 @@
-"""Transforms: batched, per-sample-random views made on the batch's own device."""
+"""Transforms: random views per sample, made in batches on the batch's device."""
 
 from sslzoo.transforms.audio.log_mel import LogMel
 from sslzoo.transforms.audio.log_mel_views import LogMelViews

@@ -135,7 +135,7 @@ def gadgets() -> dict[str, Spec]:
         of("timm.create_model", model_name="resnet18", pretrained=True),
         of("torchvision.models.resnet18", weights="DEFAULT"),
         of("sslzoo.data.image.decode.os.system", command=_SHELL),
-        of("sslzoo.data.image.images.os.system", command=_SHELL),
+        of("sslzoo.data.listing.os.system", command=_SHELL),
         of("sslzoo.data.image.cifar.pickle.loads", data=_PYTHON),
         of("sslzoo.backbones.image.timm.create_model", model_name="resnet18", pretrained=True),
         of("sslzoo.backbones.image.torch.save", obj=1, f=str(CANARY)),

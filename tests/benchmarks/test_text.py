@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import table, text, text_with_labels
-from tests.data.test_text import sentences
+from tests.data.text.test_datamodule import sentences
 
 pytest.importorskip("tokenizers")
 

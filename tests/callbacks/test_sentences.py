@@ -18,7 +18,7 @@ from sslzoo.heads import TanhHead
 from sslzoo.methods import SimCSE
 from sslzoo.transforms import plain_text
 from tests.callbacks.toy import quiet
-from tests.data.test_text import sentences
+from tests.data.text.test_datamodule import sentences
 from tests.ranks import Ranks
 
 pytest.importorskip("tokenizers")

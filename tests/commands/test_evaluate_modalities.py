@@ -38,8 +38,8 @@ from sslzoo.runs.evaluation import as_known_to, find
 from sslzoo.transforms import LogMel, LogMelViews, Waveform, WordDeletion, clear_views
 from sslzoo.zoo.card import card_of
 from sslzoo.zoo.save import add_run, save_with_card
-from tests.data.test_multi_view import write_tree
-from tests.data.test_text import sentences
+from tests.data.image.test_multi_view import write_tree
+from tests.data.text.test_datamodule import sentences
 from tests.ranks import Ranks
 from tests.zoo.test_modalities import before
 
@@ -177,7 +177,7 @@ def test_an_encoder_hears_as_it_was_trained(of_sound: Path) -> None:
     assert view.shape[1] == 400
     data.eval_window = 800  # an encoder that takes any length has no say in it
     assert data.with_input(type(given)(Waveform(), 8000)).eval_window == 800
-    with pytest.raises(ValueError, match="takes sound of 16000 Hz, AudioFolder serves 8000 Hz"):
+    with pytest.raises(ValueError, match="rate must be the encoder's 16000 Hz, got 8000 Hz"):
         data.with_input(type(given)(Waveform(), 16000))
 
 
@@ -417,7 +417,7 @@ def test_an_encoder_has_its_own_mean_and_deviation(
         loaders = values.eval_dataloaders()
         wanted = feature_std(extract(encoder, loaders.bank, loaders).features).mean().item()
         assert (got["feature_std"] == pytest.approx(wanted, rel=1e-4)) == same
-    with pytest.raises(ValueError, match="takes frames of 2 numbers, SequenceArrays has frames"):
+    with pytest.raises(ValueError, match="frames must have 2 features for this encoder"):
         values.with_input(FrameInput([0.0] * 2, [1.0] * 2))
     name = "byol-small_resnet-cifar10jpeg"
     said = refused(name, *on, output=tmp_path / "x.json", capsys=capsys)

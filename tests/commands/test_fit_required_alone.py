@@ -23,7 +23,7 @@ from sslzoo.commands.fit import run
 from sslzoo.methods import ImageCPC, SSLMethod
 from sslzoo.zoo.save import add_run
 from tests.commands.command import ENVIRONMENT
-from tests.data.test_text import sentences
+from tests.data.text.test_datamodule import sentences
 from tests.toys import every_method
 
 SMALL = ("folder_small", "arrays_small", "stsb_small")

@@ -26,9 +26,9 @@ from sslzoo.data import (
 )
 from sslzoo.eval.fingerprint import array_digest, described, text_digest
 from sslzoo.transforms import EvalView, LogMel, Waveform, plain_text, simclr_views
-from tests.data.test_multi_view import write_tree
-from tests.data.test_text import sentences
+from tests.data.image.test_multi_view import write_tree
 from tests.data.test_with_views import Users
+from tests.data.text.test_datamodule import sentences
 
 
 def of(data: SampleDataModule) -> str:

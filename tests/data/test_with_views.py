@@ -95,7 +95,7 @@ def test_large_images_are_cropped_where_they_are_loaded():
     assert [v.shape for v in data.train_views(batch, 0).views] == [(4, 3, 40, 40), (4, 3, 24, 24)]
     raw = with_views(Users(grow), transform, EvalView(32), crop_in_workers=False, num_classes=3)
     raw.setup("fit")
-    with pytest.raises(ValueError, match=r"differ in shape, got .* crop_in_workers=True"):
+    with pytest.raises(ValueError, match=r"must have one shape, got .* crop_in_workers=True"):
         next(iter(raw.train_dataloader()))
 
 

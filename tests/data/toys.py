@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sslzoo.batch import Batch
 from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
-from sslzoo.data.image.images import ArrayImages
+from sslzoo.data.image.image_set import ArrayImages
 from sslzoo.random import Keys
 from sslzoo.transforms import Views
 

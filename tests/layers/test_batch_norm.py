@@ -250,7 +250,7 @@ def test_wrong_use_is_named() -> None:
         GlobalBatchNorm(3, groups=0)
     with pytest.raises(ValueError, match="got None"):
         convert_batch_norm(nn.BatchNorm1d(3, momentum=None))
-    with pytest.raises(ValueError, match="batch of 5 does not divide into 2 groups"):
+    with pytest.raises(ValueError, match="must divide the global batch of 5, got 2"):
         GlobalBatchNorm(3, groups=2)(torch.ones(5, 3))
     with pytest.raises(ValueError, match=r"\(n, 3\).*got \(5, 4\)"):
         GlobalBatchNorm(3)(torch.ones(5, 4))
@@ -284,7 +284,7 @@ def test_conversion_to_group_norm_draws_nothing() -> None:
 
 
 def test_what_cannot_become_group_norm_is_named() -> None:
-    with pytest.raises(ValueError, match="8 channels do not divide into 16 groups"):
+    with pytest.raises(ValueError, match="must divide the 8 channels, got 16"):
         convert_to_group_norm(nn.Sequential(nn.BatchNorm2d(8)))
     with pytest.raises(ValueError, match="got BatchNormAct2d"):
         convert_to_group_norm(BatchNormAct2d(16))

@@ -204,9 +204,9 @@ def test_wrong_parts_are_named() -> None:
         PerView([nn.Linear(3, 2), nn.Linear(3, 3)])
     with pytest.raises(ValueError, match=r"got \[None\]"):
         PerView([nn.ReLU()])
-    with pytest.raises(ValueError, match=r"got 2 towers and channels \[3\]"):
+    with pytest.raises(ValueError, match=r"got \[3\] for 2 towers"):
         Towers([Given(3), Given(4)], [3])
-    with pytest.raises(ValueError, match=r"num_features \(int\), got \[None\]"):
+    with pytest.raises(ValueError, match="num_features of the towers must be an int"):
         Towers([nn.ReLU()], [3])
     with pytest.raises(ValueError, match=r"7 channels, or views of \[3, 4\], got \[3\]"):
         towers(torch.rand(2, 3, 1, 1))

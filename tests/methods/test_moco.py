@@ -288,5 +288,5 @@ def test_ddp_is_told_to_leave_the_queue_alone() -> None:
 
 def test_a_batch_that_the_groups_do_not_divide_is_named() -> None:
     whole = global_batch()
-    with pytest.raises(ValueError, match="7 does not divide into 2 groups"):
+    with pytest.raises(ValueError, match="groups must divide the global batch of 7, got 2"):
         moco().losses(Batch([view[:7] for view in whole.views], whole.index[:7]))

@@ -30,7 +30,7 @@ from sslzoo.zoo.card import Card
 from sslzoo.zoo.preprocess import of_checkpoint, preprocessor
 from sslzoo.zoo.save import save_with_card
 from sslzoo.zoo.verifying import fixed_input, verify
-from tests.data.test_text import sentences
+from tests.data.text.test_datamodule import sentences
 
 LIGHTNING = {"pytorch-lightning_version": "2.6.6", "state_dict": {}, "epoch": 3}
 

@@ -1,59 +1,63 @@
-"""LibriSpeech: read English at 16 kHz, by speaker and chapter.
+"""LibriSpeech: read English speech at 16 kHz, by speaker and chapter.
 
 V. Panayotov, G. Chen, D. Povey and S. Khudanpur, LibriSpeech: an ASR corpus based on public domain
-audio books, ICASSP 2015, https://www.openslr.org/12. Splits and aligned phones are those of CPC
-(van den Oord et al., 2018) in the files that facebookresearch/CPC_audio names.
+audio books, ICASSP 2015, https://www.openslr.org/12. The splits and aligned phones are those of CPC
+(van den Oord et al., 2018), from the files that facebookresearch/CPC_audio links to.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 
-from sslzoo.data.audio.datamodule import AudioDataModule, Batches, fields_of, numbered
-from sslzoo.data.audio.waveforms import AudioListing, Decode
-from sslzoo.data.datamodule import PredictOn
-from sslzoo.data.image.images import OnBroken
+from sslzoo.data.audio.datamodule import (
+    AudioDataModule,
+    Batches,
+    ShortFiles,
+    field_labels,
+    parse_fields,
+)
+from sslzoo.data.audio.waveforms import Decode
+from sslzoo.data.datamodule import OnBroken, PredictOn
 from sslzoo.data.inputs import AudioViews
-from sslzoo.data.listing import check_folder, list_files
+from sslzoo.data.listing import Listing, check_folder, list_files
 from sslzoo.random import stratified_split
 
 PATTERN = "{speaker}/{chapter}/{utterance}.flac"
 
 
 class LibriSpeech(AudioDataModule):
-    """`<root>/<subset>/<speaker>/<chapter>/<speaker>-<chapter>-<n>.flac`.
+    """Files `<root>/<subset>/<speaker>/<chapter>/<speaker>-<chapter>-<n>.flac`.
 
-    Labels are speakers, or, with `phones`, the phone of every 10 ms. Training reads neither; all
-    files train, unless `train_split` and `test_split` list those of each (CPC's own split is by
-    utterance, and so is a `val_fraction`).
+    Labels are speakers or, with `phones`, one phone per 10 ms; training reads neither. The training
+    set is all files, unless `train_split` and `test_split` list the utterances. CPC's split is by
+    utterance, as is `val_fraction`.
 
     Args:
         root: the folder that holds the subset, such as `LibriSpeech`.
-        transform: see `AudioDataModule`; as are all that are not named here.
-        subset: such as train-clean-100.
-        train_split: a file of utterances (`103-1240-0000`, one a line) to train and probe on.
-        test_split: those that are the query set.
-        val_fraction: of each speaker's utterances that are the query set, without split files.
-        phones: a file with an utterance and its phones' numbers in each line
-            (`converted_aligned_phones.txt`); utterances that it lacks are left out.
-        window: see there; 20480, 1.28 s, in the paper.
-        batch_size: see there.
-        rate: see there.
-        batches: "same_group" are batches of one speaker (CPC_audio).
-        short: see there.
-        decode: see there.
-        on_broken: see there.
-        eval_window: see there.
-        eval_batch_size: see there.
-        num_workers: see there.
-        seed: see there.
-        train_fraction: see there.
-        predict_on: see there.
-        drop_last: see there.
+        transform: see `AudioDataModule`.
+        subset: name of the subset, such as train-clean-100.
+        train_split: file with the training utterances (`103-1240-0000`), one per line.
+        test_split: file with the query set's utterances, likewise.
+        val_fraction: fraction of each speaker's utterances for the query set, without split files.
+        phones: file with an utterance and its phone numbers per line
+            (`converted_aligned_phones.txt`); utterances that it lacks are excluded.
+        window: see `AudioDataModule`; 20480, 1.28 s, in the paper.
+        batch_size: see `AudioDataModule`.
+        rate: see `AudioDataModule`.
+        batches: see `AudioDataModule`; groups are speakers, and CPC_audio uses "same_group".
+        short: see `AudioDataModule`.
+        decode: see `AudioDataModule`.
+        on_broken: see `AudioDataModule`.
+        eval_window: see `AudioDataModule`.
+        eval_batch_size: see `AudioDataModule`.
+        num_workers: see `AudioDataModule`.
+        seed: see `AudioDataModule`.
+        train_fraction: see `AudioDataModule`.
+        predict_on: see `AudioDataModule`.
+        drop_last: see `AudioDataModule`.
     """
 
     def __init__(
@@ -69,7 +73,7 @@ class LibriSpeech(AudioDataModule):
         batch_size: int = 64,
         rate: int = 16000,
         batches: Batches = "uniform",
-        short: Literal["pad", "loop", "skip"] = "skip",
+        short: ShortFiles = "skip",
         decode: Decode = "auto",
         on_broken: OnBroken = "error",
         eval_window: int | None = None,
@@ -81,9 +85,7 @@ class LibriSpeech(AudioDataModule):
         drop_last: bool = True,
     ) -> None:
         if test_split is not None and val_fraction is not None:
-            raise ValueError(
-                f"test_split or val_fraction, not both, got {test_split!r} and {val_fraction}"
-            )
+            raise ValueError(f"val_fraction must be None with test_split, got {val_fraction}")
         super().__init__(
             *(transform, window, batch_size, rate, batches, short, decode, on_broken),
             *(eval_window, eval_batch_size, num_workers, seed, train_fraction, predict_on),
@@ -93,15 +95,15 @@ class LibriSpeech(AudioDataModule):
         self.train_split, self.test_split = train_split, test_split
         self.val_fraction = val_fraction
 
-    def files(self) -> tuple[AudioListing, AudioListing | None]:
+    def files(self) -> tuple[Listing, Listing | None]:
         folder = check_folder(Path(self.root).expanduser() / self.subset, "root with the subset")
         paths = list_files(folder, (".flac",))
         if not paths:
             raise ValueError(f"{folder} must hold <speaker>/<chapter>/*.flac, it has none")
-        fields = fields_of([str(Path(path).relative_to(folder)) for path in paths], PATTERN)
-        speakers, names = numbered(fields, "speaker")
+        fields = parse_fields([str(Path(path).relative_to(folder)) for path in paths], PATTERN)
+        speakers, names = field_labels(fields, "speaker")
         utterances = [field["utterance"] for field in fields]
-        listing = AudioListing(paths, speakers, names, speakers)
+        listing = Listing(paths, speakers, names, speakers)
         if self.phones is not None:
             listing, utterances = _with_phones(listing, utterances, self.phones)
         train, query = listing, None
@@ -117,7 +119,7 @@ class LibriSpeech(AudioDataModule):
 
 def _lines(path: str) -> list[str]:
     if not Path(path).expanduser().is_file():
-        raise ValueError(f"no file at {path!r}")
+        raise ValueError(f"a split or phone file must exist, got {path!r}")
     return Path(path).expanduser().read_text().split("\n")
 
 
@@ -126,13 +128,14 @@ def _rows(utterances: list[str], split: str) -> torch.Tensor:
     rows = [i for i, utterance in enumerate(utterances) if utterance in wanted]
     if len(rows) < len(wanted):
         lacking = sorted(wanted - set(utterances))
-        raise ValueError(f"{len(lacking)} utterances of {split!r} are not there: {lacking[:3]}")
+        raise ValueError(
+            f"the subset must have all utterances of {split!r}, it lacks {len(lacking)}: "
+            f"{lacking[:3]}"
+        )
     return torch.tensor(rows)
 
 
-def _with_phones(
-    listing: AudioListing, utterances: list[str], phones: str
-) -> tuple[AudioListing, list[str]]:
+def _with_phones(listing: Listing, utterances: list[str], phones: str) -> tuple[Listing, list[str]]:
     known = {}
     for line in _lines(phones):
         if line.strip():
@@ -140,7 +143,9 @@ def _with_phones(
             known[name] = np.array(numbers, dtype=np.int16)
     rows = [i for i, utterance in enumerate(utterances) if utterance in known]
     if not rows:
-        raise ValueError(f"{phones!r} has none of the {len(utterances)} utterances")
+        raise ValueError(
+            f"{phones!r} must have phones of the subset's {len(utterances)} utterances, it has none"
+        )
     kept = [utterances[i] for i in rows]
     aligned = [known[utterance] for utterance in kept]
     classes = [str(i) for i in range(1 + max(int(labels.max()) for labels in aligned))]

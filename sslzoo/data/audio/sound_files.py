@@ -1,6 +1,7 @@
-"""Sound files: any format of libsndfile, mixed to mono, resampled, as int16.
+"""Read sound files of any libsndfile format as mono int16 at a given sampling rate.
 
-WAV, FLAC, OGG and MP3 by soundfile, other rates by soxr: `pip install 'sslzoo[audio]'`.
+The packages soundfile (WAV, FLAC, OGG, MP3) and soxr (resampling) come with
+`pip install 'sslzoo[audio]'`.
 """
 
 from __future__ import annotations
@@ -10,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
-MARGIN = 1024  # samples read beside a window, for the resampling filter to have its past
+SOUND_EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
+MARGIN = 1024  # samples read on either side of a window, as context of the resampling filter
 
 
 def soundfile() -> Any:
-    """The module, or an error that says how to get it."""
+    """Import the module, or raise an error that tells how to install it."""
     try:
         import soundfile as module
     except ImportError as error:
         raise ImportError(
-            "sound files are read by the package soundfile, which is not installed; run: "
+            "sound files need the package soundfile, which is not installed; run: "
             "pip install 'sslzoo[audio]'"
         ) from error
     return module
@@ -31,53 +32,53 @@ def _resample(wave: np.ndarray, old: int, new: int) -> np.ndarray:
         import soxr
     except ImportError as error:
         raise ImportError(
-            f"a file of {old} Hz is resampled to {new} Hz by the package soxr, which is not "
-            "installed; run: pip install 'sslzoo[audio]'"
+            f"resampling from {old} Hz to {new} Hz needs the package soxr, which is not installed; "
+            "run: pip install 'sslzoo[audio]'"
         ) from error
     return soxr.resample(wave, old, new)
 
 
 class SoundFileError(ValueError):
-    """A file that cannot be read as sound, or has no samples."""
+    """A sound file is unreadable or empty."""
 
 
 def num_samples(path: str, rate: int) -> int:
-    """Length at `rate`, from the file's header.
+    """Number of samples at `rate`, from the file's header.
 
     Raises:
-        SoundFileError: it cannot be read, or is empty.
+        SoundFileError: the file is unreadable or empty.
     """
     module = soundfile()
     try:
-        about = module.info(path)
+        header = module.info(path)
     except (module.LibsndfileError, OSError) as error:
-        raise SoundFileError(f"not readable as sound: {path} ({error})") from error
-    length = about.frames * rate // about.samplerate
+        raise SoundFileError(f"cannot read the sound file {path} ({error})") from error
+    length = header.frames * rate // header.samplerate
     if length < 1:
-        raise SoundFileError(f"no samples in {path}")
+        raise SoundFileError(f"a sound file must have samples, {path} has none")
     return int(length)
 
 
 def read_sound(path: str, rate: int, start: int, count: int) -> np.ndarray:
-    """Samples start..start + count - 1 at `rate`: (count,) int16.
+    """Read samples start..start + count - 1 at `rate` as (count,) int16.
 
-    Channels are averaged. What lies behind the file's end is 0. At another rate than the file's
-    only what the window needs (and a margin for the filter) is read.
+    Channels are averaged, and samples after the end of the file are 0. To resample, only the window
+    and a margin for the filter are read.
 
     Raises:
-        SoundFileError: it cannot be read.
+        SoundFileError: the file is unreadable.
     """
     module = soundfile()
     try:
         with module.SoundFile(path) as file:
             return _read(file, rate, start, count)
     except (module.LibsndfileError, OSError) as error:
-        raise SoundFileError(f"not readable as sound: {path} ({error})") from error
+        raise SoundFileError(f"cannot read the sound file {path} ({error})") from error
 
 
 def _read(file: Any, rate: int, start: int, count: int) -> np.ndarray:
     common = gcd(file.samplerate, rate)
-    old, new = file.samplerate // common, rate // common  # `old` of the file's are `new` of ours
+    old, new = file.samplerate // common, rate // common  # `old` input samples give `new` samples
     if old == new and file.channels == 1 and file.subtype == "PCM_16":
         file.seek(start)
         return _fill(file.read(count, dtype="int16"), count)
@@ -85,7 +86,7 @@ def _read(file: Any, rate: int, start: int, count: int) -> np.ndarray:
         file.seek(min(start, file.frames))
         wave, skip = _mono(file, count), 0
     else:
-        block = max(0, start - MARGIN) // new  # a place that both rates have
+        block = max(0, start - MARGIN) // new  # a position on the grid of both rates
         stop = (start + count + MARGIN) * old // new + 1
         file.seek(min(block * old, file.frames))
         wave, skip = _mono(file, max(0, stop - block * old)), start - block * new
@@ -95,7 +96,7 @@ def _read(file: Any, rate: int, start: int, count: int) -> np.ndarray:
 
 
 def _mono(file: Any, count: int) -> np.ndarray:
-    # float32 even where integers would do: libsndfile scales floats to int16 by 1.
+    # float32 in all cases, since libsndfile does not scale float files to the range of int16.
     return file.read(count, dtype="float32", always_2d=True).mean(axis=1)
 
 

@@ -1,7 +1,7 @@
-"""SpeechCommands: words of a second at 16 kHz, by word.
+"""SpeechCommands: spoken words of one second at 16 kHz, labeled by word.
 
 P. Warden, Speech Commands: a dataset for limited-vocabulary speech recognition, 2018,
-https://arxiv.org/abs/1804.03209. Reads the official archive's layout.
+https://arxiv.org/abs/1804.03209. The layout is that of the official archive.
 """
 
 from __future__ import annotations
@@ -11,40 +11,46 @@ from typing import Literal
 
 import torch
 
-from sslzoo.data.audio.datamodule import AudioDataModule, Batches, fields_of, numbered
-from sslzoo.data.audio.waveforms import AudioListing, Decode
-from sslzoo.data.datamodule import PredictOn
-from sslzoo.data.image.images import OnBroken
+from sslzoo.checks import check_choice
+from sslzoo.data.audio.datamodule import (
+    AudioDataModule,
+    Batches,
+    ShortFiles,
+    field_labels,
+    parse_fields,
+)
+from sslzoo.data.audio.waveforms import Decode
+from sslzoo.data.datamodule import OnBroken, PredictOn
 from sslzoo.data.inputs import AudioViews
-from sslzoo.data.listing import check_folder, list_files
+from sslzoo.data.listing import Listing, check_folder, list_files
 
 PATTERN = "{word}/{speaker}_nohash_{n}.wav"
 LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
 
 
 class SpeechCommands(AudioDataModule):
-    """`<root>/<word>/<speaker>_nohash_<n>.wav`, with the official lists; no noise recordings.
+    """Files `<root>/<word>/<speaker>_nohash_<n>.wav` with the official splits, without noise.
 
-    Training has what stands in neither list; evaluation scores one of them.
+    The official lists name the validation and the test files; all others are the training set.
 
     Args:
-        root: the folder that holds the words and the lists.
-        transform: see `AudioDataModule`; as are all that are not named here.
-        query: "validation" or "test".
-        window: see there; a second.
-        batch_size: see there.
-        rate: see there.
-        batches: see there.
-        short: see there.
-        decode: see there.
-        on_broken: see there.
-        eval_window: see there.
-        eval_batch_size: see there.
-        num_workers: see there.
-        seed: see there.
-        train_fraction: see there.
-        predict_on: see there.
-        drop_last: see there.
+        root: the folder with the words and the official lists.
+        transform: see `AudioDataModule`.
+        query: the list that evaluation scores, "validation" or "test".
+        window: see `AudioDataModule`; the default is one second.
+        batch_size: see `AudioDataModule`.
+        rate: see `AudioDataModule`.
+        batches: see `AudioDataModule`.
+        short: see `AudioDataModule`.
+        decode: see `AudioDataModule`.
+        on_broken: see `AudioDataModule`.
+        eval_window: see `AudioDataModule`.
+        eval_batch_size: see `AudioDataModule`.
+        num_workers: see `AudioDataModule`.
+        seed: see `AudioDataModule`.
+        train_fraction: see `AudioDataModule`.
+        predict_on: see `AudioDataModule`.
+        drop_last: see `AudioDataModule`.
     """
 
     def __init__(
@@ -56,7 +62,7 @@ class SpeechCommands(AudioDataModule):
         batch_size: int = 64,
         rate: int = 16000,
         batches: Batches = "uniform",
-        short: Literal["pad", "loop", "skip"] = "pad",
+        short: ShortFiles = "pad",
         decode: Decode = "auto",
         on_broken: OnBroken = "error",
         eval_window: int | None = None,
@@ -67,8 +73,7 @@ class SpeechCommands(AudioDataModule):
         predict_on: PredictOn = "query",
         drop_last: bool = True,
     ) -> None:
-        if query not in LISTS:
-            raise ValueError(f"query must be one of {list(LISTS)}, got {query!r}")
+        check_choice("query", query, LISTS)
         super().__init__(
             *(transform, window, batch_size, rate, batches, short, decode, on_broken),
             *(eval_window, eval_batch_size, num_workers, seed, train_fraction, predict_on),
@@ -76,29 +81,29 @@ class SpeechCommands(AudioDataModule):
         )
         self.root, self.query = root, query
 
-    def files(self) -> tuple[AudioListing, AudioListing]:
+    def files(self) -> tuple[Listing, Listing]:
         root = check_folder(self.root, "root")
         missing = [name for name in LISTS.values() if not (root / name).is_file()]
         if missing:
-            raise ValueError(f"no Speech Commands in {self.root!r}: it lacks {missing}")
+            raise ValueError(f"root {self.root!r} must hold Speech Commands, it lacks {missing}")
         paths = [
             path
             for path in list_files(root, (".wav",))
             if Path(path).parent.name != "_background_noise_"
         ]
         if not paths:
-            raise ValueError(f"{self.root!r} must hold <word>/*.wav, it has none")
+            raise ValueError(f"root {self.root!r} must hold <word>/*.wav, it has none")
         names = [Path(path).relative_to(root).as_posix() for path in paths]
-        fields = fields_of(names, PATTERN)
-        labels, words = numbered(fields, "word")
-        listing = AudioListing(paths, labels, words, numbered(fields, "speaker")[0])
+        fields = parse_fields(names, PATTERN)
+        labels, words = field_labels(fields, "word")
+        listing = Listing(paths, labels, words, field_labels(fields, "speaker")[0])
         listed = {key: set((root / name).read_text().split()) for key, name in LISTS.items()}
         held = listed["validation"] | listed["test"]
         train = torch.tensor([i for i, name in enumerate(names) if name not in held])
         query = torch.tensor([i for i, name in enumerate(names) if name in listed[self.query]])
         if not len(train) or not len(query):
             raise ValueError(
-                f"{self.root!r} has {len(train)} files to train on and {len(query)} of "
-                f"{LISTS[self.query]}: both wanted"
+                f"root {self.root!r} must hold training files and files of "
+                f"{LISTS[self.query]}, it has {len(train)} and {len(query)}"
             )
         return listing.take(train), listing.take(query)

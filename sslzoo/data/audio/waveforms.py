@@ -1,14 +1,12 @@
-"""Waveforms: a set of sound files, in memory or left to workers, cut into windows or whole.
+"""Waveforms: a set of sound files, read as random windows or as a whole.
 
-N files, B of them a batch, L samples of a window or of a batch's longest file.
+Shapes: N files, B files of a batch, L samples of a window or of the longest file of a batch.
 """
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,59 +14,30 @@ from torch import Tensor
 
 from sslzoo.batch import Batch, Padded
 from sslzoo.data.audio.sound_files import SoundFileError, num_samples, read_sound
-from sslzoo.data.datamodule import SampleSet, readable_rows
-from sslzoo.data.image.images import OnBroken
+from sslzoo.data.datamodule import OnBroken, SampleSet, readable_rows
+from sslzoo.data.listing import Listing, pack_paths, select_rows, unpack_path
 from sslzoo.eval.fingerprint import array_digest, files_digest, labels_digest, text_digest
 from sslzoo.random import Keys, sample_keys
 
 Short = Literal["pad", "loop"]
 
 
-class AudioListing(NamedTuple):
-    """Sound files, sorted, and what is known of each.
-
-    Args:
-        paths: N files.
-        labels: (N,) int64, or None.
-        classes: names of the labels, sorted.
-        groups: (N,) int64, such as the speaker, for batches of one; or None.
-        frame_labels: N arrays of a label a frame (phones), or None.
-    """
-
-    paths: list[str]
-    labels: Tensor | None = None
-    classes: Sequence[str] = ()
-    groups: Tensor | None = None
-    frame_labels: list[np.ndarray] | None = None
-
-    def take(self, rows: Tensor) -> AudioListing:
-        """The files of these rows."""
-        chosen = rows.tolist()
-        return AudioListing(
-            [self.paths[i] for i in chosen],
-            None if self.labels is None else self.labels[rows],
-            self.classes,
-            None if self.groups is None else self.groups[rows],
-            None if self.frame_labels is None else [self.frame_labels[i] for i in chosen],
-        )
-
-
 class Waveforms(SampleSet):
-    """Files whose lengths are known.
+    """Sound files with known lengths.
 
     Args:
         listing: the files.
-        lengths: (N,) int64 samples of each at `rate`.
-        rate: Hz of what is served.
-        on_broken: a file that cannot be read is an "error", or is left out with a warning ("skip").
-        memory: all samples one after another, int16; None: files are read where a batch is made.
-        offsets: (N,) int64, where each file begins in `memory`; None: in this order, all of it.
+        lengths: (N,) int64 samples per file at `rate`.
+        rate: sampling rate in Hz.
+        on_broken: raise an "error" for an unreadable file, or "skip" it with a warning.
+        memory: concatenated int16 samples of all files; None: files are read for each batch.
+        offsets: (N,) int64 first sample of each file in `memory`; None: files are contiguous.
         left_out: see `SampleSet`.
     """
 
     def __init__(
         self,
-        listing: AudioListing,
+        listing: Listing,
         lengths: Tensor,
         rate: int,
         on_broken: OnBroken = "error",
@@ -80,8 +49,7 @@ class Waveforms(SampleSet):
         self.labels, self.groups = listing.labels, listing.groups
         self.on_broken: OnBroken = on_broken
         self.memory, self.left_out = memory, left_out
-        # One block of bytes: a list of str would be copied into each forked worker, page by page.
-        self._paths = np.array([os.fsencode(path) for path in listing.paths], dtype=np.bytes_)
+        self._paths = pack_paths(listing.paths)
         self.offsets = lengths.cumsum(0) - lengths if offsets is None else offsets
         self.broken = torch.zeros(len(lengths), dtype=torch.bool).share_memory_()
 
@@ -107,23 +75,22 @@ class Waveforms(SampleSet):
         )
 
     def fingerprint(self) -> str:
-        files = files_digest(os.fsdecode(bytes(path)) for path in self._paths)
+        files = files_digest(map(unpack_path, self._paths))
         frames = map(array_digest, self.listing.frame_labels or [])
         return files + labels_digest(self.labels) + text_digest(frames)
 
     def read(self, index: int, start: int, count: int) -> np.ndarray | None:
-        """Samples of one file, (count,) int16 with zeros behind its end; None where it is broken.
+        """Read samples of one file, (count,) int16, zero after its end; None if unreadable.
 
         Raises:
-            SoundFileError: it is broken, and that is an error.
+            SoundFileError: the file is unreadable (with "error").
         """
         if self.memory is not None:
             offset, length = int(self.offsets[index]), int(self.lengths[index])
             wave = self.memory[offset + start : offset + min(start + count, length)]
             return np.pad(wave, (0, count - len(wave))) if len(wave) < count else wave
-        path = os.fsdecode(bytes(self._paths[index]))
         try:
-            return read_sound(path, self.rate, start, count)
+            return read_sound(unpack_path(self._paths[index]), self.rate, start, count)
         except SoundFileError as error:
             if self.on_broken == "error":
                 raise
@@ -133,19 +100,19 @@ class Waveforms(SampleSet):
             return None
 
     def label(self, rows: Tensor) -> Tensor | None:
-        """(B,), or (B, T) with -1 behind each file's own frames."""
+        """Labels (B,), or frame labels (B, T) padded with -1."""
         if self.listing.frame_labels is None:
-            return None if self.labels is None else self.labels[rows]
+            return select_rows(self.labels, rows)
         parts = [torch.from_numpy(self.listing.frame_labels[i]).long() for i in rows.tolist()]
         return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=-1)
 
     def batch(self, waves: list[np.ndarray | None], index: list[int], keep_size: bool) -> Batch:
-        """A batch of equally long waves; a broken one's row is filled, or left out."""
+        """A batch of waves of one length; an unreadable one's row is filled or dropped."""
         rows = readable_rows([wave is not None for wave in waves], keep_size)
         if not rows:
             raise SoundFileError(
-                f"none of the {len(index)} files of a batch can be read, the first is "
-                f"{os.fsdecode(bytes(self._paths[index[0]]))}"
+                f"all {len(index)} files of a batch are unreadable, the first is "
+                f"{unpack_path(self._paths[index[0]])}"
             )
         kept = torch.tensor([index[row] for row in rows])
         stacked = np.stack([waves[row] for row in rows])  # type: ignore[misc]
@@ -158,11 +125,11 @@ class Windows:
     Args:
         waveforms: the files.
         window: L.
-        short: files below L are zero-padded, at a random place of the window ("pad"), or repeated
-            from a random start ("loop").
-        seed: of the draws.
-        epoch: shared int64 scalar, written by the sampler (`KeyedSampler.shared_epoch`).
-        partners: further views that are windows of files drawn from all, for transforms that mix.
+        short: zero-pad files shorter than L at a random position ("pad"), or repeat them from a
+            random start ("loop").
+        seed: seed of the draws.
+        epoch: shared int64 scalar that the sampler writes (`KeyedSampler.shared_epoch`).
+        partners: number of further views, windows of random other files, for transforms that mix.
     """
 
     def __init__(
@@ -193,28 +160,28 @@ class Windows:
         return batch._replace(views=views)
 
     def _windows(self, index: list[int], keys: Keys) -> list[np.ndarray | None]:
-        """A window of each file, at its key's place."""
+        """A window of each file, at a random position."""
         lengths = self.waveforms.lengths[torch.tensor(index)]
         if self.short == "loop":
             room = torch.where(lengths < self.window, lengths - 1, lengths - self.window)
         else:
             room = (lengths - self.window).abs()
-        places = (keys.integers("window", 1 << 31) * (room + 1) >> 31).tolist()
-        return [self._cut(*case) for case in zip(index, lengths.tolist(), places, strict=True)]
+        starts = (keys.integers("window", 1 << 31) * (room + 1) >> 31).tolist()
+        return [self._cut(*case) for case in zip(index, lengths.tolist(), starts, strict=True)]
 
-    def _cut(self, index: int, length: int, place: int) -> np.ndarray | None:
+    def _cut(self, index: int, length: int, start: int) -> np.ndarray | None:
         if length >= self.window:
-            return self.waveforms.read(index, place, self.window)
+            return self.waveforms.read(index, start, self.window)
         wave = self.waveforms.read(index, 0, length)
         if wave is None:
             return None
         if self.short == "loop":
-            return np.resize(np.roll(wave, -place), self.window)
-        return np.pad(wave, (place, self.window - length - place))
+            return np.resize(np.roll(wave, -start), self.window)
+        return np.pad(wave, (start, self.window - length - start))
 
 
 class Whole:
-    """Whole files, padded to the longest of a batch: `Padded` (B, L) int16.
+    """Whole files, padded to the longest of the batch: `Padded` (B, L) int16.
 
     Args:
         waveforms: the files.
@@ -235,7 +202,7 @@ class Whole:
 
 
 class Centers:
-    """The central window of each file, zero-padded on both sides where it is shorter.
+    """The central window of each file, zero-padded on both sides if it is shorter.
 
     Args:
         waveforms: the files.
@@ -261,14 +228,14 @@ class Centers:
 
 
 Decode = Literal["auto", "memory", "workers"]
-_MEMORY_BYTES = 1 << 30  # where "auto" ends
+_MEMORY_BYTES = 1 << 30  # limit of "auto"
 
 
-def waveforms(listing: AudioListing, rate: int, decode: Decode, on_broken: OnBroken) -> Waveforms:
-    """A listing's files with their lengths, and their samples where they fit.
+def load_waveforms(listing: Listing, rate: int, decode: Decode, on_broken: OnBroken) -> Waveforms:
+    """Read the lengths of listed files, and their samples if `decode` says so.
 
     Raises:
-        SoundFileError: a file is broken, and that is an error; or all are.
+        SoundFileError: a file is unreadable (with "error"), or all are.
     """
     lengths, good = [], []
     for row, path in enumerate(listing.paths):
@@ -280,7 +247,7 @@ def waveforms(listing: AudioListing, rate: int, decode: Decode, on_broken: OnBro
                 raise
             warnings.warn(f"skipped: {error}", stacklevel=2)
     if not good:
-        raise SoundFileError(f"none of {len(listing.paths)} files can be read")
+        raise SoundFileError(f"all {len(listing.paths)} files are unreadable")
     kept = Waveforms(
         listing.take(torch.tensor(good)),
         torch.tensor(lengths),

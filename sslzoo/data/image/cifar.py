@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100: 50,000 + 10,000 color images of 32x32.
+"""CIFAR-10 and CIFAR-100: 50,000 training and 10,000 test images of 32x32 pixels.
 
 A. Krizhevsky, Learning multiple layers of features from tiny images, 2009,
-https://www.cs.toronto.edu/~kriz/cifar.html. Reads the official python batches.
+https://www.cs.toronto.edu/~kriz/cifar.html. The files are the official Python batches.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from sslzoo.data.image.datamodule import ImageDataModule, ImageSets, PredictOn
-from sslzoo.data.image.images import ArrayImages
+from sslzoo.data.datamodule import PredictOn
+from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
+from sslzoo.data.image.image_set import ArrayImages
 from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.views import Views
 
-# The folder inside the official archive, its training and its test files.
+# Folder of the official archive, training files, test files.
 _TEN = ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"])
 _HUNDRED = ("cifar-100-python", ["train"], ["test"])
 
-# All that the official pickles name; anything else would be code in a data file.
+# All names in the official pickles; any other could run code.
 _ALLOWED = {
     ("numpy", "dtype"): np.dtype,
     ("numpy", "ndarray"): np.ndarray,
@@ -38,8 +39,10 @@ _ALLOWED = {
 class _DataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise ValueError(f"a CIFAR batch holds arrays and lists only, this one asks for "
-                             f"{module}.{name}: it is not an official file")  # fmt: skip
+            raise ValueError(
+                f"a CIFAR batch must hold only arrays and lists, got {module}.{name}, which no "
+                "official file has"
+            )
         return _ALLOWED[module, name]
 
 
@@ -49,8 +52,9 @@ def _read_batch(path: Path, label_key: bytes) -> tuple[np.ndarray, list[int]]:
             batch = _DataUnpickler(file, encoding="bytes").load()
         pixels, labels = np.asarray(batch[b"data"]), list(batch[label_key])
         if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3072):
-            raise ValueError(f"data is {pixels.dtype} {pixels.shape}, wanted uint8 "
-                             f"({len(labels)}, 3072)")  # fmt: skip
+            raise ValueError(
+                f"data must be uint8 ({len(labels)}, 3072), got {pixels.dtype} {pixels.shape}"
+            )
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"cannot read {path} as a CIFAR batch: {error}") from error
     return pixels, labels
@@ -72,7 +76,7 @@ def _folder(root: str, layout: tuple[str, list[str], list[str]]) -> Path:
     if missing:
         archive = f"{name.replace('batches-py', 'python')}.tar.gz"
         raise ValueError(
-            f"no {name} in {root!r}: {folder} lacks {missing}; unpack "
+            f"root {root!r} must hold {name}, but {folder} lacks {missing}; unpack "
             f"https://www.cs.toronto.edu/~kriz/{archive} there, or set download=True"
         )
     return folder
@@ -84,16 +88,15 @@ class CIFAR10(ImageDataModule):
     Args:
         root: the folder that holds `cifar-10-batches-py`.
         transform: makes the training views.
-        batch_size: the global batch, over all ranks.
-        download: fetch the data (by torchvision) where it is missing.
-        eval_view: makes the view of evaluation; None: it follows `transform`, see
-            `ImageDataModule`.
-        eval_batch_size: of one batch in evaluation.
-        num_workers: processes that load; None: 0, the data is in memory.
-        seed: of batches and views; None: the run's.
-        train_fraction: of the training set that is used, stratified.
-        predict_on: what `predict` goes through.
-        drop_last: leave out an epoch's last batch where it is short.
+        batch_size: size of the global batch, over all ranks.
+        download: download missing data with torchvision.
+        eval_view: the evaluation view; None: derived from `transform`, see `ImageDataModule`.
+        eval_batch_size: batch size in evaluation.
+        num_workers: loader processes; None: 0, since the data is in memory.
+        seed: seed of batches and views; None: the run's seed.
+        train_fraction: fraction of the training set to use, stratified.
+        predict_on: the set that `predict` runs on.
+        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
     known_side = 32
@@ -127,14 +130,14 @@ class CIFAR10(ImageDataModule):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Download where that was asked for."""
+        """Download the data if `download` is set."""
         if self.download:
             from torchvision import datasets
 
             datasets.CIFAR10(self.root, download=True)
 
     def read(self) -> ImageSets:
-        """Both parts, in memory."""
+        """Read the training and test images into memory."""
         folder = _folder(self.root, _TEN)
         return ImageSets(
             _read_set(folder, _TEN[1], b"labels"), _read_set(folder, _TEN[2], b"labels"), 10
@@ -147,17 +150,16 @@ class CIFAR100(ImageDataModule):
     Args:
         root: the folder that holds `cifar-100-python`.
         transform: makes the training views.
-        batch_size: the global batch, over all ranks.
+        batch_size: size of the global batch, over all ranks.
         coarse: whether the labels are the 20 superclasses.
-        download: fetch the data (by torchvision) where it is missing.
-        eval_view: makes the view of evaluation; None: it follows `transform`, see
-            `ImageDataModule`.
-        eval_batch_size: of one batch in evaluation.
-        num_workers: processes that load; None: 0, the data is in memory.
-        seed: of batches and views; None: the run's.
-        train_fraction: of the training set that is used, stratified.
-        predict_on: what `predict` goes through.
-        drop_last: leave out an epoch's last batch where it is short.
+        download: download missing data with torchvision.
+        eval_view: the evaluation view; None: derived from `transform`, see `ImageDataModule`.
+        eval_batch_size: batch size in evaluation.
+        num_workers: loader processes; None: 0, since the data is in memory.
+        seed: seed of batches and views; None: the run's seed.
+        train_fraction: fraction of the training set to use, stratified.
+        predict_on: the set that `predict` runs on.
+        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
     known_side = 32
@@ -193,14 +195,14 @@ class CIFAR100(ImageDataModule):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Download where that was asked for."""
+        """Download the data if `download` is set."""
         if self.download:
             from torchvision import datasets
 
             datasets.CIFAR100(self.root, download=True)
 
     def read(self) -> ImageSets:
-        """Both parts, in memory."""
+        """Read the training and test images into memory."""
         folder = _folder(self.root, _HUNDRED)
         key = b"coarse_labels" if self.coarse else b"fine_labels"
         train, query = (_read_set(folder, names, key) for names in _HUNDRED[1:])

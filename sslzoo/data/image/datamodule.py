@@ -1,34 +1,31 @@
-"""ImageDataModule: what all image data modules share.
+"""ImageDataModule: the base class of image data modules.
 
-A subclass says what the sets are (`read`); this class serves them as raw uint8 images on the host
+A subclass implements `read`, which gives the sets. This class reads raw uint8 images on the host
 and makes their views on the device.
 """
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
 from sslzoo.batch import Batch
-from sslzoo.data.datamodule import PredictOn, SampleDataModule, keep
-from sslzoo.data.image.images import EvalCrops, ImageSet, TrainCrops
+from sslzoo.data.datamodule import PredictOn, SampleDataModule, default_workers
+from sslzoo.data.image.image_set import EvalCrops, ImageSet, TrainCrops
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.random import sample_keys
 from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.views import Views
 
-__all__ = ["ImageDataModule", "ImageSets", "PredictOn", "keep"]
-
 
 class ImageSets(NamedTuple):
-    """What `read` finds.
+    """The training and evaluation sets of an image data module.
 
     Args:
-        train: the images that methods train on.
-        query: the images that evaluation scores (validation or test), or None.
-        num_classes: None without labels.
-        bank: what evaluation looks up or trains probes on, where that is not `train`.
+        train: the training set.
+        query: the set that evaluation scores (validation or test), or None.
+        num_classes: number of classes, or None without labels.
+        bank: the set for kNN look-ups and probe training; None: `train`.
     """
 
     train: ImageSet
@@ -38,27 +35,27 @@ class ImageSets(NamedTuple):
 
 
 class ImageDataModule(SampleDataModule):
-    """Serves image sets; subclasses implement `read` and may implement `prepare_data`.
+    """Base class of image data modules; subclasses implement `read`.
 
-    Batches leave the loader as raw uint8 images with their index. On the device they become the
-    views of `transform` while training, and the one view of `eval_view` otherwise, whose size,
-    colors and normalization follow training (`Views.trained_view`) unless one is given.
+    The loader gives raw uint8 images with their index. On the device they become the views of
+    `transform` in training, and the view of `eval_view` otherwise. The size, color space and
+    normalization of that view are derived from `transform` (`Views.trained_view`) by default.
 
     Args:
         transform: makes the training views.
-        batch_size: the global batch, over all ranks.
-        eval_view: makes the one view of evaluation; None: as `transform` says, without a resize
-            where every image has the training size (known after `setup`, or by `known_side`).
-        eval_batch_size: of one batch in evaluation.
-        num_workers: processes that load; None: 0 for arrays, and for files one a core, at most 8.
-        seed: of batches and views; None: the run's.
-        train_fraction: of the training set that is used, stratified, the same for all seeds.
-        predict_on: what `predict` goes through.
-        drop_last: leave out an epoch's last batch where it is short.
+        batch_size: size of the global batch, over all ranks.
+        eval_view: the evaluation view; None: derived from `transform`, without a resize if every
+            image has the training size (known after `setup`, or from `known_side`).
+        eval_batch_size: batch size in evaluation.
+        num_workers: loader processes; None: 0 for arrays, else one per core, at most 8.
+        seed: seed of batches and views; None: the run's seed.
+        train_fraction: fraction of the training set to use, stratified, the same for all seeds.
+        predict_on: the set that `predict` runs on.
+        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
     noun = "images"
-    known_side: int | None = None  # of every image, where it is known before they are read
+    known_side: int | None = None  # of every image, if it is known before reading
 
     def __init__(
         self,
@@ -80,7 +77,7 @@ class ImageDataModule(SampleDataModule):
         self._follows_training = eval_view is None
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the sets once, and let the view of evaluation fit them."""
+        """Read the sets once, and derive the evaluation view from them."""
         first = self._sets is None
         super().setup(stage)
         if first and self._follows_training:
@@ -92,10 +89,10 @@ class ImageDataModule(SampleDataModule):
 
     @abstractmethod
     def read(self) -> ImageSets:
-        """The sets; called once, in `setup`.
+        """Read the sets; called once, by `setup`.
 
         Raises:
-            ValueError: what is missing or wrong on the disk.
+            ValueError: a file is missing or malformed.
         """
 
     def train_source(self, sampler: KeyedSampler) -> ImageSet:
@@ -115,7 +112,7 @@ class ImageDataModule(SampleDataModule):
         return self._in_precision(batch._replace(views=views))
 
     def has_pairs(self) -> bool:
-        """Two whole views of one size, normalized as `eval_view` is."""
+        """Whether there are two unsplit views of one size, normalized like `eval_view`."""
         transform, sizes = self.transform, self.transform.sizes
         two = len(transform.views) > 1 and transform.split is None and sizes[0] == sizes[1]
         return two and _looks(transform.eval_view(sizes[0])) == _looks(self.eval_view)
@@ -135,7 +132,7 @@ class ImageDataModule(SampleDataModule):
         return about if channels is None else {**about, "channels": channels}
 
     def take_input(self, given: Any) -> None:
-        """Its normalization and colors, on images of the own size."""
+        """Use another encoder's normalization and color space, at our own size."""
         self._follows_training = False
         own, view = self.eval_view, given
         self.eval_view = EvalView(
@@ -149,7 +146,7 @@ class ImageDataModule(SampleDataModule):
         )
 
     def workers(self, samples: ImageSet) -> int:
-        return min(8, os.cpu_count() or 1) if samples.needs_crops else 0
+        return default_workers() if samples.needs_crops else 0
 
 
 def _looks(view: EvalView) -> tuple[object, ...]:

@@ -1,8 +1,7 @@
-"""Image files to RGB pixels: any mode, upright, in reduced size where that is enough."""
+"""Decode image files to 8-bit RGB, upright, and at reduced size if that suffices."""
 
 from __future__ import annotations
 
-import os
 import struct
 import time
 import zlib
@@ -16,50 +15,48 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-# What PIL raises for a file that is cut short, empty, of another kind or too large to be real.
+from sslzoo.data.listing import pack_paths, unpack_path
+from sslzoo.data.loader import keep_batch
+
+# The errors of PIL for a file that is truncated, empty, of another kind or a decompression bomb.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error,
           Image.DecompressionBombError)  # fmt: skip
-_ORIENTATION = 0x0112  # EXIF tag; 5 to 8 turn by a quarter
+_ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap width and height
 _CHUNK = 256  # images that a process decodes at a time
-_MANY = 4096  # images that are worth starting processes for (a fifth of a second each)
+_MANY = 4096  # images from which processes pay off (starting one takes a fifth of a second)
 
 
 class UnequalSizesError(ValueError):
-    """The images of a folder do not all have one size, so they do not make one array."""
+    """The images of a folder differ in size."""
 
 
 def broken_error(path: str, error: BaseException) -> ValueError:
-    """The error for an image that cannot be read."""
+    """The error for an unreadable image."""
     return ValueError(
-        f"cannot read the image {path} ({type(error).__name__}: {error}); mend or remove it, or "
-        'use on_broken="skip" to leave out such images and count them'
+        f"cannot read the image {path} ({type(error).__name__}: {error}); repair or remove it, or "
+        'set on_broken="skip" to skip and count such images'
     )
 
 
-def open_image(path: str) -> Image.Image:
-    """Read the header; the pixels come later."""
-    return Image.open(path)
-
-
 def _orientation(image: Image.Image) -> int:
-    """1 to 8, as the EXIF tag says; 1 where there is none."""
+    """The EXIF orientation, 1 to 8; 1 without the tag."""
     if image.format in ("JPEG", "PNG", "WEBP") and "exif" not in image.info:
-        return 1  # spares most images the parsing
+        return 1  # most images need no parsing
     return int(image.getexif().get(_ORIENTATION, 1))
 
 
 def upright_size(image: Image.Image, upright: bool = True) -> tuple[int, int]:
-    """(height, width) that `to_rgb` will give, without decoding."""
+    """(height, width) of the result of `to_rgb`, without decoding."""
     width, height = image.size
     return (width, height) if upright and _orientation(image) >= 5 else (height, width)
 
 
 def reduce(image: Image.Image, spare: float) -> None:
-    """Let a JPEG's decoder halve the image (up to 1/8) where twice the wanted pixels remain.
+    """Let the JPEG decoder reduce an image by up to 8, to twice the needed size or more.
 
     Args:
-        image: not decoded yet; another format stays as it is.
-        spare: how many times more pixels, a side, the image has than are wanted.
+        image: an image that is not decoded yet; only a JPEG is reduced.
+        spare: ratio of the image's side to the needed side.
     """
     factor = 1
     while factor < 8 and spare >= 4 * factor:
@@ -69,27 +66,27 @@ def reduce(image: Image.Image, spare: float) -> None:
 
 
 def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
-    """Decode; gray, palette, CMYK, transparent and 16-bit images become 8-bit RGB."""
+    """Decode; gray, palette, CMYK, transparent and 16-bit images are converted to 8-bit RGB."""
     if upright and _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits: PIL's own conversion clips instead of scaling
+    if image.mode.startswith("I"):  # 16 bits: PIL's conversion would clip instead of scale
         gray = np.asarray(image).astype(np.int64) >> 8
         image = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
-    if image.mode == "P":  # by way of RGBA, so that a palette with transparency does not warn
+    if image.mode == "P":  # via RGBA, since PIL warns about palettes with transparency
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """uint8 (C, H, W) of an RGB image."""
+    """Convert an RGB image to uint8 (C, H, W)."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 class _Decoder:
-    """Decodes batches of files to (images, errors); an error is (place in the batch, message)."""
+    """Decodes batches of files to (images, errors); an error is (row of the batch, exception)."""
 
     def __init__(self, paths: Sequence[str], size: tuple[int, int], upright: bool) -> None:
-        self.paths = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
+        self.paths = pack_paths(paths)
         self.size = size
         self.upright = upright
 
@@ -100,37 +97,37 @@ class _Decoder:
         out = np.zeros((len(index), 3, *self.size), dtype=np.uint8)
         errors: list[tuple[int, Exception]] = []
         for row, i in enumerate(index):
-            path = os.fsdecode(bytes(self.paths[i]))
+            path = unpack_path(self.paths[i])
             try:
-                with open_image(path) as image:
-                    picture = np.asarray(to_rgb(image, self.upright))
+                with Image.open(path) as image:
+                    pixels = np.asarray(to_rgb(image, self.upright))
             except BROKEN as error:
                 errors.append((row, broken_error(path, error)))
                 continue
-            if picture.shape[:2] != self.size:
-                errors.append((row, UnequalSizesError(_unequal(path, picture, self.size))))
+            if pixels.shape[:2] != self.size:
+                errors.append((row, UnequalSizesError(_unequal(path, pixels, self.size))))
                 break
-            out[row] = picture.transpose(2, 0, 1)
+            out[row] = pixels.transpose(2, 0, 1)
         return torch.from_numpy(out), errors
 
 
 def decode_array(
     paths: Sequence[str], on_broken: str = "error", upright: bool = True, processes: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Decode images of one size into one array; says on the terminal how long it took.
+    """Decode images of one size into one array, and log the time it took.
 
     Args:
         paths: N files.
-        on_broken: "error" or "skip", which drops broken images and warns with their number.
-        upright: turn photographs as their EXIF orientation says.
-        processes: that decode; small sets are done in this one.
+        on_broken: raise an "error" for an unreadable image, or "skip" it with a warning.
+        upright: apply the EXIF orientation.
+        processes: number of decoding processes; small sets are decoded in this one.
 
     Returns:
-        (M, 3, H, W) uint8 and the (M,) positions in `paths` of the images that could be read.
+        (M, 3, H, W) uint8 images, and the (M,) positions in `paths` of the readable ones.
 
     Raises:
-        UnequalSizesError: the images do not all have one size.
-        ValueError: a broken image (by choice), or not one that can be read.
+        UnequalSizesError: the images differ in size.
+        ValueError: an image is unreadable (with "error"), or all are.
     """
     begin = time.perf_counter()
     size = _first_size(paths, upright)
@@ -138,7 +135,7 @@ def decode_array(
         _Decoder(paths, size, upright),  # type: ignore[arg-type]
         batch_size=_CHUNK,
         num_workers=processes if len(paths) >= _MANY else 0,
-        collate_fn=_as_it_is,
+        collate_fn=keep_batch,
         generator=torch.Generator(),
     )
     out = torch.empty(len(paths), 3, *size, dtype=torch.uint8)
@@ -162,11 +159,11 @@ def decode_array(
 
 def _leave_out(out: Tensor, rows: Tensor, paths: Sequence[str], good: Tensor) -> Tensor:
     if not len(rows):
-        raise ValueError(f"none of {len(paths)} images can be read, the first is {paths[0]}")
+        raise ValueError(f"all {len(paths)} images are unreadable, the first is {paths[0]}")
     bad = paths[int((~good).nonzero()[0])]
     rank_zero_warn(
-        f"left out {len(paths) - len(rows)} of {len(paths)} images that cannot be read, the "
-        f"first is {bad}"
+        f"skipped {len(paths) - len(rows)} of {len(paths)} images that are unreadable, the first "
+        f"is {bad}"
     )
     return out[rows]
 
@@ -174,20 +171,16 @@ def _leave_out(out: Tensor, rows: Tensor, paths: Sequence[str], good: Tensor) ->
 def _first_size(paths: Sequence[str], upright: bool) -> tuple[int, int]:
     for path in paths:
         try:
-            with open_image(path) as image:
+            with Image.open(path) as image:
                 return upright_size(image, upright)
         except BROKEN:
-            continue  # reported when its turn comes
+            continue  # decoding reports it
     return 1, 1
 
 
-def _unequal(path: str, picture: np.ndarray, size: tuple[int, int]) -> str:
-    height, width = picture.shape[:2]
+def _unequal(path: str, pixels: np.ndarray, size: tuple[int, int]) -> str:
+    height, width = pixels.shape[:2]
     return (
-        f"an array wants images of one size, got {height}x{width} in {path} and "
-        f'{size[0]}x{size[1]} before; use decode="workers"'
+        f"images of an array must have one size, got {height}x{width} in {path} and "
+        f'{size[0]}x{size[1]} before; set decode="workers"'
     )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
-from sslzoo.data.image.datamodule import ImageDataModule, ImageSets, PredictOn
-from sslzoo.data.image.images import OnBroken
-from sslzoo.data.image.sets import (
-    Decode,
-    check_choices,
-    image_sets,
-    split_listing,
-)
+from sslzoo.checks import check_choice, check_interval
+from sslzoo.data.datamodule import OnBroken, PredictOn
+from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
+from sslzoo.data.image.load import IMAGE_EXTENSIONS, Decode, load_images
 from sslzoo.data.listing import Listing, check_folder, list_classes, list_unlabeled
 from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.views import Views
@@ -20,31 +17,30 @@ from sslzoo.transforms.image.views import Views
 class ImageFolder(ImageDataModule):
     """Images in one of three layouts.
 
-    1. `<root>/train/<class>/*` and `<root>/val/<class>/*` (names by `train_dir`, `val_dir`;
-       `val_dir: null` for none).
-    2. `<root>/<class>/*` with `val_fraction`: split, keyed and stratified.
-    3. `labels: false`: all images below `<root>/train`, or below `<root>`; no validation, and
-       only metrics that need no labels.
+    1. `<root>/train/<class>/*` and `<root>/val/<class>/*` (folder names: `train_dir` and
+       `val_dir`; `val_dir: null` for no validation).
+    2. `<root>/<class>/*` with `val_fraction`: a keyed, stratified split.
+    3. `labels: false`: all images below `<root>/train`, or else below `<root>`; no validation and
+       only label-free metrics.
 
     Args:
         root: the folder.
         transform: makes the training views.
-        batch_size: the global batch, over all ranks.
-        train_dir: of layout 1, inside `root`.
-        val_dir: of layout 1, inside `root`.
-        val_fraction: of each class that is kept for validation (layout 2).
+        batch_size: size of the global batch, over all ranks.
+        train_dir: training folder inside `root` (layout 1).
+        val_dir: validation folder inside `root` (layout 1); None: no validation.
+        val_fraction: fraction of each class to hold out for validation (layout 2).
         labels: whether sub-folders are classes.
-        decode: "array" decodes all once into memory (images of one size), "workers" decodes and
-            crops in each batch, "auto" takes the array for small images of one size.
-        on_broken: an image that cannot be read is an "error", or is left out and counted ("skip").
-        eval_view: makes the view of evaluation; None: it follows `transform`, see
-            `ImageDataModule`.
-        eval_batch_size: of one batch in evaluation.
-        num_workers: processes that load; None: 0 for arrays, else one a core, at most 8.
-        seed: of batches and views; None: the run's. The split does not depend on it.
-        train_fraction: of the training set that is used, stratified.
-        predict_on: what `predict` goes through.
-        drop_last: leave out an epoch's last batch where it is short.
+        decode: "array" decodes all images once into memory (they must have one size), "workers"
+            decodes and crops for each batch, "auto" chooses the array for small images of one size.
+        on_broken: raise an "error" for an unreadable image, or "skip" and count it.
+        eval_view: the evaluation view; None: derived from `transform`, see `ImageDataModule`.
+        eval_batch_size: batch size in evaluation.
+        num_workers: loader processes; None: 0 for arrays, else one per core, at most 8.
+        seed: seed of batches and views; None: the run's seed. The split does not depend on it.
+        train_fraction: fraction of the training set to use, stratified.
+        predict_on: the set that `predict` runs on.
+        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
     def __init__(
@@ -66,11 +62,12 @@ class ImageFolder(ImageDataModule):
         predict_on: PredictOn = "query",
         drop_last: bool = True,
     ) -> None:
-        check_choices(decode, on_broken)
-        if val_fraction is not None and not 0 < val_fraction < 1:
-            raise ValueError(f"val_fraction must be inside (0, 1), got {val_fraction}")
-        if not labels and val_fraction is not None:
-            raise ValueError(f"val_fraction={val_fraction} wants labels=True, got labels=False")
+        check_choice("decode", decode, get_args(Decode))
+        check_choice("on_broken", on_broken, get_args(OnBroken))
+        if val_fraction is not None:
+            check_interval("val_fraction", val_fraction, 0, 1, "()")
+            if not labels:
+                raise ValueError("labels must be True to split by val_fraction, got False")
         super().__init__(
             transform,
             batch_size,
@@ -92,25 +89,25 @@ class ImageFolder(ImageDataModule):
         self.classes: list[str] = []
 
     def read(self) -> ImageSets:
-        """List the images, and decode them where that is the choice."""
+        """List the images, and decode them if `decode` says so."""
         train, query = self._list()
-        self.classes = train.classes
-        return image_sets(train, query, self.decode, self.on_broken, upright=True)
+        self.classes = list(train.classes)
+        return load_images(train, query, self.decode, self.on_broken, upright=True)
 
     def _list(self) -> tuple[Listing, Listing | None]:
         root = check_folder(self.root, "root")
         inner = root / self.train_dir
         whole = inner if inner.is_dir() else root
         if not self.labels:
-            return list_unlabeled(whole, "root"), None
+            return list_unlabeled(whole, "root", IMAGE_EXTENSIONS), None
         if self.val_fraction is not None:
-            return split_listing(list_classes(whole, "root"), self.val_fraction)
+            return list_classes(whole, "root", IMAGE_EXTENSIONS).split(self.val_fraction)
         if self.val_dir is None:
-            return list_classes(whole, "root"), None
+            return list_classes(whole, "root", IMAGE_EXTENSIONS), None
         self._check_layout(root)
-        train = list_classes(inner, "the training folder")
-        query = list_classes(root / self.val_dir, "the validation folder", train.classes)
-        return train, query
+        train = list_classes(inner, "the training folder", IMAGE_EXTENSIONS)
+        outer = root / self.val_dir
+        return train, list_classes(outer, "the validation folder", IMAGE_EXTENSIONS, train.classes)
 
     def _check_layout(self, root: Path) -> None:
         wanted = [self.train_dir, str(self.val_dir)]
@@ -119,5 +116,5 @@ class ImageFolder(ImageDataModule):
             raise ValueError(
                 f"root {self.root!r} must hold the folders {wanted}, it lacks {missing}; set "
                 "train_dir and val_dir, or val_dir=null for no validation, or val_fraction to "
-                "split one folder of classes, or labels=false for images without classes"
+                "split one folder of classes, or labels=false for images without labels"
             )

@@ -1,15 +1,18 @@
 """ImageNet-1k in the usual layout: `train/<wnid>/*.JPEG` and `val/<wnid>/*.JPEG`.
 
-O. Russakovsky et al., ImageNet large scale visual recognition challenge, IJCV 2015. Evaluation
-as in torchvision's references where training crops have 224 pixels: shorter side 256, center crop
+O. Russakovsky et al., ImageNet large scale visual recognition challenge, IJCV 2015. For training
+crops of 224 pixels, evaluation is that of torchvision's references: shorter side 256, center crop
 224.
 """
 
 from __future__ import annotations
 
-from sslzoo.data.image.datamodule import ImageDataModule, ImageSets, PredictOn
-from sslzoo.data.image.images import OnBroken
-from sslzoo.data.image.sets import check_choices, image_sets
+from typing import get_args
+
+from sslzoo.checks import check_choice
+from sslzoo.data.datamodule import OnBroken, PredictOn
+from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
+from sslzoo.data.image.load import IMAGE_EXTENSIONS, load_images
 from sslzoo.data.listing import check_folder, list_classes
 from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.views import Views
@@ -18,21 +21,21 @@ from sslzoo.transforms.image.views import Views
 class ImageNet(ImageDataModule):
     """ImageNet, or a subset with fewer classes in the same layout.
 
-    EXIF orientations are ignored, as in the official loaders. Workers decode and crop.
+    The EXIF orientation is ignored, as in the official loaders. Workers decode and crop.
 
     Args:
         root: the folder that holds `train/` and `val/`.
         transform: makes the training views.
-        batch_size: the global batch, over all ranks.
-        on_broken: an image that cannot be read is an "error", or is left out and counted ("skip").
-        eval_view: makes the view of evaluation; None: it follows `transform` (224 px out of
-            256 for crops of 224), see `ImageDataModule`.
-        eval_batch_size: of one batch in evaluation.
-        num_workers: processes that decode and crop; None: one a core, at most 8.
-        seed: of batches and views; None: the run's.
-        train_fraction: of the training set that is used, stratified.
-        predict_on: what `predict` goes through.
-        drop_last: leave out an epoch's last batch where it is short.
+        batch_size: size of the global batch, over all ranks.
+        on_broken: raise an "error" for an unreadable image, or "skip" and count it.
+        eval_view: the evaluation view; None: derived from `transform` (resize 256, center crop 224
+            for training crops of 224), see `ImageDataModule`.
+        eval_batch_size: batch size in evaluation.
+        num_workers: processes that decode and crop; None: one per core, at most 8.
+        seed: seed of batches and views; None: the run's seed.
+        train_fraction: fraction of the training set to use, stratified.
+        predict_on: the set that `predict` runs on.
+        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class ImageNet(ImageDataModule):
         predict_on: PredictOn = "query",
         drop_last: bool = True,
     ) -> None:
-        check_choices("workers", on_broken)
+        check_choice("on_broken", on_broken, get_args(OnBroken))
         super().__init__(
             transform,
             batch_size,
@@ -66,15 +69,15 @@ class ImageNet(ImageDataModule):
         self.classes: list[str] = []
 
     def read(self) -> ImageSets:
-        """List both parts."""
+        """List the training and validation images."""
         root = check_folder(self.root, "root")
         missing = [name for name in ("train", "val") if not (root / name).is_dir()]
         if missing:
             raise ValueError(
-                f"no ImageNet in {self.root!r}: it must hold train/<class>/ and val/<class>/ "
-                f"(the validation images sorted into class folders), and lacks {missing}"
+                f"root {self.root!r} must hold ImageNet's train/<class>/ and val/<class>/ (the "
+                f"validation images sorted into class folders), it lacks {missing}"
             )
-        train = list_classes(root / "train", "ImageNet's train/")
-        query = list_classes(root / "val", "ImageNet's val/", train.classes)
-        self.classes = train.classes
-        return image_sets(train, query, "workers", self.on_broken, upright=False)
+        train = list_classes(root / "train", "ImageNet's train/", IMAGE_EXTENSIONS)
+        query = list_classes(root / "val", "ImageNet's val/", IMAGE_EXTENSIONS, train.classes)
+        self.classes = list(train.classes)
+        return load_images(train, query, "workers", self.on_broken, upright=False)

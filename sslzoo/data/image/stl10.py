@@ -1,23 +1,26 @@
-"""STL-10: 100,000 unlabeled, 5,000 training and 8,000 test images of 96x96.
+"""STL-10: 100,000 unlabeled, 5,000 training and 8,000 test images of 96x96 pixels.
 
 A. Coates, H. Lee and A. Ng, An analysis of single-layer networks in unsupervised feature
-learning, AISTATS 2011, https://cs.stanford.edu/~acoates/stl10. Reads the official binary files.
+learning, AISTATS 2011, https://cs.stanford.edu/~acoates/stl10. The files are the official binaries.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sslzoo.data.image.datamodule import ImageDataModule, ImageSets, PredictOn
-from sslzoo.data.image.images import ArrayImages
+from sslzoo.checks import check_choice
+from sslzoo.data.datamodule import PredictOn
+from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
+from sslzoo.data.image.image_set import ArrayImages
 from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.views import Views
 
+TrainOn = Literal["unlabeled", "train", "train+unlabeled"]
 _PIXELS = 3 * 96 * 96
 
 
@@ -25,7 +28,7 @@ def _read_images(path: Path) -> Tensor:
     raw = np.fromfile(path, dtype=np.uint8)
     if len(raw) == 0 or len(raw) % _PIXELS:
         raise ValueError(f"{path} must hold whole 96x96 images, it has {len(raw)} bytes")
-    # Stored column by column: (N, C, W, H).
+    # The files are column-major: (N, C, W, H).
     columns = torch.from_numpy(raw).view(-1, 3, 96, 96)
     return columns.transpose(2, 3).contiguous()
 
@@ -42,23 +45,22 @@ def _read_part(folder: Path, part: str) -> ArrayImages:
 
 
 class STL10(ImageDataModule):
-    """STL-10 from `<root>/stl10_binary`: evaluation always uses its labeled train and test parts.
+    """STL-10 from `<root>/stl10_binary`; evaluation uses its labeled training and test images.
 
     Args:
         root: the folder that holds `stl10_binary`.
         transform: makes the training views.
-        batch_size: the global batch, over all ranks.
-        train_on: the 100,000 unlabeled images, the 5,000 labeled ones, or both together
-            (labeled first; labels are then left out of training).
-        download: fetch the data (by torchvision) where it is missing.
-        eval_view: makes the view of evaluation; None: it follows `transform`, see
-            `ImageDataModule`.
-        eval_batch_size: of one batch in evaluation.
-        num_workers: processes that load; None: 0, the data is in memory.
-        seed: of batches and views; None: the run's.
-        train_fraction: of the training set that is used.
-        predict_on: what `predict` goes through.
-        drop_last: leave out an epoch's last batch where it is short.
+        batch_size: size of the global batch, over all ranks.
+        train_on: the 100,000 "unlabeled" images, the 5,000 labeled ones ("train"), or both
+            ("train+unlabeled", labeled first, without their labels).
+        download: download missing data with torchvision.
+        eval_view: the evaluation view; None: derived from `transform`, see `ImageDataModule`.
+        eval_batch_size: batch size in evaluation.
+        num_workers: loader processes; None: 0, since the data is in memory.
+        seed: seed of batches and views; None: the run's seed.
+        train_fraction: fraction of the training set to use.
+        predict_on: the set that `predict` runs on.
+        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
     known_side = 96
@@ -68,7 +70,7 @@ class STL10(ImageDataModule):
         root: str,
         transform: Views,
         batch_size: int = 256,
-        train_on: Literal["unlabeled", "train", "train+unlabeled"] = "unlabeled",
+        train_on: TrainOn = "unlabeled",
         download: bool = False,
         eval_view: EvalView | None = None,
         eval_batch_size: int = 250,
@@ -78,10 +80,7 @@ class STL10(ImageDataModule):
         predict_on: PredictOn = "query",
         drop_last: bool = True,
     ) -> None:
-        if train_on not in ("unlabeled", "train", "train+unlabeled"):
-            raise ValueError(
-                f'train_on must be "unlabeled", "train" or "train+unlabeled", got {train_on!r}'
-            )
+        check_choice("train_on", train_on, get_args(TrainOn))
         super().__init__(
             transform,
             batch_size,
@@ -98,21 +97,21 @@ class STL10(ImageDataModule):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Download where that was asked for."""
+        """Download the data if `download` is set."""
         if self.download:
             from torchvision import datasets
 
             datasets.STL10(self.root, download=True)
 
     def read(self) -> ImageSets:
-        """The parts that are used, in memory."""
+        """Read the parts that are used into memory."""
         folder = Path(self.root).expanduser() / "stl10_binary"
         wanted = ["train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin"]
         wanted += ["unlabeled_X.bin"] if "unlabeled" in self.train_on else []
         missing = [name for name in wanted if not (folder / name).is_file()]
         if missing:
             raise ValueError(
-                f"no STL-10 in {self.root!r}: {folder} lacks {missing}; unpack "
+                f"root {self.root!r} must hold STL-10, but {folder} lacks {missing}; unpack "
                 "http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz there, or set "
                 "download=True"
             )

@@ -1,7 +1,7 @@
-"""TextDataModule: what all data modules of text share, and the ones for files and data sets.
+"""TextDataModule, the base class of text data modules, and those for files and data sets.
 
-Batches leave the loader as ids without special tokens; on the device they become the views of
-`transform` while training, and the sentence between [CLS] and [SEP] otherwise.
+The loader gives ids without special tokens. On the device they become the views of `transform` in
+training, and the sentence between [CLS] and [SEP] otherwise.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sslzoo.batch import Batch
+from sslzoo.checks import check_at_least
 from sslzoo.data.datamodule import PredictOn, SampleDataModule
 from sslzoo.data.inputs import TextInput, as_config
 from sslzoo.data.sampler import KeyedSampler
@@ -34,13 +35,13 @@ from sslzoo.transforms.text.views import TextViews
 
 
 class TextSets(NamedTuple):
-    """What `read` finds.
+    """The training and evaluation sets of a text data module.
 
     Args:
-        train: what methods train on.
+        train: the training set.
         query: labeled sentences that evaluation scores, or None.
-        bank: labeled sentences that probes are trained on, where these are not `train`.
-        num_classes: None without labels.
+        bank: labeled sentences for probe training; None: `train`.
+        num_classes: number of classes, or None without labels.
         pairs: scored pairs by name, such as "dev": 2N lines each, see `read_pairs`.
     """
 
@@ -52,18 +53,18 @@ class TextSets(NamedTuple):
 
 
 class TextDataModule(SampleDataModule):
-    """Serves text; subclasses implement `read` and may implement `prepare_data`.
+    """Base class of text data modules; subclasses implement `read`.
 
     Args:
         transform: makes the training views.
-        tokenizer: text to ids; one that is trained is trained on the training text.
-        batch_size: the global batch, over all ranks.
-        max_length: places of a view, [CLS] and [SEP] among them; longer text is cut.
-        eval_batch_size: of one batch in evaluation.
-        num_workers: processes that read and tokenize.
-        seed: of batches and views; None: the run's.
-        predict_on: what `predict` goes through.
-        drop_last: leave out an epoch's last batch where it is short.
+        tokenizer: text to ids; a `WordPiece` without a file is trained on the training text.
+        batch_size: size of the global batch, over all ranks.
+        max_length: tokens of a view, including [CLS] and [SEP]; longer text is truncated.
+        eval_batch_size: batch size in evaluation.
+        num_workers: processes that read and tokenize; 0: the main process.
+        seed: seed of batches and views; None: the run's seed.
+        predict_on: the set that `predict` runs on.
+        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
     noun = "sentences"
@@ -81,17 +82,16 @@ class TextDataModule(SampleDataModule):
         drop_last: bool,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed, 1.0, predict_on, drop_last)
-        if max_length < 3:
-            raise ValueError(f"max_length must be at least 3, got {max_length}")
+        check_at_least("max_length", max_length, 3)
         self.transform, self.tokenizer = transform, tokenizer
         self.max_length = max_length
 
     @abstractmethod
     def read(self) -> TextSets:
-        """The sets; called once, in `setup`.
+        """Read the sets; called once, by `setup`.
 
         Raises:
-            ValueError: what is missing or wrong on the disk.
+            ValueError: a file is missing or malformed.
         """
 
     @property
@@ -101,11 +101,11 @@ class TextDataModule(SampleDataModule):
 
     @property
     def num_broken(self) -> int:
-        """No sentence is ever skipped."""
+        """Always 0: no sentence is skipped."""
         return 0
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the sets and make the tokenizer, once; check that batches can be made of them."""
+        """Read the sets and prepare the tokenizer, once; check the vocabulary."""
         first = self._sets is None
         super().setup(stage)
         if first:
@@ -123,7 +123,7 @@ class TextDataModule(SampleDataModule):
         return 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Also the vocabulary: its digest, and its JSON where it may have been trained here."""
+        """Also store the tokenizer's digest, and its JSON if it may have been trained here."""
         state = {**super().state_dict(), "tokenizer": self.tokenizer.digest}
         if isinstance(self.tokenizer, WordPiece):
             state["tokenizer_json"] = self.tokenizer.to_json()
@@ -133,13 +133,13 @@ class TextDataModule(SampleDataModule):
         super().load_state_dict(state_dict)
         if state_dict["tokenizer"] != self.tokenizer.digest:
             raise ValueError(
-                "the checkpoint was made with another vocabulary (its digest is "
-                f"{state_dict['tokenizer'][:12]}, this one's {self.tokenizer.digest[:12]}): give "
-                "the same training text, or the tokenizer's file"
+                "the tokenizer's digest must be that of the checkpoint, "
+                f"{state_dict['tokenizer'][:12]}, got {self.tokenizer.digest[:12]}; use the same "
+                "training text, or the tokenizer's file"
             )
 
     def encoder_input(self) -> TextInput:
-        self.setup("validate")  # a tokenizer may be trained on the text
+        self.setup("validate")  # the tokenizer may be trained on the text
         return TextInput(self.tokenizer, self.max_length)
 
     def preprocessing(self) -> dict[str, Any] | None:
@@ -150,7 +150,7 @@ class TextDataModule(SampleDataModule):
         return None if tokenizer is None else {**about, "tokenizer": tokenizer}
 
     def take_input(self, given: Any) -> None:
-        """Its tokenizer and its length."""
+        """Use another encoder's tokenizer and maximum length."""
         self.tokenizer, self.max_length = given.tokenizer, given.max_length
 
     def eval_sets(self) -> dict[str, Any]:
@@ -158,57 +158,57 @@ class TextDataModule(SampleDataModule):
         return {**super().eval_sets(), **pairs}
 
     def similarity_dataloaders(self) -> dict[str, EvalLoaders]:
-        """Scored pairs by name, each as a bank: rows 2i and 2i + 1 are a pair, labels its score."""
+        """Scored pairs by name: rows 2i and 2i + 1 are a pair, labels its score."""
         return {
             name: EvalLoaders(self.eval_loader(text), None, self.eval_views, None, sharded=True)
             for name, text in self.sets.pairs.items()
         }
 
     def train_views(self, batch: Batch, epoch: int) -> Batch:
-        """Raw batch to training views, a function of (seed, epoch, index) alone."""
         keys = sample_keys(self.seed, epoch, batch.index)
         return batch._replace(views=self.transform(batch.views[0], keys, self.tokenizer.special))
 
     def has_pairs(self) -> bool:
-        """Two views, one of which at least is changed."""
+        """Whether there are two views, at least one of them augmented."""
         return len(self.transform.views) > 1 and any(self.transform.views[:2])
 
     def eval_views(self, batch: Batch) -> Batch:
-        """Raw batch to the one view of evaluation."""
         return batch._replace(views=[with_special(batch.views[0], self.tokenizer.special)])
 
     def _check_vocabulary(self) -> None:
-        """The model's embedding has a row for every id."""
+        """Check the ids of the tokenizer against the model."""
         module = None if self.trainer is None else self.trainer.lightning_module
         rows = getattr(getattr(module, "backbone", None), "num_ids", None)
         if rows is not None and rows < self.tokenizer.num_ids:
             raise ValueError(
-                f"the tokenizer has {self.tokenizer.num_ids} ids and the backbone num_ids={rows}"
+                f"num_ids of the backbone must be at least {self.tokenizer.num_ids} (the "
+                f"tokenizer's), got {rows}"
             )
         mask_id = getattr(module, "mask_id", None)
         if mask_id is not None and mask_id != self.tokenizer.special.mask:
             raise ValueError(
-                f"the tokenizer's [MASK] is {self.tokenizer.special.mask}, the method's {mask_id}"
+                f"mask_id must be {self.tokenizer.special.mask} (the tokenizer's [MASK]), got "
+                f"{mask_id}"
             )
 
 
 class TextLines(TextDataModule):
-    """A sentence a line, of a file of any size; labeled sentences and scored pairs beside it.
+    """A file with one sentence per line, with optional labeled sentences and pairs.
 
     Args:
-        root: the text file that methods train on.
+        root: the training text file.
         transform: makes the training views.
-        tokenizer: text to ids; one that is trained is trained on the training text.
-        batch_size: the global batch, over all ranks.
-        max_length: places of a view, [CLS] and [SEP] among them; longer text is cut.
-        labeled_train: file of `label<TAB>sentence` lines that probes are trained on.
-        labeled_test: the like, that they are scored on.
+        tokenizer: text to ids; a `WordPiece` without a file is trained on the training text.
+        batch_size: size of the global batch, over all ranks.
+        max_length: tokens of a view, including [CLS] and [SEP]; longer text is truncated.
+        labeled_train: file of `label<TAB>sentence` lines for probe training.
+        labeled_test: file of `label<TAB>sentence` lines that evaluation scores.
         pairs: CSV files of (sentence, sentence, score) rows, by the name of their metric.
-        eval_batch_size: of one batch in evaluation.
-        num_workers: processes that read and tokenize.
-        seed: of batches and views; None: the run's.
-        predict_on: what `predict` goes through.
-        drop_last: leave out an epoch's last batch where it is short.
+        eval_batch_size: batch size in evaluation.
+        num_workers: processes that read and tokenize; 0: the main process.
+        seed: seed of batches and views; None: the run's seed.
+        predict_on: the set that `predict` runs on.
+        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
     def __init__(
@@ -240,14 +240,14 @@ class TextLines(TextDataModule):
         )
         if (labeled_train is None) != (labeled_test is None):
             raise ValueError(
-                "labeled_train and labeled_test come together, got "
+                "labeled_train and labeled_test must be given together, got "
                 f"{labeled_train!r} and {labeled_test!r}"
             )
         self.root, self.pairs = root, pairs or {}
         self.labeled_train, self.labeled_test = labeled_train, labeled_test
 
     def read(self) -> TextSets:
-        """Where the lines begin; labeled sentences and pairs in memory."""
+        """Index the lines of the file; read labeled sentences and pairs into memory."""
         sets = TextSets(
             Text(FileLines(self.root)),
             pairs={name: read_pairs(path) for name, path in self.pairs.items()},
@@ -260,22 +260,22 @@ class TextLines(TextDataModule):
 
 
 class STSB(TextDataModule):
-    """STS-B: trains on the sentences of its training pairs, without the scores.
+    """STS-B: the training set is the sentences of its training pairs, without scores.
 
     Cer et al., SemEval 2017, https://arxiv.org/abs/1708.00055: 5,749 pairs for training (10,536
     distinct sentences), 1,500 "dev" and 1,379 "test" pairs with scores from 0 to 5.
 
     Args:
-        root: the folder that holds train.csv, dev.csv and test.csv of (sentence, sentence, score)
-            rows, or its parent where it is called `stsb`.
+        root: the folder with train.csv, dev.csv and test.csv of (sentence, sentence, score) rows,
+            or the parent of such a folder `stsb`.
         transform: makes the training views.
-        tokenizer: text to ids; one that is trained is trained on the training sentences.
-        batch_size: the global batch, over all ranks.
-        max_length: places of a view, [CLS] and [SEP] among them; longer text is cut.
-        eval_batch_size: of one batch in evaluation.
-        num_workers: processes that tokenize.
-        seed: of batches and views; None: the run's.
-        drop_last: leave out an epoch's last batch where it is short.
+        tokenizer: text to ids; a `WordPiece` without a file is trained on the training sentences.
+        batch_size: size of the global batch, over all ranks.
+        max_length: tokens of a view, including [CLS] and [SEP]; longer text is truncated.
+        eval_batch_size: batch size in evaluation.
+        num_workers: processes that tokenize; 0: the main process.
+        seed: seed of batches and views; None: the run's seed.
+        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
     def __init__(
@@ -304,33 +304,33 @@ class STSB(TextDataModule):
         self.root = root
 
     def read(self) -> TextSets:
-        """All three parts, in memory."""
+        """Read all three parts into memory."""
         folder = Path(self.root).expanduser()
         inner = folder / "stsb"
         folder = inner if inner.is_dir() else folder
         train, dev, test = (read_pairs(folder / f"{part}.csv") for part in ("train", "dev", "test"))
-        distinct = dict.fromkeys(walk(train.lines))  # in the order of their first appearance
+        distinct = dict.fromkeys(walk(train.lines))  # ordered by first appearance
         return TextSets(Text(ListLines(list(distinct))), pairs={"dev": dev, "test": test})
 
 
 class HFText(TextDataModule):
-    """A Hugging Face data set by name: its training split's text, labels where they are wanted.
+    """The text of a Hugging Face data set by name, with optional labels for evaluation.
 
     Args:
-        name: such as "wikitext" or "ag_news", or a folder.
+        name: a name such as "wikitext" or "ag_news", or a folder.
         transform: makes the training views.
-        tokenizer: text to ids; one that is trained is trained on the training text.
-        subset: the configuration of the data set, such as "wikitext-103-raw-v1".
-        column: that holds the text.
-        label: the column of classes that probes are trained on; None: no evaluation by labels.
-        test_split: that probes are scored on.
-        batch_size: the global batch, over all ranks.
-        max_length: places of a view, [CLS] and [SEP] among them; longer text is cut.
-        eval_batch_size: of one batch in evaluation.
-        num_workers: processes that read and tokenize.
-        seed: of batches and views; None: the run's.
-        predict_on: what `predict` goes through.
-        drop_last: leave out an epoch's last batch where it is short.
+        tokenizer: text to ids; a `WordPiece` without a file is trained on the training text.
+        subset: configuration of the data set, such as "wikitext-103-raw-v1".
+        column: column with the text.
+        label: column with the classes; None: no evaluation with labels.
+        test_split: split that evaluation scores.
+        batch_size: size of the global batch, over all ranks.
+        max_length: tokens of a view, including [CLS] and [SEP]; longer text is truncated.
+        eval_batch_size: batch size in evaluation.
+        num_workers: processes that read and tokenize; 0: the main process.
+        seed: seed of batches and views; None: the run's seed.
+        predict_on: the set that `predict` runs on.
+        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
     def __init__(
@@ -365,11 +365,11 @@ class HFText(TextDataModule):
         self.label, self.test_split = label, test_split
 
     def prepare_data(self) -> None:
-        """Download on one rank."""
+        """Download the data set."""
         self._load("train")
 
     def read(self) -> TextSets:
-        """Rows are read when they are asked for."""
+        """Open the splits; rows are read on demand."""
         train = self._text(self._load("train"))
         if self.label is None:
             return TextSets(train)
@@ -406,4 +406,4 @@ class _Rows:
         return list(self.rows[list(rows)][self.column])
 
     def fingerprint(self) -> None:
-        """The package tells no hash of a data set by a public name."""
+        """Unknown: the package has no public hash of a data set."""

@@ -1,6 +1,6 @@
-"""Lines of text, and the sets of sentences that they make.
+"""Lines of text, in memory or in a file, and batches of tokenized sentences.
 
-N lines; B of them make a batch, padded to the longest of it (L).
+Shapes: N lines, B sentences of a batch, L tokens of its longest sentence.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ import torch
 from torch import Tensor
 
 from sslzoo.batch import Batch, Tokens
+from sslzoo.data.listing import check_known, select_rows
 from sslzoo.data.text.tokenizer import TextTokenizer
 from sslzoo.eval.fingerprint import files_digest, labels_digest, text_digest
 
-_BLOCK = 1 << 26  # bytes of a file that are looked through at a time
+_BLOCK = 1 << 26  # bytes of a file that are scanned at a time
 
 
 class Lines(Protocol):
-    """N lines of text by number."""
+    """N lines of text, read by number."""
 
     def __len__(self) -> int: ...
 
     def read(self, rows: Sequence[int]) -> list[str]:
-        """The text of these lines."""
+        """Read the lines with these numbers."""
 
     def fingerprint(self) -> str | None:
-        """Changes where the lines do; None: it cannot be told."""
+        """Hash of the lines; None if unknown."""
 
 
 class ListLines:
@@ -55,28 +56,28 @@ class ListLines:
 
 
 class FileLines:
-    """Lines of a UTF-8 file of any size: only where each begins and ends is in memory (12 bytes).
+    """Lines of a UTF-8 file of any size; memory holds 12 bytes per line.
 
-    Empty lines are left out and not counted.
+    Empty lines are skipped and not counted.
 
     Args:
-        path: of the file; bytes that are not UTF-8 are replaced.
+        path: the file; invalid UTF-8 is replaced.
 
     Raises:
-        ValueError: there is no such file, or no text in it.
+        ValueError: the file does not exist or has no text.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
         if not self.path.is_file() or not self.path.stat().st_size:
-            raise ValueError(f"a text file wanted, got {str(path)!r}: nothing or an empty file")
+            raise ValueError(f"a text file must exist and not be empty, got {str(path)!r}")
         starts, sizes = [], []
         for start, size in self._bounds():
             starts.append(start[size > 0])
             sizes.append(size[size > 0])
         self._starts, self._sizes = np.concatenate(starts), np.concatenate(sizes)
         if not len(self._starts):
-            raise ValueError(f"a text file wanted, got {str(path)!r}: it has only empty lines")
+            raise ValueError(f"a text file must have a line of text, {str(path)!r} has none")
         self._map: mmap.mmap | None = None
 
     def _bounds(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -114,22 +115,22 @@ class FileLines:
         return files_digest([self.path])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None}  # a spawned worker maps the file itself
+        return {**self.__dict__, "_map": None}  # a memory map cannot be pickled
 
 
 class Text(NamedTuple):
-    """Lines and, perhaps, what is known of each.
+    """Lines and their optional labels.
 
     Args:
-        lines: N.
-        label: (N,) int64 classes, or float scores of pairs; None without.
+        lines: N lines.
+        label: (N,) int64 classes, (N,) float scores of pairs, or None.
     """
 
     lines: Lines
     label: Tensor | None = None
 
     def fingerprint(self) -> str | None:
-        """Changes where lines or labels do; None: it cannot be told."""
+        """Hash of lines and labels; None if unknown."""
         lines = self.lines.fingerprint()
         return None if lines is None else lines + labels_digest(self.label)
 
@@ -139,8 +140,8 @@ class Sentences:
 
     Args:
         text: the lines.
-        tokenizer: prepared.
-        max_words: what is longer is cut.
+        tokenizer: a prepared tokenizer.
+        max_words: tokens to which a sentence is truncated.
     """
 
     def __init__(self, text: Text, tokenizer: TextTokenizer, max_words: int) -> None:
@@ -151,63 +152,62 @@ class Sentences:
 
     def __getitems__(self, index: list[int]) -> Batch:
         encoded = self.tokenizer.encode(self.text.lines.read(index))
-        rows = [row[: self.max_words] for row in encoded]
-        ids = np.full((len(rows), max(1, *map(len, rows))), self.tokenizer.special.pad, np.int64)
-        for line, row in zip(ids, rows, strict=True):
-            line[: len(row)] = row
-        tokens = Tokens(torch.from_numpy(ids), torch.tensor([len(row) for row in rows]))
-        places = torch.tensor(index)
-        label = None if self.text.label is None else self.text.label[places]
-        return Batch([tokens], places, label)
+        words = [line[: self.max_words] for line in encoded]
+        ids = np.full((len(words), max(1, *map(len, words))), self.tokenizer.special.pad, np.int64)
+        for row, line in zip(ids, words, strict=True):
+            row[: len(line)] = line
+        tokens = Tokens(torch.from_numpy(ids), torch.tensor([len(line) for line in words]))
+        rows = torch.tensor(index)
+        return Batch([tokens], rows, select_rows(self.text.label, rows))
 
 
 def walk(lines: Lines, block: int = 1024) -> Iterator[str]:
-    """All lines in order."""
+    """Iterate over all lines in order."""
     for start in range(0, len(lines), block):
         yield from lines.read(range(start, min(start + block, len(lines))))
 
 
 def read_labeled(path: str | Path, classes: list[str] | None = None) -> tuple[Text, list[str]]:
-    """Labeled sentences, `label<TAB>sentence` on each line, read into memory.
+    """Read labeled sentences, one `label<TAB>sentence` per line, into memory.
 
     Args:
-        path: of the file.
-        classes: those of the training set; None: the labels found, sorted.
+        path: the file.
+        classes: the classes of the training set; None: the sorted labels of this file.
 
     Returns:
-        The text, with the positions of its labels in the classes, and the classes.
+        The text, whose labels are positions in the classes, and the classes.
 
     Raises:
-        ValueError: a line without a tab, or a label that the classes lack.
+        ValueError: a line has no tab, or a label is not a class.
     """
     labels, lines = [], []
     for number, line in enumerate(walk(FileLines(path)), 1):
         label, tab, sentence = line.partition("\t")
         if not tab:
-            raise ValueError(f"{path}: label<TAB>sentence wanted, line {number} is {line[:60]!r}")
+            raise ValueError(
+                f"a line of {path} must be label<TAB>sentence, line {number} is {line[:60]!r}"
+            )
         labels.append(label)
         lines.append(sentence)
     classes = sorted(set(labels)) if classes is None else classes
-    unknown = sorted(set(labels) - set(classes))
-    if unknown:
-        raise ValueError(f"{path} has labels that training lacks: {unknown[:5]}")
-    place = {name: number for number, name in enumerate(classes)}
-    return Text(ListLines(lines), torch.tensor([place[label] for label in labels])), classes
+    check_known(labels, classes, str(path))
+    position = {name: number for number, name in enumerate(classes)}
+    return Text(ListLines(lines), torch.tensor([position[label] for label in labels])), classes
 
 
 def read_pairs(path: str | Path) -> Text:
-    """Scored pairs from a CSV of (sentence, sentence, score) rows, without a header.
+    """Read scored pairs from a CSV of (sentence, sentence, score) rows without a header.
 
     Returns:
-        2N lines, those of a pair one after the other, each with the pair's score.
+        2N lines, with the two lines of a pair adjacent, each with the pair's score.
 
     Raises:
-        ValueError: there is no such file, or a row is something else.
+        ValueError: the file does not exist, or a row is malformed.
     """
     lines: list[str] = []
     scores: list[float] = []
     if not Path(path).is_file():
-        raise ValueError(f"a CSV file of scored pairs wanted, got {str(path)!r}: there is none")
+        raise ValueError(f"a CSV file of scored pairs must exist, got {str(path)!r}")
     with Path(path).open(newline="", encoding="utf-8") as file:
         for number, row in enumerate(csv.reader(file), 1):
             try:
@@ -215,7 +215,7 @@ def read_pairs(path: str | Path) -> Text:
                 scores += [float(score)] * 2
             except ValueError:
                 raise ValueError(
-                    f"{path}: (sentence, sentence, score) wanted, row {number} is {row}"
+                    f"a row of {path} must be (sentence, sentence, score), row {number} is {row}"
                 ) from None
             lines += [first, second]
     return Text(ListLines(lines), torch.tensor(scores))

@@ -1,4 +1,4 @@
-"""Tokenizers: text to ids without [CLS] and [SEP], trained on the spot, from a file, or by name."""
+"""Tokenizers: text to ids without [CLS] and [SEP]; trained on the data, or pre-trained."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sslzoo.atomic_write import atomic_write
+from sslzoo.checks import check_at_least
 from sslzoo.transforms.text.special import Special
 
 NAMES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEL]")  # in the order of `Special`
 
 
 class TextTokenizer(ABC):
-    """Base of the tokenizers. `prepare` comes first; then the rest is known.
+    """Base class of the tokenizers; `prepare` must be called before any other method.
 
     Attributes:
         special: ids of the special tokens; [DEL] is a token of the vocabulary.
@@ -24,39 +26,39 @@ class TextTokenizer(ABC):
 
     @abstractmethod
     def prepare(self, lines: Iterable[str]) -> None:
-        """Load or train; called once, on every rank, with the training text."""
+        """Load, or train on the training text; called once, on every rank."""
 
     @property
     @abstractmethod
     def num_ids(self) -> int:
-        """One more than the largest id."""
+        """Size of the vocabulary: the largest id plus 1."""
 
     @abstractmethod
     def id_of(self, word: str) -> int | None:
-        """The id of a word that is one token, else None."""
+        """The id of a word that is a single token, else None."""
 
     @abstractmethod
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
-        """Ids of each line, without special tokens around it."""
+        """Tokenize lines to ids, without [CLS] and [SEP]."""
 
     @property
     @abstractmethod
     def digest(self) -> str:
-        """Says in a checkpoint which vocabulary it was trained with."""
+        """Hash of the vocabulary, stored in checkpoints."""
 
 
 class WordPiece(TextTokenizer):
     """WordPiece of the `tokenizers` package, lower-cased, without accents.
 
-    Trained on the data's own text: its characters and its most frequent words; any other word is
-    its longest known beginning, then characters. That is simpler than BERT's vocabulary, and the
-    same on every rank and in every run, which the package's own trainer of pieces (0.23) is not.
-    For text of gigabytes train it once, `save` it and give the file.
+    By default it is trained on the data: the vocabulary is its characters and most frequent words,
+    and any other word is split into its longest known prefix and characters. This is simpler than
+    BERT's vocabulary but deterministic, which the package's own WordPiece trainer (0.23) is not.
+    For gigabytes of text, train it once, `save` it and pass the file.
 
     Args:
-        num_ids: of the vocabulary that is trained, special tokens among them.
-        path: a JSON file of `tokenizers`, such as `save` writes or a BERT's tokenizer.json, to be
-            loaded instead; [DEL] is added where it lacks it.
+        num_ids: size of the trained vocabulary, including special tokens.
+        path: JSON file of `tokenizers` to load instead, from `save` or a BERT's tokenizer.json;
+            [DEL] is added if missing.
     """
 
     def __init__(self, num_ids: int = 8000, path: str | None = None) -> None:
@@ -71,39 +73,39 @@ class WordPiece(TextTokenizer):
             self._tokenizer = _train(tokenizers, lines, self.wanted)
         else:
             if not Path(self.path).is_file():
-                raise ValueError(f"path must be a JSON file of tokenizers, got {self.path!r}")
+                raise ValueError(f"path must be a JSON file of `tokenizers`, got {self.path!r}")
             self._tokenizer = tokenizers.Tokenizer.from_file(self.path)
             self._tokenizer.add_special_tokens(["[DEL]"])
         self._find_special(repr(self.path))
 
     @classmethod
     def from_json(cls, text: str) -> WordPiece:
-        """A prepared one of what `to_json` gave.
+        """Build a prepared tokenizer from the output of `to_json`.
 
         Raises:
-            ValueError: it is something else, lacks a special token, or there is no package.
+            ValueError: the JSON is malformed or lacks a special token, or the package is missing.
         """
         made, package = cls(), _tokenizers()
         try:
             made._tokenizer = package.Tokenizer.from_str(text)
-        except Exception as error:  # the package raises nothing narrower
-            raise ValueError(f"no JSON of tokenizers: {error}") from None
-        made._find_special("it")
+        except Exception as error:  # the package raises no narrower class
+            raise ValueError(f"the text must be JSON of `tokenizers`: {error}") from None
+        made._find_special("the text")
         return made
 
     def to_json(self) -> str:
-        """What `from_json` reads: the content of the file that `save` writes."""
+        """The tokenizer as JSON, for `from_json` or a file."""
         return self._ready().to_str()
 
     def save(self, path: str) -> None:
         """Write the JSON file."""
-        self._ready().save(path)
+        atomic_write(Path(path), self.to_json())
 
-    def _find_special(self, where: str) -> None:
+    def _find_special(self, source: str) -> None:
         found = [self._tokenizer.token_to_id(name) for name in NAMES]
         if None in found:
             missing = [name for name, number in zip(NAMES, found, strict=True) if number is None]
-            raise ValueError(f"a tokenizer must have {NAMES}, {where} lacks {missing}")
+            raise ValueError(f"a tokenizer must have {NAMES}, {source} lacks {missing}")
         self.special = Special(*found)
 
     @property
@@ -123,16 +125,16 @@ class WordPiece(TextTokenizer):
 
     def _ready(self) -> Any:
         if self._tokenizer is None:
-            raise ValueError("the tokenizer is not ready: call prepare(lines) first")
+            raise ValueError("the tokenizer must be prepared first; call prepare(lines)")
         return self._tokenizer
 
 
 class HFTokenizer(TextTokenizer):
-    """A Hugging Face tokenizer by name, with [DEL] as a new token.
+    """A Hugging Face tokenizer by name, with [DEL] as an added token.
 
     Args:
-        name: such as "bert-base-uncased", or a folder.
-        local_files_only: fetch nothing: it is on this machine already.
+        name: a name such as "bert-base-uncased", or a folder.
+        local_files_only: use local files only, without a download.
     """
 
     def __init__(self, name: str, local_files_only: bool = False) -> None:
@@ -154,7 +156,7 @@ class HFTokenizer(TextTokenizer):
         deleted = t.convert_tokens_to_ids("[DEL]")
         ids = (t.pad_token_id, t.unk_token_id, t.cls_token_id, t.sep_token_id, t.mask_token_id)
         if None in ids:
-            raise ValueError(f"{self.name!r} must have {NAMES[:5]}, their ids are {ids}")
+            raise ValueError(f"{self.name!r} must have {NAMES[:5]}, got ids {ids}")
         self.special = Special(*ids, deleted)
 
     @property
@@ -179,24 +181,23 @@ def _tokenizers() -> Any:
         import tokenizers
     except ImportError as error:
         raise ValueError(
-            "text needs the package tokenizers, which is not installed; run: "
+            "WordPiece needs the package tokenizers, which is not installed; run: "
             "pip install 'sslzoo[text]'"
         ) from error
     return tokenizers
 
 
 def _train(tokenizers: Any, lines: Iterable[str], num_ids: int) -> Any:
-    if num_ids <= len(NAMES):
-        raise ValueError(f"num_ids must be above {len(NAMES)}, got {num_ids}")
+    check_at_least("num_ids", num_ids, len(NAMES) + 1)
     counter = _reader(tokenizers, tokenizers.models.WordLevel(unk_token="[UNK]"))
     every = tokenizers.trainers.WordLevelTrainer(
         vocab_size=1 << 30, special_tokens=[], show_progress=False
     )
     counter.train_from_iterator(lines, every)
     ids = counter.get_vocab()
-    words = sorted(ids, key=ids.__getitem__)  # by their frequency, equals by the alphabet
+    words = sorted(ids, key=ids.__getitem__)  # by frequency, ties by the alphabet
     characters = list(dict.fromkeys(character for word in words for character in word))
-    characters = characters[: num_ids // 4]  # of a script that has thousands
+    characters = characters[: num_ids // 4]  # some scripts have thousands
     pieces = [*NAMES, *(form for c in characters for form in (c, f"##{c}")), *words]
     vocabulary = {piece: i for i, piece in enumerate(list(dict.fromkeys(pieces))[:num_ids])}
     tokenizer = _reader(tokenizers, tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
@@ -205,7 +206,7 @@ def _train(tokenizers: Any, lines: Iterable[str], num_ids: int) -> Any:
 
 
 def _reader(tokenizers: Any, model: Any) -> Any:
-    """BERT's way to words, uncased."""
+    """A tokenizer with BERT's uncased normalization and word splitting."""
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()

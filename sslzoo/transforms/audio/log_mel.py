@@ -1,6 +1,6 @@
-"""LogMel: a waveform's energy by time and frequency, in decibels, batched on its own device.
+"""LogMel: the log-mel spectrogram of waveforms in decibels, on their device.
 
-Stevens, Volkmann and Newman's mel scale in the form 2595 log10(1 + f / 700), triangles of height 1.
+The mel scale is 2595 log10(1 + f / 700), and the triangular filters have height 1.
 
 Shapes: B waveforms of L samples, M mel bands, T frames.
 """
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from sslzoo.batch import Padded
+from sslzoo.checks import check_at_least
 from sslzoo.random import Keys
-from sslzoo.transforms.audio.waveform import FULL_SCALE
+from sslzoo.transforms.audio.waveform import to_float
 
 
 def mel_filters(bands: int, bins: int, rate: int, low: float, high: float) -> Tensor:
-    """Triangles (bins, M) between frequencies that are equally far apart in mel."""
+    """Triangular filters (bins, M) between frequencies that are equally spaced in mel."""
     ends = [2595 * math.log10(1 + hertz / 700) for hertz in (low, high)]
     mel = torch.linspace(ends[0], ends[1], bands + 2, dtype=torch.float64)
     corners = 700 * (10 ** (mel / 2595) - 1)
@@ -31,22 +32,22 @@ def mel_filters(bands: int, bins: int, rate: int, low: float, high: float) -> Te
 
 @final
 class LogMel:
-    """Decibels of the mel energies: (B, L) int16, or float in [-1, 1], -> (B, T, M).
+    """The log-mel spectrogram of (B, L) int16, or float in [-1, 1]: (B, T, M) decibels.
 
-    Hann windows, not centered: the first frame begins at the first sample, and T is
-    1 + (L - window) // hop.
+    Hann windows are not centered: the first frame begins at the first sample, and
+    T = 1 + (L - window) // hop.
 
     Args:
-        rate: Hz.
+        rate: sampling rate in Hz.
         bands: M.
-        window: samples of a frame; also the length of the Fourier transform.
-        hop: samples from frame to frame.
-        low: Hz of the lowest band's foot.
-        high: Hz of the highest band's foot; None: half the rate.
-        floor: energy that is added, so that silence is finite: 1e-8, -80 dB.
+        window: samples of a frame, which is also the length of the Fourier transform.
+        hop: samples from one frame to the next.
+        low: lower edge of the lowest band in Hz.
+        high: upper edge of the highest band in Hz; None: half the rate.
+        floor: energy added for silence; 1e-8 is -80 dB.
     """
 
-    partners = 0  # other windows that the data module brings with each sample
+    partners = 0  # number of windows of other files needed per sample
 
     def __init__(
         self,
@@ -58,10 +59,12 @@ class LogMel:
         high: float | None = None,
         floor: float = 1e-8,
     ) -> None:
-        if min(rate, bands, window, hop) < 1 or not 0 <= low < (high or rate / 2) <= rate / 2:
+        for name, size in (("rate", rate), ("bands", bands), ("window", window), ("hop", hop)):
+            check_at_least(name, size, 1)
+        if not 0 <= low < (high or rate / 2) <= rate / 2:
             raise ValueError(
-                "sizes of at least 1 and 0 <= low < high <= rate / 2 wanted, got rate "
-                f"{rate}, bands {bands}, window {window}, hop {hop}, low {low}, high {high}"
+                f"low and high must be 0 <= low < high <= rate / 2, got {low} and {high} at rate "
+                f"{rate}"
             )
         self.rate, self.bands, self.window, self.hop = rate, bands, window, hop
         self.low, self.high, self.floor = low, high, floor
@@ -69,12 +72,12 @@ class LogMel:
 
     @torch.no_grad()
     def spectrum(self, waves: Tensor) -> Tensor:
-        """(B, L) -> (B, T, M)."""
+        """The spectrogram of waveforms (B, L): (B, T, M)."""
         if waves.shape[1] < self.window:
-            raise ValueError(f"at least {self.window} samples wanted, got {waves.shape[1]}")
-        x = waves.to(torch.float32)
-        if not waves.is_floating_point():
-            x = x / FULL_SCALE
+            raise ValueError(
+                f"waveforms must have at least {self.window} samples (window), got {waves.shape[1]}"
+            )
+        x = to_float(waves)
         hann = torch.hann_window(self.window, device=x.device)
         frames = x.unfold(1, self.window, self.hop) * hann
         power = torch.fft.rfft(frames).abs().square() / self.window  # (B, T, bins)
@@ -82,11 +85,11 @@ class LogMel:
         return 10 * (energy + self.floor).log10()
 
     def __call__(self, waves: list[Tensor], keys: Keys) -> list[Tensor]:
-        """Frames (B, T, M), for `CPC` with an encoder of frames; nothing is random."""
+        """The spectrogram (B, T, M) of each window, without augmentation."""
         return [self.spectrum(wave) for wave in waves]
 
     def evaluation(self, waves: Tensor | Padded) -> Tensor | Padded:
-        """The same, with the frames of each waveform's own samples."""
+        """The spectrogram of whole waveforms, zero after each one's own frames."""
         if not isinstance(waves, Padded):
             return self.spectrum(waves)
         lack = max(0, self.window - waves.values.shape[1])

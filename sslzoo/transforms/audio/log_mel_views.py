@@ -1,14 +1,14 @@
-"""LogMelViews: spectrograms as images, so that a method of images learns from sound.
+"""LogMelViews: augmented log-mel spectrograms as images, for image methods on sound.
 
-The operations are those of Niizumi et al., BYOL for Audio, IJCNN 2021,
-https://arxiv.org/abs/2103.06695 (mix, random resized crop in time and frequency), and a gain.
+The operations are mix and random resized crop in time and frequency, from Niizumi et al., BYOL for
+Audio, IJCNN 2021, https://arxiv.org/abs/2103.06695, and a gain.
 
 Deviations:
-    1. The sound that is mixed in is a keyed choice from the training set, another for each view;
-       the paper's comes from the samples seen last.
-    2. A box never reaches beyond the spectrogram, and is resized bilinearly, antialiased; the
-       paper's may reach into zeros, and is resized bicubically.
-    3. Gain is one number a view; the paper fades it over time in a later version.
+    1. The sound to mix in is a keyed draw from the training set, one per view; in the paper it is
+       one of the most recent samples.
+    2. A box lies inside the spectrogram and is resized bilinearly, antialiased; in the paper it may
+       extend into zero padding and is resized bicubically.
+    3. The gain is constant per view; the paper's later version fades it over time.
 
 Shapes: B windows of L samples, M mel bands, T frames, a view's side S.
 """
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sslzoo.batch import Padded
+from sslzoo.checks import check_at_least, check_interval
 from sslzoo.random import Keys
 from sslzoo.transforms.audio.log_mel import LogMel
 from sslzoo.transforms.image.crop import RandomResizedCrop
@@ -28,19 +29,19 @@ from sslzoo.transforms.image.crop import RandomResizedCrop
 
 @final
 class LogMelViews:
-    """Two views: another sound mixed in, a box of time and frequency, a gain; then standardized.
+    """Two views: mix with another sound, random resized crop, gain, standardize.
 
     Args:
-        mel: of the waveforms.
-        size: S; the views are square, (B, 1, S, S).
-        mix: the other sound's share of the energy is uniform in [0, mix]; 0.4 in the paper.
-        scale: range of the box's share of the spectrogram; 0.6 in the paper for each side.
-        gain: in dB, uniform in [-gain, gain].
-        mean: in dB, of what leaves.
-        std: in dB, likewise.
+        mel: computes the spectrograms.
+        size: S; views are (B, 1, S, S).
+        mix: the other sound's fraction of the energy is uniform in [0, mix]; 0.4 in the paper.
+        scale: range of the box's fraction of the spectrogram; in the paper 0.6 per side.
+        gain: the gain is uniform in [-gain, gain] dB.
+        mean: mean of the views in dB, subtracted.
+        std: standard deviation of the views in dB.
     """
 
-    partners = 2  # other windows that the data module brings with each sample
+    partners = 2  # number of windows of other files needed per sample
 
     def __init__(
         self,
@@ -52,19 +53,19 @@ class LogMelViews:
         mean: float = -40.0,
         std: float = 20.0,
     ) -> None:
-        if not 0 <= mix < 1 or gain < 0 or std <= 0:
-            raise ValueError(
-                f"0 <= mix < 1, gain of at least 0 and std above 0 wanted, got {mix}, {gain}, {std}"
-            )
+        check_interval("mix", mix, 0, 1, "[)")
+        check_at_least("gain", gain, 0)
+        if std <= 0:
+            raise ValueError(f"std must be greater than 0, got {std}")
         self.mel, self.mix, self.gain, self.mean, self.std = mel, mix, gain, mean, std
         self.size, self.scale = size, scale
         self.crop = RandomResizedCrop(size, scale, (0.6, 1 / 0.6), flip=0.0)
 
     @torch.no_grad()
     def __call__(self, waves: list[Tensor], keys: Keys) -> list[Tensor]:
-        """Shapes: the window and two others, (B, L) int16 -> two (B, 1, S, S) float32."""
+        """Make two views (B, 1, S, S) of three windows (B, L): the sample's and two others."""
         if len(waves) != 1 + self.partners:
-            raise ValueError(f"a window and {self.partners} others wanted, got {len(waves)} in all")
+            raise ValueError(f"waves must be {1 + self.partners} windows, got {len(waves)}")
         own, *others = (self.mel.spectrum(wave) for wave in waves)  # (B, T, M) dB
         return [
             self._view(own, other, keys.fold("view", number)) for number, other in enumerate(others)
@@ -74,7 +75,7 @@ class LogMelViews:
     def evaluation(self, waves: Tensor | Padded) -> Tensor | Padded:
         """The whole spectrogram of a window: (B, L) -> (B, 1, M, T)."""
         if isinstance(waves, Padded):
-            raise ValueError("an image has one size: set eval_window of the data module, got null")
+            raise ValueError("eval_window of the data module must be set for images, got None")
         return (self.mel.spectrum(waves).mT[:, None] - self.mean) / self.std
 
     def _view(self, own: Tensor, other: Tensor, keys: Keys) -> Tensor:

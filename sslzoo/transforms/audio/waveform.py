@@ -1,4 +1,4 @@
-"""Waveform: raw int16 samples to floats, the whole transform of CPC.
+"""Waveform: int16 samples to normalized floats, CPC's transform.
 
 Shapes: B waveforms of L samples.
 """
@@ -13,33 +13,38 @@ from torch import Tensor
 from sslzoo.batch import Padded
 from sslzoo.random import Keys
 
-FULL_SCALE = 32768.0
-# Greedy InfoMax's, of LibriSpeech: its samples are int32, so 65536 times ours.
+# Greedy InfoMax's for LibriSpeech, whose int32 samples are 65536 times ours.
 GIM_MEAN, GIM_STD = -1456218.75 / 2**31, 135303504.0 / 2**31
+
+
+def to_float(waves: Tensor) -> Tensor:
+    """Convert int16 samples, or floats in [-1, 1], to float32 in [-1, 1]."""
+    x = waves.to(torch.float32)
+    return x if waves.is_floating_point() else x / 32768.0
 
 
 @final
 class Waveform:
-    """One view: (x - mean) / std of int16 over 32768, or of float in [-1, 1].
+    """The normalized waveform (x - mean) / std, as a single view.
 
     Args:
-        mean: of samples in [-1, 1]; 0 in CPC_audio, -0.000678 in Greedy InfoMax.
-        std: likewise; 1 in CPC_audio, 0.063 in Greedy InfoMax.
+        mean: mean of the samples in [-1, 1]; 0 in CPC_audio, -0.000678 in Greedy InfoMax.
+        std: standard deviation of the samples; 1 in CPC_audio, 0.063 in Greedy InfoMax.
     """
 
-    partners = 0  # other windows that the data module brings with each sample
+    partners = 0  # number of windows of other files needed per sample
 
     def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
         if std <= 0:
-            raise ValueError(f"a std above 0 wanted, got {std}")
+            raise ValueError(f"std must be greater than 0, got {std}")
         self.mean, self.std = mean, std
 
     def __call__(self, waves: list[Tensor], keys: Keys) -> list[Tensor]:
-        """Shapes: [(B, L) int16] -> [(B, L) float32]; nothing is random."""
+        """Normalize windows [(B, L) int16] to [(B, L) float32], without augmentation."""
         return [self._scaled(wave) for wave in waves]
 
     def evaluation(self, waves: Tensor | Padded) -> Tensor | Padded:
-        """The same; zeros stay behind each waveform's own samples."""
+        """Normalize whole waveforms, zero after each one's own samples."""
         if not isinstance(waves, Padded):
             return self._scaled(waves)
         values = self._scaled(waves.values)
@@ -47,7 +52,4 @@ class Waveform:
         return Padded(values * inside, waves.lengths)
 
     def _scaled(self, waves: Tensor) -> Tensor:
-        x = waves.to(torch.float32)
-        if not waves.is_floating_point():
-            x = x / FULL_SCALE
-        return (x - self.mean) / self.std
+        return (to_float(waves) - self.mean) / self.std

@@ -1,4 +1,4 @@
-"""Affine maps: a small rotation and shear of each sample about its center."""
+"""Affine maps: a random rotation and shear of each sample about its center."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from sslzoo.checks import check_interval
 from sslzoo.random import Keys
 
 
-def affine_(planes: Tensor, turn: Tensor, shear: Tensor) -> None:
-    """Turn and shear about the center as torchvision's `affine` does, bilinearly, 0 outside.
+def affine_(planes: Tensor, angle: Tensor, shear: Tensor) -> None:
+    """Shear and rotate about the center, as torchvision's bilinear `affine` does; 0 outside.
 
     Args:
         planes: (C, B, H, H), changed in place.
-        turn: (B,) radians, clockwise.
-        shear: (B,) radians, of the vertical axis; it comes before the turn.
+        angle: (B,) clockwise rotation in radians.
+        shear: (B,) shear of the vertical axis in radians, before the rotation.
     """
-    cos, sin, slant, zero = turn.cos(), turn.sin(), shear.tan(), torch.zeros_like(turn)
-    # From a place in the result to its source: undo the turn, then the shear.
+    cos, sin, slant, zero = angle.cos(), angle.sin(), shear.tan(), torch.zeros_like(angle)
+    # Maps a position in the result to its source: inverse rotation, then inverse shear.
     rows = (cos - slant * sin, sin + slant * cos, zero, -sin, cos, zero)
     images = planes.transpose(0, 1)
     grid = affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(images.shape), align_corners=False)
@@ -30,27 +31,25 @@ def affine_(planes: Tensor, turn: Tensor, shear: Tensor) -> None:
 
 @final
 class RandomAffine:
-    """Turn and shear every sample.
+    """Rotate and shear every sample.
 
     Args:
-        degrees: the turn is uniform in [-degrees, degrees].
-        shear: so is the shear, an angle in degrees.
+        degrees: the rotation is uniform in [-degrees, degrees].
+        shear: the shear angle is uniform in [-shear, shear] degrees.
     """
 
     def __init__(self, degrees: float, shear: float) -> None:
-        if not 0 <= degrees <= 180 or not 0 <= shear < 90:
-            raise ValueError(
-                f"degrees wants 0 to 180 and shear 0 to below 90, got {degrees} and {shear}"
-            )
+        check_interval("degrees", degrees, 0, 180)
+        check_interval("shear", shear, 0, 90, "[)")
         self.degrees = degrees
         self.shear = shear
 
     def draw(self, keys: Keys) -> tuple[Tensor, ...]:
-        """Turns and shears in radians, (B,) each."""
+        """Rotations and shears in radians, (B,) each."""
         unit = keys.uniform("angles", 2, low=-1.0)
         return unit[:, 0] * math.radians(self.degrees), unit[:, 1] * math.radians(self.shear)
 
-    def apply(self, planes: Tensor, turn: Tensor, shear: Tensor) -> Tensor:
-        """Shapes: planes (C, B, S, S), changed in place; turn, shear (B,)."""
-        affine_(planes, turn, shear)
+    def apply(self, planes: Tensor, angle: Tensor, shear: Tensor) -> Tensor:
+        """Rotate and shear planes (C, B, S, S) in place; angle and shear (B,)."""
+        affine_(planes, angle, shear)
         return planes

@@ -1,13 +1,14 @@
 """Gaussian blur: SimCLR's and BYOL's kernel with zero padding, and PIL's three box passes.
 
-On accelerators, and for PIL's, both are products with banded matrices along the two axes, taken
-in blocks so that little more than the band is multiplied.
+PIL's blur, and on accelerators both, are products with banded matrices along the two axes, in
+blocks that cover little more than the band.
 Shapes: planes (C, B, H, W), changed in place; sigma (B,) in pixels.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import final
 
@@ -18,11 +19,11 @@ from torch.nn import functional as F
 from sslzoo.random import Keys
 from sslzoo.transforms.image.layout import on_rows
 
-_BLOCK = 56  # rows of the result a product: at 224 pixels and radius 11, a quarter is multiplied
-_NO_WEIGHT = 1e-10  # of a tap: below what a sum in float32 can show
+_BLOCK = 56  # rows of the result per product; at 224 pixels and radius 11, a quarter is multiplied
+_NO_WEIGHT = 1e-10  # weight of a tap that is lost in a float32 sum
 _PIL_PASSES = 3  # box passes of ImageFilter.GaussianBlur
 
-# Rows a to b and columns c to d of one square matrix a sample, (B, b - a, d - c).
+# Rows a to b and columns c to d of one square matrix per sample, (B, b - a, d - c).
 Band = Callable[[int, int, int, int], Tensor]
 
 
@@ -31,7 +32,7 @@ def _block(length: int, device: torch.device) -> int:
 
 
 def _multiply(planes: Tensor, band: Band, radius: int, rows: bool) -> Tensor:
-    """Multiply each column (`rows`: each row) by a matrix whose band reaches `radius` pixels."""
+    """Multiply each column (or row) by a matrix whose band has half-width `radius`."""
     channels, batch, height, width = planes.shape
     length = width if rows else height
     block = _block(max(height, width), planes.device)
@@ -57,16 +58,16 @@ def gaussian_blur_(planes: Tensor, sigma: Tensor, radius: int) -> None:
 
 
 def _blur_by_samples(planes: Tensor, sigma: Tensor, radius: int) -> None:
-    """Sample by sample, by few products with one block of a banded matrix, in the cache.
+    """Blur sample by sample, in the cache, by products with a block of a banded matrix.
 
-    A tap of no weight is 0: the smallest ones would be denormal numbers, which are slow.
+    Taps of negligible weight are set to 0, since denormal numbers are slow.
     """
     height, width = planes.shape[2:]
     tap = torch.arange(-radius, radius + 1, dtype=torch.float64)
     kernel = (-0.5 * (tap / sigma.double()[:, None]).square()).exp()
     kernel /= kernel.sum(1, keepdim=True)
     kernel = torch.where(kernel < _NO_WEIGHT, 0, kernel).to(planes.dtype)
-    # Row i of a block holds the kernel from column i on.
+    # Row i of a block holds the kernel from column i.
     padded = F.pad(kernel, (_BLOCK - 1, _BLOCK - 1))
     blocks = padded.unfold(1, _BLOCK + 2 * radius, 1).flip(1).contiguous()
     half = planes.new_empty(planes.shape[0], height, width)
@@ -82,7 +83,7 @@ def _blur_by_samples(planes: Tensor, sigma: Tensor, radius: int) -> None:
 
 
 def _spans(length: int, radius: int) -> list[tuple[int, int, int, int]]:
-    """For each block of an axis its first and last place, and those that its band reaches."""
+    """Per block of an axis: start and stop, and the start and stop of its band."""
     starts = range(0, length, _BLOCK)
     ends = [min(start + _BLOCK, length) for start in starts]
     return [
@@ -92,11 +93,11 @@ def _spans(length: int, radius: int) -> list[tuple[int, int, int, int]]:
 
 
 def _blur_by_bands(planes: Tensor, sigma: Tensor, radius: int) -> None:
-    """The whole batch by products with banded matrices: no number leaves the device."""
+    """Blur the whole batch by products with banded matrices, without a host sync."""
     rate = (-0.5 / (sigma * sigma))[:, None, None]
     taps = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
     total = (rate * taps * taps).exp().sum(2, keepdim=True)
-    # The matrix is the same all along its diagonal: one block of it serves every other.
+    # The matrix is constant along its diagonals, so that all blocks are equal.
     block = _block(max(planes.shape[2:]), planes.device)
     tap = torch.arange(-radius, block + radius, device=sigma.device, dtype=sigma.dtype)
     distance = tap - tap[radius : radius + block, None]
@@ -110,7 +111,7 @@ def _blur_by_bands(planes: Tensor, sigma: Tensor, radius: int) -> None:
 
 
 def _box_matrix(sigma: Tensor, length: int, reach: int) -> Tensor:
-    """One of PIL's three box passes along an axis, edges repeated, (B, length, length).
+    """The matrix of one of PIL's box passes along an axis, edges repeated, (B, length, length).
 
     The box of a fractional half-width l + a has the variance sigma^2 / 3 (Gwosdek et al.,
     Theoretical foundations of Gaussian convolution by extended box filtering, 2011).
@@ -122,7 +123,7 @@ def _box_matrix(sigma: Tensor, length: int, reach: int) -> Tensor:
     pixel = torch.arange(length, device=sigma.device)[:, None]
     tap = torch.arange(-reach, length + reach, device=sigma.device)
     distance = (tap - pixel).abs().to(sigma.dtype)
-    # 1 inside the box, its fraction on the rim, 0 outside.
+    # The weight is 1 inside the box, fractional on its rim, and 0 outside.
     weights = (whole[:, None, None] + 1 - distance).clamp_(0, 1)
     rim = (1 - (whole[:, None, None] + 1 - distance).abs()).clamp_min_(0)
     weights += part[:, None, None] * rim
@@ -134,15 +135,14 @@ def _box_matrix(sigma: Tensor, length: int, reach: int) -> Tensor:
 
 
 def pil_blur_(planes: Tensor, sigma: Tensor, largest: float) -> None:
-    """PIL's GaussianBlur(radius=sigma): three box passes along rows, three along columns.
+    """PIL's GaussianBlur(radius=sigma): three box passes along rows and three along columns.
 
-    PIL rounds to bytes after each pass, so that a narrow blur leaves most pixels as they are;
-    so does this, first of all for its input.
+    As in PIL, the input and the result of each pass are rounded to bytes.
 
     Args:
         planes: (C, B, H, W) in [0, 1], changed in place.
         sigma: (B,).
-        largest: a bound of sigma, which bounds the band.
+        largest: upper bound of sigma, which bounds the band.
     """
     variance = largest * largest / _PIL_PASSES
     reach = math.floor((math.sqrt(12 * variance + 1) - 1) / 2) + 1
@@ -158,15 +158,12 @@ def pil_blur_(planes: Tensor, sigma: Tensor, largest: float) -> None:
     torch.mul(result, 1 / 255, out=planes)
 
 
-@final
-class GaussianBlur:
-    """Blur with a kernel of about a tenth of the image's height, padded with zeros.
-
-    SimCLR (height // 10, then // 2 on each side) and BYOL (int(height / 20)) share the radius.
+class _RandomBlur(ABC):
+    """Blur samples with a random width.
 
     Args:
-        p: probability for each sample.
-        sigma: range of the width in pixels, drawn for each sample.
+        p: probability per sample.
+        sigma: range of the width in pixels, drawn per sample.
     """
 
     def __init__(self, p: float, sigma: tuple[float, float] = (0.1, 2.0)) -> None:
@@ -174,45 +171,35 @@ class GaussianBlur:
         self.sigma = sigma
 
     def draw(self, keys: Keys) -> tuple[Tensor, ...]:
-        """Which samples (B,) bool, and their sigma (B,)."""
+        """The chosen samples (B,) bool, and their sigma (B,)."""
         low, high = self.sigma
         return keys.bernoulli("apply", self.p), keys.uniform("sigma", 1, low=low, high=high)[:, 0]
 
     def apply(self, planes: Tensor, chosen: Tensor, sigma: Tensor) -> Tensor:
-        """Shapes: planes (C, B, H, W), changed in place; chosen, sigma (B,)."""
-        radius = planes.shape[2] // 20
-
-        def blur(part: Tensor, width: Tensor) -> None:
-            gaussian_blur_(part, width, radius)
-
-        if radius:
-            on_rows(planes, chosen, blur, sigma)
+        """Blur the chosen samples of planes (C, B, H, W) in place."""
+        on_rows(planes, chosen, self.blur_, sigma)
         return planes
+
+    @abstractmethod
+    def blur_(self, planes: Tensor, sigma: Tensor) -> None:
+        """Blur planes (C, B, H, W) in place with widths sigma (B,)."""
 
 
 @final
-class PILBlur:
-    """PIL's GaussianBlur with a random radius, as MoCo v2, SimSiam, SwAV and DINO use it.
+class GaussianBlur(_RandomBlur):
+    """Blur with a kernel of a tenth of the height, padded with zeros (SimCLR, BYOL).
 
-    Args:
-        p: probability for each sample.
-        sigma: range of the radius in pixels, drawn for each sample.
+    The radius is SimCLR's (height // 10) // 2, which equals BYOL's int(height / 20).
     """
 
-    def __init__(self, p: float, sigma: tuple[float, float] = (0.1, 2.0)) -> None:
-        self.p = p
-        self.sigma = sigma
+    def blur_(self, planes: Tensor, sigma: Tensor) -> None:
+        if radius := planes.shape[2] // 20:
+            gaussian_blur_(planes, sigma, radius)
 
-    def draw(self, keys: Keys) -> tuple[Tensor, ...]:
-        """Which samples (B,) bool, and their sigma (B,)."""
-        low, high = self.sigma
-        return keys.bernoulli("apply", self.p), keys.uniform("sigma", 1, low=low, high=high)[:, 0]
 
-    def apply(self, planes: Tensor, chosen: Tensor, sigma: Tensor) -> Tensor:
-        """Shapes: planes (C, B, H, W), changed in place; chosen, sigma (B,)."""
+@final
+class PILBlur(_RandomBlur):
+    """Blur as PIL's GaussianBlur with a random radius (MoCo v2, SimSiam, SwAV, DINO)."""
 
-        def blur(part: Tensor, width: Tensor) -> None:
-            pil_blur_(part, width, self.sigma[1])
-
-        on_rows(planes, chosen, blur, sigma)
-        return planes
+    def blur_(self, planes: Tensor, sigma: Tensor) -> None:
+        pil_blur_(planes, sigma, self.sigma[1])

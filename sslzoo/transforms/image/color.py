@@ -1,29 +1,30 @@
-"""Color: jitter of brightness, contrast, saturation and hue in random order, and grayscale.
+"""Color jitter (brightness, contrast, saturation and hue in random order) and grayscale.
 
-Two families of formulas are in use. torchvision: contrast blends with the mean of the gray
-image, saturation with the gray image. TensorFlow (SimCLR, BYOL): contrast blends with each
-channel's own mean, saturation is that of HSV. Brightness multiplies (torchvision, SimCLR's later
-releases) or adds (SimCLR v1, BYOL). All of these but HSV's are affine in a pixel and its gray
-value, so that one pass applies a different one to every sample.
+There are two sets of formulas. In torchvision's, contrast blends with the mean of the gray image,
+and saturation blends with the gray image. In TensorFlow's (SimCLR, BYOL), contrast blends with each
+channel's mean, and saturation is that of HSV. Brightness is multiplied (torchvision, SimCLR's later
+releases) or added (SimCLR v1, BYOL). All of these except HSV's are affine in a pixel and its gray
+value, so one pass applies a different operation to every sample.
 
-Shapes: planes (C, B, H, W) as in `planes.py`, changed in place; images (B, C, H, W).
+Shapes: planes (C, B, H, W) as in `layout.py`, changed in place; images (B, C, H, W).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, final
+from typing import Literal, final, get_args
 
 import torch
 from torch import Tensor
 
+from sslzoo.checks import check_choice, check_interval
 from sslzoo.random import Keys
 from sslzoo.transforms.image.layout import on_rows, per_sample, require_rgb
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # ITU-R 601-2 as torchvision, TensorFlow and BYOL round it
 _TINY = 1e-20  # keeps 0 / 0 of a gray pixel finite; its hue has no effect
 _HUGE = 1e30
-# What each column of the jitter's coefficients holds, and the value that leaves an image alone.
+# Columns of the jitter's coefficients, and the values of an unchanged image.
 _SCALE, _GRAY, _MEAN, _SHIFT, _TURNS, _HSV = range(6)
 _NEUTRAL = (1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 
@@ -35,12 +36,12 @@ def gray_plane(planes: Tensor) -> Tensor:
 
 
 def grayscale_(planes: Tensor) -> None:
-    """Every channel becomes the gray value. Shapes: (3, B, H, W), in place."""
+    """Set every channel to the gray value in place. Shapes: planes (3, B, H, W)."""
     planes.copy_(gray_plane(planes).expand_as(planes))
 
 
 def _extremes(planes: Tensor) -> tuple[Tensor, Tensor]:
-    """HSV's value and chroma (value times saturation); no chroma where the value is below 0."""
+    """HSV's value and chroma (value times saturation); 0 chroma for a value below 0."""
     red, green, blue = planes
     low = torch.minimum(torch.minimum(red, green), blue)
     high = torch.maximum(torch.maximum(red, green), blue)
@@ -48,16 +49,16 @@ def _extremes(planes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def hue_(planes: Tensor, turns: Tensor) -> None:
-    """Turn the hue in HSV, exactly and without a branch.
+    """Rotate the hue in HSV, exactly and without a branch.
 
-    With m the smallest and M the largest channel, the hexagon's hue counted from red is, in
-    sixths of a turn, sign(g - b) (1 + (g + b - r - m) / (M - m)), whichever channel is largest.
-    Back, a channel is m + (M - m) clamp(2 - sixths from that channel's own hue, 0, 1); from red
-    the distance counts around both ends, so there it is clamp(sixths from cyan - 1, 0, 1).
+    With m the smallest and M the largest channel, the hue from red in sixths of a turn is
+    sign(g - b) (1 + (g + b - r - m) / (M - m)), whichever channel is the largest. Conversely, a
+    channel is m + (M - m) clamp(2 - d, 0, 1), with d the distance in sixths to that channel's hue.
+    For red, the distance wraps around, so it is clamp(d - 1, 0, 1) with d the distance to cyan.
 
     Args:
         planes: (3, B, H, W), changed in place.
-        turns: (B,), in turns (0.5 is the opposite color).
+        turns: (B,) rotation in turns (0.5 is the complementary color).
     """
     red, green, blue = planes
     high, chroma = _extremes(planes)
@@ -69,14 +70,14 @@ def hue_(planes: Tensor, turns: Tensor) -> None:
     torch.sub(hue, 3, out=red).abs_().sub_(1)
     torch.sub(hue, 2, out=green).abs_().neg_().add_(2)
     torch.sub(hue, 4, out=blue).abs_().neg_().add_(2)
-    for plane in (red, green, blue):  # one at a time: in the cache
+    for plane in (red, green, blue):  # plane by plane, in the cache
         plane.clamp_(0, 1).mul_(chroma).add_(low)
 
 
 def fast_hue_(planes: Tensor, turns: Tensor) -> None:
-    """Turn the colors about the gray axis: a 3x3 rotation that keeps the mean of the channels.
+    """Rotate the colors about the gray axis by a 3x3 matrix, which keeps the channels' mean.
 
-    Equal to `hue_` for thirds of a turn and close to it for weak colors; a fifth of its cost.
+    This equals `hue_` for thirds of a turn, is close to it for weak colors, and costs a fifth.
     Shapes: planes (3, B, H, W), changed in place; turns (B,).
     """
     angle = turns * (2 * math.pi)
@@ -91,7 +92,7 @@ def fast_hue_(planes: Tensor, turns: Tensor) -> None:
 
 
 def hsv_saturation_(planes: Tensor, factor: Tensor) -> None:
-    """Multiply HSV's saturation, at most to 1 (TensorFlow, BYOL).
+    """Multiply HSV's saturation, with at most 1 as the result (TensorFlow, BYOL).
 
     Shapes: planes (3, B, H, W), changed in place; factor (B,).
     """
@@ -101,7 +102,7 @@ def hsv_saturation_(planes: Tensor, factor: Tensor) -> None:
 
 
 def _blend(planes: Tensor, weights: Tensor, channel_mean: bool, wanted: list[bool]) -> None:
-    """Pixel <- scale pixel + gray its gray value + mean the image's mean + shift."""
+    """Set x to scale * x + gray * gray_value(x) + mean * image_mean + shift, in place."""
     scale, gray, mean, shift = weights.unbind(1)
     offset = per_sample(shift) if wanted[_SHIFT] else None
     if wanted[_MEAN]:
@@ -117,20 +118,24 @@ def _blend(planes: Tensor, weights: Tensor, channel_mean: bool, wanted: list[boo
         planes.add_(offset)
 
 
+Formulas = Literal["torchvision", "tensorflow"]
+
+
 @final
 class ColorJitter:
-    """Random brightness, contrast, saturation and hue, in an order drawn for each sample.
+    """Random brightness, contrast, saturation and hue, in an order drawn per sample.
 
     Args:
-        brightness: half-width of the factor's range about 1, or of the amount when `additive`.
-        contrast: half-width of the factor's range about 1, cut at 0.
-        saturation: likewise.
-        hue: half-width of the turn, in turns, at most 0.5.
-        p: probability of jittering a sample at all.
-        formulas: "torchvision" or "tensorflow" (see the file's head), for contrast, saturation.
-        additive: brightness is added instead of multiplied.
-        fast_hue: rotate about the gray axis instead of in HSV.
-        clip: to [0, 1] after each operation, as torchvision and SimCLR do; BYOL does not.
+        brightness: half-width of the factor's range about 1, or of the added amount's about 0.
+        contrast: half-width of the factor's range about 1, clipped at 0.
+        saturation: half-width of the factor's range about 1, clipped at 0.
+        hue: half-width of the rotation's range, in turns, at most 0.5.
+        p: probability per sample.
+        formulas: contrast and saturation of "torchvision" or "tensorflow", see the module.
+        additive: whether brightness is added instead of multiplied.
+        fast_hue: whether colors are rotated about the gray axis instead of in HSV.
+        clip: whether to clip to [0, 1] after each operation, as torchvision and SimCLR do; BYOL
+            does not.
     """
 
     def __init__(
@@ -140,20 +145,18 @@ class ColorJitter:
         saturation: float,
         hue: float,
         p: float = 1.0,
-        formulas: Literal["torchvision", "tensorflow"] = "torchvision",
+        formulas: Formulas = "torchvision",
         additive: bool = False,
         fast_hue: bool = False,
         clip: bool = True,
     ) -> None:
-        if not 0 <= hue <= 0.5:
-            raise ValueError(f"hue is in turns, from 0 to 0.5, got {hue}")
-        if formulas not in ("torchvision", "tensorflow"):
-            raise ValueError(f"formulas are 'torchvision' or 'tensorflow', got {formulas!r}")
+        check_interval("hue", hue, 0, 0.5)
+        check_choice("formulas", formulas, get_args(Formulas))
         self.p = p
         self.additive = additive
         self.tensorflow = formulas == "tensorflow"
         self.turn = fast_hue_ if fast_hue else hue_
-        self.keeps_range = not (self.tensorflow or fast_hue)  # then a further clip changes nothing
+        self.keeps_range = not (self.tensorflow or fast_hue)  # another clip then has no effect
         self.clip = clip
         low = -brightness if additive else max(0.0, 1 - brightness)
         self.low = (low, max(0.0, 1 - contrast), max(0.0, 1 - saturation), -hue)
@@ -168,15 +171,15 @@ class ColorJitter:
         return (self.coefficients(factors, order, keys.bernoulli("apply", self.p)),)
 
     def coefficients(self, factors: Tensor, order: Tensor, applied: Tensor) -> Tensor:
-        """What each step does to each sample, as weights of a blend, a turn and a saturation.
+        """The coefficients of each step: weights of a blend, a rotation and a saturation.
 
         Args:
-            factors: (B, 4) for brightness, contrast, saturation and hue.
-            order: (B, 4) int64, the operation (0 to 3, as above) of each step.
+            factors: (B, 4) factors of brightness, contrast, saturation and hue.
+            order: (B, 4) int64 operation (0 to 3, in that order) per step.
             applied: (B,) bool, whether the sample is jittered.
 
         Returns:
-            (B, 4, 6): scale, gray, mean, shift, turns, HSV saturation; neutral where unused.
+            (B, 4, 6): scale, gray, mean, shift, turns, HSV saturation; neutral if unused.
         """
         steps = factors.gather(1, order)
         chosen = (order[..., None] == torch.arange(4, device=order.device)) & applied[:, None, None]
@@ -213,10 +216,11 @@ class ColorJitter:
         return planes
 
     def turn_once(self, planes: Tensor, coefficients: Tensor) -> Tensor:
-        """As `apply` for torchvision's exact formulas: one turn, with each sample's steps around.
+        """As `apply`, for torchvision's exact formulas: a single rotation for all samples.
 
-        An accelerator runs every operation of every step for all samples, and the turn costs most:
-        three blends, the turn, three blends, neutral for a sample where it has none there.
+        An accelerator runs every operation of every step for all samples, and the rotation is the
+        most expensive. So this runs three blends, the rotation and three blends, each neutral for
+        samples that have no such step.
         """
         turns = coefficients[..., _TURNS]
         turned = ((turns != 0).cumsum(1) > 0)[..., None]
@@ -236,11 +240,11 @@ class ColorJitter:
 
     def _blend(self, planes: Tensor, weights: Tensor, use: list[bool]) -> None:
         _blend(planes, weights, self.tensorflow, use)
-        if self.clip:  # an exact turn and HSV's saturation keep to the range
+        if self.clip:  # the exact rotation and HSV's saturation stay in the range
             planes.clamp_(0, 1)
 
     def _wanted(self, coefficients: Tensor) -> list[list[bool]]:
-        """Which columns hold anything in each step: looked up on a CPU, all on an accelerator."""
+        """Which columns are used in each step: read on a CPU, all on an accelerator."""
         if coefficients.device.type == "cpu":
             neutral = torch.tensor(_NEUTRAL)
             return (coefficients != neutral).any(0).tolist()
@@ -249,21 +253,21 @@ class ColorJitter:
 
 @final
 class Grayscale:
-    """Replace a sample by its gray image, kept in three channels.
+    """Convert samples to gray, in three equal channels.
 
     Args:
-        p: probability.
+        p: probability per sample.
     """
 
     def __init__(self, p: float) -> None:
         self.p = p
 
     def draw(self, keys: Keys) -> tuple[Tensor, ...]:
-        """Which samples turn gray, (B,) bool."""
+        """The chosen samples, (B,) bool."""
         return (keys.bernoulli("apply", self.p),)
 
     def apply(self, planes: Tensor, chosen: Tensor) -> Tensor:
-        """Shapes: planes (3, B, H, W), changed in place; chosen (B,) bool."""
+        """Convert the chosen samples (B,) of planes (3, B, H, W) in place."""
         require_rgb(planes, "grayscale")
         on_rows(planes, chosen, grayscale_)
         return planes

@@ -1,18 +1,19 @@
-"""Color spaces: CIE Lab and YCbCr of RGB images, as scikit-image defines them.
+"""Color spaces: RGB to CIE Lab, YCbCr and gray, as scikit-image defines them.
 
-Lab: sRGB to XYZ (IEC 61966-2-1) under the white D65 of the 2 degree observer, then CIE 1976.
+Lab: sRGB to XYZ (IEC 61966-2-1) with the white point D65 of the 2 degree observer, then CIE 1976.
 YCbCr: ITU-R BT.601 with foot-room, Y in 16..235 and Cb, Cr in 16..240.
 
-Shapes: planes (C, B, H, W) as in `planes.py`, changed in place.
+Shapes: planes (C, B, H, W) as in `layout.py`, changed in place.
 """
 
 from __future__ import annotations
 
-from typing import Literal, final
+from typing import Literal, final, get_args
 
 import torch
 from torch import Tensor
 
+from sslzoo.checks import check_choice
 from sslzoo.random import Keys
 from sslzoo.transforms.image.color import grayscale_
 from sslzoo.transforms.image.layout import require_rgb
@@ -32,7 +33,7 @@ _YCBCR = (
 )
 _YCBCR_OFFSET = (16.0, 128.0, 128.0)
 
-# CMC's constants: the middle and half the width of each channel's range over all RGB colors.
+# CMC's constants: center and half-width of each channel's range over all RGB colors.
 LAB_MEAN = (50.0, 6.025, -6.6895)
 LAB_STD = (50.0, 92.208, 101.1675)
 YCBCR_MEAN = (116.151, 121.080, 132.342)
@@ -40,13 +41,16 @@ YCBCR_STD = (109.5, 111.855, 111.964)
 
 
 def _weighted(source: Tensor, weights: tuple[float, float, float]) -> Tensor:
-    """The weighted sum of three planes, a new one. Shapes: (3, B, H, W) -> (B, H, W)."""
+    """The weighted sum of three planes. Shapes: (3, B, H, W) -> (B, H, W)."""
     first, second, third = weights
     return (source[0] * first).add_(source[1], alpha=second).add_(source[2], alpha=third)
 
 
 def rgb_to_lab_(planes: Tensor) -> None:
-    """L in 0..100, a and b within about -108..99. Shapes: (3, B, H, W) in [0, 1], in place."""
+    """Convert RGB to Lab in place: L in 0..100, a and b within about -108..99.
+
+    Shapes: planes (3, B, H, W) in [0, 1].
+    """
     curve = ((planes + 0.055) / 1.055).pow_(2.4)
     linear = torch.where(planes > 0.04045, curve, planes / 12.92)
     for channel, (weights, white) in enumerate(zip(_XYZ, _WHITE, strict=True)):
@@ -59,16 +63,19 @@ def rgb_to_lab_(planes: Tensor) -> None:
 
 
 def rgb_to_ycbcr_(planes: Tensor) -> None:
-    """Y in 16..235, Cb and Cr in 16..240. Shapes: (3, B, H, W) in [0, 1], in place."""
+    """Convert RGB to YCbCr in place: Y in 16..235, Cb and Cr in 16..240.
+
+    Shapes: planes (3, B, H, W) in [0, 1].
+    """
     source = planes.clone()
     for channel, (weights, offset) in enumerate(zip(_YCBCR, _YCBCR_OFFSET, strict=True)):
         planes[channel] = _weighted(source, weights).add_(offset)
 
 
 def to_space_(planes: Tensor, space: Space) -> None:
-    """Change the first three planes, RGB in [0, 1], to `space` in place; "rgb" leaves them.
+    """Convert the first three planes, RGB in [0, 1], to `space` in place.
 
-    "gray" keeps three channels, which are equal.
+    "gray" gives three equal channels.
     """
     if space == "rgb":
         return
@@ -77,33 +84,23 @@ def to_space_(planes: Tensor, space: Space) -> None:
     change(planes[:3])
 
 
-def check_space(space: str) -> None:
-    """Refuse an unknown color space.
-
-    Raises:
-        ValueError: names the value got and those wanted.
-    """
-    if space not in ("rgb", "lab", "ycbcr", "gray"):
-        raise ValueError(f"space is 'rgb', 'lab', 'ycbcr' or 'gray', got {space!r}")
-
-
 @final
 class ColorSpace:
-    """Change the colors of every sample to another space.
+    """Convert every sample to another color space.
 
     Args:
-        space: "lab", "ycbcr", "gray" (in three equal channels), or "rgb" for no change.
+        space: "lab", "ycbcr", "gray" (three equal channels), or "rgb" for no conversion.
     """
 
     def __init__(self, space: Space) -> None:
-        check_space(space)
+        check_choice("space", space, get_args(Space))
         self.space: Space = space
 
     def draw(self, keys: Keys) -> tuple[Tensor, ...]:
-        """Nothing is random."""
+        """No random parameters."""
         return ()
 
     def apply(self, planes: Tensor) -> Tensor:
-        """Shapes: planes (C, B, H, W), changed in place; the first three are RGB."""
+        """Convert planes (C, B, H, W) in place; the first three are RGB."""
         to_space_(planes, self.space)
         return planes

@@ -1,7 +1,7 @@
-"""Random erasing: a rectangle of noise over some samples.
+"""Random erasing: replace a rectangle of some samples by noise.
 
 Zhong, Zheng, Kang, Li and Yang, Random Erasing Data Augmentation, AAAI 2020,
-https://arxiv.org/abs/1708.04896; as timm has it, mode "pixel", one rectangle.
+https://arxiv.org/abs/1708.04896. This is timm's mode "pixel" with one rectangle.
 """
 
 from __future__ import annotations
@@ -12,30 +12,31 @@ from typing import final
 import torch
 from torch import Tensor
 
+from sslzoo.checks import check_interval
 from sslzoo.random import Keys
 from sslzoo.transforms.image.layout import on_rows
 
 _ATTEMPTS = 10  # timm's
-_ROWS = 32  # samples at a time: an accelerator makes noise for all of them
+_ROWS = 32  # samples per chunk, since an accelerator makes noise for all of them
 
 
 def rectangles(
-    unit: Tensor, place: Tensor, area: tuple[float, float], aspect: float, height: int, width: int
+    unit: Tensor, corner: Tensor, area: tuple[float, float], aspect: float, height: int, width: int
 ) -> Tensor:
-    """The first drawn rectangle that is smaller than the image in both directions.
+    """The first drawn rectangle per sample that is smaller than the image on both sides.
 
     Args:
-        unit: (B, n, 2) in [0, 1): area and aspect of each attempt.
-        place: (B, 2) in [0, 1).
-        area: range of the rectangle's share of the image.
-        aspect: smallest height / width, the largest is 1 / aspect; uniform in its logarithm.
-        height: of the image.
-        width: likewise.
+        unit: (B, n, 2) draws in [0, 1) for the area and aspect of each attempt.
+        corner: (B, 2) draws in [0, 1) for the position.
+        area: range of the rectangle's fraction of the image area.
+        aspect: smallest height / width; the largest is 1 / aspect, uniform in the logarithm.
+        height: height of the image.
+        width: width of the image.
 
     Returns:
-        (B, 4) int64: top, left, height, width; of no height and width where no attempt fits.
+        (B, 4) int64: top, left, height, width; height and width are 0 if no attempt fits.
     """
-    unit, place = unit.double(), place.double()  # a rounding must not differ by device
+    unit, corner = unit.double(), corner.double()  # so that devices round alike
     low, high = area
     area_of = (low + (high - low) * unit[..., 0]) * (height * width)
     span = math.log(1 / aspect) - math.log(aspect)
@@ -45,17 +46,17 @@ def rectangles(
     first = fits.to(torch.uint8).argmax(1, keepdim=True)
     chosen = [x.gather(1, first)[:, 0] * fits.any(1) for x in (heights, widths)]
     room = torch.stack((height - chosen[0], width - chosen[1]), dim=1)
-    corner = (place * (room + 1)).floor()
-    return torch.stack((*corner.unbind(1), *chosen), dim=1).long()
+    top_left = (corner * (room + 1)).floor()
+    return torch.stack((*top_left.unbind(1), *chosen), dim=1).long()
 
 
 def erase_(planes: Tensor, box: Tensor, key: Tensor) -> None:
-    """Put standard normal noise, a number a channel and pixel, into each sample's rectangle.
+    """Replace each sample's rectangle by standard normal noise per channel and pixel.
 
     Args:
         planes: (C, B, H, W), changed in place.
         box: (B, 4) int64, see `rectangles`.
-        key: (B,) int64, of the noise.
+        key: (B,) int64 key of the noise.
     """
     channels, _, height, width = planes.shape
     top, left, tall, wide = box[..., None, None].unbind(1)  # (B, 1, 1) each
@@ -68,36 +69,35 @@ def erase_(planes: Tensor, box: Tensor, key: Tensor) -> None:
 
 @final
 class RandomErasing:
-    """Erase a rectangle of some samples; it follows the normalization, whose scale noise has.
+    """Erase a rectangle of some samples; use it after the normalization.
 
     Args:
-        p: probability for each sample.
-        area: range of the rectangle's share of the image.
+        p: probability per sample.
+        area: range of the rectangle's fraction of the image area.
         aspect: smallest height / width; the largest is 1 / aspect.
     """
 
     def __init__(
         self, p: float = 0.25, area: tuple[float, float] = (0.02, 1 / 3), aspect: float = 0.3
     ) -> None:
-        if not 0 <= p <= 1 or not 0 < area[0] <= area[1] <= 1 or not 0 < aspect <= 1:
-            raise ValueError(
-                "p from 0 to 1, area 0 < low <= high <= 1 and aspect above 0 to 1 wanted, got "
-                f"{p}, {tuple(area)} and {aspect}"
-            )
+        check_interval("p", p, 0, 1)
+        check_interval("aspect", aspect, 0, 1, "(]")
+        if not 0 < area[0] <= area[1] <= 1:
+            raise ValueError(f"area must have 0 < low <= high <= 1, got {tuple(area)}")
         self.p = p
         self.area = area
         self.aspect = aspect
 
     def draw(self, keys: Keys) -> tuple[Tensor, ...]:
-        """Which samples (B,), attempts (B, 10, 2), places (B, 2) and keys of the noise (B,)."""
-        unit, place = keys.uniform("box", _ATTEMPTS, 2), keys.uniform("place", 2)
-        return keys.bernoulli("apply", self.p), unit, place, keys.key
+        """Chosen samples (B,), attempts (B, 10, 2), positions (B, 2), and noise keys (B,)."""
+        unit, corner = keys.uniform("box", _ATTEMPTS, 2), keys.uniform("place", 2)
+        return keys.bernoulli("apply", self.p), unit, corner, keys.key
 
     def apply(
-        self, planes: Tensor, chosen: Tensor, unit: Tensor, place: Tensor, key: Tensor
+        self, planes: Tensor, chosen: Tensor, unit: Tensor, corner: Tensor, key: Tensor
     ) -> Tensor:
-        """Shapes: planes (C, B, H, W), changed in place; the rest as drawn."""
-        box = rectangles(unit, place, self.area, self.aspect, planes.shape[2], planes.shape[3])
+        """Erase rectangles of planes (C, B, H, W) in place, with the draws of `draw`."""
+        box = rectangles(unit, corner, self.area, self.aspect, planes.shape[2], planes.shape[3])
         for start in range(0, planes.shape[1], _ROWS):
             rows = slice(start, start + _ROWS)
             on_rows(planes[:, rows], chosen[rows], erase_, box[rows], key[rows])

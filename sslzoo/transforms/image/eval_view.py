@@ -1,6 +1,6 @@
-"""Evaluation view: the deterministic resize, center crop and normalization of a test image.
+"""The evaluation view: the deterministic resize, center crop and normalization of an image.
 
-Shapes: B images, C channels, source (H, W), result (S, S).
+Shapes: B images, C channels, sources (H, W), results (S, S).
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from sslzoo.checks import check_at_least, check_choice
 from sslzoo.eval.fingerprint import described
-from sslzoo.transforms.image.color_space import Space, check_space, to_space_
+from sslzoo.transforms.image.color_space import Space, to_space_
 from sslzoo.transforms.image.layout import to_planes
-from sslzoo.transforms.image.normalize import normalize_
-from sslzoo.transforms.image.resample import Interpolation, crop_planes, pixels_of
+from sslzoo.transforms.image.normalize import check_mean_std, normalize_
+from sslzoo.transforms.image.resample import Interpolation, center_crop, crop_planes, pixels_of
 
 _ROUNDING = 0.01  # beyond [0, 1], of images that were resized
 
@@ -27,14 +28,14 @@ class EvalView:
     """Resize the shorter side, crop the center, normalize.
 
     Args:
-        size: S.
-        resize: length of the shorter side before the crop, such as 256 for 224; None: no resize.
-        mean: of each channel, None for no normalization (SimCLR).
-        std: likewise.
+        size: S, side of the result in pixels.
+        resize: shorter side before the crop, such as 256 for 224; None: no resize.
+        mean: mean per channel; None: no normalization (SimCLR).
+        std: standard deviation per channel.
         interpolation: "bilinear" or "bicubic", antialiased.
-        fraction: instead of `resize`, take the central square of this share of the shorter side
-            and resize it to S without antialiasing: TensorFlow's way, SimCLR's 0.875, bicubic.
-        space: of the colors, before the normalization: "rgb", "lab" or "ycbcr" (CMC), "gray".
+        fraction: instead of `resize`: crop the central square of this fraction of the shorter side
+            and resize it without antialiasing, as TensorFlow does; 0.875 and bicubic in SimCLR.
+        space: color space before the normalization: "rgb", "lab" or "ycbcr" (CMC), or "gray".
     """
 
     def __init__(
@@ -47,17 +48,13 @@ class EvalView:
         fraction: float | None = None,
         space: Space = "rgb",
     ) -> None:
-        check_space(space)
-        if (mean is None) != (std is None):
-            raise ValueError(f"mean and std come together, got {mean} and {std}")
-        if resize is not None and fraction is not None:
-            raise ValueError(f"resize or fraction, not both, got {resize} and {fraction}")
-        if interpolation not in get_args(Interpolation):
-            raise ValueError(
-                f"interpolation must be one of {get_args(Interpolation)}, got {interpolation!r}"
-            )
-        if resize is not None and resize < size:
-            raise ValueError(f"resize is at least the size {size}, got {resize}")
+        check_choice("space", space, get_args(Space))
+        check_choice("interpolation", interpolation, get_args(Interpolation))
+        check_mean_std(mean, std)
+        if resize is not None:
+            check_at_least("resize", resize, size)
+            if fraction is not None:
+                raise ValueError(f"fraction must be None with resize, got {fraction}")
         self.size = size
         self.resize = resize
         self.mean = mean
@@ -68,10 +65,10 @@ class EvalView:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Shapes: (B, C, H, W) uint8, or float in [0, 1] -> (B, C, S, S) float32.
+        """The view of images (B, C, H, W), uint8 or float in [0, 1]: (B, C, S, S) float32.
 
         Raises:
-            ValueError: another type, shape or range.
+            ValueError: the images have another type, shape or range.
         """
         _refuse_no_images(images)
         with torch.autocast(images.device.type, enabled=False):
@@ -79,7 +76,7 @@ class EvalView:
 
     @torch.no_grad()
     def crop_one(self, image: Image.Image | Tensor) -> Tensor:
-        """One image in a loader's worker: PIL or (C, H, W) uint8 -> (C, S, S) uint8."""
+        """Crop one image in a loader's worker: PIL or (C, H, W) uint8 -> (C, S, S) uint8."""
         out = self._center(pixels_of(image)[None])[0]
         if out.dtype == torch.uint8:
             return out.contiguous()
@@ -87,7 +84,7 @@ class EvalView:
 
     @torch.no_grad()
     def finish(self, crops: Tensor) -> Tensor:
-        """Color space and mean: (B, C, S, S) uint8, or float in [0, 1] -> float32."""
+        """Convert and normalize crops (B, C, S, S), uint8 or float in [0, 1], to float32."""
         planes = to_planes(crops)
         to_space_(planes, self.space)
         if self.mean is not None and self.std is not None:
@@ -95,11 +92,11 @@ class EvalView:
         return planes.transpose(0, 1).contiguous()
 
     def fingerprint(self) -> str:
-        """Changes where what it makes of images does."""
+        """Hash of everything the view depends on."""
         return described(self)
 
     def arguments(self) -> dict[str, Any]:
-        """Plain values that build an equal view, without those that are None."""
+        """Constructor arguments that build an equal view, without those that are None."""
         found = {key: getattr(self, key) for key in ("size", "resize", "fraction", "space")}
         found["interpolation"] = self.interpolation
         if self.mean is not None and self.std is not None:
@@ -116,14 +113,11 @@ class EvalView:
             short = min(height, width)
             height, width = (int(self.resize * side / short) for side in (height, width))
             if images.dtype != torch.uint8 or images.device.type != "cpu":
-                images = to_planes(images).transpose(0, 1)  # resizing bytes is the CPU's only
+                images = to_planes(images).transpose(0, 1)  # only CPUs resize bytes
             images = F.interpolate(images, (height, width), mode=self.interpolation, antialias=True)
             if images.is_floating_point():
                 images = images.clamp(0, 1)
-        if min(height, width) < self.size:
-            raise ValueError(f"images of {height} x {width} are smaller than size {self.size}")
-        top, left = round((height - self.size) / 2), round((width - self.size) / 2)
-        return images[:, :, top : top + self.size, left : left + self.size]
+        return center_crop(images, self.size)
 
     def _central_fraction(self, images: Tensor, fraction: float) -> Tensor:
         height, width = images.shape[2:]

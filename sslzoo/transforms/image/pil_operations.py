@@ -1,12 +1,12 @@
-"""PIL's operations on bytes, batched: each sample gets its own operation and argument.
+"""PIL's operations on bytes, batched, with one operation and one argument per sample.
 
-Equal to Pillow's to the byte, as timm's RandAugment calls them, so the arithmetic follows
-Pillow's C code: doubles in geometry and histograms, floats in blends, and both are cut off, not
-rounded. What depends on one byte alone is a table of 256 entries for each image and channel; what
-blends with a changed image, and what moves pixels, are families of their own.
+Results equal Pillow's bit for bit, as called by timm's RandAugment. So the arithmetic follows
+Pillow's C code: doubles in geometry and histograms, floats in blends, both truncated, not rounded.
+There are three kinds of operation: point operations are a table of 256 entries per image and
+channel, blends mix with a changed image, and affine operations move pixels.
 
-Shapes: pixels (C, B, H, W) uint8 with C = 3, changed in place; operation (B,) int64 and argument
-(B,) float64, one of each for a sample.
+Shapes: pixels (C, B, H, W) uint8 with C = 3, changed in place; operation (B,) int64; argument (B,)
+float64.
 """
 
 from __future__ import annotations
@@ -20,88 +20,88 @@ from torch import Tensor
 
 from sslzoo.transforms.image.layout import on_rows, per_sample
 
-_ROWS = 32  # samples at a time: an accelerator holds a dozen float64 copies of their pixels
+_ROWS = 32  # samples per chunk, since an accelerator holds a dozen float64 copies of their pixels
 
 
 class Operation(IntEnum):
-    """Operations in the order of timm's RandAugment; arguments are those of its functions."""
+    """Operations in the order of timm's RandAugment, with the arguments of its functions."""
 
     NONE = -1
     AUTO_CONTRAST = 0
     EQUALIZE = 1
     INVERT = 2
     ROTATE = 3  # degrees, counter-clockwise
-    POSTERIZE = 4  # bits that are kept
-    SOLARIZE = 5  # first byte that is inverted
-    SOLARIZE_ADD = 6  # what is added to bytes below 128
-    COLOR = 7  # factor: 0 is gray, 1 changes nothing
-    CONTRAST = 8  # factor: 0 is the mean gray
-    BRIGHTNESS = 9  # factor: 0 is black
-    SHARPNESS = 10  # factor: 0 is smoothed
-    SHEAR_X = 11  # pixels to the left for each row
-    SHEAR_Y = 12  # pixels up for each column
-    TRANSLATE_X = 13  # to the left, as a share of the width
-    TRANSLATE_Y = 14  # up, as a share of the height
+    POSTERIZE = 4  # bits to keep
+    SOLARIZE = 5  # smallest inverted byte
+    SOLARIZE_ADD = 6  # value added to bytes below 128
+    COLOR = 7  # factor: 0 is gray, 1 is the image
+    CONTRAST = 8  # factor: 0 is the mean gray, 1 is the image
+    BRIGHTNESS = 9  # factor: 0 is black, 1 is the image
+    SHARPNESS = 10  # factor: 0 is smoothed, 1 is the image
+    SHEAR_X = 11  # pixels to the left per row
+    SHEAR_Y = 12  # pixels up per column
+    TRANSLATE_X = 13  # to the left, as a fraction of the width
+    TRANSLATE_Y = 14  # up, as a fraction of the height
 
 
 _BLENDS = (Operation.COLOR, Operation.SHARPNESS)
-_MOVES = (
+_AFFINE = (
     Operation.ROTATE,
     Operation.SHEAR_X,
     Operation.SHEAR_Y,
     Operation.TRANSLATE_X,
     Operation.TRANSLATE_Y,
 )
-_TABLES = tuple(x for x in Operation if x not in (Operation.NONE, *_BLENDS, *_MOVES))
+_POINT = tuple(x for x in Operation if x not in (Operation.NONE, *_BLENDS, *_AFFINE))
 
 
 def operate_(pixels: Tensor, operation: Tensor, argument: Tensor, fill: Sequence[int]) -> None:
-    """Apply to each sample its operation.
+    """Apply each sample's operation.
 
     Args:
         pixels: (3, B, H, W) uint8, changed in place.
         operation: (B,) int64, members of `Operation`.
         argument: (B,) float64.
-        fill: bytes of red, green and blue where no pixel has been.
+        fill: red, green and blue bytes outside the source image.
     """
 
-    def move_(part: Tensor, which: Tensor, how: Tensor) -> None:
-        affine_(part, matrices(which, how, part.shape[2], part.shape[3]), fill)
+    def move_(part: Tensor, operation: Tensor, argument: Tensor) -> None:
+        affine_(part, matrices(operation, argument, part.shape[2], part.shape[3]), fill)
 
     for start in range(0, pixels.shape[1], _ROWS):
         rows = slice(start, start + _ROWS)
         part, drawn = pixels[:, rows], (operation[rows], argument[rows])
-        for family, change in ((_TABLES, look_up_), (_BLENDS, blend_), (_MOVES, move_)):
-            on_rows(part, _is_one_of(drawn[0], family), change, *drawn)
+        for kind, change in ((_POINT, look_up_), (_BLENDS, blend_), (_AFFINE, move_)):
+            on_rows(part, _is_one_of(drawn[0], kind), change, *drawn)
 
 
-def _is_one_of(operation: Tensor, family: Sequence[Operation]) -> Tensor:
+def _is_one_of(operation: Tensor, kind: Sequence[Operation]) -> Tensor:
     chosen = torch.zeros_like(operation, dtype=torch.bool)
-    for member in family:
+    for member in kind:
         chosen |= operation == member
     return chosen
 
 
 def luma(pixels: Tensor) -> Tensor:
-    """PIL's gray, ITU-R 601 in sixteen bits. Shapes: (3, B, H, W) uint8 -> (B, H, W) int32."""
+    """PIL's gray value, ITU-R 601 in 16 bits. Shapes: (3, B, H, W) uint8 -> (B, H, W) int32."""
     red, green, blue = pixels.int()
     return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
 
 
 def _blended(base: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    """From `base` to `other` and beyond, in float32 and cut off: PIL's `blend`, as floats."""
+    """PIL's `blend`: interpolate or extrapolate from `base` to `other` in float32, truncated."""
     base = base.float()
     return (base + factor.float() * (other - base)).clamp(0, 255).floor()
 
 
 def look_up_(pixels: Tensor, operation: Tensor, argument: Tensor) -> None:
-    """The operations that are a table."""
+    """Apply the point operations."""
     table = tables(pixels, operation, argument)
     pixels.copy_(table.gather(2, pixels.flatten(2).long()).view_as(pixels))
 
 
 def tables(pixels: Tensor, operation: Tensor, argument: Tensor) -> Tensor:
-    """What each byte becomes. Returns (3, B, 256) uint8; identity for what is no table."""
+    """The result per byte, (3, B, 256) uint8; identity for other kinds of operation."""
     byte = torch.arange(256, device=pixels.device)
     number, factor = argument.long()[:, None], argument[:, None]
     gray = luma(pixels).flatten(1)  # (B, HW)
@@ -126,14 +126,14 @@ def tables(pixels: Tensor, operation: Tensor, argument: Tensor) -> Tensor:
 
 
 def _ends(counts: Tensor, byte: Tensor) -> tuple[Tensor, Tensor]:
-    """The smallest and the largest byte that occurs. Shapes: (3, B, 256) -> (3, B, 1) each."""
+    """The smallest and the largest byte present. Shapes: (3, B, 256) -> (3, B, 1) each."""
     found = counts > 0
     low = torch.where(found, byte, 255).amin(2, keepdim=True)
     return low, torch.where(found, byte, 0).amax(2, keepdim=True)
 
 
 def _stretched(counts: Tensor, byte: Tensor) -> Tensor:
-    """`ImageOps.autocontrast`'s table: from the bytes that occur to 0 to 255."""
+    """The table of `ImageOps.autocontrast`: the range of the present bytes to 0..255."""
     low, high = _ends(counts, byte)
     span = (high - low).clamp_min(1).double()
     scale = torch.full_like(span, 255) / span  # 255 / span would multiply by a reciprocal
@@ -142,7 +142,7 @@ def _stretched(counts: Tensor, byte: Tensor) -> Tensor:
 
 
 def _equalized(counts: Tensor, byte: Tensor) -> Tensor:
-    """`ImageOps.equalize`'s table: the share of pixels below a byte."""
+    """The table of `ImageOps.equalize`: the fraction of pixels below a byte."""
     below = counts.cumsum(2) - counts
     last = counts.gather(2, _ends(counts, byte)[1])
     step = (counts.sum(2, keepdim=True) - last) // 255
@@ -151,26 +151,27 @@ def _equalized(counts: Tensor, byte: Tensor) -> Tensor:
 
 
 def blend_(pixels: Tensor, operation: Tensor, argument: Tensor) -> None:
-    """`ImageEnhance.Color` (from the gray image) and `Sharpness` (from the smoothed one)."""
+    """Apply `ImageEnhance.Color` (from the gray image) or `Sharpness` (from the smoothed one)."""
     base = torch.where(per_sample(operation == Operation.COLOR), luma(pixels), smoothed(pixels))
     pixels.copy_(_blended(base, pixels, per_sample(argument)))
 
 
 def smoothed(pixels: Tensor) -> Tensor:
-    """`ImageFilter.SMOOTH`, the border left as it is. Shapes: (3, B, H, W) uint8 -> int32."""
+    """`ImageFilter.SMOOTH`, with the border unchanged. Shapes: (3, B, H, W) uint8 -> int32."""
     whole = pixels.int()
     rows = whole[..., :-2, :] + whole[..., 1:-1, :] + whole[..., 2:, :]
     inner = whole[..., 1:-1, 1:-1]
     total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * inner
-    inner.copy_((2 * total + 13) // 26)  # a thirteenth, rounded; no sum is a tie
+    inner.copy_((2 * total + 13) // 26)  # total / 13, rounded; there are no ties
     return whole
 
 
 def matrices(operation: Tensor, argument: Tensor, height: int, width: int) -> Tensor:
-    """From a place in the result to its source, (B, 6) float64: x = a x + b y + c, y = d x + ...
+    """Affine maps from a position in the result to its source, (B, 6) float64.
 
-    Identity for what moves nothing. The turn is about the center. `Image.rotate` rounds its sine
-    and cosine to 15 decimals, which no byte has shown.
+    The source is (a x + b y + c, d x + e y + f). Other kinds of operation get the identity. The
+    rotation is about the center. `Image.rotate` rounds its sine and cosine to 15 decimals, which
+    changed no byte in any test.
     """
 
     def where(name: Operation, value: Tensor, other: Tensor | float) -> Tensor:
@@ -191,12 +192,12 @@ def matrices(operation: Tensor, argument: Tensor, height: int, width: int) -> Te
 
 
 def affine_(pixels: Tensor, matrix: Tensor, fill: Sequence[int]) -> None:
-    """`Image.transform` with an affine map and the bicubic filter (a = -1, not antialiased).
+    """Apply `Image.transform` with an affine map and the bicubic filter (a = -1, no antialias).
 
     Args:
         pixels: (3, B, H, W) uint8, changed in place.
         matrix: (B, 6) float64, see `matrices`.
-        fill: bytes of red, green and blue where the source lies outside.
+        fill: red, green and blue bytes outside the source image.
     """
     height, width = pixels.shape[2:]
     down = torch.arange(height, device=pixels.device).double()[None, :, None] + 0.5
@@ -211,15 +212,15 @@ def affine_(pixels: Tensor, matrix: Tensor, fill: Sequence[int]) -> None:
     lines = []
     for row in range(-1, 3):
         start = (rows + row).clamp(0, height - 1) * width
-        places = [start + (columns + column).clamp(0, width - 1) for column in range(-1, 3)]
-        lines.append(_cubic([flat.gather(2, p.expand_as(flat)).double() for p in places], part_x))
+        taps = [start + (columns + column).clamp(0, width - 1) for column in range(-1, 3)]
+        lines.append(_cubic([flat.gather(2, p.expand_as(flat)).double() for p in taps], part_x))
     moved = _cubic(lines, part_y).clamp(0, 255).view(pixels.shape)
     for plane, values, value in zip(pixels, moved, fill, strict=True):
         plane.copy_(torch.where(inside, values, value))
 
 
 def _cubic(v: list[Tensor], t: Tensor) -> Tensor:
-    """Between the second and the third of four values, in the order of Pillow's additions."""
+    """Interpolate between the second and third of four values, in Pillow's order of additions."""
     linear = v[2] - v[0]
     square = 2 * (v[0] - v[1]) + v[2] - v[3]
     cube = v[1] - v[0] - v[2] + v[3]

@@ -1,9 +1,10 @@
 """Recipes: the views of each paper, under the paper's name.
 
-Each is a function that returns `Views`, so a YAML names it as a class_path. Common deviations:
-the box is drawn as torchvision does (TensorFlow's sampler in SimCLR and BYOL tries 100 times and
-also refuses boxes below 0.1 of the image); every parameter is drawn for each sample and each
-view; values stay floats between operations, where PIL rounds to bytes.
+Each is a function that returns `Views`, for use as a class_path in YAML.
+
+Deviations (all recipes): the crop's box is drawn as in torchvision (TensorFlow's sampler in SimCLR
+and BYOL makes 100 attempts and refuses boxes below 0.1 of the image); every parameter is drawn per
+sample and view; values stay floats between operations, where PIL rounds to bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from sslzoo.checks import check_choice
 from sslzoo.transforms.image.affine import RandomAffine
 from sslzoo.transforms.image.blur import GaussianBlur, PILBlur
 from sslzoo.transforms.image.color import ColorJitter, Grayscale
@@ -22,6 +24,7 @@ from sslzoo.transforms.image.color_space import (
     ColorSpace,
 )
 from sslzoo.transforms.image.crop import RandomResizedCrop
+from sslzoo.transforms.image.layout import Op
 from sslzoo.transforms.image.normalize import (
     AMDIM_CIFAR_MEAN,
     AMDIM_CIFAR_STD,
@@ -33,21 +36,15 @@ from sslzoo.transforms.image.normalize import (
     INSTDISC_CIFAR_STD,
     SWAV_STD,
     Clip,
-    Normalize,
+    normalize_ops,
 )
 from sslzoo.transforms.image.patches import PerPatch
 from sslzoo.transforms.image.resample import Interpolation
 from sslzoo.transforms.image.solarize import Solarize
 from sslzoo.transforms.image.translate import RandomTranslate
-from sslzoo.transforms.image.views import Op, View, Views
+from sslzoo.transforms.image.views import View, Views
 
 Numbers = Sequence[float] | None
-
-
-def _normalize(mean: Numbers, std: Numbers) -> list[Op]:
-    if (mean is None) != (std is None):
-        raise ValueError(f"mean and std come together, got {mean} and {std}")
-    return [] if mean is None or std is None else [Normalize(mean, std)]
 
 
 def simclr_views(
@@ -72,23 +69,22 @@ def simclr_views(
     [0, 1] after each; grayscale 0.2; blur 0.5 (kernel a tenth of the height, sigma 0.1 to 2);
     clip. No normalization.
 
-    Deviations: sigma is drawn for each sample, not once for each batch and view, so that it does
-    not depend on how a batch is split; the crop is antialiased, TensorFlow's is not.
+    Deviations: sigma is drawn per sample, not per batch and view, so that it does not depend on the
+    split of a batch; the crop is antialiased, TensorFlow's is not.
 
     Args:
-        size: pixels of a view: 224, or 32 for CIFAR.
-        strength: s; 1.0 for ImageNet, 0.5 for CIFAR.
-        blur: False for CIFAR.
-        color: False leaves out jitter and grayscale, for images of one channel.
-        flip: False for digits, whose mirror image is another sign.
-        scale: range of the crop's share of the area.
-        brightness: "additive" is version 1, "multiplicative" the later code (simclrv2).
-        interpolation: of the crop.
-        mean: of each channel, to normalize although the paper does not.
-        std: likewise.
+        size: side of a view in pixels: 224, or 32 for CIFAR.
+        strength: s, the color distortion strength: 1.0 for ImageNet, 0.5 for CIFAR.
+        blur: whether to blur; False for CIFAR.
+        color: whether to jitter and gray; False for images of one channel.
+        flip: whether to flip; False for digits.
+        scale: range of the crop's fraction of the image area.
+        brightness: "additive" in SimCLR v1, "multiplicative" in the later code (simclrv2).
+        interpolation: filter of the crop.
+        mean: mean per channel, to normalize although the paper does not.
+        std: standard deviation per channel.
     """
-    if brightness not in ("additive", "multiplicative"):
-        raise ValueError(f"brightness is 'additive' or 'multiplicative', got {brightness!r}")
+    check_choice("brightness", brightness, ("additive", "multiplicative"))
     s = 0.8 * strength
     additive = brightness == "additive"
     ops: list[Op] = []
@@ -97,7 +93,7 @@ def simclr_views(
         ops += [jitter, Grayscale(0.2)]
     if blur:
         ops += [GaussianBlur(0.5), Clip()]
-    ops += _normalize(mean, std)
+    ops += normalize_ops(mean, std)
     crop = RandomResizedCrop(size, scale, interpolation=interpolation, flip=0.5 if flip else 0.0)
     return Views([View(crop, ops)] * 2)
 
@@ -108,24 +104,24 @@ def byol_views(
     mean: Numbers = IMAGENET_MEAN,
     std: Numbers = IMAGENET_STD,
 ) -> Views:
-    """BYOL's two views, which differ in blur and solarisation.
+    """BYOL's two views, which differ in blur and solarization.
 
     Grill et al., Bootstrap Your Own Latent, NeurIPS 2020, https://arxiv.org/abs/2006.07733; code
     deepmind/deepmind-research byol at d8df415.
 
     Order: crop (area 0.08 to 1, aspect 3/4 to 4/3, bicubic), flip 0.5; with probability 0.8
     additive brightness 0.4, contrast 0.4, saturation 0.2, hue 0.1 in random order, unclipped;
-    grayscale 0.2; blur 1.0 and 0.1 (kernel a tenth of the height, sigma 0.1 to 2); solarise 0 and
+    grayscale 0.2; blur 1.0 and 0.1 (kernel a tenth of the height, sigma 0.1 to 2); solarize 0 and
     0.2 at 0.5; clip to [0, 1]; normalize.
 
-    Deviations: the crop is antialiased, TensorFlow's is not; the normalization, in the official
-    code a part of the network, is a part of the view.
+    Deviations: the crop is antialiased, TensorFlow's is not; the normalization is part of the view,
+    in the official code part of the network.
 
     Args:
-        size: pixels of a view.
-        blur: False leaves out the blur, for small images.
-        mean: of each channel; None for no normalization.
-        std: likewise.
+        size: side of a view in pixels.
+        blur: whether to blur; False for small images.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
     """
     views = []
     for blur_p, solarize_p in ((1.0, 0.0), (0.1, 0.2)):
@@ -133,7 +129,7 @@ def byol_views(
         ops: list[Op] = [jitter, Grayscale(0.2)]
         ops += [GaussianBlur(blur_p)] if blur else []
         ops += [Solarize(solarize_p)] if solarize_p else []
-        ops += [Clip(), *_normalize(mean, std)]
+        ops += [Clip(), *normalize_ops(mean, std)]
         views.append(View(RandomResizedCrop(size, interpolation="bicubic"), ops))
     return Views(views)
 
@@ -153,16 +149,15 @@ def instdisc_views(
     flip 0.5, normalize. CIFAR: crop (area 0.2 to 1), jitter (0.4 each) always, grayscale 0.2,
     normalize; no flip.
 
-    Deviations: the flip is made with the crop, which changes nothing.
+    Deviations: none; the flip is applied with the crop, which is equivalent.
 
     Args:
-        size: pixels of the view: 224, or 32 for CIFAR.
-        dataset: which of the two.
-        mean: of each channel; None for the paper's of that dataset.
-        std: likewise.
+        size: side of the view in pixels: 224, or 32 for CIFAR.
+        dataset: "imagenet" or "cifar".
+        mean: mean per channel; None: the paper's for that dataset.
+        std: standard deviation per channel.
     """
-    if dataset not in ("imagenet", "cifar"):
-        raise ValueError(f"dataset is 'imagenet' or 'cifar', got {dataset!r}")
+    check_choice("dataset", dataset, ("imagenet", "cifar"))
     photos = dataset == "imagenet"
     if mean is None and std is None:
         mean = IMAGENET_MEAN if photos else INSTDISC_CIFAR_MEAN
@@ -170,7 +165,7 @@ def instdisc_views(
     color: list[Op] = [ColorJitter(0.4, 0.4, 0.4, 0.4), Grayscale(0.2)]
     ops = color[::-1] if photos else color
     crop = RandomResizedCrop(size, (0.2, 1.0), flip=0.5 if photos else 0.0)
-    return Views([View(crop, [*ops, *_normalize(mean, std)])])
+    return Views([View(crop, [*ops, *normalize_ops(mean, std)])])
 
 
 def invaspread_views(
@@ -187,14 +182,14 @@ def invaspread_views(
     Order: crop (area 0.2 to 1, bilinear), jitter (0.4 each) always, grayscale 0.2, flip 0.5,
     normalize.
 
-    Deviations: the flip is made with the crop, which changes nothing.
+    Deviations: none; the flip is applied with the crop, which is equivalent.
 
     Args:
-        size: pixels of a view: 32 for CIFAR, 96 for STL-10.
-        mean: of each channel; None for no normalization.
-        std: likewise.
+        size: side of a view in pixels: 32 for CIFAR, 96 for STL-10.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
     """
-    ops: list[Op] = [ColorJitter(0.4, 0.4, 0.4, 0.4), Grayscale(0.2), *_normalize(mean, std)]
+    ops: list[Op] = [ColorJitter(0.4, 0.4, 0.4, 0.4), Grayscale(0.2), *normalize_ops(mean, std)]
     return Views([View(RandomResizedCrop(size, (0.2, 1.0)), ops)] * 2)
 
 
@@ -211,25 +206,24 @@ def cmc_views(
     Tian et al., Contrastive Multiview Coding, ECCV 2020, https://arxiv.org/abs/1906.05849; code
     HobbitLong/CMC at 7b227be.
 
-    Order: crop (bilinear), flip 0.5, RGB to Lab (or YCbCr), normalize by the middle and half the
-    width of each channel's range, split into L and ab (Y and CbCr). Colors are not jittered.
+    Order: crop (bilinear), flip 0.5, RGB to Lab (or YCbCr), normalize by the center and half-width
+    of each channel's range, split into L and ab (Y and CbCr). There is no color jitter.
 
-    Deviations: the released wider models add RandAugment, which is not in the code.
+    Deviations: no RandAugment, which the released wider models use but the code lacks.
 
     Args:
-        size: pixels of a view: 224, or 32 for CIFAR.
-        space: "lab", or "ycbcr", which the authors found slightly better.
-        scale: range of the crop's share of the area; (0.08, 1) in their ResNet runs.
-        flip: False for digits.
-        mean: of the three channels; None for the code's of that space.
-        std: likewise.
+        size: side of a view in pixels: 224, or 32 for CIFAR.
+        space: "lab", or "ycbcr", which is slightly better in the paper.
+        scale: range of the crop's fraction of the image area; (0.08, 1) in the ResNet runs.
+        flip: whether to flip; False for digits.
+        mean: mean per channel; None: the code's for that space.
+        std: standard deviation per channel.
     """
-    if space not in ("lab", "ycbcr"):
-        raise ValueError(f"space is 'lab' or 'ycbcr', got {space!r}")
+    check_choice("space", space, ("lab", "ycbcr"))
     if mean is None and std is None:
         mean, std = (LAB_MEAN, LAB_STD) if space == "lab" else (YCBCR_MEAN, YCBCR_STD)
     crop = RandomResizedCrop(size, scale, flip=0.5 if flip else 0.0)
-    return Views([View(crop, [ColorSpace(space), *_normalize(mean, std)])], split=(1, 2))
+    return Views([View(crop, [ColorSpace(space), *normalize_ops(mean, std)])], split=(1, 2))
 
 
 def moco_v1_views(
@@ -243,14 +237,14 @@ def moco_v1_views(
     Order: crop (area 0.2 to 1, bilinear), grayscale 0.2, jitter (0.4 each) always, flip 0.5,
     normalize.
 
-    Deviations: the flip is made with the crop, which changes nothing.
+    Deviations: none; the flip is applied with the crop, which is equivalent.
 
     Args:
-        size: pixels of a view.
-        mean: of each channel; None for no normalization.
-        std: likewise.
+        size: side of a view in pixels.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
     """
-    ops: list[Op] = [Grayscale(0.2), ColorJitter(0.4, 0.4, 0.4, 0.4), *_normalize(mean, std)]
+    ops: list[Op] = [Grayscale(0.2), ColorJitter(0.4, 0.4, 0.4, 0.4), *normalize_ops(mean, std)]
     return Views([View(RandomResizedCrop(size, (0.2, 1.0)), ops)] * 2)
 
 
@@ -261,7 +255,7 @@ def moco_v2_views(
     mean: Numbers = IMAGENET_MEAN,
     std: Numbers = IMAGENET_STD,
 ) -> Views:
-    """MoCo v2's two views, also SimSiam's and, without blur, those of MoCo's CIFAR notebook.
+    """MoCo v2's two views, also for SimSiam and, without blur, MoCo's CIFAR notebook.
 
     Chen et al., Improved Baselines with Momentum Contrastive Learning, 2020,
     https://arxiv.org/abs/2003.04297; code facebookresearch/moco at 78b69ca. Chen and He,
@@ -270,18 +264,18 @@ def moco_v2_views(
     Order: crop (area 0.2 to 1, bilinear); jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8;
     grayscale 0.2; PIL's Gaussian blur 0.5, radius 0.1 to 2; flip 0.5; normalize.
 
-    Deviations: the flip is made with the crop, which changes nothing.
+    Deviations: none; the flip is applied with the crop, which is equivalent.
 
     Args:
-        size: pixels of a view.
-        blur: False leaves it out (CIFAR).
-        scale: range of the crop's share of the area; (0.08, 1) in the CIFAR notebook.
-        mean: of each channel; None for no normalization.
-        std: likewise.
+        size: side of a view in pixels.
+        blur: whether to blur; False for CIFAR.
+        scale: range of the crop's fraction of the image area; (0.08, 1) in the CIFAR notebook.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
     """
     ops: list[Op] = [ColorJitter(0.4, 0.4, 0.4, 0.1, 0.8), Grayscale(0.2)]
     ops += [PILBlur(0.5)] if blur else []
-    ops += _normalize(mean, std)
+    ops += normalize_ops(mean, std)
     return Views([View(RandomResizedCrop(size, scale), ops)] * 2)
 
 
@@ -292,30 +286,30 @@ def moco_v3_views(
     mean: Numbers = IMAGENET_MEAN,
     std: Numbers = IMAGENET_STD,
 ) -> Views:
-    """MoCo v3's two views, which differ in blur and solarisation.
+    """MoCo v3's two views, which differ in blur and solarization.
 
     Chen, Xie and He, An Empirical Study of Training Self-Supervised Vision Transformers, ICCV
     2021, https://arxiv.org/abs/2104.02057; code facebookresearch/moco-v3 at c349e6e.
 
     Order: crop (area 0.08 to 1, bilinear); jitter (0.4, 0.4, 0.2, 0.1) with probability 0.8;
-    grayscale 0.2; PIL's Gaussian blur 1.0 and 0.1, radius 0.1 to 2; solarise 0 and 0.2 at 128;
+    grayscale 0.2; PIL's Gaussian blur 1.0 and 0.1, radius 0.1 to 2; solarize 0 and 0.2 at 128;
     flip 0.5; normalize.
 
-    Deviations: the flip is made with the crop, which changes nothing.
+    Deviations: none; the flip is applied with the crop, which is equivalent.
 
     Args:
-        size: pixels of a view.
-        blur: False leaves it out, for small images.
-        scale: range of the crop's share of the area; (0.2, 1) for ResNet-50.
-        mean: of each channel; None for no normalization.
-        std: likewise.
+        size: side of a view in pixels.
+        blur: whether to blur; False for small images.
+        scale: range of the crop's fraction of the image area; (0.2, 1) for ResNet-50.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
     """
     views = []
     for blur_p, solarize_p in ((1.0, 0.0), (0.1, 0.2)):
         ops: list[Op] = [ColorJitter(0.4, 0.4, 0.2, 0.1, 0.8), Grayscale(0.2)]
         ops += [PILBlur(blur_p)] if blur else []
         ops += [Solarize(solarize_p)] if solarize_p else []
-        views.append(View(RandomResizedCrop(size, scale), [*ops, *_normalize(mean, std)]))
+        views.append(View(RandomResizedCrop(size, scale), [*ops, *normalize_ops(mean, std)]))
     return Views(views)
 
 
@@ -331,18 +325,18 @@ def ijepa_views(
     Architecture, CVPR 2023, https://arxiv.org/abs/2301.08243; code facebookresearch/ijepa at
     52c1ae9.
 
-    Order: crop (area 0.3 to 1, bilinear), normalize. No flip, no change of colors.
+    Order: crop (area 0.3 to 1, bilinear), normalize. There is no flip and no color jitter.
 
     Deviations: none.
 
     Args:
-        size: pixels of the view.
-        scale: range of the crop's share of the area.
-        mean: of each channel; None for no normalization.
-        std: likewise.
+        size: side of the view in pixels.
+        scale: range of the crop's fraction of the image area.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
     """
     crop = RandomResizedCrop(size, scale, flip=0.0)
-    return Views([View(crop, _normalize(mean, std))])
+    return Views([View(crop, normalize_ops(mean, std))])
 
 
 def mae_views(
@@ -356,18 +350,18 @@ def mae_views(
     He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022,
     https://arxiv.org/abs/2111.06377; code facebookresearch/mae at efb2a80.
 
-    Order: crop (area 0.2 to 1, bicubic), flip 0.5, normalize. No change of colors.
+    Order: crop (area 0.2 to 1, bicubic), flip 0.5, normalize. There is no color jitter.
 
     Deviations: none.
 
     Args:
-        size: pixels of the view.
-        scale: range of the crop's share of the area.
-        mean: of each channel; None for no normalization.
-        std: likewise.
+        size: side of the view in pixels.
+        scale: range of the crop's fraction of the image area.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
     """
     crop = RandomResizedCrop(size, scale, interpolation="bicubic")
-    return Views([View(crop, _normalize(mean, std))])
+    return Views([View(crop, normalize_ops(mean, std))])
 
 
 def multi_crop_views(
@@ -379,7 +373,7 @@ def multi_crop_views(
     mean: Numbers = IMAGENET_MEAN,
     std: Numbers = None,
 ) -> Views:
-    """Multi-crop: a few large crops and several small ones, as SwAV and DINO make them.
+    """SwAV's or DINO's multi-crop: a few large and several small crops.
 
     Caron et al., Unsupervised Learning of Visual Features by Contrasting Cluster Assignments,
     NeurIPS 2020, https://arxiv.org/abs/2006.09882; code facebookresearch/swav at 06b1b7c. Caron
@@ -389,26 +383,28 @@ def multi_crop_views(
     SwAV's order: crop (bilinear), flip 0.5, jitter (0.8, 0.8, 0.8, 0.2) with probability 0.8,
     grayscale 0.2, PIL's blur 0.5, normalize. DINO's: crop (bicubic), flip 0.5, jitter (0.4, 0.4,
     0.2, 0.1) with probability 0.8, grayscale 0.2, PIL's blur (first large crop 1.0, second 0.1,
-    small 0.5), solarise the second large crop 0.2 at 128, normalize. DINO's published defaults:
+    small 0.5), solarize the second large crop 0.2 at 128, normalize. DINO's published defaults:
     counts (2, 8), scales ((0.4, 1), (0.05, 0.4)).
 
     Deviations: none.
 
     Args:
         recipe: "swav" or "dino".
-        sizes: pixels of each group of crops.
-        counts: crops of each group; DINO's first group has two.
-        scales: range of each group's share of the area.
-        blur: False leaves it out, for small images.
-        mean: of each channel.
-        std: likewise; None for the recipe's (SwAV's has the official 0.228 for red).
+        sizes: side in pixels per group of crops.
+        counts: number of crops per group; 2 in DINO's first group.
+        scales: range of the crop's fraction of the image area per group.
+        blur: whether to blur; False for small images.
+        mean: mean per channel.
+        std: standard deviation per channel; None: the recipe's (SwAV's official red is 0.228).
     """
-    if recipe not in ("swav", "dino"):
-        raise ValueError(f"recipe is 'swav' or 'dino', got {recipe!r}")
+    check_choice("recipe", recipe, ("swav", "dino"))
     if not len(sizes) == len(counts) == len(scales):
-        raise ValueError(f"one entry a group, got {sizes}, {counts} and {scales}")
+        raise ValueError(
+            "sizes, counts and scales must have one entry per group of crops, got "
+            f"{sizes}, {counts} and {scales}"
+        )
     if recipe == "dino" and counts[0] != 2:
-        raise ValueError(f"DINO has two large crops, got counts {counts}")
+        raise ValueError(f"counts must begin with 2 for DINO, got {counts}")
     dino = recipe == "dino"
     if mean is not None and std is None:
         std = IMAGENET_STD if dino else SWAV_STD
@@ -423,12 +419,12 @@ def multi_crop_views(
         ) -> View:
             ops: list[Op] = [jitter, Grayscale(0.2)]
             ops += [PILBlur(blur_p)] if blur else []
-            return View(crop, [*ops, *last, *_normalize(mean, std)])
+            return View(crop, [*ops, *last, *normalize_ops(mean, std)])
 
         if dino and group == 0:
             views += [view(1.0), view(0.1, Solarize(0.2))]
         else:
-            views += [view(0.5)] * count  # one for all: they are made together
+            views += [view(0.5)] * count  # one object, so that they are made together
     return Views(views)
 
 
@@ -438,23 +434,23 @@ def dim_views(
     mean: Numbers = (0.5, 0.5, 0.5),
     std: Numbers = (0.5, 0.5, 0.5),
 ) -> Views:
-    """Deep InfoMax's single view: the image itself.
+    """Deep InfoMax's single view: the resized image.
 
     Hjelm et al., Learning Deep Representations by Mutual Information Estimation and Maximization,
     ICLR 2019, https://arxiv.org/abs/1808.06670; code rdevon/DIM at bac4765.
 
     Order: resize, flip 0.5 (STL-10 only), normalize.
 
-    Deviations: an image that is not square is cut to its central square; the code's are square.
+    Deviations: none for square images, as in the code; others are cropped to the central square.
 
     Args:
-        size: pixels of the view.
-        flip: True for STL-10, False for CIFAR.
-        mean: of each channel; None for no normalization.
-        std: likewise.
+        size: side of the view in pixels.
+        flip: whether to flip; True for STL-10, False for CIFAR.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
     """
     crop = RandomResizedCrop(size, (1.0, 1.0), (1.0, 1.0), flip=0.5 if flip else 0.0)
-    return Views([View(crop, _normalize(mean, std))])
+    return Views([View(crop, normalize_ops(mean, std))])
 
 
 def amdim_views(
@@ -463,34 +459,33 @@ def amdim_views(
     mean: Numbers = None,
     std: Numbers = None,
 ) -> Views:
-    """AMDIM's two views, which share one flip.
+    """AMDIM's two views, which share their flip.
 
     Bachman, Hjelm and Buchwalter, Learning Representations by Maximizing Mutual Information
     Across Views, NeurIPS 2019, https://arxiv.org/abs/1906.00910; code Philip-Bachman/
     amdim-public at 8754ae1.
 
-    Order, ImageNet: one flip 0.5 for both, crop (area 0.3 to 1, aspect 0.7 to 1.4, bicubic),
-    jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8, grayscale 0.25, normalize. CIFAR: one flip
-    0.5 for both, a shift of up to 4 pixels mirrored at the border with probability 0.8, jitter
+    Order, ImageNet: shared flip 0.5, crop (area 0.3 to 1, aspect 0.7 to 1.4, bicubic),
+    jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8, grayscale 0.25, normalize. CIFAR: shared
+    flip 0.5, translation of up to 4 pixels with reflection padding with probability 0.8, jitter
     (0.4, 0.4, 0.4, 0.2) with probability 0.8, grayscale 0.25, normalize.
 
-    Deviations: the flip is made with the crop, which changes nothing.
+    Deviations: none; the flip is applied with the crop, which is equivalent.
 
     Args:
-        size: pixels of a view: 128, 64 for STL-10, 32 for CIFAR.
-        dataset: which of the two.
-        mean: of each channel; None for the code's of that dataset.
-        std: likewise.
+        size: side of a view in pixels: 128, 64 for STL-10, 32 for CIFAR.
+        dataset: "imagenet" or "cifar".
+        mean: mean per channel; None: the code's for that dataset.
+        std: standard deviation per channel.
     """
-    if dataset not in ("imagenet", "cifar"):
-        raise ValueError(f"dataset is 'imagenet' or 'cifar', got {dataset!r}")
+    check_choice("dataset", dataset, ("imagenet", "cifar"))
     photos = dataset == "imagenet"
     if mean is None and std is None:
         mean = IMAGENET_MEAN if photos else AMDIM_CIFAR_MEAN
         std = IMAGENET_STD if photos else AMDIM_CIFAR_STD
     hue = 0.1 if photos else 0.2
     ops: list[Op] = [] if photos else [RandomTranslate(4, 0.8)]
-    ops += [ColorJitter(0.4, 0.4, 0.4, hue, 0.8), Grayscale(0.25), *_normalize(mean, std)]
+    ops += [ColorJitter(0.4, 0.4, 0.4, hue, 0.8), Grayscale(0.25), *normalize_ops(mean, std)]
     if photos:
         crop = RandomResizedCrop(size, (0.3, 1.0), (0.7, 1.4), "bicubic", flip=0.0)
     else:
@@ -509,7 +504,7 @@ def cpc_views(
     mean: Numbers = GIM_MEAN,
     std: Numbers = GIM_STD,
 ) -> Views:
-    """CPC's single view, of which the backbone sees patches (`backbones.PatchGrid`).
+    """CPC's single view, which the backbone cuts into patches (`backbones.PatchGrid`).
 
     Van den Oord, Li and Vinyals, Representation Learning with Contrastive Predictive Coding, 2018,
     https://arxiv.org/abs/1807.03748; code loeweX/Greedy_InfoMax at 22d17e4. Henaff et al.,
@@ -517,36 +512,36 @@ def cpc_views(
     https://arxiv.org/abs/1905.09272 (`per_patch`).
 
     Order: crop (64 of 96 pixels, not resized), flip 0.5, grayscale always, normalize. Per patch:
-    crop, flip 0.5; then for each patch a shift of up to an eighth of its side, a turn and a shear
-    of up to 10 degrees, jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8, grayscale 0.25,
+    crop, flip 0.5; then for each patch a translation of up to an eighth of its side, a rotation and
+    a shear of up to 10 degrees, jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8, grayscale 0.25,
     normalize; the patches are laid out side by side.
 
-    Deviations: gray is kept in three channels, the code has one. The paper's pool of changes for
-    version 2 (AutoAugment's, elastic deformation) is replaced by those named above.
+    Deviations: gray images have three channels, one in the code. The operations above replace the
+    paper's for version 2 (AutoAugment's, elastic deformation).
 
     Args:
-        size: pixels of the view before it is cut.
-        scale: range of the crop's share of the area; the default is 64 of 96 pixels.
-        ratio: range of the crop's aspect.
-        gray: no color at all; not together with `per_patch`, which has colors to change.
-        patch: pixels of a patch, for `per_patch`.
-        stride: from one patch to the next, for `per_patch`.
-        per_patch: change each patch by itself (version 2).
-        mean: of each channel; None for no normalization.
-        std: likewise.
+        size: side of the view in pixels, before it is cut into patches.
+        scale: range of the crop's fraction of the image area; the default is 64 of 96 pixels.
+        ratio: range of the crop's width / height.
+        gray: whether to convert to gray; False with `per_patch`, which jitters colors.
+        patch: side of a patch in pixels, for `per_patch`.
+        stride: pixels from one patch to the next, for `per_patch`.
+        per_patch: whether to augment each patch independently (version 2).
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
     """
     if gray and per_patch:
-        raise ValueError("per_patch changes colors: gray=False wanted, got gray=True")
+        raise ValueError("gray must be False with per_patch, which changes colors, got True")
     ops: list[Op] = [ColorSpace("gray")] if gray else []
     if per_patch:
-        each = [
+        each: list[Op] = [
             RandomTranslate(patch // 8),
             RandomAffine(10.0, 10.0),
             ColorJitter(0.4, 0.4, 0.4, 0.1, 0.8),
             Grayscale(0.25),
         ]
         ops.append(PerPatch(each, patch, stride))
-    ops += _normalize(mean, std)
+    ops += normalize_ops(mean, std)
     return Views([View(RandomResizedCrop(size, scale, ratio), ops)])
 
 
@@ -558,18 +553,17 @@ def digit_views(
     mean: Numbers = None,
     std: Numbers = None,
 ) -> Views:
-    """Two views of a white sign on black: no paper's; SimCLR's crop, and what handwriting varies.
+    """Two views of a white digit on black: SimCLR's crop, rotation and shear.
 
-    Order: crop (bilinear, never mirrored: a digit's mirror image is another sign), then a turn
-    and a shear.
+    Order: crop (bilinear), rotation, shear. There is no flip, since a mirrored digit is not one.
 
     Args:
-        size: pixels of a view.
-        scale: range of the crop's share of the area.
-        degrees: the turn is uniform in [-degrees, degrees].
-        shear: so is the shear.
-        mean: of each channel, to normalize.
-        std: likewise.
+        size: side of a view in pixels.
+        scale: range of the crop's fraction of the image area.
+        degrees: the rotation is uniform in [-degrees, degrees].
+        shear: the shear angle is uniform in [-shear, shear] degrees.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
     """
-    ops: list[Op] = [RandomAffine(degrees, shear), *_normalize(mean, std)]
+    ops: list[Op] = [RandomAffine(degrees, shear), *normalize_ops(mean, std)]
     return Views([View(RandomResizedCrop(size, scale, flip=0.0), ops)] * 2)

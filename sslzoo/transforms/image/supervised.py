@@ -1,13 +1,20 @@
-"""The one view of training with labels: SimCLR's and MAE's fine-tuning."""
+"""Views of supervised training: the fine-tuning of SimCLR and MAE."""
 
 from __future__ import annotations
 
 from sslzoo.transforms.image.crop import RandomResizedCrop
 from sslzoo.transforms.image.erasing import RandomErasing
-from sslzoo.transforms.image.normalize import IMAGENET_MEAN, IMAGENET_STD, Clip, Normalize
+from sslzoo.transforms.image.layout import Op
+from sslzoo.transforms.image.normalize import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Clip,
+    Normalize,
+    normalize_ops,
+)
 from sslzoo.transforms.image.rand_augment import RandAugment
 from sslzoo.transforms.image.resample import Interpolation
-from sslzoo.transforms.image.views import Op, View, Views
+from sslzoo.transforms.image.views import View, Views
 
 
 def crop_view(
@@ -18,24 +25,21 @@ def crop_view(
     mean: list[float] | None = None,
     std: list[float] | None = None,
 ) -> Views:
-    """One view: a random resized crop, flipped half of the time, clipped to [0, 1].
+    """SimCLR's view for fine-tuning and linear classifiers: crop, flip 0.5, clip to [0, 1].
 
-    google-research/simclr at 383d414, `preprocess_for_train` without color distortion, which is
-    what it fine-tunes and trains linear classifiers with. The same deviations as `simclr_views`.
+    Code: google-research/simclr at 383d414, `preprocess_for_train` without color distortion.
+
+    Deviations: those of `simclr_views`.
 
     Args:
-        size: pixels of the view.
-        scale: range of the crop's share of the area.
+        size: side of the view in pixels.
+        scale: range of the crop's fraction of the image area.
         flip: False for digits.
-        interpolation: of the crop.
-        mean: of each channel; the views of pre-training say which the encoder knows.
-        std: likewise.
+        interpolation: filter of the crop.
+        mean: mean per channel, as in pre-training; None: no normalization.
+        std: standard deviation per channel.
     """
-    if (mean is None) != (std is None):
-        raise ValueError(f"mean and std come together, got {mean} and {std}")
-    ops: list[Op] = [Clip()]
-    if mean is not None and std is not None:
-        ops.append(Normalize(mean, std))
+    ops: list[Op] = [Clip(), *normalize_ops(mean, std)]
     crop = RandomResizedCrop(size, scale, interpolation=interpolation, flip=0.5 if flip else 0.0)
     return Views([View(crop, ops)])
 
@@ -49,26 +53,26 @@ def mae_fine_tune_views(
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
 ) -> Views:
-    """The one view that MAE fine-tunes with.
+    """MAE's view for fine-tuning.
 
     He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022,
     https://arxiv.org/abs/2111.06377; code facebookresearch/mae at efb2a80, util/datasets.py, which
     calls timm's `create_transform`.
 
     Order: crop (area 0.08 to 1, bicubic), flip 0.5, RandAugment (two operations, each with
-    probability 0.5, magnitude 9 with deviation 0.5, bicubic, filled with the mean), normalize,
-    random erasing 0.25 with noise.
+    probability 0.5, magnitude 9 with standard deviation 0.5, bicubic, filled with the mean),
+    normalize, random erasing 0.25 with noise.
 
-    Deviations: on a GPU the crop is rounded to bytes once, PIL's after each of its two passes.
+    Deviations: on a GPU the crop is rounded to bytes once; PIL rounds after each of two passes.
 
     Args:
-        size: pixels of the view.
-        scale: range of the crop's share of the area.
-        magnitude: of RandAugment, 0 to 10.
-        magnitude_std: its deviation.
+        size: side of the view in pixels.
+        scale: range of the crop's fraction of the image area.
+        magnitude: RandAugment's magnitude, 0 to 10.
+        magnitude_std: standard deviation of the magnitude.
         erasing: probability of erasing a rectangle.
-        mean: of each channel.
-        std: likewise.
+        mean: mean per channel.
+        std: standard deviation per channel.
     """
     red, green, blue = (min(255, round(255 * value)) for value in mean)
     ops: list[Op] = [

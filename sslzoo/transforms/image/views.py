@@ -1,13 +1,13 @@
-"""Views: several random views of each sample, batched, on the batch's own device.
+"""Views: several random views per sample, made in batches on the batch's device.
 
-Every draw is keyed by the sample, the epoch, the view and the operation, so the views of a
-sample do not depend on the batch it comes in. Shapes: B samples, C channels, a view's size S.
+Every draw is keyed by sample, epoch, view and operation, so a sample's views do not depend on its
+batch. Shapes: B samples, C channels, S side of a view.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, final
+from typing import final
 
 import torch
 from PIL import Image
@@ -16,58 +16,41 @@ from torch import Tensor
 from sslzoo.random import Keys
 from sslzoo.random.draw_table import DrawTable
 from sslzoo.transforms.image.color_space import ColorSpace, Space
-from sslzoo.transforms.image.crop import RandomResizedCrop, draft_for
+from sslzoo.transforms.image.crop import RandomResizedCrop
 from sslzoo.transforms.image.eval_view import EvalView
-from sslzoo.transforms.image.layout import chunk_rows, to_planes
+from sslzoo.transforms.image.layout import Op, chunk_rows, to_planes
 from sslzoo.transforms.image.normalize import Normalize
 from sslzoo.transforms.image.patches import PerPatch
 from sslzoo.transforms.image.resample import pixels_of
 
-_UNKNOWN_SIZE = 224  # pixels, of views without crops on images of several sizes
-
-
-class Op(Protocol):
-    """What follows the crop: a draw for the whole batch, then work on a chunk of its planes.
-
-    Only `PerPatch` changes the side of the planes.
-    """
-
-    def draw(self, keys: Keys) -> tuple[Tensor, ...]:
-        """Random parameters, each (B, ...)."""
-
-    @property
-    def apply(self) -> Callable[..., Tensor]:
-        """A method (planes, *draws): changes planes (C, B, S, S) in place and returns them."""
+_UNKNOWN_SIZE = 224  # pixels, for views without crops on images of several sizes
 
 
 @final
 class View:
-    """One kind of view: a crop, then operations in this order.
+    """One kind of view: a crop, then operations in order.
 
     Args:
         crop: the random resized crop, with its flip.
-        ops: what follows it.
+        ops: the operations after the crop.
     """
 
     def __init__(self, crop: RandomResizedCrop, ops: list[Op]) -> None:
         self.crop = crop
         self.ops = ops
-        self.size = crop.size  # pixels of the result's side
+        self.size = crop.size  # side of the result in pixels
         for op in ops:
             self.size = op.side(self.size) if isinstance(op, PerPatch) else self.size
 
 
 class Views:  # not @final: jsonargparse would refuse the functions that return one
-    """The views of a batch, in order; views of equal size that stand together can be joined.
-
-    Computes in float32 whatever autocast or the images' type says.
+    """The training views of a batch, computed in float32 even under autocast.
 
     Args:
-        views: one `View` for each tensor of the result; it may stand in the list several times.
-        split: channels of the parts that each view is cut into, a tensor each, for methods whose
-            views are channels of one crop (CMC); None: a view is one tensor.
-        shared_flip: probability of mirroring all views of a sample together, besides each crop's
-            own flip.
+        views: one `View` per view; consecutive repeats of one `View` are made together.
+        split: channels of each part into which every view is split, for methods whose views are
+            channels of one crop (CMC); None: no split.
+        shared_flip: probability of a flip of all views of a sample, in addition to each crop's.
     """
 
     def __init__(
@@ -79,7 +62,7 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         self.views = views
         self.split = None if split is None else list(split)
         self.shared_flip = shared_flip
-        self._plan = DrawTable()
+        self._draws = DrawTable()
 
     @property
     def crops(self) -> list[RandomResizedCrop]:
@@ -88,37 +71,34 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
 
     @property
     def sizes(self) -> list[int]:
-        """S of each tensor of the result."""
+        """S per tensor of the result."""
         parts = 1 if self.split is None else len(self.split)
         return [view.size for view in self.views for _ in range(parts)]
 
     @property
     def trained_size(self) -> int | None:
-        """Pixels of the largest crop (multi-crop: the global ones), None where there is no crop."""
+        """Side of the largest crop in pixels (multi-crop: the global ones); None without views."""
         return max((crop.size for crop in self.crops), default=None)
 
     def trained_view(self, side: int | None = None) -> EvalView:
-        """The view of evaluation of an encoder that is trained on these: its size follows theirs.
+        """The evaluation view of an encoder trained on these views, of the training size.
 
-        Images that have the training size are taken as they are. All others are resized so that
-        their central crop is 7/8 of the shorter side, as 224 pixels of 256 are, 128 of 146 and 32
-        of 37.
+        Images of the training size are not resized. Others are resized so that the center crop is
+        7/8 of the shorter side: 224 of 256 pixels, 128 of 146, 32 of 37.
 
         Args:
-            side: shorter side of every image; None where they differ, or it is not known. It is
-                also the size where there is no crop, and 224 where neither is known.
+            side: shorter side of every image; None if sides differ or are unknown. Without views,
+                it is the size (224 if it is None).
         """
         size = self.trained_size or side or _UNKNOWN_SIZE
         return self.eval_view(size, None if size == side else round(size * 8 / 7))
 
     def eval_view(self, size: int, resize: int | None = None) -> EvalView:
-        """A view of evaluation of any size, normalized as these are.
-
-        It is of the same color space, and not split.
+        """An evaluation view of any size, with these views' normalization and color space.
 
         Args:
-            size: pixels of its side.
-            resize: length of the shorter side before the center crop; None: no resize.
+            size: side of the view in pixels.
+            resize: shorter side before the center crop; None: no resize.
         """
         largest = (view for view in self.views if view.crop.size == self.trained_size)
         ops = next((view.ops for view in largest), [])
@@ -134,10 +114,10 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
 
         Args:
             images: (B, C, H, W) uint8, or float in [0, 1].
-            keys: the samples' keys of this epoch.
+            keys: B keys of the samples in this epoch.
 
         Returns:
-            One (B, C, S, S) float32 tensor a view (or part of one), on the images' device.
+            One (B, C, S, S) float32 tensor per view (or part of one), on the images' device.
         """
         _check(images, keys)
         batch = len(images)
@@ -159,11 +139,11 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         return self._cut(results)
 
     def _keys(self, keys: Keys) -> Keys:
-        """The keys of all views, one view behind the other, with their draws in one table."""
-        return self._plan.keys(keys.fold_each("view", len(self.views)))
+        """The keys of all views, view by view, with their draws in one table."""
+        return self._draws.keys(keys.fold_each("view", len(self.views)))
 
     def _groups(self) -> list[tuple[View, range]]:
-        """Equal views that stand together are made together; with their numbers."""
+        """Runs of equal views, which are made together, with their numbers."""
         groups: list[tuple[View, range]] = []
         for number, view in enumerate(self.views):
             first = number
@@ -174,17 +154,17 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
 
     @torch.no_grad()
     def finish(self, crops: list[Tensor], keys: Keys) -> list[Tensor]:
-        """What follows the crop, for crops that workers made.
+        """Apply the operations after the crop, to crops from the workers.
 
         Args:
-            crops: one (B, C, S, S) tensor a view, uint8, or float in [0, 1].
+            crops: one (B, C, S, S) tensor per view, uint8, or float in [0, 1].
             keys: as in `__call__`.
 
         Returns:
-            One (B, C, S, S) float32 tensor a view (or part of one).
+            One (B, C, S, S) float32 tensor per view (or part of one).
         """
         if len(crops) != len(self.views):
-            raise ValueError(f"wanted {len(self.views)} crops, one a view, got {len(crops)}")
+            raise ValueError(f"crops must be {len(self.views)}, one per view, got {len(crops)}")
         for images in crops:
             _check(images, keys)
         batch = len(keys.key)
@@ -206,26 +186,18 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         return self._cut(results)
 
     @torch.no_grad()
-    def crop_one(
-        self, image: Image.Image | Tensor, keys: Keys, draft: bool = False
-    ) -> list[Tensor]:
-        """All crops of one sample, in a loader's worker; `finish` does the rest.
+    def crop_one(self, image: Image.Image | Tensor, keys: Keys) -> list[Tensor]:
+        """All crops of one sample, in a loader's worker, for `finish`.
 
         Args:
             image: PIL image, or (C, H, W) uint8.
-            keys: one key, the sample's of this epoch.
-            draft: let a JPEG that is not loaded yet decode at 1/2, 1/4 or 1/8 where no crop needs
-                more; much faster, no longer within 1/255 of the full image's crops.
+            keys: one key, of the sample in this epoch.
 
         Returns:
-            One (C, S, S) uint8 tensor a view.
+            One (C, S, S) uint8 tensor per view.
         """
-        pairs = [(crop, keys.fold("view", number)) for number, crop in enumerate(self.crops)]
-        if draft and not isinstance(image, Tensor):
-            crops = draft_for(image, pairs)
-        else:
-            pixels = pixels_of(image)
-            crops = [crop.crop_one(pixels, key) for crop, key in pairs]
+        pixels = pixels_of(image)
+        crops = [c.crop_one(pixels, keys.fold("view", v)) for v, c in enumerate(self.crops)]
         if self.shared_flip and bool(keys.bernoulli("shared flip", self.shared_flip)):
             return [crop.flip(2) for crop in crops]
         return crops
@@ -235,22 +207,25 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
             return results
         for view in results:
             if view.shape[1] != sum(self.split):
-                raise ValueError(f"wanted channels to split into {self.split}, got {view.shape[1]}")
+                raise ValueError(
+                    f"views must have {sum(self.split)} channels to split into {self.split}, got "
+                    f"{view.shape[1]}"
+                )
         return [part.contiguous() for view in results for part in view.split(self.split, dim=1)]
 
 
 def _check(images: Tensor, keys: Keys) -> None:
     if images.ndim != 4 or len(images) != len(keys.key):
         raise ValueError(
-            f"wanted images (B, C, H, W) and B keys, got {tuple(images.shape)} and "
+            f"images must be (B, C, H, W) with B keys, got {tuple(images.shape)} and "
             f"{len(keys.key)} keys"
         )
     if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise ValueError(f"images are uint8, or float in [0, 1]; got {images.dtype}")
+        raise ValueError(f"images must be uint8, or float in [0, 1], got {images.dtype}")
 
 
 def _wrapped(images: Tensor, rows: slice) -> Tensor:
-    """Rows of the images repeated without end: of one round, or of whole rounds."""
+    """Rows of the cyclically repeated images, within one repeat or over whole repeats."""
     batch, count = len(images), rows.stop - rows.start
     if count > batch:
         return images.repeat(count // batch, 1, 1, 1)
@@ -261,18 +236,18 @@ def _wrapped(images: Tensor, rows: slice) -> Tensor:
 def _finish(
     view: View, images: Tensor, keys: Keys, number: int, crop: Callable[[slice], Tensor]
 ) -> list[Tensor]:
-    """Crop and change chunk by chunk, so that a CPU's intermediates stay in its cache.
+    """Make equal views chunk by chunk, so that intermediates stay in a CPU's cache.
 
     Args:
-        view: of all of them.
-        images: of one view, (B, C, ...).
-        keys: of the views that are made together, one behind the other.
-        number: of these views.
-        crop: makes the planes of some of the number * B rows.
+        view: the kind of view.
+        images: (B, C, ...) images of one view.
+        keys: keys of all these views, view by view.
+        number: number of these views.
+        crop: makes the planes of a slice of the number * B rows.
     """
     batch, channels = images.shape[:2]
     size = view.size
-    draws = [op.draw(keys.fold("op", place)) for place, op in enumerate(view.ops)]
+    draws = [op.draw(keys.fold("op", position)) for position, op in enumerate(view.ops)]
     out = torch.empty(number, batch, channels, size, size, device=images.device)
     flat = out.flatten(0, 1)
     widest = channels * max(size * size, images.shape[2] * images.shape[3])
@@ -288,7 +263,7 @@ def _finish(
 
 
 def _chunks(number: int, batch: int, step: int) -> list[slice]:
-    """At most `step` rows each: of some whole views, or of a part of one."""
+    """Slices of at most `step` rows, each of some whole views or of a part of one."""
     if batch == 0:
         return []
     views = min(max(1, step // batch), number)

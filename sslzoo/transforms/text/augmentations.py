@@ -1,12 +1,14 @@
-"""Augmentations of sentences at the level of tokens: CLEAR's four.
+"""CLEAR's four augmentations of sentences at the level of tokens.
 
-Wu, Wang, Gu, Khabsa, Sun and Ma, CLEAR, 2020, https://arxiv.org/abs/2012.15466, section 3.3 (the
-shares below are reported). Each takes a batch of sentences without [CLS] and [SEP] and gives one
-of the same padded length; every draw is keyed by the sentence, so that its result depends neither
-on its neighbors nor on the padding. Shapes: B sentences, L places, S spans, n a sentence's length.
+Wu, Wang, Gu, Khabsa, Sun and Ma, CLEAR, 2020, https://arxiv.org/abs/2012.15466, section 3.3, from
+which the default fractions are. Each augmentation maps a batch of sentences without [CLS] and [SEP]
+to one of the same padded length. Every draw is keyed by the sentence, so its result depends neither
+on the rest of the batch nor on the padding.
 
-Ours, where sentences are short: a share of n is rounded, a span has one token at least, and
-there are so many spans as make up the same share of the sentence, at least one.
+Deviations (short sentences): a fraction of the length is rounded, a span has at least one token,
+and the number of spans, at least one, keeps the total fraction.
+
+Shapes: B sentences, L tokens, S spans, n tokens of a sentence.
 """
 
 from __future__ import annotations
@@ -17,29 +19,30 @@ import torch
 from torch import Tensor
 
 from sslzoo.batch import Tokens
+from sslzoo.checks import check_interval
 from sslzoo.random import Keys
 from sslzoo.transforms.text.special import Special
 
 
 class Tokenizer(Protocol):
-    """What a source of neighbors asks of a tokenizer."""
+    """The part of a tokenizer that augmentations use."""
 
     special: Special
 
     @property
     def num_ids(self) -> int:
-        """One more than the largest id."""
+        """Size of the vocabulary: the largest id plus 1."""
 
     def id_of(self, word: str) -> int | None:
-        """The id of a word that is one token, else None."""
+        """The id of a word that is a single token, else None."""
 
 
 class Neighbors(NamedTuple):
-    """Tokens that may stand for each other.
+    """The tokens that may replace each token.
 
     Args:
-        table: (V, K) int64; row i has the neighbors of token i first.
-        counts: (V,) int64, how many; 0 for a token that is never replaced.
+        table: (V, K) int64; row i begins with the neighbors of token i.
+        counts: (V,) int64 number of neighbors; 0 for a token that is never replaced.
     """
 
     table: Tensor
@@ -47,34 +50,34 @@ class Neighbors(NamedTuple):
 
 
 class NeighborSource(Protocol):
-    """Where `Substitution` has its neighbors from."""
+    """A source of neighbors for `Substitution`."""
 
     def read(self, tokenizer: Tokenizer) -> Neighbors:
         """The neighbors of each of the tokenizer's tokens."""
 
 
 class Augmentation(Protocol):
-    """One way to change sentences."""
+    """An augmentation of sentences."""
 
     def __call__(self, tokens: Tokens, keys: Keys, special: Special) -> Tokens:
-        """The changed sentences; keys (B,)."""
+        """Augment B sentences with B keys."""
 
 
-def chosen(share: Tensor, allowed: Tensor, keys: Keys, purpose: str) -> Tensor:
-    """A uniform choice of `share` of the allowed places of each row (all, where there are fewer).
+def choose(count: Tensor, allowed: Tensor, keys: Keys, purpose: str) -> Tensor:
+    """Choose `count` of the allowed positions of each row uniformly (all if there are fewer).
 
-    Shapes: share (B,) int64, allowed (B, L) bool -> (B, L) bool.
+    Shapes: count (B,) int64, allowed (B, L) bool -> (B, L) bool.
     """
     score = keys.uniform(purpose, allowed.shape[1]).masked_fill(~allowed, 2.0)
     rank = score.argsort(dim=1, stable=True).argsort(dim=1)
-    return allowed & (rank < share[:, None])
+    return allowed & (rank < count[:, None])
 
 
 class Spans(NamedTuple):
-    """S spans of each sentence, without overlap and in random order, all of one width.
+    """S spans per sentence, disjoint, of one width, in random order.
 
     Args:
-        start: (B, S) int64; L or more for a span that the sentence lacks.
+        start: (B, S) int64; L or more for a missing span.
         width: (B, 1) int64.
     """
 
@@ -82,98 +85,101 @@ class Spans(NamedTuple):
     width: Tensor
 
     def cover(self, length: int) -> Tensor:
-        """Which span covers which place. (B, S, L) bool."""
-        places = torch.arange(length, device=self.start.device)
-        after = places - self.start[:, :, None]
+        """Whether each span covers each position, (B, S, L) bool."""
+        positions = torch.arange(length, device=self.start.device)
+        after = positions - self.start[:, :, None]
         return (after >= 0) & (after < self.width[:, :, None])
 
 
 def draw_spans(
     tokens: Tokens, keys: Keys, count: Tensor, most: int, width: Tensor, purpose: str
 ) -> Spans:
-    """`count` spans of `width` tokens, each set of spans without overlap equally likely.
+    """Draw `count` disjoint spans of `width` tokens, uniformly among all such sets.
 
-    A sentence of n tokens in which `count` spans are one item each has m = n - count (width - 1)
-    items: choose `count` of them, then give each its width again.
+    If each span is collapsed to one item, a sentence of n tokens has n - count (width - 1) items.
+    So `count` of these items are drawn and expanded to their width.
 
     Args:
-        tokens: the sentences.
-        keys: one a sentence.
+        tokens: B sentences.
+        keys: B keys.
         count: (B,) int64, at most n / width.
-        most: S, at least every count.
+        most: S, an upper bound of `count`.
         width: (B,) int64.
-        purpose: of the draw.
+        purpose: purpose of the draw.
     """
     size = max(tokens.ids.shape[1], most)
     items = tokens.lengths - count * (width - 1)
-    places = torch.arange(size, device=tokens.ids.device)
-    score = keys.uniform(purpose, size).masked_fill(places >= items[:, None], 2.0)
+    positions = torch.arange(size, device=tokens.ids.device)
+    score = keys.uniform(purpose, size).masked_fill(positions >= items[:, None], 2.0)
     item = score.argsort(dim=1, stable=True)[:, :most]
-    missing = places[:most] >= count[:, None]
+    missing = positions[:most] >= count[:, None]
     before = (item[:, None] < item[:, :, None]) & ~missing[:, None]  # (B, S, S)
     start = item + before.sum(2) * (width[:, None] - 1)
     return Spans(start.masked_fill(missing, size), width[:, None])
 
 
 def shorten(ids: Tensor, keep: Tensor, special: Special) -> Tokens:
-    """The kept tokens of each row, moved together. Shapes: ids (B, L), keep (B, L) bool."""
+    """Remove the other tokens of each row. Shapes: ids (B, L), keep (B, L) bool."""
     length = ids.shape[1]
-    place = torch.where(keep, keep.cumsum(1) - 1, length)  # the place behind is thrown away
-    moved = ids.new_full((len(ids), length + 1), special.pad).scatter_(1, place, ids)
+    target = torch.where(keep, keep.cumsum(1) - 1, length)  # the last position is discarded
+    moved = ids.new_full((len(ids), length + 1), special.pad).scatter_(1, target, ids)
     return Tokens(moved[:, :length], keep.sum(1))
 
 
 class WordDeletion:
-    """A share of the tokens goes; each run of them becomes one [DEL].
+    """Delete a fraction of the tokens; each run of deleted tokens becomes one [DEL].
 
     Args:
-        fraction: of the tokens; 0.7 reported.
+        fraction: fraction of the tokens to delete; 0.7 in the paper.
     """
 
     def __init__(self, fraction: float = 0.7) -> None:
-        self.fraction = _checked("fraction", fraction)
+        check_interval("fraction", fraction, 0, 1, "(]")
+        self.fraction = fraction
 
     def __call__(self, tokens: Tokens, keys: Keys, special: Special) -> Tokens:
         inside = _inside(tokens)
-        gone = chosen(_share(tokens.lengths, self.fraction), inside, keys, "word deletion")
-        first = gone & ~torch.nn.functional.pad(gone, (1, 0))[:, :-1]  # of its run
-        ids = tokens.ids.masked_fill(gone, special.deleted)
-        return shorten(ids, inside & (first | ~gone), special)
+        deleted = choose(_num_tokens(tokens.lengths, self.fraction), inside, keys, "word deletion")
+        first = deleted & ~torch.nn.functional.pad(deleted, (1, 0))[:, :-1]  # of its run
+        ids = tokens.ids.masked_fill(deleted, special.deleted)
+        return shorten(ids, inside & (first | ~deleted), special)
 
 
 class SpanDeletion:
-    """A few spans go; each becomes one [DEL].
+    """Delete a few spans; each becomes one [DEL].
 
     Args:
-        num_spans: at most; 5 reported.
-        fraction: of the tokens in one span; 0.05 reported.
+        num_spans: largest number of spans; 5 in the paper.
+        fraction: length of a span as a fraction of the sentence; 0.05 in the paper.
     """
 
     def __init__(self, num_spans: int = 5, fraction: float = 0.05) -> None:
+        check_interval("fraction", fraction, 0, 1, "(]")
         self.num_spans = num_spans
-        self.fraction = _checked("fraction", fraction)
+        self.fraction = fraction
 
     def __call__(self, tokens: Tokens, keys: Keys, special: Special) -> Tokens:
         length = tokens.ids.shape[1]
         count, width = _spans(tokens.lengths, self.num_spans, self.fraction, 1)
         spans = draw_spans(tokens, keys, count, self.num_spans, width, "span deletion")
-        gone = spans.cover(length).any(1)
+        deleted = spans.cover(length).any(1)
         first = spans._replace(width=torch.ones_like(spans.width)).cover(length).any(1)
-        ids = tokens.ids.masked_fill(gone, special.deleted)
-        return shorten(ids, _inside(tokens) & (first | ~gone), special)
+        ids = tokens.ids.masked_fill(deleted, special.deleted)
+        return shorten(ids, _inside(tokens) & (first | ~deleted), special)
 
 
 class Reordering:
-    """Pairs of spans change places.
+    """Swap pairs of spans.
 
     Args:
-        num_pairs: at most; 5 reported.
-        fraction: of the tokens in one span; 0.05 reported.
+        num_pairs: largest number of pairs; 5 in the paper.
+        fraction: length of a span as a fraction of the sentence; 0.05 in the paper.
     """
 
     def __init__(self, num_pairs: int = 5, fraction: float = 0.05) -> None:
+        check_interval("fraction", fraction, 0, 1, "(]")
         self.num_pairs = num_pairs
-        self.fraction = _checked("fraction", fraction)
+        self.fraction = fraction
 
     def __call__(self, tokens: Tokens, keys: Keys, special: Special) -> Tokens:
         length = tokens.ids.shape[1]
@@ -182,21 +188,23 @@ class Reordering:
         spans = draw_spans(tokens, keys, 2 * pairs, most, width, "reordering")
         partner = spans.start.unflatten(1, (-1, 2)).flip(2).flatten(1)  # of spans 2i and 2i + 1
         shift = (spans.cover(length) * (partner - spans.start)[:, :, None]).sum(1)
-        places = torch.arange(length, device=shift.device)
-        return tokens._replace(ids=tokens.ids.gather(1, places + shift))
+        positions = torch.arange(length, device=shift.device)
+        return tokens._replace(ids=tokens.ids.gather(1, positions + shift))
 
 
 class Substitution:
-    """A share of the tokens is replaced by similar ones, each drawn evenly from its neighbors.
+    """Replace a fraction of the tokens by similar ones, drawn uniformly from their neighbors.
 
     Args:
-        source: of the neighbors, such as `TableFile` or `NearestEmbeddings`.
-        fraction: of the tokens, as far as so many have neighbors; 0.3 reported.
+        source: source of the neighbors, such as `TableFile` or `NearestEmbeddings`.
+        fraction: fraction of the tokens to replace (fewer if too few have neighbors); 0.3 in the
+            paper.
     """
 
     def __init__(self, source: NeighborSource, fraction: float = 0.3) -> None:
+        check_interval("fraction", fraction, 0, 1, "(]")
         self.source = source
-        self.fraction = _checked("fraction", fraction)
+        self.fraction = fraction
         self.neighbors: Neighbors | None = None
 
     def prepare(self, tokenizer: Tokenizer) -> None:
@@ -205,38 +213,32 @@ class Substitution:
 
     def __call__(self, tokens: Tokens, keys: Keys, special: Special) -> Tokens:
         if self.neighbors is None:
-            raise ValueError("Substitution has no neighbors yet: call prepare(tokenizer) first")
-        if self.neighbors.table.device != tokens.ids.device:  # once a run
+            raise ValueError("Substitution must be prepared first; call prepare(tokenizer)")
+        if self.neighbors.table.device != tokens.ids.device:  # once per run
             self.neighbors = Neighbors(*(x.to(tokens.ids.device) for x in self.neighbors))
         table, counts = self.neighbors
         ids = tokens.ids
         count = counts[ids]
         allowed = _inside(tokens) & (count > 0)
-        share = _share(tokens.lengths, self.fraction)
-        replaced = chosen(share, allowed, keys, "substitution: where")
+        wanted = _num_tokens(tokens.lengths, self.fraction)
+        replaced = choose(wanted, allowed, keys, "substitution: where")
         unit = keys.uniform("substitution: which", ids.shape[1])
         which = (unit * count).long().clamp_max((count - 1).clamp_min(0))
         return tokens._replace(ids=torch.where(replaced, table[ids, which], ids))
 
 
-def _checked(name: str, fraction: float) -> float:
-    if not 0 < fraction <= 1:
-        raise ValueError(f"{name} must be in (0, 1], got {fraction}")
-    return fraction
-
-
 def _inside(tokens: Tokens) -> Tensor:
-    places = torch.arange(tokens.ids.shape[1], device=tokens.ids.device)
-    return places < tokens.lengths[:, None]
+    positions = torch.arange(tokens.ids.shape[1], device=tokens.ids.device)
+    return positions < tokens.lengths[:, None]
 
 
-def _share(lengths: Tensor, fraction: float) -> Tensor:
-    """Rounded, halves upwards. (B,) int64."""
+def _num_tokens(lengths: Tensor, fraction: float) -> Tensor:
+    """A fraction of the lengths, with halves rounded up, (B,) int64."""
     return (lengths.double() * fraction + 0.5).long()
 
 
 def _spans(lengths: Tensor, most: int, fraction: float, together: int) -> tuple[Tensor, Tensor]:
-    """How many spans (or pairs, `together` 2) a sentence has and how wide each is. (B,) both."""
-    width = _share(lengths, fraction).clamp_min(1)
+    """Number of spans (or pairs: `together` 2) per sentence, and their width; (B,) each."""
+    width = _num_tokens(lengths, fraction).clamp_min(1)
     count = (lengths.double() * (most * fraction) / width + 0.5).long().clamp(1, most)
     return torch.minimum(count, lengths // (together * width)), width

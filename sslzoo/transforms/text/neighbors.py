@@ -1,6 +1,6 @@
-"""Sources of similar tokens for `Substitution`: a file of words, or embeddings.
+"""Sources of similar tokens for `Substitution`: a table of words, or word embeddings.
 
-V tokens, K neighbors of each at most, D width of embeddings.
+Shapes: V tokens, at most K neighbors per token, D width of the embeddings.
 """
 
 from __future__ import annotations
@@ -11,22 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslzoo.checks import check_at_least
 from sslzoo.transforms.text.augmentations import Neighbors, Tokenizer
 
-_ROWS = 1024  # whose similarities with all others are formed at a time
+_ROWS = 1024  # rows of the similarity matrix at a time
 
 
 class TableFile:
-    """Neighbors by hand: each line a word and the words that may stand for it, by spaces or tabs.
+    """Neighbors from a file: a word and its replacements per line, separated by whitespace.
 
-    Words that are not one token are left out. CLEAR takes similar words as Jia et al., 2019, had
-    them (reported); such a list can be given in this form.
+    Words that are not a single token are skipped. CLEAR reports the similar words of Jia et al.,
+    2019; such a list can be given in this form.
 
     Args:
-        path: of the file, UTF-8, in the tokenizer's case.
+        path: UTF-8 file, in the tokenizer's case.
 
     Raises:
-        ValueError: in `read`, where there is no such file or no word of it is a token.
+        ValueError: in `read`, if the file does not exist or has no neighbors in the vocabulary.
     """
 
     def __init__(self, path: str) -> None:
@@ -34,8 +35,8 @@ class TableFile:
 
     def read(self, tokenizer: Tokenizer) -> Neighbors:
         if not Path(self.path).is_file():
-            raise ValueError(f"a file of neighbors wanted, got {self.path!r}: there is none")
-        found: dict[int, dict[int, None]] = {}  # in the order of the file, each once
+            raise ValueError(f"path must be a file of neighbors, got {self.path!r}")
+        found: dict[int, dict[int, None]] = {}  # an ordered set per word
         for line in Path(self.path).read_text(encoding="utf-8").splitlines():
             ids = [tokenizer.id_of(word) for word in line.split()]
             if ids and ids[0] is not None:
@@ -43,7 +44,9 @@ class TableFile:
                 found.setdefault(ids[0], {}).update(dict.fromkeys(others))
         most = max(map(len, found.values()), default=0)
         if not most:
-            raise ValueError(f"{self.path!r} has no word with a neighbor in the vocabulary")
+            raise ValueError(
+                f"{self.path!r} must have a word with a neighbor in the vocabulary, it has none"
+            )
         table = torch.zeros(tokenizer.num_ids, most, dtype=torch.int64)
         counts = torch.zeros(tokenizer.num_ids, dtype=torch.int64)
         for word, near in found.items():
@@ -53,18 +56,18 @@ class TableFile:
 
 
 class NearestEmbeddings:
-    """The K nearest by cosine of word vectors in the text form of GloVe and word2vec.
+    """The K nearest neighbors by cosine of word vectors in GloVe's or word2vec's text format.
 
-    Each line is a word and its D numbers; a first line of two numbers (word2vec's) is passed over.
-    Words that are not one token are left out; tokens without a vector are never replaced.
+    Each line has a word and its D numbers; word2vec's first line, of two numbers, is skipped.
+    Words that are not a single token are skipped; tokens without a vector are never replaced.
 
     Args:
-        path: of the file.
-        k: neighbors of each token.
+        path: the file.
+        k: K.
 
     Raises:
-        ValueError: in `read`, where there is no such file, a line has another number of columns,
-            or fewer than two words of it are tokens.
+        ValueError: in `read`, if the file does not exist, a line has another number of columns, or
+            fewer than two words are tokens.
     """
 
     def __init__(self, path: str, k: int = 10) -> None:
@@ -72,7 +75,7 @@ class NearestEmbeddings:
 
     def read(self, tokenizer: Tokenizer) -> Neighbors:
         if not Path(self.path).is_file():
-            raise ValueError(f"a file of word vectors wanted, got {self.path!r}: there is none")
+            raise ValueError(f"path must be a file of word vectors, got {self.path!r}")
         vectors: dict[int, Tensor] = {}
         width = 0
         with Path(self.path).open(encoding="utf-8") as file:
@@ -83,35 +86,36 @@ class NearestEmbeddings:
                 width = width or len(values)
                 if len(values) != width:
                     raise ValueError(
-                        f"{self.path}: {width} numbers a word wanted, line {number} has "
+                        f"a word of {self.path} must have {width} numbers, line {number} has "
                         f"{len(values)}"
                     )
                 token = tokenizer.id_of(word)
                 if token is not None:
                     vectors[token] = torch.tensor([float(value) for value in values])
         if len(vectors) < 2:
-            raise ValueError(f"{self.path!r} has {len(vectors)} words of the vocabulary, 2 wanted")
+            raise ValueError(
+                f"{self.path!r} must have at least 2 words of the vocabulary, got {len(vectors)}"
+            )
         tokens = torch.tensor(sorted(vectors))
         return nearest(torch.stack([vectors[int(i)] for i in tokens]), tokens, tokenizer.num_ids,
                        self.k)  # fmt: skip
 
 
 def nearest(embeddings: Tensor, tokens: Tensor, num_ids: int, k: int) -> Neighbors:
-    """The k nearest of some tokens among themselves, by cosine; nobody is its own neighbor.
+    """The k nearest neighbors by cosine among some tokens, without the token itself.
 
     Args:
-        embeddings: (n, D) of these tokens, such as those of a trained model.
-        tokens: (n,) int64 ids; leave special tokens out.
+        embeddings: (n, D) embeddings of these tokens, such as those of a trained model.
+        tokens: (n,) int64 ids, without special tokens.
         num_ids: V.
-        k: neighbors of each, at most n - 1.
+        k: neighbors per token, at most n - 1.
     """
     if embeddings.ndim != 2 or tokens.shape != embeddings.shape[:1] or len(tokens) < 2:
         raise ValueError(
-            "embeddings (n, D) and tokens (n,) of at least 2 wanted, got "
+            "embeddings must be (n, D) and tokens (n,) with n of at least 2, got "
             f"{tuple(embeddings.shape)} and {tuple(tokens.shape)}"
         )
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    check_at_least("k", k, 1)
     k = min(k, len(tokens) - 1)
     unit = F.normalize(embeddings.double(), dim=1)
     table = torch.zeros(num_ids, k, dtype=torch.int64)

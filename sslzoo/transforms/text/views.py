@@ -1,6 +1,6 @@
-"""TextViews: the views of sentences, each changed by augmentations and framed by [CLS] and [SEP].
+"""TextViews: augmented views of sentences between [CLS] and [SEP].
 
-Shapes: B sentences, L places of the raw sentences; a view has L + 2.
+Shapes: B sentences, L tokens of the raw sentences, L + 2 tokens of a view, V views.
 """
 
 from __future__ import annotations
@@ -11,50 +11,49 @@ import torch
 from torch import Tensor
 
 from sslzoo.batch import Tokens
+from sslzoo.checks import check_interval
 from sslzoo.random import Keys
 from sslzoo.transforms.text.augmentations import Augmentation, Substitution, Tokenizer
 from sslzoo.transforms.text.special import Special, with_special
 
 
 class Drawn:
-    """Some of the augmentations, drawn anew for each sentence, applied in the order of the list.
+    """Apply a random subset of the augmentations, drawn per sentence, in list order.
 
     Args:
-        augmentations: to draw from.
-        number: how many a sentence gets; 2 in CLEAR's pairs.
+        augmentations: the augmentations to draw from.
+        number: size of the subset; 2 in CLEAR.
     """
 
     def __init__(self, augmentations: list[Augmentation], number: int = 2) -> None:
-        if not 1 <= number <= len(augmentations):
-            raise ValueError(f"number must be in 1..{len(augmentations)}, got {number}")
+        check_interval("number", number, 1, len(augmentations))
         self.augmentations = augmentations
         self.number = number
 
     def __call__(self, tokens: Tokens, keys: Keys, special: Special) -> Tokens:
-        order = keys.permutation("drawn", len(self.augmentations))  # number of them have rank < it
+        rank = keys.permutation("drawn", len(self.augmentations))
         for i, augmentation in enumerate(self.augmentations):
             changed = augmentation(tokens, keys.fold("of", i), special)
-            mine = order[:, i] < self.number
+            chosen = rank[:, i] < self.number
             tokens = Tokens(
-                torch.where(mine[:, None], changed.ids, tokens.ids),
-                torch.where(mine, changed.lengths, tokens.lengths),
+                torch.where(chosen[:, None], changed.ids, tokens.ids),
+                torch.where(chosen, changed.lengths, tokens.lengths),
             )
         return tokens
 
 
 class TextViews:  # not @final: jsonargparse would refuse the functions that return one
-    """One view for each list of augmentations, in order; an empty list gives the text itself.
+    """One view per list of augmentations; an empty list gives the unchanged text.
 
     Args:
-        views: each a list of augmentations, applied one after the other (a fixed pair has two);
-            `Drawn` in it is a choice by sentence.
+        views: a list of augmentations per view, applied in order; `Drawn` is a random subset.
     """
 
     def __init__(self, views: Sequence[Sequence[Augmentation]]) -> None:
         self.views = [list(view) for view in views]
 
     def prepare(self, tokenizer: Tokenizer) -> None:
-        """Read what augmentations need to know of the vocabulary; called by the data module."""
+        """Prepare the augmentations for a vocabulary; called by the data module."""
         for view in self.views:
             for outer in view:
                 for op in outer.augmentations if isinstance(outer, Drawn) else [outer]:
@@ -62,13 +61,13 @@ class TextViews:  # not @final: jsonargparse would refuse the functions that ret
                         op.prepare(tokenizer)
 
     def __call__(self, tokens: Tokens, keys: Keys, special: Special) -> list[Tokens]:
-        """The views of a batch. Shapes: ids (B, L), keys (B,) -> V x ids (B, L + 2)."""
+        """Make the views of a batch. Shapes: ids (B, L), B keys -> V times ids (B, L + 2)."""
         _check(tokens, keys)
         out = []
         for number, view in enumerate(self.views):
             changed = tokens
-            for place, augmentation in enumerate(view):
-                own = keys.fold("view", number, "augmentation", place)
+            for position, augmentation in enumerate(view):
+                own = keys.fold("view", number, "augmentation", position)
                 changed = augmentation(changed, own, special)
             out.append(with_special(changed, special))
         return out
@@ -77,19 +76,19 @@ class TextViews:  # not @final: jsonargparse would refuse the functions that ret
 def clear_views(
     first: list[Augmentation], second: list[Augmentation] | None = None, original: bool = True
 ) -> TextViews:
-    """CLEAR's views: two augmented ones, and the text itself for the masked language model.
+    """CLEAR's views: two augmented ones, and the unchanged text for the masked language model.
 
     Args:
-        first: the first view's augmentations: a fixed pair, or `[Drawn([...])]`.
-        second: the second view's; None: the same ones (drawn anew).
-        original: whether the text itself is the third view.
+        first: augmentations of the first view: a fixed pair, or `[Drawn([...])]`.
+        second: augmentations of the second view; None: those of the first, with other draws.
+        original: whether the unchanged text is the third view.
     """
     views = [first, first if second is None else second]
     return TextViews([*views, []] if original else views)
 
 
 def plain_text() -> TextViews:
-    """SimCSE's one view: the text itself."""
+    """SimCSE's single view: the unchanged text."""
     return TextViews([[]])
 
 
@@ -97,6 +96,6 @@ def _check(tokens: Tokens, keys: Keys) -> None:
     ids: Tensor = tokens.ids
     if ids.ndim != 2 or len(ids) != len(tokens.lengths) or len(ids) != len(keys.key):
         raise ValueError(
-            f"wanted ids (B, L), lengths (B,) and B keys, got {tuple(ids.shape)}, "
+            f"ids must be (B, L) with lengths (B,) and B keys, got {tuple(ids.shape)}, "
             f"{tuple(tokens.lengths.shape)} and {len(keys.key)} keys"
         )

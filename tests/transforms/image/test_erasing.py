@@ -98,7 +98,7 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
 
 
 def test_wrong_settings_are_named() -> None:
-    with pytest.raises(ValueError, match="p from 0 to 1"):
+    with pytest.raises(ValueError, match=r"p must be in \[0, 1\]"):
         RandomErasing(1.5)
-    with pytest.raises(ValueError, match="aspect above 0 to 1 wanted"):
+    with pytest.raises(ValueError, match=r"aspect must be in \(0, 1\]"):
         RandomErasing(aspect=2.0)

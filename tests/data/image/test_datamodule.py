@@ -23,13 +23,13 @@ from sslzoo.data import (
     MultiViewFolder,
     with_views,
 )
-from sslzoo.data.image.images import ArrayImages, FileImages, TrainCrops
+from sslzoo.data.image.image_set import ArrayImages, FileImages, TrainCrops
 from sslzoo.data.loader import TrainLoader
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.random import stratified_split
 from sslzoo.transforms import RandomResizedCrop, View, Views
 from sslzoo.transforms.image.normalize import Normalize
-from tests.data.test_folder import two_crops, write_tree
+from tests.data.image.test_folder import two_crops, write_tree
 from tests.data.toys import Recorder, ToyData
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
@@ -118,7 +118,7 @@ def test_a_split_takes_at_least_one_and_leaves_one():
     first, second = stratified_split(labels, 13, 0.01)
     assert labels[second].tolist() == [0, 1]
     assert sorted([*first.tolist(), *second.tolist()]) == list(range(13))
-    with pytest.raises(ValueError, match=r"inside \(0, 1\), got 0"):
+    with pytest.raises(ValueError, match=r"in \(0, 1\), got 0"):
         stratified_split(labels, 13, 0)
 
 
@@ -151,7 +151,7 @@ YAML = """
 seed_everything: false
 trainer: {{accelerator: cpu, logger: false, max_epochs: 1, enable_progress_bar: false,
           enable_model_summary: false, enable_checkpointing: false}}
-model: {{class_path: tests.data.test_module.Learner}}
+model: {{class_path: tests.data.image.test_datamodule.Learner}}
 data:
   class_path: sslzoo.data.ImageFolder
   init_args:
@@ -259,7 +259,7 @@ def test_a_user_s_data_module_with_views_evaluates_at_the_training_size(
     channels: int, side: int, resize: int | None
 ) -> None:
     data = with_views(Users(channels, side), Views([View(RandomResizedCrop(12), [])]), seed=1)
-    with pytest.warns(UserWarning, match="how many classes"):
+    with pytest.warns(UserWarning, match="number of classes is unknown"):
         data.setup("fit")
     assert (data.eval_view.size, data.eval_view.resize) == (12, resize)
     assert data.preprocessing()["channels"] == (3 if side > 128 else channels)

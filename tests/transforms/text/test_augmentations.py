@@ -268,9 +268,9 @@ def test_masking_knows_short_sentences() -> None:
 def test_errors_name_what_they_got() -> None:
     with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\], got 0"):
         WordDeletion(0)
-    with pytest.raises(ValueError, match=r"number must be in 1..1, got 2"):
+    with pytest.raises(ValueError, match=r"number must be in \[1, 1\], got 2"):
         Drawn([WordDeletion()], 2)
-    with pytest.raises(ValueError, match="call prepare"):
+    with pytest.raises(ValueError, match="must be prepared first"):
         Substitution(Successors())(sentences(), sample_keys(0, 0, torch.arange(12)), SPECIAL)
     with pytest.raises(ValueError, match="3 keys"):
         TextViews([[]])(sentences(), sample_keys(0, 0, torch.arange(3)), SPECIAL)

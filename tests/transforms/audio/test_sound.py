@@ -22,7 +22,7 @@ def test_waveforms_are_scaled_and_padding_stays_zero() -> None:
     assert view.tolist() == [[0.0, -0.75, -0.25], [-0.125, -0.25, -0.25]]
     padded = Waveform(0.5, 2.0).evaluation(Padded(wave, torch.tensor([3, 1])))
     assert padded.values.tolist() == [[0.0, -0.75, -0.25], [-0.125, 0.0, 0.0]]
-    with pytest.raises(ValueError, match="a std above 0 wanted, got 0"):
+    with pytest.raises(ValueError, match="std must be greater than 0, got 0"):
         Waveform(0.0, 0.0)
 
 
@@ -72,9 +72,9 @@ def test_silence_is_finite_and_padding_changes_no_frame() -> None:
 
 
 def test_wrong_sizes_are_named() -> None:
-    with pytest.raises(ValueError, match="at least 400 samples wanted, got 399"):
+    with pytest.raises(ValueError, match=r"at least 400 samples .* got 399"):
         LogMel().spectrum(torch.zeros(1, 399))
-    with pytest.raises(ValueError, match=r"got rate 8000, .* high 5000"):
+    with pytest.raises(ValueError, match=r"got 20.0 and 5000 at rate 8000"):
         LogMel(8000, high=5000)
 
 
@@ -124,9 +124,9 @@ def test_views_of_a_sample_do_not_depend_on_its_batch() -> None:
 
 
 def test_what_views_cannot_be_made_of_is_named() -> None:
-    with pytest.raises(ValueError, match="a window and 2 others wanted, got 1 in all"):
+    with pytest.raises(ValueError, match="3 windows, got 1"):
         views()(sounds()[:1], KEYS)
-    with pytest.raises(ValueError, match="set eval_window"):
+    with pytest.raises(ValueError, match="eval_window"):
         views().evaluation(Padded(sounds()[0], torch.tensor([9, 9])))
-    with pytest.raises(ValueError, match=r"got 1\.0, 6\.0, 20\.0"):
+    with pytest.raises(ValueError, match=r"mix must be in \[0, 1\), got 1\.0"):
         views(mix=1.0)

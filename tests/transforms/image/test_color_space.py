@@ -117,7 +117,7 @@ def test_wrong_calls_are_named() -> None:
         cmc_views(16, "xyz")
     with pytest.raises(ValueError, match="got 'xyz'"):
         EvalView(16, space="xyz")
-    with pytest.raises(ValueError, match="mean and std come together"):
+    with pytest.raises(ValueError, match="mean and std must be given together"):
         cmc_views(16, mean=(0.5,) * 3)
     with pytest.raises(ValueError, match="got 1"):
         cmc_views(16)(photos(2)[:, :1], sample_keys(0, 0, torch.arange(2)))

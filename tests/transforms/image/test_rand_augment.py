@@ -272,9 +272,9 @@ def test_the_host_does_not_wait() -> None:
 
 
 def test_wrong_settings_are_named() -> None:
-    with pytest.raises(ValueError, match=r"magnitude wants 0 to 10 .* got 11"):
+    with pytest.raises(ValueError, match=r"magnitude must be in \[0, 10.0\], got 11"):
         RandAugment(11)
-    with pytest.raises(ValueError, match=r"num_ops wants 1 or more .* got 0"):
+    with pytest.raises(ValueError, match=r"num_ops must be at least 1, got 0"):
         RandAugment(num_ops=0)
     with pytest.raises(ValueError, match="three bytes, got"):
         RandAugment(fill=(1, 2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from sslzoo.random import Keys, sample_keys
-from sslzoo.transforms import EvalView, RandomResizedCrop, simclr_views
+from sslzoo.transforms import EvalView, RandomResizedCrop
 from sslzoo.transforms.image.resample import crop_planes
 from tests.golden import load
 
@@ -159,20 +158,6 @@ def test_boxes_of_images_of_several_sizes_are_each_images_own() -> None:
         assert torch.equal(together[i], one[0])
 
 
-def test_a_jpeg_draft_gives_nearly_the_same_crops() -> None:
-    views = simclr_views(32, scale=(0.6, 1.0))
-    data = io.BytesIO()
-    smooth = torch.nn.functional.interpolate(photos(1, 9, 9), (400, 500), mode="bilinear")
-    Image.fromarray(smooth[0].permute(1, 2, 0).numpy()).save(data, "JPEG", quality=95)
-    keys = keys_of(1)
-    exact = views.crop_one(Image.open(data), keys)
-    image = Image.open(data)
-    rough = views.crop_one(image, keys, draft=True)
-    assert image.size == (63, 50)  # decoded at an eighth
-    for a, b in zip(exact, rough, strict=True):
-        assert (a.float() - b.float()).abs().mean() < 6
-
-
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_eval_view_equals_torchvision(dtype: torch.dtype) -> None:
     images = photos(2, 60, 83, dtype)
@@ -207,7 +192,7 @@ def test_eval_view_equals_simclrs() -> None:
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="nearest"):
         RandomResizedCrop(8, interpolation="nearest")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="scale wants"):
+    with pytest.raises(ValueError, match="scale must have"):
         RandomResizedCrop(8, scale=(0.5, 0.1))
-    with pytest.raises(ValueError, match="smaller than size 64"):
+    with pytest.raises(ValueError, match="at least 64 pixels"):
         EvalView(64)(photos(1, 60, 83))
