@@ -102,7 +102,7 @@ class EvalView:
         if self.mean is not None and self.std is not None:
             found |= {"mean": _floats(self.mean), "std": _floats(self.std)}
         if self.space == "rgb":
-            del found["space"]  # no change of the colours, of which images may have one alone
+            del found["space"]  # no change of the colors, of which images may have one alone
         return {key: value for key, value in found.items() if value is not None}
 
     def _center(self, images: Tensor) -> Tensor:
