@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sslzoo
+from sslzoo.runs.encoders import build_data
 from sslzoo.trust import UntrustedError, build, shell
 from sslzoo.zoo import entries
 
@@ -216,3 +217,11 @@ def test_a_run_that_started_from_an_entry_is_built_without_its_weights(tmp_path:
             nn.Module,
             "x.ckpt",
         )
+
+
+def test_a_data_set_that_a_file_names_is_not_downloaded() -> None:
+    tokenizer = {"class_path": "sslzoo.data.WordPiece", "init_args": {"num_ids": 60}}
+    args = {"name": "ag_news", "transform": "sslzoo.transforms.plain_text", "tokenizer": tokenizer}
+    section = {"class_path": "sslzoo.data.HFText", "init_args": args}
+    with pytest.raises(ValueError, match=r"'ag_news' .* must be a folder.*--trust"):
+        build_data(section).prepare_data()

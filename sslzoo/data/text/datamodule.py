@@ -331,6 +331,8 @@ class HFText(TextDataModule):
         seed: seed of batches and views; None: the run's seed.
         predict_on: the set that `predict` runs on.
         drop_last: drop the last batch of an epoch if it is incomplete.
+        local_files_only: refuse a name that would be downloaded. It is set when the config of a run
+            directory is read without `trust`.
     """
 
     def __init__(
@@ -349,6 +351,7 @@ class HFText(TextDataModule):
         seed: int | None = None,
         predict_on: PredictOn = "query",
         drop_last: bool = True,
+        local_files_only: bool = False,
     ) -> None:
         super().__init__(
             transform,
@@ -363,6 +366,7 @@ class HFText(TextDataModule):
         )
         self.name, self.subset, self.column = name, subset, column
         self.label, self.test_split = label, test_split
+        self.local_files_only = local_files_only
 
     def prepare_data(self) -> None:
         """Download the data set."""
@@ -383,6 +387,11 @@ class HFText(TextDataModule):
         return Text(lines, label)
 
     def _load(self, split: str) -> Any:
+        if self.local_files_only and not Path(str(self.name)).is_dir():
+            raise ValueError(
+                f"the data set {self.name!r} of a run's config must be a folder, since nothing is "
+                "downloaded for a file; if you trust the run, say so: --trust"
+            )
         try:
             from datasets import load_dataset
         except ImportError as error:
