@@ -14,15 +14,16 @@ import yaml
 from torch import nn
 
 import sslzoo
-from sslzoo.backbones import SmallResNet
+from sslzoo.backbones import SmallResNet, small_vit
 from sslzoo.commands import fit
 from sslzoo.data import ImageFolder
 from sslzoo.eval import Classifier, load_weights
-from sslzoo.heads import DINOHead
-from sslzoo.methods import BYOL, DINO, SimCLR
-from sslzoo.optim import WarmupCosine
+from sslzoo.heads import DINOHead, MAEDecoder
+from sslzoo.masks import BlockMasks
+from sslzoo.methods import BYOL, DINO, MAE, SimCLR
+from sslzoo.optim import LinearSchedule, Schedule, WarmupCosine
 from sslzoo.transforms import Views, digit_views
-from sslzoo.trust import UntrustedError, module_of
+from sslzoo.trust import UntrustedError, build, module_of
 from tests.zoo.test_broken_files import DEEP_KEY, zip_of
 
 HYPER: dict[str, Any] = {
@@ -375,3 +376,23 @@ def test_what_is_too_deep_to_be_hashed_or_shown_is_one_sentence(
     config = ["--config", "simclr/folder_small_10ep", f"--data.root={tmp_path}"]
     with pytest.raises(SystemExit, match=r"has 100\d+ values within each other"):
         fit.run(["fit", *config, f"--ckpt_path={path}"])
+
+
+def test_names_of_version_0_1_stand_for_the_current_ones() -> None:
+    mask = {"class_path": "sslzoo.transforms.BlockMasks", "init_args": {}}
+    assert isinstance(build(mask, BlockMasks, "x"), BlockMasks)
+    line = {"class_path": "sslzoo.optim.Linear", "init_args": {"start": 0.0, "end": 1.0}}
+    assert isinstance(build(line, Schedule, "x"), LinearSchedule)
+    cosine = {"class_path": "sslzoo.optim.WarmupCosine", "init_args": {"horizon_on_resume": "new"}}
+    assert build(cosine, Schedule, "x").run_length_on_resume == "new"
+
+
+def test_arguments_of_version_0_1_are_kept_by_a_module_built_in_python(tmp_path: Path) -> None:
+    vit = small_vit(8, 2, width=16, depth=1, num_heads=2, positions="mae", init="mae")
+    decoder = MAEDecoder(16, grid=4, patch_size=2, width=8, depth=1, num_heads=2)
+    method = MAE(vit, decoder, normalize_pixels=False)
+    saved = {"state_dict": method.state_dict(), "pytorch-lightning_version": "2.6.6"}
+    torch.save({**saved, "hyper_parameters": {"normalise_pixels": False}}, tmp_path / "old.ckpt")
+    path = str(tmp_path / "old.ckpt")
+    again = MAE.load_from_checkpoint(path, backbone=vit, decoder=decoder)
+    assert again.normalize_pixels is False
