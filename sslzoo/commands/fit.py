@@ -37,10 +37,10 @@ import sslzoo.methods  # noqa: F401 (what is imported has short names, --model S
 from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.progress import ProgressBar
 from sslzoo.commands.configs import config_folders, find_config, known_configs
+from sslzoo.file_kind import other_kind
 from sslzoo.runs.provenance import RECORD, provenance
 from sslzoo.trainable import PLAIN
 from sslzoo.trust import forget_other_files
-from sslzoo.trust.file_kind import other_kind
 from sslzoo.zoo.safe_read import read
 
 LAST = "last.ckpt"

@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import IO, Any
 
-from sslzoo.trust.file_kind import other_kind
+from sslzoo.file_kind import other_kind
 
 _DEEPEST = 100  # values within each other; checkpoints have ten
 _ZIP = b"PK\x03\x04"  # how torch tells its two formats apart

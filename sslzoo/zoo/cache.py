@@ -26,7 +26,7 @@ from typing import NamedTuple
 from filelock import FileLock
 
 from sslzoo.atomic_write import atomic_write
-from sslzoo.trust.file_kind import other_kind
+from sslzoo.file_kind import other_kind
 from sslzoo.zoo import download
 from sslzoo.zoo.download import Wanted, is_url, resolved
 

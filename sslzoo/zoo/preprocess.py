@@ -118,7 +118,10 @@ def _data_states(saved: Any) -> list[dict[str, Any]]:
 
 
 def describe(
-    data: dict[str, Any], view: Mapping[str, Any] | None, where: str, trust: bool = False
+    data: dict[str, Any],
+    view: Mapping[str, Any] | None = None,
+    where: str = "the config",
+    trust: bool = False,
 ) -> tuple[dict[str, Any] | None, dict[str, str]]:
     """What `of_checkpoint` gives, of a run whose checkpoint does not say it, from its data.
 

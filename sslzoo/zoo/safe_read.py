@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from sslzoo.file_kind import other_kind
 from sslzoo.trust import refuse_deep_pickles
-from sslzoo.trust.file_kind import other_kind
 
 
 def read(path: Path) -> Any:

@@ -421,8 +421,7 @@ def test_an_encoder_has_its_own_mean_and_deviation(
         values.with_input(FrameInput([0.0] * 2, [1.0] * 2))
     name = "byol-small_resnet-cifar10jpeg"
     said = refused(name, *on, output=tmp_path / "x.json", capsys=capsys)
-    assert "SequenceArrays serves sequences, for an encoder whose preprocess is FrameInput" in said
-    assert "this one's is EvalView" in said
+    assert "preprocess must be FrameInput for the sequences of SequenceArrays, got EvalView" in said
 
 
 def test_targets_that_are_no_classes(

@@ -729,9 +729,9 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path: Path) -> None
     to = tmp_path / "net.safetensors"
     for form, model, text in (
         ("timm", "resnet18", "other tensors than the encoder"),
-        ("timm", "resnet", "model (--model) must be one of timm's"),
+        ("timm", "resnet", r"model \(--model\) must be one of timm's"),
         ("torchvision", "vit_b_16", "is none"),
-        ("torchvision", None, "model (--model) must be one of torchvision's"),
+        ("torchvision", None, r"model \(--model\) must be one of torchvision's"),
         ("tensorrt", None, "format is one of"),
     ):
         with pytest.raises(ValueError, match=text):

@@ -53,7 +53,7 @@ def test_dino_golden(setting):
 
 @pytest.mark.parametrize("setting", ["k20_s0.07", "k5_s0.1", "k100_s0.07"])
 def test_instdisc_golden(setting):
-    a = load("instdisc/classify.npz")
+    a = load("instdisc/knn.npz")
     k, temperature = int(setting[1 : setting.index("_")]), float(setting.split("s")[1])
     test, memory = torch.tensor(a["test_features"]), torch.tensor(a["memory"])
     labels, truth = torch.tensor(a["train_labels"]), torch.tensor(a["test_labels"])
