@@ -32,7 +32,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         os.chmod(part, 0o644)
         os.replace(part, path)
     except BaseException as error:
-        Path(part).unlink(missing_ok=True)  # the temporary file is gone if the error came after the rename
+        Path(part).unlink(missing_ok=True)  # missing if the rename succeeded
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise

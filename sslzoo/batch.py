@@ -67,10 +67,10 @@ def as_batch(data: Any) -> Batch:
     Args:
         data: a `Batch`; views as `[view, view, ...]`; or `(views, label)`, where views may be a
             single tensor. A `Batch` made of these has an empty index: methods with a memory need
-                `with_views`, or a loader that yields `Batch`.
+            `with_views`, or a loader that yields `Batch`.
 
-            Raises:
-                ValueError: the data has another form.
+    Raises:
+        ValueError: the data has another form.
     """
     if isinstance(data, Batch):
         return data

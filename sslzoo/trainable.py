@@ -2,8 +2,8 @@
 
 It is the common base of pre-training (`SSLMethod`) and downstream training (`sslzoo.eval`):
 `training_step` logs and sums the terms of `losses`; optimizer and schedule come from callables;
-step, run_length and generators are in the checkpoint. It works in a Lightning Trainer on one device or under DDP, and
-in a plain loop (docs/plain_loop.md).
+step, run_length and generators are in the checkpoint. It works in a Lightning Trainer on one
+device or under DDP, and in a plain loop (docs/plain_loop.md).
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class Trainable(LightningModule, ABC):
         self.step = saved["step"]
         self.run_length = RunLength(*saved["horizon"])
         if self._trainer is not None and isinstance(self.trainer.precision_plugin, DoublePrecision):
-            self.double()  # Lightning 2.6 does so after copying the weights, which then lose precision
+            self.double()  # Lightning 2.6 does so after copying the weights, too late
         states = saved["rng"]
         self._rng_to_restore = states[rank()] if rank() < len(states) else None
 

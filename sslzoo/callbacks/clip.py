@@ -29,11 +29,12 @@ class ClipPerParameter(Callback):
     """Clip before each optimizer step, after all micro-batches are accumulated.
 
     Args:
-        max_norm: 3.0 in DINO's and iBOT's code, 0 (no clipping: omit the callback) in some of their recipes.
+        max_norm: 3.0 in DINO's and iBOT's code, 0 in some of their recipes, which
+            means no clipping: omit the callback.
 
     Raises:
-        ValueError: the norm is not positive; or the optimizer is fused with 16-mixed precision, where
-            the gradients are not unscaled yet at this point.
+        ValueError: the norm is not positive; or the optimizer is fused with 16-mixed precision,
+            where the gradients are not unscaled yet at this point.
     """
 
     def __init__(self, max_norm: float = 3.0):

@@ -50,7 +50,7 @@ class ClusterEpochs(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # Lightning 2.6.6 resumes from an epoch's last batch without calling the next one's start hook.
+        # Lightning 2.6.6 resumes from an epoch's last batch without calling the next's hook.
         self._cluster(trainer, pl_module)
 
     def _cluster(self, trainer: Trainer, pl_module: LightningModule) -> None:

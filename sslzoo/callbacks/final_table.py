@@ -72,13 +72,13 @@ class FinalTable(Callback):
             self.scores = {"untrained": self._score_encoder(trainer, pl_module)}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score the encoder, which needs the device and all ranks; `on_fit_end` is too late for that."""
+        """Score the encoder while the device and all ranks are available; later they are not."""
         self.scores["trained"] = self._score_encoder(trainer, pl_module)
         self.scores["raw"] = self._score_raw(trainer, pl_module)
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the table with the checkpoint's path; it is saved after every other `on_train_end`."""
+        """Print the table and the path of the checkpoint, which is saved in `on_train_end`."""
         if trainer.is_global_zero:
             checkpoint = _checkpoint(trainer)
             self._write(self._folder / self.filename, checkpoint)

@@ -44,7 +44,7 @@ class CommitMemory(Callback):
                     f"samples; set bank_size: {samples}"
                 )
             for buffer in memory.buffers():
-                broadcast_(buffer)  # DDP does not broadcast them: all ranks need the same initial rows
+                broadcast_(buffer)  # DDP does not: all ranks need the same initial rows
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -62,7 +62,7 @@ class OnlineProbe(Evaluation):
         self.lr = lr
         self.momentum = momentum
         self.weight_decay = weight_decay
-        # Created at the first batch, when D is known: weight and velocity (C, D + 1) with the bias as
+        # Made at the first batch, when D is known: weight and velocity (C, D + 1) with the bias as
         # the last column, mean and variance (D,), steps ().
         self.state: dict[str, Tensor] = {}
 

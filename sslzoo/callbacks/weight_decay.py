@@ -23,7 +23,7 @@ class WeightDecaySchedule(Callback):
     Groups with a weight decay of 0 (biases and norms, see `optim.exempt_bias_and_norm`) keep it.
 
     Args:
-        schedule: weight decay by step, always above 0; `CosineSchedule(0.04, 0.4)` in DINO and I-JEPA.
+        schedule: weight decay per step, above 0; `CosineSchedule(0.04, 0.4)` in DINO and I-JEPA.
 
     Raises:
         ValueError: the schedule gives 0 or less.

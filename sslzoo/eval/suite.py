@@ -41,9 +41,9 @@ class Suite:
     Args:
         protocols: of "knn", "linear", "retrieval" (all of which read labels), "label_free" and
             "similarity" (of scored pairs); None: all that the data allows.
-            k: numbers of neighbors of kNN, each combined with each temperature; `KNN` has the
-                papers' values.
-            temperature: temperatures of kNN's vote.
+        k: numbers of neighbors of kNN, each combined with each temperature; `KNN` has the
+            papers' values.
+        temperature: temperatures of kNN's vote.
         l2: weights among which the linear probe chooses on held-out training samples.
         recall: K of recall@K.
         rank_samples: number of bank samples, the first by index, that effective rank and

@@ -112,17 +112,17 @@ class BiasAndNormRate:
 class LayerDecay:
     """Layer-wise learning-rate decay for fine-tuning a ViT.
 
-    BEiT's rule as implemented in MAE (facebookresearch/mae at efb2a80, util/lr_decay.py): with B blocks,
-    patch, class-token and position embeddings are layer 0, block i (from 0) is layer i + 1, everything
-    else (norm, head) layer B + 1; layer l has `lr_scale` = rate ** (B + 1 - l), by which our
-    schedules multiply the rate. 1-D parameters, class token and position embeddings get no decay.
+    BEiT's rule as implemented in MAE (facebookresearch/mae at efb2a80, util/lr_decay.py): with B
+    blocks, patch, class-token and position embeddings are layer 0, block i (from 0) is layer i + 1,
+    everything else (norm, head) layer B + 1; layer l has `lr_scale` = rate ** (B + 1 - l), by which
+    our schedules multiply the rate. 1-D parameters, class token and positions get no decay.
 
     Args:
         rate: above 0 and at most 1; 0.65 (ViT-B) or 0.75 (ViT-L, ViT-H) in MAE's recipes.
         weight_decay: weight decay of the other parameters.
 
-        Raises:
-            ValueError: the rate is outside (0, 1].
+    Raises:
+        ValueError: the rate is outside (0, 1].
     """
 
     def __init__(self, rate: float = 0.75, weight_decay: float = 0.05):
