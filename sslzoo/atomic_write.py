@@ -1,4 +1,4 @@
-"""Writing: a file whole or not at all, and never in the place of what is no file."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 
 
 def check_target(path: Path) -> None:
-    """Refuse to put a file where something else stands.
+    """Raise if the path exists and is not a regular file.
 
     Raises:
-        FileExistsError: it is a folder, a device or a pipe.
+        FileExistsError: the path is a folder, a device or a pipe.
     """
     if path.exists() and not path.is_file():
         raise FileExistsError(f"a path for a file wanted, got {str(path)!r}, which is no file")
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a file beside its place, and rename it once it is whole.
+    """Write a temporary file in the same folder, then rename it to the target.
 
     Raises:
-        OSError: it cannot be written; what stood there still does.
+        OSError: writing failed; a previous file is unchanged.
     """
     check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         os.chmod(part, 0o644)
         os.replace(part, path)
     except BaseException as error:
-        Path(part).unlink(missing_ok=True)  # it is gone where what was raised came after the rename
+        Path(part).unlink(missing_ok=True)  # missing if the rename succeeded
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise

@@ -1,4 +1,4 @@
-"""Kind of a file that cannot hold weights, told by its first bytes."""
+"""Detect files that cannot contain weights by their first bytes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _HTML = re.compile(rb"\W*(<!doctype html|<html|<head|<body|<script|<\?xml|<!--)"
 
 
 def other_kind(path: Path) -> str | None:
-    """Half a sentence about an empty file or an HTML page; None if it may hold weights.
+    """Describe an empty file or an HTML page; None if the file may contain weights.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         head = file.read(64)

@@ -1,9 +1,9 @@
-"""Trainable: a LightningModule whose clock is the optimizer step and whose resume is exact.
+"""Trainable: a LightningModule that counts optimizer steps and resumes exactly.
 
-What pre-training (`SSLMethod`) and downstream training (`sslzoo.eval`) share: `training_step` logs
-and sums the terms of `losses`; optimizer and schedule come from callables; step, run_length and
-generators are in the checkpoint. It works in a Lightning Trainer on one device or under DDP, and
-in a plain loop (docs/plain_loop.md).
+It is the common base of pre-training (`SSLMethod`) and downstream training (`sslzoo.eval`):
+`training_step` logs and sums the terms of `losses`; optimizer and schedule come from callables;
+step, run_length and generators are in the checkpoint. It works in a Lightning Trainer on one
+device or under DDP, and in a plain loop (docs/plain_loop.md).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PLAIN = (bool, int, float, str, type(None))
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether numbers and names are all that it holds."""
+    """Whether a value consists of numbers and strings only."""
     if isinstance(value, dict):
         return all(_is_plain(part) for part in value.values())
     if isinstance(value, list | tuple):
@@ -55,15 +55,15 @@ def _is_plain(value: Any) -> bool:
 
 
 class Trainable(LightningModule, ABC):
-    """Abstract; a subclass writes `losses`.
+    """Abstract base of all trained modules; a subclass implements `losses`.
 
     Args:
         optimizer: called with the parameter groups; needed by `fit`, not by a plain loop.
-        schedule: factor of the optimizer's learning rates at each step; None: constant rates.
-        parameter_groups: called with the module: which parameters get weight decay.
+        schedule: factor that multiplies the learning rates at each step; None: constant rates.
+        parameter_groups: called with the module; decides which parameters get weight decay.
 
     Attributes:
-        step: optimizer steps taken so far; saved, and the clock of every schedule.
+        step: optimizer steps taken so far, the argument of every schedule; saved.
         run_length: length of the run; saved, and kept when a finished run is extended.
         uses_labels: whether `losses` reads the batch's labels.
     """
@@ -98,7 +98,7 @@ class Trainable(LightningModule, ABC):
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The terms of the loss by name; their sum is minimized. Gathers over ranks inside."""
+        """Compute the loss terms by name, gathering over ranks inside; their sum is minimized."""
 
     # -- training
 
@@ -114,7 +114,7 @@ class Trainable(LightningModule, ABC):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Nothing: evaluation is the callbacks' work (OnlineKNN, OnlineProbe, ...)."""
+        """Do nothing: callbacks (OnlineKNN, OnlineProbe, ...) evaluate."""
 
     test_step = validation_step
 
@@ -129,7 +129,7 @@ class Trainable(LightningModule, ABC):
         if self._trainer is None:
             return optimizer
         run_length = self._trainer_run_length()
-        if self.step == 0:  # a resumed run keeps its own, see on_train_start
+        if self.step == 0:  # a resumed run keeps its own length, see on_train_start
             self.run_length = run_length
         if self._schedule is None:
             return optimizer
@@ -187,7 +187,7 @@ class Trainable(LightningModule, ABC):
         self.step = saved["step"]
         self.run_length = RunLength(*saved["horizon"])
         if self._trainer is not None and isinstance(self.trainer.precision_plugin, DoublePrecision):
-            self.double()  # Lightning 2.6 does so after it has copied the weights: they lose bits
+            self.double()  # Lightning 2.6 does so after copying the weights, too late
         states = saved["rng"]
         self._rng_to_restore = states[rank()] if rank() < len(states) else None
 
@@ -202,7 +202,7 @@ class Trainable(LightningModule, ABC):
         trust: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Lightning's, for a file that chooses no classes beyond those of `sslzoo.trust`.
+        """Load a Lightning checkpoint that may name only the classes `sslzoo.trust` allows.
 
         Args:
             checkpoint_path: a path or an open file, read as tensors and plain values.
@@ -210,9 +210,9 @@ class Trainable(LightningModule, ABC):
             hparams_file: see there, for modules that were built in Python; plain values, which
                 name no classes.
             strict: see there.
-            weights_only: nothing else is read, whatever is given.
+            weights_only: ignored: only tensors and plain values are ever read.
             trust: whether the file may name any class that Python can import (`sslzoo.load`).
-            kwargs: arguments of the module, in place of the file's.
+            kwargs: arguments of the module that replace the file's.
 
         Raises:
             ValueError: see `sslzoo.trust.module_of`; or an argument is neither saved nor given.
@@ -244,7 +244,7 @@ class Trainable(LightningModule, ABC):
             checkpoint_path.seek(0)
         if hparams_file is None:
             kwargs = {**renamed_arguments(hyper_parameters(saved, where)), **kwargs}
-        # Lightning's instantiator would build whatever the file names.
+        # Lightning's instantiator would build any class that the file names.
         plain = {**kwargs, "_instantiator": None}
         return super().load_from_checkpoint(
             checkpoint_path, map_location, hparams_file, strict, True, **plain
@@ -256,9 +256,9 @@ class Trainable(LightningModule, ABC):
 
     def on_train_start(self) -> None:
         schedule = self.lr_schedulers()
-        if isinstance(schedule, ScheduleLR):  # it knows which length a resumed run has
+        if isinstance(schedule, ScheduleLR):  # it determines the length of a resumed run
             self.run_length = schedule.run_length
-        if self._rng_to_restore is not None:  # after every draw that starting up makes
+        if self._rng_to_restore is not None:  # after every random draw of the start-up
             torch.set_rng_state(self._rng_to_restore["cpu"].cpu())
             if "cuda" in self._rng_to_restore and self.device.type == "cuda":
                 torch.cuda.set_rng_state(self._rng_to_restore["cuda"].cpu(), self.device)
@@ -269,12 +269,12 @@ class Trainable(LightningModule, ABC):
             self._end_resumed_epoch()
 
     def _end_resumed_epoch(self) -> None:
-        """End the epoch whose last batch is the last that the checkpoint knows.
+        """Run the epoch-end hooks if the checkpoint was saved after an epoch's last batch.
 
-        `ModelCheckpoint(every_n_train_steps=...)` writes it before the epoch's end. Lightning 2.6
-        resumes behind that end without its hooks (a memory bank would miss its refresh, a monitor
-        its metric), takes the next epoch for the same one, and a checkpoint of that one would
-        resume at another batch. Its counters stand as after the last batch while the hooks run.
+        `ModelCheckpoint(every_n_train_steps=...)` saves it before the epoch's end. Lightning 2.6
+        resumes after that end without its hooks (a memory bank would miss its refresh, a monitor
+        its metric), mistakes the next epoch for the same one, and a checkpoint of that one would
+        resume at the wrong batch. While the hooks run, its counters are those after the last batch.
         """
         loop = self.trainer.fit_loop
         epochs: Any = loop.epoch_progress
@@ -288,14 +288,14 @@ class Trainable(LightningModule, ABC):
         loop.reset_restart_stage()
         if epochs.current.processed == self.trainer.max_epochs:
             return
-        for count in (batches.current, batches.total):  # counted as the next epoch begins
+        for count in (batches.current, batches.total):  # incremented when the next epoch begins
             count.completed -= 1
         loop.epoch_loop._batches_that_stepped -= 1
 
     def _keep_plain_hyperparameters(self, frame: FrameType | None) -> None:
-        """Plain values only: a stored module or function would break `weights_only=True`.
+        """Save plain hyperparameters only; a module or function would break `weights_only=True`.
 
-        Under the CLI Lightning stores the YAML instead, and the class alone loads again.
+        Under the CLI, Lightning stores the YAML instead, and the class itself can load it again.
         """
         ignore: list[str] = []
         if frame is not None and _given_hyperparameters.get() is None:
@@ -305,5 +305,5 @@ class Trainable(LightningModule, ABC):
 
     @property
     def seed(self) -> int:
-        """Seed of the method's own keyed draws: that of `seed_everything`."""
+        """Seed of the method's own random draws, as given to `seed_everything`."""
         return run_seed()

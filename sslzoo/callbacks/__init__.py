@@ -1,4 +1,4 @@
-"""Callbacks: teachers, memories, and evaluation during training."""
+"""Callbacks: teacher updates, memory updates, and evaluation during training."""
 
 from sslzoo.callbacks.attention_maps import AttentionMaps
 from sslzoo.callbacks.clip import ClipPerParameter, clip_per_parameter

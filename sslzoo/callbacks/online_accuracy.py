@@ -1,4 +1,4 @@
-"""OnlineAccuracy: torchmetrics of a classifier's logits, by default top-1 and top-5 accuracy."""
+"""OnlineAccuracy: metrics of a classifier's logits, by default top-1 and top-5 accuracy."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from sslzoo.eval.loaders import EvalLoaders
 
 
 class OnlineAccuracy(Evaluation):
-    """Logs `val/<name>` per metric of the logits and labels of the whole query set.
+    """Log `val/<name>` per torchmetrics metric of the whole query set's logits and labels.
 
     The logits of all ranks are gathered first, so a metric has the same value for any number of
     ranks.
 
     Args:
         every_n_epochs: training epochs between two evaluations; the last epoch always has one.
-        loaders: as for `OnlineKNN`; None: those of the data module.
+        loaders: as for `OnlineKNN`; None: the data module's.
         features: name of the module's method from a view to logits (B, C).
         metrics: torchmetrics by name, each updated with logits (N, C) and labels (N,), or
             multi-hot labels (N, C). A metric of one value per class (`average: none`) is logged as
@@ -51,7 +51,7 @@ class OnlineAccuracy(Evaluation):
         self.metrics = metrics
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse before training what an evaluation would refuse."""
+        """Raise errors that an evaluation would raise before training starts."""
         loaders = eval_loaders(trainer, self.loaders, "OnlineAccuracy")
         number_of_classes(loaders, "OnlineAccuracy")
         query_set(loaders, "OnlineAccuracy")
@@ -73,7 +73,7 @@ class OnlineAccuracy(Evaluation):
         values: dict[str, float] = {}
         for name, metric in (self.metrics or _accuracies(num_classes)).items():
             metric = metric.to(every.features.device)
-            metric.distributed_available_fn = bool  # False: every rank has all rows already
+            metric.distributed_available_fn = bool  # every rank has all rows already
             metric.reset()
             metric.update(every.features, label)
             value = metric.compute()

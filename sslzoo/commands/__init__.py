@@ -1,1 +1,1 @@
-"""The verbs of the command line: thin layers over Python functions."""
+"""Subcommands of the command line: thin layers over Python functions."""

@@ -1,4 +1,4 @@
-"""Shipped configs: recipes by name, from the wheel or from a clone."""
+"""Shipped configs: find recipes by name, in the wheel or in a clone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sslzoo
 
 
 def config_folders() -> list[Path]:
-    """Where named configs stand: in the wheel, and beside the package in a clone."""
+    """Folders of the named configs: in the wheel, and next to the package in a clone."""
     package = Path(sslzoo.__file__).parent
     return [
         folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()
@@ -16,7 +16,7 @@ def config_folders() -> list[Path]:
 
 
 def find_config(name: str) -> str:
-    """A path as it is; else the shipped config of that name, with or without `.yaml`."""
+    """Return an existing path, or the shipped config of that name, with or without `.yaml`."""
     if Path(name).exists():
         return name
     relative = Path(name)
@@ -26,11 +26,11 @@ def find_config(name: str) -> str:
         for candidate in (folder / relative, folder / f"{relative}.yaml"):
             if candidate.is_file():
                 return str(candidate)
-    return name  # the parser says that there is no such file
+    return name  # the parser reports the missing file
 
 
 def known_configs() -> list[str]:
-    """Names of the shipped configs."""
+    """List the names of the shipped configs."""
     return sorted(
         {
             str(path.relative_to(folder).with_suffix(""))

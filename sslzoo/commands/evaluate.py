@@ -1,13 +1,13 @@
-"""`sslzoo eval`: what encoders are worth on a data module.
+"""`sslzoo eval`: evaluate encoders on a data module.
 
     sslzoo eval RUN                                      on the data that the run was trained on
     sslzoo eval NAME RUN/checkpoints/last.ckpt --on CONFIG --data.root FOLDER
 
-A model is a run's folder, or anything that `sslzoo.load` takes. Features are extracted once and
-cached by a hash of weights and data; with `--devices N` each rank has its share. Several runs (of
-several seeds, say) also give mean and standard deviation; so does one run with few labels, whose
-`--seeds` draw them. Results go to a JSON file, and `sslzoo eval --table` makes a table of such
-files, and of the folders of runs that were validated with labels.
+A model is a run directory, or anything that `sslzoo.load` takes. Features are extracted once and
+cached by a hash of weights and data; with `--devices N` each rank computes a part. Several runs
+(for example, of several seeds) also give mean and standard deviation; so does one run with few
+labels, which `--seeds` draw. Results go to a JSON file, and `sslzoo eval --table` makes a table of
+such files, and of the directories of runs that were validated with labels.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ from sslzoo.zoo.cache import home
 
 
 def check_seeds(seeds: Sequence[int], suite: Suite) -> None:
-    """Refuse seeds that would draw nothing, or the same twice.
+    """Raise for seeds that have no effect or are repeated.
 
     Raises:
-        ValueError: names what was given and what is wanted.
+        ValueError: the error names the seeds given and those allowed.
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds wants different numbers, at least one, got {list(seeds)}")
@@ -61,12 +61,12 @@ def check_seeds(seeds: Sequence[int], suite: Suite) -> None:
 
 
 def _first_run(words: Sequence[str]) -> str | None:
-    """The first run's folder, whose data is evaluated on where no other is named."""
+    """First run directory, whose data is used if no other is named."""
     return next((word for word in words if (Path(word) / "config.yaml").is_file()), None)
 
 
 def _section(words: Sequence[str], on: str | None) -> dict[str, Any]:
-    """The `data` of the config that was asked for, or of the first run among the words."""
+    """The `data` section of the requested config, or of the first run in the arguments."""
     run = _first_run(words)
     if on is not None:
         path = Path(find_config(on))
@@ -104,7 +104,7 @@ def _parser() -> jsonargparse.ArgumentParser:
 
 
 def main(args: Sequence[str]) -> None:
-    """The verb; `args` without its name. An error is one line and status 1."""
+    """Run `sslzoo eval` on `args`; errors print one line and exit with status 1."""
     try:
         if args[:1] == ["--table"]:
             paths = [Path(path) for path in args[1:]]
@@ -123,11 +123,11 @@ def _run(args: list[str]) -> None:
     on = next((args[i + 1] for i, arg in enumerate(args[:-1]) if arg == "--on"), None)
     on = next((arg.removeprefix("--on=") for arg in args if arg.startswith("--on=")), on)
     where = f"the config of {_first_run(words)}"
-    from_run = on is None and "--trust" not in args  # not a config that the user named
+    from_run = on is None and "--trust" not in args  # not a config given by the user
     if words and not {"--help", "-h"} & set(args):
         section = _section(words, on)
         if from_run:
-            build_data(section, where)  # refused before a parser follows its names
+            build_data(section, where)  # refused before a parser resolves its names
         parser.set_defaults({"data": section})
     given = parser.parse_args(args)
     suite = parser.instantiate(jsonargparse.Namespace(suite=given.suite))["suite"]
@@ -139,11 +139,11 @@ def _run(args: list[str]) -> None:
 
 
 def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, Any]:
-    """Measure every model that was asked for, print and write the results.
+    """Evaluate every requested model, then print and write the results.
 
     Raises:
-        ValueError: the data module has no `eval_dataloaders`; an encoder takes other samples than
-            it has; a protocol that was asked for wants more than it has; or see `check_seeds`.
+        ValueError: the data module has no `eval_dataloaders`; an encoder expects other samples than
+            it has; a requested protocol needs more than it has; or see `check_seeds`.
         OSError: the results cannot be written; they are printed before.
     """
     if given.output is not None:
@@ -162,7 +162,7 @@ def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, A
         data.prepare_data()
     barrier()
     data.setup("validate")
-    loaders_of(data)  # refused before an encoder is fetched
+    loaders_of(data)  # refused before an encoder is downloaded
     cache = None if given.cache == "none" else Path(given.cache or home() / "features")
     own = None if given.on is not None else _first_run(given.models)
     rows: list[dict[str, Any]] = []
@@ -198,7 +198,7 @@ def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, A
 
 
 def _fitting(suite: Suite, found: Found) -> Suite:
-    """The suite with its protocols named; says which of them the data does not allow."""
+    """Make the suite's protocols explicit, and report those that the data does not allow."""
     named = suite.fitting(found.bank, found.query, found.num_classes, found.pairs)
     assert named.protocols is not None
     if suite.protocols is None and not set(named.protocols) & set(OF_LABELS):

@@ -1,4 +1,4 @@
-"""Training by the command: LightningCLI with config names, a run folder and a progress bar.
+"""Training command: LightningCLI with config names, a run directory and a progress bar.
 
     sslzoo fit --config simclr/cifar10_resnet18_200ep
     sslzoo validate | test | predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
@@ -44,14 +44,14 @@ from sslzoo.trust import forget_other_files
 from sslzoo.zoo.safe_read import read
 
 LAST = "last.ckpt"
-NOT_WRITTEN = "Unable to serialize instance"  # what jsonargparse writes in the place of an object
+NOT_WRITTEN = "Unable to serialize instance"  # what jsonargparse writes instead of an object
 
 
 def _with_config_paths(args: Sequence[str]) -> tuple[list[str], str | None]:
-    """Arguments with each `--config NAME` as a path, and the last of these paths.
+    """Replace each `--config NAME` by its path; return the arguments and the last path.
 
-    Configs move to the front, behind the subcommand, so that what else is given overrides them
-    wherever it stands.
+    Configs move to the front, after the subcommand, so that all other arguments override them
+    wherever they are given.
     """
     configs: list[str] = []
     others: list[str] = []
@@ -78,7 +78,7 @@ def _existing_config(name: str) -> str:
 
 
 def _run_folder(config: str | None) -> str:
-    """runs/<config's name>; the saved config of a run stays in that run's folder."""
+    """Run directory runs/<config's name>, or for a run's saved config that run's own."""
     if config is None:
         return "runs"
     path = Path(config).resolve()
@@ -91,7 +91,7 @@ def _run_folder(config: str | None) -> str:
 
 
 class SaveRun(SaveConfigCallback):
-    """Writes `run.json` beside the saved config: what a run's numbers depend on besides."""
+    """Write `run.json`, the run's provenance, next to the saved config."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = trainer.log_dir  # collective, and `save_config` is called on rank 0 only
@@ -110,14 +110,14 @@ class SaveRun(SaveConfigCallback):
 
 
 class OwnFiles(Callback):
-    """Lets a resumed run remove none but its own checkpoints, whichever module it trains."""
+    """Prevent a resumed run from removing other files than its own checkpoints."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         forget_other_files(trainer)
 
 
 class SSLZooCLI(LightningCLI):
-    """LightningCLI in subclass mode for both module and data."""
+    """LightningCLI in subclass mode for both module and data module."""
 
     config_path: str | None = None
     command: str | None = None
@@ -159,13 +159,13 @@ class SSLZooCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Take weights and state from `--ckpt_path`, never classes or arguments.
 
-        Lightning would let the file's hyper-parameters override the command line and its configs.
+        Lightning would let the file's hyperparameters override the command line and its configs.
         """
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Read checkpoints as tensors and plain values, unless `--weights_only false` is given.
 
-        Lightning unpickles a checkpoint from an address where nothing is said.
+        By default, Lightning unpickles a checkpoint from a URL.
         """
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if kwargs.get("weights_only") is None:
@@ -178,14 +178,14 @@ class SSLZooCLI(LightningCLI):
         return kwargs
 
     def predict(self, **kwargs: Any) -> None:
-        """Features leave through FeatureWriter, not through a list in memory."""
+        """Predict without a list in memory, since FeatureWriter writes the features."""
         self.trainer.predict(**{**kwargs, "return_predictions": False})
 
 
 def _checkpoint_of_this_config(trainer: Trainer, which: str) -> str:
-    """The last checkpoint of the newest run of the folder that this run goes to.
+    """Last checkpoint of the newest run in this run's parent directory.
 
-    Lightning would look into this run's own version, which has none, and start from scratch.
+    Lightning would search this run's own version, which has none, and start from scratch.
     """
     savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     folders = [Path(saver.dirpath) for saver in savers if saver.dirpath]
@@ -206,7 +206,7 @@ def _checkpoint_of_this_config(trainer: Trainer, which: str) -> str:
 
 
 def _refuse_what_is_no_checkpoint(path: Path, weights_only: bool) -> None:
-    """Exit where a file is not there, is damaged, or is of something else than a run."""
+    """Exit if a file is missing, damaged, or not a run's checkpoint."""
     try:
         if weights_only or not path.is_file() or other_kind(path):
             saved = read(path)
@@ -222,13 +222,13 @@ def _refuse_what_is_no_checkpoint(path: Path, weights_only: bool) -> None:
 
 
 def _says_that_it_is_lightning_s(path: Path) -> bool:
-    """Whether the beginning of a file, which is not read otherwise, has Lightning's key."""
+    """Whether the beginning of a file, without loading it, contains Lightning's key."""
     with path.open("rb") as file:
         return b"pytorch-lightning_version" in file.read(1 << 24)
 
 
 def _refuse_a_config_that_does_not_load_again(parser: Any, config: Any) -> None:
-    """Exit where config.yaml could not be written, or would read as another run."""
+    """Exit if config.yaml could not be written, or would be read back differently."""
     exits, parser.exit_on_error = parser.exit_on_error, False
     try:
         with warnings.catch_warnings():
@@ -252,7 +252,7 @@ def _refuse_a_config_that_does_not_load_again(parser: Any, config: Any) -> None:
 
 
 def _refuse_hyperparameters_that_do_not_load_again(module: Any, name: str) -> None:
-    """Exit where a checkpoint of the run could not be loaded with `weights_only=True`."""
+    """Exit if a checkpoint of the run could not be loaded with `weights_only=True`."""
     for key, value in _leaves(dict(module.hparams) if module is not None else {}, name):
         file = io.BytesIO()
         try:
@@ -272,7 +272,7 @@ def _refuse(name: str, value: str) -> NoReturn:
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a config that holds no others, with its full name."""
+    """All leaf values of a config with their full names."""
     if isinstance(value, Namespace):
         value = vars(value)
     if isinstance(value, dict | list | tuple):
@@ -284,7 +284,7 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _say_where_bfloat16_is_slow(trainer: Trainer) -> None:
-    """Convolutions in it take many times as long on processors without instructions for it."""
+    """Warn on processors without bfloat16 instructions, where its convolutions are slow."""
     bfloat16 = str(trainer.precision).startswith("bf16")
     without = torch.backends.cpu.get_cpu_capability() in ("NO AVX", "DEFAULT", "AVX2")
     if bfloat16 and without and isinstance(trainer.accelerator, CPUAccelerator):
@@ -295,7 +295,7 @@ def _say_where_bfloat16_is_slow(trainer: Trainer) -> None:
 
 
 def _named_code(text: str) -> str:
-    """Of torch's long message the sentence that names what would be run."""
+    """Extract from torch's long message the sentence that names the code."""
     found = re.search(r"WeightsUnpickler error:\s*(.+?)(?:\n|$)", text)
     return found[1] if found else text[:200]
 
@@ -309,13 +309,13 @@ def _default_loggers(root: str) -> list[Logger]:
 
 
 def run(args: Sequence[str] | None = None) -> SSLZooCLI:
-    """The command, from Python: `run(["fit", "--config", "quickstart"])`.
+    """Run the command from Python: `run(["fit", "--config", "quickstart"])`.
 
     Args:
-        args: None: those of the process.
+        args: command-line arguments; None: the process's.
     """
     arguments = list(sys.argv[1:] if args is None else args)
-    # Lightning 2.6 reads an attribute of torch's that torch 2.14 deprecates.
+    # Lightning 2.6 reads a torch attribute that torch 2.14 deprecates.
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
     SSLZooCLI.command = shlex.join(["sslzoo", *arguments])
     arguments, SSLZooCLI.config_path = _with_config_paths(arguments)

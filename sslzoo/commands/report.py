@@ -3,8 +3,8 @@
     sslzoo report runs/simclr/folder_small_10ep/version_0
     sslzoo report RUN RUN --results eval.json --root FOLDER --output report.html
 
-Curves, tables and configs come from the runs' folders; maps, neighbors, views and attention from
-the last checkpoint and the run's own data. Where these are gone, the page says so.
+Curves, tables and configs come from the run directories; maps, neighbors, views and attention from
+the last checkpoint and the run's own data. If these are missing, the page says so.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from sslzoo.runs.run import Run, evaluation, read_runs
 
 
 def look(run: Run, samples: int, images: int, root: str | None, trust: bool = False) -> Looked:
-    """What a run's encoder makes of its data.
+    """Compute everything in the report that needs a run's encoder and data.
 
     Args:
-        run: with its last checkpoint.
-        samples: test samples that go through the encoder.
-        images: training samples whose views are shown, and images whose attention is.
-        root: where the data is now; None: where it was.
+        run: the run, with its last checkpoint.
+        samples: number of test samples to encode.
+        images: number of training samples whose views are shown, and of attention maps.
+        root: current root of the data; None: the one in the config.
         trust: see `sslzoo.load`.
 
     Raises:
@@ -75,24 +75,24 @@ def write(
     pictures: bool = True,
     trust: bool = False,
 ) -> Path:
-    """Write the report; the file appears once it is whole.
+    """Write the report atomically.
 
     Args:
-        folders: of runs, `runs/<config>/version_N`.
-        output: the file; None: `report.html` in the first run's folder.
-        results: files of `sslzoo eval --output`, besides those in the runs' folders.
-        root: the data's `root`, where it is not where it was.
-        samples: of the test set, that maps, spectrum and neighbors are made of.
+        folders: run directories, `runs/<config>/version_N`.
+        output: the file; None: `report.html` in the first run directory.
+        results: files of `sslzoo eval --output`, besides those in the run directories.
+        root: current `root` of the data, if it has moved.
+        samples: number of test samples for maps, spectrum and neighbors.
         images: rows of the views and of the attention maps.
         layout: which maps, and how many neighbors.
-        pictures: False leaves out all that wants weights and data.
+        pictures: False omits everything that needs weights and data.
         trust: see `sslzoo.load`.
 
     Returns:
         The file's path.
 
     Raises:
-        ValueError: a folder holds no run, or a number is too small.
+        ValueError: a folder is not a run directory, or a number is too small.
         OSError: a file cannot be read or written.
     """
     if samples < 3 or images < 1:
@@ -129,7 +129,7 @@ def _parser() -> jsonargparse.ArgumentParser:
 
 
 def main(args: Sequence[str]) -> None:
-    """The verb; `args` without its name. An error is one line and status 1."""
+    """Run `sslzoo report` on `args`; errors print one line and exit with status 1."""
     parser = _parser()
     given: Any = parser.instantiate(parser.parse_args(list(args)))
     try:

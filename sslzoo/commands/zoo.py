@@ -1,6 +1,7 @@
 """Commands: `sslzoo zoo list | info | fetch | verify | add | push` and `sslzoo export`.
 
-A verb imports what it needs: lists and cards are there at once, methods and data load for seconds.
+Each subcommand imports only what it needs: lists and cards appear at once, whereas importing
+methods and data takes seconds.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ def _list(given: argparse.Namespace) -> None:
         best = next((f"{metric} {value:.3f}" for metric, value in card.score.items()), "-")
         license = "non-commercial" if card.non_commercial else card.license["weights"].split(";")[0]
         print(f"{name:<46} {card.num_features:>5}  {best:<32} {license:<16} {state_of(card)}")
-    print(LEGEND, file=sys.stderr)  # the table alone goes through a pipe
+    print(LEGEND, file=sys.stderr)  # a pipe gets only the table
 
 
 def _info(given: argparse.Namespace) -> None:
     card = card_named(given.name)
     print(dataclasses.replace(card, urls=sources(card)).to_json(), end="")
     state = state_of(card)
-    print(f"{state}: {STATES[state]}", file=sys.stderr)  # the card alone goes through a pipe
+    print(f"{state}: {STATES[state]}", file=sys.stderr)  # a pipe gets only the card
 
 
 def _matching(names: Sequence[str], here: bool = False) -> list[str]:
-    """The names, with the entries in place of those with * or ?; `here`: on this machine."""
+    """Expand names with * or ? to matching entries; `here`: only those on this machine."""
     found: list[str] = []
     for name in names:
         if "://" in name or not {"*", "?"} & set(name):
@@ -138,7 +139,7 @@ def _export(given: argparse.Namespace) -> None:
 
 
 def class_or_json(text: str) -> dict[str, Any]:
-    """A class path, or the JSON of its `class_path` and `init_args`."""
+    """Parse a class path, or the JSON of its `class_path` and `init_args`."""
     named: dict[str, Any] = json.loads(text) if text.startswith("{") else {"class_path": text}
     return named
 
@@ -146,7 +147,7 @@ def class_or_json(text: str) -> dict[str, Any]:
 HASHED: dict[str, Any] = {"help": f"of the file; {ANY!r} where nobody published one"}
 
 
-# Of the flag --trust.
+# Help text of the flag --trust.
 TRUST = "let the file name any class that Python can import: it runs as your own code does"
 
 
@@ -227,7 +228,7 @@ def _export_parser() -> argparse.ArgumentParser:
 
 
 def main(args: Sequence[str]) -> None:
-    """Run one of the commands; an error is one line and status 1."""
+    """Run one of the commands; errors print one line and exit with status 1."""
     parser = _export_parser() if args[0] == "export" else _zoo_parser()
     given = parser.parse_args(args[1:])
     try:

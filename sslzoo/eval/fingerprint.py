@@ -1,7 +1,7 @@
-"""Fingerprints: texts that change where the features of an evaluation would.
+"""Fingerprints: hashes of everything that extracted features depend on, for the cache key.
 
-What evaluation reads says of itself what features depend on: sets of samples, and what makes of
-them what an encoder takes, have a method `fingerprint()`, which is written with these.
+Data sets and transforms have a method `fingerprint()` built from these functions, which
+describes everything about them that changes the features.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 
 def tensor_digest(tensors: dict[str, Tensor]) -> str:
-    """sha256 of names, types, shapes and bytes; the order does not matter."""
+    """sha256 of tensors' names, types, shapes and bytes, independent of their order."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -29,7 +29,7 @@ def tensor_digest(tensors: dict[str, Tensor]) -> str:
 
 
 def module_digest(module: nn.Module) -> str:
-    """sha256 of a module: classes, plain attributes, and all parameters and buffers."""
+    """sha256 of a module's classes, plain attributes, parameters and buffers."""
     digest = hashlib.sha256(f"{module}\n".encode())
     for name, part in module.named_modules():
         kind = f"{type(part).__module__}.{type(part).__qualname__}"
@@ -48,13 +48,13 @@ def _is_plain(value: object) -> bool:
 
 
 def described(thing: object) -> str:
-    """An object by its class and attributes, and by theirs.
+    """Describe an object by its class and attributes, recursively.
 
-    What hides its state (slots, closures, bound methods) is described by its place in memory: it
-    differs from everything in another process.
+    Objects whose state cannot be read (slots, closures, bound methods) are described by their
+    memory address, which differs from everything in another process.
 
     Args:
-        thing: numbers, text, arrays, modules, functions, or objects that are made of such.
+        thing: numbers, text, arrays, modules, functions, or objects composed of these.
     """
     if isinstance(thing, Tensor):
         return tensor_digest({"tensor": thing})
@@ -66,7 +66,7 @@ def described(thing: object) -> str:
         return f"{{{', '.join(f'{key!r}: {described(thing[key])}' for key in thing)}}}"
     if isinstance(thing, list | tuple):
         return f"[{', '.join(map(described, thing))}]"
-    if isinstance(thing, FunctionType) and "<" in thing.__qualname__:  # a lambda, or inside another
+    if isinstance(thing, FunctionType) and "<" in thing.__qualname__:  # lambda or nested function
         return repr(thing)
     if isinstance(thing, type | FunctionType):
         return f"{thing.__module__}.{thing.__qualname__}"
@@ -77,7 +77,7 @@ def described(thing: object) -> str:
 
 
 def text_digest(parts: Iterable[str]) -> str:
-    """sha256 of texts in order, each told from the next."""
+    """sha256 of a sequence of texts, with unambiguous boundaries."""
     digest = hashlib.sha256()
     for part in parts:
         raw = part.encode()
@@ -86,9 +86,9 @@ def text_digest(parts: Iterable[str]) -> str:
 
 
 def files_digest(paths: Iterable[str | Path]) -> str:
-    """sha256 of files by path, size and time of change.
+    """sha256 of files' paths, sizes and modification times.
 
-    Hashing the bytes of ImageNet would take longer than many an evaluation.
+    Hashing the bytes of ImageNet would take longer than many evaluations.
     """
     digest = hashlib.sha256()
     for path in paths:
@@ -98,7 +98,7 @@ def files_digest(paths: Iterable[str | Path]) -> str:
 
 
 def array_digest(values: np.ndarray, block: int = 1024) -> str:
-    """sha256 of an array's type, shape and bytes, which may be mapped from a file."""
+    """sha256 of an array's type, shape and bytes; the array may be memory-mapped."""
     digest = hashlib.sha256(f"{values.dtype} {values.shape}\n".encode())
     for start in range(0, len(values), block):
         digest.update(np.ascontiguousarray(values[start : start + block]).tobytes())
@@ -106,5 +106,5 @@ def array_digest(values: np.ndarray, block: int = 1024) -> str:
 
 
 def labels_digest(labels: Tensor | None) -> str:
-    """sha256 of labels, or of their absence."""
+    """sha256 of labels, or a fixed hash if there are none."""
     return tensor_digest({} if labels is None else {"labels": labels})

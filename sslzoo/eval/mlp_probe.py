@@ -1,7 +1,8 @@
-"""Hidden probe: a classifier with one hidden layer on cached features.
+"""MLP probe: a classifier with one hidden layer on cached features.
 
-What CPC's paper (https://arxiv.org/abs/1807.03748, section 3.1) puts beside the linear probe: the
-features hold what it finds, if not linearly. Deterministic: its own generator.
+CPC's paper (https://arxiv.org/abs/1807.03748, section 3.1) reports it beside the linear probe: it
+finds information that the features hold, but not linearly. The result is deterministic, since the
+probe has its own generator.
 Shapes: n samples, D width, C classes.
 """
 
@@ -26,7 +27,7 @@ def mlp_probe(
     lr: float = 1e-3,
     seed: int = 0,
 ) -> float:
-    """Test accuracy of Linear - ReLU - Linear on standardized features, after Adam.
+    """Test accuracy of a Linear-ReLU-Linear classifier trained with Adam on standardized features.
 
     Args:
         train: (n, D) features of the training set, of one rank or gathered.
@@ -35,10 +36,10 @@ def mlp_probe(
         test_labels: (m,).
         num_classes: C.
         hidden: width of the hidden layer.
-        epochs: over the training set.
-        batch_size: of a step.
-        lr: of Adam, falling linearly to 0.
-        seed: of weights and order.
+        epochs: passes over the training set.
+        batch_size: samples per step.
+        lr: initial learning rate of Adam, which decays linearly to 0.
+        seed: determines the initial weights and the order of the samples.
 
     Returns:
         Fraction in [0, 1].

@@ -1,4 +1,4 @@
-"""Schedules, parameter groups, and the optimizers that torch and timm lack."""
+"""Schedules, parameter groups, and the optimizers missing from torch and timm."""
 
 from sslzoo.optim.groups import (
     BiasAndNormRate,

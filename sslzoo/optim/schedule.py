@@ -1,4 +1,4 @@
-"""Schedules: values by optimizer step, for learning rates, momentum, temperature and decay.
+"""Schedules: values per optimizer step for learning rate, momentum, temperature and decay.
 
 A schedule is a function of the number of optimizer steps taken so far and the run's `RunLength`.
 `SSLMethod` saves both in its checkpoints, so a resumed run continues on the same schedule. As a
@@ -27,12 +27,12 @@ class RunLength(NamedTuple):
     steps_per_epoch: int
 
     def fraction(self, step: int) -> float:
-        """Fraction of the run that is over before step `step`, in [0, 1]."""
+        """Fraction of the run completed before step `step`, in [0, 1]."""
         return min(1.0, step / max(1, self.total_steps))
 
 
 class Schedule(ABC):
-    """A value for each optimizer step, counted from 0: `schedule(step, run_length)`.
+    """Abstract schedule: a value per optimizer step, counted from 0, `schedule(step, run_length)`.
 
     Attributes:
         run_length_on_resume: when a run with another length resumes, a learning rate continues
@@ -46,7 +46,7 @@ class Schedule(ABC):
 
 
 class ConstantSchedule(Schedule):
-    """The same value at every step."""
+    """Schedule with the same value at every step."""
 
     def __init__(self, value: float):
         self.value = value
@@ -56,7 +56,7 @@ class ConstantSchedule(Schedule):
 
 
 def as_schedule(value: Schedule | float) -> Schedule:
-    """Return a schedule as it is, and a number as a `ConstantSchedule`."""
+    """Return a schedule unchanged, and a number as a `ConstantSchedule`."""
     return value if isinstance(value, Schedule) else ConstantSchedule(value)
 
 
@@ -75,7 +75,7 @@ class CosineSchedule(Schedule):
 
 
 class LinearSchedule(Schedule):
-    """A straight line from `start` to `end` over some epochs or the run, else constant.
+    """Linear from `start` to `end` over some epochs or the whole run, constant outside.
 
     DINO's teacher temperature, a linspace over its first n epochs, is
     LinearSchedule(0.04, 0.07, epochs=n - 1, every="epoch"): the n-th epoch has the end value.
@@ -83,9 +83,9 @@ class LinearSchedule(Schedule):
     Args:
         start: value at the beginning.
         end: value after `delay + epochs`.
-        epochs: length of the line; None: to the end of the run, as I-JEPA's momentum.
+        epochs: length of the linear part; None: to the end of the run, as in I-JEPA's momentum.
         every: "step", or "epoch": constant within an epoch.
-        delay: epochs before the line begins.
+        delay: epochs before the linear part begins.
     """
 
     def __init__(
@@ -111,13 +111,13 @@ class LinearSchedule(Schedule):
 
 
 class StepSchedule(Schedule):
-    """1, times `gamma` from each milestone on: the learning rate of InstDisc and MoCo.
+    """Step decay by `gamma` at each milestone: the learning rate of InstDisc and MoCo.
 
     Args:
-        milestones: in epochs.
+        milestones: epochs at which the value is multiplied.
         gamma: factor at each milestone.
         run_length_on_resume: see `Schedule`.
-        warmup_steps: optimizer steps of a linear rise from 0 (AMDIM: 500).
+        warmup_steps: optimizer steps of linear warm-up from 0 (AMDIM: 500).
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class StepSchedule(Schedule):
 
 
 class WarmupConstant(Schedule):
-    """A linear rise from 0 to 1, then 1.
+    """Linear warm-up from 0 to 1, then constant 1.
 
     Args:
         warmup_epochs: epochs of the rise (fractions allowed).
@@ -153,7 +153,7 @@ class WarmupConstant(Schedule):
 
 
 class WarmupCosine(Schedule):
-    """A linear rise from `start_factor` to 1, then half a cosine down to `end_factor`.
+    """Linear warm-up from `start_factor` to 1, then half a cosine down to `end_factor`.
 
     With t_w steps of warm-up and T steps in all: t / t_w below t_w, then
     (1 + cos(pi (t - t_w) / (T - t_w))) / 2. The defaults are SimCLR's and BYOL's.
@@ -161,7 +161,7 @@ class WarmupCosine(Schedule):
     Args:
         warmup_epochs: t_w in epochs (fractions allowed).
         warmup_fraction: t_w as a fraction of the run, instead.
-        start_factor: value at step 0, if there is a warm-up.
+        start_factor: value at step 0 if there is warm-up.
         end_factor: value at the end.
         every: "step", or "epoch": constant within an epoch.
         run_length_on_resume: see `Schedule`.
@@ -196,11 +196,11 @@ class WarmupCosine(Schedule):
 
 
 class WarmupLinear(Schedule):
-    """A linear rise from 0 to 1, then a line down to 0 at the end: BERT's learning rate.
+    """Linear warm-up from 0 to 1, then linear decay to 0: BERT's learning rate.
 
     Args:
         warmup_epochs: epochs of the rise (fractions allowed).
-        warmup_fraction: the rise as a fraction of the run, instead.
+        warmup_fraction: the warm-up as a fraction of the run, instead.
         run_length_on_resume: see `Schedule`.
     """
 

@@ -1,4 +1,4 @@
-"""ScheduleLR: learning rates that follow a schedule of the library."""
+"""ScheduleLR: a torch learning-rate scheduler that follows one of our schedules."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sslzoo.optim.schedule import RunLength, Schedule
 
 
 class ScheduleLR(LRScheduler):
-    """Base rate times `schedule(step, run_length)`, times a group's `lr_scale`.
+    """Set each group's rate to base rate * `schedule(step, run_length)` * the group's `lr_scale`.
 
     It is stepped once per optimizer step. A group marked `constant_rate=True` (see
     `ConstantRateFor`) stays at its base rate.
 
     Args:
         optimizer: its groups' `lr` are the base rates.
-        schedule: factor of the base rates.
+        schedule: factor that multiplies the base rates.
         run_length: length of the run.
     """
 

@@ -1,4 +1,4 @@
-"""Page: the report's HTML, from what is known of the runs and what their encoders make of data."""
+"""Page: render the report's HTML from runs and their encoders' outputs."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ MAP_NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 
 @dataclass
 class Looked:
-    """What one run's encoder and data gave.
+    """Outputs of one run's encoder and data.
 
     Args:
         samples: test samples and their features.
-        views: training views, (n, C, S, S) each, in [0, 1]; none where they are no images.
-        attention: PNG; None where the encoder is no ViT.
+        views: training views, (n, C, S, S) each, in [0, 1]; empty if they are not images.
+        attention: PNG of the attention maps; None if the encoder is not a ViT.
     """
 
     samples: Samples
@@ -41,12 +41,12 @@ class Looked:
 
 @dataclass(frozen=True)
 class Layout:
-    """How much is shown.
+    """Which maps, and how many neighbors, the page shows.
 
     Args:
-        maps: of "pca", "tsne" and "umap".
-        num_queries: rows of neighbors.
-        num_neighbors: of each.
+        maps: any of "pca", "tsne" and "umap".
+        num_queries: number of queries, one per row of neighbors.
+        num_neighbors: neighbors per query.
     """
 
     maps: Sequence[str] = ("pca", "tsne")
@@ -55,12 +55,12 @@ class Layout:
 
 
 def attention_png(encoder: nn.Module, inputs: Tensor | None) -> bytes | None:
-    """The attention maps of these inputs, None where the encoder has none."""
+    """PNG of the inputs' attention maps; None if the encoder has none."""
     if inputs is None:
         return None
     try:
         maps = cls_attention(encoder, inputs)
-    except ValueError:  # no ViT with a class token
+    except ValueError:  # not a ViT with a class token
         return None
     file = io.BytesIO()
     sheet = attention_picture(inputs, maps)
@@ -76,14 +76,14 @@ def render(
     results: Sequence[tuple[str, Table]] = (),
     notices: Sequence[str] = (),
 ) -> str:
-    """The page.
+    """Render the page as HTML.
 
     Args:
-        runs: that are reported.
-        looked: by the run's name; runs whose weights or data are missing are not in it.
-        layout: how much of it is shown.
-        results: tables of evaluation besides those in the runs' folders.
-        notices: what is not in the page, and why.
+        runs: the runs to report.
+        looked: outputs by the run's name, without runs whose weights or data are missing.
+        layout: which maps, and how many neighbors.
+        results: evaluation tables besides those in the run directories.
+        notices: what is missing from the page, and why.
     """
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["cell"] = _cell
@@ -156,7 +156,7 @@ def _tables(
 
 
 def _purity(samples: Samples) -> dict[str, float]:
-    """How often the nearest other sample has the same label."""
+    """Fraction of samples whose nearest other sample has the same label."""
     if samples.labels is None or len(samples.labels) < 2:
         return {}
     rows = torch.arange(len(samples.labels))
@@ -209,7 +209,7 @@ def _spectrum(runs: list[Run], looked: dict[str, Looked]) -> Markup:
 
 
 def _legend(looked: dict[str, Looked]) -> list[tuple[str, str]]:
-    """Colors of the classes, where each has its own."""
+    """Legend of the classes' colors, if each has its own."""
     samples = next((look.samples for look in looked.values()), None)
     if samples is None or samples.labels is None:
         return []

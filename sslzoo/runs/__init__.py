@@ -1,1 +1,1 @@
-"""Runs: what a run directory holds, its provenance, and the results of evaluations."""
+"""Runs: contents of run directories, provenance, and evaluation results."""

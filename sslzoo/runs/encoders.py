@@ -1,4 +1,4 @@
-"""Models of an evaluation: the encoders of runs, of zoo entries and of files."""
+"""Models to evaluate: encoders of runs, zoo entries and files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Model(NamedTuple):
     """An encoder to evaluate.
 
     Args:
-        name: as it was asked for.
-        encoder: (B, ...) -> (B, num_features).
-        config: the run's, or what the card says of the recipe.
-        trained_on: the run's data module, not set up; None: it is no run's folder, or its
-            checkpoint says what the encoder takes.
-        checkpoint: the Lightning checkpoint that it is from; None: it is from another file.
+        name: the name as requested.
+        encoder: module (B, ...) -> (B, num_features).
+        config: the run's config, or the card's recipe.
+        trained_on: the run's data module, not set up; None: the model is not a run directory, or
+            its checkpoint contains the preprocessing.
+        checkpoint: the Lightning checkpoint that it was loaded from; None: another kind of file.
     """
 
     name: str
@@ -36,10 +36,10 @@ class Model(NamedTuple):
     checkpoint: Path | None = None
 
     def preprocess(self) -> Any | None:
-        """What makes of samples what the encoder takes; None: not known.
+        """The preprocessing that the encoder expects; None if unknown.
 
         Raises:
-            ValueError: a run's data is not there any more, or has another vocabulary now.
+            ValueError: a run's data is missing, or has another vocabulary now.
         """
         if self.trained_on is None:
             return getattr(self.encoder, "preprocess", None)
@@ -52,13 +52,13 @@ class Model(NamedTuple):
         return own
 
     def check_vocabulary(self, given: Any) -> None:
-        """Refuse sentences as ids of another vocabulary than the checkpoint's.
+        """Raise if token ids are from another vocabulary than the checkpoint's.
 
         Args:
-            given: what makes the samples, of any kind of data.
+            given: the preprocessing of the samples, for any kind of data.
 
         Raises:
-            ValueError: names both.
+            ValueError: the vocabularies differ; the error names both.
         """
         if self.checkpoint is None or not isinstance(given, TextInput):
             return
@@ -72,14 +72,14 @@ class Model(NamedTuple):
 
 
 def read_model(name: str, trust: bool = False) -> Model:
-    """A run's folder, or what `sslzoo.load` takes.
+    """Load a model from a run directory, or from anything that `sslzoo.load` takes.
 
     Args:
-        name: the folder, or see `sslzoo.load`.
-        trust: see `sslzoo.load`; of a run's folder also the data of its config.
+        name: the run directory, or see `sslzoo.load`.
+        trust: see `sslzoo.load`; for a run directory it also applies to the config's data.
 
     Raises:
-        ValueError: the folder holds no finished run, or see `sslzoo.load`.
+        ValueError: the folder has no finished run, or see `sslzoo.load`.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -94,7 +94,7 @@ def read_model(name: str, trust: bool = False) -> Model:
     content = read_config(config)
     encoder: Any = sslzoo.load(str(checkpoint), trust=trust)
     data = None
-    if getattr(encoder, "preprocess", None) is None:  # a checkpoint of version 0.1
+    if getattr(encoder, "preprocess", None) is None:  # a checkpoint from version 0.1
         data = build_data(content["data"], str(config), trust)
     return Model(name, encoder, content, data, checkpoint)
 
@@ -102,7 +102,7 @@ def read_model(name: str, trust: bool = False) -> Model:
 def build_data(
     section: dict[str, Any], where: str = "the config", trust: bool = False
 ) -> LightningDataModule:
-    """The `data` of a run's config.
+    """Build the data module of a run's config.
 
     Args:
         section: `class_path` and `init_args`.
@@ -110,7 +110,7 @@ def build_data(
         trust: see `sslzoo.load`.
 
     Raises:
-        ValueError: it names a class that a file may not name, or does not fit the class.
+        ValueError: the section names a class that a file may not name, or does not fit the class.
     """
     if trust:
         return build_trusted(section, LightningDataModule)  # type: ignore[no-any-return]
@@ -118,14 +118,14 @@ def build_data(
 
 
 def untrained(model: Model, trust: bool = False) -> nn.Module:
-    """The same net with new weights, of seed 0.
+    """Build the same network with new weights from seed 0.
 
     Args:
-        model: whose config or card says how it is built.
+        model: the model, whose config or card describes the network.
         trust: see `sslzoo.load`.
 
     Raises:
-        ValueError: neither a config nor a card says how it is built.
+        ValueError: neither a config nor a card describes the network.
     """
     init = model.config.get("model", {}).get("init_args", {})
     backbone = init.get("backbone") or model.config.get("backbone")

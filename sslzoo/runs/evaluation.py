@@ -1,4 +1,4 @@
-"""Measuring: an encoder's features of a data module, once, and what the suite makes of them."""
+"""Evaluation: extract an encoder's features on a data module and compute the suite's metrics."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from sslzoo.runs.results import Metrics
 
 
 def note(text: str) -> None:
-    """What the user should know of the numbers, once, beside them."""
+    """Print a note on the results for the user, once."""
     if rank() == 0:
         print(f"sslzoo eval: {text}", file=sys.stderr)
 
 
 def loaders_of(data: LightningDataModule) -> EvalLoaders:
-    """What a data module is evaluated on.
+    """Get the evaluation loaders of a data module.
 
     Raises:
-        ValueError: it does not follow the contract.
+        ValueError: the data module does not follow the interface.
     """
     make: Callable[[], Any] | None = getattr(data, "eval_dataloaders", None)
     loaders = None if make is None else make()
@@ -49,21 +49,21 @@ def loaders_of(data: LightningDataModule) -> EvalLoaders:
 
 
 def fingerprint_of(data: LightningDataModule) -> str | None:
-    """What the features depend on besides the encoder; None: the data module does not say."""
+    """Fingerprint of the data, for the cache key; None if the data module has none."""
     give: Callable[[], str | None] | None = getattr(data, "fingerprint", None)
     return None if give is None else give()
 
 
 def as_known_to(model: Model, data: LightningDataModule, on_own: bool) -> LightningDataModule:
-    """The data, its samples made as the encoder's own preprocessing makes them.
+    """Adapt the data so that its samples are preprocessed as the encoder expects.
 
     Args:
-        model: whose preprocessing wins.
-        data: set up.
-        on_own: whether it stands for the data that the run was trained on.
+        model: the model, whose preprocessing takes precedence.
+        data: the data module, set up.
+        on_own: whether it is the data that the run was trained on.
 
     Raises:
-        ValueError: the encoder takes other samples than the data can give.
+        ValueError: the encoder expects samples that the data cannot provide.
     """
     kind = type(data).__name__
     try:
@@ -91,13 +91,13 @@ def as_known_to(model: Model, data: LightningDataModule, on_own: bool) -> Lightn
 
 
 class Found(NamedTuple):
-    """Features of this rank.
+    """Features of this rank, as the suite needs them.
 
     Args:
-        bank: of what is looked up or trained on.
-        query: of what is scored, where the suite reads it.
+        bank: features of the bank, which is searched or trained on.
+        query: features of the query set, which is scored; only if the suite reads it.
         num_classes: None without labels.
-        pairs: of scored pairs, by name.
+        pairs: features of scored pairs, by name.
     """
 
     bank: Features
@@ -114,15 +114,15 @@ def find(
     cache: Path | None = None,
     made: str | None = None,
 ) -> Found:
-    """The features that a suite reads; collective.
+    """Extract, or load from the cache, the features that a suite reads; collective.
 
     Args:
         encoder: put on the fabric's device, in eval mode.
-        data: set up; makes samples as the encoder knows them.
-        suite: what is measured.
-        fabric: launched.
-        cache: folder of features; None: none is kept.
-        made: fingerprint of the data, wanted by the cache.
+        data: the data module, set up, with the preprocessing that the encoder expects.
+        suite: the metrics to compute.
+        fabric: launched fabric.
+        cache: folder of the feature cache; None: no cache.
+        made: fingerprint of the data, required by the cache.
     """
     encoder = encoder.eval().to(fabric.device)
     key = f"{module_digest(encoder)} {made} {fabric.device.type}" if cache is not None else ""
@@ -132,7 +132,7 @@ def find(
         found, _ = cached_features(
             cache, f"{key} {part} {limit}", lambda: extract(encoder, loader, read, limit=limit)
         )
-        # Where the ranks' backend is; Apple's GPUs have no float64.
+        # The device of the ranks' backend; Apple's GPUs have no float64.
         device = "cpu" if fabric.device.type == "mps" else fabric.device
         return Features(*(None if x is None else x.to(device) for x in found))  # type: ignore[arg-type]
 
@@ -155,7 +155,7 @@ def find(
 
 
 def _labeled_once(batch: Batch) -> Batch:
-    """Without labels that no protocol reads: one a frame, or several a sample."""
+    """Drop labels that no protocol reads: one per frame, or several per sample."""
     label = batch.label
     plain = label is None or label.ndim == 1 or label.shape[1:] == (1,)
     return batch if plain else batch._replace(label=None)
@@ -169,20 +169,20 @@ def measure(
     fabric: Fabric,
     seeds: Sequence[int] = (0,),
 ) -> list[Metrics]:
-    """The metrics of one encoder; collective.
+    """Compute the metrics of one encoder; collective.
 
-    The first seed's are all, the others' those that few labels change.
+    The first seed's are complete, the others' only those that depend on the labels' subset.
 
     Args:
-        encoder: that `found` is of.
-        data: likewise.
-        found: features.
-        suite: what is measured, its protocols named.
-        fabric: launched.
-        seeds: of the labels that the suite's `train_fraction` leaves.
+        encoder: the encoder of the features.
+        data: the data module of the features.
+        found: the features.
+        suite: the metrics to compute, with explicit protocols.
+        fabric: launched fabric.
+        seeds: seeds that draw the labels kept by the suite's `train_fraction`.
 
     Returns:
-        One for each seed.
+        One dictionary of metrics per seed.
     """
     assert suite.protocols is not None
     of_labels = [name for name in suite.protocols if name in OF_BANK_LABELS]

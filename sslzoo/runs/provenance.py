@@ -1,4 +1,4 @@
-"""Surroundings: which code a run or an evaluation is of, and when."""
+"""Provenance: the code, packages and date of a run or an evaluation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 import sslzoo
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm")
-RECORD = "run.json"  # in a run's folder: its command and its surroundings
+RECORD = "run.json"  # in the run directory: command and provenance
 
 
 def provenance() -> dict[str, Any]:
-    """Version, commit (where the package stands in a clone), packages and date."""
+    """Version, commit (if the package is in a clone), packages and date."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         "sslzoo": sslzoo.__version__,
@@ -27,11 +27,11 @@ def provenance() -> dict[str, Any]:
 
 
 def commit(clone: Path) -> str | None:
-    """HEAD of the repository whose root this is; None elsewhere, and where there is no git."""
+    """HEAD of the repository with this root; None for other folders and without git."""
     git = ["git", "-C", str(clone), "rev-parse", "--show-prefix", "HEAD"]
     try:
         found = subprocess.run(git, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     prefix, head = found.stdout.split("\n")[:2]
-    return None if prefix else head  # a prefix: an environment inside somebody else's repository
+    return None if prefix else head  # a prefix: the environment is inside another repository

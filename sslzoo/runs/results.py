@@ -1,4 +1,4 @@
-"""Results: metrics of several models and seeds, their spread, and tables of them."""
+"""Results: metrics over models and seeds, their mean and deviation, and tables."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ Metrics = dict[str, float]
 
 
 def statistics(rows: Sequence[Metrics]) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation of each metric that all models have; several models."""
+    """Mean and standard deviation, over several models, of each metric that all have."""
     names = [name for name in rows[0] if all(name in row for row in rows)]
     columns = {name: [row[name] for row in rows] for name in names}
     return {name: {"mean": mean(v), "std": stdev(v)} for name, v in columns.items()}
 
 
 def summary(seeds: Sequence[int], rows: Sequence[Metrics]) -> dict[str, Any]:
-    """What a result says of one model: its metrics and, of several seeds, each one's and spread.
+    """Summarize one model: its metrics and, for several seeds, each seed's and their deviation.
 
     Args:
-        seeds: S of them.
-        rows: each seed's metrics; what the seed does not change stands in the first alone.
+        seeds: the S seeds.
+        rows: each seed's metrics; those independent of the seed are only in the first.
     """
     if len(rows) == 1:
         return {"metrics": rows[0]}
@@ -39,7 +39,7 @@ def summary(seeds: Sequence[int], rows: Sequence[Metrics]) -> dict[str, Any]:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What `sslzoo eval --output` wrote.
+    """Read a result file written by `sslzoo eval --output`.
 
     Raises:
         ValueError: the file is not JSON, or not a result.
@@ -56,9 +56,9 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table: a row for each model of each file, a column for each metric.
+    """Make a Markdown table with one row per model of each file and one column per metric.
 
-    A model that was measured with several seeds has mean ± standard deviation over them.
+    A model that was evaluated with several seeds has mean ± standard deviation over them.
     """
     rows: list[tuple[str, dict[str, Any]]] = []
     for row in (row for result in results for row in result["models"]):

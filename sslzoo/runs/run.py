@@ -1,4 +1,4 @@
-"""Run: what a run's folder says of it, without its weights and its data."""
+"""Run: contents of a run directory, without weights and data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Table = dict[str, dict[str, float]]  # row -> column -> value
 
 
 class Curve(NamedTuple):
-    """A logged metric: finite values only, and how many were not."""
+    """A logged metric: its finite values, and the number of non-finite ones."""
 
     steps: list[int]
     values: list[float]
@@ -23,16 +23,16 @@ class Curve(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run of the command.
+    """A run of `sslzoo fit`.
 
     Args:
-        name: the shortest that tells it from the others of a report.
-        folder: its folder.
-        config: its config.yaml.
-        config_text: the same, as it stands in the file.
+        name: the shortest name that is unique in a report.
+        folder: the run directory.
+        config: its config.yaml, parsed.
+        config_text: the text of config.yaml.
         record: its run.json: command, versions, commit and date; empty for older runs.
-        curves: by metric.
-        results: tables of evaluation, by title.
+        curves: logged curves by metric.
+        results: evaluation tables by title.
     """
 
     name: str
@@ -45,15 +45,15 @@ class Run(NamedTuple):
 
     @property
     def method(self) -> str:
-        """The class's name."""
+        """Name of the method's class."""
         return str(self.config.get("model", {}).get("class_path", "?")).rpartition(".")[2]
 
 
 def read_runs(folders: list[str]) -> list[Run]:
-    """The runs of these folders, with names that differ.
+    """Read the runs of several folders, with unique names.
 
     Raises:
-        ValueError: one holds no config.yaml, or is named twice.
+        ValueError: a folder has no config.yaml, or is given twice.
     """
     paths = [Path(folder) for folder in folders]
     whole = [path.resolve() for path in paths]
@@ -63,7 +63,7 @@ def read_runs(folders: list[str]) -> list[Run]:
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """The last parts of each path, as few as tell them all apart, and at least two."""
+    """Shortest unique names: the last parts of each path, at least two."""
     depth = 2
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
@@ -87,7 +87,7 @@ def _read(folder: Path, name: str) -> Run:
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
-    """Each column of a CSVLogger's file; none where there is no file."""
+    """Read each column of a CSVLogger's file; empty if there is no file."""
     curves: dict[str, Curve] = {}
     if not path.is_file():
         return curves
@@ -106,7 +106,7 @@ def read_curves(path: Path) -> dict[str, Curve]:
 
 
 def _results(folder: Path) -> dict[str, Table]:
-    """The table at the end of fit, and every result of `sslzoo eval` that lies in the folder."""
+    """Read the table from the end of fit, and every result of `sslzoo eval` in the folder."""
     tables: dict[str, Table] = {}
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text())
@@ -120,12 +120,12 @@ def _results(folder: Path) -> dict[str, Table]:
 
 
 def evaluation(content: dict[str, Any]) -> Table:
-    """The metrics of a result file of `sslzoo eval`, by model."""
+    """Read the metrics of a result file of `sslzoo eval`, by model."""
     return {row["model"]: row["metrics"] for row in content["models"]}
 
 
 def differences(runs: list[Run]) -> dict[str, dict[str, str]]:
-    """What differs between the runs' configs: setting -> run -> value."""
+    """Find the differences between the runs' configs: setting -> run -> value."""
     flat = {run.name: dict(_flat(run.config)) for run in runs}
     names = sorted({name for settings in flat.values() for name in settings})
     rows = {name: {run: flat[run].get(name, "-") for run in flat} for name in names}

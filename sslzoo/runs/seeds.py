@@ -1,7 +1,7 @@
-"""Runs as results: what their own validation said last, over the seeds that they were made with.
+"""Results of runs: their last validation metrics, aggregated over seeds.
 
-Fine-tuning, and the papers' linear protocols by SGD, are runs of `sslzoo fit`: their result is
-`val/top1` of the last epoch, their protocol the config.
+Fine-tuning, and the papers' linear protocols by SGD, are runs of `sslzoo fit`: their result is the
+last epoch's `val/top1`, and their protocol is the config.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from sslzoo.zoo.save import last_validation
 
 
 def results_of_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """A result, as of `sslzoo eval --output`, for the runs that differ in their seed alone.
+    """Make results, as of `sslzoo eval --output`, from runs that differ only in their seed.
 
     Args:
         folders: runs/<config>/version_N, in any order.
 
     Raises:
-        ValueError: a folder holds no run, or one without a validation; or two runs are the same.
+        ValueError: a folder is not a run directory, or has no validation; or two runs are the same.
     """
     alike: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
     for folder in folders:
@@ -42,7 +42,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _without_seed(config: dict[str, Any]) -> str:
-    """What the runs of several seeds have in common."""
+    """The config without the seed, which runs of several seeds share."""
     common = copy.deepcopy(config)
     common.pop("seed_everything", None)
     common.get("trainer", {}).pop("default_root_dir", None)

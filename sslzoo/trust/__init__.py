@@ -1,4 +1,4 @@
-"""Trust: a file is data. Which classes it may name, and how objects are built of them."""
+"""Trust: which classes a file may name, and how objects are built from them safely."""
 
 from sslzoo.trust.admit import PACKAGES, UntrustedError, admit
 from sslzoo.trust.build import LOADERS, build, build_trusted, shell

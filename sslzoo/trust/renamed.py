@@ -1,4 +1,4 @@
-"""Names of version 0.1 in cards, checkpoints and configs, and what they are called now."""
+"""Renamed classes and arguments: names of version 0.1 and their current names."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _ARGUMENTS = {
 
 
 def renamed_class(name: Any) -> Any:
-    """The current name of a class of this library; anything else as it is."""
+    """Current name of a class of this library; other names are returned unchanged."""
     return _CLASSES.get(name, name) if isinstance(name, str) else name
 
 
 def renamed_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a class of this library by their current names."""
+    """Rename the arguments of a class of this library to their current names."""
     return {_ARGUMENTS.get(name, name): value for name, value in arguments.items()}

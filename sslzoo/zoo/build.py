@@ -1,4 +1,4 @@
-"""Building: an encoder of a class path, filled with weights whose names and shapes are checked."""
+"""Build an encoder from a class path and load weights with checked names and shapes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from sslzoo.zoo.safe_read import check_finite, tensors_by_name
 def build_backbone(
     backbone: Mapping[str, Any], where: str = "the card", trust: bool = False
 ) -> nn.Module:
-    """The module of `class_path` and `init_args`.
+    """Build the module given by `class_path` and `init_args`.
 
     It draws its initial weights from a generator of its own.
 
     Args:
         backbone: `class_path` and `init_args`.
-        where: they stand, for errors.
-        trust: whether they are the user's own words, so that any class is built.
+        where: the file that contains them, for errors.
+        trust: whether the user wrote them, so that any class may be built.
 
     Raises:
-        ValueError: there is no such class, a file may not name it, it gives no nn.Module, or it
-            takes other arguments.
+        ValueError: the class does not exist, a file may not name it, it is not an nn.Module, or
+            the arguments do not fit.
     """
     if not trust:
         made: nn.Module = build(backbone, nn.Module, where)
@@ -36,7 +36,7 @@ def build_backbone(
 def filled(
     backbone: Mapping[str, Any], state: Mapping[str, Tensor], where: str, trust: bool = False
 ) -> nn.Module:
-    """An encoder with its weights; nothing is drawn or allocated for weights that do not fit.
+    """Build an encoder with its weights, checking that they fit before allocating memory.
 
     Args:
         backbone: `class_path` and `init_args`.
@@ -58,18 +58,18 @@ def filled(
 def complete(
     state: Mapping[str, Tensor], encoder: nn.Module, path: str = "the file"
 ) -> dict[str, Tensor]:
-    """The state with the batch norms' step counts as they are, where the file has none of them.
+    """Complete a state with the encoder's batch-norm step counts if the file has none.
 
-    Files that are old or not torch's have no such counts.
+    Old files and files not from torch have no such counts.
 
     Args:
-        state: a tensor for each name.
-        encoder: what it is to fill.
-        path: where it comes from, for the error.
+        state: tensors by name.
+        encoder: the module to fill.
+        path: the file, for the error.
 
     Raises:
-        ValueError: the file holds no state, or deeper within, where only a layout finds it; whole
-            numbers where the encoder has floats, or the other way round; NaN or infinity.
+        ValueError: the file contains no state, or a nested one that only a layout finds; integers
+            where the encoder has floats, or vice versa; NaN or infinity.
     """
     state = tensors_by_name(state, f"{path}: without a layout a file")
     own = encoder.state_dict()
@@ -89,10 +89,10 @@ def complete(
 
 
 def under(saved: Any, prefix: str, path: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint whose names begin so, without that beginning.
+    """Select the tensors whose names have a prefix, and strip it.
 
     Raises:
-        ValueError: there are none.
+        ValueError: no name has the prefix.
     """
     state = saved.get("state_dict", saved) if isinstance(saved, Mapping) else saved
     named = state if isinstance(state, Mapping) else {}

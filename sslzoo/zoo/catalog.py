@@ -1,10 +1,10 @@
-"""Entries: every card that can be loaded by name, whether its weights are here or elsewhere.
+"""Catalog: all entries that can be loaded by name, with local or remote weights.
 
-Ours lie in `zoo_weights/` (in a clone) or beside this package (in the wheel), a user's own in the
-`entries` folder of the cache, and those of the authors' released checkpoints in `zoo/cards`. The
-latter's names, addresses, scores and hashes are those of the authors' repositories, at the commits
-that `source` names. No file was downloaded to write them: where nothing but the saving code tells
-what is in a file, the note says "unverified".
+Our cards are in `zoo_weights/` (in a clone) or next to this package (in the wheel), a user's own in
+the `entries` folder of the cache, and those of the authors' released checkpoints in `zoo/cards`.
+The latter's names, URLs, scores and hashes are from the authors' repositories, at the commits that
+`source` names. No file was downloaded to write them: if the contents of a file are known from the
+saving code alone, the note says "unverified".
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import sslzoo
 from sslzoo.zoo.cache import home, place
 from sslzoo.zoo.card import Card, read_card
 
-# Of the weights that the wheel leaves out.
+# Release of the weights that the wheel omits.
 RELEASE = "https://github.com/sslzoo/sslzoo/releases/download/weights-1"
 
 
-# As torch.hub names files: the beginning of the sha256.
+# torch.hub's file names contain a prefix of the sha256.
 _HASH_IN_NAME = re.compile(r"-[0-9a-f]{8,64}\.")
-# What the weights of an entry are, in the words of `sslzoo zoo list`.
+# States of an entry's weights, as printed by `sslzoo zoo list`.
 STATES = {
     "here": "the weights are on this machine",
     "published hash": "can be fetched, and must have the hash on its card or in the file's name",
@@ -37,7 +37,7 @@ STATES = {
 
 
 def card_folders() -> list[Path]:
-    """Where cards lie as files: the wheel's, a clone's and the user's own."""
+    """Folders with card files: the wheel's, a clone's and the user's own."""
     package = Path(sslzoo.__file__).parent
     folders = [package / "zoo_weights", package.parent / "zoo_weights", home() / "entries"]
     return [folder for folder in folders if folder.is_dir()]
@@ -45,7 +45,7 @@ def card_folders() -> list[Path]:
 
 @lru_cache(maxsize=256)
 def _card_at(path: Path, changed: int, own: bool) -> Card | str:
-    """The card; of a user's own file that is none, what is wrong."""
+    """Read a card; for an invalid file of the user's, return the error text."""
     try:
         return read_card(path)
     except (ValueError, OSError) as error:
@@ -57,12 +57,12 @@ def _card_at(path: Path, changed: int, own: bool) -> Card | str:
 
 @cache
 def official_cards() -> tuple[Card, ...]:
-    """The checkpoints that the methods' authors released."""
+    """Cards of the checkpoints that the methods' authors released."""
     return tuple(map(read_card, sorted(Path(__file__).with_name("cards").glob("*.json"))))
 
 
 def _read_all() -> tuple[dict[str, Card], dict[str, str]]:
-    """Cards by their names, and what is wrong with a user's own by the names of their files."""
+    """Read all cards by name, and the errors of the user's invalid files by file name."""
     found: dict[str, Card] = {}
     broken: dict[str, str] = {}
     for folder in card_folders():
@@ -77,30 +77,30 @@ def _read_all() -> tuple[dict[str, Card], dict[str, str]]:
 
 
 def entries() -> dict[str, Card]:
-    """Every entry by name; of two cards of one name the first counts, files before official ones.
+    """All entries by name; of cards with the same name the first is used, files before official.
 
     A file among the user's own that is not a card is skipped with a warning.
 
     Raises:
-        ValueError: one of ours is not a card.
+        ValueError: one of the library's own files is not a card.
     """
     return _read_all()[0]
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the entries, sorted.
+    """List the names of the entries, sorted.
 
     Args:
-        pattern: with * and ?, such as "moco*resnet50*".
+        pattern: glob with * and ?, such as "moco*resnet50*".
     """
     return sorted(fnmatch.filter(entries(), pattern))
 
 
 def card_named(name: str) -> Card:
-    """The entry of that name.
+    """Return the card of the entry with the given name.
 
     Raises:
-        ValueError: there is none; names that are close. Or its file is not a card.
+        ValueError: there is none (the error lists similar names), or its file is not a card.
     """
     known, broken = _read_all()
     if name not in known:
@@ -113,21 +113,21 @@ def card_named(name: str) -> Card:
 
 
 def local_file(card: Card) -> Path | None:
-    """The entry's weights where they lie beside its card, None where they do not."""
+    """Path of the entry's weights next to its card; None if they are not there."""
     for folder in card_folders():
-        if (folder / f"{card.name}.json").is_file():  # of two cards of one name the first counts
+        if (folder / f"{card.name}.json").is_file():  # the first card of a name is used
             return folder / card.file if (folder / card.file).is_file() else None
     return None
 
 
 def sources(card: Card) -> list[str]:
-    """Where the entry's file can be fetched; ours from the release whose assets they are."""
+    """URLs of the entry's file; ours are assets of a release."""
     ours = [f"{RELEASE}/{card.file}"] if card.layout is None and not card.urls else []
     return [*card.urls, *ours]
 
 
 def state_of(card: Card) -> str:
-    """Whether the entry's weights are here, and how they can be had: one of `STATES`."""
+    """Availability of the entry's weights: one of `STATES`."""
     if local_file(card) is not None or place(card.name, card.file).is_file():
         return "here"
     if not sources(card):

@@ -1,7 +1,7 @@
-"""Wire: the bytes behind one address, written to one file; a broken download is resumed.
+"""Download one URL to one file, resuming interrupted downloads.
 
 httpx2 sends the requests (proxies and SSL_CERT_FILE are taken from the environment), and
-huggingface_hub resolves hf:// addresses (HF_ENDPOINT, HF_TOKEN, `hf auth login`).
+huggingface_hub resolves hf:// URLs (HF_ENDPOINT, HF_TOKEN, `hf auth login`).
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ import sslzoo
 # A connection over which less than STALL_BYTES arrive within STALL_SECONDS is closed.
 STALL_SECONDS = 60.0
 STALL_BYTES = 1 << 16
-_ATTEMPTS = 5  # at one address, as long as each of them brings something
+_ATTEMPTS = 5  # attempts per URL, as long as each of them makes progress
 _REDIRECTS = 10
-_SHOWN = 1 << 20  # bytes from which on a progress bar is worth its line
+_SHOWN = 1 << 20  # minimum bytes for a progress bar
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def is_url(name: str) -> bool:
-    """Whether this is an address rather than a path or an entry's name."""
+    """Whether a text is a URL rather than a path or an entry's name."""
     return "://" in name
 
 
 def resolved(url: str) -> str:
-    """hf://OWNER/REPOSITORY[@REVISION]/PATH as https; other addresses as they are.
+    """Resolve hf://OWNER/REPOSITORY[@REVISION]/PATH to https; leave other URLs unchanged.
 
     Raises:
-        ValueError: an hf:// address without a path, or another scheme than hf, https, http, file.
+        ValueError: an hf:// URL without a path, or another scheme than hf, https, http, file.
     """
     try:
         parts = urllib.parse.urlsplit(url)
@@ -68,7 +68,7 @@ def _hub_address(repository: str, path: str, revision: str) -> str:
 
 
 def _own_headers(url: str) -> dict[str, str]:
-    """What every request says; to the Hub also the user's token, where there is one."""
+    """Headers of every request; for the Hub they include the user's token, if there is one."""
     headers = {"User-Agent": f"sslzoo/{sslzoo.__version__}", "Accept-Encoding": "identity"}
     if urllib.parse.urlsplit(url).scheme == "hf":
         from huggingface_hub import constants, get_token
@@ -80,10 +80,10 @@ def _own_headers(url: str) -> dict[str, str]:
 
 
 def local_path(url: str) -> Path:
-    """The path of a file:// address.
+    """Local path of a file:// URL.
 
     Raises:
-        ValueError: it names another machine, or no path.
+        ValueError: the URL names another machine, or no path.
     """
     parts = urllib.parse.urlsplit(url)
     path = urllib.request.url2pathname(parts.path)
@@ -93,12 +93,12 @@ def local_path(url: str) -> Path:
 
 
 class Wanted(NamedTuple):
-    """What is asked of a download.
+    """Requirements of a download.
 
     Args:
-        name: of the file, for the progress bar.
-        hashed: whether its hash is known, so that http:// will do.
-        most: bytes that it may have, None for as many as fit on the disk.
+        name: name of the file, for the progress bar.
+        hashed: whether its hash is known, so that http:// is allowed.
+        most: maximum size in bytes; None: as many as fit on the disk.
     """
 
     name: str
@@ -107,21 +107,21 @@ class Wanted(NamedTuple):
 
 
 def download(url: str, part: Path, wanted: Wanted) -> None:
-    """Write the file behind an address to `part`, whole.
+    """Download a URL completely to `part`.
 
-    A file of a server that gives parts of files (RFC 9110, section 14) and names the version that
-    it gives (an ETag or a date) is resumed where an earlier call broke off.
+    If the server supports range requests (RFC 9110, section 14) and identifies the file's version
+    (by an ETag or a date), the download resumes where an earlier call was interrupted.
 
     Args:
         url: https://, http://, file:// or hf://.
-        part: the file; what lies there is gone on with if it is the beginning of the same
+        part: the file to write; existing content is continued if it is the beginning of the same
             version of the same file, and replaced otherwise.
-        wanted: see there.
+        wanted: see `Wanted`.
 
     Raises:
-        FileNotFoundError: the address has no such file.
-        OSError: it does not answer, stalls, breaks off, or the file does not fit on the disk.
-        ValueError: http:// without a known hash, a redirect to a less safe address, or a file
+        FileNotFoundError: the URL has no file.
+        OSError: the server does not answer, stalls or disconnects, or the disk is full.
+        ValueError: http:// without a known hash, a redirect to a less secure URL, or a file
             larger than allowed.
     """
     if urllib.parse.urlsplit(url).scheme == "file":
@@ -135,7 +135,7 @@ def download(url: str, part: Path, wanted: Wanted) -> None:
             with _answer(address, headers, wanted) as (answer, watch):
                 _write(answer, watch, part, wanted, address, half)
         except _ChangedError:
-            discard(part)  # begun anew
+            discard(part)  # restarted
         except _BrokenOffError as error:
             grown = _half(part, address).bytes
             if not grown:
@@ -155,10 +155,10 @@ def download(url: str, part: Path, wanted: Wanted) -> None:
 
 
 def ask(url: str, wanted: Wanted) -> None:
-    """Whether an address has a file, without its bytes.
+    """Check that a URL has a file, without downloading it.
 
     Raises:
-        FileNotFoundError: it has not.
+        FileNotFoundError: there is none.
         OSError: see `download`.
         ValueError: see `download`.
     """
@@ -211,19 +211,19 @@ def _refuse_size(size: int | None, have: int, part: Path, wanted: Wanted) -> Non
 
 
 class _BrokenOffError(Exception):
-    """The file is not whole: no answer, an end too early, or a stall; it may be gone on with."""
+    """The download is incomplete and can be resumed: no answer, early end, or a stall."""
 
     stalled = False
 
 
 class _ChangedError(Exception):
-    """The server has another version of the file than the one that was begun."""
+    """The server has a different version of the file than the partial download."""
 
 
 class _Watch:
-    """Closes a connection over which too little comes, be it headers or the file.
+    """Close a connection that is too slow, be it in the headers or the body.
 
-    A timeout of single reads is not enough: a byte per minute passes it for ever.
+    A timeout of single reads is not enough: a byte per minute never triggers it.
     """
 
     def __init__(self) -> None:
@@ -241,7 +241,7 @@ class _Watch:
         self._thread.join()
 
     def trace(self, event: str, about: Mapping[str, Any]) -> None:
-        """Take note of the connection (httpx's request extension `trace`)."""
+        """Record the connection (httpx's request extension `trace`)."""
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
             self._socket = about["return_value"].get_extra_info("socket")
             if self.stalled:
@@ -259,7 +259,7 @@ class _Watch:
     def _close(self) -> None:
         if self._socket is not None:
             with contextlib.suppress(OSError):
-                # The plain socket's method: TLS's own would change the object under its reader.
+                # The plain socket's method: that of TLS would change the object while it is read.
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
@@ -277,7 +277,7 @@ def _broken_off(error: Exception, watch: _Watch, what: str) -> _BrokenOffError:
 
 @contextlib.contextmanager
 def _answer(url: str, headers: Mapping[str, str], wanted: Wanted) -> Iterator[tuple[Any, _Watch]]:
-    """The response to a request, redirects followed, its status checked; its bytes not yet read."""
+    """Send a request, follow redirects and check the status, without reading the body."""
     import httpx2
 
     with contextlib.ExitStack() as stack:
@@ -291,7 +291,7 @@ def _answer(url: str, headers: Mapping[str, str], wanted: Wanted) -> Iterator[tu
             raise _broken_off(error, watch, str(error) or type(error).__name__) from None
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise ValueError(str(error)) from None
-        except ImportError as error:  # of a proxy of a kind that needs another package
+        except ImportError as error:  # a kind of proxy that needs another package
             raise OSError(str(error)) from None
         _refuse_status(answer)
         yield answer, watch
@@ -319,21 +319,21 @@ def _refuse_status(answer: Any) -> None:
     status = answer.status_code
     if status in (200, 206, 416):
         return
-    reason = answer.headers.get("X-Error-Message") or answer.reason_phrase  # the Hub's, or HTTP's
+    reason = answer.headers.get("X-Error-Message") or answer.reason_phrase  # the Hub's or HTTP's
     text = "".join(c for c in f"HTTP {status} {reason}"[:300] if c.isprintable()).strip()
     if status == 401:
         text += " (for a file of the Hub: is the name right, and does `hf auth login` help?)"
-    # 403 is S3's answer for a file that is not there, where its names are not public.
+    # S3 answers 403 for a missing file if listing is not public.
     if status in (403, 404, 410):
         raise FileNotFoundError(text)
-    raise _BrokenOffError(text)  # a server that is busy: what came before is kept
+    raise _BrokenOffError(text)  # the server is busy: the partial download is kept
 
 
-# -- parts of files
+# -- partial downloads
 
 
 class _Half(NamedTuple):
-    """The beginning of a file, and how to ask for the rest."""
+    """A partial download, and how to request the rest."""
 
     bytes: int = 0
     version: str = ""
@@ -351,30 +351,30 @@ def _about(part: Path) -> Path:
 
 
 def forget_half(part: Path) -> None:
-    """Remove what is known about an unfinished download."""
+    """Remove the metadata of an unfinished download."""
     _about(part).unlink(missing_ok=True)
 
 
 def _half(part: Path, url: str) -> _Half:
-    """What lies at `part`, if it is the beginning of this address's file."""
+    """The partial download at `part`, if it is the beginning of this URL's file."""
     try:
         known = json.loads(_about(part).read_text())
         have, size, version = part.stat().st_size, known["size"], known["version"]
         if known["url"] == url and 0 < have < size and isinstance(version, str):
             return _Half(have, version, size)
-    except (OSError, ValueError, TypeError, KeyError):  # nothing, or cut off by a kill
+    except (OSError, ValueError, TypeError, KeyError):  # missing, or truncated by a kill
         pass
     return _Half()
 
 
 def _version(answer: Any) -> str:
-    """What a later request can name this very version of the file by; "" for nothing."""
+    """Validator (ETag or date) that identifies this version of the file; "" if there is none."""
     tag: str = answer.headers.get("ETag", "")
     return answer.headers.get("Last-Modified", "") if tag.startswith("W/") or not tag else tag
 
 
 def _size(answer: Any) -> int | None:
-    """Of the whole file, where the response tells it."""
+    """Size of the complete file, if the response states it."""
     if answer.status_code == 206:
         _, _, text = answer.headers.get("Content-Range", "").rpartition("/")
     else:
@@ -383,13 +383,13 @@ def _size(answer: Any) -> int | None:
 
 
 def _goes_on(answer: Any, half: _Half) -> bool:
-    """Whether the response is the rest of the file that was begun."""
+    """Whether the response continues the partial download."""
     begins = answer.headers.get("Content-Range", "").startswith(f"bytes {half.bytes}-")
     return begins and (_version(answer), _size(answer)) == (half.version, half.size)
 
 
 def _write(answer: Any, watch: _Watch, part: Path, wanted: Wanted, url: str, half: _Half) -> None:
-    """The bytes of a response, at the end of what is there or in its place."""
+    """Write a response's body, appending to the partial download or replacing it."""
     import httpx2
 
     if answer.status_code == 416 or (answer.status_code == 206 and not _goes_on(answer, half)):
@@ -426,7 +426,7 @@ def _write(answer: Any, watch: _Watch, part: Path, wanted: Wanted, url: str, hal
 
 @contextlib.contextmanager
 def _bar(name: str, size: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr, where that is a terminal and the file is not small."""
+    """Progress bar on stderr, if that is a terminal and the file is not small."""
     if not sys.stderr.isatty() or (size is not None and size < _SHOWN):
         yield lambda _: None
         return

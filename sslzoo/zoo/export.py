@@ -1,7 +1,7 @@
-"""Exporting: an encoder for programs that know nothing of this library, checked against torch.
+"""Export: write an encoder for programs without this library, verified against torch.
 
-Each format is written beside its place, read back, run on another batch than it was made with,
-compared, and only then renamed.
+Each format is written to a temporary file, read back, run on a different batch than it was traced
+with, compared, and only then renamed to the target.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sslzoo.zoo.save import save
 
 Format = Literal["safetensors", "timm", "torchvision", "torch.export", "onnx"]
 FORMATS: tuple[str, ...] = get_args(Format)
-_TOLERANCE = 1e-3  # of the largest feature
+_TOLERANCE = 1e-3  # tolerance relative to the largest feature
 
 
 def export(
@@ -33,22 +33,22 @@ def export(
     model: str | None = None,
     channels: int = 3,
 ) -> Path:
-    """Write an encoder for others.
+    """Export an encoder to a file in another format.
 
     Args:
         encoder: (B, channels, size, size) -> (B, num_features); it is put into eval mode.
-        path: of the file.
+        path: the file to write.
         to: "safetensors": its own names; "timm" and "torchvision": those of the model named
             `model`, as safetensors; "torch.export": a .pt2 program; "onnx": needs the `export`
             extra. The last two take any batch size.
-        size: pixels of the images it is checked with.
-        model: of timm or torchvision, such as "resnet50".
-        channels: of the images.
+        size: side in pixels of the images for the check.
+        model: model name in timm or torchvision, such as "resnet50".
+        channels: channels of the images.
 
     Raises:
-        ValueError: there is no such format or model, its names differ, or it gives other
-            features; nothing is written.
-        OSError: it cannot be written, or the path is a folder, a device or a pipe.
+        ValueError: the format or model does not exist, its names differ, or its features
+            differ; nothing is written.
+        OSError: the file cannot be written, or the path is a folder, a device or a pipe.
         ImportError: the extra is not installed.
     """
     check_target(path)
@@ -85,7 +85,7 @@ def _own_names(encoder: nn.Module, part: Path, x: Tensor, model: str | None) -> 
 
 
 def _named_like(encoder: nn.Module, reference: Any, part: Path, whose: str) -> Any:
-    """Write the state under the reference's names, once it fits and its features are equal."""
+    """Write the state under the reference's names after checking fit and equal features."""
     own, state = reference.state_dict(), encoder.state_dict()
     wrong = sorted(own.keys() ^ state.keys())
     wrong += [n for n in own.keys() & state.keys() if own[n].shape != state[n].shape]

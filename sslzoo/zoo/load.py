@@ -1,9 +1,9 @@
-"""Loading: an encoder of the zoo, of a file or of an address, in one line.
+"""Load an encoder from the zoo, a file or a URL in one line.
 
     encoder = sslzoo.load("simclr-small_resnet-cifar10jpeg")
     features = encoder(encoder.preprocess(images))
 
-In a YAML it is a backbone, to train further from:
+In a YAML config it is a backbone to continue training from:
 
     backbone:
       class_path: sslzoo.load
@@ -43,37 +43,37 @@ def load(
     trust: bool = False,
     strict: bool = False,
 ) -> nn.Module:
-    """An encoder with its weights, an nn.Module (B, ...) -> (B, num_features).
+    """Load an encoder with its weights, an nn.Module (B, ...) -> (B, num_features).
 
-    Where it is known, `encoder.preprocess` makes of samples what the encoder takes: of images
-    (B, C, H, W), uint8 or in [0, 1]; of waveforms (B, L), int16 or in [-1, 1], or a list of such;
-    of a list of sentences; of sequences (B, T, F). Where there is a card it is `encoder.card`. A
-    license that is not for commercial use is printed.
+    If the preprocessing is known, `encoder.preprocess` turns samples into the encoder's input:
+    images (B, C, H, W), uint8 or in [0, 1]; waveforms (B, L), int16 or in [-1, 1], or a list of
+    them; a list of sentences; or sequences (B, T, F). If there is a card, it is `encoder.card`. A
+    license that forbids commercial use is printed.
 
-    The file is data: it chooses among the classes of sslzoo, `torch.nn` and those that your program
+    The file is data: it may name only the classes of sslzoo, `torch.nn` and those that your program
     has imported, and only the encoder is built (docs/security.md).
 
     Args:
-        name: of an entry (`sslzoo zoo list`); or a path or an address (https://, hf://OWNER/
-            REPOSITORY/PATH, file://) of weights: .safetensors with its card beside it, a Lightning
-            checkpoint of ours, or any checkpoint whose layout is given.
-        backbone: what to fill, where there is no card to name it; of a Lightning checkpoint of
-            ours it takes the encoder, of a module that was built in Python the `backbone`.
-        layout: how the encoder stands in the file, one of `sslzoo.zoo.LAYOUTS`: "lightly",
-            "solo_learn", "torchvision", ...; None: as the card says, or as we save.
-        sha256: of the file, enforced besides what the card says; None: where nobody published one,
+        name: an entry's name (`sslzoo zoo list`), or a path or URL (https://,
+            hf://OWNER/REPOSITORY/PATH, file://) of weights: .safetensors with its card next to it,
+            a Lightning checkpoint of ours, or any checkpoint whose layout is given.
+        backbone: the module to fill if there is no card that names it; from a Lightning checkpoint
+            of ours it takes the encoder, from a module that was built in Python the `backbone`.
+        layout: layout of the encoder in the file, one of `sslzoo.zoo.LAYOUTS`: "lightly",
+            "solo_learn", "torchvision", ...; None: the card's, or our own format.
+        sha256: hash of the file, enforced in addition to the card's; None: if none is published,
             the hash of the first download is recorded and enforced from then on.
-        file: the entry's file where you have it already.
-        whole: the whole method of a Lightning checkpoint of ours, not the encoder alone.
-        train: in train mode, as training further wants it (Lightning keeps the mode that it
+        file: the entry's file if you already have it.
+        whole: return the whole method of a Lightning checkpoint of ours, not only the encoder.
+        train: True: in train mode, for further training (Lightning keeps the mode that it
             finds); False: in eval mode.
-        trust: whether the file may name any class that Python can import. The classes then run as
-            your own code does; say so of your own files alone.
-        strict: refuse to fetch a file of which no hash is published or given.
+        trust: whether the file may name any class that Python can import. These classes then run
+            like your own code; use it only for your own files.
+        strict: refuse to download a file without a published or given hash.
 
     Raises:
-        ValueError: there is no such entry; the file is damaged, has another hash, names a class
-            that it may not name, does not fit the class, or has weights that are not finite.
+        ValueError: the entry does not exist; the file is damaged, has a different hash, names a
+            class that it may not name, does not fit the class, or has non-finite weights.
         OSError: it cannot be found or fetched.
     """
     if backbone is not None and not isinstance(backbone, nn.Module):
@@ -112,16 +112,16 @@ def load(
 
 
 def network(name: str) -> nn.Module:
-    """The encoder that `load` gives, with new weights.
+    """Build the encoder that `load` returns, with newly initialized weights.
 
-    A run that started from an encoder of the zoo has weights of its own in its checkpoint.
+    The checkpoint of a run that started from a zoo encoder contains its own weights.
 
     Args:
-        name: see `load`; no address.
+        name: see `load`; URLs are not allowed.
 
     Raises:
-        ValueError: it is an address, or see `load`.
-        OSError: there is no such file.
+        ValueError: the name is a URL, or see `load`.
+        OSError: the file does not exist.
     """
     if is_url(str(name)):
         raise UntrustedError("sslzoo.load", f"would fetch {name!r}", "a file")
@@ -135,7 +135,7 @@ def network(name: str) -> nn.Module:
 
 
 def _unwrapped(saved: Any) -> Any:
-    """What stands under `state_dict` or `model`, where no tensor stands beside it."""
+    """Unwrap a checkpoint's `state_dict` or `model` entry if there are no tensors next to it."""
     for key in ("state_dict", "model"):
         if isinstance(saved, Mapping) and isinstance(saved.get(key), Mapping):
             return saved if any(isinstance(v, Tensor) for v in saved.values()) else saved[key]
@@ -189,7 +189,7 @@ def _of_run(
     train: bool,
     trust: bool,
 ) -> nn.Module:
-    """The encoder of a Lightning checkpoint of ours, or its whole method."""
+    """Load the encoder of a Lightning checkpoint of ours, or its whole method."""
     where = str(path)
     built_in_python = "_class_path" not in hyper_parameters(saved, where)
     if built_in_python and backbone is not None and not whole:
@@ -203,7 +203,7 @@ def _of_run(
     encoder = _encoder_of(method, path, train)
     if backbone is None or encoder is backbone:
         return encoder
-    fill(backbone, encoder.state_dict(), where)  # the encoder is a teacher, a copy
+    fill(backbone, encoder.state_dict(), where)  # the encoder is a teacher, a copy of the student
     return backbone
 
 
@@ -220,7 +220,7 @@ def _encoder_of(method: LightningModule, path: Path, train: bool) -> nn.Module:
 
 
 def _train_as(teacher: nn.Module, student: nn.Module) -> None:
-    """Let the teacher's parameters train, and its paths drop, where the student's do."""
+    """Copy requires_grad and drop-path rates from the student to the teacher."""
     for ours, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
         ours.requires_grad_(theirs.requires_grad)
     for mine, his in zip(teacher.modules(), student.modules(), strict=True):

@@ -1,4 +1,4 @@
-"""Preprocessing: what makes of samples what an encoder takes, by the card's kind of data."""
+"""Preprocessing: the transform of samples that an encoder expects, by the card's kind of data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.trust import build, build_trusted
 from sslzoo.zoo.card import complaints_of_preprocessing, image_view
 
-TOKENIZER = "tokenizer"  # in the metadata of weights: the JSON of a `WordPiece`
+TOKENIZER = "tokenizer"  # key in the weights' metadata: the JSON of a `WordPiece`
 
 
 def preprocessor(
@@ -34,17 +34,17 @@ def preprocessor(
     where: str = "the card",
     trust: bool = False,
 ) -> Callable[[Any], Any] | None:
-    """What `encoder.preprocess` is; None where nothing is known.
+    """Build `encoder.preprocess`; None if the preprocessing is unknown.
 
     Args:
-        preprocessing: of a card (`Card.preprocessing`) or of a checkpoint (`of_checkpoint`).
-        tokenizer: the JSON of a `WordPiece`, wanted by an encoder of text whose preprocessing
+        preprocessing: from a card (`Card.preprocessing`) or a checkpoint (`of_checkpoint`).
+        tokenizer: the JSON of a `WordPiece`, required by a text encoder whose preprocessing
             names no tokenizer.
-        where: it is from, for errors.
+        where: origin of the preprocessing, for errors.
         trust: see `sslzoo.load`.
 
     Raises:
-        ValueError: it names no class that there is, or an encoder of text has no tokenizer.
+        ValueError: it names a class that does not exist, or a text encoder has no tokenizer.
     """
     about = dict(preprocessing or {})
     make = build_trusted if trust else partial(build, where=where)
@@ -73,7 +73,7 @@ def _trained(text: str | None) -> TextTokenizer:
 
 
 def tokenizer_json(file: Path) -> str | None:
-    """The tokenizer in the metadata of weights, None where there is none."""
+    """The tokenizer in the weights' metadata; None if there is none."""
     if file.suffix != ".safetensors":
         return None
     with safe_open(file, "pt") as opened:
@@ -81,17 +81,17 @@ def tokenizer_json(file: Path) -> str | None:
 
 
 def of_checkpoint(saved: Any) -> tuple[dict[str, Any] | None, dict[str, str]]:
-    """The preprocessing that a run's data module left in its checkpoint.
+    """Read the preprocessing that a run's data module saved in its checkpoint.
 
     Args:
-        saved: what `reading.read` gave.
+        saved: the result of `safe_read.read`.
 
     Returns:
-        The `preprocessing` of a card, and the metadata of the weights (a tokenizer). The first is
-        None where the checkpoint is of version 0.1, or its data module does not say it.
+        The card's `preprocessing`, and the weights' metadata (a tokenizer). The first is None if
+        the checkpoint is from version 0.1, or its data module does not save it.
 
     Raises:
-        ValueError: it is not one that a card could have.
+        ValueError: the preprocessing is not valid in a card.
     """
     for state in _data_states(saved):
         about = state.get("preprocessing")
@@ -104,7 +104,7 @@ def of_checkpoint(saved: Any) -> tuple[dict[str, Any] | None, dict[str, str]]:
 
 
 def vocabulary(saved: Any) -> str | None:
-    """The digest of the tokenizer that a Lightning checkpoint was trained with, if it had one."""
+    """Digest of the tokenizer that a Lightning checkpoint was trained with; None without one."""
     return next((s["tokenizer"] for s in _data_states(saved) if "tokenizer" in s), None)
 
 
@@ -112,7 +112,7 @@ _NOT_OF_DATA = {"state_dict", "hyper_parameters", "datamodule_hyper_parameters",
 
 
 def _data_states(saved: Any) -> list[dict[str, Any]]:
-    """What of a Lightning checkpoint may be a data module's state, which has its class's name."""
+    """Entries of a Lightning checkpoint that may be a data module's state, under its class name."""
     parts = saved.items() if isinstance(saved, Mapping) else ()
     return [part for key, part in parts if key not in _NOT_OF_DATA and isinstance(part, dict)]
 
@@ -123,27 +123,27 @@ def describe(
     where: str = "the config",
     trust: bool = False,
 ) -> tuple[dict[str, Any] | None, dict[str, str]]:
-    """What `of_checkpoint` gives, of a run whose checkpoint does not say it, from its data.
+    """Derive the result of `of_checkpoint` from a run's data, for checkpoints without it.
 
     Args:
-        data: the `data` of the run's config.
-        view: see `with_view`; with a `size`, images need not be at hand.
+        data: the `data` section of the run's config.
+        view: see `with_view`; if it has a `size`, the images need not be available.
         where: the config, for errors.
         trust: see `sslzoo.load`.
 
     Raises:
-        ValueError: the data cannot be built, is not where the config says, or has no images to
-            have a view.
+        ValueError: the data cannot be built, is not at the config's path, or has a view but no
+            images.
     """
     module = _build_data(data, where, trust)
     if not view or "size" not in view:
-        _read(module)  # a vocabulary, the deviation of numbers, whether images have one size
+        _read(module)  # reads a vocabulary, the standard deviation, whether images have one size
     about, given = None, data.get("init_args") or {}
     if isinstance(module, SampleDataModule):
         about = module.preprocessing()
     elif isinstance(getattr(module, "eval_view", None), EvalView):
         about = {"range": [0.0, 1.0], **module.eval_view.arguments()}
-    if about is None and isinstance(module, AudioDataModule):  # transforms of the user's own
+    if about is None and isinstance(module, AudioDataModule):  # the user's own transforms
         window = {} if module.eval_window is None else {"window": module.eval_window}
         about = {"kind": "waveform", "rate": module.rate, **window, "transform": given["transform"]}
     if about is None and isinstance(module, TextDataModule):
@@ -155,14 +155,14 @@ def describe(
 
 
 def _build_data(data: dict[str, Any], where: str, trust: bool) -> Any:
-    """The data module of a run's config."""
+    """Build the data module of a run's config."""
     try:
         if trust:
             return build_trusted(data, LightningDataModule)
         return build(data, LightningDataModule, where)
     except ValueError:
         raise
-    except Exception as error:  # whatever the constructor of a user's own raises
+    except Exception as error:  # whatever the constructor of a user's class raises
         raise ValueError(f"the run's data module cannot be built: {_line(error)}") from error
 
 
@@ -182,14 +182,14 @@ def _line(error: Exception) -> str:
 def with_view(
     preprocessing: dict[str, Any] | None, view: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    """Preprocessing of images, in which what the user says of them counts.
+    """Image preprocessing with the user's values overriding the recorded ones.
 
     Args:
-        preprocessing: None: not known.
-        view: some of `size`, `mean`, `std` and `channels`.
+        preprocessing: the recorded one; None: unknown.
+        view: any of `size`, `mean`, `std` and `channels`.
 
     Raises:
-        ValueError: it is not of images.
+        ValueError: the preprocessing is not for images.
     """
     if not view:
         return preprocessing

@@ -1,9 +1,9 @@
-"""Reading: tensors out of a file, without running code that the file brings.
+"""Safe reading: load tensors from a file without executing code that it contains.
 
 Safetensors and JSON hold data only. torch's own files are read with `weights_only=True`; other
-pickles through an unpickler that knows stand-ins for arrays of numbers and for the containers of
-one code base, and refuses every other name. Nothing that a file holds can change an object that
-is there before the file is read and after.
+pickles through an unpickler that has stand-ins for numeric arrays and for the containers of one
+code base, and refuses every other name. No content of a file can change an object that exists
+before the file is read and after.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from sslzoo.trust import refuse_deep_pickles
 
 
 def read(path: Path) -> Any:
-    """What a file holds: tensors by name, perhaps within further dictionaries.
+    """Read a file's contents: tensors by name, possibly in nested dictionaries.
 
     Args:
         path: .safetensors; a torch file; .pkl, a pickle of numpy arrays (BYOL's); or the prefix
-            of a TensorFlow checkpoint (beside it lie PREFIX.index and PREFIX.data-*).
+            of a TensorFlow checkpoint (with the files PREFIX.index and PREFIX.data-*).
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: the file is cut short or damaged, or asks for code to be run.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is truncated or damaged, or would execute code.
     """
     if Path(f"{path}.index").is_file():
         return read_tensorflow(path)
@@ -56,14 +56,14 @@ def read(path: Path) -> Any:
 
 
 def tensors_by_name(held: Any, who: str) -> Mapping[str, torch.Tensor]:
-    """What a file holds, where it is that.
+    """Return a file's contents if they are tensors by name, otherwise raise.
 
     Args:
-        held: what `read` gave, or a part of it.
-        who: has tensors by name, for the error: "a 'moco' checkpoint".
+        held: the result of `read`, or a part of it.
+        who: what should have tensors by name, for the error: "a 'moco' checkpoint".
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the contents are something else.
     """
     if not isinstance(held, Mapping):
         raise ValueError(f"{who} has tensors by name, the file has a {type(held).__name__}")
@@ -78,11 +78,11 @@ def tensors_by_name(held: Any, who: str) -> Mapping[str, torch.Tensor]:
     return held
 
 
-_PACKED = re.compile(r"float4|bits|int[1-7]$")  # types of less than a byte, which torch cannot cast
+_PACKED = re.compile(r"float4|bits|int[1-7]$")  # types smaller than a byte, which torch cannot cast
 
 
 def _oddity(tensor: torch.Tensor) -> str | None:
-    """Why a tensor is no plain array of numbers in this process's memory; None: it is one."""
+    """Why a tensor is not a plain numeric array in this process's memory; None if it is."""
     if tensor.is_nested:
         return "a nested tensor"
     if tensor.layout is not torch.strided:
@@ -99,11 +99,11 @@ def _oddity(tensor: torch.Tensor) -> str | None:
 
 
 def check_finite(state: Mapping[str, torch.Tensor], where: str) -> None:
-    """Refuse weights that are not numbers.
+    """Raise if weights contain NaN or infinity.
 
     Args:
         state: plain tensors by name.
-        where: they are from, for the error.
+        where: the weights' origin, for the error.
 
     Raises:
         ValueError: a value is NaN or infinite.
@@ -116,21 +116,21 @@ def check_finite(state: Mapping[str, torch.Tensor], where: str) -> None:
 def _finite(tensor: torch.Tensor) -> bool:
     if not tensor.is_floating_point() and not tensor.is_complex():
         return True
-    wide = tensor.float() if tensor.element_size() == 1 else tensor  # torch has no test of float8
+    wide = tensor.float() if tensor.element_size() == 1 else tensor  # no isfinite for float8
     return bool(wide.isfinite().all())
 
 
 def refuse_nan(held: Any, where: str) -> None:
-    """Refuse a file of which not even the layout is known, if a tensor in it holds NaN.
+    """Refuse a file of unknown layout if any tensor contains NaN.
 
-    Infinity is let pass: masks hold it, and which tensors are weights is not known.
+    Infinity is allowed: masks contain it, and it is unknown which tensors are weights.
 
     Args:
-        held: what `read` gave.
-        where: it was read, for the error.
+        held: the result of `read`.
+        where: the file, for the error.
 
     Raises:
-        ValueError: a tensor at any depth holds NaN.
+        ValueError: a tensor at any depth contains NaN.
     """
     waiting, seen = [("", held)], set()
     while waiting:
@@ -150,7 +150,7 @@ def refuse_nan(held: Any, where: str) -> None:
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
-    except Exception as error:  # of safetensors; of torch, for a header that safetensors took
+    except Exception as error:  # safetensors' own; torch's, if the header was accepted
         raise _not_whole(path, "safetensors file", error) from None
 
 
@@ -168,7 +168,7 @@ def _code(path: Path, what: str, named: str) -> ValueError:
 
 
 class _StandIn:
-    """Takes the place of an object whose class is in the authors' code; it holds nothing."""
+    """Empty stand-in for an object whose class is in the authors' code."""
 
     def __init__(self, *values: Any) -> None:
         pass
@@ -178,7 +178,7 @@ class _StandIn:
 
 
 class _PickledModule(_StandIn):
-    """Stands in for a module of the authors'."""
+    """Stand-in for a module of the authors' code."""
 
 
 # lemniscate.pytorch pickles its memory as a module, and that module its sampler.
@@ -188,7 +188,7 @@ _PICKLED_MODULES = (
     "lib.alias_multinomial.AliasMethod",
 )
 
-# What torch says of a name that it would have to call.
+# torch's message about a name that it would have to call.
 _CODE = re.compile(r"GLOBAL|call reduce|[Cc]an only build|class")
 
 
@@ -198,36 +198,36 @@ def _read_torch(path: Path) -> Any:
     stand_ins: list[Any] = [(kind, name) for name, kind in _STAND_INS.items()]
     try:
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old pickles, which are read all the same
+            warnings.simplefilter("ignore")  # about old pickles, which are read anyway
             return torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Only persistent_load of storage" in str(error):
             return _read_old_torch(path)
-        said = str(error).partition("\n\nCheck the documentation")[0]  # torch's advice is left out
+        said = str(error).partition("\n\nCheck the documentation")[0]  # without torch's advice
         names = [line.partition(" Please ")[0] for line in said.split("\n") if _CODE.search(line)]
         if not names:
             raise _not_whole(path, "torch file", said) from None
         raise _code(path, "tensors and plain values", names[0]) from None
-    except Exception as error:  # whatever torch's rebuilding functions make of made-up arguments
+    except Exception as error:  # whatever torch's rebuilding functions raise for forged arguments
         raise _not_whole(path, "torch file", error) from None
     finally:
-        # torch empties this list at the end of a load, not where it breaks off, and the next
-        # load, of an honest file, would stumble over what a broken one left.
+        # torch empties this list at the end of a load, but not if the load fails; then the next
+        # load, of a valid file, would fail because of the broken one's leftovers.
         torch._utils._sparse_tensors_to_validate.clear()
 
 
 def _refuse_packed(path: Path) -> None:
-    """Refuse a zip whose entries are larger than the file: torch packs nothing.
+    """Refuse a compressed zip, since torch does not compress and it could be a zip bomb.
 
     Raises:
-        ValueError: an entry is packed, or two share their bytes; or it is a program.
+        ValueError: an entry is compressed, two share their bytes, or it is a program.
     """
     try:
         with zipfile.ZipFile(path) as file:
             parts = file.infolist()
-    except Exception:  # no zip, or none that zipfile can make sense of
+    except Exception:  # not a zip, or none that zipfile can parse
         _refuse_archive(path)
-        return  # an older format, or torch says what is wrong
+        return  # an older format, or torch raises the error
     if any(part.filename.rpartition("/")[2] == "constants.pkl" for part in parts):
         raise ValueError(
             f"{path} holds a TorchScript program, and reading it could run code: save its "
@@ -241,16 +241,16 @@ def _refuse_packed(path: Path) -> None:
 
 
 def _refuse_archive(path: Path) -> None:
-    """Refuse a tar, torch's format of 2016: torch makes a folder before it looks at the file."""
+    """Refuse a tar, torch's format of 2016: torch creates a folder before it checks the file."""
     try:
         tarfile.open(path, "r:").close()
-    except Exception:  # no tar, or none that tarfile can make sense of
+    except Exception:  # not a tar, or none that tarfile can parse
         return
     raise ValueError(f"{path} is not a whole torch file: it is a tar archive, as torch 0.1 wrote")
 
 
-class _Closed(pickle._Unpickler):  # the one written in Python: its opcodes can be replaced
-    """An unpickler whose file can name, call and change nothing but stand-ins made for it."""
+class _Closed(pickle._Unpickler):  # the pure-Python one, whose opcodes can be replaced
+    """Unpickler whose file can name, call and change only stand-ins made for it."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
@@ -262,21 +262,21 @@ class _Closed(pickle._Unpickler):  # the one written in Python: its opcodes can 
         raise pickle.UnpicklingError(f"it asks for the registered extension {code}")
 
     def load_build(self) -> None:
-        """Pickle's own sets attributes of whatever is there, classes and functions too."""
+        """Restrict BUILD: pickle's own sets attributes of any object, classes and functions too."""
         state, made = self.stack.pop(), self.stack[-1]
         if isinstance(made, _StandIn):
             made.__setstate__(state)
-        elif type(made) is not OrderedDict:  # whose state is the modules' versions
+        elif type(made) is not OrderedDict:  # its state is the modules' versions
             raise pickle.UnpicklingError(f"it asks for a change of {made!r:.100}")
 
     dispatch[pickle.BUILD[0]] = load_build
 
 
 def _unpickled(unpickler: _Closed, path: Path, what: str) -> Any:
-    """What a pickle holds.
+    """Unpickle a file with the given unpickler.
 
     Raises:
-        ValueError: it asks for anything else than `what`, or is damaged.
+        ValueError: the pickle contains anything else than `what`, or is damaged.
     """
     try:
         return unpickler.load()
@@ -284,11 +284,11 @@ def _unpickled(unpickler: _Closed, path: Path, what: str) -> Any:
         if "asks for" in str(error):
             raise _code(path, what, str(error)) from None
         raise _not_whole(path, "pickle", error) from None
-    except Exception as error:  # whatever made-up arguments lead to
+    except Exception as error:  # whatever forged arguments cause
         raise _not_whole(path, "pickle", error) from None
 
 
-# -- torch's files of before 1.6 with modules in them, which `weights_only=True` refuses
+# -- torch files from before 1.6 that contain modules, which `weights_only=True` refuses
 
 _OLD_MAGIC, _OLD_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _OLD_STORAGES = {
@@ -319,7 +319,7 @@ _OLD_NAMES: dict[tuple[str, str], Any] = {
 
 
 class _OldUnpickler(_Closed):
-    """Keeps the storages that the tensors of a file are views of, flat and yet to be filled."""
+    """Unpickler that collects the flat, still empty storages that a file's tensors are views of."""
 
     def __init__(self, file: Any, most: int) -> None:
         super().__init__(file, encoding="utf-8")
@@ -338,7 +338,7 @@ class _OldUnpickler(_Closed):
     def persistent_load(self, pid: Any) -> Any:
         kind, *about = pid
         if kind == "module":
-            return about[0]  # its class; its source text is left alone
+            return about[0]  # its class; its source text is ignored
         dtype, key, _, count, view = about
         if key not in self.storages:
             self.left -= count * dtype.itemsize
@@ -387,7 +387,7 @@ def _last_line(error: BaseException | str) -> str:
 
 
 def _printable(text: str) -> str:
-    """A line that may quote the file, without characters that rule a terminal."""
+    """Remove terminal control characters from a line that may quote the file."""
     return "".join(c if c.isprintable() else "?" for c in text.strip()[:300])
 
 
@@ -395,7 +395,7 @@ def _printable(text: str) -> str:
 
 
 class _Inert(_StandIn):
-    """Takes the place of a container that nobody asks for (an optimizer's state)."""
+    """Empty stand-in for a container that is not needed (an optimizer's state)."""
 
     def __init__(self, *values: Any) -> None:
         self.values: Sequence[Any] = values
@@ -405,7 +405,7 @@ class _Inert(_StandIn):
 
 
 class _Mapping(dict, _StandIn):
-    """Haiku's immutable mapping, as a dict."""
+    """Stand-in for Haiku's immutable mapping, as a dict."""
 
     def __init__(self, *values: Any) -> None:
         dict.__init__(self, *values)
@@ -423,7 +423,7 @@ ByolState = namedtuple(
 
 
 class _Dtype(_StandIn):
-    """A numpy dtype of numbers. numpy's own would take a state that the file makes up."""
+    """Stand-in for a numeric numpy dtype; numpy's own would accept a forged state."""
 
     def __init__(self, name: Any, *more: Any) -> None:
         if not (isinstance(name, str) and re.fullmatch(r"[biufc]\d{1,2}", name)):
@@ -436,13 +436,13 @@ class _Dtype(_StandIn):
         self.order = state[1]
 
     def array(self, shape: Any, raw: Any, fortran: Any = False) -> np.ndarray:
-        """The numbers in a buffer that has just their size."""
+        """Array of the numbers in a buffer of exactly their size."""
         numbers = np.frombuffer(raw, f"{self.order}{self.name}")
         return numbers.reshape(shape, order="F" if fortran else "C").copy()
 
 
 class _Array(_StandIn):
-    """A numpy array. numpy's own would take pointers, as an array of objects, from the file."""
+    """Stand-in for a numpy array; numpy's own would accept pointers (object arrays)."""
 
     def __init__(self, *how: Any) -> None:
         self.numbers = np.empty(0)
@@ -465,8 +465,8 @@ _MULTIARRAY = {
     "_reconstruct": _Array,
     "scalar": lambda dtype, raw: dtype.array((), raw).item(),
 }
-# What torch's files may name besides tensors: the arguments of the training, and the scalars of
-# numpy that a schedule left in the optimizer.
+# What torch files may name besides tensors: the training's arguments, and numpy scalars that a
+# schedule left in the optimizer.
 _STAND_INS: dict[str, Any] = {
     **dict.fromkeys(_PICKLED_MODULES, _PickledModule),
     **dict.fromkeys(("argparse.Namespace", "pathlib.PosixPath"), _StandIn),
@@ -482,7 +482,7 @@ _HAIKU = ("haiku._src.data_structures", "haiku._src.utils")
 
 
 class _Unpickler(_Closed):
-    """Knows stand-ins for numpy's arrays and for the containers of DeepMind's BYOL."""
+    """Unpickler with stand-ins for numpy's arrays and the containers of DeepMind's BYOL."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _KNOWN:
@@ -516,14 +516,14 @@ numpy.savez(sys.argv[2], **{name: reader.get_tensor(name) for name in names})
 
 
 def read_tensorflow(prefix: Path) -> dict[str, np.ndarray]:
-    """Every variable of a TensorFlow checkpoint that is numbers, by name.
+    """Read every numeric variable of a TensorFlow checkpoint by name.
 
     Args:
-        prefix: such as FOLDER/model.ckpt-37535, without .index.
+        prefix: the checkpoint's prefix, such as FOLDER/model.ckpt-37535, without .index.
 
     Raises:
         ImportError: the `convert` extra is not installed.
-        ValueError: the checkpoint is cut short or damaged.
+        ValueError: the checkpoint is truncated or damaged.
     """
     if importlib.util.find_spec("tensorflow") is None:
         raise ImportError(

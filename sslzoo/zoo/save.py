@@ -1,4 +1,4 @@
-"""Saving: an encoder as safetensors with its card beside it, whole or not at all."""
+"""Save an encoder as safetensors together with its card, atomically."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def save(
     dtype: Dtype = "float32",
     metadata: Mapping[str, str] | None = None,
 ) -> str:
-    """Write an encoder's state; the sha256 of the file.
+    """Write an encoder's state and return the file's sha256.
 
     Args:
         encoder: any module.
-        path: of the .safetensors.
-        dtype: of its floats.
-        metadata: text that goes into the file, such as a tokenizer.
+        path: the .safetensors file.
+        dtype: precision of the floating-point tensors.
+        metadata: text stored in the file, such as a tokenizer.
 
     Raises:
         ValueError: a value is not finite in that precision; nothing is written.
-        OSError: it cannot be written; nothing is left.
+        OSError: the file cannot be written; nothing is left.
     """
     state = {}
     for name, value in encoder.state_dict().items():
@@ -85,13 +85,13 @@ def save_with_card(
     metadata: Mapping[str, str] | None = None,
     trust: bool = False,
 ) -> Card:
-    """Write weights and card, and load them again.
+    """Write weights and card, then verify them by loading.
 
     Args:
-        encoder: what the card is of.
-        card: without hash and features.
-        folder: where both go, under the card's name.
-        dtype: of the floats.
+        encoder: the encoder that the card describes.
+        card: its card, without hash and features.
+        folder: destination of both files, which have the card's name.
+        dtype: precision of the floating-point tensors.
         metadata: see `save`.
         trust: see `load`.
 
@@ -99,7 +99,7 @@ def save_with_card(
         The card with the file's hash and the features of the fixed input.
 
     Raises:
-        ValueError: the class on the card does not take the weights; nothing is left.
+        ValueError: the weights do not fit the card's class; nothing is left.
     """
     path = folder / card.file
     beside = path.with_suffix(".json")
@@ -115,7 +115,7 @@ def save_with_card(
                 card, features=fixed_features(load(str(part), trust=trust), card)
             )
             part.with_suffix(".json").write_text(card.to_json())
-        except (ValueError, OSError) as error:  # it names the files where they will not be
+        except (ValueError, OSError) as error:  # its paths are those of the temporary folder
             raise type(error)(str(error).replace(name, str(folder))) from error
         try:
             os.replace(part, path)
@@ -129,7 +129,7 @@ def save_with_card(
 
 @contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """Make a folder, and take it away again where what follows fails."""
+    """Context manager that creates a folder and removes it if the body fails."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         try:
@@ -157,25 +157,25 @@ def add_run(
     checkpoint: Path | None = None,
     trust: bool = False,
 ) -> Card:
-    """Make an entry of a run of the command, which then loads by its name.
+    """Add a run as a zoo entry, which can then be loaded by name.
 
     Args:
-        run: its folder, runs/<config>/version_N.
-        name: of the entry.
-        data: what it was trained on, in words.
-        license: of the weights.
-        folder: where weights and card go; None: the user's own entries.
-        dtype: of the floats.
-        view: `size`, `mean`, `std` and `channels` of the evaluation's images, where neither the
-            checkpoint nor the run's data says them; what is given here counts.
-        checkpoint: None: the run's last.
-        trust: see `load`; also of the config's data, where a checkpoint of version 0.1 does not
-            say what its encoder expects.
+        run: the run directory, runs/<config>/version_N.
+        name: name of the entry.
+        data: description of the training data.
+        license: license of the weights.
+        folder: destination of weights and card; None: the user's own entries.
+        dtype: precision of the floating-point tensors.
+        view: `size`, `mean`, `std` and `channels` of the evaluation's images, if neither the
+            checkpoint nor the run's data has them; values given here take precedence.
+        checkpoint: the checkpoint to use; None: the run's last.
+        trust: see `load`; it also applies to the config's data if a checkpoint of version 0.1
+            lacks the preprocessing that its encoder expects.
 
     Raises:
         FileNotFoundError: the run has no config or no checkpoint.
         ValueError: it does not load, its backbone is not the encoder, its text has changed, the
-            name is not one, or there is an entry of it. Nothing is left.
+            name is invalid, or the entry already exists. Nothing is left.
     """
     _check_new(name)
     config_path = run / "config.yaml"
@@ -213,7 +213,7 @@ def add_run(
 
 
 def _named(config: dict[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
-    """The class of a run's method, and its backbone's `class_path` and `init_args`."""
+    """Class of a run's method, and its backbone's `class_path` and `init_args`."""
     found: dict[str, Any] = {}
     for keys in (("model", "class_path"), ("model", "init_args", "backbone", "class_path")):
         value: Any = config
@@ -229,12 +229,12 @@ def _named(config: dict[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _trained(checkpoint: Path, method: str, trust: bool) -> nn.Module:
-    """The encoder of a checkpoint of the command."""
+    """Load the encoder from a checkpoint of `sslzoo fit`."""
     try:
         return load(str(checkpoint), trust=trust).eval()
     except (ValueError, OSError, ImportError):
         raise
-    except Exception as error:  # whatever the constructor of a user's own method raises
+    except Exception as error:  # whatever the constructor of a user's method raises
         line = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{checkpoint} holds no {method} that can be built: {line}") from error
 
@@ -256,7 +256,7 @@ def _preprocessing(
     where: str = "",
     trust: bool = False,
 ) -> tuple[dict[str, Any] | None, dict[str, str]]:
-    """What the encoder expects: as the checkpoint says, else the run's data, else the user."""
+    """Preprocessing that the encoder expects: from the checkpoint, the run's data or the user."""
     preprocessing, metadata = of_checkpoint(saved)
     if preprocessing is not None or not isinstance(data, dict):
         return with_view(preprocessing, view), metadata
@@ -278,25 +278,25 @@ def add_checkpoint(
     layout: str | None = None,
     method: str | None = None,
 ) -> Card:
-    """Make an entry of a checkpoint of any other training.
+    """Add a checkpoint from any other training as a zoo entry.
 
     Args:
-        checkpoint: a file of Lightning's, or any that `reading.read` knows.
-        backbone: `class_path` and `init_args` of what it fills.
-        name: see `add_run`, as the next four.
+        checkpoint: a Lightning checkpoint, or any file that `safe_read.read` accepts.
+        backbone: `class_path` and `init_args` of the module that it fills.
+        name: see `add_run`, as for the next four.
         data: see there.
         license: see there.
         folder: see there.
         dtype: see there.
-        view: `size`, `mean`, `std` and `channels` of its images; None: as a checkpoint of the
-            command says, else the entry has no `preprocess`.
-        prefix: what the names of the encoder's tensors begin with; all others are left out.
-        layout: instead of the prefix, one of `LAYOUTS`.
-        method: what trained it; None: as the file says.
+        view: `size`, `mean`, `std` and `channels` of its images; None: as recorded in a checkpoint
+            of `sslzoo fit`, otherwise the entry has no `preprocess`.
+        prefix: prefix of the names of the encoder's tensors; all others are omitted.
+        layout: one of `LAYOUTS`, instead of the prefix.
+        method: the training method; None: as recorded in the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it does not fit the backbone, or there is an entry of that name.
+        FileNotFoundError: the file does not exist.
+        ValueError: it does not fit the backbone, or an entry of that name exists.
     """
     _check_new(name)
     saved = read(checkpoint)
@@ -325,7 +325,7 @@ def add_checkpoint(
     return save_with_card(encoder, card, folder or home() / "entries", dtype, metadata, True)
 
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # a file's name, and no pattern of names
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # a file's name, not a glob pattern
 
 
 def _check_new(name: str) -> None:
@@ -339,7 +339,7 @@ def _check_new(name: str) -> None:
 
 
 def _epochs_begun(saved: Any) -> int | None:
-    """Of a checkpoint of Lightning's, whose `epoch` is one more behind the last epoch."""
+    """Epochs begun in a Lightning checkpoint, whose `epoch` is one more after the last epoch."""
     try:
         return int(saved["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"])
     except (KeyError, TypeError):
@@ -347,14 +347,14 @@ def _epochs_begun(saved: Any) -> int | None:
 
 
 def _backbone(config: dict[str, Any]) -> dict[str, Any]:
-    """Class path and arguments; of an entry from which training started, that entry's."""
+    """Class path and arguments of the backbone, or of the entry that training started from."""
     if config["class_path"] in LOADERS:
         return card_named(config["init_args"]["name"]).backbone
     return {"class_path": config["class_path"], "init_args": config.get("init_args") or {}}
 
 
 def _check_vocabulary(saved: Mapping[str, Any], tokenizer: str | None) -> None:
-    """Refuse a vocabulary that the run was not trained with."""
+    """Raise if the vocabulary is not the one that the run was trained with."""
     digest = vocabulary(saved)
     if tokenizer is None or digest is None:
         return
@@ -367,12 +367,12 @@ def _check_vocabulary(saved: Mapping[str, Any], tokenizer: str | None) -> None:
 
 
 def _scores(metrics: Path) -> dict[str, float]:
-    """The last value of every validation metric that is a share."""
+    """Last value of every validation metric that is a fraction in [0, 1]."""
     return {name: value for name, value in last_validation(metrics).items() if 0 <= value <= 1}
 
 
 def last_validation(metrics: Path) -> dict[str, float]:
-    """The last value of every validation metric in a run's metrics.csv."""
+    """Last value of every validation metric in a run's metrics.csv."""
     last: dict[str, float] = {}
     if metrics.is_file():
         try:

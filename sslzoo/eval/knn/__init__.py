@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbor classification: exact, tiled, with the bank sharded over ranks."""
+"""Exact weighted k-nearest-neighbor classification with the bank sharded over ranks."""
 
 from sslzoo.eval.knn.classify import knn_predict, knn_top1
 

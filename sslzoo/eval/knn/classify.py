@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbor classification: exact, in tiles, with the bank sharded over ranks.
+"""Exact weighted k-nearest-neighbor classification with the bank sharded over ranks.
 
 The protocol of Wu, Xiong, Yu and Lin, "Unsupervised Feature Learning via Non-Parametric Instance
 Discrimination", CVPR 2018 (test.py of zhirongw/lemniscate.pytorch), and of DINO's eval_knn.py: the
@@ -6,10 +6,10 @@ k rows of the bank with the largest cosine similarity s vote for their class wit
 
 The neighbors are exact in the sense of `neighbors`: a function of the features alone. A large
 search runs in float32 first; the queries whose neighbors or best class its rounding could have
-changed get their candidates rescored in float64, and only where those do not separate, all rows.
+changed have their candidates rescored in float64, or all rows where the candidates do not suffice.
 
-Every function here is collective: each rank passes its rows of the bank and its queries, any
-number of each. Shapes: n queries and m bank rows of this rank, M bank rows of all ranks, D width,
+Every function here is collective: each rank passes its own rows of the bank and its own queries,
+in any number. Shapes: n queries and m bank rows of this rank, M bank rows of all ranks, D width,
 C classes, k neighbors.
 """
 
@@ -36,7 +36,7 @@ from sslzoo.eval.knn.search import (
 
 SMALL = 1 << 33  # multiply-adds of all ranks below which the search runs in float64 at once
 SLACK = 16  # neighbors beyond k that are rescored
-QUERY_TILE = 512  # queries that vote at a time
+QUERY_TILE = 512  # queries per chunk of the vote
 
 
 def _vote(found: Neighbors, num_classes: int, k: int, temperature: float) -> Tensor:
@@ -49,11 +49,11 @@ def _vote(found: Neighbors, num_classes: int, k: int, temperature: float) -> Ten
 def _unsure(
     found: Neighbors, settings: Sequence[tuple[int, float]], num_classes: int, error: float
 ) -> Tensor:
-    """Queries whose k neighbors or best class an error of the similarities could change, (n,).
+    """Mask (n,) of queries whose neighbors or best class the similarities' error could change.
 
     Args:
-        found: by float32 similarities, at least one neighbor more than the largest k, except
-            where the bank has no more.
+        found: neighbors by float32 similarity, at least one more than the largest k unless the
+            bank has no more rows.
         settings: pairs (k, temperature).
         num_classes: C.
         error: bound of |float32 similarity - exact similarity|.
@@ -75,7 +75,7 @@ def _unsure(
 def _neighbors(
     query: Tensor, bank: Bank, num_classes: int, settings: Sequence[tuple[int, float]]
 ) -> Neighbors:
-    """The neighbors of each query, enough for the largest k; sets and best class are exact."""
+    """Neighbors of each query for the largest k, such that each setting's best class is exact."""
     k = max(k for k, _ in settings)
     sizes = torch.tensor([len(query), len(bank.rows)], dtype=torch.int64, device=query.device)
     num_queries, num_rows = sum_over_ranks(sizes).tolist()
@@ -98,7 +98,7 @@ def _neighbors(
 
 
 def _check(name: str, wrong: Tensor, wanted: str) -> None:
-    """Raise on every rank alike if a value is wrong on any."""
+    """Raise the same error on every rank if a value is invalid on any rank."""
     count = int(sum_over_ranks(wrong.sum()).item())
     if count:
         raise ValueError(f"{name}: {wanted}, but {count} of all ranks' rows are not")
@@ -149,20 +149,20 @@ def knn_predict(
     temperature: float = 0.07,
     bank_index: Tensor | None = None,
 ) -> Tensor:
-    """Class votes of the k nearest rows: sum of exp(cosine / temperature) by class.
+    """Class votes of the k nearest rows: the sum of exp(cosine / temperature) per class.
 
     The best class is the same for any number of ranks and any tile size; `argmax` takes the lowest
-    of equal ones. The votes themselves carry float32 rounding of the similarities.
+    of tied classes. The votes themselves carry float32 rounding of the similarities.
 
     Args:
         query: (n, D) features of any scale.
         bank: (m, D).
         bank_labels: (m,) classes, any dtype.
         num_classes: C.
-        k: neighbors.
+        k: number of neighbors.
         temperature: T, 0.07 in InstDisc and DINO.
-        bank_index: (m,) sample indices that order equal similarities; of rows that share one the
-            first counts. None: the position among all ranks' rows.
+        bank_index: (m,) sample indices, which break ties of equal similarity; of rows with the same
+            index only the first counts. None: the position among all ranks' rows.
 
     Returns:
         (n, C) float64.
@@ -186,7 +186,7 @@ def knn_top1(
     settings: Sequence[tuple[int, float]],
     bank_index: Tensor | None = None,
 ) -> list[float]:
-    """Accuracy over all ranks' queries, for several (k, temperature) from one search.
+    """Accuracy over all ranks' queries for several (k, temperature) settings from one search.
 
     Args:
         query: (n, D) features, each sample on one rank only.
@@ -198,7 +198,7 @@ def knn_top1(
         bank_index: as for `knn_predict`.
 
     Returns:
-        One fraction in [0, 1] for each setting, the same on every rank.
+        One fraction in [0, 1] per setting, the same on every rank.
     """
     _check_settings(settings)
     query, rows = _prepare(query, bank, bank_labels, num_classes, bank_index)

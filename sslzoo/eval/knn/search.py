@@ -1,12 +1,12 @@
-"""Nearest neighbors by cosine: exact, in tiles, with the bank sharded over ranks.
+"""Exact nearest neighbors by cosine similarity with the bank sharded over ranks.
 
-Rows are normalized onto a grid of 2^-24, so that the products and sums of a float64 matrix product
-are free of rounding, whatever its shape; the similarity s is that number as float32; equal s are
-ordered by bank index. So the neighbors are a function of the features alone, not of tiles, ranks
+Rows are normalized and rounded to multiples of 2^-24, so that a float64 matrix product of them has
+no rounding error, whatever its shape; the similarity s is that number as float32, and equal s are
+ordered by bank index. The neighbors are thus a function of the features alone, not of tiles, ranks
 or threads. A search in float32 is faster and may differ by the rounding of its products.
 
-Every search is collective: each rank passes its rows of the bank and its queries, any number of
-each. Shapes: n queries and m bank rows of this rank, D width, k neighbors.
+Every search is collective: each rank passes its own rows of the bank and its own queries, in any
+number. Shapes: n queries and m bank rows of this rank, D width, k neighbors.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from torch import Tensor
 from sslzoo.distributed import Rows, gather_rows, rank, row_layout, world_size
 
 GRID = 2.0**24  # float32 holds all multiples of 1/GRID up to 1; their dot products fit in float64
-INDEX_BITS = 32  # of a sortable key: similarity above, complement of the bank index below
-GROUPS = (32, 8)  # similarities of which only the largest enters a selection
-KEYED = 64  # queries whose similarities are sortable keys at a time
+INDEX_BITS = 32  # low bits of a sortable key: complement of the bank index
+GROUPS = (32, 8)  # sizes of groups of which only the largest similarity enters a selection
+KEYED = 64  # queries per chunk that is turned into sortable keys
 LOWEST = torch.iinfo(torch.int64).min  # a key below every real one
 QUERY_TILE = 768
 # float64 numbers of candidates at a time: a core's cache, or few launches.
 RESCORED = {"cpu": 1 << 18, "cuda": 1 << 23}
-FEWER = 8  # an accelerator waits for launches: it takes that many tiles of rows at once
+FEWER = 8  # kernel launches limit an accelerator: it takes that many tiles of rows at once
 BANK_TILE = 4096  # rows of the bank in one product: their float64, or their similarities, are hot
-BLOCK = 65536  # columns among which one selection is made: 192 MiB a rank, 1.5 GiB on a GPU
+BLOCK = 65536  # columns per selection: 192 MiB per rank, 1.5 GiB on a GPU
 
 
 def at_once(tile: int, device: torch.device) -> int:
-    """Rows that this device takes at a time, of a CPU's tile."""
+    """Number of rows that a device processes at once, given the CPU's tile size."""
     return tile if device.type == "cpu" else tile * FEWER
 
 
 class Bank(NamedTuple):
-    """This rank's rows, in the order of their index."""
+    """This rank's rows of the bank, sorted by index."""
 
     rows: Tensor  # (m, D) float32 on the grid, in the order of index
     label: Tensor  # (m,) int64
@@ -47,7 +47,7 @@ class Bank(NamedTuple):
 
 
 class Neighbors(NamedTuple):
-    """The best rows of each query, in order."""
+    """The nearest rows of each query, best first."""
 
     key: Tensor  # (n, k) int64, descending: similarity, then bank index ascending
     label: Tensor  # (n, k) int64
@@ -60,37 +60,37 @@ def on_grid(x: Tensor) -> Tensor:
     """
     out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     tile = at_once(QUERY_TILE, x.device)
-    for start in range(0, x.shape[0], tile):  # few rows: float64 stays in the cache
+    for start in range(0, x.shape[0], tile):  # float64 copies stay in the cache
         rows = x[start : start + tile].double()
         norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-12)
-        rows = rows * (GRID / norm)  # not in place: float64 features are the caller's
+        rows = rows * (GRID / norm)  # not in-place: float64 features belong to the caller
         out[start : start + tile] = rows.round_().mul_(1 / GRID)
     return out
 
 
 def _keys(similarity: Tensor, index: Tensor) -> Tensor:
-    """int64 that sorts by (similarity, -index). Shapes: both (n, c) or broadcastable to it."""
+    """int64 keys that sort by (similarity, -index). Shapes: both (n, c) or broadcastable to it."""
     bits = (similarity + 0.0).view(torch.int32).to(torch.int64)  # + 0.0: -0 becomes 0
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return (ordered << INDEX_BITS) | ((1 << INDEX_BITS) - 1 - index)
 
 
 def similarity_of(key: Tensor) -> Tensor:
-    """The float32 in a key."""
+    """The float32 similarity stored in a key."""
     ordered = key >> INDEX_BITS
     return (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(torch.int32).view(torch.float32)
 
 
 def _index_of(key: Tensor) -> Tensor:
-    """The bank index in a key."""
+    """The bank index stored in a key."""
     return ((1 << INDEX_BITS) - 1) - (key & ((1 << INDEX_BITS) - 1))
 
 
 def _groups(values: Tensor, size: int) -> Tensor:
-    """Columns in groups, a view (n, c / size, size) of (n, c).
+    """View of (n, c) as groups of columns, (n, c / size, size).
 
-    A CPU wants those of a group in one line of its cache, a GPU the first of all groups side by
-    side, for its threads read neighbors together.
+    On a CPU the columns of a group share a cache line; on a GPU the first columns of all groups
+    are adjacent, since its threads read adjacent memory together.
     """
     if values.device.type == "cpu":
         return values.unflatten(1, (-1, size))
@@ -98,12 +98,12 @@ def _groups(values: Tensor, size: int) -> Tensor:
 
 
 def _select(similarity: Tensor, k: int, largest: Tensor | None) -> Tensor:
-    """Columns of the k largest of each row, (n, k), in no order.
+    """Columns of the k largest values per row, (n, k), unordered.
 
     Args:
         similarity: (n, c), c a multiple of the largest of GROUPS.
-        k: how many.
-        largest: of each GROUPS[0] columns; None: order equal ones by position.
+        k: number of columns.
+        largest: the largest of each GROUPS[0] columns; None: equal values are ordered by position.
     """
     if largest is not None:
         return _largest(similarity, k, largest)
@@ -113,7 +113,7 @@ def _select(similarity: Tensor, k: int, largest: Tensor | None) -> Tensor:
 
 
 def _largest(values: Tensor, k: int, largest: Tensor | None = None) -> Tensor:
-    """Columns of the k largest of each row, in no order.
+    """Columns of the k largest values per row, unordered, by a search over groups.
 
     The k groups with the largest members contain the k largest columns: each of k better groups
     holds a better column than any of a group left out.
@@ -129,7 +129,7 @@ def _largest(values: Tensor, k: int, largest: Tensor | None = None) -> Tensor:
             best = tops.topk(k, dim=1, sorted=False).indices
             values = grouped[row, best].flatten(1)
             chosen.append((size, grouped.stride(1), grouped.stride(2), best))
-        largest = None  # it was of the first stage
+        largest = None  # `largest` was for the first stage only
     column = values.topk(min(k, values.shape[1]), dim=1, sorted=False).indices
     for size, next_group, next_member, best in reversed(chosen):
         place = column // size
@@ -138,13 +138,13 @@ def _largest(values: Tensor, k: int, largest: Tensor | None = None) -> Tensor:
 
 
 def _none(n: int, k: int, device: torch.device) -> Neighbors:
-    """Places for k neighbors not yet found, below every real one."""
+    """Placeholders for k neighbors, with keys below every real one."""
     empty = torch.full((n, k), LOWEST, dtype=torch.int64, device=device)
     return Neighbors(empty, torch.zeros_like(empty))
 
 
 def _merge(parts: Sequence[Neighbors], k: int) -> Neighbors:
-    """The k best of all parts in order; parts with less than k together are filled up."""
+    """The k best of all parts, best first, padded with placeholders if there are fewer."""
     found = sum(part.key.shape[1] for part in parts)
     if found < k:
         parts = [*parts, _none(parts[0].key.shape[0], k - found, parts[0].key.device)]
@@ -155,20 +155,20 @@ def _merge(parts: Sequence[Neighbors], k: int) -> Neighbors:
 
 
 def _whole_groups(columns: int) -> int:
-    """The least multiple of GROUPS[0] that is not below."""
+    """Round up to a multiple of GROUPS[0]."""
     return -(-columns // GROUPS[0]) * GROUPS[0]
 
 
 def _product_columns(columns: int, device: torch.device) -> int:
-    """Columns of one product: few stay in a CPU's cache; on a GPU, groups reach over all."""
+    """Columns per matrix product: few on a CPU, for its cache, and all of them on a GPU."""
     return _whole_groups(BANK_TILE) if device.type == "cpu" else columns
 
 
 def _fill(out: Tensor, query: Tensor, rows: Tensor, exact: bool) -> Tensor | None:
-    """out[:, :len(rows)] = query @ rows.T; the columns beyond become -inf.
+    """Write query @ rows.T to out[:, :len(rows)] and -inf to the columns beyond.
 
     Returns:
-        The largest of each GROUPS[0] columns, taken while they are in the cache; None if exact.
+        The largest of each GROUPS[0] columns, computed while they are in the cache; None if exact.
     """
     out[:, rows.shape[0] :] = -torch.inf
     if exact:
@@ -186,7 +186,7 @@ def _fill(out: Tensor, query: Tensor, rows: Tensor, exact: bool) -> Tensor | Non
 
 
 def _rescored(query: Tensor, rows: Tensor, column: Tensor) -> Tensor:
-    """The exact similarity of some rows to each query. Shapes: column (n, c) -> (n, c) float32."""
+    """Exact similarity of selected rows to each query. Shapes: column (n, c) -> (n, c) float32."""
     out = torch.empty(column.shape, dtype=torch.float32, device=query.device)
     limit = RESCORED.get(query.device.type, RESCORED["cpu"])
     step = max(1, limit // (column.shape[1] * query.shape[1]))
@@ -198,7 +198,7 @@ def _rescored(query: Tensor, rows: Tensor, column: Tensor) -> Tensor:
 
 
 def _search_here(query: Tensor, bank: Bank, k: int, exact: bool, buffer: Tensor) -> Neighbors:
-    """The k best of this rank's rows for every query; places left over hold the lowest key."""
+    """The k best of this rank's rows per query, padded with the lowest key."""
     parts = [_none(query.shape[0], 0, query.device)]
     for start in range(0, bank.rows.shape[0], BLOCK):
         rows = bank.rows[start : start + BLOCK]
@@ -225,7 +225,7 @@ def float32_error(width: int) -> float:
 
 @contextmanager
 def _full_float32() -> Iterator[None]:
-    """No TF32 or bfloat16 inside float32 products: the error bound below is float32's."""
+    """Turn off TF32 and bfloat16 in float32 products, as `float32_error` assumes."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -235,13 +235,14 @@ def _full_float32() -> Iterator[None]:
 
 
 def search(query: Tensor, bank: Bank, k: int, exact: bool) -> Neighbors:
-    """The k best rows of all ranks' banks for this rank's queries.
+    """Find the k best rows of all ranks' banks for this rank's queries.
 
     Args:
         query: (n, D) from `on_grid`.
         bank: this rank's rows.
-        k: at most the rows of all ranks.
-        exact: float64, ties by index; else float32, within `float32_error`.
+        k: number of neighbors, at most the number of rows of all ranks.
+        exact: True: search in float64, ties broken by index; False: in float32, within
+            `float32_error`.
     """
     with _full_float32():
         layout = row_layout(query.shape[0])
@@ -258,17 +259,17 @@ def search(query: Tensor, bank: Bank, k: int, exact: bool) -> Neighbors:
 
 
 def rescore(query: Tensor, bank: Bank, found: Neighbors, k: int) -> tuple[Neighbors, Tensor]:
-    """The k best by exact similarity of somewhat more than k that a float32 search found.
+    """Select the k best by exact similarity among the candidates of a float32 search.
 
     Args:
         query: (n, D) from `on_grid`.
         bank: this rank's rows.
-        found: (n, k + some) by float32, in order.
-        k: neighbors wanted.
+        found: (n, more than k) candidates by float32 similarity, best first.
+        k: number of neighbors to keep.
 
     Returns:
-        The neighbors, and (n,) bool: True where they are the neighbors of an exact search, for
-        nothing that was left out can reach the last of them.
+        The neighbors, and (n,) bool: True where they are provably those of an exact search, since
+        no row that was left out can reach the last of them.
     """
     keys = [found.key[:0]]
     for own, tile in _tiles(row_layout(query.shape[0]), query.device):
@@ -286,12 +287,12 @@ def rescore(query: Tensor, bank: Bank, found: Neighbors, k: int) -> tuple[Neighb
 
 
 def _query_tile(device: torch.device) -> int:
-    """Queries of a rank at a time: a GPU's similarities to a block are 1.5 GiB up to 8 ranks."""
+    """Queries per rank and tile: on a GPU, similarities to a block take 1.5 GiB up to 8 ranks."""
     return max(QUERY_TILE, at_once(QUERY_TILE, device) // world_size())
 
 
 def _tiles(layout: Rows, device: torch.device) -> Iterator[tuple[slice, Rows]]:
-    """This rank's queries some at a time, and all ranks' of that time; as often on each rank."""
+    """Tiles of this rank's queries and of all ranks' queries, equally many on each rank."""
     tile = _query_tile(device)
     for start in range(0, max(layout.counts), tile):
         counts = tuple(min(max(n - start, 0), tile) for n in layout.counts)
@@ -299,16 +300,16 @@ def _tiles(layout: Rows, device: torch.device) -> Iterator[tuple[slice, Rows]]:
 
 
 def _from_all_ranks(x: Tensor, tile: Rows) -> Tensor:
-    """What each rank holds of this rank's queries. Shapes: (all queries, c) -> (W, own, c)."""
+    """Collect all ranks' results for this rank's queries. (all queries, c) -> (W, own, c)."""
     return gather_rows(x[None], Rows((1,) * world_size(), rank(), world_size()))[:, tile.own]
 
 
 def first_occurrence(index: Tensor, layout: Rows | None = None) -> Tensor:
-    """Positions of this rank's rows that no earlier row of any rank has in common, ascending.
+    """Positions of this rank's rows whose index appears in no earlier row, ascending.
 
     Args:
-        index: (m,) int64 sample indices; samplers that pad repeat some.
-        layout: of the rows, from `row_layout(m)`.
+        index: (m,) int64 sample indices, some repeated by samplers that pad.
+        layout: the rows' layout from `row_layout(m)`.
     """
     layout = layout or row_layout(len(index))
     ordered, position = gather_rows(index, layout).sort(stable=True)
