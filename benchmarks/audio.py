@@ -28,12 +28,12 @@ from benchmarks.driver import ROOT
 from benchmarks.quality import TEMPERATURE, TIMING, K, build, fit, score, split_arguments
 from benchmarks.worker import versions
 from sslzoo.batch import Padded
+from sslzoo.commands.configs import find_config
 from sslzoo.eval.features import Features, extract
-from sslzoo.eval.hidden import hidden_probe
 from sslzoo.eval.linear import linear_probe
-from sslzoo.shipped import find_config
+from sslzoo.eval.mlp_probe import mlp_probe
 from sslzoo.transforms import LogMel
-from sslzoo.zoo.preprocessing import describe
+from sslzoo.zoo.preprocess import describe
 
 RESULT = ROOT / "benchmarks" / "results" / "audio.json"
 TASKS = ("digit", "speaker")
@@ -64,7 +64,7 @@ def probes(train: Features, test: Features, labels: list[Tensor]) -> dict[str, f
     """Accuracies of both probes; labels are those of the training and of the test set."""
     known, asked = labels[0][train.index], labels[1][test.index]
     given = train.features, known, test.features, asked, int(known.max()) + 1
-    return {"linear": linear_probe(*given), "hidden": hidden_probe(*given)}
+    return {"linear": linear_probe(*given), "hidden": mlp_probe(*given)}
 
 
 def loader_rate(data: Any, seconds: float) -> float:
@@ -127,7 +127,7 @@ def evaluate(run: Path, seconds: float, weights: Path) -> dict[str, Any]:
         **about,
         "train": data.num_samples,
         "test": len(data.sets.query),
-        "protocol": "whole recordings; probes on standardised features; test recordings 0 to 4",
+        "protocol": "whole recordings; probes on standardized features; test recordings 0 to 4",
         "steps": checkpoint["global_step"],
         "knn_top1_float16": own[metric],
         "accuracy": {

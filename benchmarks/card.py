@@ -12,9 +12,9 @@ from torch import nn
 
 from sslzoo.eval.classifier import fill
 from sslzoo.zoo import card_of
-from sslzoo.zoo.building import build_backbone
-from sslzoo.zoo.preprocessing import preprocessor, tokenizer_json
-from sslzoo.zoo.saving import save
+from sslzoo.zoo.build import build_backbone
+from sslzoo.zoo.preprocess import preprocessor, tokenizer_json
+from sslzoo.zoo.save import save
 from sslzoo.zoo.verifying import fixed_features
 
 SAMPLES = {"image": "images", "waveform": "recordings", "text": "sentences", "frames": "sequences"}
@@ -84,7 +84,7 @@ def card(
         "seeds": result["seeds"],
         "protocol": result["protocol"],
         "score": score,
-        "licence": {
+        "license": {
             "code": "MIT",
             "weights": f"MIT; trained on {result['data']}, whose {samples} are not included",
         },

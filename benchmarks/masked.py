@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.driver import ROOT
 from benchmarks.quality import TIMING, device, finished, fit, split_arguments
 from benchmarks.semi_supervised import last, outcome
-from benchmarks.speed import surroundings
+from benchmarks.speed import provenance
 from benchmarks.worker import versions
 from sslzoo.eval.features import Features, extract
 from sslzoo.eval.linear import linear_probe
@@ -84,11 +84,11 @@ def probe(run: Path) -> dict[str, Any]:
     accuracy["pixels"] = {"pixels": _probe(train, test, loaders)}
     return {
         "accuracy": accuracy,
-        "protocol": f"L-BFGS on standardised features of all images, L2 of {list(L2)}",
+        "protocol": f"L-BFGS on standardized features of all images, L2 of {list(L2)}",
         "epochs": checkpoint["epoch"] + 1,
         "seeds": [config["seed_everything"]],
         "cpu_minutes": json.loads((run / TIMING).read_text())["cpu_minutes"],
-        **surroundings(device()),
+        **provenance(device()),
         "versions": versions(),
     }
 

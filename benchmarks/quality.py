@@ -30,14 +30,14 @@ from torch import Tensor, nn
 
 from benchmarks.card import Score, keep
 from benchmarks.driver import ROOT
-from benchmarks.speed import surroundings
+from benchmarks.speed import provenance
 from benchmarks.worker import versions
+from sslzoo.commands.configs import find_config
 from sslzoo.eval.features import extract
 from sslzoo.eval.knn import knn_top1
 from sslzoo.eval.loaders import EvalLoaders
-from sslzoo.shipped import find_config
-from sslzoo.transforms.eval_view import EvalView
-from sslzoo.transforms.normalize import IMAGENET_MEAN, IMAGENET_STD
+from sslzoo.transforms.image.eval_view import EvalView
+from sslzoo.transforms.image.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 RESULTS = ROOT / "benchmarks" / "results" / "quality"
 K, TEMPERATURE = 20, 0.07
@@ -61,7 +61,7 @@ def fit(config: str, data: str, val_dir: str | None, folder: Path, extra: list[s
     arguments += [f"--trainer.default_root_dir={folder}", *extra]
     command = [sys.executable, "-m", "sslzoo", *arguments]
     before = set(folder.glob("version_*"))
-    about = surroundings("cpu" if "--trainer.accelerator=cpu" in extra else device())
+    about = provenance("cpu" if "--trainer.accelerator=cpu" in extra else device())
     started = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)
@@ -137,7 +137,7 @@ def pixel_scores(model: nn.Module, data: Any) -> dict[str, float]:
     size, resize = data.eval_view.size, data.eval_view.resize
     views = {
         "raw_pixels_knn_top1": EvalView(size, resize),
-        "normalised_pixels_knn_top1": EvalView(size, resize, IMAGENET_MEAN, IMAGENET_STD),
+        "normalized_pixels_knn_top1": EvalView(size, resize, IMAGENET_MEAN, IMAGENET_STD),
     }
     scores = {}
     for name, view in views.items():

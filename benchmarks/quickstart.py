@@ -13,14 +13,14 @@ import time
 from pathlib import Path
 
 from benchmarks.driver import ROOT
-from benchmarks.speed import surroundings
+from benchmarks.speed import provenance
 from benchmarks.worker import versions
 
 RESULT = ROOT / "benchmarks" / "results" / "quickstart.json"
 
 
 def main() -> None:
-    about = {**surroundings(), "versions": versions()}
+    about = {**provenance(), "versions": versions()}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "sslzoo"]
         config = ROOT / "configs" / "quickstart.yaml"

@@ -89,7 +89,7 @@ def _views(size: int, threads: int, family: str) -> Row:
         threads=threads,
         options={"size": size, "source": source, "count": count, "batch": batch, "family": family},
         smoke={"count": 32, "batch": 32},
-        # Of what random views average to; the paper's recipe does not normalise.
+        # Of what random views average to; the paper's recipe does not normalize.
         tolerance={"mean": 0.2, "std": 0.2} if family == "peers" else {},
         by_default=small or family == "peers",
     )

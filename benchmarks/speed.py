@@ -78,7 +78,7 @@ def gpu() -> dict[str, str]:
     return {"gpu": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda)}
 
 
-def surroundings(device: str = "cpu") -> dict[str, Any]:
+def provenance(device: str = "cpu") -> dict[str, Any]:
     """Where and when: commit, processor, GPU if there is one in play, load, date."""
     info = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
@@ -124,7 +124,7 @@ class Measurement:
     def row(self, row: Row) -> Iterator[tuple[str, dict[str, Any]]]:
         """Results of one row as they come, each with its name "row/peer"."""
         for peer in row.peers:
-            about = surroundings(self.device)
+            about = provenance(self.device)
             yield f"{row.name}/{peer.name}", {**self._result(row, peer), **about}
 
     def _result(self, row: Row, peer: Peer) -> Reply:
@@ -239,7 +239,7 @@ def _cost(row: Row) -> Callable[[Reply], float]:
 
 
 def _summary(row: Row, ours: Samples, theirs: Samples) -> Reply:
-    """Medians, and the median ratio with its one-sided 95 % bound on the unfavourable side."""
+    """Medians, and the median ratio with its one-sided 95 % bound on the unfavorable side."""
     overhead = row.kind in ("overhead", "cpu")
     both = zip(ours.cost, theirs.cost, strict=True)
     ratios = [a / b if overhead else b / a for a, b in both]

@@ -82,14 +82,14 @@ def quality_table(results: list[Result]) -> str:
         return NOT_RUN
     titles = ["run", "data", "epochs", "minutes", "CPU minutes", "peak memory", "kNN"]
     titles.append("kNN of the fp16 file")
-    floors = ["untrained net", "pixels", "normalised pixels"]
+    floors = ["untrained net", "pixels", "normalized pixels"]
     lines = _head([*titles, *floors, "seeds", "config", "commit"])
     for result in results:
         scores = [
             f"**{result['knn_top1']:.4f}**",
             *(f"{result[k]:.4f}" for k in ("knn_top1_float16", "untrained_knn_top1")),
             f"{result['raw_pixels_knn_top1']:.4f}",
-            f"{result['normalised_pixels_knn_top1']:.4f}",
+            f"{result['normalized_pixels_knn_top1']:.4f}",
         ]
         cost = [*_minutes(result), f"{result['peak_memory_mb']:,.0f} MiB"]
         about = [", ".join(map(str, result["seeds"])), f"`{result['config']}`"]
@@ -119,8 +119,8 @@ def short_quality_table(results: list[Result]) -> str:
     if not results:
         return NOT_RUN
     titles = ["recipe", "epochs", "kNN top-1 (k 20, T 0.07)", "untrained net"]
-    lines = _head([*titles, "pixels", "normalised pixels", "minutes", "CPU minutes"])
-    floors = ("untrained_knn_top1", "raw_pixels_knn_top1", "normalised_pixels_knn_top1")
+    lines = _head([*titles, "pixels", "normalized pixels", "minutes", "CPU minutes"])
+    floors = ("untrained_knn_top1", "raw_pixels_knn_top1", "normalized_pixels_knn_top1")
     for r in results:
         scores = [r["knn_top1"], *(r[floor] for floor in floors)]
         cells = [f"{value:.3f}" for value in scores]

@@ -29,7 +29,7 @@ from benchmarks.quality import TIMING, build, finished, fit, split_arguments
 from benchmarks.worker import versions
 from sslzoo.eval.features import extract
 from sslzoo.eval.similarity import pair_spearman
-from sslzoo.zoo.preprocessing import describe
+from sslzoo.zoo.preprocess import describe
 
 RESULT = ROOT / "benchmarks" / "results" / "text.json"
 TABLE = "sentence_table.json"

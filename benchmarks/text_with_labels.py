@@ -24,13 +24,13 @@ from lightning import seed_everything
 
 from benchmarks.driver import ROOT
 from benchmarks.quality import build
-from benchmarks.speed import surroundings
+from benchmarks.speed import provenance
 from benchmarks.text import correlations
 from benchmarks.worker import versions
-from sslzoo.data.lines import Sentences, read_pairs
+from sslzoo.commands.configs import find_config
+from sslzoo.data.text.lines import Sentences, read_pairs
 from sslzoo.random import Keys
-from sslzoo.shipped import find_config
-from sslzoo.tokens import with_special
+from sslzoo.transforms.text.special import with_special
 
 RESULT = ROOT / "benchmarks" / "results" / "text_with_labels.json"
 CONFIG = "simcse/stsb_small_40ep"
@@ -51,10 +51,10 @@ def train(folder: Path, epochs: int, pairs: int, rate: float) -> list[dict[str, 
     net: Any = build(config, "model").backbone
     data = build(config, "data")
     data.setup("fit")
-    labelled = read_pairs(folder / "train.csv")
-    assert labelled.label is not None
-    source = Sentences(labelled, data.tokenizer, data.max_length - 2)
-    scores = labelled.label[::2].float() / 5
+    labeled = read_pairs(folder / "train.csv")
+    assert labeled.label is not None
+    source = Sentences(labeled, data.tokenizer, data.max_length - 2)
+    scores = labeled.label[::2].float() / 5
     steps = epochs * (len(scores) // pairs)
     optimizer = torch.optim.AdamW(net.parameters(), rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
@@ -86,7 +86,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--output", type=Path, default=RESULT)
     given = parser.parse_args(args)
-    about, started = surroundings(), time.process_time()
+    about, started = provenance(), time.process_time()
     found = train(given.data, given.epochs, given.pairs, given.rate)
     best = max(range(len(found)), key=lambda epoch: found[epoch]["spearman_dev"])
     result = {

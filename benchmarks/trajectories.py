@@ -25,10 +25,10 @@ from benchmarks.card import keep
 from benchmarks.driver import ROOT
 from benchmarks.quality import TIMING, finished, fit, split_arguments
 from benchmarks.worker import versions
+from sslzoo.commands.configs import find_config
 from sslzoo.eval.features import extract
 from sslzoo.eval.linear import linear_probe
-from sslzoo.shipped import find_config
-from sslzoo.zoo.preprocessing import describe
+from sslzoo.zoo.preprocess import describe
 
 RESULT = ROOT / "benchmarks" / "results" / "trajectories.json"
 CONFIG = "cpc/arrays_small_30ep"

@@ -10,6 +10,7 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
+_FUNCTIONS = {"list_models": "catalog", "load": "load"}
 __all__ = [
     "backbones",
     "batch",
@@ -18,22 +19,24 @@ __all__ = [
     "distributed",
     "eval",
     "heads",
+    "layers",
     "list_models",
     "load",
     "losses",
+    "masks",
     "memory",
     "methods",
-    "norm",
     "optim",
     "random",
+    "runs",
     "transforms",
     "zoo",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("load", "list_models"):
-        return getattr(importlib.import_module("sslzoo.zoo"), name)
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f"sslzoo.zoo.{_FUNCTIONS[name]}"), name)
     if name in __all__:
         return importlib.import_module(f"sslzoo.{name}")
     raise AttributeError(f"module 'sslzoo' has no attribute {name!r}; its parts are {__all__}")

@@ -28,31 +28,31 @@ def main() -> None:
     elif verb in ("", "--help", "-h"):
         print(__doc__, end="")
     elif verb in ("zoo", "export"):
-        from sslzoo.zoo import commands
+        from sslzoo.commands import zoo
 
-        commands.main(sys.argv[1:])
+        zoo.main(sys.argv[1:])
     elif verb == "eval":
-        from sslzoo import eval_command
+        from sslzoo.commands import evaluate
 
-        eval_command.main(sys.argv[2:])
+        evaluate.main(sys.argv[2:])
     elif verb == "report":
         _report(sys.argv[2:])
     elif verb not in _TRAINER and not verb.startswith("-"):
         verbs = ", ".join((*_TRAINER, "eval", "report", "zoo", "export"))
         raise SystemExit(f"sslzoo: the verb must be one of {verbs}, got {verb!r}")
     else:
-        from sslzoo import cli
+        from sslzoo.commands import fit
 
-        cli.run()
+        fit.run()
 
 
 def _report(args: Sequence[str]) -> None:
     try:
-        from sslzoo.report import command
+        from sslzoo.commands import report
     except ImportError as error:
         print(f"sslzoo report: {error}: pip install 'sslzoo[report]'", file=sys.stderr)
         raise SystemExit(1) from None
-    command.main(args)
+    report.main(args)
 
 
 if __name__ == "__main__":

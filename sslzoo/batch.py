@@ -1,4 +1,4 @@
-"""Batch: the one contract between data modules and methods.
+"""Batch: the interface between data modules and methods.
 
 A data module yields a `Batch` whose single view is the raw sample (uint8 image, int16
 waveform, token ids); on the device its transform turns that into a `Batch` of the views that
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 # A view is a tensor (B, ...) or a named tuple of tensors, such as values with lengths or a mask.
@@ -16,25 +17,43 @@ View = Any
 
 
 class Padded(NamedTuple):
-    """Sequences of several lengths, filled up with zeros to the longest.
+    """Sequences of different lengths, zero-padded to the longest.
 
     Args:
         values: (B, L, ...).
-        lengths: (B,) int64, how many of the L are the sequence's own.
+        lengths: (B,) int64, each sequence's length without padding.
     """
 
     values: Tensor
     lengths: Tensor
 
 
+class Tokens(NamedTuple):
+    """Sentences as token ids, padded at the end.
+
+    Args:
+        ids: (B, L) int64; positions beyond a sentence's length are never read.
+        lengths: (B,) int64, in 0..L.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """Mask (B, L) bool, True inside a sentence and always at the first position."""
+        places = torch.arange(self.ids.shape[1], device=self.ids.device)
+        return places < self.lengths.clamp_min(1)[:, None]
+
+
 class Batch(NamedTuple):
-    """B samples, each seen V times.
+    """A batch of B samples with V views each.
 
     Args:
         views: V views, each a tensor (B, ...) or a named tuple of such tensors.
         index: (B,) int64, each sample's position in the training set.
-        label: None, (B,), (B, T) or multi-hot (B, C); read by evaluation and by methods that
-            declare `uses_labels`, by nothing else.
+        label: None, (B,), (B, T) or multi-hot (B, C); read only by evaluation and by methods
+            that declare `uses_labels`.
     """
 
     views: list[View]
@@ -43,15 +62,15 @@ class Batch(NamedTuple):
 
 
 def as_batch(data: Any) -> Batch:
-    """What a foreign loader yields, as a `Batch`.
+    """Convert the output of any loader to a `Batch`.
 
     Args:
         data: a `Batch`; views as `[view, view, ...]`; or `(views, label)`, where views may be a
-            single tensor. A `Batch` made of these has an index of no rows: methods with a memory
-            need `with_views`, or a loader that yields `Batch`.
+            single tensor. A `Batch` made of these has an empty index: methods with a memory need
+            `with_views`, or a loader that yields `Batch`.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: the data has another form.
     """
     if isinstance(data, Batch):
         return data
@@ -74,7 +93,7 @@ def _foreign(views: list[View], label: Tensor | None) -> Batch:
 
 
 def index_of(batch: Batch, wanted_by: str) -> Tensor:
-    """The samples' positions (B,), or an error that says how to get them."""
+    """Return the samples' indices (B,), or raise an error that says how to get them."""
     if len(batch.index) == 0:
         raise ValueError(
             f"{wanted_by} keeps a row for every training sample and this batch has no index; "
@@ -84,7 +103,7 @@ def index_of(batch: Batch, wanted_by: str) -> Tensor:
 
 
 def label_of(batch: Batch, wanted_by: str) -> Tensor:
-    """The samples' classes (B,), or an error that says what is there instead."""
+    """Return the samples' classes (B,), or raise an error that describes the labels found."""
     if batch.label is None or batch.label.dim() != 1:
         given = None if batch.label is None else tuple(batch.label.shape)
         raise ValueError(f"{wanted_by} wants one class for each sample, labels (B,); got {given}")

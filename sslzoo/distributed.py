@@ -1,6 +1,6 @@
-"""Rank, world size, gathers and sums: the only file that names torch.distributed.
+"""Collectives: rank, world size, gathers and sums; the only file that uses torch.distributed.
 
-One process is the case W = 1 of everything here, not a switch. Shapes: W ranks, rank r holds
+A single process is the case W = 1 of every function here. Shapes: W ranks, rank r holds
 n_r rows, N = sum of n_r. The rule of the losses: rank r returns L_r such that the mean of L_r
 over ranks is the loss of the global batch; the backward of a gather SUMS over ranks and keeps
 the own rows; DDP's mean then makes every gradient that of one process on the global batch.
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import _functional_collectives as funcol
 
-_host_groups: dict[Any, Any] = {}  # default group -> a gloo group: sizes travel without the device
+_host_groups: dict[Any, Any] = {}  # default group -> gloo group, which spares the device
 
 
 def is_distributed() -> bool:
@@ -38,7 +38,7 @@ def _world() -> dist.ProcessGroup:
 
 
 def _host_group() -> Any:
-    """A group that moves small host values without a device synchronisation, made once."""
+    """Create, once, a group that exchanges host values without a device synchronization."""
     default = dist.group.WORLD
     if dist.get_backend() == "gloo":
         return default
@@ -49,7 +49,7 @@ def _host_group() -> Any:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Every rank's small host value, in rank order: [value] on one process."""
+    """Gather every rank's small host value in rank order; [value] on one process."""
     if not is_distributed():
         return [value]
     out: list[Any] = [None] * world_size()
@@ -58,7 +58,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 class Rows(NamedTuple):
-    """Where this rank's rows stand in the global batch.
+    """Positions of this rank's rows in the global batch.
 
     Args:
         counts: n_r of every rank.
@@ -72,15 +72,15 @@ class Rows(NamedTuple):
 
     @property
     def own(self) -> slice:
-        """This rank's rows among the N."""
+        """Slice of this rank's rows among the N."""
         return slice(self.start, self.start + self.counts[rank()])
 
 
 def row_layout(n: int) -> Rows:
-    """Exchange the row counts of all ranks on the host (no device synchronisation).
+    """Exchange the row counts of all ranks on the host (no device synchronization).
 
     Args:
-        n: rows of this rank.
+        n: number of rows on this rank.
     """
     if not is_distributed():
         return Rows((n,), 0, n)
@@ -92,7 +92,7 @@ def row_layout(n: int) -> Rows:
 
 
 def _gather(x: Tensor, rows: Rows) -> Tensor:
-    """(n_r, ...) -> (N, ...), rank by rank; uneven rows are padded to the longest, then cut."""
+    """Gather (n_r, ...) -> (N, ...) in rank order, padding uneven row counts."""
     longest = max(rows.counts)
     if x.shape[0] < longest:
         x = torch.cat([x, x.new_zeros(longest - x.shape[0], *x.shape[1:])])
@@ -131,11 +131,11 @@ class _SumWithGradient(torch.autograd.Function):
 
 
 def gather(x: Tensor, rows: Rows | None = None) -> Tensor:
-    """All ranks' rows, with gradient: its backward sums over ranks and keeps the own rows.
+    """Gather all ranks' rows with gradient: backward sums over ranks and keeps the own rows.
 
     Args:
         x: (n_r, ...), any n_r.
-        rows: from `row_layout(len(x))`, to exchange the counts once for several gathers.
+        rows: result of `row_layout(len(x))`, to exchange the counts once for several gathers.
 
     Returns:
         (N, ...) in rank order; x itself on one process.
@@ -147,14 +147,14 @@ def gather(x: Tensor, rows: Rows | None = None) -> Tensor:
 
 @torch.no_grad()
 def gather_rows(x: Tensor, rows: Rows | None = None) -> Tensor:
-    """`gather` without gradient: for memories, indices and evaluation."""
+    """Gather without gradient, for memories, indices and evaluation."""
     if not is_distributed():
         return x.detach()
     return _gather(x.detach(), rows or row_layout(x.shape[0]))
 
 
 def global_sum(x: Tensor) -> Tensor:
-    """Sum over ranks, with gradient: its backward sums the ranks' gradients. Shapes: any."""
+    """Sum over ranks with gradient: backward sums the ranks' gradients. Shapes: any."""
     if not is_distributed():
         return x
     return _SumWithGradient.apply(x)  # type: ignore[no-any-return]
@@ -162,13 +162,13 @@ def global_sum(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sum_over_ranks(x: Tensor) -> Tensor:
-    """Sum over ranks, without gradient. Shapes: any."""
+    """Sum over ranks without gradient. Shapes: any."""
     return _sum(x.detach()) if is_distributed() else x.detach()
 
 
 @torch.no_grad()
 def broadcast_(x: Tensor, source: int = 0) -> Tensor:
-    """Overwrite x on every rank with that of rank `source`."""
+    """Overwrite x on every rank with rank `source`'s value."""
     if is_distributed():
         dist.broadcast(x, source)
     return x

@@ -1,9 +1,9 @@
-"""Trainable: a LightningModule whose clock is the optimizer step and whose resume is exact.
+"""Trainable: a LightningModule that counts optimizer steps and resumes exactly.
 
-What pre-training (`SSLMethod`) and downstream training (`sslzoo.eval`) share: `training_step` logs
-and sums the terms of `losses`; optimizer and schedule come from callables; step, horizon and
-generators are in the checkpoint. It works in a Lightning Trainer on one device or under DDP, and
-in a plain loop (docs/plain_loop.md).
+It is the common base of pre-training (`SSLMethod`) and downstream training (`sslzoo.eval`):
+`training_step` logs and sums the terms of `losses`; optimizer and schedule come from callables;
+step, run_length and generators are in the checkpoint. It works in a Lightning Trainer on one
+device or under DDP, and in a plain loop (docs/plain_loop.md).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 from sslzoo.batch import Batch, as_batch
 from sslzoo.distributed import gather_objects, rank, sum_over_ranks, world_size
 from sslzoo.memory import memory_buffers
-from sslzoo.optim import Horizon, Schedule, all_alike
+from sslzoo.optim import RunLength, Schedule, ScheduleLR, all_alike
 from sslzoo.random import run_seed
 from sslzoo.trust import (
     forget_other_files,
@@ -36,17 +36,17 @@ from sslzoo.trust import (
     module_of,
     refuse_deep_pickles,
     refuse_objects,
+    renamed_arguments,
 )
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
-ScheduleFactory = Callable[[Optimizer, Horizon], Schedule]
 GroupsFactory = Callable[[nn.Module], list]
 
 PLAIN = (bool, int, float, str, type(None))
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether numbers and names are all that it holds."""
+    """Whether a value consists of numbers and strings only."""
     if isinstance(value, dict):
         return all(_is_plain(part) for part in value.values())
     if isinstance(value, list | tuple):
@@ -55,16 +55,16 @@ def _is_plain(value: Any) -> bool:
 
 
 class Trainable(LightningModule, ABC):
-    """Abstract; a subclass writes `losses`.
+    """Abstract base of all trained modules; a subclass implements `losses`.
 
     Args:
         optimizer: called with the parameter groups; needed by `fit`, not by a plain loop.
-        schedule: called with the optimizer and the run's `Horizon`; None: a constant rate.
-        parameter_groups: called with the module: which parameters get weight decay.
+        schedule: factor that multiplies the learning rates at each step; None: constant rates.
+        parameter_groups: called with the module; decides which parameters get weight decay.
 
     Attributes:
-        step: optimizer steps taken so far; saved, and the clock of every curve.
-        horizon: length of the run; saved, and kept when a finished run is extended.
+        step: optimizer steps taken so far, the argument of every schedule; saved.
+        run_length: length of the run; saved, and kept when a finished run is extended.
         uses_labels: whether `losses` reads the batch's labels.
     """
 
@@ -73,29 +73,32 @@ class Trainable(LightningModule, ABC):
     def __init__(
         self,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__()
-        factories = {"optimizer": optimizer, "schedule": schedule}
-        for name, given in {**factories, "parameter_groups": parameter_groups}.items():
+        if schedule is not None and not isinstance(schedule, Schedule):
+            raise ValueError(
+                "schedule must be one of sslzoo.optim, such as WarmupCosine(warmup_epochs=10), got "
+                f"{schedule!r:.100}; a method of yours annotates it as `schedule: Schedule | None`"
+            )
+        for name, given in (("optimizer", optimizer), ("parameter_groups", parameter_groups)):
             if given is not None and not callable(given):
-                kind = {"optimizer": "Optimizer", "schedule": "Schedule"}.get(name, "Groups")
+                kind = "Optimizer" if name == "optimizer" else "Groups"
                 raise ValueError(
-                    f"{name} must be called later, got a {type(given).__name__}: annotate the "
-                    f"argument of {type(self).__name__} as `{name}: {kind}Factory | None`, or pass "
-                    "a function"
+                    f"{name} must be a function, got a {type(given).__name__}; annotate the "
+                    f"argument of {type(self).__name__} as `{name}: {kind}Factory | None`"
                 )
         self._optimizer, self._schedule = optimizer, schedule
         self._parameter_groups = parameter_groups
         self.step = 0
-        self.horizon = Horizon(1, 1)
+        self.run_length = RunLength(1, 1)
         self._rng_to_restore: dict[str, Any] | None = None
         self._keep_plain_hyperparameters(inspect.currentframe())
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The terms of the loss by name; their sum is minimised. Gathers over ranks inside."""
+        """Compute the loss terms by name, gathering over ranks inside; their sum is minimized."""
 
     # -- training
 
@@ -111,7 +114,7 @@ class Trainable(LightningModule, ABC):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Nothing: evaluation is the callbacks' work (OnlineKNN, OnlineProbe, ...)."""
+        """Do nothing: callbacks (OnlineKNN, OnlineProbe, ...) evaluate."""
 
     test_step = validation_step
 
@@ -125,19 +128,12 @@ class Trainable(LightningModule, ABC):
         optimizer.register_step_post_hook(self._count_step)
         if self._trainer is None:
             return optimizer
-        horizon = self._trainer_horizon()
-        if self.step == 0:  # a resumed run keeps its own, see on_train_start
-            self.horizon = horizon
+        run_length = self._trainer_run_length()
+        if self.step == 0:  # a resumed run keeps its own length, see on_train_start
+            self.run_length = run_length
         if self._schedule is None:
             return optimizer
-        schedule = self._schedule(optimizer, horizon)
-        if not isinstance(schedule, Schedule):
-            raise ValueError(
-                "schedule must give one of sslzoo.optim's (WarmupCosine, Steps, ConstantRate or "
-                f"your subclass of Schedule), got {type(schedule).__module__}."
-                f"{type(schedule).__name__}: torch's own take (optimizer, horizon) to mean "
-                "something else, and the rate would never change"
-            )
+        schedule = ScheduleLR(optimizer, self._schedule, run_length)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -146,12 +142,12 @@ class Trainable(LightningModule, ABC):
     def _count_step(self, *_: Any) -> None:
         self.step += 1
 
-    def _trainer_horizon(self) -> Horizon:
+    def _trainer_run_length(self) -> RunLength:
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
             raise ValueError("schedules need the run's length: set trainer.max_epochs or max_steps")
         batches = int(self.trainer.num_training_batches)
-        return Horizon(int(total), max(1, -(-batches // self.trainer.accumulate_grad_batches)))
+        return RunLength(int(total), max(1, -(-batches // self.trainer.accumulate_grad_batches)))
 
     def _logs_now(self) -> bool:
         if self._trainer is None:
@@ -180,7 +176,7 @@ class Trainable(LightningModule, ABC):
             state["cuda"] = torch.cuda.get_rng_state(self.device)
         checkpoint["sslzoo"] = {
             "step": self.step,
-            "horizon": list(self.horizon),
+            "horizon": list(self.run_length),
             "rng": gather_objects(state),
         }
 
@@ -189,9 +185,9 @@ class Trainable(LightningModule, ABC):
         if saved is None:
             return
         self.step = saved["step"]
-        self.horizon = Horizon(*saved["horizon"])
+        self.run_length = RunLength(*saved["horizon"])
         if self._trainer is not None and isinstance(self.trainer.precision_plugin, DoublePrecision):
-            self.double()  # Lightning 2.6 does so after it has copied the weights: they lose bits
+            self.double()  # Lightning 2.6 does so after copying the weights, too late
         states = saved["rng"]
         self._rng_to_restore = states[rank()] if rank() < len(states) else None
 
@@ -206,7 +202,7 @@ class Trainable(LightningModule, ABC):
         trust: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Lightning's, for a file that chooses no classes beyond those of `sslzoo.trust`.
+        """Load a Lightning checkpoint that may name only the classes `sslzoo.trust` allows.
 
         Args:
             checkpoint_path: a path or an open file, read as tensors and plain values.
@@ -214,9 +210,9 @@ class Trainable(LightningModule, ABC):
             hparams_file: see there, for modules that were built in Python; plain values, which
                 name no classes.
             strict: see there.
-            weights_only: nothing else is read, whatever is given.
+            weights_only: ignored: only tensors and plain values are ever read.
             trust: whether the file may name any class that Python can import (`sslzoo.load`).
-            kwargs: arguments of the module, in place of the file's.
+            kwargs: arguments of the module that replace the file's.
 
         Raises:
             ValueError: see `sslzoo.trust.module_of`; or an argument is neither saved nor given.
@@ -246,7 +242,9 @@ class Trainable(LightningModule, ABC):
             )
         if hasattr(checkpoint_path, "seek"):
             checkpoint_path.seek(0)
-        # Lightning's instantiator would build whatever the file names.
+        if hparams_file is None:
+            kwargs = {**renamed_arguments(hyper_parameters(saved, where)), **kwargs}
+        # Lightning's instantiator would build any class that the file names.
         plain = {**kwargs, "_instantiator": None}
         return super().load_from_checkpoint(
             checkpoint_path, map_location, hparams_file, strict, True, **plain
@@ -258,9 +256,9 @@ class Trainable(LightningModule, ABC):
 
     def on_train_start(self) -> None:
         schedule = self.lr_schedulers()
-        if isinstance(schedule, Schedule):  # it knows whether to keep a resumed run's horizon
-            self.horizon = schedule.horizon
-        if self._rng_to_restore is not None:  # after every draw that starting up makes
+        if isinstance(schedule, ScheduleLR):  # it determines the length of a resumed run
+            self.run_length = schedule.run_length
+        if self._rng_to_restore is not None:  # after every random draw of the start-up
             torch.set_rng_state(self._rng_to_restore["cpu"].cpu())
             if "cuda" in self._rng_to_restore and self.device.type == "cuda":
                 torch.cuda.set_rng_state(self._rng_to_restore["cuda"].cpu(), self.device)
@@ -271,12 +269,12 @@ class Trainable(LightningModule, ABC):
             self._end_resumed_epoch()
 
     def _end_resumed_epoch(self) -> None:
-        """End the epoch whose last batch is the last that the checkpoint knows.
+        """Run the epoch-end hooks if the checkpoint was saved after an epoch's last batch.
 
-        `ModelCheckpoint(every_n_train_steps=...)` writes it before the epoch's end. Lightning 2.6
-        resumes behind that end without its hooks (a memory bank would miss its refresh, a monitor
-        its metric), takes the next epoch for the same one, and a checkpoint of that one would
-        resume at another batch. Its counters stand as after the last batch while the hooks run.
+        `ModelCheckpoint(every_n_train_steps=...)` saves it before the epoch's end. Lightning 2.6
+        resumes after that end without its hooks (a memory bank would miss its refresh, a monitor
+        its metric), mistakes the next epoch for the same one, and a checkpoint of that one would
+        resume at the wrong batch. While the hooks run, its counters are those after the last batch.
         """
         loop = self.trainer.fit_loop
         epochs: Any = loop.epoch_progress
@@ -290,14 +288,14 @@ class Trainable(LightningModule, ABC):
         loop.reset_restart_stage()
         if epochs.current.processed == self.trainer.max_epochs:
             return
-        for count in (batches.current, batches.total):  # counted as the next epoch begins
+        for count in (batches.current, batches.total):  # incremented when the next epoch begins
             count.completed -= 1
         loop.epoch_loop._batches_that_stepped -= 1
 
     def _keep_plain_hyperparameters(self, frame: FrameType | None) -> None:
-        """Plain values only: a stored module or function would break `weights_only=True`.
+        """Save plain hyperparameters only; a module or function would break `weights_only=True`.
 
-        Under the CLI Lightning stores the YAML instead, and the class alone loads again.
+        Under the CLI, Lightning stores the YAML instead, and the class itself can load it again.
         """
         ignore: list[str] = []
         if frame is not None and _given_hyperparameters.get() is None:
@@ -307,5 +305,5 @@ class Trainable(LightningModule, ABC):
 
     @property
     def seed(self) -> int:
-        """Seed of the method's own keyed draws: that of `seed_everything`."""
+        """Seed of the method's own random draws, as given to `seed_everything`."""
         return run_seed()

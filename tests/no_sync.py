@@ -1,4 +1,4 @@
-"""Host synchronisations of a step, counted on fake cuda tensors: no GPU is needed.
+"""Host synchronizations of a step, counted on fake cuda tensors: no GPU is needed.
 
 Fake tensors have a device and no data, so a read of a value on the host fails or is seen here.
 The autograd engine asks torch's build for a real device, hence the walk of the graph by hand.
@@ -98,7 +98,7 @@ def _backward(loss: Tensor) -> None:
 def syncs(
     step: Callable[..., Tensor | None], *args: Any, make: Callable[..., Any] | None = None
 ) -> list[str]:
-    """Synchronising operations in `step(*args)` and, where it gives a loss, in its backward.
+    """Synchronizing operations in `step(*args)` and, where it gives a loss, in its backward.
 
     Args:
         step: makes its own tensors, on `DEVICE`.

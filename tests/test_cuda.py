@@ -17,8 +17,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from sslzoo.batch import Batch
-from sslzoo.eval import knn, neighbours
-from sslzoo.eval.knn import knn_top1
+from sslzoo.eval.knn import classify, knn_top1, search
 from sslzoo.losses import info_nce, nt_xent, sinkhorn
 from sslzoo.random import sample_keys
 from sslzoo.trainable import Trainable
@@ -34,7 +33,7 @@ from tests.test_every_method import (
     trainer,
 )
 from tests.toys import every_trainable
-from tests.transforms.test_views import RECIPES
+from tests.transforms.image.test_views import RECIPES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 TRAINABLES = every_trainable()
@@ -195,8 +194,8 @@ def test_losses_of_many_blocks_are_the_cpu_s(n: int) -> None:
 
 @pytest.mark.parametrize("tile", [7, 768])
 def test_knn_is_the_cpu_s(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(knn, "SMALL", 0)  # float32 first, as for large sets
-    monkeypatch.setattr(neighbours, "QUERY_TILE", tile)
+    monkeypatch.setattr(classify, "SMALL", 0)  # float32 first, as for large sets
+    monkeypatch.setattr(search, "QUERY_TILE", tile)
     draw = torch.Generator().manual_seed(0)
     bank, query = (F.normalize(torch.randn(n, 32, generator=draw)) for n in (3000, 700))
     known, asked = (torch.randint(0, 10, (n,), generator=draw) for n in (3000, 700))

@@ -9,8 +9,15 @@ from typing import Any
 
 import pytest
 
-from sslzoo.multi_block import MultiBlock
-from sslzoo.optim import Constant, Cosine, Curve, Horizon, Linear, as_curve
+from sslzoo.masks import MultiBlock
+from sslzoo.optim import (
+    ConstantSchedule,
+    CosineSchedule,
+    LinearSchedule,
+    RunLength,
+    Schedule,
+    as_schedule,
+)
 from sslzoo.trainable import Trainable
 from tests.toys import build, every_method
 
@@ -53,38 +60,44 @@ def test_defaults_can_be_written(name: str, member: Any) -> None:
 
 
 def test_an_object_is_no_plain_default() -> None:
-    for value in (Constant(0.5), MultiBlock(), lambda x: x, [Constant(1.0)], {"a": object()}):
+    for value in (
+        ConstantSchedule(0.5),
+        MultiBlock(),
+        lambda x: x,
+        [ConstantSchedule(1.0)],
+        {"a": object()},
+    ):
         assert not is_writable(value)
 
 
 # Where the default is None or a number, the curve of the paper.
-CURVES: dict[str, dict[str, Curve]] = {
-    "BYOL": {"momentum": Cosine(0.996, 1.0)},
-    "DINO": {"momentum": Cosine(0.996, 1.0), "teacher_temperature": Constant(0.04)},
+CURVES: dict[str, dict[str, Schedule]] = {
+    "BYOL": {"momentum": CosineSchedule(0.996, 1.0)},
+    "DINO": {"momentum": CosineSchedule(0.996, 1.0), "teacher_temperature": ConstantSchedule(0.04)},
     "IBOT": {
-        "momentum": Cosine(0.996, 1.0),
-        "teacher_temperature": Constant(0.04),
-        "teacher_patch_temperature": Constant(0.04),
+        "momentum": CosineSchedule(0.996, 1.0),
+        "teacher_temperature": ConstantSchedule(0.04),
+        "teacher_patch_temperature": ConstantSchedule(0.04),
     },
-    "IJEPA": {"momentum": Linear(0.996, 1.0)},
-    "MoCo": {"momentum": Constant(0.999)},
-    "MoCoV3": {"momentum": Cosine(0.99, 1.0)},
+    "IJEPA": {"momentum": LinearSchedule(0.996, 1.0)},
+    "MoCo": {"momentum": ConstantSchedule(0.999)},
+    "MoCoV3": {"momentum": CosineSchedule(0.99, 1.0)},
 }
 
 
 @pytest.mark.parametrize("cls", every_method(), ids=lambda cls: cls.__name__)
 def test_defaults_of_curves_are_the_papers(cls: type[Trainable]) -> None:
     method, _ = build(cls)
-    found = {name: value for name, value in vars(method).items() if isinstance(value, Curve)}
+    found = {name: value for name, value in vars(method).items() if isinstance(value, Schedule)}
     wanted = CURVES.get(cls.__name__, {})
     assert found.keys() == wanted.keys()
-    horizon = Horizon(100, 10)
+    run_length = RunLength(100, 10)
     for name, curve in wanted.items():
         for step in (0, 1, 37, 99, 100):
-            assert found[name](step, horizon) == curve(step, horizon), name
+            assert found[name](step, run_length) == curve(step, run_length), name
 
 
 def test_number_is_a_constant_curve() -> None:
-    curve = as_curve(0.3)
-    assert [curve(step, Horizon(10, 5)) for step in (0, 5, 10)] == [0.3] * 3
-    assert as_curve(curve) is curve
+    curve = as_schedule(0.3)
+    assert [curve(step, RunLength(10, 5)) for step in (0, 5, 10)] == [0.3] * 3
+    assert as_schedule(curve) is curve

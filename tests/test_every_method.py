@@ -21,7 +21,7 @@ from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from torch import Tensor
 
 from sslzoo.batch import Batch
-from sslzoo.callbacks.memory import memories
+from sslzoo.memory import memories
 from sslzoo.methods import SSLMethod
 from sslzoo.optim import WarmupCosine
 from sslzoo.trainable import Trainable
@@ -69,7 +69,7 @@ def toy(cls: type[Trainable]) -> tuple[Any, Batch]:
     """Double-precision toy with an optimizer, and its training set."""
     method, batch = build(cls)
     method._optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-3)
-    method._schedule = partial(WarmupCosine, warmup_epochs=1)
+    method._schedule = WarmupCosine(warmup_epochs=1)
     return method.double(), data_like(batch, SAMPLES)
 
 

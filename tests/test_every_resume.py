@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sslzoo.batch import Batch
 from sslzoo.callbacks import OnlineProbe
-from sslzoo.data.base import SampleDataModule, SampleSet, Sets
+from sslzoo.data.datamodule import SampleDataModule, SampleSet, Sets
 from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.methods import InstDisc
@@ -151,7 +151,7 @@ def toy(cls: type[Trainable]) -> tuple[Any, Data]:
     torch.manual_seed(0)
     method, batch = build(cls)
     method._optimizer = partial(torch.optim.AdamW, lr=1e-3)
-    method._schedule = partial(WarmupCosine, warmup_epochs=1)
+    method._schedule = WarmupCosine(warmup_epochs=1)
     if cls is InstDisc:
         method.refresh_every_n_epochs = 2  # the one part that works at the end of some epochs
     return method, Data(data_like(batch, SAMPLES, NUM_CLASSES))

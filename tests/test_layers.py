@@ -13,9 +13,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from sslzoo.batch import Batch
-from sslzoo.callbacks.memory import memories
+from sslzoo.layers import GlobalBatchNorm
+from sslzoo.memory import memories
 from sslzoo.methods import ImageCPC, SSLMethod
-from sslzoo.norm import GlobalBatchNorm
 from tests.no_sync import DEVICE, syncs
 from tests.toys import build, every_method
 

@@ -1,4 +1,4 @@
-"""The counter of synchronisations sees those that exist."""
+"""The counter of synchronizations sees those that exist."""
 
 from __future__ import annotations
 
@@ -61,5 +61,5 @@ def test_a_clean_step_has_none() -> None:
 
 
 @pytest.mark.parametrize("step", [_item, _truth, _mask, _copy, _constant, _in_backward])
-def test_a_synchronising_step_has_some(step) -> None:
+def test_a_synchronizing_step_has_some(step) -> None:
     assert syncs(step) != []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sslzoo.shipped import known_configs
+from sslzoo.commands.configs import known_configs
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -79,8 +79,8 @@ def ours(
     bf16: bool = False,
 ) -> None:
     from sslzoo.batch import Batch
-    from sslzoo.callbacks import commit
     from sslzoo.heads import DINOHead
+    from sslzoo.memory import commit_memories
     from sslzoo.methods import DINO
 
     head = DINOHead(width, prototypes)
@@ -90,7 +90,7 @@ def ours(
 
     def loss() -> Tensor:
         value = method.losses(data)["dino"]
-        commit(method)
+        commit_memories(method)
         return value
 
     _run(rounds, loss, head, calls, device, bf16)

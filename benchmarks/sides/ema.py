@@ -50,13 +50,13 @@ def ours(rounds: Rounds, net: str, calls: int, device: str = "cpu") -> None:
     from sslzoo.callbacks.ema import EMA
     from sslzoo.heads import MLP
     from sslzoo.methods import BYOL
-    from sslzoo.optim import Constant
+    from sslzoo.optim import ConstantSchedule
 
     backbone = timm_backbone(net)
     projector = MLP([backbone.num_features, 4096, 256])  # the layers of _mlp
     method = BYOL(backbone, projector, nn.Linear(256, 256)).to(device)
     students, teachers = zip(*method.teacher_pairs(), strict=True)
-    ema = EMA(Constant(MOMENTUM), "after_step")
+    ema = EMA(ConstantSchedule(MOMENTUM), "after_step")
     ema.on_train_start(None, method)  # type: ignore[arg-type]
     student, teacher = nn.ModuleList(students), nn.ModuleList(teachers)
     _run(rounds, student, teacher, lambda: ema.update(method, 0), calls)

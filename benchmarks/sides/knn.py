@@ -15,11 +15,11 @@ TEMPERATURE = 0.1
 def _data(
     bank: int, queries: int, dim: int, classes: int, device: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """L2-normalised bank (bank, dim), queries (queries, dim) around class centres, bank labels."""
+    """L2-normalized bank (bank, dim), queries (queries, dim) around class centers, bank labels."""
     draw = torch.Generator().manual_seed(0)
-    centre = 0.35 * torch.randn(classes, dim, generator=draw)
+    center = 0.35 * torch.randn(classes, dim, generator=draw)
     labels = torch.randint(classes, (bank + queries,), generator=draw)
-    x = centre[labels] + torch.randn(bank + queries, dim, generator=draw)
+    x = center[labels] + torch.randn(bank + queries, dim, generator=draw)
     x = torch.nn.functional.normalize(x, dim=1).to(device)
     return x[:bank], x[bank:], labels[:bank].to(device)
 

@@ -131,7 +131,7 @@ def resnet_step(
 ) -> None:
     """Forward, backward and SGD step of SimCLR on given views; one forward a view.
 
-    The loss that is compared is that of one forward of both views, as sslzoo normalises them.
+    The loss that is compared is that of one forward of both views, as sslzoo normalizes them.
     """
     resnet = _resnet(net, size)
     width = resnet.fc.in_features

@@ -16,11 +16,11 @@ from benchmarks.sides.same import fill, images, pace, step_views
 from sslzoo.backbones import SmallResNet, cifar_resnet, timm_backbone
 from sslzoo.batch import Batch
 from sslzoo.callbacks.progress import ProgressBar
-from sslzoo.data.images import ArrayImages
-from sslzoo.data.module import ImageDataModule, ImageSets
+from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
+from sslzoo.data.image.image_set import ArrayImages
 from sslzoo.heads import simclr_projector
 from sslzoo.methods import SimCLR
-from sslzoo.optim import Horizon, WarmupCosine
+from sslzoo.optim import RunLength, ScheduleLR, WarmupCosine
 from sslzoo.transforms import EvalView, simclr_views
 
 EPOCHS = 10
@@ -45,7 +45,7 @@ def _small_simclr() -> SimCLR:
         simclr_projector(256, out_dim=128),
         temperature=0.2,
         optimizer=partial(torch.optim.AdamW, lr=0.003, weight_decay=0.01),
-        schedule=partial(WarmupCosine, warmup_epochs=1),
+        schedule=WarmupCosine(warmup_epochs=1),
     )
     fill(method.backbone, method.projector)
     return method
@@ -78,9 +78,9 @@ def plain_loop(rounds: Rounds, count: int, batch: int, steps: int, device: str =
     method = _small_simclr().to(device)
     data = Pictures(count, batch)
     data.setup("fit")
-    method.horizon = Horizon(EPOCHS * (count // batch), count // batch)
+    method.run_length = RunLength(EPOCHS * (count // batch), count // batch)
     optimizer = method.configure_optimizers()
-    schedule = WarmupCosine(optimizer, method.horizon, warmup_epochs=1)
+    schedule = ScheduleLR(optimizer, WarmupCosine(warmup_epochs=1), method.run_length)
     if not rounds.begin():
         return
     done = 0

@@ -1,7 +1,7 @@
 """Views: SimCLR's two views of an image, by sslzoo, lightly and kornia.
 
 `family="peers"` is the distribution that lightly and kornia draw from (bilinear crop,
-multiplicative brightness, ImageNet normalisation); "paper" is sslzoo's default, SimCLR's own.
+multiplicative brightness, ImageNet normalization); "paper" is sslzoo's default, SimCLR's own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def strength(size: int) -> float:
-    """Of the colour jitter: 0.5 for small images, as both libraries recommend."""
+    """Of the color jitter: 0.5 for small images, as both libraries recommend."""
     return 0.5 if size <= 64 else 1.0
 
 

@@ -1,4 +1,4 @@
-"""Backbones: functions and classes that give an nn.Module with `num_features`."""
+"""Backbones: functions and classes that build an nn.Module with `num_features`."""
 
 from sslzoo.backbones.alexnet import half_alexnet
 from sslzoo.backbones.amdim import AMDIMEncoder
@@ -13,7 +13,7 @@ from sslzoo.backbones.text import HFEncoder, KeyedDropout, SmallTransformer, hf_
 from sslzoo.backbones.towers import Towers
 from sslzoo.backbones.vit import ViT, small_vit, timm_vit, without_drop_path
 from sslzoo.backbones.wave import FrameNorm, WaveEncoder
-from sslzoo.norm import GlobalBatchNorm, convert_batch_norm, convert_to_group_norm
+from sslzoo.layers import GlobalBatchNorm, convert_batch_norm, convert_to_group_norm
 
 __all__ = [
     "AMDIMEncoder",

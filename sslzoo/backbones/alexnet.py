@@ -1,8 +1,8 @@
-"""half_alexnet: CMC's AlexNet of one view, half as wide as AlexNet and with batch norms.
+"""half_alexnet: CMC's AlexNet for one view, with half of AlexNet's width and batch norm.
 
 Tian, Krishnan and Isola, Contrastive Multiview Coding, ECCV 2020,
 https://arxiv.org/abs/1906.05849. Reference code: HobbitLong/CMC at 7b227be. torchvision's AlexNet
-has other widths, biases, dropout and no norms; timm has none.
+has other widths, biases, dropout and no batch norm, and timm has no AlexNet.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import nn
 
 from sslzoo.backbones.staged import Staged
-from sslzoo.norm import GlobalBatchNorm
+from sslzoo.layers import GlobalBatchNorm
 
 #           channels, kernel, stride, padding, max-pooled
 _BLOCKS = (
@@ -23,14 +23,14 @@ _BLOCKS = (
 
 
 def half_alexnet(in_chans: int = 3, bn_groups: int = 1) -> nn.Module:
-    """Five convolutions to a map of 128 x 6 x 6 for 224 pixels, fc6 and fc7 to 2048 features.
+    """CMC's half AlexNet: five convolutions, fc6 and fc7, to 2048 features.
 
-    Each layer has BN and ReLU. The map is the "layer 5" that the authors' linear classifier reads;
-    fc8 is CMC's head, a Linear on top.
+    Each layer has batch norm and ReLU. The feature map, 128 x 6 x 6 for 224 pixels, is the "layer
+    5" of the authors' linear classifier. fc8 is CMC's head, a Linear on top.
 
     Args:
-        in_chans: channels of the view: 1 of L, 2 of ab.
-        bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
+        in_chans: channels of the view: 1 for L, 2 for ab.
+        bn_groups: groups into which batch norm splits the global batch; 1: no split.
     """
 
     def normed(layer: nn.Module, width: int) -> list[nn.Module]:

@@ -1,12 +1,12 @@
-"""AMDIM's encoder: a residual net without padding, seen at three scales.
+"""AMDIM's encoder: a residual network without padding, with features at three scales.
 
 Bachman, Hjelm and Buchwalter, NeurIPS 2019, https://arxiv.org/abs/1906.00910, section 4.
 Reference code: Philip-Bachman/amdim-public, commit 8754ae1, model.py.
 
 Deviations:
-    1. The shortcut into the norm of an embedding has no bias; the code's has one, which that
-       norm takes out again.
-    2. Batch norms that the code builds and does not use are absent.
+    1. The shortcut of an embedding has no bias; the code's has one, which the following batch norm
+       cancels.
+    2. Batch norms that the code builds but does not use are omitted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslzoo.norm import GlobalBatchNorm
+from sslzoo.checks import check_at_least, check_choice
+from sslzoo.layers import GlobalBatchNorm
 
 
 def _norm(width: int, wanted: bool, bn_groups: int) -> nn.Module:
@@ -26,7 +27,7 @@ def _norm(width: int, wanted: bool, bn_groups: int) -> nn.Module:
 
 
 class _Stem(nn.Module):
-    """Convolution and ReLU, with a mirrored border."""
+    """Convolution and ReLU, with reflection padding."""
 
     def __init__(self, conv: nn.Conv2d, norm: nn.Module, border: int):
         super().__init__()
@@ -39,15 +40,15 @@ class _Stem(nn.Module):
 
 
 class _Residual(nn.Module):
-    """k x k - ReLU - 1x1, besides a mean over the same k x k pixels; the 1x1 starts at zero.
+    """Residual block: k x k - ReLU - 1x1 (initially zero), with an average-pooled shortcut.
 
-    Channels that the input does not have are zero in the shortcut.
+    The shortcut's additional channels are zero.
     """
 
     def __init__(self, wide: int, narrow: int, kernel: int, stride: int, norm: nn.Module):
         super().__init__()
         if narrow < wide:
-            raise ValueError(f"a block of AMDIM's never narrows, got {wide} to {narrow} channels")
+            raise ValueError(f"a block must have at least {wide} output channels, got {narrow}")
         self.conv1 = nn.Conv2d(wide, narrow, kernel, stride, bias=False)
         self.norm = norm
         self.conv2 = nn.Conv2d(narrow, narrow, 1, bias=False)
@@ -62,7 +63,7 @@ class _Residual(nn.Module):
 
 
 class _Embedding(nn.Module):
-    """A map into the space of the scores: a residual pair of 1x1 convolutions, then batch norm."""
+    """Embedding of a feature map: a residual pair of 1x1 convolutions, then batch norm."""
 
     def __init__(self, wide: int, out: int, norm: nn.Module, bn_groups: int):
         super().__init__()
@@ -83,17 +84,19 @@ class _Embedding(nn.Module):
 
 
 class AMDIMEncoder(nn.Module):
-    """Maps of 7x7, 5x5 and 1x1 places in one space; the 1x1 map is the features.
+    """AMDIM's encoder: feature maps of 7x7, 5x5 and 1x1 in one embedding space.
+
+    The 1x1 map is the features.
 
     Args:
-        size: pixels of the images: 32, 64 or 128.
-        width: channels of the stem (ndf): 192 for the README's ImageNet run, 320 for the largest.
-        num_features: of a place (n_rkhs): 1536 there, 2560 for the largest.
-        depth: residual blocks of a stage (n_depth): 8 there, 10 for the largest.
-        batch_norm: inside the blocks too; False in the code's runs. The three embeddings have one
-            always.
+        size: side of the images in pixels: 32, 64 or 128.
+        width: channels of the stem (ndf); 192 in the README's ImageNet run, 320 in the largest.
+        num_features: channels of the maps (n_rkhs); 1536 in that run, 2560 in the largest.
+        depth: residual blocks per stage (n_depth); 8 in that run, 10 in the largest.
+        batch_norm: whether blocks have batch norm, as the three embeddings always do; False in
+            the code's runs.
         in_chans: channels of the images.
-        bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
+        bn_groups: groups into which batch norm splits the global batch; 1: no split.
     """
 
     def __init__(
@@ -107,10 +110,8 @@ class AMDIMEncoder(nn.Module):
         bn_groups: int = 1,
     ):
         super().__init__()
-        if size not in (32, 64, 128):
-            raise ValueError(f"AMDIM's encoder is for images of 32, 64 or 128 pixels, got {size}")
-        if depth < 1:
-            raise ValueError(f"a stage has at least 1 block, got {depth}")
+        check_choice("size", size, (32, 64, 128))
+        check_at_least("depth", depth, 1)
         self.num_features = num_features
 
         def norm(channels: int) -> nn.Module:
@@ -150,7 +151,7 @@ class AMDIMEncoder(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward_maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Maps of 1x1, 5x5 and 7x7 places, each (B, num_features, side, side)."""
+        """Feature maps of 1x1, 5x5 and 7x7, each (B, num_features, side, side)."""
         seven = self.to_7(x)
         five = self.to_5(seven)
         return self.to_1(five), self.embed_5(five), self.embed_7(seven)

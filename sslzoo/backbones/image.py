@@ -1,30 +1,29 @@
-"""Image backbones: any timm model by name, the CIFAR stem, and a small net for CPUs.
+"""Image backbones: timm models, ResNets with a CIFAR stem, and a small ResNet for CPUs.
 
-Each is a function that returns an nn.Module with `num_features` and
-`forward: (B, C, H, W) -> (B, num_features)`; weights are kept channels_last and batch norm is
-over the global batch unless `bn_groups` says otherwise.
+Each has `num_features` and `forward: (B, C, H, W) -> (B, num_features)`. Weights are channels_last,
+and batch norm is over the global batch unless `bn_groups` is set.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from sslzoo.norm import GlobalBatchNorm, convert_batch_norm, convert_to_group_norm
+from sslzoo.checks import check_choice, check_interval
+from sslzoo.layers import GlobalBatchNorm, convert_batch_norm, convert_to_group_norm
 
 Norm = Literal["batch", "group"]
 
 
 def _with_norm(model: nn.Module, norm: Norm, bn_groups: int) -> nn.Module:
-    if norm not in ("batch", "group"):
-        raise ValueError(f"norm is 'batch' or 'group', got {norm!r}")
+    check_choice("norm", norm, get_args(Norm))
     if norm == "batch":
         return convert_batch_norm(model, bn_groups)
     if bn_groups != 1:
-        raise ValueError(f"norm 'group' has no batch norm: bn_groups 1 wanted, got {bn_groups}")
+        raise ValueError(f"bn_groups must be 1 with norm 'group', got {bn_groups}")
     return convert_to_group_norm(model)
 
 
@@ -42,23 +41,22 @@ def timm_backbone(
     """A timm model without its classifier.
 
     Args:
-        name: as in `timm.list_models()`: resnet50, vit_small_patch16_224, ...
-        pretrained: load timm's weights for that name.
-        bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
+        name: a name in `timm.list_models()`: resnet50, vit_small_patch16_224, ...
+        pretrained: whether to load timm's weights.
+        bn_groups: groups into which batch norm splits the global batch; 1: no split.
         in_chans: channels of the input.
-        drop_path_rate: stochastic depth, for models that have it.
-        img_size: input size in pixels, for models that fix it (ViT).
-        zero_init_last: scale 0 in the last batch norm of each residual block (SimCLR: true,
-            InstDisc: false), for models that take it; None leaves the model's default.
-        norm: "group": group norm and weight standardisation instead of batch norm
+        drop_path_rate: rate of stochastic depth, for models that have it.
+        img_size: side of the images in pixels, for models with a fixed size (ViT).
+        zero_init_last: whether the last batch norm of each residual block has an initial scale of
+            0 (SimCLR: true, InstDisc: false), for ResNets; None: the model's default.
+        norm: "batch", or "group" for group norm and weight standardization
             (`convert_to_group_norm`).
         options: further arguments of timm's model, such as {num_heads: 12} for MoCo v3's ViT-S.
     """
     further = dict(options or {})
     if "checkpoint_path" in further:
         raise ValueError(
-            "options must describe the network, got checkpoint_path: weights are loaded by "
-            "pretrained=True or by sslzoo.load"
+            "options must not have checkpoint_path; use pretrained=True or sslzoo.load for weights"
         )
     if drop_path_rate:
         further["drop_path_rate"] = drop_path_rate
@@ -68,7 +66,7 @@ def timm_backbone(
         further["zero_init_last"] = zero_init_last
     if not timm.is_model(name.split(".")[0]):
         close = timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]
-        raise ValueError(f"timm has no model {name!r}; names that are close: {close}")
+        raise ValueError(f"name must be a timm model, got {name!r}; similar names: {close}")
     model = timm.create_model(
         name, pretrained=pretrained, num_classes=0, in_chans=in_chans, **further
     )
@@ -82,12 +80,12 @@ def cifar_resnet(
     zero_init_last: bool = True,
     norm: Norm = "batch",
 ) -> nn.Module:
-    """A timm ResNet with the stem for small images: 3x3 convolution, stride 1, no max-pool.
+    """A timm ResNet with a stem for small images: 3x3 convolution, stride 1, no max-pool.
 
     The arguments are `timm_backbone`'s.
     """
     if not name.startswith("resnet"):
-        raise ValueError(f"cifar_resnet wants a timm resnet such as resnet18, got {name!r}")
+        raise ValueError(f"name must be a timm ResNet such as resnet18, got {name!r}")
     model = timm.create_model(name, num_classes=0, in_chans=in_chans, zero_init_last=zero_init_last)
     width = model.conv1.out_channels
     model.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)
@@ -97,7 +95,7 @@ def cifar_resnet(
 
 
 class _Block(nn.Module):
-    """3x3 - 3x3 residual block with a projection shortcut, stride in the first."""
+    """Residual block 3x3 - 3x3 with a projection shortcut and the stride in the first."""
 
     def __init__(self, wide: int, narrow: int, stride: int, bn_groups: int):
         super().__init__()
@@ -115,17 +113,17 @@ class _Block(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """A residual net for images of about 32 pixels that trains in minutes on a CPU.
+    """A ResNet for images of about 32 pixels that trains in minutes on CPUs.
 
-    A 3x3 stem and one residual block per further width, each halving the resolution; 1.2 M
-    parameters and 256 features with the default widths.
+    It has a 3x3 stem and one residual block per further width, each of which halves the resolution;
+    by default 1.2 M parameters and 256 features.
 
     Args:
-        widths: of the stem and of the blocks.
+        widths: channels of the stem and of the blocks.
         in_chans: channels of the input.
-        bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
-        map_block: `forward_map` gives the output of this block, counted from 1; None: the last's.
-        norm: see `timm_backbone`; with "group" the widths are multiples of 16.
+        bn_groups: groups into which batch norm splits the global batch; 1: no split.
+        map_block: the block, from 1, whose output is the feature map; None: the last.
+        norm: see `timm_backbone`; with "group" the widths must be multiples of 16.
     """
 
     def __init__(
@@ -138,8 +136,8 @@ class SmallResNet(nn.Module):
     ):
         super().__init__()
         last = len(widths) - 1
-        if map_block is not None and not 1 <= map_block <= last:
-            raise ValueError(f"map_block is one of the {last} blocks from 1, got {map_block}")
+        if map_block is not None:
+            check_interval("map_block", map_block, 1, last)
         self.map_block = last if map_block is None else map_block
         self.map_features = widths[self.map_block]
         self.num_features = widths[-1]
@@ -155,11 +153,11 @@ class SmallResNet(nn.Module):
         _with_norm(self, norm, bn_groups).to(memory_format=torch.channels_last)
 
     def forward_map(self, x: Tensor) -> Tensor:
-        """Feature map (B, map_features, H / 2^map_block, W / 2^map_block)."""
+        """The feature map (B, map_features, H / 2^map_block, W / 2^map_block)."""
         return self.blocks[: self.map_block](self.relu(self.bn(self.stem(x))))
 
     def forward_from_map(self, m: Tensor) -> Tensor:
-        """Features (B, num_features) of a feature map."""
+        """The features (B, num_features) of a feature map."""
         return self.blocks[self.map_block :](m).mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""Multi-crop: embeddings of views of several sizes, one forward for each run of equal ones.
+"""Multi-crop: embeddings of views of several sizes, with one forward per run of equal sizes.
 
 Caron et al., NeurIPS 2020, https://arxiv.org/abs/2006.09882, section 3.2.
 Reference code: facebookresearch/swav at 06b1b7c, src/resnet50.py, forward.
 
-Deviations: none. Batch norm of the backbone sees the crops of one size together, that of the head
-all crops, as there.
+Deviations: none. As in the code, the backbone's batch norm is over the crops of one size, the
+head's over all crops.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 
 def multi_crop(backbone: nn.Module, head: nn.Module, views: Sequence[Tensor]) -> Tensor:
-    """Head's outputs for V views; neighbours of one size go through the backbone together.
+    """The head's outputs for V views; consecutive views of one size share a forward.
 
-    Rows are joined sample by sample, so that batch norm in groups keeps a sample's crops in one.
+    Rows are ordered by sample, so that batch norm in groups has a sample's crops in one group.
 
     Args:
         backbone: (B, C, H, W) -> (B, F).
         head: (B, F) -> (B, D), called once.
-        views: V tensors (B, C, H, W) of sizes of their own.
+        views: V tensors (B, C, H, W), whose sizes may differ.
 
     Returns:
         (B, V, D).

@@ -1,4 +1,4 @@
-"""Patches: an encoder that sees an image as a grid of overlapping patches, each by itself.
+"""PatchGrid: encode an image as a grid of overlapping patches, each independently.
 
 Van den Oord, Li and Vinyals, Representation Learning with Contrastive Predictive Coding, 2018,
 https://arxiv.org/abs/1807.03748, section 3.3. Reference code: loeweX/Greedy_InfoMax at 22d17e4,
@@ -9,31 +9,33 @@ Shapes: B images of S x S pixels, C channels, a grid of g x g patches of P x P p
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from sslzoo.norm import GlobalBatchNorm
+from sslzoo.checks import check_choice, check_num_features
+from sslzoo.layers import GlobalBatchNorm
 
 
 def cut_patches(images: Tensor, patch: int, stride: int) -> Tensor:
-    """Patches by row and column. Shapes: (B, C, S, S) -> (B, g, g, C, P, P)."""
+    """Cut images into patches by row and column. Shapes: (B, C, S, S) -> (B, g, g, C, P, P)."""
     cut = images.unfold(2, patch, stride).unfold(3, patch, stride)  # (B, C, g, g, P, P)
     return cut.permute(0, 2, 3, 1, 4, 5)
 
 
 class PatchGrid(nn.Module):
-    """Features of every patch; an image's are their mean.
+    """Encode every patch of an image; the image's features are the mean over patches.
 
-    Takes images, or mosaics: images of g P pixels that hold the patches side by side, without
-    overlap, which is how `transforms.cpc_views` gives patches that were changed one by one.
+    The input is images, or mosaics of g P x g P pixels with the patches side by side, without
+    overlap, as from `transforms.cpc_views` with `per_patch`.
 
     Args:
-        encoder: of one patch: (B, C, P, P) -> (B, num_features).
-        size: S, pixels of an image: 64 in Greedy InfoMax, 256 in the paper.
-        patch: P: 16 there, 64 in the paper.
-        stride: pixels from one patch to the next: 8 there, 32 in the paper; both give 7 x 7.
+        encoder: encoder of a patch: (B, C, P, P) -> (B, num_features).
+        size: S, side of an image in pixels; 64 in Greedy InfoMax, 256 in the paper.
+        patch: P; 16 in Greedy InfoMax, 64 in the paper.
+        stride: pixels from one patch to the next; 8 in Greedy InfoMax, 32 in the paper, for a
+            7 x 7 grid in both.
 
     Attributes:
         num_features: D.
@@ -41,21 +43,17 @@ class PatchGrid(nn.Module):
         grid: g.
 
     Raises:
-        ValueError: an encoder without `num_features`, or sizes that leave a rest; in use, images
-            that are neither of S nor of g P pixels.
+        ValueError: the encoder has no `num_features`, or the patches do not fill the image; in use,
+            the images have neither S nor g P pixels.
     """
 
     def __init__(self, encoder: nn.Module, size: int = 64, patch: int = 16, stride: int = 8):
         super().__init__()
-        width: Any = getattr(encoder, "num_features", None)
-        if not isinstance(width, int):
-            raise ValueError(
-                f"an encoder needs num_features (int), {type(encoder).__name__} has {width!r}"
-            )
+        width = check_num_features(encoder, "encoder")
         if not 0 < stride <= patch <= size or (size - patch) % stride:
             raise ValueError(
-                "patches fill an image: 0 < stride <= patch <= size and (size - patch) a multiple "
-                f"of stride wanted, got size {size}, patch {patch}, stride {stride}"
+                "sizes must be 0 < stride <= patch <= size with size - patch a multiple of stride, "
+                f"got size {size}, patch {patch}, stride {stride}"
             )
         self.encoder = encoder
         self.size, self.patch, self.stride = size, patch, stride
@@ -63,12 +61,12 @@ class PatchGrid(nn.Module):
         self.num_features = self.map_features = width
 
     def forward_map(self, x: Tensor) -> Tensor:
-        """Features of the patches. Shapes: (B, C, S, S) or (B, C, g P, g P) -> (B, D, g, g)."""
+        """The patches' features. Shapes: (B, C, S, S) or (B, C, g P, g P) -> (B, D, g, g)."""
         mosaic = self.grid * self.patch
         if x.shape[2] != x.shape[3] or x.shape[2] not in (self.size, mosaic):
             raise ValueError(
-                f"images of {self.size} pixels, or mosaics of {mosaic}, wanted, got "
-                f"{x.shape[2]} x {x.shape[3]}"
+                f"images must have {self.size} pixels, or {mosaic} for mosaics, got {x.shape[2]} x "
+                f"{x.shape[3]}"
             )
         stride = self.stride if x.shape[2] == self.size else self.patch
         patches = cut_patches(x, self.patch, stride).flatten(0, 2)
@@ -80,7 +78,7 @@ class PatchGrid(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """Layer norm over the channels of each place. Shapes: (B, C, H, W)."""
+    """Layer norm over the channels at each position. Shapes: (B, C, H, W)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -100,7 +98,7 @@ def _norm(kind: Norm, channels: int) -> nn.Module:
 
 
 class _Bottleneck(nn.Module):
-    """Pre-activation 1x1 - 3x3 - 1x1, stride in the second."""
+    """Pre-activation bottleneck 1x1 - 3x3 - 1x1 with the stride in the second."""
 
     def __init__(self, wide: int, narrow: int, stride: int, norm: Norm):
         super().__init__()
@@ -122,18 +120,19 @@ class _Bottleneck(nn.Module):
 
 
 class CPCResNet(nn.Module):
-    """A pre-activation bottleneck ResNet for patches; no batch norm, which would leak.
+    """A pre-activation bottleneck ResNet for patches, by default without batch norm.
 
-    Batch statistics tell a patch about the others of its image, and the task is then solved
-    without learning. The defaults are Greedy InfoMax's encoder: the first three stages of a
-    ResNet-50, a 5x5 stem of stride 1, 1024 features. CPC v2 has layer norm.
+    Batch norm would leak information between the patches of an image, which solves the task without
+    learning. The defaults are Greedy InfoMax's encoder: the first three stages of a ResNet-50, a
+    5x5 stem of stride 1, 1024 features. CPC v2 has layer norm.
 
     Args:
-        blocks: of each stage; (3, 4, 6), and (3, 4, 23) for the paper's ResNet-101.
-        widths: narrow width of each stage; its output has four times that.
-        norm: "none" (CPC v1), "layer" (v2), or "batch", which shows the leak.
+        blocks: number of blocks per stage; (3, 4, 6), and (3, 4, 23) for the paper's ResNet-101.
+        widths: bottleneck width per stage; the output has four times as many channels.
+        norm: "none" (CPC v1), "layer" (v2), or "batch" (to study the leak).
         in_chans: channels of a patch.
-        stem: "small" for patches of 8 to 32 pixels, or "imagenet": 7x7 of stride 2, max-pool.
+        stem: "small" (5x5, stride 1) for patches of 8 to 32 pixels, or "imagenet" (7x7, stride 2,
+            max-pool).
     """
 
     def __init__(
@@ -146,12 +145,12 @@ class CPCResNet(nn.Module):
     ):
         super().__init__()
         if len(blocks) != len(widths) or not blocks:
-            raise ValueError(f"one width a stage wanted, got blocks {blocks} and widths {widths}")
-        if norm not in ("none", "layer", "batch"):
-            raise ValueError(f"norm is 'none', 'layer' or 'batch', got {norm!r}")
-        if stem not in ("small", "imagenet"):
-            raise ValueError(f"stem is 'small' or 'imagenet', got {stem!r}")
-        wide, bias = widths[0], norm != "batch"  # before a batch norm a bias has no gradient
+            raise ValueError(
+                f"blocks and widths must have one entry per stage, got {blocks} and {widths}"
+            )
+        check_choice("norm", norm, get_args(Norm))
+        check_choice("stem", stem, ("small", "imagenet"))
+        wide, bias = widths[0], norm != "batch"  # a bias before batch norm has no gradient
         layers: list[nn.Module] = (
             [nn.Conv2d(in_chans, wide, 5, 1, 2, bias=bias)]
             if stem == "small"

@@ -1,9 +1,10 @@
-"""ResNets whose width, stem or padding are not torchvision's, as released checkpoints have them.
+"""scaled_resnet: ResNets of released checkpoints with another width, stem or padding.
 
-SwAV's (facebookresearch/swav at 06b1b7c) multiply every channel; CMC's (HobbitLong/CMC at 7b227be)
-all but the stem's; BYOL's (deepmind-research at d8df415, Haiku's ResNetV1) pad as TensorFlow's
-SAME: where a stride of 2 needs an odd border, the right and the bottom get the larger half.
-Parameters have timm's names, which are torchvision's.
+SwAV's (facebookresearch/swav at 06b1b7c) multiply the channels of every layer, CMC's
+(HobbitLong/CMC at 7b227be) of every layer but the stem. BYOL's (deepmind-research at d8df415,
+Haiku's ResNetV1) use TensorFlow's SAME padding: if a stride of 2 needs an odd number of padding
+pixels, the right and the bottom get one more. Parameters have timm's names, which are
+torchvision's.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from timm.layers import Conv2dSame, create_pool2d
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
-from sslzoo.norm import convert_batch_norm
+from sslzoo.checks import check_choice
+from sslzoo.layers import convert_batch_norm
 
 _BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 
 
 def _pad_as_same(conv: nn.Conv2d) -> nn.Conv2d:
-    """The convolution with its weights, padded as TensorFlow's SAME."""
+    """The convolution with its weights and TensorFlow's SAME padding."""
     out = Conv2dSame(
         conv.in_channels,
         conv.out_channels,
@@ -42,24 +44,23 @@ def scaled_resnet(
     in_chans: int = 3,
     zero_init_last: bool = True,
 ) -> nn.Module:
-    """A ResNet of bottlenecks.
+    """A bottleneck ResNet with scaled width.
 
     Args:
         depth: 50, 101, 152 or 200.
-        width: multiplies every channel.
+        width: factor of the channels.
         stem_dim: channels of the first convolution; None: 64 times the width.
-        padding: of strided convolutions and the max-pool: "symmetric" as torch, "same" as
-            TensorFlow.
-        bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
+        padding: padding of strided convolutions and the max-pool: "symmetric" as in torch, "same"
+            as in TensorFlow.
+        bn_groups: groups into which batch norm splits the global batch; 1: no split.
         in_chans: channels of the input.
-        zero_init_last: scale 0 in the last batch norm of each residual block.
+        zero_init_last: whether the last batch norm of each residual block has an initial scale of
+            0.
     """
-    if depth not in _BLOCKS:
-        raise ValueError(f"depth is one of {sorted(_BLOCKS)}, got {depth}")
+    check_choice("depth", depth, _BLOCKS)
+    check_choice("padding", padding, ("symmetric", "same"))
     if width <= 0 or width * 64 != int(width * 64):
-        raise ValueError(f"width times 64 is a positive whole number, got {width}")
-    if padding not in ("symmetric", "same"):
-        raise ValueError(f"padding is 'symmetric' or 'same', got {padding!r}")
+        raise ValueError(f"64 times width must be a positive integer, got width {width}")
     base = int(64 * width)
     stem = base if stem_dim is None else stem_dim
     net = ResNet(
@@ -67,7 +68,7 @@ def scaled_resnet(
         _BLOCKS[depth],
         num_classes=0,
         in_chans=in_chans,
-        stem_type="deep",  # the one whose width is free; replaced below
+        stem_type="deep",  # the only stem with a free width; replaced below
         stem_width=stem // 2,
         channels=tuple(base * 2**stage for stage in range(4)),
         zero_init_last=zero_init_last,

@@ -1,6 +1,6 @@
-"""SequenceEncoder: an encoder of frames, and a context over them that is pooled to one vector.
+"""SequenceEncoder: a frame encoder and a context network, pooled to one vector per sequence.
 
-Shapes: B sequences, T frames, D features of a frame, D' of a context.
+Shapes: B sequences, T frames, D features of a frame, D' features of a context.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from sslzoo.batch import Padded
+from sslzoo.checks import check_choice, check_num_features
 
 
 class FrameMLP(nn.Module):
-    """Linear - ReLU - Linear on each frame by itself. Shapes: (B, T, F) -> (B, T, D).
+    """Linear - ReLU - Linear on each frame. Shapes: (B, T, F) -> (B, T, D).
 
     Args:
         in_features: F.
-        width: D, and of the hidden layer.
+        width: D, which is also the hidden width.
     """
 
     def __init__(self, in_features: int, width: int = 64):
@@ -29,7 +30,7 @@ class FrameMLP(nn.Module):
         )
 
     def num_frames(self, lengths: Tensor) -> Tensor:
-        """As many as there were. Shapes: (B,) int64 -> (B,)."""
+        """The number of frames, unchanged. Shapes: (B,) int64 -> (B,)."""
         return lengths
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -37,18 +38,17 @@ class FrameMLP(nn.Module):
 
 
 class SequenceEncoder(nn.Module):
-    """Frames, their contexts, and one vector a sequence: the mean (or last) context.
+    """Encode frames, compute their contexts, and pool the contexts per sequence.
 
-    Takes tensors, or `Padded` where sequences have several lengths; then no frame that padding
-    made counts, and a sequence's features are those that it has alone.
+    The input is a tensor, or `Padded` for sequences of several lengths. Padding then does not
+    change a sequence's features.
 
     Args:
-        encoder: (B, ...) -> (B, T, D), with `num_features`: `WaveEncoder`,
-            `FrameMLP`, or one of your own. To take `Padded` it also takes `lengths` as
-            second argument and has `num_frames`.
-        context: (B, T, D) -> (B, T, D'), with `in_features` and `out_features`; its output at a
-            frame depends on that frame and those before (`heads.Recurrent`).
-        pool: "mean" (Greedy InfoMax) or "last" (CPC_audio) context.
+        encoder: (B, ...) -> (B, T, D), with `num_features`: `WaveEncoder`, `FrameMLP`, or your own.
+            For `Padded` it also needs a second argument `lengths` and a method `num_frames`.
+        context: causal network (B, T, D) -> (B, T, D'), with `in_features` and `out_features`
+            (`heads.Recurrent`).
+        pool: the "mean" (Greedy InfoMax) or the "last" (CPC_audio) context.
 
     Attributes:
         num_features: D'.
@@ -59,19 +59,14 @@ class SequenceEncoder(nn.Module):
         self, encoder: nn.Module, context: nn.Module, pool: Literal["mean", "last"] = "mean"
     ):
         super().__init__()
-        width: Any = getattr(encoder, "num_features", None)
-        if not isinstance(width, int):
-            raise ValueError(
-                f"an encoder needs num_features (int), {type(encoder).__name__} has {width!r}"
-            )
+        width = check_num_features(encoder, "encoder")
         takes, gives = (getattr(context, f"{side}_features", None) for side in ("in", "out"))
         if takes != width or not isinstance(gives, int):
             raise ValueError(
-                f"a context of {width} in_features and with out_features wanted, "
+                f"the context must have in_features {width} and an int out_features, "
                 f"{type(context).__name__} has {takes!r} and {gives!r}"
             )
-        if pool not in ("mean", "last"):
-            raise ValueError(f'pool must be "mean" or "last", got {pool!r}')
+        check_choice("pool", pool, ("mean", "last"))
         self.encoder, self.context, self.pool = encoder, context, pool
         self.frame_features, self.num_features = width, gives
 
@@ -81,7 +76,7 @@ class SequenceEncoder(nn.Module):
         return z, self.context(z)
 
     def forward_frames(self, x: Tensor | Padded) -> Padded:
-        """Contexts (B, T, D') and how many of the T frames each sequence has."""
+        """Contexts (B, T, D') with the number of frames per sequence."""
         _, c = self.forward_parts(x)
         if not isinstance(x, Padded):
             return Padded(c, torch.full((len(c),), c.shape[1], device=c.device))
@@ -89,7 +84,7 @@ class SequenceEncoder(nn.Module):
         return Padded(c, encoder.num_frames(x.lengths))
 
     def forward(self, x: Tensor | Padded) -> Tensor:
-        """Pooled context (B, D')."""
+        """The pooled contexts (B, D')."""
         c, lengths = self.forward_frames(x)
         if self.pool == "last":
             last = (lengths - 1).clamp_min(0)[:, None, None].expand(-1, 1, c.shape[2])

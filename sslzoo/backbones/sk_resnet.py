@@ -1,18 +1,18 @@
-"""SimCLR v2's ResNets: deeper, wider, and with selective kernels.
+"""SimCLR v2's ResNets: deeper, wider, and with optional selective kernels.
 
 Chen, Kornblith, Swersky, Norouzi and Hinton, Big Self-Supervised Models are Strong
 Semi-Supervised Learners, NeurIPS 2020, https://arxiv.org/abs/2006.10029; code
 google-research/simclr at 383d414 (tf2/resnet.py). Selective kernels: Li et al., CVPR 2019,
 https://arxiv.org/abs/1903.06586.
 
-The trunk and the plain blocks are timm's; `resnet50` and this module's depth 50 have the same
-parameters under the same names. What timm lacks: its `skresnet50` splits the input between a 3x3
-and a dilated 3x3 convolution; its `resnet50d` leaves the stride-1 shortcut without pooling and
-shares a pooling window's mean among the pixels that exist; width multiplies its bottlenecks only.
+The network and the plain blocks are timm's, and depth 50 has the parameter names of timm's
+`resnet50`. timm's own variants differ: `skresnet50` splits the input between a 3x3 and a dilated
+3x3 convolution; `resnet50d` does not pool the stride-1 shortcut, and averages a pooling window over
+the existing pixels only; width multiplies the bottlenecks only.
 
 Deviations:
     1. Running variances of batch norm are unbiased, as in torch; TensorFlow's are biased.
-    2. Squeeze-and-excitation and DropBlock, off in the code's defaults, are left out.
+    2. Squeeze-and-excitation and DropBlock, off by default in the code, are omitted.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from timm.layers import create_pool2d
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from sslzoo.norm import convert_batch_norm
+from sslzoo.checks import check_at_least, check_choice, check_interval
+from sslzoo.layers import convert_batch_norm
 
-# Blocks of the four stages. The code's are 18 to 200; 14 and 26 are timm's, for small trials.
+# Blocks per stage. The code has 18 to 200; 14 and 26 are timm's, for small experiments.
 _BLOCKS = {
     14: (1, 1, 1, 1),
     18: (2, 2, 2, 2),
@@ -41,15 +42,16 @@ _BASIC = (18, 34)
 
 
 class SelectiveKernelConv(nn.Module):
-    """One 3x3 convolution to two streams, mixed by weights that the image itself gives.
+    """Selective kernels: a 3x3 convolution to two branches, mixed by attention over branches.
 
-    Shapes: (B, in_dim, H, W) -> (B, out_dim, H / stride, W / stride), normalised and rectified.
+    The output has batch norm and ReLU.
+    Shapes: (B, in_dim, H, W) -> (B, out_dim, H / stride, W / stride).
 
     Args:
         in_dim: channels of the input.
-        out_dim: of the output; the convolution has twice as many.
-        stride: of the convolution.
-        sk_ratio: width of the mixing layer as a share of out_dim; at least 32 channels.
+        out_dim: channels of the output; the convolution has twice as many.
+        stride: stride of the convolution.
+        sk_ratio: width of the attention as a fraction of out_dim; at least 32 channels.
     """
 
     def __init__(self, in_dim: int, out_dim: int, stride: int, sk_ratio: float):
@@ -70,15 +72,15 @@ class SelectiveKernelConv(nn.Module):
         x1, x2 = x.chunk(2, dim=1)
         pooled = x.mean((2, 3), keepdim=True).unflatten(1, (2, -1)).sum(1)
         weights = self.mixing(pooled).unflatten(1, (2, -1)).softmax(1)  # (B, 2, out_dim, 1, 1)
-        weights = weights.to(x.dtype)  # autocast's softmax gives float32, and maps are large
+        weights = weights.to(x.dtype)  # under autocast a softmax is float32
         return torch.lerp(x2, x1, weights[:, 0])  # x2's weight is 1 - x1's
 
 
 def _shortcut(in_dim: int, out_dim: int, stride: int, pool: bool) -> nn.Sequential:
-    """1x1 convolution and batch norm, after an average of 2x2 pixels where `pool`.
+    """1x1 convolution and batch norm, with `pool` after 2x2 average pooling.
 
-    Beyond the right and the bottom edge lie zeros at stride 2 (seen at odd sizes only) and
-    nothing at stride 1, for which the edge is repeated: the same mean.
+    At the right and bottom edge, stride 2 pads with zeros (for odd sizes) and stride 1 averages the
+    existing pixels only, which repeating the edge reproduces.
     """
     layers: list[nn.Module] = []
     if pool and stride > 1:
@@ -91,11 +93,11 @@ def _shortcut(in_dim: int, out_dim: int, stride: int, pool: bool) -> nn.Sequenti
 
 
 def adapt_block(block: Any, first: bool, sk_ratio: float) -> None:
-    """Make timm's residual block SimCLR v2's, in place.
+    """Convert timm's residual block to SimCLR v2's, in place.
 
     Args:
-        block: BasicBlock or Bottleneck; the former has no selective kernels in the code either.
-        first: whether it is the first of its stage, which always has a projection.
+        block: BasicBlock or Bottleneck; the former never has selective kernels, as in the code.
+        first: whether it is the first of its stage, which always has a projection shortcut.
         sk_ratio: see `simclr_v2_resnet`.
     """
     wide = isinstance(block, Bottleneck)
@@ -110,12 +112,12 @@ def adapt_block(block: Any, first: bool, sk_ratio: float) -> None:
         block.bn2, block.act2 = nn.Identity(), nn.Identity()
 
 
-def _initialise(net: nn.Module) -> None:
-    """TensorFlow's VarianceScaling: normal cut at two deviations, variance 1 / fan-in."""
+def _initialize(net: nn.Module) -> None:
+    """TensorFlow's VarianceScaling: normal truncated at two deviations, variance 1 / fan-in."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             fan_in = module.weight[0].numel()
-            std = fan_in**-0.5 / 0.8796256610342398  # of a normal cut at two deviations
+            std = fan_in**-0.5 / 0.8796256610342398  # deviation of the truncated normal
             nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
 
 
@@ -131,30 +133,29 @@ def simclr_v2_resnet(
     """A ResNet of SimCLR v2, with or without selective kernels.
 
     Args:
-        depth: 50, 101 or 152 in the paper; 18, 34 and 200 in the code; 14 and 26 are small ones
-            of bottlenecks.
-        width: multiplies every channel: 1 to 3 in the paper.
+        depth: 50, 101 or 152 in the paper; also 18, 34 and 200 in the code; 14 and 26 are small
+            bottleneck ResNets.
+        width: factor of the channels, 1 to 3 in the paper.
         sk_ratio: 0.0625 in the paper's models with selective kernels ("SK"), which also have a
-            stem of three convolutions and pooled shortcuts (ResNet-D); 0 for none of the three.
-            18 and 34 get the stem and the shortcuts alone, as in the code.
-        bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
+            stem of three convolutions and pooled shortcuts (ResNet-D); 0: none of the three.
+            Depths 18 and 34 only get the stem and the shortcuts, as in the code.
+        bn_groups: groups into which batch norm splits the global batch; 1: no split.
         in_chans: channels of the input.
-        cifar_stem: one 3x3 convolution of stride 1 and no max-pool, the code's up to 32 pixels.
-        zero_init_last: scale 0 in the last batch norm of each residual block, as the code.
+        cifar_stem: one 3x3 convolution of stride 1 without max-pool, as in the code for up to 32
+            pixels.
+        zero_init_last: whether the last batch norm of each residual block has an initial scale of
+            0, as in the code.
     """
-    if depth not in _BLOCKS:
-        raise ValueError(f"depth is one of {sorted(_BLOCKS)}, got {depth}")
-    if width < 1:
-        raise ValueError(f"width multiplies the channels by 1 or more, got {width}")
-    if not 0 <= sk_ratio <= 1:
-        raise ValueError(f"sk_ratio is a share in 0..1, got {sk_ratio}")
+    check_choice("depth", depth, _BLOCKS)
+    check_at_least("width", width, 1)
+    check_interval("sk_ratio", sk_ratio, 0, 1)
     stem_dim = 64 * width
     net = ResNet(
         BasicBlock if depth in _BASIC else Bottleneck,
         _BLOCKS[depth],
         num_classes=0,
         in_chans=in_chans,
-        stem_type="deep",  # the one whose width is free; replaced where it is not wanted
+        stem_type="deep",  # the only stem with a free width; replaced below if sk_ratio is 0
         stem_width=stem_dim // 2,
         channels=tuple(stem_dim * 2**stage for stage in range(4)),
         zero_init_last=zero_init_last,
@@ -167,5 +168,5 @@ def simclr_v2_resnet(
     for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
         for i, block in enumerate(stage):
             adapt_block(block, i == 0, sk_ratio)
-    _initialise(net)
+    _initialize(net)
     return convert_batch_norm(net, bn_groups).to(memory_format=torch.channels_last)

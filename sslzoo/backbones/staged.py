@@ -1,7 +1,7 @@
-"""Staged backbones: a feature map on the way to the features, for methods that look at places.
+"""Staged backbones, with an intermediate feature map, for methods with local features.
 
-Such a backbone has `map_features` (channels of the map), `forward_map` and `forward_from_map`;
-its `forward` is the one after the other.
+Such a backbone has `map_features` (channels of the map), `forward_map` and `forward_from_map`, and
+its `forward` is their composition.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from sslzoo.backbones.image import cifar_resnet
-from sslzoo.norm import GlobalBatchNorm
+from sslzoo.checks import check_interval
+from sslzoo.layers import GlobalBatchNorm
 
 
 class Staged(nn.Module):
-    """Two parts: images to a feature map, and the map to features.
+    """A backbone of two parts: images to a feature map, and the map to features.
 
     Args:
         low: (B, C, H, W) -> (B, map_features, h, w).
@@ -32,11 +33,11 @@ class Staged(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward_map(self, x: Tensor) -> Tensor:
-        """Feature map (B, map_features, h, w)."""
+        """The feature map (B, map_features, h, w)."""
         return self.low(x)
 
     def forward_from_map(self, m: Tensor) -> Tensor:
-        """Features (B, num_features) of a feature map."""
+        """The features (B, num_features) of a feature map."""
         return self.high(m)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,19 +45,21 @@ class Staged(nn.Module):
 
 
 def dim_convnet(size: int = 32, in_chans: int = 3, bn_groups: int = 1) -> nn.Module:
-    """Deep InfoMax's CIFAR encoder: a map of 128 x 8 x 8 for 32 pixels, and 1024 features.
+    """Deep InfoMax's CIFAR encoder, with a feature map and 1024 features.
 
-    Conv(64)-Conv(128) to the map, Conv(256), Linear(1024), each with BN and ReLU, convolutions
-    4x4 of stride 2. The features are the paper's "fc"; its Y is a Linear on top of them. Code:
-    rdevon/DIM at bac4765, configuration basic32x32.
+    The map is 128 x 8 x 8 for 32 pixels.
+
+    The layers are Conv(64), Conv(128) (the map), Conv(256) and Linear(1024), each with batch norm
+    and ReLU; convolutions are 4x4 with stride 2. The features are the paper's "fc", and its Y is a
+    Linear on top. Code: rdevon/DIM at bac4765, configuration basic32x32.
 
     Args:
-        size: pixels of the images, a multiple of 8.
+        size: side of the images in pixels, a multiple of 8.
         in_chans: channels of the images.
-        bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
+        bn_groups: groups into which batch norm splits the global batch; 1: no split.
     """
     if size < 8 or size % 8:
-        raise ValueError(f"dim_convnet halves three times: a multiple of 8 wanted, got {size}")
+        raise ValueError(f"size must be a positive multiple of 8, got {size}")
 
     def halve(wide: int, narrow: int) -> list[nn.Module]:
         conv = nn.Conv2d(wide, narrow, 4, 2, 1, bias=False)
@@ -84,13 +87,12 @@ def staged_cifar_resnet(
 
     Args:
         name: as in `cifar_resnet`.
-        map_stage: 1 to 3; for 32 pixels their maps are of 32, 16 and 8.
+        map_stage: stage of the feature map, 1 to 3; for 32 pixels, maps have side 32, 16 and 8.
         bn_groups: see `cifar_resnet`.
         in_chans: see `cifar_resnet`.
         zero_init_last: see `cifar_resnet`.
     """
-    if not 1 <= map_stage <= 3:
-        raise ValueError(f"the map is the output of stage 1, 2 or 3, got {map_stage}")
+    check_interval("map_stage", map_stage, 1, 3)
     net: Any = cifar_resnet(name, bn_groups, in_chans, zero_init_last)
     stages = [net.layer1, net.layer2, net.layer3, net.layer4]
     low = nn.Sequential(net.conv1, net.bn1, net.act1, *stages[:map_stage])

@@ -1,46 +1,46 @@
 """Text backbones: a small Transformer, and any Hugging Face encoder by name.
 
 A text backbone is an nn.Module with `num_features`, `num_ids` (the size of its vocabulary), and
-`forward(tokens, keys=None) -> (B, num_features)`; for a masked language model also
+`forward(tokens, keys=None) -> (B, num_features)`. For a masked language model it also has
 `forward_tokens(tokens, keys=None) -> (B, L, num_features)` and `token_embedding`, an nn.Embedding.
-`keys` are one a sentence: dropout follows them where it can (see `KeyedDropout`).
+`keys` are B keys, one per sentence, for `KeyedDropout`.
 
-Shapes: B sentences, L places, D width.
+Shapes: B sentences, L tokens, D width.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslzoo.batch import Tokens
+from sslzoo.checks import check_choice, check_interval
 from sslzoo.random import Keys
-from sslzoo.tokens import Tokens
 
 Pooling = Literal["cls", "mean"]
 
 
 class KeyedDropout(nn.Module):
-    """Dropout whose mask is a function of the sentence's key, the place and the channel.
+    """Dropout whose mask is a function of the sentence's key, the position and the channel.
 
     So it does not depend on the batch, the padding or the number of ranks. Without keys it is
-    torch's. Four mask values of 16 bits come from each draw of 64: p is rounded to 1 / 65536.
+    torch's dropout. Each 64-bit draw gives four mask values, so p is rounded to 1 / 65536.
 
     Args:
-        p: probability that a number becomes 0.
-        purpose: of the draw, another one for each dropout of a network.
+        p: probability of setting a value to 0.
+        purpose: purpose of the draw, unique per dropout of a network.
     """
 
     def __init__(self, p: float, purpose: str) -> None:
         super().__init__()
-        if not 0 <= p < 1:
-            raise ValueError(f"p must be in [0, 1), got {p}")
+        check_interval("p", p, 0, 1, "[)")
         self.p, self.purpose = p, purpose
 
     def forward(self, x: Tensor, keys: Keys | None) -> Tensor:
-        """Shapes: x (B, L, D), keys (B,)."""
+        """Drop values of x (B, L, D), with B keys."""
         if keys is None or not self.training or self.p == 0:
             return F.dropout(x, self.p, self.training)
         _, length, width = x.shape
@@ -56,7 +56,7 @@ class _Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        # No biases: a softmax over keys does not see theirs, whose gradient is rounding noise.
+        # Without biases: the softmax cancels the keys' bias, whose gradient is rounding noise.
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
@@ -72,22 +72,22 @@ class _Block(nn.Module):
 
 
 class SmallTransformer(nn.Module):
-    """A Transformer encoder that trains in minutes on a CPU; 4.3 M parameters with the defaults.
+    """A Transformer encoder that trains in minutes on a CPU; 4.3 M parameters by default.
 
-    Pre-norm with a norm at the end, which trains without warm-up (Xiong et al., ICML 2020,
-    https://arxiv.org/abs/2002.04745); weights start from N(0, 0.02), as BERT's. Dropout is on the
-    embeddings and on each residual branch; not on attention's probabilities, where BERT has one
-    more. Not `torch.nn.TransformerEncoder`, whose dropout cannot follow keys.
+    It is pre-norm with a final norm, which trains without warm-up (Xiong et al., ICML 2020,
+    https://arxiv.org/abs/2002.04745). Initial weights are N(0, 0.02), as in BERT. Dropout is on the
+    embeddings and on each residual branch, but not on the attention weights as in BERT. Dropout is
+    keyed, which `torch.nn.TransformerEncoder` cannot do.
 
     Args:
-        num_ids: V, the ids of the tokenizer.
+        num_ids: V, the size of the tokenizer's vocabulary.
         width: D.
         depth: number of blocks.
-        heads: of attention.
-        hidden: width inside the MLPs; None: 4 D.
-        max_length: places, [CLS] and [SEP] among them.
-        dropout: 0.1 in BERT.
-        pooling: "cls" gives the first place, "mean" the mean over the sentence.
+        heads: number of attention heads.
+        hidden: hidden width of the MLPs; None: 4 D.
+        max_length: largest number of tokens, including [CLS] and [SEP].
+        dropout: dropout probability; 0.1 in BERT.
+        pooling: features are the first token ("cls") or the mean over the sentence ("mean").
     """
 
     def __init__(
@@ -104,7 +104,8 @@ class SmallTransformer(nn.Module):
         super().__init__()
         if width % heads:
             raise ValueError(f"heads must divide the width {width}, got {heads}")
-        self.pooling = _checked(pooling)
+        check_choice("pooling", pooling, get_args(Pooling))
+        self.pooling = pooling
         self.num_features, self.num_ids, self.max_length = width, num_ids, max_length
         self.token_embedding = nn.Embedding(num_ids, width)
         self.place_embedding = nn.Parameter(torch.empty(max_length, width))
@@ -121,15 +122,15 @@ class SmallTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward_tokens(self, tokens: Tokens, keys: Keys | None = None) -> Tensor:
-        """Features of every place, (B, L, D)."""
+        """Features per token, (B, L, D)."""
         length = tokens.ids.shape[1]
         if length > self.max_length:
             raise ValueError(
-                f"a view has {length} places, the backbone max_length={self.max_length}"
+                f"a view must have at most {self.max_length} tokens (max_length), got {length}"
             )
         x = self.norm_in(self.token_embedding(tokens.ids) + self.place_embedding[:length])
         x = self.dropout(x, keys)
-        mask = tokens.mask[:, None, None]  # (B, 1, 1, L): keys that may be looked at
+        mask = tokens.mask[:, None, None]  # (B, 1, 1, L): attended positions
         for block in self.blocks:
             x = block(x, mask, keys)
         return self.norm(x)
@@ -139,31 +140,32 @@ class SmallTransformer(nn.Module):
 
 
 class HFEncoder(nn.Module):
-    """A Hugging Face encoder as a text backbone. Its dropout is torch's and follows no keys.
+    """A Hugging Face encoder as a text backbone; its dropout is torch's, not keyed.
 
     Args:
-        model: with `last_hidden_state` in what it returns.
-        pooling: "cls" gives the first place, "mean" the mean over the sentence.
+        model: a model whose output has `last_hidden_state`.
+        pooling: features are the first token ("cls") or the mean over the sentence ("mean").
     """
 
     def __init__(self, model: nn.Module, pooling: Pooling = "cls") -> None:
         super().__init__()
-        self.pooling = _checked(pooling)
+        check_choice("pooling", pooling, get_args(Pooling))
+        self.pooling = pooling
         self.model: Any = model
         self.num_features: int = cast(Any, model).config.hidden_size
 
     @property
     def token_embedding(self) -> nn.Embedding:
-        """V x D, tied to the masked language model's output."""
+        """The embedding (V, D), tied to the masked language model's output layer."""
         return self.model.get_input_embeddings()
 
     @property
     def num_ids(self) -> int:
-        """V."""
+        """V, the size of the vocabulary."""
         return self.token_embedding.num_embeddings
 
     def forward_tokens(self, tokens: Tokens, keys: Keys | None = None) -> Tensor:
-        """Features of every place, (B, L, D)."""
+        """Features per token, (B, L, D)."""
         mask = tokens.mask
         return self.model(input_ids=tokens.ids, attention_mask=mask.long()).last_hidden_state
 
@@ -178,19 +180,19 @@ def hf_encoder(
     pretrained: bool = True,
     local_files_only: bool = False,
 ) -> nn.Module:
-    """A Hugging Face encoder by name, without its pooler where it can be left out.
+    """A Hugging Face encoder by name, without its pooler if it has one.
 
     Args:
-        name: such as "bert-base-uncased" or "roberta-base", or a folder.
-        num_ids: the embedding is resized to so many tokens: `HFTokenizer` adds [DEL], so that
-            bert-base-uncased has 30,523; None leaves it.
+        name: a name such as "bert-base-uncased" or "roberta-base", or a folder.
+        num_ids: number of rows to which the embedding is resized (30,523 for bert-base-uncased,
+            since `HFTokenizer` adds [DEL]); None: no resize.
         pooling: see `HFEncoder`.
-        pretrained: whether its weights are loaded; otherwise its configuration alone is.
-        local_files_only: fetch nothing: the configuration is on this machine already.
+        pretrained: whether to load the weights; otherwise only the configuration is loaded.
+        local_files_only: use local files only, without a download.
 
     Raises:
         ValueError: transformers is not installed.
-        OSError: there is no such encoder, or it is not on this machine.
+        OSError: the encoder does not exist, or is not on this machine.
     """
     try:
         from transformers import AutoConfig, AutoModel
@@ -211,14 +213,8 @@ def hf_encoder(
     return HFEncoder(model, pooling)
 
 
-def _checked(pooling: Pooling) -> Pooling:
-    if pooling not in ("cls", "mean"):
-        raise ValueError(f'pooling must be "cls" or "mean", got {pooling!r}')
-    return pooling
-
-
 def _pool(x: Tensor, tokens: Tokens, pooling: Pooling) -> Tensor:
-    """(B, L, D) -> (B, D)."""
+    """Pool (B, L, D) to (B, D)."""
     if pooling == "cls":
         return x[:, 0]
     mask = tokens.mask[:, :, None]

@@ -1,17 +1,17 @@
-"""Vision transformers: timm's blocks, with what self-supervised methods need of the tokens.
+"""Vision transformers: timm's, with access to tokens for self-supervised methods.
 
 Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, https://arxiv.org/abs/2010.11929.
-Initialisations: facebookresearch/dino at 7c446df, moco-v3 at c349e6e, mae at efb2a80, ijepa at
+Initializations: facebookresearch/dino at 7c446df, moco-v3 at c349e6e, mae at efb2a80, ijepa at
 52c1ae9. Parameters have timm's names, which are also those of that code.
 
-Shapes: B images, a grid of g x g patches, L = g * g, D width, K patches kept.
+Shapes: B images, a grid of g x g patches, L = g * g patches, D width, K visible patches.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import timm
 import torch
@@ -20,17 +20,19 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslzoo.transformer import Init, initialise_blocks, sincos_positions
+from sslzoo.checks import check_choice, check_interval
+from sslzoo.layers import Init, initialize_blocks, sincos_positions
 
 Positions = Literal["learned", "mae", "moco_v3"]
 Pool = Literal["token", "mean", "mean_before_norm"]
 
 
 def resample_positions(positions: Tensor, height: int, width: int) -> Tensor:
-    """Positions of a square grid for another one, bicubic. (1, L, D) -> (1, height * width, D).
+    """Resample positions to another grid by bicubic interpolation, as DINO does.
 
-    DINO's: the scale is that of a grid larger by a tenth of a patch, and nothing is antialiased;
-    timm's (`dynamic_img_size`) has the exact scale and antialiases. They differ for smaller grids.
+    DINO's scale is that of a grid larger by 0.1 patches, without antialiasing. timm's
+    (`dynamic_img_size`) is exact and antialiased, so smaller grids differ.
+    Shapes: (1, L, D) -> (1, height * width, D).
     """
     side = math.isqrt(positions.shape[1])
     square = positions.unflatten(1, (side, side)).permute(0, 3, 1, 2)
@@ -40,7 +42,7 @@ def resample_positions(positions: Tensor, height: int, width: int) -> Tensor:
 
 
 def without_drop_path(module: nn.Module) -> nn.Module:
-    """Switch stochastic depth off, in place: a teacher's copy of a student has none."""
+    """Disable stochastic depth in place, as for a teacher."""
     for part in module.modules():
         if isinstance(part, DropPath):
             part.drop_prob = 0.0
@@ -48,29 +50,30 @@ def without_drop_path(module: nn.Module) -> nn.Module:
 
 
 class ViT(nn.Module):
-    """The parts of a timm VisionTransformer, with access to its tokens.
+    """A timm VisionTransformer with access to its tokens.
 
-    Shapes: images (B, C, H, W) of any multiple of the patch; `forward` gives (B, D).
+    Shapes: images (B, C, H, W) whose sides are multiples of the patch; `forward` gives (B, D).
 
     Args:
-        net: whose patch projection, class token, positions, blocks and norm are used.
-        pool: "token": the class token after the norm; "mean": the patches' mean after it;
-            "mean_before_norm": a norm of its own (`fc_norm`) after their mean, and no other, so
-            that tokens have none (MAE's fine-tuning).
-        positions: "learned", or fixed sines and cosines as "mae" or "moco_v3" orders them.
-        init: the weights' distribution, of that method's code: "dino" normal 0.02; "moco_v3"
-            Xavier, q, k and v each by itself; "mae" Xavier; "ijepa" normal 0.02, patches too.
-        mask_token: whether there is one for `forward_tokens(mask=)` (iBOT).
-        freeze_patches: whether the patch projection stays as it is drawn (MoCo v3).
+        net: the VisionTransformer whose modules are used.
+        pool: "token": the class token after the norm; "mean": the mean of the patches after the
+            norm; "mean_before_norm": the mean of the unnormalized patches, then a new norm,
+            `fc_norm` (MAE's fine-tuning).
+        positions: "learned", or fixed sine-cosine embeddings in the channel order of "mae" or
+            "moco_v3".
+        init: initialization of that method's code: "dino" normal 0.02; "moco_v3" Xavier, separately
+            for q, k and v; "mae" Xavier; "ijepa" normal 0.02, also for the patch projection.
+        mask_token: whether to learn a mask token for `forward_tokens(mask=)` (iBOT).
+        freeze_patches: whether the patch projection keeps its random initialization (MoCo v3).
 
     Attributes:
         num_features: D.
-        grid: g, patches along a side of the images that `net` was built for.
-        patch_size: pixels of a patch's side.
-        num_prefix: 1 where there is a class token, else 0.
+        grid: g, patches per side of the images that `net` was built for.
+        patch_size: side of a patch in pixels.
+        num_prefix: 1 with a class token, else 0.
 
     Raises:
-        ValueError: for a net with what this class would leave out, or unknown options.
+        ValueError: `net` has parts that this class does not use, or an option is unknown.
     """
 
     def __init__(
@@ -96,7 +99,7 @@ class ViT(nn.Module):
             self.norm, self.fc_norm = nn.Identity(), nn.LayerNorm(self.num_features, eps=1e-6)
         self.cls_token, self.pos_embed = parts.cls_token, parts.pos_embed
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.num_features)) if mask_token else None
-        _initialise(self, init)
+        _initialize(self, init)
         if positions != "learned":
             first: Literal["column", "row"] = "column" if positions == "mae" else "row"
             table = sincos_positions(self.grid, self.grid, self.num_features, first)
@@ -108,58 +111,57 @@ class ViT(nn.Module):
     def forward_tokens(
         self, x: Tensor, mask: Tensor | None = None, keep: Tensor | None = None
     ) -> Tensor:
-        """Every token after the final norm, if any, the class token first where there is one.
+        """All tokens after the final norm (if any), the class token (if any) first.
 
         Args:
             x: (B, C, H, W).
-            mask: (B, L) bool; where True the mask token stands in the patch's place (iBOT).
-            keep: (B, K) int64, patches that are encoded; the others are left out once all have
-                their positions (MAE, I-JEPA).
+            mask: (B, L) bool; True patches are replaced by the mask token (iBOT).
+            keep: (B, K) int64 patches to encode; the others are dropped after the positions are
+                added (MAE, I-JEPA).
 
         Returns:
-            (B, 1 + L, D), or (B, 1 + K, D) with `keep`; without the 1 where no class token is.
+            (B, 1 + L, D), or (B, 1 + K, D) with `keep`; one token fewer without a class token.
         """
         return self.norm(self.blocks(self._embed(x, mask, keep)))
 
     def forward_blocks(self, x: Tensor, count: int) -> list[Tensor]:
-        """Every token behind each of the last blocks, after the norm: DINO's linear features.
+        """All tokens after each of the last blocks and the norm, for DINO's linear evaluation.
 
         Args:
             x: (B, C, H, W).
-            count: of blocks, the last last.
+            count: number of last blocks.
 
         Returns:
-            (B, 1 + L, D) each, or (B, L, D) without a class token.
+            Per block, in order: (B, 1 + L, D), or (B, L, D) without a class token.
 
         Raises:
-            ValueError: there are not as many blocks.
+            ValueError: there are fewer blocks.
         """
-        if not 1 <= count <= len(self.blocks):
-            raise ValueError(f"1 to {len(self.blocks)} last blocks wanted, got {count}")
-        tokens, behind = self._embed(x), []
+        check_interval("count", count, 1, len(self.blocks))
+        tokens, outputs = self._embed(x), []
         for number, block in enumerate(self.blocks):
             tokens = block(tokens)
             if number >= len(self.blocks) - count:
-                behind.append(self.norm(tokens))
-        return behind
+                outputs.append(self.norm(tokens))
+        return outputs
 
     def _embed(self, x: Tensor, mask: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        """The tokens that the first block reads; see `forward_tokens`."""
+        """The input tokens of the first block; see `forward_tokens`."""
         patches = self.patch_embed(x)  # (B, h, w, D)
         height, width = patches.shape[1:3]
         patches = patches.flatten(1, 2)
         if mask is not None:
             if self.mask_token is None:
-                raise ValueError("mask= wants a ViT with mask_token=True, got one without")
+                raise ValueError("mask_token of the ViT must be True to use mask, got False")
             patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
-        prefix, places = self.pos_embed.tensor_split([self.num_prefix], dim=1)
+        prefix, positions = self.pos_embed.tensor_split([self.num_prefix], dim=1)
         if (height, width) != (self.grid, self.grid):
-            places = resample_positions(places, height, width)
-        tokens = patches + places
+            positions = resample_positions(positions, height, width)
+        tokens = patches + positions
         if keep is not None:
             tokens = tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[2]))
         if self.cls_token is not None:
-            # x.shape[0] and not len(x), which makes B a constant in torch.export
+            # x.shape[0], since len(x) would make B a constant in torch.export
             first = (self.cls_token + prefix).expand(x.shape[0], -1, -1)
             tokens = torch.cat([first, tokens], dim=1)
         return tokens
@@ -171,13 +173,13 @@ class ViT(nn.Module):
         return self.fc_norm(tokens[:, self.num_prefix :].mean(dim=1))
 
     def taken_from(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What this net starts from, of a pre-trained one's state.
+        """The part of a pre-trained state dict to load before fine-tuning.
 
-        All of it, but with "mean_before_norm" not the norm that is not here: the new one starts as
-        it is, unless a net of this kind was saved.
+        It is the whole state dict, except that with "mean_before_norm" the pre-trained norm is
+        dropped, and `fc_norm` keeps its initial state unless it was saved.
 
         Args:
-            saved: a tensor for each name.
+            saved: a state dict.
         """
         if self.pool != "mean_before_norm" or any(name.startswith("fc_norm.") for name in saved):
             return dict(saved)
@@ -200,25 +202,23 @@ def _check(net: VisionTransformer, pool: str, positions: str, init: str) -> None
         if extra
     ]
     if odd or net.pos_embed is None:
-        raise ValueError(f"a plain VisionTransformer with positions wanted, got {odd or 'none'}")
+        raise ValueError(
+            f"net must be a plain VisionTransformer with positions, got {odd or 'no positions'}"
+        )
     if net.patch_embed.output_fmt != "NHWC":
-        raise ValueError("a VisionTransformer with dynamic_img_size=True wanted, got False")
+        raise ValueError("dynamic_img_size of the VisionTransformer must be True, got False")
     grid = net.patch_embed.grid_size
     if grid[0] != grid[1]:
-        raise ValueError(f"a square grid of patches wanted, got {tuple(grid)}")
-    pools = ("token", "mean", "mean_before_norm")
-    if pool not in pools or (pool == "token" and not net.has_class_token):
-        raise ValueError(
-            f"pool is 'mean', 'mean_before_norm', or 'token' with a class token, got {pool!r}"
-        )
-    if positions not in ("learned", "mae", "moco_v3"):
-        raise ValueError(f"positions is 'learned', 'mae' or 'moco_v3', got {positions!r}")
-    if init not in ("dino", "moco_v3", "mae", "ijepa"):
-        raise ValueError(f"init is 'dino', 'moco_v3', 'mae' or 'ijepa', got {init!r}")
+        raise ValueError(f"the grid of patches must be square, got {tuple(grid)}")
+    check_choice("pool", pool, get_args(Pool))
+    if pool == "token" and not net.has_class_token:
+        raise ValueError("pool must be a mean without a class token, got 'token'")
+    check_choice("positions", positions, get_args(Positions))
+    check_choice("init", init, get_args(Init))
 
 
-def _initialise(vit: ViT, init: Init) -> None:
-    initialise_blocks(vit.blocks, init)
+def _initialize(vit: ViT, init: Init) -> None:
+    initialize_blocks(vit.blocks, init)
     projection = vit.patch_embed.proj
     if init == "moco_v3":
         bound = math.sqrt(6 / (projection.weight[0].numel() + vit.num_features))
@@ -248,16 +248,17 @@ def timm_vit(
     mask_token: bool = False,
     freeze_patches: bool = False,
 ) -> nn.Module:
-    """A timm VisionTransformer by name, drawn anew. See `ViT` for the options that are not here.
+    """A randomly initialized timm VisionTransformer by name.
 
     Args:
         name: vit_tiny_patch16_224, vit_small_patch16_224, vit_base_patch16_224, ...
-        img_size: pixels for which positions are made; other sizes interpolate them.
-        patch_size: other than the name's.
-        num_heads: other than the name's; MoCo v3's ViT-S has 12.
+        img_size: side of the images in pixels for the positions; others interpolate them.
+        patch_size: side of a patch in pixels; None: the name's.
+        num_heads: number of attention heads; None: the name's. MoCo v3's ViT-S has 12.
         in_chans: channels of the images.
-        class_token: I-JEPA has none.
-        drop_path_rate: stochastic depth, rising over the blocks to this; see `without_drop_path`.
+        class_token: whether there is a class token; False in I-JEPA.
+        drop_path_rate: stochastic depth rate of the last block, with a linear rise; see
+            `without_drop_path`.
         pool: see `ViT`.
         positions: see `ViT`.
         init: see `ViT`.
@@ -267,7 +268,7 @@ def timm_vit(
     asked = {"img_size": img_size, "patch_size": patch_size, "num_heads": num_heads}
     if not timm.is_model(name):
         close = timm.list_models("vit_*_patch*")[:5]
-        raise ValueError(f"timm has no model {name!r}; names that are meant: {close}")
+        raise ValueError(f"name must be a timm model, got {name!r}; such as {close}")
     net = timm.create_model(
         name,
         num_classes=0,
@@ -279,7 +280,9 @@ def timm_vit(
         **{key: value for key, value in asked.items() if value is not None},
     )
     if type(net) is not VisionTransformer:
-        raise ValueError(f"a timm VisionTransformer wanted, {name} is a {type(net).__name__}")
+        raise ValueError(
+            f"name must be a timm VisionTransformer, got {name}, a {type(net).__name__}"
+        )
     return ViT(net, pool, positions, init, mask_token, freeze_patches)
 
 
@@ -298,14 +301,16 @@ def small_vit(
     mask_token: bool = False,
     freeze_patches: bool = False,
 ) -> nn.Module:
-    """A ViT for images of about 32 pixels on a CPU: 1.2 M parameters. Any size, by its numbers.
+    """A ViT of any size, by default for images of 32 pixels on CPUs.
+
+    The defaults have 1.2 M parameters.
 
     Args:
         img_size: see `timm_vit`.
-        patch_size: pixels of a patch's side.
+        patch_size: side of a patch in pixels.
         width: D.
-        depth: blocks.
-        num_heads: attention heads of each.
+        depth: number of blocks.
+        num_heads: number of attention heads.
         in_chans: channels of the images.
         class_token: see `timm_vit`.
         drop_path_rate: see `timm_vit`.

@@ -1,8 +1,8 @@
-"""WaveEncoder: strided convolutions from raw waveform to frames.
+"""WaveEncoder: strided convolutions from raw waveforms to frames.
 
 Van den Oord, Li and Vinyals, Representation Learning with Contrastive Predictive Coding, 2018,
 https://arxiv.org/abs/1807.03748, section 3.1. Reference code: loeweX/Greedy_InfoMax at 22d17e4
-(no norm) and facebookresearch/CPC_audio at b98a1bd (norm over channels).
+(no norm) and facebookresearch/CPC_audio at b98a1bd (channel norm).
 
 Shapes: B waveforms of L samples, T frames, D channels.
 """
@@ -10,28 +10,28 @@ Shapes: B waveforms of L samples, T frames, D channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from sslzoo.norm import GlobalBatchNorm
+from sslzoo.checks import check_at_least, check_choice
+from sslzoo.layers import GlobalBatchNorm
 
 
 class FrameNorm(nn.Module):
-    """Norm over the channels of each frame, by their unbiased variance: CPC_audio's ChannelNorm.
+    """CPC_audio's ChannelNorm: norm over the channels of each frame, with unbiased variance.
 
     Shapes: (B, D, T). Weight and bias are (1, D, 1), as in the code.
 
     Args:
         channels: D, at least 2.
-        eps: added to the variance.
+        eps: value added to the variance.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__()
-        if channels < 2:
-            raise ValueError(f"an unbiased variance wants at least 2 channels, got {channels}")
+        check_at_least("channels", channels, 2)
         self.weight = nn.Parameter(torch.ones(1, channels, 1))
         self.bias = nn.Parameter(torch.zeros(1, channels, 1))
         self.eps = eps
@@ -51,16 +51,16 @@ def _norm(kind: str, channels: int) -> nn.Module:
 
 
 class WaveEncoder(nn.Module):
-    """Convolution - norm - ReLU, several times. Shapes: (B, L) -> (B, T, D).
+    """Several layers of convolution, norm and ReLU. Shapes: (B, L) -> (B, T, D).
 
-    The defaults take 160 samples a frame, 10 ms at 16 kHz. Where waveforms of several lengths are
-    padded to the longest, `lengths` makes each one's frames those that it has alone.
+    By default a frame has 160 samples, 10 ms at 16 kHz. For padded waveforms of several lengths,
+    `lengths` makes the frames independent of the padding.
 
     Args:
         width: D; 512 in the paper, 256 in CPC_audio.
-        kernels: of the layers.
-        strides: of the layers.
-        paddings: zeros on each side of a layer's input; (3, 2, 1, 1, 1) in CPC_audio.
+        kernels: kernel size per layer.
+        strides: stride per layer.
+        paddings: zero padding on each side per layer; (3, 2, 1, 1, 1) in CPC_audio.
         norm: "none" in the paper, "channel" or "batch" in CPC_audio.
 
     Attributes:
@@ -79,11 +79,10 @@ class WaveEncoder(nn.Module):
         sizes = list(zip(kernels, strides, paddings, strict=False))
         if not len(kernels) == len(strides) == len(paddings) or not sizes:
             raise ValueError(
-                "a kernel, a stride and a padding for each layer wanted, got "
+                "kernels, strides and paddings must have one entry per layer, got "
                 f"{list(kernels)}, {list(strides)} and {list(paddings)}"
             )
-        if norm not in ("none", "channel", "batch"):
-            raise ValueError(f'norm must be "none", "channel" or "batch", got {norm!r}')
+        check_choice("norm", norm, get_args(FrameNorms))
         self.sizes = sizes
         self.num_features = width
         self.convs = nn.ModuleList(
@@ -93,27 +92,27 @@ class WaveEncoder(nn.Module):
         self.norms = nn.ModuleList(_norm(norm, width) for _ in sizes)
 
     def num_frames(self, lengths: Tensor) -> Tensor:
-        """Frames of waveforms of so many samples. Shapes: (B,) int64 -> (B,)."""
+        """The number of frames of waveforms of these lengths. Shapes: (B,) int64 -> (B,)."""
         for size in self.sizes:
             lengths = _after(lengths, *size)
         return lengths
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Frames.
+        """Encode waveforms to frames.
 
         Args:
-            x: (B, L), zeros behind each waveform's own length.
-            lengths: (B,) int64; None: all are whole.
+            x: (B, L), zero after each waveform's length.
+            lengths: (B,) int64; None: all L.
 
         Returns:
-            (B, T, D), zeros behind each one's own `num_frames`.
+            (B, T, D), zero after each waveform's `num_frames`.
         """
         if x.dim() != 2:
-            raise ValueError(f"waveforms (B, L) wanted, got {tuple(x.shape)}")
+            raise ValueError(f"waveforms must be (B, L), got {tuple(x.shape)}")
         x = x[:, None]
         for conv, norm, size in zip(self.convs, self.norms, self.sizes, strict=True):
             x = norm(conv(x)).relu()
-            if lengths is not None:  # what a layer's own padding would be, and no more
+            if lengths is not None:  # beyond its length, a waveform must be zero at each layer
                 lengths = _after(lengths, *size)
                 x = x * (torch.arange(x.shape[2], device=x.device) < lengths[:, None])[:, None]
         return x.transpose(1, 2)

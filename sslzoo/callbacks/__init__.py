@@ -1,4 +1,4 @@
-"""Callbacks: teachers, memories, and evaluation during training."""
+"""Callbacks: teacher updates, memory updates, and evaluation during training."""
 
 from sslzoo.callbacks.attention_maps import AttentionMaps
 from sslzoo.callbacks.clip import ClipPerParameter, clip_per_parameter
@@ -7,7 +7,7 @@ from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.final_table import FinalTable
 from sslzoo.callbacks.freeze import FreezeUntil
-from sslzoo.callbacks.memory import CommitMemory, commit
+from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.callbacks.online_accuracy import OnlineAccuracy
 from sslzoo.callbacks.online_knn import OnlineKNN
 from sslzoo.callbacks.online_probe import OnlineProbe
@@ -37,5 +37,4 @@ __all__ = [
     "SentenceTable",
     "WeightDecaySchedule",
     "clip_per_parameter",
-    "commit",
 ]

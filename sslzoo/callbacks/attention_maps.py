@@ -1,4 +1,4 @@
-"""AttentionMaps: a picture of what a ViT's class token looks at, when training ends."""
+"""AttentionMaps: save a picture of a ViT's class-token attention at the end of training."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from sslzoo.eval.loaders import EvalLoaders
 
 
 class AttentionMaps(Callback):
-    """Writes `<filename>.png` into the run folder: see `eval.attention.attention_picture`.
+    """Write `eval.attention.attention_picture` to `<filename>.png` in the run directory.
 
-    The images are the first of the validation set, or of the training set where there is none.
+    The images are the first of the validation set, or of the training set if there is none.
     The encoder is the method's `encoder()`: the teacher's for DINO and iBOT.
 
     Args:
-        count: rows of the picture.
-        filename: without ending, in the run folder (the logger's, else `default_root_dir`).
-        loaders: where the images are from; None: the data module's.
+        count: number of images, one per row of the picture.
+        filename: file name without suffix, in the run directory (the logger's, otherwise
+            `default_root_dir`).
+        loaders: source of the images; None: the data module's.
 
     Raises:
-        ValueError: for a count below 1; at the start for data without such loaders.
+        ValueError: the count is below 1; at the start of fit, the data has no such loaders.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class AttentionMaps(Callback):
         self.count, self.filename, self.loaders = count, filename, loaders
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        eval_loaders(trainer, self.loaders, "AttentionMaps")  # fails at once, not after training
+        eval_loaders(trainer, self.loaders, "AttentionMaps")  # fail at once, not after training
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective

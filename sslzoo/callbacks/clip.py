@@ -1,6 +1,6 @@
-"""ClipPerParameter: each parameter's gradient is clipped by its own norm.
+"""ClipPerParameter: clip each parameter's gradient by its own norm.
 
-DINO's and iBOT's clipping; `Trainer(gradient_clip_val=...)` clips by the norm of all together.
+This is DINO's and iBOT's clipping; `Trainer(gradient_clip_val=...)` clips by the global norm.
 Reference code: facebookresearch/dino at 7c446df, utils.py, clip_gradients.
 """
 
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 @torch.no_grad()
 def clip_per_parameter(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
-    """Scale down, in place, every gradient whose norm is above `max_norm`; no host sync."""
+    """Scale every gradient down to a norm of at most `max_norm`, in-place, without host sync."""
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
         return
@@ -26,14 +26,15 @@ def clip_per_parameter(parameters: Iterable[nn.Parameter], max_norm: float) -> N
 
 
 class ClipPerParameter(Callback):
-    """Clips before each optimizer step, once the gradients are those of the whole batch.
+    """Clip before each optimizer step, after all micro-batches are accumulated.
 
     Args:
-        max_norm: 3.0 in DINO's and iBOT's code, 0 (leave it out) in some of their recipes.
+        max_norm: 3.0 in DINO's and iBOT's code, 0 in some of their recipes, which
+            means no clipping: omit the callback.
 
     Raises:
-        ValueError: for a norm that is not positive; for a fused optimizer with 16-mixed, which
-            would get its gradients here before they are unscaled.
+        ValueError: the norm is not positive; or the optimizer is fused with 16-mixed precision,
+            where the gradients are not unscaled yet at this point.
     """
 
     def __init__(self, max_norm: float = 3.0):

@@ -1,7 +1,7 @@
-"""ClusterEpochs: clusters the memory of what an epoch saw before the next one begins.
+"""ClusterEpochs: cluster the embeddings of the previous epoch at the start of each epoch.
 
-Before the first epoch the memory is filled by a pass over the training data, with its random
-views and batch norm in training mode, without gradient: what the code of DeepCluster-v2 does.
+Before the first epoch the memory is filled by a pass over the training data, with random views and
+batch norm in training mode, without gradient, as in the code of DeepCluster-v2.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sslzoo.memory import ClusterMemory
 
 
 class Clustered(Protocol):
-    """What `ClusterEpochs` needs of a method."""
+    """Protocol of the methods that `ClusterEpochs` accepts."""
 
     clusters: ClusterMemory
     seed: int
@@ -27,17 +27,17 @@ class Clustered(Protocol):
 
 
 class ClusterEpochs(Callback):
-    """At the start of each epoch: k-means over the memory, new centroids and assignments.
+    """Run k-means over the memory at the start of each epoch: new centroids and assignments.
 
-    A run that resumes inside an epoch goes on with the assignments of its checkpoint.
+    A run that resumes inside an epoch continues with the assignments in its checkpoint.
 
     Args:
-        iterations: of k-means; 10 in the code.
+        iterations: k-means iterations; 10 in the reference code.
     """
 
     def __init__(self, iterations: int = 10):
         self.iterations = iterations
-        self._epoch = -1  # that the clusters are of
+        self._epoch = -1  # epoch of the current clusters
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch = int(cast(Clustered, pl_module).clusters.epoch)
@@ -50,7 +50,7 @@ class ClusterEpochs(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # Lightning 2.6.6 resumes from an epoch's last batch without saying that the next begins.
+        # Lightning 2.6.6 resumes from an epoch's last batch without calling the next's hook.
         self._cluster(trainer, pl_module)
 
     def _cluster(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -60,7 +60,7 @@ class ClusterEpochs(Callback):
 
     @torch.no_grad()
     def fill(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the embeddings of one epoch's batches; nothing is trained."""
+        """Fill the memory with the embeddings of one epoch's batches, without training."""
         method = cast(Clustered, pl_module)
         loader: Any = trainer.train_dataloader
         count = trainer.num_training_batches  # infinite for a loader without a length

@@ -1,8 +1,8 @@
-"""EMA: the one thing that moves a teacher.
+"""EMA: update teachers as exponential moving averages of their students.
 
-Once per optimizer step, by one `_foreach_lerp_` over every parameter of the method's
-(student, teacher) pairs. Parameters only: the teacher's batch-norm statistics are its own, as in
-MoCo, BYOL and DINO, and integer buffers are left alone.
+Once per optimizer step, one `_foreach_lerp_` updates every parameter of the method's
+(student, teacher) pairs. Only parameters are updated: the teacher's batch-norm statistics are its
+own, as in MoCo, BYOL and DINO, and integer buffers are left unchanged.
 """
 
 from __future__ import annotations
@@ -13,40 +13,39 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from sslzoo.optim import Curve, Horizon, as_curve
+from sslzoo.optim import RunLength, Schedule, as_schedule
 
 
 class Student(Protocol):
-    """What `EMA` needs of a method: pairs of modules and a clock."""
+    """Protocol of the methods that `EMA` accepts: module pairs and a step counter."""
 
     step: int
-    horizon: Horizon
+    run_length: RunLength
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]: ...
 
 
 class EMA(Callback):
-    """teacher <- momentum * teacher + (1 - momentum) * student.
+    """Update teacher <- momentum * teacher + (1 - momentum) * student at each step.
 
     Args:
-        momentum: curve over optimizer steps, or a number; the update that belongs to step k uses
-            momentum(k).
-        when: "after_step": once the step has moved the student (BYOL, DINO);
-            "before_forward": at the start of the step, towards the weights it starts from (MoCo).
+        momentum: a schedule or a number; the update of step k uses momentum(k).
+        when: "after_step": after the optimizer has updated the student (BYOL, DINO);
+            "before_forward": at the start of the step, toward the current weights (MoCo).
     """
 
-    def __init__(self, momentum: Curve | float, when: Literal["after_step", "before_forward"]):
+    def __init__(self, momentum: Schedule | float, when: Literal["after_step", "before_forward"]):
         if when not in ("after_step", "before_forward"):
             raise ValueError(f"when is after_step or before_forward, got {when!r}")
-        self.momentum, self.when = as_curve(momentum), when
-        self._done = -1  # the last step whose update is done
+        self.momentum, self.when = as_schedule(momentum), when
+        self._done = -1  # the last step that was applied
         self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
 
     @torch.no_grad()
     def update(self, method: Student, step: int) -> None:
-        """The update of optimizer step `step`; a plain loop calls it once a step."""
+        """Apply the update of optimizer step `step`; a plain loop calls it once per step."""
         students, teachers = self._pairs or self._parameters(method)
-        weight = 1.0 - self.momentum(step, method.horizon)
+        weight = 1.0 - self.momentum(step, method.run_length)
         torch._foreach_lerp_(teachers, students, weight)
 
     def _parameters(self, method: Student) -> tuple[list[Tensor], list[Tensor]]:

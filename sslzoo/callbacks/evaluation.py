@@ -1,7 +1,8 @@
-"""Evaluation: when an online evaluation runs, and on which data.
+"""Evaluation: abstract callback for online evaluations, with their timing and data.
 
-At the end of every n-th training epoch and of the last (before any ModelCheckpoint, so that it can
-monitor the value), and at the end of `validate` and `test`; not in validation loops inside fit.
+An evaluation runs at the end of every n-th training epoch and of the last (before any
+ModelCheckpoint, so that it can monitor the value), and at the end of `validate` and `test`; it
+does not run in validation loops inside fit.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ NO_LABELS = "the data has no labels; use OnlineSpectrum, which needs none"
 
 
 class Evaluation(Callback, ABC):
-    """Abstract: calls `evaluate` at the right times and logs what it returns.
+    """Abstract callback that calls `evaluate` at the right times and logs the result.
 
-    Attaches to any LightningModule whose method `features` maps a view to features (B, D). The
-    module's weights, buffers, train flags and every random generator are left as they were.
+    It works with any LightningModule whose method `features` maps a view to features (B, D). The
+    module's weights, buffers, train flags and every random generator are left unchanged.
 
     Args:
         every_n_epochs: training epochs between two evaluations.
-        loaders: bank, query and transform; None: those of the data module.
+        loaders: bank, query and transform; None: the data module's.
         features: name of the module's method from a view to (B, D).
     """
 
@@ -48,7 +49,7 @@ class Evaluation(Callback, ABC):
 
     @abstractmethod
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """Metrics by their full name, the same on every rank."""
+        """Compute the metrics by their full name, with the same values on every rank."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
@@ -66,7 +67,7 @@ class Evaluation(Callback, ABC):
     def _run(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for name, value in self.evaluate(trainer, pl_module).items():
             scalar = torch.tensor(value, dtype=torch.float32, device=pl_module.device)
-            # Every rank has the same value: their maximum is it, and spares Lightning's warning.
+            # Every rank has the same value, so max changes nothing and avoids Lightning's warning.
             pl_module.log(name, scalar, prog_bar=True, sync_dist=True, reduce_fx="max")
 
 
@@ -76,15 +77,15 @@ def is_last_step(trainer: Trainer) -> bool:
 
 
 def eval_loaders(trainer: Trainer, given: EvalLoaders | None, who: str) -> EvalLoaders:
-    """The loaders given, or the data module's.
+    """Return the given loaders, or the data module's.
 
     Args:
-        trainer: whose data module is asked for `eval_dataloaders()`.
-        given: what the user passed.
+        trainer: its data module provides `eval_dataloaders()`.
+        given: the loaders that the user passed.
         who: name of the callback, for the error.
 
     Raises:
-        ValueError: neither is there.
+        ValueError: there are neither.
     """
     if given is not None:
         return given
@@ -104,7 +105,7 @@ def eval_loaders(trainer: Trainer, given: EvalLoaders | None, who: str) -> EvalL
 
 
 def classes(label: Tensor | None, who: str) -> Tensor:
-    """Labels of any dtype, (n,) or (n, 1), as classes (n,) int64."""
+    """Convert labels of any dtype, (n,) or (n, 1), to classes (n,) int64."""
     if label is None:
         raise ValueError(f"{who} needs labels, but {NO_LABELS}")
     if label.ndim == 2 and label.shape[1] == 1:
@@ -115,14 +116,14 @@ def classes(label: Tensor | None, who: str) -> Tensor:
 
 
 def number_of_classes(loaders: EvalLoaders, who: str) -> int:
-    """From the data module, never from what a batch happens to hold."""
+    """Number of classes according to the data module, never inferred from a batch."""
     if loaders.num_classes is None:
         raise ValueError(f"{who} needs labels, but {NO_LABELS}")
     return loaders.num_classes
 
 
 def query_set(loaders: EvalLoaders, who: str) -> Iterable[Any]:
-    """The loader that is scored."""
+    """The loader of the query set, which is scored."""
     if loaders.query is None:
         raise ValueError(
             f"{who} needs a query set, but EvalLoaders.query is None (no validation set); "
@@ -139,7 +140,7 @@ def embed(
     features: str = "forward",
     limit: int | None = None,
 ) -> Features:
-    """`extract` on the module's device and in the trainer's precision."""
+    """Run `extract` on the module's device and in the trainer's precision."""
     precision = trainer.precision_plugin
     forward = getattr(pl_module, features, None)
     if forward is None:

@@ -1,4 +1,4 @@
-"""FeatureWriter: features, labels and indices of `sslzoo predict`, in one file."""
+"""FeatureWriter: write the features, labels and indices of `sslzoo predict` to one file."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from sslzoo.eval.features import Features, collect, gather_features
 
 
 class FeatureWriter(Callback):
-    """Writes what `predict_step` returns, of all ranks, in the order of the index.
+    """Write the output of `predict_step` from all ranks, sorted by index.
 
-    `predict_step` returns a dict of `features` (B, D), `index` (B,) and `label` (B,) or None.
+    `predict_step` must return a dict of `features` (B, D), `index` (B,) and `label` (B,) or None.
     The file has the arrays `features`, `index` and, with labels, `label`; each sample once.
 
     Args:
-        filename: without ending, in the run folder (the logger's, else `default_root_dir`).
-        format: of the file; both load without running code.
+        filename: file name without suffix, in the run directory (the logger's, otherwise
+            `default_root_dir`).
+        format: file format; both load without executing code.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class FeatureWriter(Callback):
         self._outputs.append(Features(features, None if label is None else label.cpu(), index))
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        device = pl_module.device  # where collectives run
+        device = pl_module.device  # device for collectives
         own = collect(self._outputs, device)
         self._outputs = []
         everything = gather_features(own)

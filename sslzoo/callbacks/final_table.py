@@ -1,8 +1,8 @@
-"""FinalTable: what training was worth, as a small table at the end of fit.
+"""FinalTable: table of trained encoder, untrained encoder and raw pixels at the end of fit.
 
-Rows: the trained encoder, the untrained one, raw pixels; columns: kNN and linear-probe accuracy.
-Then the checkpoint and the next command. The untrained encoder is scored before the first step
-and only its two figures are kept (in the checkpoint too), so nothing is copied.
+The columns are kNN and linear-probe accuracy; the checkpoint and the next command follow. The
+untrained encoder is scored before the first step and only its two scores are kept (in the
+checkpoint too), so that no weights are copied.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ ROWS = {"trained": "trained encoder", "untrained": "untrained encoder", "raw": "
 
 
 class FinalTable(Callback):
-    """Prints the table on rank 0 and writes it as JSON into the run folder.
+    """Print the table on rank 0 and write it as JSON into the run directory.
 
-    For sets whose features fit in memory: the linear probe solves on rank 0.
+    It is for sets whose features fit in memory, as the linear probe is fitted on rank 0.
 
     Args:
-        k: neighbours.
-        temperature: of the kNN vote.
+        k: number of neighbors.
+        temperature: temperature of the kNN vote.
         next_command: printed last, with `{checkpoint}` replaced by the checkpoint's path and
             `{folder}` by the run's.
-        filename: of the JSON.
-        loaders: as for OnlineKNN; None: those of the data module.
+        filename: name of the JSON file.
+        loaders: as for OnlineKNN; None: the data module's.
         features: name of the module's method from a view to (B, D).
     """
 
@@ -72,13 +72,13 @@ class FinalTable(Callback):
             self.scores = {"untrained": self._score_encoder(trainer, pl_module)}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What wants the device or the other ranks, for which `on_fit_end` is too late."""
+        """Score the encoder while the device and all ranks are available; later they are not."""
         self.scores["trained"] = self._score_encoder(trainer, pl_module)
         self.scores["raw"] = self._score_raw(trainer, pl_module)
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The checkpoint is named, which is saved behind every other `on_train_end`."""
+        """Print the table and the path of the checkpoint, which is saved in `on_train_end`."""
         if trainer.is_global_zero:
             checkpoint = _checkpoint(trainer)
             self._write(self._folder / self.filename, checkpoint)
@@ -105,7 +105,7 @@ class FinalTable(Callback):
         return self._score(bank, query, number_of_classes(loaders, "FinalTable"))
 
     def _score(self, bank: Features, query: Features, num_classes: int) -> dict[str, float]:
-        """Both accuracies; the linear one on rank 0 only."""
+        """Compute both accuracies, the linear probe's on rank 0 only."""
         bank = bank._replace(label=classes(bank.label, "FinalTable"))
         query = query._replace(label=classes(query.label, "FinalTable"))
         setting = [(self.k, self.temperature)]
@@ -144,7 +144,7 @@ class FinalTable(Callback):
         console = Console()
         console.print(table)
         if checkpoint:
-            # Not wrapped and not marked up: both lines are there to be copied.
+            # Neither wrapped nor marked up, so that both lines can be copied.
             print(f"checkpoint: {checkpoint}")
             print(f"next: {self.next_command.format(checkpoint=checkpoint, folder=folder)}")
 
@@ -154,7 +154,7 @@ def _flatten(view: Tensor) -> Tensor:
 
 
 def _checkpoint(trainer: Trainer) -> str:
-    """Path of the best checkpoint, else of the last, else empty."""
+    """Path of the best checkpoint, otherwise of the last; empty if there is none."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint):
             return callback.best_model_path or callback.last_model_path

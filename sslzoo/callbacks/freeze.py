@@ -1,7 +1,7 @@
-"""FreezeUntil: a module stands still at the start of a run.
+"""FreezeUntil: keep a module frozen at the start of a run.
 
-Its gradients are dropped before the optimizer step, so that the optimizer passes it over: no
-decay, no momentum, as DINO's and SwAV's code has it. The rest of the net sees it as it is.
+Its gradients are dropped before the optimizer step, so that the optimizer skips it: no decay, no
+momentum, as in DINO's and SwAV's code. Gradients still flow through it to the rest of the network.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from lightning import Callback, LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
 
-from sslzoo.optim import Horizon
+from sslzoo.optim import RunLength
 
 
 class Clock(Protocol):
-    """What `FreezeUntil` needs of a method."""
+    """Protocol of the methods that `FreezeUntil` accepts."""
 
     step: int
-    horizon: Horizon
+    run_length: RunLength
 
     def get_submodule(self, target: str) -> nn.Module: ...
 
 
 class FreezeUntil(Callback):
-    """Drops the gradients of one module during the first epochs or optimizer steps.
+    """Drop the gradients of one module during the first epochs or optimizer steps.
 
     Args:
         module: name within the method: "head.last_layer" (DINO), "prototypes" (SwAV).
-        epochs: how long, in epochs (fractions allowed): 1 in DINO.
-        steps: how long, in optimizer steps, instead: 313 in SwAV.
+        epochs: duration in epochs (fractions allowed); 1 in DINO.
+        steps: duration in optimizer steps, instead; 313 in SwAV.
 
     Raises:
-        ValueError: both durations or a negative one are given; the method has no such module.
+        ValueError: both durations or a negative one are given; the method does not have the module.
     """
 
     def __init__(self, module: str, epochs: float = 0.0, steps: int = 0):
@@ -42,8 +42,8 @@ class FreezeUntil(Callback):
         self.module, self.epochs, self.steps = module, epochs, steps
 
     def drop(self, method: Clock) -> None:
-        """Drop the gradients if it is time; a plain loop calls it before `optimizer.step()`."""
-        steps = self.steps or self.epochs * method.horizon.steps_per_epoch
+        """Drop the gradients while frozen; a plain loop calls it before `optimizer.step()`."""
+        steps = self.steps or self.epochs * method.run_length.steps_per_epoch
         if method.step < steps:
             for parameter in self._frozen(method).parameters():
                 parameter.grad = None
@@ -57,7 +57,7 @@ class FreezeUntil(Callback):
             ) from error
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._frozen(cast(Clock, pl_module))  # a wrong name fails at once
+        self._frozen(cast(Clock, pl_module))  # fail at once if the name is wrong
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

@@ -1,8 +1,8 @@
-"""CommitMemory: writes what a step staged into banks and queues, after the step.
+"""CommitMemory: write staged rows into memory banks and queues after each step.
 
-All micro-batches of an accumulation together, in (micro-batch, rank) order, so that a step never
-sees its own rows and every rank holds the same memory. It may recompute a bank from the whole
-training set every n epochs.
+The rows of all accumulated micro-batches are written together, in (micro-batch, rank) order, so
+that a step never sees its own rows and every rank holds the same memory. Optionally, it recomputes
+a bank from the whole training set every n epochs.
 """
 
 from __future__ import annotations
@@ -15,22 +15,11 @@ from lightning import Callback, LightningModule, Trainer
 from sslzoo.distributed import broadcast_
 from sslzoo.eval.features import extract
 from sslzoo.eval.loaders import EvalLoaders
-from sslzoo.memory import ClusterMemory, Memory, MemoryBank
-
-
-def memories(module: torch.nn.Module) -> list[Memory]:
-    """Every memory of a method."""
-    return [part for part in module.modules() if isinstance(part, Memory)]
-
-
-def commit(module: torch.nn.Module) -> None:
-    """Commit every memory of `module`: what a plain loop calls after `optimizer.step()`."""
-    for memory in memories(module):
-        memory.commit()
+from sslzoo.memory import ClusterMemory, MemoryBank, commit_memories, memories
 
 
 class CommitMemory(Callback):
-    """Commits staged rows once per optimizer step.
+    """Commit the staged rows once per optimizer step.
 
     Args:
         refresh_every_n_epochs: recompute every bank row from the training set, without
@@ -55,7 +44,7 @@ class CommitMemory(Callback):
                     f"samples; set bank_size: {samples}"
                 )
             for buffer in memory.buffers():
-                broadcast_(buffer)  # DDP leaves them alone: one start for all ranks
+                broadcast_(buffer)  # DDP does not: all ranks need the same initial rows
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -63,7 +52,7 @@ class CommitMemory(Callback):
         step = cast(Any, pl_module).step
         if step > self._committed:
             self._committed = step
-            commit(pl_module)
+            commit_memories(pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         every = self.refresh_every_n_epochs

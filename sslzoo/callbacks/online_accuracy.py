@@ -1,9 +1,12 @@
-"""OnlineAccuracy: top-1 of a module whose forward gives logits (`eval.FineTune`, `Distill`)."""
+"""OnlineAccuracy: metrics of a classifier's logits, by default top-1 and top-5 accuracy."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+
 from lightning.pytorch import LightningModule, Trainer
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
 
 from sslzoo.callbacks.evaluation import (
     Evaluation,
@@ -13,17 +16,28 @@ from sslzoo.callbacks.evaluation import (
     number_of_classes,
     query_set,
 )
-from sslzoo.distributed import sum_over_ranks
+from sslzoo.eval.features import gather_features
 from sslzoo.eval.loaders import EvalLoaders
 
 
 class OnlineAccuracy(Evaluation):
-    """Logs `val/top1`: the share of the query set whose largest logit is its class.
+    """Log `val/<name>` per torchmetrics metric of the whole query set's logits and labels.
+
+    The logits of all ranks are gathered first, so a metric has the same value for any number of
+    ranks.
 
     Args:
-        every_n_epochs: training epochs between two evaluations; the last always has one.
-        loaders: as for OnlineKNN; None: those of the data module.
+        every_n_epochs: training epochs between two evaluations; the last epoch always has one.
+        loaders: as for `OnlineKNN`; None: the data module's.
         features: name of the module's method from a view to logits (B, C).
+        metrics: torchmetrics by name, each updated with logits (N, C) and labels (N,), or
+            multi-hot labels (N, C). A metric of one value per class (`average: none`) is logged as
+            `val/<name>_<class>`, a matrix as `val/<name>_<row>_<column>`. None: `top1`, and `top5`
+            if there are more than 5 classes.
+
+    Raises:
+        ValueError: the data has no labels or no query set, or the number of logits differs from
+            the number of classes.
     """
 
     def __init__(
@@ -31,11 +45,13 @@ class OnlineAccuracy(Evaluation):
         every_n_epochs: int = 1,
         loaders: EvalLoaders | None = None,
         features: str = "forward",
+        metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         super().__init__(every_n_epochs, loaders, features)
+        self.metrics = metrics
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What an evaluation would refuse is refused before training."""
+        """Raise errors that an evaluation would raise before training starts."""
         loaders = eval_loaders(trainer, self.loaders, "OnlineAccuracy")
         number_of_classes(loaders, "OnlineAccuracy")
         query_set(loaders, "OnlineAccuracy")
@@ -44,13 +60,29 @@ class OnlineAccuracy(Evaluation):
         loaders = eval_loaders(trainer, self.loaders, "OnlineAccuracy")
         num_classes = number_of_classes(loaders, "OnlineAccuracy")
         query = query_set(loaders, "OnlineAccuracy")
-        asked = embed(trainer, pl_module, loaders, query, self.features)
-        if asked.features.shape[1] != num_classes:
+        own = embed(trainer, pl_module, loaders, query, self.features)
+        if own.features.shape[1] != num_classes:
             raise ValueError(
-                f"{type(pl_module).__name__}.{self.features} gives {asked.features.shape[1]} "
-                f"logits and the data has {num_classes} classes"
+                f"{type(pl_module).__name__}.{self.features} must give {num_classes} logits, the "
+                f"number of classes of the data, got {own.features.shape[1]}"
             )
-        right = (asked.features.argmax(1) == classes(asked.label, "OnlineAccuracy")).sum()
-        sums = torch.stack([right, torch.full_like(right, len(asked.features))])
-        correct, total = sum_over_ranks(sums).tolist()
-        return {"val/top1": correct / total}
+        every = gather_features(own)
+        label = every.label
+        if label is None or label.shape != every.features.shape:
+            label = classes(label, "OnlineAccuracy")
+        values: dict[str, float] = {}
+        for name, metric in (self.metrics or _accuracies(num_classes)).items():
+            metric = metric.to(every.features.device)
+            metric.distributed_available_fn = bool  # every rank has all rows already
+            metric.reset()
+            metric.update(every.features, label)
+            value = metric.compute()
+            for position in value.new_ones(value.shape).nonzero().tolist():
+                key = "_".join([f"val/{name}", *map(str, position)])
+                values[key] = float(value[tuple(position)])
+        return values
+
+
+def _accuracies(num_classes: int) -> dict[str, Metric]:
+    ks = [k for k in (1, 5) if k == 1 or k < num_classes]
+    return {f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in ks}

@@ -1,7 +1,7 @@
 """OnlineKNN: exact weighted kNN accuracy during training.
 
-Bank and query are embedded in eval mode without augmentation, each sample once, sharded over the
-ranks; the value is the same for any number of ranks.
+Bank and query set are embedded in eval mode without augmentation, each sample once, sharded over
+the ranks; the value is the same for any number of ranks.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from sslzoo.eval.loaders import EvalLoaders
 
 
 class OnlineKNN(Evaluation):
-    """Logs `val/knn_top1_k<k>_t<T>` for every pair of a k and a temperature.
+    """Log `val/knn_top1_k<k>_t<T>` for every combination of k and temperature.
 
     Args:
-        k: number of neighbours, or several; 200 in InstDisc, 20 in DINO.
-        temperature: of the vote exp(s / T), or several; 0.07 in both.
+        k: number of neighbors, or several numbers; 200 in InstDisc, 20 in DINO.
+        temperature: T of the vote exp(s / T), or several values; 0.07 in both.
         every_n_epochs: training epochs between two evaluations; the last always has one.
-        loaders: bank, query and transform; None: those of the data module.
+        loaders: bank, query and transform; None: the data module's.
         features: name of the module's method from a view to (B, D).
     """
 
@@ -47,7 +47,7 @@ class OnlineKNN(Evaluation):
             raise ValueError(f"at least one k and one temperature wanted, got {ks}, {temperatures}")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What an evaluation would refuse is refused before training."""
+        """Raise errors that an evaluation would raise before training starts."""
         loaders = eval_loaders(trainer, self.loaders, "OnlineKNN")
         number_of_classes(loaders, "OnlineKNN")
         query_set(loaders, "OnlineKNN")

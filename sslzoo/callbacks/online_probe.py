@@ -1,8 +1,8 @@
-"""OnlineProbe: a linear classifier trained beside the encoder, which it never touches.
+"""OnlineProbe: a linear classifier trained alongside the encoder without affecting it.
 
-It sees the features of each training batch's first view, made by a forward pass of its own in
-eval mode without gradient (so it costs one forward a step and no statistics move), and learns by
-its own SGD. Gradients and standardisation are those of the global batch, for any number of ranks.
+It is trained on the features of each training batch's first view, from a separate forward pass in
+eval mode without gradient (so it costs one forward per step and updates no statistics), with its
+own SGD. Gradients and standardization are those of the global batch, for any number of ranks.
 Shapes: n samples of this rank, D width, C classes.
 """
 
@@ -28,22 +28,22 @@ from sslzoo.distributed import sum_over_ranks
 from sslzoo.eval.features import eval_mode
 from sslzoo.eval.loaders import EvalLoaders
 
-STATISTICS_STEP = 0.05  # of the running mean and variance, at least; the first steps average
+STATISTICS_STEP = 0.05  # minimum rate of the running mean and variance; the first steps average
 
 
 class OnlineProbe(Evaluation):
-    """Trains a softmax classifier on standardised features; logs `val/probe_top1`.
+    """Train a softmax classifier on standardized features and log `val/probe_top1`.
 
-    Features are standardised by running statistics and divided by sqrt(D), so that a learning
+    Features are standardized by running statistics and divided by sqrt(D), so that a learning
     rate means the same for every width. Weights start from zero: the problem is convex.
 
     Args:
         num_classes: C; None: the data module's.
-        lr: of SGD on the mean cross-entropy of the global batch.
-        momentum: of SGD.
+        lr: learning rate of SGD on the mean cross-entropy of the global batch.
+        momentum: momentum of SGD.
         weight_decay: L2 on the weights, not on the bias.
         every_n_epochs: training epochs between two evaluations; the last always has one.
-        loaders: as for OnlineKNN; None: those of the data module.
+        loaders: as for OnlineKNN; None: the data module's.
         features: name of the module's method from a view to (B, D).
     """
 
@@ -88,12 +88,12 @@ class OnlineProbe(Evaluation):
 
     @torch.no_grad()
     def step(self, features: Tensor, label: Tensor) -> None:
-        """One step of SGD on the global batch. Shapes: (n, D), (n,) int64."""
+        """Take one SGD step on the global batch. Shapes: (n, D), (n,) int64."""
         self._make(features)
-        x = self._standardise(features, update=True)
+        x = self._standardize(features, update=True)
         logits = x @ self.state["weight"].T
         target = F.one_hot(label, logits.shape[1])
-        # Mean over the global batch: the sum over own rows, summed over ranks, by N.
+        # Mean over the global batch: the sum over own rows, summed over ranks, divided by N.
         sums = torch.cat([(logits.softmax(1) - target).T @ x, x.new_full((1, x.shape[1]), len(x))])
         sums = sum_over_ranks(sums)
         gradient = sums[:-1] / sums[-1]
@@ -108,7 +108,7 @@ class OnlineProbe(Evaluation):
         query = query_set(loaders, "OnlineProbe")
         asked = embed(trainer, pl_module, loaders, query, self.features)
         self._make(asked.features)
-        scores = self._standardise(asked.features, update=False) @ self.state["weight"].T
+        scores = self._standardize(asked.features, update=False) @ self.state["weight"].T
         right = (scores.argmax(1) == classes(asked.label, "OnlineProbe")).sum()
         sums = torch.stack([right, torch.full_like(right, len(scores))])
         correct, total = sum_over_ranks(sums).tolist()
@@ -121,7 +121,7 @@ class OnlineProbe(Evaluation):
         self.state = dict(state_dict)
 
     def _make(self, features: Tensor) -> None:
-        """The state, on the features' device."""
+        """Create the state on the features' device."""
         width = features.shape[1]
         if not self.state:
             assert self.num_classes is not None
@@ -138,8 +138,8 @@ class OnlineProbe(Evaluation):
             raise ValueError(f"OnlineProbe was trained on features of {wanted}, got {width}")
         self.state = {name: x.to(features.device) for name, x in self.state.items()}
 
-    def _standardise(self, features: Tensor, update: bool) -> Tensor:
-        """(n, D) -> (n, D + 1): standardised, by sqrt(D), and a 1 for the bias."""
+    def _standardize(self, features: Tensor, update: bool) -> Tensor:
+        """Standardize, divide by sqrt(D) and append a 1 for the bias. (n, D) -> (n, D + 1)."""
         if update:
             count = features.new_full((1, features.shape[1]), len(features))
             sums = torch.cat([features.sum(0, True), features.square().sum(0, True), count])
@@ -155,7 +155,7 @@ class OnlineProbe(Evaluation):
 
 
 def _view_and_label(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """The first view and the label of a Batch, ((view, view), label) or (image, label)."""
+    """First view and label of a Batch, ((view, view), label) or (image, label)."""
     if isinstance(batch, Batch):
         return batch.views[0], batch.label
     if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor):

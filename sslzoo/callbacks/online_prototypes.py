@@ -1,4 +1,4 @@
-"""OnlinePrototypes: collapse of a method's assignments made visible (docs/collapse.md)."""
+"""OnlinePrototypes: detect collapse of a method's prototype assignments (docs/collapse.md)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sslzoo.eval.loaders import EvalLoaders
 
 
 def effective_prototypes(p: Tensor) -> float:
-    """How many prototypes tell samples apart: exp of the mutual information of the two.
+    """Effective number of prototypes: exp of the mutual information of samples and prototypes.
 
-    That is the entropy of the mean assignment less the mean entropy of an assignment. 1 where all
-    samples are assigned alike, be it to one prototype or to all in equal parts; at most K.
-    Collective: each rank passes its samples, any number of them.
+    The mutual information is the entropy of the mean assignment minus the mean entropy of the
+    assignments. The value is 1 if all samples have the same assignment, be it to one prototype or
+    uniformly to all; at most K. Collective: each rank passes its own samples, in any number.
 
     Args:
-        p: (n, K), rows that sum to 1.
+        p: (n, K) assignments, rows that sum to 1.
     """
     own = torch.cat([p.sum(0), torch.special.entr(p).sum()[None], p.new_full((1,), len(p))])
     *_, entropies, count = total = sum_over_ranks(own)
@@ -30,20 +30,20 @@ def effective_prototypes(p: Tensor) -> float:
 
 
 class OnlinePrototypes(Evaluation):
-    """Logs `val/effective_prototypes` of the query set, for methods that assign samples to some.
+    """Log `val/effective_prototypes` of the query set, for methods that assign prototypes.
 
-    Without a query set the first samples of the bank are taken. Once a run, on rank 0, it warns
-    (`CollapseWarning`) where the figure is below its least value. The features of such a method
-    may keep apart what its prototypes no longer do, so that `OnlineSpectrum` sees nothing.
+    Without a query set, the first samples of the bank are used. Once per run, on rank 0, it warns
+    (`CollapseWarning`) if the value is below its minimum. The features of such a method may still
+    separate samples that its prototypes do not, so that `OnlineSpectrum` detects nothing.
 
     Args:
-        max_samples: of all ranks; each has a row of K.
+        max_samples: number of samples over all ranks; each has a row of K.
         every_n_epochs: training epochs between two evaluations; the last always has one.
-        loaders: as for OnlineKNN; None: those of the data module.
+        loaders: as for OnlineKNN; None: the data module's.
         features: name of the module's method from a view to probabilities (B, K).
-        least: below it the warning comes.
-        grace: share of the run at whose beginning it does not: prototypes that start at random say
-            little of any sample.
+        least: minimum value, below which it warns.
+        grace: fraction of the run at the beginning without warnings, since random initial
+            prototypes hardly separate samples.
     """
 
     def __init__(

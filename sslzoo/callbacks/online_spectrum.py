@@ -1,4 +1,4 @@
-"""OnlineSpectrum: collapse made visible during training, without labels (docs/collapse.md)."""
+"""OnlineSpectrum: detect collapse during training, without labels (docs/collapse.md)."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from sslzoo.eval.spectrum import effective_rank, feature_std
 
 
 class CollapseWarning(UserWarning):
-    """The features are all alike, or lie on one line: the run has nothing left to learn from."""
+    """Warning that the features have collapsed to a point or a line."""
 
 
 class OnlineSpectrum(Evaluation):
-    """Logs `val/effective_rank` (RankMe) and `val/feature_std` of the query set.
+    """Log `val/effective_rank` (RankMe) and `val/feature_std` of the query set.
 
-    Without a query set the first samples of the bank are taken. Once a run, on rank 0, it warns
-    (`CollapseWarning`) where the effective rank or the spread, feature_std * sqrt(D), is below its
-    least value. Methods without negatives are watched by `features="embed"`: the projections are
-    what their loss can make constant.
+    Without a query set, the first samples of the bank are used. Once per run, on rank 0, it warns
+    (`CollapseWarning`) if the effective rank or the spread, feature_std * sqrt(D), is below its
+    minimum. For methods without negatives, set `features="embed"`: their loss can make the
+    projections constant.
 
     Args:
-        max_samples: of all ranks; RankMe's 25,600.
+        max_samples: number of samples over all ranks; 25,600 in RankMe.
         every_n_epochs: training epochs between two evaluations; the last always has one.
-        loaders: as for OnlineKNN; None: those of the data module.
+        loaders: as for OnlineKNN; None: the data module's.
         features: name of the module's method from a view to (B, D).
-        least_rank: below 2 the features have less than two directions of like size.
-        least_spread: the spread is at most the square root of 1 - the mean cosine of two samples,
-            and 1 on the whole sphere; below 0.05 that cosine is above 0.9975, or nearly all
-            dimensions are still.
+        least_rank: minimum effective rank; below 2 the features have less than two directions of
+            similar size.
+        least_spread: minimum spread. The spread is at most the square root of 1 - the mean cosine
+            of two samples, and 1 for features uniform on the sphere; below 0.05 that cosine is
+            above 0.9975, or nearly all dimensions are constant.
     """
 
     def __init__(

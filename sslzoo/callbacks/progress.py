@@ -1,4 +1,4 @@
-"""ProgressBar: rich's, with the loss and the online metrics, and no device wait at each step."""
+"""ProgressBar: a rich progress bar that does not synchronize with the device at each step."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rich.progress import BarColumn, TimeRemainingColumn
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich bar; it reads metrics from the device on logging steps only.
+    """Lightning's rich progress bar, reading metrics from the device on logging steps only.
 
-    Lightning's own reads them after every batch, and on an accelerator each read waits for it.
+    Lightning's own bar reads them after every batch, and each read waits for the accelerator.
 
     Args:
-        leave: keep the bar of each epoch on the screen.
+        leave: keep each epoch's bar on the screen.
     """
 
     def __init__(self, leave: bool = False):
@@ -25,12 +25,12 @@ class ProgressBar(RichProgressBar):
         self._shown_at = -1
 
     def configure_columns(self, trainer: Trainer) -> list:
-        """Lightning's columns, narrow enough to leave 80 characters room for the metrics."""
+        """Lightning's columns, narrowed so that the metrics fit into 80 characters."""
         columns = super().configure_columns(trainer)
         for number, column in enumerate(columns):
             if isinstance(column, BarColumn):
                 column.bar_width = 12
-            elif type(column).__name__ == "CustomTimeColumn":  # elapsed and remaining
+            elif type(column).__name__ == "CustomTimeColumn":  # elapsed and remaining time
                 columns[number] = TimeRemainingColumn()
         return columns
 
@@ -46,7 +46,7 @@ class ProgressBar(RichProgressBar):
 
 
 def _short(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Names without `train/` and `val/` where that leaves them apart: a terminal is narrow."""
+    """Strip `train/` and `val/` from names where they stay unique, to save width."""
     names = [name.rpartition("/")[2] for name in metrics]
     return {
         short if names.count(short) == 1 else name: value

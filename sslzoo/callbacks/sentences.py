@@ -1,4 +1,4 @@
-"""Evaluation of sentence encoders: OnlineSpearman during training, SentenceTable at its end."""
+"""Evaluation of sentence encoders: OnlineSpearman during training, SentenceTable at the end."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from sslzoo.batch import Tokens
 from sslzoo.callbacks.evaluation import Evaluation, classes, embed, query_set
 from sslzoo.distributed import rank
 from sslzoo.eval.features import Features, extract, gather_features
 from sslzoo.eval.linear import linear_probe
 from sslzoo.eval.loaders import EvalLoaders
 from sslzoo.eval.similarity import bag_of_words, mean_of_tokens, scored_spearman
-from sslzoo.tokens import Tokens
 
 ROWS = {
     "trained": "trained encoder",
@@ -34,7 +34,7 @@ def pair_loaders(trainer: Trainer, who: str) -> dict[str, EvalLoaders]:
     """The data module's scored pairs by name.
 
     Raises:
-        ValueError: it has no `similarity_dataloaders()`.
+        ValueError: the data module has no `similarity_dataloaders()`.
     """
     make = getattr(getattr(trainer, "datamodule", None), "similarity_dataloaders", None)
     if make is None:
@@ -46,7 +46,7 @@ def pair_loaders(trainer: Trainer, who: str) -> dict[str, EvalLoaders]:
 
 
 class OnlineSpearman(Evaluation):
-    """Logs `val/spearman_<name>` for every set of scored pairs: cosines against scores.
+    """Log `val/spearman_<name>`, cosines against scores, for every set of scored pairs.
 
     Args:
         every_n_epochs: training epochs between two evaluations; the last always has one.
@@ -57,7 +57,7 @@ class OnlineSpearman(Evaluation):
         super().__init__(every_n_epochs, None, features)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What an evaluation would refuse is refused before training."""
+        """Raise errors that an evaluation would raise before training starts."""
         if not pair_loaders(trainer, "OnlineSpearman"):
             raise ValueError("OnlineSpearman needs scored pairs, the data module has none")
 
@@ -70,15 +70,16 @@ class OnlineSpearman(Evaluation):
 
 
 class SentenceTable(Callback):
-    """What training was worth: prints a table on rank 0 and writes it into the run folder.
+    """Table of the trained encoder and its baselines, printed and written to the run directory.
 
     Rows: the trained and the untrained encoder, means of their token embeddings, bag of words.
-    Columns: Spearman on each set of scored pairs and, where the data has labelled sentences, the
-    accuracy of a linear probe. All features are in memory, V numbers a sentence for bag of words.
-    The untrained encoder is scored before the first step; its figures are in the checkpoint.
+    Columns: Spearman on each set of scored pairs and, if the data has labeled sentences, the
+    accuracy of a linear probe. All features are in memory; bag of words takes V numbers per
+    sentence. The untrained encoder is scored before the first step; its scores are in the
+    checkpoint.
 
     Args:
-        filename: of the JSON.
+        filename: name of the JSON file.
         features: name of the module's method from a view to (B, D).
     """
 

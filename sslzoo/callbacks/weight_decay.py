@@ -7,35 +7,35 @@ from typing import Any, Protocol, cast
 from lightning import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from sslzoo.optim import Curve, Horizon
+from sslzoo.optim import RunLength, Schedule
 
 
 class Clock(Protocol):
-    """What the schedule needs of a method."""
+    """Protocol of the methods that `WeightDecaySchedule` accepts."""
 
     step: int
-    horizon: Horizon
+    run_length: RunLength
 
 
 class WeightDecaySchedule(Callback):
-    """Step k decays by curve(k), in every parameter group that decays at all.
+    """Set the weight decay at step k to schedule(k) in every group with a nonzero decay.
 
     Groups with a weight decay of 0 (biases and norms, see `optim.exempt_bias_and_norm`) keep it.
 
     Args:
-        curve: over optimizer steps; above 0 throughout. `Cosine(0.04, 0.4)` in DINO and I-JEPA.
+        schedule: weight decay per step, above 0; `CosineSchedule(0.04, 0.4)` in DINO and I-JEPA.
 
     Raises:
-        ValueError: where the curve gives 0 or less.
+        ValueError: the schedule gives 0 or less.
     """
 
-    def __init__(self, curve: Curve):
-        self.curve = curve
+    def __init__(self, schedule: Schedule):
+        self.schedule = schedule
 
     def update(self, method: Clock, optimizer: Optimizer) -> None:
-        """Set the decay of the step to come; a plain loop calls it before each step."""
-        value = self.curve(method.step, method.horizon)
-        if not value > 0:  # such a group could not be told from one without decay after a resume
+        """Set the decay of the next step; a plain loop calls it before each step."""
+        value = self.schedule(method.step, method.run_length)
+        if not value > 0:  # after a resume, such a group would look like one without decay
             raise ValueError(f"a weight decay above 0 wanted, got {value} at step {method.step}")
         for group in optimizer.param_groups:
             if group["weight_decay"] != 0:

@@ -1,21 +1,21 @@
 """LightningDataModules of images, sound and sequences, and `with_views` for a user's own."""
 
 from sslzoo.data.arrays import SequenceArrays
-from sslzoo.data.audio import AudioDataModule, AudioFolder
-from sslzoo.data.base import SampleDataModule, Sets
-from sslzoo.data.cifar import CIFAR10, CIFAR100
-from sslzoo.data.folder import ImageFolder
-from sslzoo.data.imagenet import ImageNet
+from sslzoo.data.audio.datamodule import AudioDataModule, AudioFolder
+from sslzoo.data.audio.librispeech import LibriSpeech
+from sslzoo.data.audio.speech_commands import SpeechCommands
+from sslzoo.data.datamodule import SampleDataModule, Sets
+from sslzoo.data.image.cifar import CIFAR10, CIFAR100
+from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
+from sslzoo.data.image.folder import ImageFolder
+from sslzoo.data.image.imagenet import ImageNet
+from sslzoo.data.image.mnist5k import MNIST5k
+from sslzoo.data.image.multi_view import Modality, MultiViewFolder
+from sslzoo.data.image.stl10 import STL10
 from sslzoo.data.inputs import FrameInput, TextInput, WaveformInput
-from sslzoo.data.librispeech import LibriSpeech
-from sslzoo.data.mnist5k import MNIST5k
-from sslzoo.data.module import ImageDataModule, ImageSets
-from sslzoo.data.multi_view import Modality, MultiViewFolder
-from sslzoo.data.speech_commands import SpeechCommands
-from sslzoo.data.stl10 import STL10
-from sslzoo.data.text import STSB, HFText, TextDataModule, TextLines, TextSets
-from sslzoo.data.tokenizer import HFTokenizer, TextTokenizer, WordPiece
-from sslzoo.data.views import with_views
+from sslzoo.data.text.datamodule import STSB, HFText, TextDataModule, TextLines, TextSets
+from sslzoo.data.text.tokenizer import HFTokenizer, TextTokenizer, WordPiece
+from sslzoo.data.with_views import with_views
 
 __all__ = [
     "CIFAR10",

@@ -1,7 +1,7 @@
-"""Alignment of an encoder on the views that a data module trains with.
+"""Alignment of an encoder: the mean squared distance of two training views of a sample.
 
 Wang and Isola, "Alignment and Uniformity on the Hypersphere", ICML 2020,
-https://arxiv.org/abs/2005.10242: how far apart two views of a sample are, on average.
+https://arxiv.org/abs/2005.10242.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from sslzoo.data.base import SampleDataModule
+from sslzoo.data.datamodule import SampleDataModule
 from sslzoo.distributed import gather_rows, rank, world_size
 from sslzoo.eval.features import eval_mode
 from sslzoo.eval.spectrum import alignment
@@ -21,16 +21,16 @@ from sslzoo.eval.spectrum import alignment
 def view_alignment(
     encoder: nn.Module, data: SampleDataModule, device: torch.device | str, count: int = 2048
 ) -> float | None:
-    """Mean squared distance of two views' normalised features; collective.
+    """Mean squared distance of two views' normalized features; every rank must call it.
 
     Args:
-        encoder: a batch of views -> (B, D), on the device.
-        data: set up; the first two training views in epoch 0 are compared.
-        device: of the encoder.
-        count: training samples, spread evenly over their set; whatever the number of ranks.
+        encoder: a batch of views -> (B, D), on `device`.
+        data: a data module after `setup`; its first two training views in epoch 0 are compared.
+        device: device of the encoder.
+        count: number of training samples over all ranks, evenly spaced in the training set.
 
     Returns:
-        From 0 (the same) to 4; None where `data.has_pairs` denies that the views can be compared.
+        A value from 0 (identical) to 4; None if `data.has_pairs` is false.
     """
     if not data.has_pairs():
         return None

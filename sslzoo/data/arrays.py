@@ -1,6 +1,7 @@
-"""SequenceArrays: sequences of feature vectors in npz or npy files, for methods on (B, T, F).
+"""SequenceArrays: sequences of feature vectors from npz or npy files.
 
-Sensor data, observations of an environment, log-mel frames: N sequences of T frames of F numbers.
+Examples are sensor data, observations of an environment and log-mel frames. Shapes: N sequences of
+T frames of F numbers.
 """
 
 from __future__ import annotations
@@ -13,23 +14,23 @@ import torch
 from torch import Tensor
 
 from sslzoo.batch import Batch, Padded
-from sslzoo.data.base import PredictOn, SampleDataModule, SampleSet, Sets
+from sslzoo.checks import check_at_least, check_interval
+from sslzoo.data.datamodule import PredictOn, SampleDataModule, SampleSet, Sets
 from sslzoo.data.inputs import FrameInput
-from sslzoo.data.listing import check_folder
+from sslzoo.data.listing import check_folder, select_rows
 from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
-from sslzoo.fingerprint import array_digest, labels_digest
-from sslzoo.random import sample_keys
-from sslzoo.split import stratified_split
+from sslzoo.eval.fingerprint import array_digest, labels_digest
+from sslzoo.random import sample_keys, stratified_split
 
 
 class ArraySequences(SampleSet):
-    """Whole sequences: `Padded` where they have lengths of their own, else (B, T, F).
+    """Whole sequences: `Padded` if they have individual lengths, else (B, T, F).
 
     Args:
-        values: (N, T, F), in memory or mapped.
-        labels: (N,) int64 classes, or float32 where they are none, or None.
-        lengths: (N,) int64, or None: all have T.
+        values: (N, T, F), in memory or memory-mapped.
+        labels: (N,) int64 classes, (N,) float32 regression targets, or None.
+        lengths: (N,) int64 frames per sequence; None: all T.
     """
 
     def __init__(self, values: np.ndarray, labels: Tensor | None, lengths: Tensor | None) -> None:
@@ -41,12 +42,12 @@ class ArraySequences(SampleSet):
     def __getitems__(self, index: list[int]) -> Batch:
         rows = torch.tensor(index)
         values = torch.from_numpy(np.asarray(self.values[index], dtype=np.float32))
-        label = None if self.labels is None else self.labels[rows]
+        label = select_rows(self.labels, rows)
         view = values if self.lengths is None else Padded(values, self.lengths[rows])
         return Batch([view], rows, label)
 
     def subset(self, rows: Tensor) -> ArraySequences:
-        labels, lengths = (None if x is None else x[rows] for x in (self.labels, self.lengths))
+        labels, lengths = (select_rows(x, rows) for x in (self.labels, self.lengths))
         return ArraySequences(self.values[rows.numpy()], labels, lengths)
 
     def fingerprint(self) -> str:
@@ -54,7 +55,7 @@ class ArraySequences(SampleSet):
         return array_digest(self.values) + known
 
     def frames(self) -> Tensor:
-        """(N,) length of each."""
+        """Number of frames per sequence, (N,)."""
         if self.lengths is not None:
             return self.lengths
         return torch.full((len(self),), self.values.shape[1])
@@ -64,10 +65,10 @@ class FrameWindows:
     """A random window of each sequence, keyed by (seed, epoch, index): (B, L, F).
 
     Args:
-        sequences: none of them shorter than L.
+        sequences: N sequences of at least L frames.
         window: L.
-        seed: of the draws.
-        epoch: shared int64 scalar, written by the sampler (`KeyedSampler.shared_epoch`).
+        seed: seed of the draws.
+        epoch: shared int64 scalar that the sampler writes (`KeyedSampler.shared_epoch`).
     """
 
     def __init__(self, sequences: ArraySequences, window: int, seed: int, epoch: Tensor) -> None:
@@ -83,29 +84,28 @@ class FrameWindows:
         cases = zip(index, starts, strict=True)
         windows = [self.sequences.values[i, start : start + self.window] for i, start in cases]
         values = torch.from_numpy(np.stack(windows).astype(np.float32))
-        labels = self.sequences.labels
-        return Batch([values], rows, None if labels is None else labels[rows])
+        return Batch([values], rows, select_rows(self.sequences.labels, rows))
 
 
 class SequenceArrays(SampleDataModule):
-    """`<root>/train.npz` (or `.npy`) and, where there is one, `<root>/val.npz` (or `.npy`).
+    """Sequences in `<root>/train.npz` (or `.npy`) and, optionally, `<root>/val.npz` (or `.npy`).
 
-    An npz holds `values` (N, T, F) and may hold `label` (N,) and `lengths` (N,), frames of each
-    sequence, zeros behind them; an npy is the values alone. Labels that are not whole numbers are
-    no classes. Evaluation has whole sequences.
+    An npz file holds `values` (N, T, F) and optionally `label` (N,) and `lengths` (N,), the frames
+    per sequence, after which values are zero. An npy file holds the values alone. Labels that are
+    not integers are regression targets. Evaluation reads whole sequences.
 
     Args:
         root: the folder.
-        window: frames of a training window, at a random place; None: all T.
-        batch_size: the global batch, over all ranks.
-        standardise: each of the F numbers by its mean and deviation in the training set.
-        val_fraction: of each class of the training file that is kept for validation.
-        eval_batch_size: of one batch in evaluation.
-        num_workers: processes that load; None: 0.
-        seed: of batches and windows; None: the run's.
-        train_fraction: of the training set that is used, stratified.
-        predict_on: what `predict` goes through.
-        drop_last: leave out an epoch's last batch where it is short.
+        window: frames of a training window, at a random position; None: all T.
+        batch_size: size of the global batch, over all ranks.
+        standardize: whether each feature is standardized by its training mean and deviation.
+        val_fraction: fraction of each class of the training file to hold out for validation.
+        eval_batch_size: batch size in evaluation.
+        num_workers: loader processes; None: 0.
+        seed: seed of batches and windows; None: the run's seed.
+        train_fraction: fraction of the training set to use, stratified.
+        predict_on: the set that `predict` runs on.
+        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
     noun = "sequences"
@@ -115,7 +115,7 @@ class SequenceArrays(SampleDataModule):
         root: str,
         window: int | None = None,
         batch_size: int = 64,
-        standardise: bool = True,
+        standardize: bool = True,
         val_fraction: float | None = None,
         eval_batch_size: int = 64,
         num_workers: int | None = None,
@@ -127,14 +127,16 @@ class SequenceArrays(SampleDataModule):
         super().__init__(
             batch_size, eval_batch_size, num_workers, seed, train_fraction, predict_on, drop_last
         )
-        if window is not None and window < 1:
-            raise ValueError(f"a window of at least 1 frame wanted, got {window}")
-        self.root, self.window, self.standardise = root, window, standardise
+        if window is not None:
+            check_at_least("window", window, 1)
+        if val_fraction is not None:
+            check_interval("val_fraction", val_fraction, 0, 1, "()")
+        self.root, self.window, self.standardize = root, window, standardize
         self.val_fraction = val_fraction
-        self.input = FrameInput()  # until `read` knows better
+        self.input = FrameInput()  # `read` replaces it
 
     def read(self) -> Sets:
-        """Load both files, and the training set's mean and deviation."""
+        """Load both files, and compute the mean and deviation of the training set."""
         root = check_folder(self.root, "root")
         train = _load(root, "train")
         assert train is not None
@@ -149,12 +151,12 @@ class SequenceArrays(SampleDataModule):
         short = int((train.frames() < window).sum())
         if short:
             raise ValueError(
-                f"{short} of {len(train)} training sequences are shorter than the window of "
-                f"{window} frames; set window"
+                f"training sequences must have at least {window} frames (window), {short} of "
+                f"{len(train)} have fewer; set a smaller window"
             )
         width = train.values.shape[2]
         self.input = FrameInput([0.0] * width, [1.0] * width)
-        if self.standardise:
+        if self.standardize:
             frames = np.arange(train.values.shape[1]) < train.frames().numpy()[:, None]
             own = np.asarray(train.values, dtype=np.float64)[frames]  # (frames of all, F)
             self.input = FrameInput(own.mean(0).tolist(), own.std(0).clip(1e-6).tolist())
@@ -172,13 +174,13 @@ class SequenceArrays(SampleDataModule):
         return samples
 
     def train_views(self, batch: Batch, epoch: int) -> Batch:
-        return self.eval_views(batch)  # the window is all that is random
+        return self.eval_views(batch)  # only the window is random
 
     def eval_views(self, batch: Batch) -> Batch:
         return self._in_precision(batch._replace(views=[self.input(batch.views[0])]))
 
     def encoder_input(self) -> FrameInput:
-        self.setup("validate")  # mean and deviation are those of the training set
+        self.setup("validate")  # the mean and deviation come from the training set
         return self.input
 
     def preprocessing(self) -> dict[str, Any]:
@@ -189,12 +191,12 @@ class SequenceArrays(SampleDataModule):
         }
 
     def take_input(self, given: Any) -> None:
-        """Its mean and deviation."""
+        """Use another encoder's mean and deviation."""
         widths = len(given.mean), self.sets.train.values.shape[2]
         if widths[0] not in (1, widths[1]):
             raise ValueError(
-                f"the encoder takes frames of {widths[0]} numbers, {type(self).__name__} has "
-                f"frames of {widths[1]}"
+                f"frames must have {widths[0]} features for this encoder, those of "
+                f"{type(self).__name__} have {widths[1]}"
             )
         self.input = given
 
@@ -222,12 +224,12 @@ def _load(root: Path, name: str) -> ArraySequences | None:
     for key in ("label", "lengths"):
         given = extra[key] = None if key not in parts else _numbers(parts[key], key == "label")
         if given is not None and given.shape != (len(values),):
-            raise ValueError(f"{path}: {key} ({len(values)},) wanted, got {tuple(given.shape)}")
+            raise ValueError(f"{key} in {path} must be ({len(values)},), got {tuple(given.shape)}")
     return ArraySequences(values, extra["label"], extra["lengths"])
 
 
 def _numbers(given: np.ndarray, may_be_floats: bool) -> Tensor:
-    """int64, or float32 where that would lose something."""
+    """int64, or float32 if the values are not integers."""
     whole = given.astype(np.int64)
     if may_be_floats and not np.array_equal(whole, given):
         return torch.from_numpy(given.astype(np.float32))

@@ -1,7 +1,4 @@
-"""Inputs: what an encoder is fed outside a data module, for sound, text and arrays.
-
-Each does what its data module does in evaluation, to samples that are at hand.
-"""
+"""Encoder inputs: the evaluation preprocessing of sound, text and arrays, outside a data module."""
 
 from __future__ import annotations
 
@@ -14,25 +11,25 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sslzoo.batch import Padded
-from sslzoo.data.lines import ListLines, Sentences, Text
-from sslzoo.data.tokenizer import TextTokenizer
-from sslzoo.fingerprint import described, text_digest
+from sslzoo.batch import Padded, Tokens
+from sslzoo.data.text.lines import ListLines, Sentences, Text
+from sslzoo.data.text.tokenizer import TextTokenizer
+from sslzoo.eval.fingerprint import described, text_digest
 from sslzoo.random import Keys
-from sslzoo.tokens import Tokens, with_special
+from sslzoo.transforms.text.special import with_special
 
 
 class AudioViews(Protocol):
     """Makes views of waveforms, on their device (`transforms.Waveform`)."""
 
-    partners: int  # windows of other files that it wants beside each sample's
+    partners: int  # number of windows of other files that it needs per sample
 
     def __call__(self, waves: list[Tensor], keys: Keys) -> list[Tensor]:
         """Training views of 1 + partners windows, each (B, L) int16."""
         ...
 
     def evaluation(self, waves: Tensor | Padded) -> Tensor | Padded:
-        """The one view of evaluation."""
+        """The evaluation view."""
         ...
 
 
@@ -40,18 +37,18 @@ def as_config(thing: object) -> dict[str, Any] | None:
     """The `class_path` and `init_args` that build an equal object.
 
     Args:
-        thing: whose attributes have the names of the constructor's arguments, plain values or
-            again such objects.
+        thing: an object that stores each constructor argument under its name, as a plain value or
+            another such object.
 
     Returns:
-        None where it does not keep its arguments so.
+        The configuration, or None if the object does not store its arguments that way.
     """
     try:
         given = _arguments(thing)
         again = type(thing)(**given)
         public = [name for name in vars(again) if not name.startswith("_")]
         same = all(described(getattr(thing, n)) == described(getattr(again, n)) for n in public)
-    except Exception:  # a checkpoint is saved whatever the constructor of a user's own raises
+    except Exception:  # a failing constructor of a user's class must not prevent a checkpoint
         return None
     plain = {name: _plain(value) for name, value in given.items()}
     if not same or any(value is _UNKNOWN for value in plain.values()):
@@ -60,10 +57,10 @@ def as_config(thing: object) -> dict[str, Any] | None:
 
 
 def _arguments(thing: object) -> dict[str, Any]:
-    """The attributes that have the names of the constructor's arguments.
+    """The attributes named like the constructor's arguments.
 
     Raises:
-        AttributeError: one is missing.
+        AttributeError: an attribute is missing.
     """
     return {name: getattr(thing, name) for name in inspect.signature(type(thing)).parameters}
 
@@ -82,7 +79,7 @@ def _plain(value: object) -> Any:
 
 
 def _class_path(kind: type) -> str:
-    """The shortest name: of the outermost package that has the class."""
+    """The shortest import path of a class: that of the outermost package with it."""
     module = kind.__module__
     parts = module.split(".")
     for depth in range(len(parts) - 1, 0, -1):
@@ -94,46 +91,46 @@ def _class_path(kind: type) -> str:
 
 @final
 class WaveformInput:
-    """Sound to what an encoder of sound takes.
+    """The preprocessing of sound: the evaluation view of waveforms.
 
     Args:
-        transform: whose view of evaluation it is (`transforms.Waveform`).
-        rate: Hz; resampling is the caller's (`data.soundfiles.read_sound` does it).
-        window: samples of the central window that is cut; None: all.
+        transform: makes the evaluation view (`transforms.Waveform`).
+        rate: sampling rate in Hz; the caller resamples (`audio.sound_files.read_sound`).
+        window: samples of the central window to cut out; None: the whole waveform.
     """
 
     def __init__(self, transform: AudioViews, rate: int, window: int | None = None) -> None:
         self.transform, self.rate, self.window = transform, rate, window
 
     def __call__(self, waves: Tensor | Padded | Sequence[Tensor]) -> Tensor | Padded:
-        """Waveforms (B, L), `Padded`, or a list of (L,): int16, or float in [-1, 1].
+        """Preprocess waveforms (B, L), `Padded`, or a list of (L,): int16, or float in [-1, 1].
 
         Raises:
-            ValueError: another shape.
+            ValueError: the waveforms have another shape.
         """
         if not isinstance(waves, Tensor | Padded):
             waves = _padded(waves)
         values = waves if isinstance(waves, Tensor) else waves.values
         if values.dim() != 2:
-            raise ValueError(f"waveforms (B, L) wanted, got shape {tuple(values.shape)}")
+            raise ValueError(f"waveforms must be (B, L), got {tuple(values.shape)}")
         if self.window is not None:
-            waves = self._centres(waves)
+            waves = self._centers(waves)
         return self.transform.evaluation(waves)
 
     def fingerprint(self) -> str:
-        """Changes where what it makes of sound does."""
+        """Hash of everything the preprocessing depends on."""
         return described(self)
 
-    def _centres(self, waves: Tensor | Padded) -> Tensor:
+    def _centers(self, waves: Tensor | Padded) -> Tensor:
         assert self.window is not None
         if isinstance(waves, Tensor):
-            return _centre(waves, self.window)
+            return _center(waves, self.window)
         each = zip(waves.values, waves.lengths.tolist(), strict=True)
-        return torch.stack([_centre(wave[:length], self.window) for wave, length in each])
+        return torch.stack([_center(wave[:length], self.window) for wave, length in each])
 
 
-def _centre(wave: Tensor, window: int) -> Tensor:
-    """The central window of the last dimension, zero-padded on both sides where it is shorter."""
+def _center(wave: Tensor, window: int) -> Tensor:
+    """The central window of the last dimension, zero-padded on both sides if it is shorter."""
     length = wave.shape[-1]
     if length >= window:
         return wave.narrow(-1, (length - window) // 2, window)
@@ -144,48 +141,48 @@ def _centre(wave: Tensor, window: int) -> Tensor:
 def _padded(waves: Sequence[Tensor]) -> Padded:
     shapes = [tuple(getattr(wave, "shape", ())) for wave in waves]
     if not waves or any(len(shape) != 1 for shape in shapes):
-        raise ValueError(f"a list of waveforms (L,) wanted, got shapes {shapes}")
+        raise ValueError(f"waveforms must be a non-empty list of (L,), got shapes {shapes}")
     lengths = torch.tensor([len(wave) for wave in waves], device=waves[0].device)
     return Padded(torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True), lengths)
 
 
 @final
 class TextInput:
-    """Sentences to what an encoder of text takes.
+    """The preprocessing of text: token ids with [CLS] and [SEP].
 
     Args:
-        tokenizer: prepared.
-        max_length: places, [CLS] and [SEP] among them; longer text is cut.
+        tokenizer: a prepared tokenizer.
+        max_length: tokens, including [CLS] and [SEP]; longer text is truncated.
     """
 
     def __init__(self, tokenizer: TextTokenizer, max_length: int) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
 
     def __call__(self, sentences: Sequence[str]) -> Tokens:
-        """B sentences to ids (B, L).
+        """Tokenize B sentences to ids (B, L).
 
         Raises:
-            ValueError: it is no list of strings.
+            ValueError: the argument is not a list of strings.
         """
         lines = [] if isinstance(sentences, str) else list(sentences)
         if not lines or not all(isinstance(line, str) for line in lines):
-            raise ValueError(f"a list of sentences wanted, got {sentences!r}")
+            raise ValueError(f"sentences must be a non-empty list of str, got {sentences!r}")
         source = Sentences(Text(ListLines(lines)), self.tokenizer, self.max_length - 2)
         (tokens,) = source.__getitems__(list(range(len(lines)))).views
         return with_special(tokens, self.tokenizer.special)
 
     def fingerprint(self) -> str:
-        """Changes where what it makes of sentences does."""
+        """Hash of everything the preprocessing depends on."""
         return text_digest([self.tokenizer.digest, str(self.max_length)])
 
 
 @final
 class FrameInput:
-    """Sequences (B, T, F), or `Padded`, standardised as those of training were.
+    """The preprocessing of sequences (B, T, F) or `Padded`: standardized frames.
 
     Args:
-        mean: F numbers, or one.
-        std: likewise.
+        mean: mean per feature, F numbers or one, of the training set.
+        std: standard deviation per feature, likewise.
     """
 
     def __init__(self, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)) -> None:
@@ -199,7 +196,7 @@ class FrameInput:
         return Padded(self._scaled(values) * inside[..., None], lengths)
 
     def fingerprint(self) -> str:
-        """Changes where what it makes of sequences does."""
+        """Hash of everything the preprocessing depends on."""
         return described(self)
 
     def _scaled(self, values: Tensor) -> Tensor:

@@ -1,33 +1,83 @@
-"""Listing an image folder: one sub-folder a class, or images without labels."""
+"""Lists of sample files: one sub-folder per class, or files without labels."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+from sslzoo.random import stratified_split
 
 
 class Listing(NamedTuple):
-    """The images of a folder, sorted by path.
+    """Sorted sample files and their labels.
 
     Args:
         paths: N files.
         labels: (N,) int64 positions in `classes`, or None.
-        classes: names of the classes, sorted; empty without labels.
+        classes: sorted class names; empty without labels.
+        groups: (N,) int64 group per file, such as the speaker, or None.
+        frame_labels: N arrays with one label per frame (phones), or None.
     """
 
     paths: list[str]
-    labels: Tensor | None
-    classes: list[str]
+    labels: Tensor | None = None
+    classes: Sequence[str] = ()
+    groups: Tensor | None = None
+    frame_labels: list[np.ndarray] | None = None
+
+    def take(self, rows: Tensor) -> Listing:
+        """The files at `rows`, (M,) int64."""
+        chosen = rows.tolist()
+        return Listing(
+            [self.paths[i] for i in chosen],
+            select_rows(self.labels, rows),
+            self.classes,
+            select_rows(self.groups, rows),
+            None if self.frame_labels is None else [self.frame_labels[i] for i in chosen],
+        )
+
+    def split(self, fraction: float) -> tuple[Listing, Listing]:
+        """Split off a stratified `fraction` of each class, the same for every run seed."""
+        first, second = stratified_split(self.labels, len(self.paths), fraction)
+        return self.take(first), self.take(second)
 
 
-def list_files(root: str | Path, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
-    """All files of a kind under a folder, sorted; hidden files and folders are left out."""
+def select_rows(values: Tensor | None, rows: Tensor) -> Tensor | None:
+    """`values[rows]`, or None without values."""
+    return None if values is None else values[rows]
+
+
+def pack_paths(paths: Iterable[str]) -> np.ndarray:
+    """Pack paths in one array, since every forked worker copies a list of str."""
+    return np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
+
+
+def unpack_path(packed: np.bytes_) -> str:
+    """One path of `pack_paths`."""
+    return os.fsdecode(bytes(packed))
+
+
+def check_folder(root: str | Path, name: str) -> Path:
+    """The folder as a path.
+
+    Raises:
+        ValueError: it does not exist or is a file.
+    """
+    path = Path(root).expanduser()
+    if not path.is_dir():
+        problem = "is a file" if path.exists() else "does not exist"
+        raise ValueError(f"{name} must be a folder, got {str(root)!r}, which {problem}")
+    return path
+
+
+def list_files(root: str | Path, extensions: tuple[str, ...]) -> list[str]:
+    """All files below a folder with one of the extensions, sorted, without hidden ones."""
     found = []
     for folder, inner, names in os.walk(root, followlinks=True):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
@@ -39,70 +89,66 @@ def list_files(root: str | Path, extensions: tuple[str, ...] = EXTENSIONS) -> li
     return found
 
 
-def check_folder(root: str | Path, what: str) -> Path:
-    """The folder as a path.
+def list_unlabeled(root: str | Path, name: str, extensions: tuple[str, ...]) -> Listing:
+    """All files below a folder, without labels.
 
     Raises:
-        ValueError: it does not exist or is a file.
+        ValueError: the folder is missing or holds no such file.
     """
-    path = Path(root).expanduser()
-    if not path.is_dir():
-        got = "a file" if path.exists() else "nothing"
-        raise ValueError(f"{what} must be a folder, got {str(root)!r}: there is {got} there")
-    return path
+    path = check_folder(root, name)
+    paths = list_files(path, extensions)
+    if not paths:
+        raise ValueError(
+            f"{name} {str(path)!r} must hold files of {', '.join(extensions)}, it has none"
+        )
+    return Listing(paths)
 
 
 def list_classes(
     root: str | Path,
-    what: str,
-    classes: list[str] | None = None,
-    extensions: tuple[str, ...] = EXTENSIONS,
+    name: str,
+    extensions: tuple[str, ...],
+    classes: Sequence[str] | None = None,
 ) -> Listing:
-    """A folder with one sub-folder a class.
+    """The files of a folder with one sub-folder per class.
 
     Args:
         root: the folder.
-        what: its name in messages.
-        classes: names wanted (those of the training set); by default the sub-folders found.
-        extensions: of the files wanted.
+        name: its name in error messages.
+        extensions: of the files.
+        classes: the classes of the training set; None: the sub-folders.
 
     Raises:
-        ValueError: the folder is missing or empty, a class has no file, a class is unknown.
+        ValueError: the folder is missing or empty, or a class is empty or unknown.
     """
-    path = check_folder(root, what)
-    names = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not names:
-        raise ValueError(f"{what} {str(path)!r} must hold one sub-folder a class, it has none")
-    unknown = sorted(set(names) - set(classes)) if classes is not None else []
-    if unknown:
-        raise ValueError(f"{what} {str(path)!r} has classes that training lacks: {unknown[:5]}")
-    classes = names if classes is None else classes
+    path = check_folder(root, name)
+    folders = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        raise ValueError(f"{name} {str(path)!r} must hold one sub-folder per class, it has none")
+    classes = folders if classes is None else classes
+    check_known(folders, classes, f"{name} {str(path)!r}")
     paths: list[str] = []
     labels: list[int] = []
     empty = []
-    for label, name in enumerate(classes):
-        files = list_files(path / name, extensions) if name in names else []
-        empty += [] if files or name not in names else [name]
+    for label, folder in enumerate(classes):
+        files = list_files(path / folder, extensions) if folder in folders else []
+        empty += [] if files or folder not in folders else [folder]
         paths += files
         labels += [label] * len(files)
     if empty:
         raise ValueError(
-            f"every class of {what} {str(path)!r} must hold a file of "
+            f"every class of {name} {str(path)!r} must hold a file of "
             f"{', '.join(extensions)}, none in: {empty[:5]}"
         )
     return Listing(paths, torch.tensor(labels), list(classes))
 
 
-def list_unlabelled(root: str | Path, what: str) -> Listing:
-    """All images under a folder, without labels.
+def check_known(names: Iterable[str], classes: Sequence[str], source: str) -> None:
+    """Refuse class names of an evaluation set that the training set lacks.
 
     Raises:
-        ValueError: the folder is missing or holds no image.
+        ValueError: names the unknown classes.
     """
-    path = check_folder(root, what)
-    paths = list_files(path)
-    if not paths:
-        raise ValueError(
-            f"{what} {str(path)!r} must hold images ({', '.join(EXTENSIONS)}), it has none"
-        )
-    return Listing(paths, None, [])
+    unknown = sorted(set(names) - set(classes))
+    if unknown:
+        raise ValueError(f"{source} has classes that training lacks: {unknown[:5]}")

@@ -1,8 +1,8 @@
-"""Loaders: batches of a map-style set, with a position that a checkpoint can hold.
+"""Loaders: batches of a map-style set, with a position that is saved in the checkpoint.
 
-Both are iterables around a torch `DataLoader`, not subclasses of it: a trainer then neither
-rebuilds them with another sampler nor asks for workers that an array in memory does not need.
-Neither draws from the global random state.
+They are iterables around a torch `DataLoader`, not subclasses of it. So a trainer neither replaces
+their sampler nor warns about workers that an array in memory does not need. They never draw from
+the global random state.
 """
 
 from __future__ import annotations
@@ -21,32 +21,33 @@ from sslzoo.random import run_keys
 
 
 class BatchSource(Protocol):
-    """A map-style set that makes a whole batch at once."""
+    """A map-style set that reads a whole batch at once."""
 
     def __len__(self) -> int: ...
 
     def __getitems__(self, index: list[int]) -> Batch: ...
 
 
-def _as_it_is(batch: Any) -> Any:
+def keep_batch(batch: Any) -> Any:
+    """Collate function of sets that already make batches."""
     return batch
 
 
 class TrainLoader:
-    """Keyed, shuffled batches; resumes in the middle of an epoch.
+    """Keyed, shuffled training batches; resumes in the middle of an epoch.
 
-    The place is saved as (epoch, batches handed out), so what workers have fetched ahead does
+    The position is saved as (epoch, batches returned), so batches that workers have prefetched do
     not count. Iteration begins at the first `next`, when the trainer has set the epoch (Lightning
-    2.6 calls `iter` before it does).
+    2.6 calls `iter` before).
 
     Args:
-        dataset: with `__getitems__` that gives a `Batch`.
+        dataset: a set whose `__getitems__` returns a `Batch`.
         sampler: chooses the batches.
-        num_workers: 0 loads in the main process; workers stay alive over epochs.
-        current_epoch: asked when an iteration begins; without it, or where it answers None, the
-            epoch is what `set_epoch` of the sampler was told last. (Resuming a run that is
-            counted in steps from the end of an epoch, Lightning 2.6.6 tells samplers one epoch
-            too many; its `current_epoch` is right.)
+        num_workers: 0 loads in the main process; workers stay alive across epochs.
+        current_epoch: called when an iteration begins; without it, or if it returns None, the
+            epoch is the sampler's, from `set_epoch`. (When a run counted in steps resumes from the
+            end of an epoch, Lightning 2.6.6 sets the samplers one epoch too far, but its
+            `current_epoch` is right.)
     """
 
     def __init__(
@@ -56,14 +57,14 @@ class TrainLoader:
         num_workers: int = 0,
         current_epoch: Callable[[], int | None] | None = None,
     ) -> None:
-        self.sampler = sampler  # under this name trainers look for `set_epoch`
+        self.sampler = sampler  # trainers call `set_epoch` on this attribute
         self._generator = torch.Generator()
         self._loader: DataLoader[Any] = DataLoader(
             dataset,  # type: ignore[arg-type]
             batch_size=sampler.rank_batch,
             sampler=sampler,
             num_workers=num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=keep_batch,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
             generator=self._generator,
@@ -71,20 +72,20 @@ class TrainLoader:
         self._current_epoch = current_epoch
         self._epoch = 0
         self._position = 0
-        self._resume_epoch: int | None = None  # an epoch whose place waits for its iteration
+        self._resume_epoch: int | None = None  # the epoch in whose middle to resume
 
     @property
     def batch_size(self) -> int:
-        """Of this rank."""
+        """Batch size of this rank."""
         return self.sampler.rank_batch
 
     @property
     def epoch(self) -> int:
-        """The epoch of the batch that was handed out last."""
+        """The epoch of the last returned batch."""
         return self._epoch
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, also while one is resumed."""
+        """Number of batches of a whole epoch, even while resuming within one."""
         return self.sampler.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
@@ -105,7 +106,7 @@ class TrainLoader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The place within the epoch, the same on every rank and for any number of ranks."""
+        """The position in the epoch, the same for every rank and number of ranks."""
         return {
             "epoch": self._epoch,
             "position": self._position,
@@ -115,19 +116,18 @@ class TrainLoader:
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after the batch that was handed out last; a finished epoch leads to the next one.
+        """Continue after the last returned batch, or with the next epoch.
 
         Raises:
-            ValueError: the place is inside an epoch of other batches.
+            ValueError: the position is in the middle of an epoch with other batches.
         """
         own = self.state_dict()
         finished = state["position"] >= len(self)
         for name in ("batch_size", "num_samples", "seed"):
             if not finished and state["position"] and state[name] != own[name]:
                 raise ValueError(
-                    f"the checkpoint stopped inside an epoch with {name}={state[name]}, and cannot "
-                    f"go on there with {name}={own[name]}; use {state[name]}, or a checkpoint from "
-                    "the end of an epoch"
+                    f"{name} must be {state[name]} to resume in the middle of the checkpoint's "
+                    f"epoch, got {own[name]}; or use a checkpoint from the end of an epoch"
                 )
         self._epoch = state["epoch"] + finished
         self._position = 0 if finished else state["position"]
@@ -140,15 +140,15 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """All samples, in whole batches shared out over the ranks.
+    """Evaluation batches: every sample once, whole batches distributed over the ranks.
 
     Args:
-        dataset: with `__getitems__` that gives a `Batch`.
-        batch_size: of each batch, whatever the number of ranks.
-        num_workers: 0 loads in the main process; workers live as long as an iteration.
-        rank: this process's, from the process group by default.
-        world: number of ranks, from the process group by default.
-        order: (N,) int64 that batches are cut from, such as by length; None: 0..N-1.
+        dataset: a set whose `__getitems__` returns a `Batch`.
+        batch_size: size of each batch, for any number of ranks.
+        num_workers: 0 loads in the main process; workers end with the iteration.
+        rank: rank of this process; None: that of the process group.
+        world: number of ranks; None: that of the process group.
+        order: (N,) int64 order of the samples, such as by length; None: 0..N-1.
     """
 
     def __init__(
@@ -164,24 +164,24 @@ class EvalLoader:
             dataset,  # type: ignore[arg-type]
             batch_sampler=ShardedBatchSampler(len(dataset), batch_size, rank, world, order),
             num_workers=num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=keep_batch,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )
 
     def __len__(self) -> int:
-        """Batches of this rank."""
+        """Number of batches of this rank."""
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self._loader)
 
 
-class TokenLoader:
-    """One batch: what a trainer needs to call its validation hooks, where callbacks do the work.
+class SingleBatchLoader:
+    """One batch, so that a trainer calls its validation hooks; callbacks evaluate.
 
     Args:
-        dataset: with `__getitems__` that gives a `Batch`; not empty.
+        dataset: a non-empty set whose `__getitems__` returns a `Batch`.
     """
 
     def __init__(self, dataset: BatchSource) -> None:

@@ -1,7 +1,7 @@
 """Samplers: the same global batches for any number of ranks.
 
-N samples, W ranks, B the global batch. Global batch t of epoch e is a function of (seed, e, t)
-alone: rank r takes the r-th contiguous block of it. Nothing is padded and nothing comes twice.
+N samples, W ranks, B the global batch size. Global batch t of epoch e is a function of (seed, e, t)
+alone, and rank r takes its r-th contiguous block. No sample is padded or repeated.
 """
 
 from __future__ import annotations
@@ -13,30 +13,31 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler, Sampler
 
 from sslzoo import distributed
+from sslzoo.checks import check_at_least
 from sslzoo.random import run_keys
 
 
 class KeyedSampler(DistributedSampler[int]):
-    """This rank's part of a keyed permutation, block after block of the global batch.
+    """Shuffle with a keyed permutation and give this rank's block of each global batch.
 
-    A `DistributedSampler`, so that trainers leave it in place. Cut into lists of `rank_batch`
-    indices (the last one may be shorter), its indices are this rank's batches.
+    It is a `DistributedSampler`, so trainers do not replace it. Consecutive runs of `rank_batch`
+    indices (the last may be shorter) are this rank's batches.
 
     Args:
         num_samples: N.
-        batch_size: B, over all ranks; W must divide it.
-        seed: of the permutations.
-        drop_last: leave out the last global batch where it is shorter than B. Otherwise its rows
-            are split over the ranks, whose parts then differ by at most one row.
-        shuffle: False gives the order 0..N-1 in each epoch.
-        rank: this process's, from the process group by default.
-        world: W, from the process group by default.
-        groups: (N,) int64; a global batch is then of one group (such as a speaker), and what a
-            group has left over sits out the epoch. Needs drop_last and shuffle.
+        batch_size: B, over all ranks; a multiple of W.
+        seed: seed of the permutations.
+        drop_last: drop the last global batch if it is smaller than B. Otherwise its rows are split
+            over the ranks, whose parts differ by at most one row.
+        shuffle: False: the order 0..N-1 in each epoch.
+        rank: rank of this process; None: that of the process group.
+        world: W; None: that of the process group.
+        groups: (N,) int64; every global batch is then drawn from one group (such as a speaker), and
+            the remainder of a group is skipped in that epoch. Needs drop_last and shuffle.
 
     Raises:
-        ValueError: W does not divide B, B is larger than N, the short last batch has fewer rows
-            than there are ranks, or no group fills a batch.
+        ValueError: W does not divide B, B is larger than N, the last batch has fewer rows than
+            ranks, or no group fills a batch.
     """
 
     def __init__(
@@ -56,9 +57,9 @@ class KeyedSampler(DistributedSampler[int]):
         last = num_samples % batch_size
         if not drop_last and 0 < last < world:
             raise ValueError(
-                f"the last global batch has {last} samples for {world} ranks: some would get none; "
-                f"use drop_last=True, or a batch_size (got {batch_size}) that leaves none or at "
-                f"least {world} of {num_samples} samples"
+                f"the last global batch must have at least one sample for each of {world} ranks, "
+                f"got {last} of {num_samples} samples with batch_size {batch_size}; use "
+                "drop_last=True or another batch_size"
             )
         super().__init__(
             range(num_samples),  # type: ignore[arg-type]
@@ -70,8 +71,8 @@ class KeyedSampler(DistributedSampler[int]):
         )
         self.batch_size = batch_size
         self.rank_batch = batch_size // world
-        self.first_batch = 0  # where the next iteration begins; set by the loader on a resume
-        self.shared_epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers read it
+        self.first_batch = 0  # first batch of the next iteration; the loader sets it on a resume
+        self.shared_epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # for workers
         self._total = num_samples
         self._groups = groups
         if groups is not None:
@@ -79,12 +80,12 @@ class KeyedSampler(DistributedSampler[int]):
 
     @property
     def num_batches(self) -> int:
-        """Global batches of an epoch."""
+        """Number of global batches of an epoch."""
         full, last = self._blocks()
         return full + (0 if self.drop_last or last == 0 else 1)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose permutation the next iteration follows."""
+        """Set the epoch whose permutation the next iteration uses."""
         self.epoch = epoch
         self.shared_epoch.fill_(epoch)
 
@@ -110,14 +111,14 @@ class KeyedSampler(DistributedSampler[int]):
         return iter(torch.cat(mine).tolist())
 
     def _blocks(self) -> tuple[int, int]:
-        """Whole global batches of an epoch, and the rows of a short last one."""
+        """Number of complete global batches of an epoch, and rows of an incomplete last one."""
         if self._groups is None:
             return divmod(self._total, self.batch_size)
         counts = torch.unique(self._groups, return_counts=True)[1]
         return int((counts // self.batch_size).sum()), 0
 
     def _grouped(self, order: Tensor, groups: Tensor) -> Tensor:
-        """(batches, B) rows, group after group, each group's in the order given."""
+        """(batches, B) rows, group by group, each group in the given order."""
         order = order[groups[order].argsort(stable=True)]
         _, counts = torch.unique(groups, return_counts=True)
         parts = order.split(counts.tolist())
@@ -127,33 +128,33 @@ class KeyedSampler(DistributedSampler[int]):
     def _check_groups(self, groups: Tensor) -> None:
         if groups.shape != (self._total,) or not (self.drop_last and self.shuffle):
             raise ValueError(
-                f"a group for each of {self._total} samples, drop_last and shuffle wanted, got "
+                f"groups must be ({self._total},) with drop_last and shuffle True, got "
                 f"{tuple(groups.shape)}, {self.drop_last} and {self.shuffle}"
             )
         if not self._blocks()[0]:
             largest = int(torch.unique(groups, return_counts=True)[1].max())
             raise ValueError(
-                f"batches of one group want a group of {self.batch_size} samples (batch_size), the "
-                f"largest has {largest}"
+                f"batch_size must be at most {largest} (the largest group's size), got "
+                f"{self.batch_size}"
             )
 
     def _share(self, rows: int) -> tuple[int, int]:
-        """Where this rank's contiguous share of `rows` begins, and how long it is."""
+        """First row and length of this rank's contiguous part of `rows`."""
         each, more = divmod(rows, self.num_replicas)
         return self.rank * each + min(self.rank, more), each + (self.rank < more)
 
 
 class ShardedBatchSampler(Sampler[list[int]]):
-    """Whole batches in order: rank r has batches r, r + W, ... of the sequence.
+    """Batches in order: rank r gets batches r, r + W, and so on.
 
-    What stands in a batch does not depend on W, so neither does a feature of it.
+    The contents of a batch do not depend on W, so neither do its features.
 
     Args:
-        num_samples: N, each once.
-        batch_size: of each batch; the last may be shorter.
-        order: (N,) int64, taken instead of 0..N-1.
-        rank: this process's, from the process group by default.
-        world: W, from the process group by default.
+        num_samples: N.
+        batch_size: size of each batch; the last may be smaller.
+        rank: rank of this process; None: that of the process group.
+        world: W; None: that of the process group.
+        order: (N,) int64; None: 0..N-1.
     """
 
     def __init__(
@@ -164,8 +165,7 @@ class ShardedBatchSampler(Sampler[list[int]]):
         world: int | None = None,
         order: Tensor | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"a batch needs at least 1 sample, got batch_size={batch_size}")
+        check_at_least("batch_size", batch_size, 1)
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.order = range(num_samples) if order is None else order.tolist()
@@ -187,11 +187,11 @@ class ShardedBatchSampler(Sampler[list[int]]):
 def _check_batch(num_samples: int, batch_size: int, world: int) -> None:
     if batch_size < 1 or batch_size % world:
         raise ValueError(
-            f"batch_size is the global batch and must be a multiple of the {world} rank(s), "
+            f"batch_size (the global batch) must be a positive multiple of the {world} rank(s), "
             f"got {batch_size}"
         )
     if batch_size > num_samples:
         raise ValueError(
-            f"batch_size must be at most the {num_samples} samples of the training set, "
-            f"got {batch_size}"
+            f"batch_size must be at most {num_samples} (the size of the training set), got "
+            f"{batch_size}"
         )

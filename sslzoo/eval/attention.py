@@ -1,4 +1,4 @@
-"""Attention maps: what the class token of a vision transformer looks at, head by head.
+"""Attention maps: attention of a vision transformer's class token to the patches, per head.
 
 Caron et al., ICCV 2021, https://arxiv.org/abs/2104.14294, figure 1.
 Reference code: facebookresearch/dino at 7c446df, visualize_attention.py.
@@ -24,15 +24,15 @@ from sslzoo.eval.features import eval_mode
 def cls_attention(vit: nn.Module, images: Tensor) -> Tensor:
     """Attention of the class token to the patches in the last block.
 
-    Any ViT of timm's with a class token (rotary positions, registers and other extras included):
-    the weights are those that the last block itself computes, without its fused kernel.
+    It works for any timm ViT with a class token (also with rotary embeddings, registers and other
+    extras): the weights are those that the last block itself computes, without its fused kernel.
 
     Args:
-        vit: `sslzoo.backbones.ViT`, or a timm model; left in the mode it was in.
-        images: (B, C, H, W), as it takes them.
+        vit: `sslzoo.backbones.ViT`, or a timm model; its train or eval mode is restored.
+        images: (B, C, H, W), preprocessed as the model expects.
 
     Returns:
-        (B, A, h, w) in [0, 1]; what the class token gives itself (and registers) is left out.
+        (B, A, h, w) in [0, 1]; its attention to itself (and to registers) is left out.
 
     Raises:
         ValueError: for a module without such blocks, or without a class token.
@@ -59,10 +59,12 @@ def cls_attention(vit: nn.Module, images: Tensor) -> Tensor:
 
 
 def attention_picture(images: Tensor, attention: Tensor) -> Image.Image:
-    """A row for each image: itself, the heads' mean, then each head. Each map to its own maximum.
+    """Picture with one row per image: the image, the heads' mean, then each head.
+
+    Each map is scaled to its own maximum.
 
     Args:
-        images: (B, C, H, W) of 1 or 3 channels; stretched to the range of a picture.
+        images: (B, C, H, W) of 1 or 3 channels; rescaled to the range of a picture.
         attention: (B, A, h, w).
     """
     x = images.detach().float().cpu()

@@ -1,7 +1,7 @@
-"""Cache of features: one file for what these weights make of this data.
+"""Feature cache: one file per rank, keyed by a hash of everything the features depend on.
 
-The name is a hash of all that the features depend on: the module's class, parameters and buffers,
-the data's own fingerprint, and how they were computed. A file is written whole or not at all.
+The file name is that hash: of the module's class, parameters and buffers, the data's fingerprint,
+and the settings of the extraction. Writes are atomic.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from sslzoo.eval.features import Features
 def cached_features(
     folder: Path | None, key: str, compute: Callable[[], Features]
 ) -> tuple[Features, bool]:
-    """This rank's features, from the cache where every rank has its file, else computed.
+    """Load this rank's features from the cache if every rank has its file, otherwise compute them.
 
     Args:
-        folder: of the cache; None computes.
-        key: a string of all that the features depend on; hashed here, with the number of ranks.
-        compute: collective; its result is written. Where that fails (a full disk), a line on
-            stderr says so.
+        folder: the cache folder; None: always compute.
+        key: a string of everything the features depend on; hashed with the number of ranks.
+        compute: collective function whose result is written. If writing fails (a full disk), a
+            line on stderr says so.
 
     Returns:
-        The features, on the CPU where they come from the cache, and whether they do.
+        The features (on the CPU if they come from the cache), and whether they come from it.
     """
     if folder is None:
         return compute(), False
@@ -55,7 +55,7 @@ def _read(path: Path) -> Features | None:
     try:
         with safe_open(path, "pt") as file:
             kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):  # not there, or not a whole file
+    except (OSError, SafetensorError):  # missing or incomplete
         return None
     return Features(kept["features"], kept.get("label"), kept["index"])
 

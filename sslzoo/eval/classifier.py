@@ -1,10 +1,10 @@
-"""Classifier: a pre-trained encoder, perhaps with the first layers of its head, and a Linear.
+"""Classifier: a linear layer on a pre-trained encoder and, optionally, its head's first layers.
 
-The encoder may also be read at several depths (`LastBlocks`), and a batch norm may stand before
-the Linear, as linear protocols of ViTs have it.
+The features may come from several blocks (`LastBlocks`), and a batch norm may precede the linear
+layer, as in the linear protocols of ViTs.
 
-Built from its parts, so that its own checkpoint loads without that of the pre-training run;
-`load_weights` puts a run's weights in. Shapes: B samples, D features, C classes.
+It is built from its parts, so that its checkpoint loads without that of the pre-training run;
+`load_weights` fills in a run's weights. Shapes: B samples, D features, C classes.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from torch import Tensor, nn
 
 from sslzoo.backbones import ViT
 from sslzoo.batch import View
-from sslzoo.norm import GlobalBatchNorm
+from sslzoo.layers import GlobalBatchNorm
 from sslzoo.trust import fill, module_of, refuse_deep_pickles
 
 
 class Headed(nn.Module):
-    """A backbone and the first layers of its projector, as one backbone.
+    """A backbone that includes the first layers of its projector.
 
     SimCLR v2 is fine-tuned from the first of the head's three layers (arXiv 2006.10029, section
     2; `ft_proj_selector=1` in the code).
 
     Args:
-        backbone: (B, ...) -> (B, num_features).
-        projector: a head with `first`, such as `heads.simclr_v2_projector`, as it was pre-trained.
-        num_layers: how many of its layers are kept, each with its norm and ReLU.
+        backbone: module (B, ...) -> (B, num_features).
+        projector: the pre-trained head; it must have `first`, as `heads.simclr_v2_projector` does.
+        num_layers: number of its layers to keep, each with its norm and ReLU.
     """
 
     def __init__(self, backbone: nn.Module, projector: nn.Module, num_layers: int = 1):
@@ -49,18 +49,18 @@ class Headed(nn.Module):
 
 
 class LastBlocks(nn.Module):
-    """The class tokens of a ViT's last blocks side by side, as one backbone.
+    """A backbone that concatenates the class tokens of a ViT's last blocks.
 
-    DINO's linear features (facebookresearch/dino, eval_linear.py): four blocks of a ViT-S; one of a
-    ViT-B, beside the mean of its patches.
+    These are DINO's linear features (facebookresearch/dino, eval_linear.py): four blocks of a
+    ViT-S; one block of a ViT-B with the mean of its patch tokens.
 
     Args:
-        backbone: a `ViT` with a class token, such as `backbones.timm_vit` makes.
-        num_blocks: how many blocks are read.
-        mean_patches: whether the mean of the last block's patch tokens stands beside them.
+        backbone: a `ViT` with a class token, such as from `backbones.timm_vit`.
+        num_blocks: number of blocks.
+        mean_patches: whether to append the mean of the last block's patch tokens.
 
     Raises:
-        ValueError: the backbone is no such ViT.
+        ValueError: the backbone is not such a ViT.
     """
 
     def __init__(self, backbone: nn.Module, num_blocks: int = 4, mean_patches: bool = False):
@@ -80,14 +80,15 @@ class LastBlocks(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Logits of a Linear on the features of a backbone. Shapes: (B, ...) -> (B, C).
+    """Linear classifier on a backbone's features. Shapes: (B, ...) -> (B, C).
 
     Args:
-        backbone: with `num_features`; `Headed` to keep layers of the pre-trained head.
+        backbone: a module with `num_features`; `Headed` keeps layers of the pre-trained head.
         num_classes: C.
-        init_std: the Linear's weights start from N(0, init_std), its bias from 0 (SimCLR: 0.01).
-        norm: whether a batch norm without scale and shift stands before the Linear, over the
-            global batch (MAE's linear protocol, where it is over each GPU's rows).
+        init_std: standard deviation of the linear layer's initial weights, with zero bias
+            (SimCLR: 0.01).
+        norm: whether a batch norm without scale and shift precedes the linear layer. It is over the
+            global batch (in MAE's linear protocol over each GPU's rows).
     """
 
     def __init__(
@@ -111,19 +112,19 @@ class Classifier(nn.Module):
 
 
 def load_weights(model: Classifier, path: str, whole: bool = False) -> None:
-    """Put trained weights into a classifier.
+    """Load trained weights into a classifier.
 
     Args:
-        model: all of it is filled from a run that trained a classifier of its kind, all but
-            norm and Linear from a run that pre-trained its backbone (and head); a ViT's norm
-            behind the mean of patches stays new too (`ViT.taken_from`).
+        model: filled completely from a run that trained the same kind of classifier; from a run
+            that pre-trained its backbone (and head), all but norm and linear layer are filled. A
+            ViT's norm after the mean of patches is not filled either (`ViT.taken_from`).
         path: a Lightning checkpoint whose class has been imported, or the .safetensors of an
             encoder (which has no head).
-        whole: refuse what holds no trained Linear: a teacher wants one.
+        whole: refuse a file without a trained linear layer, which a teacher needs.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: what it holds does not fit, naming the parameters.
+        FileNotFoundError: the file does not exist.
+        ValueError: the parameters do not match; the message names them.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path!r}")
@@ -160,7 +161,7 @@ def load_weights(model: Classifier, path: str, whole: bool = False) -> None:
 
 
 def _read(path: str) -> dict[str, Any]:
-    """A Lightning checkpoint, as tensors and plain values."""
+    """Read a Lightning checkpoint, restricted to tensors and plain values."""
     try:
         refuse_deep_pickles(Path(path))
         saved = torch.load(path, "cpu", weights_only=True)

@@ -1,8 +1,8 @@
-"""Distill: a student learns a fine-tuned teacher's probabilities, without labels.
+"""Distill: train a student on a fine-tuned teacher's probabilities, without labels.
 
 SimCLR v2's third step: Chen, Kornblith, Swersky, Norouzi and Hinton, NeurIPS 2020,
-https://arxiv.org/abs/2006.10029, section 2 and equation 3. Self-distillation is a student of the
-teacher's own architecture. Reference code: none in google-research/simclr's training scripts at
+https://arxiv.org/abs/2006.10029, section 2 and equation 3. In self-distillation, the student has
+the teacher's architecture. Reference code: none in google-research/simclr's training scripts at
 commit 383d414.
 
 Deviations:
@@ -19,20 +19,20 @@ from sslzoo.batch import Batch, View
 from sslzoo.eval.classifier import Classifier
 from sslzoo.eval.fine_tune import RANDOM, only_view, start_from
 from sslzoo.losses import soft_cross_entropy
-from sslzoo.optim import all_alike
-from sslzoo.trainable import GroupsFactory, OptimizerFactory, ScheduleFactory, Trainable
+from sslzoo.optim import Schedule, all_alike
+from sslzoo.trainable import GroupsFactory, OptimizerFactory, Trainable
 
 
 class Distill(Trainable):
-    """The student's cross-entropy against the teacher's probabilities of the same view.
+    """Distillation by cross-entropy between the teacher's and the student's probabilities per view.
 
     Args:
         model: the student.
-        teacher: in eval mode, never trained.
-        teacher_weights: the fine-tuned run's checkpoint, needed by `fit`.
-        temperature: of both softmaxes; reported: 0.1 for a teacher tuned on 1 % of labels, 1 on
-            10 %.
-        weights: where the student starts: a checkpoint for `load_weights`, or "random".
+        teacher: the teacher, in eval mode and never trained.
+        teacher_weights: the fine-tuned run's checkpoint, required by `fit`.
+        temperature: temperature of both softmaxes; the paper's is 0.1 for a teacher tuned on 1 %
+            of labels, 1 on 10 %.
+        weights: the student's initial weights: a checkpoint for `load_weights`, or "random".
         optimizer: see `Trainable`; LARS in the paper.
         schedule: see `Trainable`.
         parameter_groups: see `Trainable`.
@@ -54,7 +54,7 @@ class Distill(Trainable):
         temperature: float = 1.0,
         weights: str = RANDOM,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(optimizer, schedule, parameter_groups)
@@ -75,20 +75,20 @@ class Distill(Trainable):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        self.train()  # Lightning leaves flags as it finds them, and warns of eval mode before this
+        self.train()  # Lightning keeps train flags, and warns of eval mode before this hook
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        if self.step == 0:  # a resumed run has its own
+        if self.step == 0:  # a resumed run has its own weights
             start_from(self.model, self.weights, "weights")
             start_from(self.teacher, self.teacher_weights, "teacher_weights", whole=True)
 
     def forward(self, view: View) -> Tensor:
-        """The student's logits. Shapes: (B, ...) -> (B, C)."""
+        """Compute the student's logits. Shapes: (B, ...) -> (B, C)."""
         return self.model(view)
 
     def features(self, view: View) -> Tensor:
-        """Features of the student's backbone. Shapes: (B, ...) -> (B, num_features)."""
+        """Compute the features of the student's backbone. Shapes: (B, ...) -> (B, num_features)."""
         return self.model.backbone(view)
 
     def encoder(self) -> Classifier:

@@ -1,6 +1,6 @@
-"""Features of a data set: eval mode, no augmentation, no gradient, each sample once.
+"""Feature extraction over a data set: eval mode, no augmentation, no gradient, each sample once.
 
-The module is left as it was found: its train flags, its buffers and every random generator.
+The module's train flags, its buffers and every random generator are left unchanged.
 Shapes: n samples of this rank, D width of the features.
 """
 
@@ -17,18 +17,18 @@ from torch import Tensor, nn
 
 from sslzoo.batch import Batch
 from sslzoo.distributed import gather_objects, gather_rows, rank, row_layout, world_size
+from sslzoo.eval.knn.search import first_occurrence
 from sslzoo.eval.loaders import EvalLoaders
-from sslzoo.eval.neighbours import first_occurrence
-from sslzoo.split import stratified_split
+from sslzoo.random import stratified_split
 
 
 class Features(NamedTuple):
-    """What an encoder makes of the samples of this rank.
+    """An encoder's features of this rank's samples, with their labels and indices.
 
     Args:
         features: (n, D) float32, on the encoder's device.
-        label: (n,) or None, as the loader has it.
-        index: (n,) int64; no index stands on two ranks or twice on one.
+        label: (n,) as the loader yields it, or None.
+        index: (n,) int64; no index appears on two ranks or twice on one.
     """
 
     features: Tensor
@@ -38,7 +38,7 @@ class Features(NamedTuple):
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each submodule has the train flag it had before."""
+    """Context manager for eval mode that restores each submodule's train flag afterwards."""
     flags = [(child, child.training) for child in module.modules()]
     module.eval()
     try:
@@ -49,7 +49,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def _as_batch(raw: Any, start: int) -> Batch:
-    """A loader's item; a pair (images, labels) gets its positions in the loader as its indices."""
+    """A loader's item as a `Batch`; pairs (images, labels) are indexed by loader position."""
     if isinstance(raw, Batch):
         return raw
     if isinstance(raw, (tuple, list)) and len(raw) == 2 and isinstance(raw[0], Tensor):
@@ -62,7 +62,7 @@ def _as_batch(raw: Any, start: int) -> Batch:
 def own_batches(
     loader: Iterable[Any], loaders: EvalLoaders, limit: int | None = None
 ) -> Iterator[Batch]:
-    """This rank's batches: all of a sharded loader, else each W-th of the one common sequence."""
+    """This rank's batches: all of a sharded loader, otherwise every W-th of the common sequence."""
     start = 0
     for number, raw in enumerate(loader):
         batch = _as_batch(raw, start)
@@ -84,20 +84,20 @@ def extract(
     device: torch.device | str | None = None,
     limit: int | None = None,
 ) -> Features:
-    """Features of one loader; on many ranks every rank calls this.
+    """Extract the features of one loader; collective, so every rank must call it.
 
     Args:
-        module: put into eval mode for exactly the duration of the call.
+        module: put into eval mode for the duration of the call.
         loader: `loaders.bank` or `loaders.query`; yields `Batch`es of one raw view, or pairs
             (images, labels). If it is not sharded, rank r of W takes the batches r, r + W, ...
         loaders: its transform is applied to each batch after the move to the device, and the
-            first view is looked at; it says whether the loader is sharded.
+            first view is encoded; it also says whether the loader is sharded.
         features: name of the module's method from a view to features (B, D), or a function.
-        device: None: where the module's first parameter is.
-        limit: use only the samples of an index below it.
+        device: device to compute on; None: that of the module's first parameter.
+        limit: use only samples whose index is below it.
 
     Returns:
-        The samples of this rank, duplicates by index dropped (the first of the lowest rank stays).
+        This rank's samples without duplicate indices (the first one on the lowest rank is kept).
 
     Raises:
         ValueError: no such method, the features are not (B, D), or no rank has a sample.
@@ -126,11 +126,11 @@ def extract(
 
 
 def collect(parts: list[Features], device: torch.device | str) -> Features:
-    """One `Features` of this rank's batches; collective, duplicates by index dropped.
+    """Concatenate this rank's batches and drop duplicate indices over all ranks; collective.
 
     Args:
-        parts: one a batch; none on a rank gives an empty one like the other ranks'.
-        device: of the result.
+        parts: one per batch; a rank without any gets an empty result of the other ranks' shape.
+        device: device of the result.
     """
     like = None
     if parts:
@@ -157,7 +157,7 @@ def collect(parts: list[Features], device: torch.device | str) -> Features:
 
 
 def gather_features(own: Features) -> Features:
-    """The samples of all ranks in the order of their index, on every rank. (n, D) -> (N, D)."""
+    """Gather all ranks' samples on every rank, sorted by index. (n, D) -> (N, D)."""
     rows = row_layout(len(own.index))
     index, order = gather_rows(own.index, rows).sort(stable=True)
     label = None if own.label is None else gather_rows(own.label, rows)[order]
@@ -165,15 +165,15 @@ def gather_features(own: Features) -> Features:
 
 
 def take_fraction(own: Features, fraction: float, seed: int) -> Features:
-    """This rank's part of a class-balanced subset of all ranks' samples; collective.
+    """Select this rank's part of a class-balanced subset of all ranks' samples; collective.
 
     The subset is a function of the samples' index and label and of the seed, whatever the number
     of ranks; seed 0 is the subset that a data module's `train_fraction` trains on.
 
     Args:
-        own: with labels (n,).
-        fraction: of each class, inside (0, 1); see `stratified_split`.
-        seed: of the draw.
+        own: this rank's features, with labels (n,).
+        fraction: fraction of each class, inside (0, 1); see `stratified_split`.
+        seed: seed of the draw.
     """
     assert own.label is not None
     rows = row_layout(len(own.index))

@@ -1,12 +1,12 @@
-"""FineTune: train a classifier with labels, from pre-trained weights or from random ones.
+"""FineTune: train a classifier with labels, from pre-trained or random weights.
 
-Semi-supervised learning is this on a data module with `train_fraction` 0.01 or 0.1: a subset
-with the same share of each class, the same for every run.
+Semi-supervised learning is fine-tuning on a data module with `train_fraction` 0.01 or 0.1: a
+subset with the same fraction of each class, identical in every run.
 SimCLR v2: Chen, Kornblith, Swersky, Norouzi and Hinton, NeurIPS 2020,
 https://arxiv.org/abs/2006.10029. Reference code: google-research/simclr, commit 383d414.
 
 Deviations:
-    1. The labelled subsets of ImageNet are drawn by `train_fraction`; the authors' are the lists
+    1. The labeled subsets of ImageNet are drawn by `train_fraction`; the authors' are the lists
        imagenet2012_subset/1pct and 10pct of TensorFlow Datasets.
 """
 
@@ -18,22 +18,24 @@ from sslzoo.batch import Batch, View, label_of
 from sslzoo.eval.classifier import Classifier, load_weights
 from sslzoo.eval.mixing import Mixed, Mixing
 from sslzoo.losses import cross_entropy
-from sslzoo.optim import all_alike
-from sslzoo.trainable import GroupsFactory, OptimizerFactory, ScheduleFactory, Trainable
+from sslzoo.optim import Schedule, all_alike
+from sslzoo.trainable import GroupsFactory, OptimizerFactory, Trainable
 
 RANDOM = "random"
 
 
 class FineTune(Trainable):
-    """Cross-entropy of a classifier; `sslzoo.callbacks.OnlineAccuracy` scores it.
+    """Supervised training of a classifier by cross-entropy.
+
+    `sslzoo.callbacks.OnlineAccuracy` measures its accuracy.
 
     Args:
         model: the classifier.
-        weights: where `fit` starts from: a checkpoint or .safetensors for `load_weights`, or
-            "random" for a net trained from scratch.
-        train_backbone: False freezes the backbone, in eval mode: the linear protocol.
+        weights: initial weights of `fit`: a checkpoint or .safetensors for `load_weights`, or
+            "random" for training from scratch.
+        train_backbone: False freezes the backbone in eval mode, which is the linear protocol.
         label_smoothing: see `losses.cross_entropy`; 0 in SimCLR.
-        mixing: of the images of a batch and of their labels (`Mixing`); None: none.
+        mixing: mixup or CutMix of images and labels (`Mixing`); None: no mixing.
         optimizer: see `Trainable`; LARS without weight decay in SimCLR v2.
         schedule: see `Trainable`; a cosine without warm-up in SimCLR v2.
         parameter_groups: see `Trainable`; `optim.exempt_bias_norm_and_classifier` in SimCLR.
@@ -57,7 +59,7 @@ class FineTune(Trainable):
         label_smoothing: float = 0.0,
         mixing: Mixing | None = None,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(optimizer, schedule, parameter_groups)
@@ -75,19 +77,19 @@ class FineTune(Trainable):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        self.train()  # Lightning leaves flags as it finds them, and warns of eval mode before this
+        self.train()  # Lightning keeps train flags, and warns of eval mode before this hook
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        if self.step == 0:  # a resumed run has its own
+        if self.step == 0:  # a resumed run has its own weights
             start_from(self.model, self.weights, "weights")
 
     def forward(self, view: View) -> Tensor:
-        """Logits. Shapes: (B, ...) -> (B, C)."""
+        """Compute logits. Shapes: (B, ...) -> (B, C)."""
         return self.model(view)
 
     def features(self, view: View) -> Tensor:
-        """Features of the backbone. Shapes: (B, ...) -> (B, num_features)."""
+        """Compute the backbone's features. Shapes: (B, ...) -> (B, num_features)."""
         return self.model.backbone(view)
 
     def encoder(self) -> Classifier:
@@ -106,7 +108,7 @@ class FineTune(Trainable):
 
 
 def start_from(model: Classifier, weights: str | None, name: str, whole: bool = False) -> None:
-    """`load_weights`, unless they are to be random; an error where nothing was said."""
+    """Load the initial weights unless they are "random"; raise if none were given."""
     if weights is None:
         raise ValueError(
             f"{name} is None: give the checkpoint to start from (--model.{name} "
@@ -117,7 +119,7 @@ def start_from(model: Classifier, weights: str | None, name: str, whole: bool = 
 
 
 def only_view(batch: Batch, who: str) -> View:
-    """The view of a batch that has one."""
+    """The only view of a batch with one view."""
     if len(batch.views) != 1:
         raise ValueError(
             f"{who} trains on one view of a sample, as sslzoo.transforms.crop_view makes, got "

@@ -1,4 +1,4 @@
-"""Frames: features of every frame with its label, for probes of phones and the like.
+"""Frames: per-frame features with their labels, for probes such as phone classification.
 
 Shapes: B sequences, T frames, D width, n frames in all.
 """
@@ -22,16 +22,16 @@ from sslzoo.eval.loaders import EvalLoaders
 def extract_frames(
     encoder: nn.Module, loader: Iterable[Any], loaders: EvalLoaders, device: torch.device | str
 ) -> Features:
-    """Features of all labelled frames of this rank's sequences.
+    """Extract the features of all labeled frames of this rank's sequences.
 
-    A sequence's last frames go with its last labels, as in Greedy InfoMax's phone probe: padding
-    adds frames at the front.
+    A sequence's last frames are matched with its last labels, as in Greedy InfoMax's phone probe,
+    since padding adds frames at the front.
 
     Args:
         encoder: with `forward_frames`, a view -> `Padded` (B, T, D) (`backbones.SequenceEncoder`).
-        loader: as for `extract`; labels are (B, T), with -1 behind each sequence's own.
+        loader: as for `extract`; labels are (B, T), padded with -1 after each sequence's own.
         loaders: as for `extract`.
-        device: of the encoder.
+        device: the encoder's device.
 
     Returns:
         Features (n, D), labels (n,), and the sequence's index of each frame.

@@ -1,7 +1,8 @@
-"""Linear probe on cached features: multinomial logistic regression to its optimum.
+"""Linear probe on cached features: multinomial logistic regression, fitted to convergence.
 
-The "linear evaluation" of SimCLR's transfer table and of CLIP: L-BFGS on frozen features, with L2.
-Deterministic: zero start, no shuffling. Shapes: n samples, D width, C classes.
+This is the "linear evaluation" of SimCLR's transfer table and of CLIP: L-BFGS on frozen features,
+with an L2 penalty. It is deterministic: it starts at zero and does not shuffle.
+Shapes: n samples, D width, C classes.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-EVERY = 5  # one sample of five is held out to choose the L2 weight
+EVERY = 5  # every fifth sample is held out to choose the L2 weight
 
 
-class _Standardise:
-    """Zero mean and unit variance by the training set; constant dimensions become 0."""
+class _Standardize:
+    """Standardization by the training set's mean and variance; constant dimensions become 0."""
 
     def __init__(self, features: Tensor) -> None:
         self.mean = features.mean(0)
@@ -28,24 +29,24 @@ class _Standardise:
         return (features - self.mean) * self.inverse
 
 
-def standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
-    """Both by the training set's mean and variance. Shapes: (n, D), (m, D)."""
-    by_train = _Standardise(train)
+def standardize(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    """Standardize both sets by the training set's mean and variance. Shapes: (n, D), (m, D)."""
+    by_train = _Standardize(train)
     return by_train(train), by_train(test)
 
 
 def _fit(
     x: Tensor, labels: Tensor, num_classes: int, l2: float, start: Tensor, max_steps: int
 ) -> Tensor:
-    """Minimise mean cross-entropy + l2 / 2 * |W|^2 over W (D, C) and a free bias.
+    """Minimize mean cross-entropy + l2 / 2 * |W|^2 over W (D, C) and a free bias.
 
     Args:
-        x: (n, D) standardised.
+        x: (n, D) standardized.
         labels: (n,) int64.
         num_classes: C.
         l2: weight of the penalty.
-        start: (D + 1, C) where to begin; the last row is the bias.
-        max_steps: of L-BFGS.
+        start: (D + 1, C) initial weights; the last row is the bias.
+        max_steps: L-BFGS steps.
 
     Returns:
         (D + 1, C).
@@ -77,7 +78,7 @@ def _accuracy(x: Tensor, labels: Tensor, weight: Tensor) -> float:
 
 
 def checked_labels(name: str, features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """The labels as int64 on the features' device; a ValueError names what is wrong."""
+    """Return the labels as int64 on the features' device, or raise a ValueError."""
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(features):
         raise ValueError(
             f"{name}: features (n, D) and labels (n,) wanted, "
@@ -101,11 +102,11 @@ def linear_probe(
     l2: float | Sequence[float] = (1e-3, 1e-2, 1e-1),
     max_steps: int = 100,
 ) -> float:
-    """Test accuracy of a logistic regression on standardised features.
+    """Test accuracy of a logistic regression on standardized features.
 
-    Of several L2 weights the one is taken that is best on every fifth training sample, held out
-    (the larger of equal ones); the classifier is then fitted to the whole training set. The test
-    set chooses nothing.
+    If there are several L2 weights, the best on every fifth training sample, held out, is chosen
+    (the larger of tied ones); the classifier is then fitted to the whole training set. The test
+    set is not used for the choice.
 
     Args:
         train: (n, D) features of the training set, of one rank or gathered.
@@ -114,7 +115,7 @@ def linear_probe(
         test_labels: (m,).
         num_classes: C.
         l2: weight of |W|^2 / 2 beside the mean cross-entropy; scikit-learn's 1 / (C n).
-        max_steps: of L-BFGS, for each fit.
+        max_steps: L-BFGS steps per fit.
 
     Returns:
         Fraction in [0, 1].
@@ -128,7 +129,7 @@ def linear_probe(
         best = weights[0]
         if len(weights) > 1 and len(train) >= 2 * EVERY:
             best = _choose(train, train_labels, num_classes, weights, start, max_steps)
-        x, asked = standardise(train, test)
+        x, asked = standardize(train, test)
         weight = _fit(x, train_labels, num_classes, best, start, max_steps)
     return _accuracy(asked, test_labels, weight)
 
@@ -141,15 +142,15 @@ def _choose(
     start: Tensor,
     max_steps: int,
 ) -> float:
-    """The L2 weight, of a descending list, that is best on the held-out fifth."""
-    # Strides through the samples class by class, so that sorted data is split evenly too.
+    """Choose the L2 weight from a descending list by accuracy on the held-out fifth."""
+    # Every fifth sample in class order, so that sorted data is split evenly too.
     place = torch.empty_like(labels)
     place[labels.argsort(stable=True)] = torch.arange(len(labels), device=labels.device)
     held = place % EVERY == EVERY - 1
     kept, kept_labels = features[~held], labels[~held]
-    x, x_held = standardise(kept, features[held])
+    x, x_held = standardize(kept, features[held])
     best, best_accuracy = weights[0], -1.0
-    for l2 in weights:  # from strong to weak, each from the last solution
+    for l2 in weights:  # from strong to weak, each fit starting from the last solution
         start = _fit(x, kept_labels, num_classes, l2, start, max_steps)
         accuracy = _accuracy(x_held, labels[held], start)
         if accuracy > best_accuracy:

@@ -1,7 +1,7 @@
-"""EvalLoaders: what a data module hands to evaluation.
+"""EvalLoaders: the loaders and the transform that a data module provides for evaluation.
 
-A bank to look up (or to train a probe on), a query to score, and the transform that turns a raw
-batch into the one view that an encoder sees: no augmentation.
+They are a bank to search (or to train a probe on), a query set to score, and the transform that
+turns a raw batch into the single view that an encoder sees, without augmentation.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from sslzoo.batch import Batch
 
 
 class EvalLoaders(NamedTuple):
-    """Loaders of raw `Batch`es, and how to read them.
+    """Loaders of raw `Batch`es, and the transform and facts needed to read them.
 
     Args:
         bank: the training set, each sample once.
-        query: the validation (or test) set; None where there is none.
+        query: the validation (or test) set; None if there is none.
         transform: applied to each batch after it is moved to the device.
-        num_classes: None where the data has no labels: only label-free metrics can be computed.
+        num_classes: None if the data has no labels: only label-free metrics can be computed.
         sharded: whether the loaders yield this rank's batches only. Then rank r of W has the
-            whole batches r, r + W, ... of one fixed sequence, so that what stands in a batch never
-            depends on W; some ranks may have one batch less than others, or none.
+            whole batches r, r + W, ... of one fixed sequence, so that the contents of a batch never
+            depend on W; some ranks may have one batch less than others, or none.
         ordered: whether samples come in the order of their index; length-bucketed ones do not.
     """
 

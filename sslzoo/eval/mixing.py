@@ -21,11 +21,11 @@ from torch import Tensor
 
 
 class Mixed(NamedTuple):
-    """Mixed images, and whose labels they have.
+    """Mixed images with their partners' labels and the mixing coefficient.
 
     Args:
         images: (B, C, H, W).
-        share: of an image's own label; 1 - share is its partner's.
+        share: weight of an image's own label; its partner's label has 1 - share.
         partner: (B,) labels of the partners.
     """
 
@@ -34,7 +34,7 @@ class Mixed(NamedTuple):
     partner: Tensor
 
     def loss(self, loss: Callable[[Tensor], Tensor], labels: Tensor) -> Tensor:
-        """The loss of mixed labels: `loss` of the labels is linear in one-hot targets."""
+        """Loss of the mixed labels, given a `loss` of labels that is linear in one-hot targets."""
         if self.share == 1:
             return loss(labels)
         return self.share * loss(labels) + (1 - self.share) * loss(self.partner)
@@ -42,14 +42,14 @@ class Mixed(NamedTuple):
 
 @final
 class Mixing:
-    """Each step mixes all images of its batch with one share, in one of two ways.
+    """Mixup or CutMix of the whole batch, with one mixing coefficient per step.
 
     Args:
-        mixup: alpha of the Beta distribution of the share, where images are averaged; 0: never;
+        mixup: alpha of the Beta distribution that mixup draws its share from; 0 turns mixup off;
             0.8 in MAE.
-        cutmix: the same where a box of the partner is pasted; 1.0 in MAE.
-        switch: how often it is CutMix where both are on.
-        probability: how often a step mixes at all.
+        cutmix: alpha for CutMix, which pastes a box of the partner; 0 turns it off; 1.0 in MAE.
+        switch: probability of CutMix rather than mixup where both are on.
+        probability: probability that a step mixes at all.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class Mixing:
         Args:
             images: (B, C, H, W), B even on every rank.
             labels: (B,).
-            seed: of the run.
-            step: that draws.
+            seed: the run's seed.
+            step: training step, which the draw depends on.
 
         Raises:
-            ValueError: B is odd, or these are no images.
+            ValueError: B is odd, or the images are not (B, C, H, W).
         """
         if images.dim() != 4 or len(images) % 2:
             raise ValueError(
@@ -105,16 +105,16 @@ class Mixing:
 
 
 def _partners(x: Tensor) -> Tensor:
-    """Rows 2i and 2i + 1 change places."""
+    """Swap rows 2i and 2i + 1."""
     return x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
 def _box(share: float, height: int, width: int, draw: np.random.Generator) -> tuple[int, ...]:
-    """Top, bottom, left and right of 1 - share of the image, cut at its edges."""
+    """Top, bottom, left and right of a box with area fraction 1 - share, clipped to the image."""
     side = (1 - share) ** 0.5
     edges = []
     sizes = [(length, int(length * side)) for length in (height, width)]
     for length, cut in sizes:
-        centre = int(draw.integers(length))
-        edges += [max(0, centre - cut // 2), min(length, centre + (cut + 1) // 2)]
+        center = int(draw.integers(length))
+        edges += [max(0, center - cut // 2), min(length, center + (cut + 1) // 2)]
     return tuple(edges)

@@ -1,7 +1,7 @@
-"""Retrieval: how the samples of a query's class are ranked among all others.
+"""Retrieval metrics: mAP, recall@K and purity of the ranking by cosine similarity.
 
-Cosine similarity; the ranking of each query is over all of the bank (or of the set itself, without
-the query). Shapes: n queries and m bank rows of all ranks, D width.
+Each query ranks the whole bank (or all other queries, if there is no bank); samples of its own
+class are relevant. Shapes: n queries and m bank rows of all ranks, D width.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from sslzoo.distributed import gather_rows, row_layout, sum_over_ranks
-from sslzoo.eval.neighbours import on_grid
+from sslzoo.eval.knn.search import on_grid
 
-TILE = 64  # queries that are ranked at a time
+TILE = 64  # queries per chunk of the ranking
 
 
 class Retrieval(NamedTuple):
-    """Averages over the queries that have a relevant row.
+    """Retrieval metrics, averaged over the queries that have a relevant row.
 
     Args:
-        mean_average_precision: mAP: of each query the mean of the precision at each relevant rank.
-        recall: by K, recall@K of metric learning: the share of queries with a relevant row among
+        mean_average_precision: mAP; a query's average precision is the mean over relevant ranks.
+        recall: recall@K of metric learning by K: the fraction of queries with a relevant row among
             the K nearest.
-        purity: the share of queries whose nearest row is relevant (recall@1).
-        num_queries: how many queries count.
+        purity: the fraction of queries whose nearest row is relevant (recall@1).
+        num_queries: number of queries with a relevant row.
     """
 
     mean_average_precision: float
@@ -44,18 +44,18 @@ def retrieval(
     ks: Sequence[int] = (1, 5, 10),
     index: Tensor | None = None,
 ) -> Retrieval:
-    """MAP and recall@K by cosine similarity.
+    """Compute mAP and recall@K by cosine similarity.
 
-    Collective: each rank passes its rows, any number of each. Equal similarities are ordered by
-    the bank's `index`, so that the numbers do not depend on ranks.
+    Collective: each rank passes its own rows, in any number. Equal similarities are ordered by
+    the bank's `index`, so that the metrics do not depend on the number of ranks.
 
     Args:
         query: (n, D) features of any scale.
         query_labels: (n,) classes of any integer type.
-        bank: (m, D); None: the queries themselves, each without itself.
-        bank_labels: (m,).
-        ks: the K of recall@K.
-        index: (m,) of the bank's samples, each once; None: the position among all ranks' rows.
+        bank: (m, D) features; None: each query ranks all other queries.
+        bank_labels: (m,) classes.
+        ks: values of K for recall@K.
+        index: (m,) unique sample indices of the bank; None: the position among all ranks' rows.
 
     Raises:
         ValueError: for other shapes, a K below 1, or no query with a relevant row.
@@ -74,12 +74,12 @@ def retrieval(
     start = row_layout(len(rows)).start
     asked = on_grid(query)
     every, classes = gather_rows(on_grid(rows)), gather_rows(labels.to(torch.int64))
-    place = torch.arange(len(every), device=every.device)  # of each gathered row, in order
+    place = torch.arange(len(every), device=every.device)  # the index of each gathered row
     if index is not None:
         order = gather_rows(index.to(torch.int64)).argsort(stable=True)
         every, classes = every[order], classes[order]
         place = order.argsort()
-    asked_ks = [1, *ks]  # the first is the purity of the nearest
+    asked_ks = [1, *ks]  # K = 1 is the purity
     sums = torch.zeros(2 + len(asked_ks), dtype=torch.float64, device=query.device)
     for first in range(0, len(asked), TILE):
         few = slice(first, first + TILE)
@@ -98,7 +98,7 @@ def retrieval(
 
 
 def _scores(similarity: Tensor, relevant: Tensor, ks: Sequence[int]) -> Tensor:
-    """Sums over some queries: how many count, average precision, hits among the first K."""
+    """Sums over queries: number that count, average precision, hits among the first K."""
     order = similarity.argsort(dim=1, descending=True, stable=True)
     hit = relevant.gather(1, order).double()
     found = hit.cumsum(1)

@@ -1,6 +1,6 @@
-"""Collapse and quality without labels: effective rank, spread, alignment, uniformity.
+"""Label-free metrics of collapse and quality: effective rank, spread, alignment, uniformity.
 
-Functions of the features of all samples: on many ranks gather first (`gather_features`).
+They take the features of all samples: with several ranks, call `gather_features` first.
 Shapes: n samples, D width.
 """
 
@@ -22,10 +22,10 @@ def _check(features: Tensor, least: int) -> None:
 
 @torch.no_grad()
 def effective_rank(features: Tensor, eps: float = 1e-7) -> Tensor:
-    """RankMe: exp of the entropy of the singular values, from 1 (collapse) to min(n, D).
+    """RankMe: exp of the singular values' entropy, from 1 (collapse) to min(n, D).
 
     Garrido, Balestriero, Najman and LeCun, "RankMe", ICML 2023, equation 1: p = s / sum(s) + eps,
-    exp(-sum p ln p), of the features as they are (not centred, not normalised).
+    exp(-sum p ln p), of the features as they are (not centered, not normalized).
 
     Args:
         features: (n, D).
@@ -44,7 +44,7 @@ def effective_rank(features: Tensor, eps: float = 1e-7) -> Tensor:
 
 @torch.no_grad()
 def feature_std(features: Tensor) -> Tensor:
-    """Per-dimension standard deviation of the L2-normalised features, (D,).
+    """Per-dimension standard deviation of the L2-normalized features, (D,).
 
     Its mean is 0 after a collapse to a point and about 1 / sqrt(D) for features spread over the
     sphere: Chen and He, "SimSiam", CVPR 2021, figure 2.
@@ -58,13 +58,13 @@ def feature_std(features: Tensor) -> Tensor:
 
 @torch.no_grad()
 def alignment(x: Tensor, y: Tensor, alpha: float = 2.0) -> Tensor:
-    """Mean distance of positive pairs on the sphere: E |x - y|^alpha. Scalar.
+    """Mean distance E |x - y|^alpha of positive pairs on the unit sphere. Scalar.
 
     Wang and Isola, "Alignment and Uniformity on the Hypersphere", ICML 2020 (alpha 2).
 
     Args:
-        x: (n, D) features, normalised here.
-        y: (n, D) of the other views of the same samples.
+        x: (n, D) features, normalized here.
+        y: (n, D) features of the other views of the same samples.
         alpha: exponent.
     """
     _check(x, 1)
@@ -76,13 +76,13 @@ def alignment(x: Tensor, y: Tensor, alpha: float = 2.0) -> Tensor:
 
 @torch.no_grad()
 def uniformity(features: Tensor, t: float = 2.0) -> Tensor:
-    """Log of the mean Gaussian potential of all pairs on the sphere; 0 after a collapse. Scalar.
+    """Log of the mean Gaussian potential of all pairs on the unit sphere; 0 means collapse. Scalar.
 
     Wang and Isola, ICML 2020: log of the mean of exp(-t |x_i - x_j|^2) over i < j (t 2).
 
     Args:
-        features: (n, D), normalised here, n at least 2.
-        t: inverse width.
+        features: (n, D), normalized here, n at least 2.
+        t: inverse width of the Gaussian.
     """
     _check(features, 2)
     x = F.normalize(features.float(), dim=1)

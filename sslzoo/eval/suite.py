@@ -1,7 +1,7 @@
-"""Suite: what is measured of an encoder on a data module, from features extracted once.
+"""Suite: all metrics of an encoder on a data module, from features extracted once.
 
 Metric names: `knn_top1_k<k>_t<T>`, `linear_top1`, `retrieval_map`, `recall_at_<K>`, `purity`,
-`effective_rank`, `feature_std`, `uniformity`, `spearman_<name>`; with a hundredth of the labels
+`effective_rank`, `feature_std`, `uniformity`, `spearman_<name>`; with 1 % of the labels
 `linear_top1_1pct` and `knn_top1_k<k>_t<T>_1pct`.
 
 Shapes: n samples of this rank, D width, C classes.
@@ -25,9 +25,9 @@ from sslzoo.eval.spectrum import effective_rank, feature_std, uniformity
 Protocol = Literal["knn", "linear", "retrieval", "label_free", "similarity"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 OF_LABELS: tuple[Protocol, ...] = ("knn", "linear", "retrieval")
-OF_BANK_LABELS: tuple[Protocol, ...] = ("knn", "linear")  # what few labels and their seed change
+OF_BANK_LABELS: tuple[Protocol, ...] = ("knn", "linear")  # they use `train_fraction`
 
-# The neighbours and temperature that the papers report with.
+# The number of neighbors and the temperature that the papers report with.
 KNN = {
     "instdisc": ((200,), (0.07,)),  # lemniscate.pytorch, test.py
     "dino": ((10, 20, 100, 200), (0.07,)),  # dino, eval_knn.py
@@ -36,19 +36,20 @@ KNN = {
 
 @dataclass(frozen=True)
 class Suite:
-    """Which protocols, and with what settings.
+    """The evaluation protocols to run, and their settings.
 
     Args:
         protocols: of "knn", "linear", "retrieval" (all of which read labels), "label_free" and
             "similarity" (of scored pairs); None: all that the data allows.
-        k: neighbours of kNN; each with each temperature. `KNN` has the papers'.
-        temperature: of kNN's vote.
+        k: numbers of neighbors of kNN, each combined with each temperature; `KNN` has the
+            papers' values.
+        temperature: temperatures of kNN's vote.
         l2: weights among which the linear probe chooses on held-out training samples.
         recall: K of recall@K.
-        rank_samples: of the bank that effective rank and uniformity are computed of, the first in
-            the order of index.
-        train_fraction: of the bank's labels that kNN and linear probe know, the same share of each
-            class: 0.01 and 0.1 are the semi-supervised settings.
+        rank_samples: number of bank samples, the first by index, that effective rank and
+            uniformity are computed on.
+        train_fraction: fraction of the bank's labels that kNN and the linear probe use, the same
+            in each class; 0.01 and 0.1 are the semi-supervised settings.
 
     Raises:
         ValueError: for an unknown protocol, or none; a fraction outside (0, 1], or one below 1
@@ -60,7 +61,7 @@ class Suite:
     temperature: Sequence[float] = (0.07,)
     l2: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1)
     recall: Sequence[int] = (1, 5, 10)
-    rank_samples: int = 25_600  # RankMe's
+    rank_samples: int = 25_600  # the value in RankMe
     train_fraction: float = 1.0
 
     def __post_init__(self) -> None:
@@ -81,7 +82,7 @@ class Suite:
         num_classes: int | None,
         pairs: Mapping[str, Features] | None = None,
     ) -> Suite:
-        """The suite with its protocols named; where they are not, all that this data allows.
+        """The suite with explicit protocols: those given, or else all that this data allows.
 
         Args:
             bank: see `__call__`.
@@ -90,14 +91,14 @@ class Suite:
             pairs: see there.
 
         Raises:
-            ValueError: `train_fraction` wants labels that are not there.
+            ValueError: `train_fraction` needs labels, and the data has none.
         """
         if self.protocols is not None:
             return self
         fits = {"label_free": True, "similarity": bool(pairs)}
         known = num_classes is not None and bank.label is not None
-        labelled = known and query is not None and query.label is not None
-        return replace(self, protocols=[x for x in PROTOCOLS if fits.get(x, labelled)])
+        labeled = known and query is not None and query.label is not None
+        return replace(self, protocols=[x for x in PROTOCOLS if fits.get(x, labeled)])
 
     def __call__(
         self,
@@ -107,17 +108,17 @@ class Suite:
         seed: int = 0,
         pairs: Mapping[str, Features] | None = None,
     ) -> dict[str, float]:
-        """All metrics by name; collective, the same on every rank.
+        """Compute all metrics by name; collective, with the same result on every rank.
 
         Args:
             bank: the training set's features of this rank.
-            query: the test set's; None only where nothing that reads labels is asked for.
-            num_classes: C; None as for `query`.
-            seed: of the samples that `train_fraction` leaves.
-            pairs: sets of scored pairs by name, each as `scored_spearman` wants it.
+            query: the test set's; None only if no protocol reads labels.
+            num_classes: C; None under the same condition as `query`.
+            seed: determines the samples that `train_fraction` keeps.
+            pairs: sets of scored pairs by name, each in the form that `scored_spearman` takes.
 
         Raises:
-            ValueError: a protocol wants labels, a query set or pairs that are not there.
+            ValueError: a protocol needs labels, a query set or pairs that are missing.
         """
         protocols = self.fitting(bank, query, num_classes, pairs).protocols
         assert protocols is not None
@@ -130,10 +131,10 @@ class Suite:
             values |= {f"spearman_{name}": scored_spearman(own) for name, own in pairs.items()}
         if not set(protocols) & set(OF_LABELS):
             return values
-        asked, labels = _labelled(query, "query set")
-        known, _ = _labelled(bank, "training set")
+        asked, labels = _labeled(query, "query set")
+        known, _ = _labeled(bank, "training set")
         if num_classes is None:
-            raise ValueError("kNN, linear probe and retrieval want labelled data, it has none")
+            raise ValueError("kNN, linear probe and retrieval want labeled data, it has none")
         few = ""
         if self.train_fraction < 1:
             few = f"_{100 * self.train_fraction:g}pct"
@@ -169,7 +170,7 @@ class Suite:
         }
 
 
-def _labelled(features: Features | None, name: str) -> tuple[Features, Tensor]:
+def _labeled(features: Features | None, name: str) -> tuple[Features, Tensor]:
     if features is None or features.label is None:
         raise ValueError(
             f"kNN, linear probe and retrieval want a {name} with a label a sample, got none"

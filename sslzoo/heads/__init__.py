@@ -1,4 +1,4 @@
-"""Heads: small modules between the backbone and the loss."""
+"""Heads: modules between the backbone and the loss."""
 
 from sslzoo.heads.causal_transformer import CausalTransformer
 from sslzoo.heads.context import PixelContext

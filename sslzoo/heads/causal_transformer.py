@@ -1,13 +1,13 @@
-"""CausalTransformer: attention to a frame and those before it, by content and by distance.
+"""Causal transformer with relative position embeddings.
 
-Vaswani et al., Attention Is All You Need, NeurIPS 2017; distances as Shaw et al., NAACL 2018,
-https://arxiv.org/abs/1803.02155, on the keys alone. As context and as predictor of CPC: Riviere et
-al., ICASSP 2020, https://arxiv.org/abs/2002.02848. Reference code: facebookresearch/CPC_audio at
-b98a1bd, cpc/transformers.py.
+Vaswani et al., Attention Is All You Need, NeurIPS 2017; relative positions as in Shaw et al.,
+NAACL 2018, https://arxiv.org/abs/1803.02155, for the keys only. Context network and predictor of
+CPC in Riviere et al., ICASSP 2020, https://arxiv.org/abs/2002.02848. Reference code:
+facebookresearch/CPC_audio at b98a1bd, cpc/transformers.py.
 
 Deviations:
-    1. The distance table has a row for each distance below `max_frames` and is cut where a sequence
-       is shorter; the code's is for one length alone.
+    1. The table of relative positions has `max_frames` rows and is truncated for shorter sequences;
+       the code's is for one fixed length.
 
 Shapes: B sequences, T frames, D width, H heads.
 """
@@ -25,7 +25,7 @@ class _Attention(nn.Module):
         self.heads, self.dropout = heads, dropout
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        bound = (width // heads) ** -0.5  # as the code's other matrices
+        bound = (width // heads) ** -0.5  # as in the code
         self.distance = nn.Parameter(
             torch.empty(max_frames, width // heads).uniform_(-bound, bound)
         )
@@ -34,10 +34,10 @@ class _Attention(nn.Module):
         frames = x.shape[-2]
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-3, -2)
         t = torch.arange(frames, device=x.device)
-        back = t[:, None] - t  # how far behind the query a key is
-        by_distance = q @ self.distance[:frames].mT  # (B, H, T, T): of each distance
+        back = t[:, None] - t  # distance from query back to key
+        by_distance = q @ self.distance[:frames].mT  # (B, H, T, T), per distance
         bias = by_distance.gather(-1, back.clamp_min(0).expand_as(by_distance))
-        bias = bias * q.shape[-1] ** -0.5  # as the scores by content
+        bias = bias * q.shape[-1] ** -0.5  # as the content scores
         mask = bias.masked_fill(back < 0, float("-inf"))
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, mask.to(q.dtype), dropout)
@@ -59,15 +59,15 @@ class _Layer(nn.Module):
 
 
 class CausalTransformer(nn.Module):
-    """Layers of causal attention, norms behind the sums. Shapes: (B, T, D) -> (B, T, D).
+    """Layers of causal attention with post-norm. Shapes: (B, T, D) -> (B, T, D).
 
     Args:
         width: D.
-        layers: how many; 1 in CPC_audio.
-        heads: H, which divides D; 8 there.
-        hidden: width inside the MLP; 2048 there.
-        max_frames: T at most; 116 there, where a sequence of 128 frames predicts 12 steps.
-        dropout: of attention and MLP; 0.1 there.
+        layers: number of layers; 1 in CPC_audio.
+        heads: H, which divides D; 8 in CPC_audio.
+        hidden: hidden width of the MLP; 2048 in CPC_audio.
+        max_frames: largest T; 116 in CPC_audio, whose 128 frames predict 12 steps.
+        dropout: dropout rate of attention and MLP; 0.1 in CPC_audio.
     """
 
     def __init__(
@@ -90,5 +90,7 @@ class CausalTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-2] > self.max_frames:
-            raise ValueError(f"at most {self.max_frames} frames wanted, got {x.shape[-2]}")
+            raise ValueError(
+                f"x must have at most max_frames={self.max_frames} frames, got {x.shape[-2]}"
+            )
         return self.layers(x)

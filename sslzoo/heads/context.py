@@ -1,4 +1,4 @@
-"""Context: what stands at a place of a map and above it, for predicting what is below.
+"""PixelContext: CPC's context network for images, a PixelCNN over feature maps.
 
 Van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves and Kavukcuoglu, Conditional Image Generation
 with PixelCNN Decoders, NeurIPS 2016, https://arxiv.org/abs/1606.05328; as CPC's context network for
@@ -6,10 +6,10 @@ images, https://arxiv.org/abs/1807.03748. Reference code: loeweX/Greedy_InfoMax 
 vision/models/PixelCNN_Autoregressor.py.
 
 Deviations:
-    1. The vertical stack alone, with a residual in each layer; the code's horizontal stack sees the
-       same rows, since its mask too is "only vertical".
+    1. Only the vertical stack, with a residual connection in each layer; the code's horizontal
+       stack sees the same rows, because its mask is "only vertical", too.
 
-Shapes: B maps, D channels, H x W places.
+Shapes: B feature maps, D channels, H x W locations.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 
 class _GatedLayer(nn.Module):
-    """x + tanh(a) sigmoid(b), with a and b of the 2 x 3 places beside and above each place."""
+    """x + tanh(a) sigmoid(b); a, b from the 2 x 3 neighborhood in and above the row."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -32,19 +32,19 @@ class _GatedLayer(nn.Module):
 
 
 class PixelContext(nn.Module):
-    """Gated masked convolutions: the context of a place sees its row and the rows above.
+    """Gated masked convolutions: a location sees its own row and the rows above.
 
     Shapes: (B, D, H, W) -> (B, D, H, W).
 
     Args:
         width: D.
-        layers: each sees one row further up; 4 in the code.
+        layers: number of layers, each of which adds one row above; 4 in the code.
     """
 
     def __init__(self, width: int, layers: int = 4):
         super().__init__()
         if width < 1 or layers < 1:
-            raise ValueError(f"a width and layers of at least 1 wanted, got {width} and {layers}")
+            raise ValueError(f"width and layers must be at least 1, got {width} and {layers}")
         self.in_features = self.out_features = width
         self.layers = nn.Sequential(*(_GatedLayer(width) for _ in range(layers)))
         self.out = nn.Conv2d(width, width, 1)

@@ -1,8 +1,8 @@
-"""DINO's head: an MLP to a normalised bottleneck, then prototypes with weight norm.
+"""DINO's head: an MLP to a normalized bottleneck, and a weight-normalized last layer.
 
 Caron et al., ICCV 2021, https://arxiv.org/abs/2104.14294, appendix C.
-Reference code: facebookresearch/dino at 7c446df, vision_transformer.py, DINOHead. Parameters have
-its names.
+Reference code: facebookresearch/dino at 7c446df, vision_transformer.py, DINOHead, whose
+parameter names are kept.
 
 Shapes: B rows, D width of the bottleneck, K prototypes.
 """
@@ -13,18 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslzoo.norm import GlobalBatchNorm
+from sslzoo.layers import GlobalBatchNorm
 
 
 class Prototypes(nn.Module):
-    """K directions with a length each: the logits are z . g v / |v|. (..., D) -> (..., K).
+    """Weight-normalized Linear without bias: the logits are z . g v / |v|.
 
-    Computes in float32 at least, also under autocast.
+    Computes in float32 at least, also under autocast. Shapes: (..., D) -> (..., K).
 
     Args:
         in_features: D.
         out_features: K.
-        fixed_length: whether g stays 1.
+        fixed_length: whether the lengths g are frozen at 1.
     """
 
     def __init__(self, in_features: int, out_features: int, fixed_length: bool = True):
@@ -37,7 +37,7 @@ class Prototypes(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         v, g = self.weight_v, self.weight_g
         with torch.autocast(z.device.type, enabled=False):
-            # The factor on the logits, for the normalised prototypes may be the larger tensor.
+            # The factor is applied to the logits: normalized prototypes may be the larger tensor.
             length = torch.linalg.vector_norm(v, dim=1)
             return F.linear(z.to(torch.promote_types(z.dtype, v.dtype)), v) * (g[:, 0] / length)
 
@@ -50,18 +50,18 @@ def _linear(wide: int, narrow: int) -> nn.Linear:
 
 
 class DINOHead(nn.Module):
-    """(Linear - [batch norm] - GELU)*, Linear, normalise, prototypes. (B, in_dim) -> (B, K).
+    """(Linear - [batch norm] - GELU)*, Linear, normalize, prototypes. (B, in_dim) -> (B, K).
 
     Args:
         in_dim: the backbone's `num_features`.
         out_dim: K; 65536 in DINO, 8192 in iBOT.
-        hidden_dim: width of the hidden layers.
-        bottleneck_dim: D.
-        num_layers: of the MLP, 3 in the code.
-        norm: batch norm after each hidden Linear; the code has none for either backbone.
-        norm_last_layer: keep the prototypes' lengths at 1: the code's default; its help says that
-            False is better, but stable for ViT-S alone.
-        bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
+        hidden_dim: width of the hidden layers; 2048 in the paper.
+        bottleneck_dim: D; 256 in the paper.
+        num_layers: layers of the MLP; 3 in the code.
+        norm: whether batch norm follows each hidden Linear; False in the code.
+        norm_last_layer: freeze the prototypes' lengths at 1, as the code does by default; by its
+            help text, False is better but only stable for ViT-S.
+        bn_groups: number of groups of the global batch that batch norm normalizes separately.
 
     Raises:
         ValueError: for a size below 1.
@@ -82,7 +82,8 @@ class DINOHead(nn.Module):
         sizes = [in_dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim]
         if num_layers < 1 or min(*sizes, out_dim) < 1:
             raise ValueError(
-                f"sizes of at least 1 wanted, got {sizes} in {num_layers} layers and {out_dim}"
+                "all widths and num_layers must be at least 1, got "
+                f"{sizes} in {num_layers} layers and out_dim {out_dim}"
             )
         self.in_features, self.out_features = in_dim, out_dim
         layers: list[nn.Module] = []
@@ -95,9 +96,9 @@ class DINOHead(nn.Module):
         self.last_layer = Prototypes(bottleneck_dim, out_dim, fixed_length=norm_last_layer)
 
     def bottleneck(self, x: Tensor) -> Tensor:
-        """Normalised rows, in float32 at least. (..., in_dim) -> (..., D)."""
-        x = self.mlp(x)
-        return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+        """L2-normalized bottleneck, in float32 at least. (..., in_dim) -> (..., D)."""
+        z = self.mlp(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last_layer(self.bottleneck(x))

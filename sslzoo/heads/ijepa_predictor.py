@@ -1,9 +1,9 @@
-"""I-JEPA's predictor: a narrow transformer from the context's tokens to the targets' features.
+"""I-JEPA's predictor: a narrow transformer from context tokens to target features.
 
 Assran et al., CVPR 2023, https://arxiv.org/abs/2301.08243. Reference code: facebookresearch/ijepa
 at 52c1ae9, src/models/vision_transformer.py. The blocks are timm's.
 
-Shapes: B images, g x g patches, K patches of context, M targets of R patches, D features.
+Shapes: B images, g x g patches, K context patches, M targets of R patches, D feature width.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from timm.layers import LayerNorm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from sslzoo.transformer import initialise_blocks, sincos_positions
+from sslzoo.layers import initialize_blocks, sincos_positions
 
 
 class IJEPAPredictor(nn.Module):
-    """Each target by itself: the context's tokens, and a mask token at each place asked for.
+    """Predict each target separately, from the context tokens and positional mask tokens.
 
     Args:
         token_dim: D, the encoder's `num_features`.
         grid: g of the encoder.
-        width: of the predictor's tokens; 384 in the paper.
-        depth: blocks; 12 for ViT-H in the paper, 6 in the code's default.
-        num_heads: the encoder's in the code: 16 for ViT-H.
+        width: width of the predictor's tokens; 384 in the paper.
+        depth: number of blocks; 12 for ViT-H in the paper, 6 by default in the code.
+        num_heads: number of attention heads; the encoder's in the code, 16 for ViT-H.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class IJEPAPredictor(nn.Module):
     ):
         super().__init__()
         if width % num_heads:
-            raise ValueError(f"heads share the width: {width} is no multiple of {num_heads}")
+            raise ValueError(f"width must be a multiple of num_heads {num_heads}, got {width}")
         self.token_dim, self.grid = token_dim, grid
         self.embed = nn.Linear(token_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -42,23 +42,23 @@ class IJEPAPredictor(nn.Module):
         )
         self.norm = LayerNorm(width)
         self.project = nn.Linear(width, token_dim)
-        initialise_blocks(self, "ijepa")
+        initialize_blocks(self, "ijepa")
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tensor, context: Tensor, targets: Tensor) -> Tensor:
-        """Features of the patches of every target.
+        """Predict the features of the patches of every target.
 
         Args:
-            tokens: (B, K, D), the encoder's.
-            context: (B, K) int64, their patches.
-            targets: (B, M, R) int64.
+            tokens: (B, K, D), tokens of the encoder.
+            context: (B, K) int64, positions of the context patches.
+            targets: (B, M, R) int64, positions of the target patches.
 
         Returns:
             (B, M, R, D).
         """
-        places = self.pos_embed[0]
-        x = self.embed(tokens) + places[context]
-        asked = self.mask_token + places[targets.flatten(0, 1)]  # (B * M, R, width)
-        x = torch.cat([x.repeat_interleave(targets.shape[1], 0), asked.to(x.dtype)], dim=1)
+        positions = self.pos_embed[0]
+        x = self.embed(tokens) + positions[context]
+        masked = self.mask_token + positions[targets.flatten(0, 1)]  # (B * M, R, width)
+        x = torch.cat([x.repeat_interleave(targets.shape[1], 0), masked.to(x.dtype)], dim=1)
         x = self.norm(self.blocks(x))[:, context.shape[1] :]
         return self.project(x).unflatten(0, targets.shape[:2])

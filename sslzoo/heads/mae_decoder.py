@@ -1,9 +1,9 @@
-"""MAE's decoder: a light transformer from the kept patches' tokens to every patch's pixels.
+"""MAE's decoder: a light transformer from the visible tokens to the pixels of all patches.
 
 He, Chen, Xie, Li, Dollar and Girshick, CVPR 2022, https://arxiv.org/abs/2111.06377. Reference
 code: facebookresearch/mae at efb2a80, models_mae.py. The blocks are timm's.
 
-Shapes: B images, g x g patches of P x P pixels and C channels, L = g * g, K patches kept.
+Shapes: B images, g x g patches of P x P pixels and C channels, L = g * g, K visible patches.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslzoo.transformer import initialise_blocks, sincos_positions
+from sslzoo.layers import initialize_blocks, sincos_positions
 
 
 class MAEDecoder(nn.Module):
-    """A mask token stands in for each removed patch; every patch gets its pixels.
+    """Insert mask tokens at the masked positions, and predict the pixels of all patches.
 
     Args:
         token_dim: width of the encoder's tokens, its `num_features`.
         grid: g of the encoder.
         patch_size: P of the encoder.
-        width: of the decoder's tokens; 512 in the paper.
-        depth: blocks; 8 in the paper.
-        num_heads: 16 in the paper.
+        width: width of the decoder's tokens; 512 in the paper.
+        depth: number of blocks; 8 in the paper.
+        num_heads: number of attention heads; 16 in the paper.
         channels: C.
     """
 
@@ -42,34 +42,36 @@ class MAEDecoder(nn.Module):
     ):
         super().__init__()
         if width % num_heads:
-            raise ValueError(f"heads share the width: {width} is no multiple of {num_heads}")
+            raise ValueError(f"width must be a multiple of num_heads {num_heads}, got {width}")
         self.token_dim, self.grid, self.patch_size = token_dim, grid, patch_size
         self.embed = nn.Linear(token_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        table = F.pad(sincos_positions(grid, grid, width), (0, 0, 1, 0))  # the class token's is 0
+        table = F.pad(
+            sincos_positions(grid, grid, width), (0, 0, 1, 0)
+        )  # zeros for the class token
         self.pos_embed = nn.Parameter(table[None], requires_grad=False)
         self.blocks = nn.Sequential(
             *(Block(width, num_heads, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth))
         )
         self.norm = LayerNorm(width)
         self.predict = nn.Linear(width, patch_size**2 * channels)
-        initialise_blocks(self, "mae")
+        initialize_blocks(self, "mae")
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tensor, restore: Tensor) -> Tensor:
-        """Pixels of every patch.
+        """Predict the pixels of every patch.
 
         Args:
             tokens: (B, 1 + K, token_dim), the class token first.
-            restore: (B, L) int64; patch j is the restore[j]-th of the K kept and L - K removed.
+            restore: (B, L) int64; patch j is number restore[j] of the visible, then masked ones.
 
         Returns:
-            (B, L, P * P * C), pixel by pixel and its channels together.
+            (B, L, P * P * C), channels last.
         """
         x = self.embed(tokens)
-        missing = restore.shape[1] + 1 - x.shape[1]
-        masks = self.mask_token.to(x.dtype).expand(len(x), missing, -1)
-        patches = torch.cat([x[:, 1:], masks], dim=1)
+        num_masked = restore.shape[1] + 1 - x.shape[1]
+        mask_tokens = self.mask_token.to(x.dtype).expand(len(x), num_masked, -1)
+        patches = torch.cat([x[:, 1:], mask_tokens], dim=1)
         patches = patches.gather(1, restore[..., None].expand(-1, -1, x.shape[2]))
         x = torch.cat([x[:, :1], patches], dim=1) + self.pos_embed
         return self.predict(self.norm(self.blocks(x))[:, 1:])

@@ -1,4 +1,4 @@
-"""MLP heads: projectors and predictors, built from their sizes."""
+"""MLP heads: projectors and predictors, built from their widths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from sslzoo.norm import GlobalBatchNorm
+from sslzoo.layers import GlobalBatchNorm
 
 HiddenNorm = bool | Literal["group", "layer"]
 
@@ -15,30 +15,34 @@ HiddenNorm = bool | Literal["group", "layer"]
 def _hidden_norm(norm: HiddenNorm, width: int, bn_groups: int) -> list[nn.Module]:
     if norm == "group":
         if width % 16 or width == 16:  # a group of one value has no variance
-            raise ValueError(f"16 groups of two or more wanted, got a hidden width of {width}")
+            raise ValueError(
+                "the hidden width must be a multiple of 16 above 16 for the 16 groups of norm "
+                f"'group', got {width}"
+            )
         return [nn.GroupNorm(16, width)]
     if norm == "layer":
         return [nn.LayerNorm(width)]
     if norm not in (True, False):
-        raise ValueError(f"norm is true, false, 'group' or 'layer', got {norm!r}")
+        raise ValueError(f"norm must be true, false, 'group' or 'layer', got {norm!r}")
     return [GlobalBatchNorm(width, groups=bn_groups)] if norm else []
 
 
 class MLP(nn.Module):
-    """Linear (- batch norm - ReLU - Linear)*, optionally with a batch norm after the last.
+    """Linear (- batch norm - ReLU - Linear)*, optionally with a final batch norm.
 
     Shapes: (B, sizes[0]) -> (B, sizes[-1]).
 
     Args:
         sizes: widths from input to output, at least two.
-        bias: of every Linear but the last.
-        last_bias: of the last Linear.
-        norm: after each hidden Linear: batch norm (True), none (False), "group" (16 groups) or
-            "layer".
-        last_norm: after the last Linear: "none", "full", "scale" (a scale and no offset,
-            SimCLR's) or "plain" (neither, MoCo v3's).
-        bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
-        init_std: weights from N(0, init_std) (SimCLR: 0.01); None keeps torch's initialisation.
+        bias: whether the Linears except for the last have a bias.
+        last_bias: whether the last Linear has a bias.
+        norm: norm after each hidden Linear: batch norm (True), none (False), "group" (16 groups)
+            or "layer".
+        last_norm: batch norm after the last Linear: "none", "full", "scale" (without offset,
+            SimCLR's) or "plain" (without scale and offset, MoCo v3's).
+        bn_groups: number of groups of the global batch that batch norm normalizes separately.
+        init_std: standard deviation of the initial weights (0.01 in SimCLR); None: torch's
+            initialization.
     """
 
     def __init__(
@@ -53,7 +57,7 @@ class MLP(nn.Module):
     ):
         super().__init__()
         if len(sizes) < 2 or min(sizes) < 1:
-            raise ValueError(f"MLP wants at least two positive sizes, got {list(sizes)}")
+            raise ValueError(f"sizes must be at least two positive numbers, got {list(sizes)}")
         self.in_features, self.out_features = sizes[0], sizes[-1]
         layers: list[nn.Module] = []
         for wide, narrow in zip(sizes[:-2], sizes[1:-1], strict=True):
@@ -76,16 +80,16 @@ class MLP(nn.Module):
         return self.layers(x)
 
     def first(self, num_layers: int) -> nn.Sequential:
-        """The first layers, each with its norm and ReLU: (B, sizes[0]) -> (B, sizes[num_layers]).
+        """The first layers with their norms and ReLUs: (B, sizes[0]) -> (B, sizes[num_layers]).
 
-        They are this head's own modules and not copies. SimCLR v2 fine-tunes from `first(1)`.
+        They share this head's parameters. SimCLR v2 fine-tunes from `first(1)`.
 
         Args:
-            num_layers: 0 for none (the identity) up to all of them.
+            num_layers: 0 (the identity) up to the number of all layers.
         """
         starts = [i for i, layer in enumerate(self.layers) if isinstance(layer, nn.Linear)]
         if not 0 <= num_layers <= len(starts):
-            raise ValueError(f"the head has {len(starts)} layers, got the first {num_layers}")
+            raise ValueError(f"num_layers must be in 0..{len(starts)}, got {num_layers}")
         return self.layers[: [*starts, len(self.layers)][num_layers]]
 
 
@@ -94,7 +98,7 @@ def simclr_projector(in_dim: int, hidden_dim: int | None = None, out_dim: int = 
 
     Args:
         in_dim: the backbone's `num_features`.
-        hidden_dim: the input's width where None (2048 for ResNet-50).
+        hidden_dim: width of the hidden layer; None: in_dim (2048 for ResNet-50).
         out_dim: 128 in the paper.
     """
     return _simclr_head([in_dim, hidden_dim or in_dim, out_dim])
@@ -103,7 +107,7 @@ def simclr_projector(in_dim: int, hidden_dim: int | None = None, out_dim: int = 
 def simclr_v2_projector(in_dim: int, num_layers: int = 3, out_dim: int = 128) -> nn.Module:
     """SimCLR v2's head: (Linear-BN-ReLU)*-Linear-BN(scale only), no biases, weights N(0, 0.01).
 
-    Two layers are version 1's, `simclr_projector(in_dim)`.
+    With two layers it is version 1's, `simclr_projector(in_dim)`.
 
     Args:
         in_dim: the backbone's `num_features`, and the width of the hidden layers.
@@ -111,7 +115,7 @@ def simclr_v2_projector(in_dim: int, num_layers: int = 3, out_dim: int = 128) ->
         out_dim: 128 in the paper.
     """
     if num_layers < 1:
-        raise ValueError(f"the head has at least 1 layer, got {num_layers}")
+        raise ValueError(f"num_layers must be at least 1, got {num_layers}")
     return _simclr_head([in_dim] * num_layers + [out_dim])
 
 
@@ -122,13 +126,13 @@ def _simclr_head(sizes: Sequence[int]) -> nn.Module:
 def byol_mlp(
     in_dim: int, hidden_dim: int = 4096, out_dim: int = 256, norm: HiddenNorm = True
 ) -> nn.Module:
-    """BYOL's projector and predictor: Linear-BN-ReLU-Linear, no bias and no norm at the end.
+    """BYOL's projector or predictor: Linear-BN-ReLU-Linear, the last one without bias.
 
     Args:
         in_dim: the backbone's `num_features`, or the projector's `out_dim`.
         hidden_dim: 4096 in the paper.
         out_dim: 256 in the paper.
-        norm: see `MLP`; "group" without batch statistics.
+        norm: see `MLP`; "group" is BYOL without batch statistics.
     """
     return MLP([in_dim, hidden_dim, out_dim], last_bias=False, norm=norm)
 
@@ -136,18 +140,18 @@ def byol_mlp(
 def simsiam_projector(
     in_dim: int, hidden_dim: int | None = None, out_dim: int = 2048, num_layers: int = 3
 ) -> nn.Module:
-    """SimSiam's projector: (Linear-BN-ReLU)*-Linear-BN without scale and offset, no biases.
+    """SimSiam's projector: (Linear-BN-ReLU)*-Linear-BN, no biases, last norm not affine.
 
-    As in the code, the last Linear alone has a bias, which is frozen: the norm takes it out again.
+    As in the code, only the last Linear has a bias, which is frozen because the norm removes it.
 
     Args:
         in_dim: the backbone's `num_features`.
-        hidden_dim: the input's width where None (2048 for ResNet-50).
+        hidden_dim: width of the hidden layers; None: in_dim (2048 for ResNet-50).
         out_dim: 2048 in the paper.
         num_layers: 3 in the paper, 2 on CIFAR-10.
     """
     if num_layers < 1:
-        raise ValueError(f"the projector has at least 1 layer, got {num_layers}")
+        raise ValueError(f"num_layers must be at least 1, got {num_layers}")
     hidden = [hidden_dim or in_dim] * (num_layers - 1)
     head = MLP([in_dim, *hidden, out_dim], bias=False, last_norm="plain")
     last = head.layers[-2]
@@ -157,10 +161,10 @@ def simsiam_projector(
 
 
 def simsiam_predictor(dim: int = 2048, hidden_dim: int = 512) -> nn.Module:
-    """SimSiam's predictor, a bottleneck: Linear-BN-ReLU-Linear, a bias at the end alone.
+    """SimSiam's predictor, a bottleneck: Linear-BN-ReLU-Linear, the last with bias.
 
     Args:
-        dim: of projection and prediction, 2048 in the paper.
+        dim: width of projection and prediction, 2048 in the paper.
         hidden_dim: 512 in the paper.
     """
     return MLP([dim, hidden_dim, dim], bias=False)

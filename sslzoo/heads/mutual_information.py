@@ -1,4 +1,4 @@
-"""Heads of Deep InfoMax: encoders whose dot product scores a pair, and the prior's discriminator.
+"""Heads of Deep InfoMax: encoders whose dot products are scores, and a discriminator.
 
 Hjelm et al., ICLR 2019, https://arxiv.org/abs/1808.06670, appendix A.
 Reference code: rdevon/DIM, commit bac4765, cortex_DIM/nn_modules/mi_networks.py and
@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslzoo.norm import GlobalBatchNorm
+from sslzoo.layers import GlobalBatchNorm
 
 
 class MI1x1ConvNet(nn.Module):
-    """A residual net of 1x1 convolutions that starts as a noisy copy of its input, then LayerNorm.
+    """Residual block of 1x1 convolutions, initialized to a noisy identity, then LayerNorm.
 
-    Shapes: a map (B, in_features, H, W) -> (B, out_features, H W); a vector (B, in_features) is
-    a map of one place.
+    Shapes: feature map (B, in_features, H, W) -> (B, out_features, H W); a vector (B, in_features)
+    is a feature map of one location.
 
     Args:
         in_features: channels of the input.
-        out_features: units of the encoding: 2048 in the code, 1024 for infoNCE.
-        bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
+        out_features: width of the encoding: 2048 in the code, 1024 for infoNCE.
+        bn_groups: number of groups of the global batch that batch norm normalizes separately.
     """
 
     def __init__(self, in_features: int, out_features: int = 2048, bn_groups: int = 1):
@@ -49,16 +49,16 @@ class MI1x1ConvNet(nn.Module):
 
 
 class MapEncoder(nn.Module):
-    """Encodes a whole feature map: the last layers of the paper's encoder, for global DIM.
+    """Encoder of a whole feature map: the last layers of the paper's encoder, for DIM(G).
 
     Conv(256, 4x4, stride 2)-BN-ReLU, Linear(1024)-BN-ReLU, Linear. Shapes: (B, C, S, S), or the
     same flattened, -> (B, out_features).
 
     Args:
         map_features: C, 128 in the paper's CIFAR encoder.
-        map_size: S, even; 8 there.
-        out_features: units of the encoding; 2048 in the code.
-        bn_groups: the global batch is normalised in this many groups; 1 is the whole of it.
+        map_size: S, even; 8 in the paper's CIFAR encoder.
+        out_features: width of the encoding; 2048 in the code.
+        bn_groups: number of groups of the global batch that batch norm normalizes separately.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class MapEncoder(nn.Module):
     ):
         super().__init__()
         if map_size < 2 or map_size % 2:
-            raise ValueError(f"MapEncoder wants a map of even size, got {map_size}")
+            raise ValueError(f"map_size must be even and at least 2, got {map_size}")
         self.map_shape = (map_features, map_size, map_size)
         self.in_features = map_features * map_size**2
         self.out_features = out_features
@@ -90,14 +90,14 @@ class MapEncoder(nn.Module):
 
 
 class PriorDiscriminator(nn.Module):
-    """Tells draws of the prior from features: Linear-ReLU, ..., Linear to a score.
+    """Discriminator of samples of the prior and features: (Linear-ReLU)*, Linear to a score.
 
     Shapes: (B, in_features) -> (B,).
 
     Args:
-        in_features: D.
-        hidden_dims: the code has 1000 and 200.
-        penalty: weight of the mean squared slope in the discriminator's loss; 1 in the code.
+        in_features: D; 64 in the code.
+        hidden_dims: widths of the hidden layers; 1000 and 200 in the code.
+        penalty: weight of the gradient penalty in the discriminator's loss; 1 in the code.
     """
 
     def __init__(
@@ -118,23 +118,23 @@ class PriorDiscriminator(nn.Module):
         return self.last(y)[:, 0]
 
     def frozen(self, y: Tensor) -> Tensor:
-        """The same scores, with no gradient to the parameters: what the features are moved by."""
+        """The same scores without gradient to the parameters: for the encoder's loss."""
         for layer in self.hidden:
             y = F.linear(y, layer.weight.detach(), layer.bias.detach()).relu()
         return F.linear(y, self.last.weight.detach(), self.last.bias.detach())[:, 0]
 
-    def slope(self, y: Tensor) -> Tensor:
+    def input_gradient(self, y: Tensor) -> Tensor:
         """Gradient of the score by y, differentiable by the parameters. (B, D) -> (B, D).
 
-        Written out, since a graph inside the forward pass would neither compile nor run under
-        DDP's hooks.
+        Written out, because `torch.autograd.grad` in the forward pass neither compiles nor works
+        with DDP's hooks.
         """
         active = []
         for layer in self.hidden:
             y = layer(y)
             active.append(y > 0)
             y = y.relu()
-        slope = self.last.weight.expand(len(y), -1)
+        gradient = self.last.weight.expand(len(y), -1)
         for layer, mask in zip(reversed(self.hidden), reversed(active), strict=True):
-            slope = torch.where(mask, slope, 0.0) @ layer.weight
-        return slope
+            gradient = torch.where(mask, gradient, 0.0) @ layer.weight
+        return gradient

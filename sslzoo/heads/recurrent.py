@@ -1,4 +1,4 @@
-"""Recurrent: what a sequence has shown so far, by a GRU or an LSTM.
+"""Recurrent: a GRU or LSTM as the context network of a sequence.
 
 CPC's context network for audio: a GRU in the paper (https://arxiv.org/abs/1807.03748), an LSTM in
 facebookresearch/CPC_audio at b98a1bd. The state is zero at the start of each sequence.
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 
 class Recurrent(nn.Module):
-    """A GRU or LSTM, each layer on the one below. Shapes: (B, T, D) -> (B, T, D').
+    """A GRU or LSTM. Shapes: (B, T, D) -> (B, T, D').
 
-    Parameters are named, shaped and initialised as torch's own; the functional call lets
-    torch.compile see the whole graph, which `nn.GRU` does not.
+    Parameters have the names, shapes and initialization of torch's modules; unlike `nn.GRU`, the
+    functional call compiles to one graph.
 
     Args:
         in_features: D.
         out_features: D'; 256 in the paper and in CPC_audio.
         cell: "gru" or "lstm".
-        layers: how many.
+        layers: number of layers; 1 in the paper.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Recurrent(nn.Module):
             raise ValueError(f'cell must be "gru" or "lstm", got {cell!r}')
         if min(in_features, out_features, layers) < 1:
             raise ValueError(
-                "sizes and layers of at least 1 wanted, got "
+                "in_features, out_features and layers must be at least 1, got "
                 f"{in_features}, {out_features} and {layers}"
             )
         self.in_features, self.out_features = in_features, out_features

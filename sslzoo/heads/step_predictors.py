@@ -1,9 +1,9 @@
-"""Step predictors: from a context, a prediction of each of the K frames that follow.
+"""Step predictors: predictions of the K following frames from a context.
 
-CPC's W_k (https://arxiv.org/abs/1807.03748), and the transformers that take their place in Riviere
-et al., https://arxiv.org/abs/2002.02848.
+CPC's W_k (https://arxiv.org/abs/1807.03748), and the transformers of Riviere et al. in their stead,
+https://arxiv.org/abs/2002.02848.
 
-Shapes: B sequences, T frames, D' width of a context, D of a frame.
+Shapes: B sequences, T frames, D' width of a context, D width of a frame.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sslzoo.heads.causal_transformer import CausalTransformer
 
 
 class LinearSteps(nn.Module):
-    """A matrix a step: c W_k. Shapes: (B, T, D') -> (B, T, K, D).
+    """One matrix per step: c W_k. Shapes: (B, T, D') -> (B, T, K, D).
 
     Args:
         in_features: D'.
@@ -34,11 +34,11 @@ class LinearSteps(nn.Module):
 
 
 class TransformerSteps(nn.Module):
-    """A transformer of one layer a step. Shapes: (B, T, D) -> (B, T, K, D).
+    """One transformer layer per step. Shapes: (B, T, D) -> (B, T, K, D).
 
     Args:
-        width: D, of contexts and frames alike.
-        num_steps: K.
+        width: D of contexts and frames.
+        num_steps: K; 12 in the paper.
         heads: see `CausalTransformer`.
         hidden: see `CausalTransformer`.
         max_frames: see `CausalTransformer`.

@@ -1,4 +1,4 @@
-"""Heads of text methods: BERT's language-model head and its pooler."""
+"""Heads of text methods: BERT's masked language model head and pooler."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class MLMHead(nn.Module):
-    """Linear-GELU-LayerNorm-Linear to the vocabulary: BERT's head of the masked language model.
+    """BERT's masked language model head: Linear-GELU-LayerNorm-Linear to the vocabulary.
 
     Shapes: (N, in_features) -> (N, num_ids).
 
@@ -27,15 +27,15 @@ class MLMHead(nn.Module):
         nn.init.zeros_(self.decoder.bias)
 
     def tie(self, embedding: nn.Embedding) -> None:
-        """Decode with the weights of the input's embedding, (V, D).
+        """Tie the decoder's weight to the token embedding, (V, D).
 
         Raises:
-            ValueError: it has another shape.
+            ValueError: for an embedding of another shape.
         """
         if embedding.weight.shape != self.decoder.weight.shape:
             raise ValueError(
-                f"MLMHead has num_ids={self.out_features} and in_features={self.in_features}, the "
-                f"backbone's embedding is {tuple(embedding.weight.shape)}"
+                f"MLMHead's num_ids={self.out_features} and in_features={self.in_features} must be "
+                f"the shape of the backbone's embedding, got {tuple(embedding.weight.shape)}"
             )
         self.decoder.weight = embedding.weight
 
@@ -44,7 +44,7 @@ class MLMHead(nn.Module):
 
 
 class TanhHead(nn.Module):
-    """Linear and tanh, as BERT's pooler: SimCSE's head. Shapes: (B, width) -> (B, width).
+    """BERT's pooler, Linear and tanh, used by SimCSE. Shapes: (B, width) -> (B, width).
 
     Args:
         width: D.

@@ -1,4 +1,4 @@
-"""Losses: pure functions of tensors; the mean over ranks is the loss of the global batch."""
+"""Losses: pure functions of tensors whose mean over ranks is the loss of the global batch."""
 
 from sslzoo.losses.amdim import amdim_nce
 from sslzoo.losses.barlow_twins import barlow_twins
@@ -20,7 +20,7 @@ from sslzoo.losses.mutual_information import (
     dim_info_nce,
     discriminator_loss,
     generator_loss,
-    slope_penalty,
+    gradient_penalty,
 )
 from sslzoo.losses.nce import bank_softmax, nce, nce_constant, proximal, sampled_softmax
 from sslzoo.losses.nt_xent import nt_xent
@@ -48,6 +48,7 @@ __all__ = [
     "discriminator_loss",
     "distillation",
     "generator_loss",
+    "gradient_penalty",
     "ibot_patches",
     "info_nce",
     "invaspread",
@@ -64,7 +65,6 @@ __all__ = [
     "regression",
     "sampled_softmax",
     "sinkhorn",
-    "slope_penalty",
     "soft_cross_entropy",
     "sup_con",
     "swapped_prediction",

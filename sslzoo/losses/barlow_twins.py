@@ -4,8 +4,8 @@ Zbontar, Jing, Misra, LeCun and Deny, ICML 2021, https://arxiv.org/abs/2103.0323
 Reference code: facebookresearch/barlowtwins, main.py.
 
 Deviations:
-    gradient: exact for the global batch. The code's `all_reduce` has no backward, so that on W GPUs
-        it trains with 1 / W of it: `gradient_scale`.
+    gradient: that of the global batch. The code's `all_reduce` has no backward pass, so that on W
+        GPUs it trains with 1 / W of the gradient: `gradient_scale`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from sslzoo.distributed import global_sum, row_layout
+from sslzoo.losses.checks import check_same_shape
 from sslzoo.losses.cross_products import off_diagonal_square
 from sslzoo.losses.precision import at_least_float32, no_autocast
 
@@ -20,14 +21,16 @@ from sslzoo.losses.precision import at_least_float32, no_autocast
 def barlow_twins(
     z1: Tensor, z2: Tensor, off_diagonal_weight: float = 0.0051, gradient_scale: float = 1.0
 ) -> Tensor:
-    """sum_a (c_aa - 1)^2 + weight * sum_{a != b} c_ab^2, with c = z1^T z2 / N.
+    """Distance of the cross-correlation matrix c = z1^T z2 / N to the identity.
+
+    sum_a (c_aa - 1)^2 + lambda sum_{a != b} c_ab^2.
 
     Args:
-        z1: (n, D) embeddings, each column of mean 0 and variance 1 over the global batch: batch
-            norm without scale and offset.
-        z2: (n, D) of the other views, normalised by themselves.
+        z1: (n, D) embeddings of the first views, each column of mean 0 and variance 1 over the
+            global batch: the output of a batch norm without scale and offset.
+        z2: (n, D) embeddings of the second views, normalized in the same way.
         off_diagonal_weight: lambda; 0.0051 in the paper.
-        gradient_scale: multiplies the gradient and leaves the value.
+        gradient_scale: multiplies the gradient, not the value.
 
     Returns:
         Scalar whose mean over ranks is the loss of the global batch (the same on every rank).
@@ -35,9 +38,7 @@ def barlow_twins(
     Raises:
         ValueError: for other shapes.
     """
-    if z1.dim() != 2 or z1.shape != z2.shape:
-        shapes = f"{tuple(z1.shape)} and {tuple(z2.shape)}"
-        raise ValueError(f"barlow_twins takes two (n, D) tensors of one shape, got {shapes}")
+    check_same_shape("z1 and z2", z1, z2)
     with no_autocast(z1):
         z1, z2 = at_least_float32(z1), at_least_float32(z2)
         rows = row_layout(len(z1))

@@ -1,4 +1,4 @@
-"""Classification: cross-entropy with labels, and with a teacher's probabilities.
+"""Classification: cross entropy with labels, and with a teacher's probabilities.
 
 Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015,
 https://arxiv.org/abs/1503.02531; Chen et al., NeurIPS 2020, https://arxiv.org/abs/2006.10029,
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslzoo.distributed import row_layout, world_size
+from sslzoo.losses.checks import check_positive, check_same_shape, shapes
 from sslzoo.losses.precision import at_least_float32, no_autocast
 
 
@@ -22,7 +23,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
     Args:
         logits: (n, C).
         labels: (n,) int64, each in 0..C-1.
-        label_smoothing: share of the target that is spread evenly over all classes.
+        label_smoothing: fraction of the target that is spread evenly over all classes.
 
     Returns:
         Scalar whose mean over ranks is the loss of the global batch.
@@ -31,8 +32,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
         ValueError: for other shapes.
     """
     if logits.dim() != 2 or labels.shape != logits.shape[:1]:
-        shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
-        raise ValueError(f"cross_entropy takes logits (n, C) and labels (n,), got {shapes}")
+        got = shapes(logits, labels)
+        raise ValueError(f"logits must be (n, C) and labels (n,), got {got}")
     with no_autocast(logits):
         total = F.cross_entropy(
             at_least_float32(logits), labels, reduction="sum", label_smoothing=label_smoothing
@@ -41,12 +42,12 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Mean over the global batch of -sum_y P_T(y) log P_S(y), both at the temperature.
+    """Mean over the global batch of -sum_y P_T(y) log P_S(y), at one temperature.
 
     Args:
         student: (n, C) logits.
-        teacher: (n, C) logits; taken as constant.
-        temperature: divides the logits of both.
+        teacher: (n, C) logits; a constant.
+        temperature: divides the logits of student and teacher.
 
     Returns:
         Scalar whose mean over ranks is the loss of the global batch.
@@ -54,11 +55,8 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> 
     Raises:
         ValueError: for other shapes, or a temperature that is not positive.
     """
-    if student.dim() != 2 or student.shape != teacher.shape:
-        shapes = f"{tuple(student.shape)} and {tuple(teacher.shape)}"
-        raise ValueError(f"soft_cross_entropy takes two (n, C) tensors of one shape, got {shapes}")
-    if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+    check_same_shape("student and teacher", student, teacher)
+    check_positive("temperature", temperature)
     with no_autocast(student):
         target = (at_least_float32(teacher.detach()) / temperature).softmax(1)
         log_p = (at_least_float32(student) / temperature).log_softmax(1)

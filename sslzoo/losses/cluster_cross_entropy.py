@@ -1,13 +1,13 @@
-"""Cluster cross entropy: each crop names the clusters that its sample was put into.
+"""Cluster cross entropy: every crop predicts the clusters assigned to its sample.
 
 Caron et al., NeurIPS 2020, https://arxiv.org/abs/2006.09882, appendix (DeepCluster-v2).
 Reference code: facebookresearch/swav at 06b1b7c, main_deepclusterv2.py, train.
 
 Deviations:
-    no sample with a cluster in the batch: 0; the reference code's mean of nothing is not a number.
+    batch without any assigned sample: the loss is 0; in the reference code it is NaN.
 
-Shapes: B local samples, V crops, D width, H clusterings, K_h clusters of clustering h. Logits of
-one crop and one clustering exist at a time: the gradient is formed with them in the forward.
+Shapes: B local samples, V crops, D width, H clusterings, K_h clusters of clustering h. The
+logits of one crop and one clustering exist at a time: the gradient is formed with them.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ import torch
 from torch import Tensor
 
 from sslzoo.distributed import sum_over_ranks, world_size
+from sslzoo.losses.blockwise import RowBlocks
+from sslzoo.losses.checks import check_positive, shapes
 from sslzoo.losses.precision import at_least_float32, no_autocast
-from sslzoo.losses.strips import Strips
-
-IGNORED = -100  # the label of a sample without a cluster
 
 
 def cluster_cross_entropy(
     z: Tensor, centroids: Sequence[Tensor], labels: Tensor, temperature: float
 ) -> Tensor:
-    """Mean cross entropy over samples with a cluster, their crops, and clusterings.
+    """Mean cross entropy over assigned samples, their crops, and the clusterings.
 
     Args:
-        z: (B, V, D) embeddings, L2-normalised by the caller.
-        centroids: (K_h, D) of each clustering, L2-normalised by the caller; constants.
-        labels: (B, H) int64, each sample's cluster, or -100.
+        z: (B, V, D) embeddings, L2-normalized by the caller.
+        centroids: (K_h, D) of each clustering, L2-normalized by the caller; constants.
+        labels: (B, H) int64, each sample's cluster; -100 for a sample without one.
         temperature: divides the scores; 0.1 in the code.
 
     Returns:
@@ -42,29 +41,28 @@ def cluster_cross_entropy(
         ValueError: for other shapes, or a temperature that is not positive.
     """
     if z.dim() != 3 or any(c.dim() != 2 or c.shape[1] != z.shape[2] for c in centroids):
-        shapes = f"{tuple(z.shape)} and {[tuple(c.shape) for c in centroids]}"
-        raise ValueError(f"z (B, V, D) and centroids (K, D) wanted, got {shapes}")
-    if labels.shape != (len(z), len(centroids)):
-        wanted = (len(z), len(centroids))
-        raise ValueError(f"labels {wanted} wanted, got {tuple(labels.shape)}")
-    if not temperature > 0:
-        raise ValueError(f"the loss divides by a temperature above 0, got {temperature}")
+        got = shapes(z, *centroids)
+        raise ValueError(f"z must be (B, V, D) and each of the centroids (K, D), got {got}")
+    expected = (len(z), len(centroids))
+    if labels.shape != expected:
+        raise ValueError(f"labels must be (B, H) = {expected}, got {tuple(labels.shape)}")
+    check_positive("temperature", temperature)
     num_crops = z.shape[1]
     with no_autocast(z):
         z = at_least_float32(z)
-        known = (labels != IGNORED).to(z.dtype)  # (B, H)
+        known = (labels >= 0).to(z.dtype)  # (B, H)
         counts = sum_over_ranks(known.sum(dim=0)).clamp(min=1)
         share = known * (world_size() / (counts * num_crops * len(centroids)))
         value = z.new_zeros(())
         for h, keys in enumerate(centroids):
-            strips = Strips(z.flatten(0, 1), keys.detach().to(z.dtype))
+            blocks = RowBlocks(z.flatten(0, 1), keys.detach().to(z.dtype))
             own, scale = labels[:, h, None].clamp(min=0), share[:, h, None]  # (B, 1)
             for crop in range(num_crops):
                 rows = slice(crop, None, num_crops)
-                logits = strips.dots(rows).div_(temperature)
+                logits = blocks.dots(rows).div_(temperature)
                 norm = logits.logsumexp(dim=1, keepdim=True)
                 value = value + (scale * (norm - logits.gather(1, own))).sum()
                 slope = logits.sub_(norm).exp_().scatter_add_(1, own, -torch.ones_like(scale))
-                strips.add_slope(rows, slope.mul_(scale / temperature))
-            value = strips.total(value)
+                blocks.add_slope(rows, slope.mul_(scale / temperature))
+            value = blocks.total(value)
         return value

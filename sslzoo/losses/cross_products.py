@@ -1,11 +1,11 @@
-"""The squared entries of X^T Y off its diagonal, summed, without the D x D matrix.
+"""Sum of the squared off-diagonal entries of X^T Y, without the D x D matrix.
 
-Barlow Twins and VICReg ask for it at D = 8192, where the matrix takes 256 MiB. It is formed a strip
-at a time, summed over ranks, and its gradient with it. Where 2N <= D an identity saves more: the
-squares of ALL entries of X^T Y sum to the dot product of X X^T and Y Y^T, which are N x N; the
-diagonal's are taken off. Then the rows are gathered, and strips of the N x N products are formed.
-(X^T Y has rank N at most, so that with columns of like size at least half of the sum is off the
-diagonal there: no digit is lost by taking the rest off.)
+Barlow Twins and VICReg need it at D = 8192, where the matrix takes 256 MiB. It is formed one block
+at a time and summed over ranks, and its gradient with it. Where 2N <= D, an identity saves more:
+the squares of ALL entries of X^T Y sum to the dot product of X X^T and Y Y^T, which are N x N. Then
+the rows are gathered, blocks of the N x N products are formed, and the squares of the diagonal are
+subtracted. (X^T Y has rank N at most, so that with columns of similar size at least half of the sum
+is off the diagonal: the subtraction loses no digits.)
 
 Shapes: n rows of this rank, N of all ranks, D columns.
 """
@@ -23,7 +23,7 @@ from sslzoo.distributed import (
     sum_over_ranks,
     world_size,
 )
-from sslzoo.losses.strips import Strips
+from sslzoo.losses.blockwise import RowBlocks
 
 
 def off_diagonal_square(x: Tensor, y: Tensor, rows: Rows | None = None) -> Tensor:
@@ -31,7 +31,7 @@ def off_diagonal_square(x: Tensor, y: Tensor, rows: Rows | None = None) -> Tenso
 
     Args:
         x: (n, D), in float32 at least.
-        y: (n, D); may be x itself, which costs half.
+        y: (n, D); the same tensor as x halves the cost.
         rows: from `row_layout(n)`, to exchange the counts once for several calls.
 
     Returns:
@@ -42,24 +42,24 @@ def off_diagonal_square(x: Tensor, y: Tensor, rows: Rows | None = None) -> Tenso
 
 
 def _by_columns(x: Tensor, y: Tensor) -> Tensor:
-    """Strips of X^T Y, each summed over ranks."""
-    strips = Strips(x.T, x.T.detach() if y is x else y.T)
-    slope = (4 if y is x else 2) * world_size()  # of the share, see below
+    """The sum from blocks of X^T Y, each summed over ranks."""
+    blocks = RowBlocks(x.T, x.T.detach() if y is x else y.T)
+    slope = (4 if y is x else 2) * world_size()  # for the 1 / W below
     value = x.new_zeros(())
-    for part in strips.slices:
-        products = sum_over_ranks(strips.dots(part))  # (b, D)
+    for part in blocks.slices:
+        products = sum_over_ranks(blocks.dots(part))  # (b, D)
         products.diagonal(part.start).zero_()
         value = value + torch.linalg.vector_norm(products, dim=1).square().sum()
-        strips.add_slope(part, products.mul_(slope))
-    # Every rank has the whole value and its own rows' gradient of it; as a share of 1 / W it counts
-    # once in the sum over ranks, value and gradient alike.
-    return global_sum(strips.total(value) / world_size())
+        blocks.add_slope(part, products.mul_(slope))
+    # Every rank has the whole value, and the gradient by its own rows: divided by W, both count
+    # once in the sum over ranks.
+    return global_sum(blocks.total(value) / world_size())
 
 
 def _by_rows(x: Tensor, y: Tensor, rows: Rows) -> Tensor:
-    """Strips of X X^T and Y Y^T, own rows against all."""
-    of_x = Strips(x, gather_rows(x, rows))
-    of_y = of_x if y is x else Strips(y, gather_rows(y, rows))
+    """The sum from blocks of X X^T and Y Y^T, own rows against all."""
+    of_x = RowBlocks(x, gather_rows(x, rows))
+    of_y = of_x if y is x else RowBlocks(y, gather_rows(y, rows))
     value = x.new_zeros(())
     for part in of_x.slices:
         a = of_x.dots(part)  # (b, N)

@@ -1,4 +1,4 @@
-"""InvaSpread: a view is recognised as its instance, and no other view is.
+"""InvaSpread: each view is classified as its own instance, and no other view is.
 
 Ye, Zhang, Yuen and Chang, CVPR 2019, https://arxiv.org/abs/1904.03436, equations 3 to 7.
 Reference code: mangye16/Unsupervised_Embedding_Learning, BatchAverage.py, commit 29de398.
@@ -6,11 +6,10 @@ Reference code: mangye16/Unsupervised_Embedding_Learning, BatchAverage.py, commi
 Deviations:
     saturation: 1 - P is formed from the other keys' probabilities, so that log(1 - P) is finite
         where P rounds to 1; the reference code takes log(0) there.
-    roles: both views are anchors and keys, as in the reference code; the paper recognises the
-        augmented view among the originals.
+    roles: both views are anchors and keys, as in the reference code; in the paper the augmented
+        view is the anchor and the originals are the keys.
 
-Shapes: n local pairs, N global pairs, M = 2N rows, D width. The M x M similarities never exist as
-a whole.
+Shapes: n local pairs, N global pairs, M = 2N rows, D width. The M x M similarities are never kept.
 """
 
 from __future__ import annotations
@@ -21,20 +20,21 @@ import torch
 from torch import Tensor
 
 from sslzoo.distributed import gather_rows, row_layout, world_size
+from sslzoo.losses.blockwise import RowBlocks
+from sslzoo.losses.checks import check_positive, check_same_shape
 from sslzoo.losses.precision import at_least_float32, no_autocast
-from sslzoo.losses.strips import Strips
 
 
 def invaspread(f1: Tensor, f2: Tensor, temperature: float, negative_weight: float = 1.0) -> Tensor:
-    """Mean over the M anchors of -log P(partner) - m sum over the others of log(1 - P(other)).
+    """Mean over anchors of -log P(positive) - m sum_negatives log(1 - P(negative)).
 
-    P(j) = exp(s_j / T) / D with D = exp(s_partner / T) + m sum over the others of exp(s / T);
-    an anchor is no key of its own. Keys are constants: only an anchor's role has a gradient.
+    P(j) = exp(s_j / T) / D with D = exp(s_positive / T) + m sum over negatives of exp(s / T).
+    Keys are constants: the gradient is that of the anchors alone.
 
     Args:
-        f1: (n, D) first views' features, L2-normalised by the caller.
-        f2: (n, D) second views' features, row i beside f1's row i.
-        temperature: T; the paper has 0.1.
+        f1: (n, D) first views' features, L2-normalized by the caller.
+        f2: (n, D) second views' features, row i the positive of f1's row i.
+        temperature: T; 0.1 in the paper.
         negative_weight: m, at least 1 (below it a probability could exceed 1); 1 in the paper.
 
     Returns:
@@ -43,63 +43,63 @@ def invaspread(f1: Tensor, f2: Tensor, temperature: float, negative_weight: floa
     Raises:
         ValueError: for other shapes, a temperature that is not positive, or m below 1.
     """
-    if f1.dim() != 2 or f1.shape != f2.shape:
-        shapes = f"{tuple(f1.shape)} and {tuple(f2.shape)}"
-        raise ValueError(f"invaspread takes two (n, D) tensors of one shape, got {shapes}")
-    if not temperature > 0:
-        raise ValueError(f"invaspread divides by a temperature above 0, got {temperature}")
+    check_same_shape("f1 and f2", f1, f2)
+    check_positive("temperature", temperature)
     if not negative_weight >= 1:
-        raise ValueError(f"invaspread takes a negative_weight of at least 1, got {negative_weight}")
+        raise ValueError(f"negative_weight must be at least 1, got {negative_weight}")
     with no_autocast(f1):
         f = at_least_float32(torch.stack([f1, f2], dim=1))  # (n, 2, D)
         rows = row_layout(len(f))
         keys = gather_rows(f, rows).flatten(0, 1)  # (M, D): rows 2i and 2i + 1 are a pair
-        strips = Strips(f.flatten(0, 1), keys)
+        blocks = RowBlocks(f.flatten(0, 1), keys)
         scale = world_size() / (2 * rows.total)
-        return _sum(strips, 2 * rows.start, temperature, negative_weight) * scale
+        return _sum(blocks, 2 * rows.start, temperature, negative_weight) * scale
 
 
-def _sum(strips: Strips, first: int, temperature: float, m: float) -> Tensor:
-    """Sum over the anchors. A key's share is its part of D: m P for the others, P for the partner.
+def _sum(blocks: RowBlocks, first: int, temperature: float, m: float) -> Tensor:
+    """Sum over the anchors, with its gradient, from each key's share of D.
 
-    The largest share is kept apart: it alone can be near 1, and 1 minus it is the sum of the rest.
+    The share is m P for negatives and P for the positive. The largest share is handled apart: it
+    alone can be near 1, and 1 minus it is the sum of the others.
     """
-    anchors = strips.anchors
+    anchors = blocks.anchors
     total = anchors.new_zeros(())
     log_surplus = anchors.new_full((), math.log(m - 1) if m > 1 else -math.inf)
     lowest = torch.finfo(anchors.dtype).min
-    for rows in strips.slices:
-        place = torch.arange(first + rows.start, first + rows.stop, device=anchors.device)[:, None]
-        partner = place ^ 1
-        logits = strips.dots(rows) / temperature
-        own = logits.gather(1, partner)
-        logits = logits.add_(math.log(m)).scatter_(1, partner, own)
-        logits.scatter_(1, place, -math.inf)
+    for rows in blocks.slices:
+        index = torch.arange(first + rows.start, first + rows.stop, device=anchors.device)[:, None]
+        positive = index ^ 1
+        logits = blocks.dots(rows) / temperature
+        own = logits.gather(1, positive)
+        logits = logits.add_(math.log(m)).scatter_(1, positive, own)
+        logits.scatter_(1, index, -math.inf)
         top, where = logits.max(dim=1, keepdim=True)
         logits.scatter_(1, where, -math.inf)
-        rest = logits.logsumexp(dim=1, keepdim=True).clamp_min(lowest)  # a lone pair has no rest
+        rest = logits.logsumexp(dim=1, keepdim=True).clamp_min(
+            lowest
+        )  # a single pair has no negatives
         norm = torch.logaddexp(top, rest)  # log D
-        top_is_partner = where == partner
+        top_is_positive = where == positive
         top_share, log_rest_share = (top - norm).exp(), rest - norm
         log_doubt = torch.logaddexp(log_rest_share, log_surplus)  # log of m (1 - P), P the top's
         of_rest = logits.sub_(rest).exp_()
         share = of_rest * log_rest_share.exp()
-        odds = (share / (m - share)).scatter_(1, partner, 0)  # P / (1 - P)
-        spread = share.div_(-m).log1p_().scatter_(1, partner, 0).sum(dim=1, keepdim=True)
-        spread += (log_doubt - math.log(m)).masked_fill_(top_is_partner, 0)
+        odds = (share / (m - share)).scatter_(1, positive, 0)  # P / (1 - P)
+        spread = share.div_(-m).log1p_().scatter_(1, positive, 0).sum(dim=1, keepdim=True)
+        spread += (log_doubt - math.log(m)).masked_fill_(top_is_positive, 0)
         total = total + (norm - own - m * spread).sum()
 
         pressure = (m * top_share * (log_rest_share - log_doubt).exp()).masked_fill_(
-            top_is_partner, 0
+            top_is_positive, 0
         )
-        weighed = m * odds.sum(dim=1, keepdim=True)
-        slope = m * odds + of_rest * (log_rest_share.exp() * (1 - weighed) - pressure)
+        weighted = m * odds.sum(dim=1, keepdim=True)
+        slope = m * odds + of_rest * (log_rest_share.exp() * (1 - weighted) - pressure)
         at_top = torch.where(
-            top_is_partner,
-            -log_rest_share.exp() - top_share * weighed,
-            top_share * (1 - weighed) + pressure,
+            top_is_positive,
+            -log_rest_share.exp() - top_share * weighted,
+            top_share * (1 - weighted) + pressure,
         )
         slope.scatter_(1, where, at_top)
-        slope.scatter_add_(1, partner, top_is_partner.to(slope.dtype) - 1)
-        strips.add_slope(rows, slope / temperature)
-    return strips.total(total)
+        slope.scatter_add_(1, positive, top_is_positive.to(slope.dtype) - 1)
+        blocks.add_slope(rows, slope / temperature)
+    return blocks.total(total)

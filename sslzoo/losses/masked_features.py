@@ -1,4 +1,4 @@
-"""Masked features: I-JEPA's distance between predicted and actual features of hidden patches.
+"""Masked features: I-JEPA's distance between predicted and target features.
 
 Assran et al., CVPR 2023, https://arxiv.org/abs/2301.08243.
 Reference code: facebookresearch/ijepa at 52c1ae9, src/train.py.
@@ -12,15 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslzoo.distributed import row_layout, world_size
+from sslzoo.losses.checks import shapes
 from sslzoo.losses.precision import at_least_float32, no_autocast
 
 
 def masked_features(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean smooth L1 distance (quadratic below 1) to the layer-normalised target.
+    """Mean smooth L1 distance (quadratic below 1) to the layer-normalized target.
 
     Args:
         prediction: (n, ..., D).
-        target: likewise, without gradient; layer-normalised here, without scale and offset.
+        target: (n, ..., D) without gradient; layer-normalized here, without scale and offset.
 
     Returns:
         Scalar whose mean over ranks is the loss of the global batch.
@@ -29,10 +30,10 @@ def masked_features(prediction: Tensor, target: Tensor) -> Tensor:
         ValueError: for other shapes.
     """
     if prediction.dim() < 2 or prediction.shape != target.shape:
-        shapes = f"{tuple(prediction.shape)} and {tuple(target.shape)}"
-        raise ValueError(f"two (n, ..., D) tensors of one shape wanted, got {shapes}")
+        got = shapes(prediction, target)
+        raise ValueError(f"prediction and target must have one shape (n, ..., D), got {got}")
     with no_autocast(prediction):
-        normalised = F.layer_norm(at_least_float32(target), target.shape[-1:])
-        error = F.smooth_l1_loss(at_least_float32(prediction), normalised, reduction="none")
+        normalized = F.layer_norm(at_least_float32(target), target.shape[-1:])
+        error = F.smooth_l1_loss(at_least_float32(prediction), normalized, reduction="none")
         n = len(error)
         return error.flatten(1).mean(1).sum() * (world_size() / row_layout(n).total)

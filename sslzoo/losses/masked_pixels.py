@@ -1,11 +1,11 @@
-"""Masked pixels: MAE's squared error in the patches that the encoder did not see.
+"""Masked pixels: MAE's squared error over the masked patches.
 
 He et al., CVPR 2022, https://arxiv.org/abs/2111.06377, section 3.
 Reference code: facebookresearch/mae at efb2a80, models_mae.py.
 
 Deviations: none.
 
-Shapes: n local rows, L patches of P x P pixels and C channels, R of them removed.
+Shapes: n local images, L patches of P x P pixels and C channels, R of them masked.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from sslzoo.distributed import row_layout, world_size
+from sslzoo.losses.checks import shapes
 from sslzoo.losses.precision import at_least_float32, no_autocast
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """Pixels of each patch, row by row, channels together. (n, C, H, W) -> (n, L, P * P * C)."""
+    """Pixels of each patch, row by row, channels last. (n, C, H, W) -> (n, L, P * P * C)."""
     if images.shape[2] % patch_size or images.shape[3] % patch_size:
         raise ValueError(
-            f"sides that are multiples of the patch, {patch_size}, wanted, got "
+            f"height and width must be multiples of the patch size {patch_size}, got "
             f"{tuple(images.shape[2:])}"
         )
     cut = images.unfold(2, patch_size, patch_size).unfold(3, patch_size, patch_size)
@@ -28,34 +29,34 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 
 def masked_pixels(
-    prediction: Tensor, images: Tensor, removed: Tensor, patch_size: int, normalise: bool = True
+    prediction: Tensor, images: Tensor, masked: Tensor, patch_size: int, normalize: bool = True
 ) -> Tensor:
-    """Mean squared error over the pixels of the removed patches.
+    """Mean squared error over the pixels of the masked patches.
 
     Args:
         prediction: (n, L, P * P * C), as `patchify` orders it.
         images: (n, C, H, W).
-        removed: (n, R) int64, indices of the patches that count; R is the same on every rank.
+        masked: (n, R) int64, indices of the masked patches; R is the same on every rank.
         patch_size: P.
-        normalise: whether each patch's own mean and deviation (of the unbiased variance + 1e-6)
-            are taken out of the target: `norm_pix_loss`.
+        normalize: whether each patch of the target is normalized by its own mean and standard
+            deviation (of the unbiased variance + 1e-6): `norm_pix_loss`, the paper's best.
 
     Returns:
         Scalar whose mean over ranks is the loss of the global batch.
 
     Raises:
-        ValueError: for shapes that do not belong together, or none removed.
+        ValueError: for shapes that do not fit, or without masked patches.
     """
     target = patchify(at_least_float32(images), patch_size)
     if prediction.shape != target.shape:
-        shapes = f"{tuple(prediction.shape)} and {tuple(target.shape)}"
-        raise ValueError(f"a prediction of the target's shape wanted, got {shapes}")
-    if removed.dim() != 2 or len(removed) != len(target) or removed.shape[1] == 0:
-        raise ValueError(f"indices ({len(target)}, R > 0) wanted, got {tuple(removed.shape)}")
+        got = shapes(prediction, target)
+        raise ValueError(f"prediction must have the shape of the patches, got {got}")
+    if masked.dim() != 2 or len(masked) != len(target) or masked.shape[1] == 0:
+        raise ValueError(f"masked must be ({len(target)}, R) with R above 0, got {shapes(masked)}")
     with no_autocast(prediction):
-        index = removed[..., None].expand(-1, -1, target.shape[2])
+        index = masked[..., None].expand(-1, -1, target.shape[2])
         target = target.gather(1, index)
-        if normalise:
+        if normalize:
             mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
             target = (target - mean) / (var + 1e-6).sqrt()
         error = (at_least_float32(prediction.gather(1, index)) - target).square()

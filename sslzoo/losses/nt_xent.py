@@ -1,4 +1,4 @@
-"""NT-Xent: the normalised temperature-scaled cross entropy of SimCLR.
+"""NT-Xent: the normalized temperature-scaled cross entropy of SimCLR.
 
 Chen, Kornblith, Norouzi and Hinton, ICML 2020, https://arxiv.org/abs/2002.05709, equation 1.
 Reference code: google-research/simclr, tf2/objective.py.
@@ -7,36 +7,37 @@ Deviations:
     value: the mean over the 2N anchors, as in the paper; the reference code adds the means of
         its two directions, which is twice that (and so is its gradient).
 
-Shapes: n local pairs, N global pairs, M = 2N rows, D width. The M x M similarities never exist
-as a whole: they are formed block by block, and the gradient is formed with them in the forward.
+Shapes: n local pairs, N global pairs, M = 2N rows, D width. The M x M similarities are never
+kept: they are formed block by block, and the gradient with them in the forward pass.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sslzoo.distributed import gather, row_layout, world_size
-from sslzoo.losses.precision import at_least_float32, no_autocast
+from sslzoo.losses.blockwise import attach_gradient, entries_per_block, needs_gradient
+from sslzoo.losses.checks import check_positive, check_same_shape
+from sslzoo.losses.precision import l2_normalize, no_autocast
 
-# Sides of a square block and numbers in a strip, timed at D = 128: 1024 keeps a block in the
-# second-level cache of a core; a GPU wants fewer and larger launches.
+# Side of a square block and entries per block, timed at D = 128: 1024 keeps a block in the
+# second-level cache of a core; a GPU prefers fewer and larger launches.
 _SIDE = {"cpu": 1024, "cuda": 4096}
-_STRIP = {"cpu": 1 << 21, "cuda": 1 << 25}
-# exp(-80) and exp(-690) are the least comfortable normal numbers of the two precisions.
+_BLOCK = {"cpu": 1 << 21, "cuda": 1 << 25}
+# exp(-80) and exp(-690) are close to the smallest normal numbers of the two precisions.
 _RANGE = {torch.float32: 80.0, torch.float64: 690.0}
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
-    """Mean cross entropy of each view's partner among the other 2N - 1 rows of the global batch.
+    """Mean cross entropy of each view's positive among the batch's other 2N - 1 views.
+
+    The positive is the other view of the same sample; the batch is the global one.
 
     Args:
-        z1: (n, D) first views' projections; L2-normalised here (squared norm at least 1e-12).
-        z2: (n, D) second views' projections, row i beside z1's row i.
-        temperature: divides the cosines; the paper has 0.1 on ImageNet, 0.5 on CIFAR-10.
+        z1: (n, D) first views' projections; L2-normalized here (squared norm at least 1e-12).
+        z2: (n, D) second views' projections, row i the positive of z1's row i.
+        temperature: divides the cosines; 0.1 on ImageNet, 0.5 on CIFAR-10 in the paper.
 
     Returns:
         Scalar whose mean over ranks is the loss of the global batch.
@@ -44,14 +45,10 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     Raises:
         ValueError: for other shapes, or a temperature that is not positive.
     """
-    if z1.dim() != 2 or z1.shape != z2.shape:
-        shapes = f"{tuple(z1.shape)} and {tuple(z2.shape)}"
-        raise ValueError(f"nt_xent takes two (n, D) tensors of one shape, got {shapes}")
-    if not temperature > 0:
-        raise ValueError(f"nt_xent divides by a temperature above 0, got {temperature}")
+    check_same_shape("z1 and z2", z1, z2)
+    check_positive("temperature", temperature)
     with no_autocast(z1):
-        z = at_least_float32(torch.stack([z1, z2], dim=1))  # (n, 2, D)
-        z = F.normalize(z, dim=-1, eps=1e-6)
+        z = l2_normalize(torch.stack([z1, z2], dim=1), eps=1e-6)  # (n, 2, D)
         rows = row_layout(len(z))
         keys = gather(z, rows).flatten(0, 1)  # (M, D): rows 2i and 2i + 1 are a pair
         symmetric = world_size() == 1 and 2 / temperature <= _RANGE[keys.dtype]
@@ -63,59 +60,40 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
 def pair_cross_entropy(
     keys: Tensor, own: tuple[int, int] | None, temperature: float, scale: float
 ) -> Tensor:
-    """`scale` times the sum over anchors of logsumexp(other rows) - partner, on dot products.
+    """`scale` times the sum over anchors of logsumexp(other rows) - positive, on dot products.
 
     Args:
         keys: (M, D), rows 2i and 2i + 1 a pair.
-        own: (first, count) of the rows that are anchors, for keys of any length; or None: all
-            are, no norm is above 1 and exp(-2 / temperature) is representable. Then half the
-            similarities do, because they are symmetric.
+        own: (first, count) of the rows that are anchors, for keys of any norm. None: all rows are
+            anchors, no norm is above 1 and exp(-2 / temperature) is representable; then half of
+            the similarities suffice, because they are symmetric.
         temperature: divides the dot products.
         scale: a factor.
     """
-    with_gradient = torch.is_grad_enabled() and keys.requires_grad
-    return _PairCrossEntropy.apply(keys, own, temperature, scale, with_gradient)  # type: ignore[no-any-return]
-
-
-class _PairCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        keys: Tensor,
-        own: tuple[int, int] | None,
-        temperature: float,
-        scale: float,
-        with_gradient: bool,
-    ) -> Tensor:
-        if own is None:
-            first, count = 0, len(keys)
-            normaliser, grad = _all_anchors(keys, temperature, with_gradient)
-        else:
-            first, count = own
-            normaliser, grad = _own_anchors(keys, first, count, temperature, with_gradient)
-        pairs = keys[first : first + count].unflatten(0, (-1, 2))  # (count / 2, 2, D)
-        partner = (pairs[:, 0] * pairs[:, 1]).sum() * (2 / temperature)
-        if grad is not None:
-            grad[first : first + count] -= 2 * pairs.flip(1).flatten(0, 1)
-            ctx.save_for_backward(grad.mul_(scale / temperature))
-        return (normaliser - partner) * scale
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None, None]:
-        (grad,) = ctx.saved_tensors
-        return grads[0] * grad, None, None, None, None
+    x, with_gradient = keys.detach(), needs_gradient(keys)
+    first, count = own or (0, len(x))
+    if own is None:
+        normalizer, grad = _all_anchors(x, temperature, with_gradient)
+    else:
+        normalizer, grad = _own_anchors(x, first, count, temperature, with_gradient)
+    pairs = x[first : first + count].unflatten(0, (-1, 2))  # (count / 2, 2, D)
+    positive = (pairs[:, 0] * pairs[:, 1]).sum() * (2 / temperature)
+    if grad is not None:
+        grad[first : first + count] -= 2 * pairs.flip(1).flatten(0, 1)
+        grad.mul_(scale / temperature)
+    return attach_gradient((normalizer - positive) * scale, keys, grad)
 
 
 def _own_anchors(
     keys: Tensor, first: int, count: int, temperature: float, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Sum of the anchors' logsumexp, and temperature times its gradient by the keys.
+    """Sum of the anchors' log-sum-exp, and temperature times its gradient by the keys.
 
-    Strip by strip: some anchors' similarities with all keys, each row's maximum taken out.
+    A block holds the similarities of some anchors with all keys.
     """
     total = keys.new_zeros(())
     grad = torch.zeros_like(keys) if with_gradient else None
-    step = max(1, _STRIP.get(keys.device.type, _STRIP["cpu"]) // len(keys))
+    step = max(1, entries_per_block(_BLOCK, keys) // len(keys))
     for start in range(first, first + count, step):
         stop = min(start + step, first + count)
         anchors = keys[start:stop]
@@ -134,12 +112,12 @@ def _own_anchors(
 def _all_anchors(
     keys: Tensor, temperature: float, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The same for all rows as anchors, from the blocks on and above the diagonal.
+    """The same with all rows as anchors, from the blocks on and above the diagonal.
 
     The softmax weights of a row and a column share exp(similarity - 1 / temperature): once the
     row sums are known, each block is formed again (one product) and serves both (two products).
     """
-    side = _SIDE.get(keys.device.type, _SIDE["cpu"])
+    side = entries_per_block(_SIDE, keys)
     blocks = [slice(start, start + side) for start in range(0, len(keys), side)]
     scaled = keys / temperature
     sums = keys.new_zeros(len(keys))

@@ -1,4 +1,4 @@
-"""Precision: a loss computes in float32 at least, under autocast too; float64 stays."""
+"""Precision of the losses: at least float32, also under autocast; float64 stays float64."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """x, or its float32 copy where it is float16 or bfloat16. Shapes: any."""
+    """Copy float16 and bfloat16 to float32; return any other tensor as it is. Shapes: any."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def l2_normalize(x: Tensor, eps: float = 1e-12) -> Tensor:
+    """Divide each row by its L2 norm (at least eps), in float32 at least. (..., D)."""
+    return F.normalize(at_least_float32(x), dim=-1, eps=eps)
+
+
 def no_autocast(x: Tensor) -> AbstractContextManager[None]:
-    """A context in which products on x's device keep the precision of their operands."""
+    """Context in which products on x's device keep the precision of their operands."""
     if torch.is_autocast_enabled(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
     return nullcontext()

@@ -1,4 +1,4 @@
-"""Regression of the target's projection: BYOL's squared distance and SimSiam's negative cosine.
+"""Regression of the target: BYOL's squared distance and SimSiam's negative cosine.
 
 Grill et al., NeurIPS 2020, https://arxiv.org/abs/2006.07733, equation 2.
 Chen and He, CVPR 2021, https://arxiv.org/abs/2011.10566, equation 1.
@@ -10,19 +10,19 @@ Deviations: none.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from sslzoo.distributed import row_layout, world_size
-from sslzoo.losses.precision import at_least_float32, no_autocast
+from sslzoo.losses.checks import check_same_shape
+from sslzoo.losses.precision import l2_normalize, no_autocast
 
 
 def regression(p: Tensor, z: Tensor) -> Tensor:
     """Mean over the global batch of ||p/|p| - z/|z|||^2 = 2 - 2 cos(p, z).
 
     Args:
-        p: (n, D) predictions; L2-normalised here, the squared norm at least 1e-12.
-        z: (n, D) target projections, detached by the caller; normalised in the same way.
+        p: (n, D) predictions; L2-normalized here, the squared norm at least 1e-12.
+        z: (n, D) target projections, detached by the caller; normalized in the same way.
 
     Returns:
         Scalar in 0..4 whose mean over ranks is the loss of the global batch.
@@ -30,17 +30,18 @@ def regression(p: Tensor, z: Tensor) -> Tensor:
     Raises:
         ValueError: for other shapes.
     """
-    _check(p, z, "regression")
+    check_same_shape("p and z", p, z)
     with no_autocast(p):
-        return (_unit(p) - _unit(z)).square().sum() * _share(p)
+        difference = l2_normalize(p, eps=1e-6) - l2_normalize(z, eps=1e-6)
+        return difference.square().sum() * (world_size() / row_layout(len(p)).total)
 
 
 def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
     """Mean over the global batch of -cos(p, z).
 
     Args:
-        p: (n, D) predictions; L2-normalised here, the squared norm at least 1e-12.
-        z: (n, D) projections, detached by the caller; normalised in the same way.
+        p: (n, D) predictions; L2-normalized here, the squared norm at least 1e-12.
+        z: (n, D) projections, detached by the caller; normalized in the same way.
 
     Returns:
         Scalar in -1..1 whose mean over ranks is the loss of the global batch.
@@ -48,21 +49,7 @@ def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
     Raises:
         ValueError: for other shapes.
     """
-    _check(p, z, "negative_cosine")
+    check_same_shape("p and z", p, z)
     with no_autocast(p):
-        return -(_unit(p) * _unit(z)).sum() * _share(p)
-
-
-def _check(p: Tensor, z: Tensor, who: str) -> None:
-    if p.dim() != 2 or p.shape != z.shape:
-        shapes = f"{tuple(p.shape)} and {tuple(z.shape)}"
-        raise ValueError(f"{who} takes two (n, D) tensors of one shape, got {shapes}")
-
-
-def _unit(x: Tensor) -> Tensor:
-    return F.normalize(at_least_float32(x), dim=-1, eps=1e-6)
-
-
-def _share(p: Tensor) -> float:
-    """What a sum over own rows is multiplied by: W / N."""
-    return world_size() / row_layout(len(p)).total
+        cosines = l2_normalize(p, eps=1e-6) * l2_normalize(z, eps=1e-6)
+        return -cosines.sum() * (world_size() / row_layout(len(p)).total)

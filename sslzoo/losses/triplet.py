@@ -1,4 +1,4 @@
-"""Triplet loss: an anchor is nearer to its positive than to a negative, by a margin.
+"""Triplet loss: an anchor is closer to its positive than to a negative, by a margin.
 
 Schroff, Kalenichenko and Philbin, FaceNet, CVPR 2015, https://arxiv.org/abs/1503.03832, equation
 3 and section 3.2 (semi-hard). Hermans, Beyer and Leibe, In Defense of the Triplet Loss, 2017,
@@ -6,14 +6,14 @@ https://arxiv.org/abs/1703.07737 (batch-all, batch-hard, soft margin).
 Reference code: adambielski/siamese-triplet, losses.py and utils.py, commit 0c719f9.
 
 Deviations:
-    semi-hard: each positive pair takes its nearest semi-hard negative, as FaceNet describes its
-        negatives; the reference code draws one of them.
-    mean: over triplets of the global batch; FaceNet sums, the reference code means over those
-        that it selected, and takes a dummy triplet where there is none (0 here).
+    semi-hard: each positive pair has its nearest semi-hard negative, as in FaceNet; the reference
+        code draws one of the semi-hard negatives.
+    mean: over triplets of the global batch; FaceNet sums, the reference code averages over the
+        triplets that it selected, and over a dummy triplet where there is none (0 here).
 
-Shapes: n local samples, V views, D width, M = V N rows, b anchors of a strip. Neither the M x M
-distances nor the triplets exist as a whole: the loss is piecewise linear in the distances, and
-sorting a strip's rows gives the number of triplets in which each distance stands.
+Shapes: n local samples, V views, D width, M = V N rows, b anchors per block. Neither the M x M
+distances nor the triplets are kept: the loss is piecewise linear in the distances, and sorting a
+block's rows gives the number of triplets that each distance is part of.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslzoo.distributed import gather, row_layout, sum_over_ranks, world_size
-from sslzoo.losses.identity import identity
-from sslzoo.losses.precision import at_least_float32, no_autocast
-from sslzoo.losses.strips import NEAREST, Strips
+from sslzoo.losses.blockwise import MIN_DISTANCE, RowBlocks
+from sslzoo.losses.checks import check_positive
+from sslzoo.losses.positives import find_positives
+from sslzoo.losses.precision import l2_normalize, no_autocast
 
 
 class _Mined(NamedTuple):
-    """Sum over a strip's triplets, its slope by the distances (b, M), and two counts."""
+    """Sum over a block's triplets, its derivative by the distances (b, M), and two counts."""
 
     value: Tensor
     slope: Tensor
@@ -50,51 +51,53 @@ def triplet(
 ) -> Tensor:
     """Mean of max(0, d(a, p) - d(a, n) + margin) over triplets (anchor, positive, negative).
 
-    Mining: "all" takes every triplet; "hard" each anchor's farthest positive and nearest negative;
-    "semi_hard" each (anchor, positive)'s nearest negative beyond the positive, if that is within
-    the margin.
+    Mining: "all" selects every triplet; "hard" each anchor's farthest positive and nearest
+    negative; "semi_hard" for each (anchor, positive) the nearest negative that is farther than the
+    positive, if it is within the margin.
 
     Args:
-        z: (n, V, D) projections of V >= 2 views; L2-normalised here (squared norm at least
+        z: (n, V, D) projections of V >= 2 views; L2-normalized here (squared norm at least
             1e-12).
-        label: (n,) integers, equal for samples of one identity; None: every sample is its own.
-        margin: in units of d; 0.2 in FaceNet. None: log(1 + exp(d(a, p) - d(a, n))), for "hard".
-        mining: which triplets.
+        label: (n,) integers, equal for positives; None: the views of one sample are positives.
+        margin: in units of d; 0.2 in FaceNet. None: the soft margin log(1 + exp(d(a, p) -
+            d(a, n))), for mining "hard" only.
+        mining: which triplets are selected.
         squared: d is the squared Euclidean distance (FaceNet) or the distance (Hermans et al.).
-        mean_over: all that are mined, or those whose loss is not 0.
+        mean_over: all selected triplets, or those whose loss is not 0.
 
     Returns:
-        Scalar whose mean over ranks is the loss of the global batch; 0 where nothing is mined.
+        Scalar whose mean over ranks is the loss of the global batch; 0 without selected triplets.
 
     Raises:
         ValueError: for other shapes, names, or margins.
     """
     if mining not in ("all", "hard", "semi_hard") or mean_over not in ("all", "nonzero"):
         raise ValueError(
-            "mining is 'all', 'hard' or 'semi_hard' and mean_over 'all' or 'nonzero', got "
+            "mining must be 'all', 'hard' or 'semi_hard' and mean_over 'all' or 'nonzero', got "
             f"{mining!r} and {mean_over!r}"
         )
     if margin is None and mining != "hard":
-        raise ValueError(f"a margin of None, the soft one, goes with mining 'hard', got {mining!r}")
-    if margin is not None and not margin > 0:
-        raise ValueError(f"triplet takes a margin above 0, or None, got {margin}")
+        raise ValueError(f"mining must be 'hard' for the soft margin None, got {mining!r}")
+    if margin is not None:
+        check_positive("margin", margin)
     with no_autocast(z):
         rows = row_layout(len(z))
-        who = identity(z, label, rows)
-        z = F.normalize(at_least_float32(z), dim=-1, eps=1e-6)
-        strips = Strips(z.flatten(0, 1), gather(z, rows).flatten(0, 1))
+        positives = find_positives(z, label, rows)
+        z = l2_normalize(z, eps=1e-6)
+        blocks = RowBlocks(z.flatten(0, 1), gather(z, rows).flatten(0, 1))
         total = z.new_zeros(())
         count = torch.zeros((), dtype=torch.int64, device=z.device)
-        for part in strips.slices:
-            distance = strips.distances(part)
+        for part in blocks.slices:
+            distance = blocks.distances(part)
             d = distance.square() if squared else distance
-            mined = _mine(d, who.same(part), who.other(part), margin, mining)
+            same, other = positives.positive(part), positives.negative(part)
+            mined = _mine(d, same, other, margin, mining)
             total = total + mined.value
             count = count + (mined.num_mined if mean_over == "all" else mined.num_nonzero)
-            slope = mined.slope if squared else mined.slope / (2 * distance.clamp_min(NEAREST))
-            strips.add_square_slope(part, slope)
+            slope = mined.slope if squared else mined.slope / (2 * distance.clamp_min(MIN_DISTANCE))
+            blocks.add_square_slope(part, slope)
         everywhere = sum_over_ranks(count).clamp_min(1).to(z.dtype)
-        return strips.total(total) * (world_size() / everywhere)
+        return blocks.total(total) * (world_size() / everywhere)
 
 
 def _mine(d: Tensor, same: Tensor, other: Tensor, margin: float | None, mining: str) -> _Mined:
@@ -105,7 +108,7 @@ def _mine(d: Tensor, same: Tensor, other: Tensor, margin: float | None, mining: 
 
 
 def _all(d: Tensor, same: Tensor, other: Tensor, margin: float) -> _Mined:
-    reach = torch.where(same, d + margin, -math.inf)  # a negative nearer than this counts
+    reach = torch.where(same, d + margin, -math.inf)  # negatives closer than this count
     negative = torch.where(other, d, math.inf)
     nearer = torch.searchsorted(negative.sort(dim=1).values, reach)
     reached = d.shape[1] - torch.searchsorted(reach.sort(dim=1).values, negative, right=True)

@@ -1,12 +1,12 @@
-"""Memory bank: one row for every training sample, moved by its features with momentum.
+"""Memory bank: one row per training sample, a moving average of its features.
 
 Wu, Xiong, Yu and Lin, CVPR 2018, https://arxiv.org/abs/1805.01978, section 3.2.
 Reference code: zhirongw/lemniscate.pytorch, lib/NCEAverage.py and LinearAverage.py.
 
 Deviations:
-    time of the update: at `commit`, after the optimizer step; the reference code's is in the
-        backward, of the same features and the same old rows.
-    initial rows: the same distribution from our own generator.
+    time of the update: at `commit`, after the optimizer step; the reference code updates in the
+        backward pass, from the same features and the same old rows.
+    initial rows: the same distribution, from a generator of their own.
 
 Shapes: M samples, D width, n local and N global rows.
 """
@@ -19,21 +19,22 @@ from torch import Tensor
 
 from sslzoo.distributed import gather_rows, row_layout
 from sslzoo.memory.base import Memory, last_of_each
-from sslzoo.random import run_seed
+from sslzoo.random import Keys, run_seed
 
 
 class MemoryBank(Memory):
-    """(M, D) rows; row i is normalize(momentum * old + (1 - momentum) * feature of sample i).
+    """Bank of (M, D) rows, updated as normalize(momentum * row + (1 - momentum) * feature).
 
-    The rows begin uniform in (-s, s), s = 1 / sqrt(D / 3), of expected norm 1 and not
-    normalised, and equal on all ranks.
+    Initial rows are uniform in (-s, s) with s = 1 / sqrt(D / 3), of expected norm 1 but not
+    normalized, and equal on all ranks.
 
     Args:
         size: M, the number of training samples.
-        dim: D, the paper's 128.
-        dtype: of the rows; bfloat16 halves the memory.
-        momentum: share of the old row; the reference code has 0.5, the paper's proximal mode 0.
-        seed: of the initial rows; None takes the run's.
+        dim: D; 128 in the paper.
+        dtype: type of the rows; bfloat16 halves the memory.
+        momentum: weight of the old row; 0.5 in the reference code, 0 with the paper's proximal
+            term.
+        seed: seed of the initial rows; None: that of the run.
 
     Raises:
         ValueError: for a size or dim below 1, or a momentum outside 0..1.
@@ -51,7 +52,7 @@ class MemoryBank(Memory):
     ) -> None:
         super().__init__()
         if size < 1 or dim < 1:
-            raise ValueError(f"a bank has at least one row and column, got ({size}, {dim})")
+            raise ValueError(f"size and dim must be at least 1, got ({size}, {dim})")
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must be in 0..1, got {momentum}")
         self.momentum = momentum
@@ -63,16 +64,30 @@ class MemoryBank(Memory):
         self.register_buffer("rows", rows.to(dtype))
 
     def read(self, index: Tensor) -> Tensor:
-        """The samples' rows, (n, D) in float32 at least. Shapes: index (n,) int64."""
+        """The samples' rows, in float32 at least. (n,) int64 -> (n, D)."""
         rows = self.rows[index]
         return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
-    def stage(self, index: Tensor, values: Tensor) -> None:
-        """Keep a micro-batch's features for the next commit.
+    def sample(self, index: Tensor, keys: Keys, num_negatives: int) -> Tensor:
+        """Positions of each sample's own row, then of uniform draws with replacement.
 
         Args:
             index: (n,) int64, the samples.
-            values: (n, D) L2-normalised features; detached here.
+            keys: (n,), of this step.
+            num_negatives: K.
+
+        Returns:
+            (n, 1 + K) int64.
+        """
+        negatives = keys.integers("negatives", len(self.rows), num_negatives)
+        return torch.cat([index[:, None], negatives], dim=1)
+
+    def stage(self, index: Tensor, values: Tensor) -> None:
+        """Stage a micro-batch's features for the next commit.
+
+        Args:
+            index: (n,) int64, the samples.
+            values: (n, D) L2-normalized features; detached here.
 
         Raises:
             ValueError: for other shapes.
@@ -88,9 +103,9 @@ class MemoryBank(Memory):
 
     @torch.no_grad()
     def overwrite(self, index: Tensor, values: Tensor) -> None:
-        """Set rows to the values given, as they are: for a recompute of the whole bank.
+        """Set rows to the given values: for recomputing the whole bank.
 
-        Every rank calls it, equally often, with its own rows; n may differ and may be 0.
+        Every rank calls it equally often, with its own rows; n may differ and may be 0.
 
         Args:
             index: (n,) int64, the samples.
@@ -104,14 +119,14 @@ class MemoryBank(Memory):
         self._put(gather_rows(index, layout), gather_rows(values, layout))
 
     def _put(self, index: Tensor, values: Tensor) -> None:
-        """Write rows; of several for one sample the last one wins, on every device."""
+        """Write rows; if a sample occurs more than once, its last row is written."""
         self.rows[index] = values[last_of_each(index)].to(self.rows.dtype)
 
     def _check(self, index: Tensor, values: Tensor) -> None:
-        wanted = (len(index), self.rows.shape[1])
-        if index.dim() != 1 or tuple(values.shape) != wanted:
+        expected = (len(index), self.rows.shape[1])
+        if index.dim() != 1 or tuple(values.shape) != expected:
             got = f"{tuple(index.shape)} and {tuple(values.shape)}"
-            raise ValueError(f"index (n,) and values {wanted} wanted, got {got}")
+            raise ValueError(f"index must be (n,) and values {expected}, got {got}")
 
     def extra_repr(self) -> str:
         size, dim = self.rows.shape

@@ -1,8 +1,8 @@
-"""Memory: rows that outlive a step. A step stages them, and one commit writes those of all ranks.
+"""Memory: rows kept between steps, staged on each rank and committed for all ranks at once.
 
-Every rank holds the same rows. The buffers have their full size from construction and are in
-the checkpoint; what is staged is not: it belongs to a step, and a commit, or loading a state,
-drops it. A step never sees the rows that it staged itself.
+Every rank has the same rows. The buffers have their full size from construction and are saved in
+checkpoints; staged rows are not: a commit writes them, and loading a state discards them. A step
+never reads the rows that it staged itself.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from sslzoo.distributed import Rows, gather_objects, gather_rows, rank
 
 
 class Memory(nn.Module, ABC):
-    """What a queue and a bank share: stage, and commit in (micro-batch, rank) order.
+    """Abstract base of memories: rows are committed in (micro-batch, rank) order.
 
-    A subclass has a `stage` with its own arguments, which calls `_append`, and a `_write`.
+    A subclass has a `stage` method with its own arguments, which calls `_append`, and `_write`.
     """
 
     def __init__(self) -> None:
@@ -30,28 +30,23 @@ class Memory(nn.Module, ABC):
     def _write(self, *columns: Tensor) -> None:
         """Write the staged rows of all ranks: the columns of `_append`, (N, ...) each."""
 
-    @property
-    def pending(self) -> int:
-        """Rows that this rank has staged and not yet committed."""
-        return sum(len(columns[0]) for columns in self._staged)
-
     def _append(self, *columns: Tensor) -> None:
         """Stage one micro-batch, detached. Shapes: (n, ...) each, the same n."""
         self._staged.append(tuple(column.detach() for column in columns))
 
     @torch.no_grad()
     def commit(self) -> None:
-        """Gather what all ranks staged, write it in (micro-batch, rank) order, forget it.
+        """Gather and write the staged rows of all ranks, in (micro-batch, rank) order.
 
-        Every rank calls it, once an optimizer step. Nothing staged on any rank is no error.
+        Every rank calls it once per optimizer step, also without staged rows.
 
         Raises:
-            RuntimeError: where the ranks have staged different numbers of micro-batches.
+            RuntimeError: if the ranks staged different numbers of micro-batches.
         """
         counts = gather_objects([len(columns[0]) for columns in self._staged])
         if len({len(of_rank) for of_rank in counts}) > 1:
             numbers = [len(of_rank) for of_rank in counts]
-            raise RuntimeError(f"ranks staged {numbers} micro-batches, wanted equally many")
+            raise RuntimeError(f"all ranks must stage equally many micro-batches, got {numbers}")
         if not self._staged:
             return
         columns = [torch.cat(column) for column in zip(*self._staged, strict=True)]
@@ -66,7 +61,7 @@ class Memory(nn.Module, ABC):
 
 
 def _by_micro_batch(x: Tensor, counts: list[list[int]]) -> Tensor:
-    """(rank, micro-batch) order -> (micro-batch, rank) order; counts by rank, micro-batch."""
+    """Reorder rows from (rank, micro-batch) to (micro-batch, rank), given counts[rank]."""
     if len(counts) == 1 or len(counts[0]) == 1:
         return x
     pieces = iter(x.split([n for of_rank in counts for n in of_rank]))
@@ -75,9 +70,9 @@ def _by_micro_batch(x: Tensor, counts: list[list[int]]) -> Tensor:
 
 
 def last_of_each(index: Tensor) -> Tensor:
-    """For each row the place of the last row with its index: of several the last one is written.
+    """For each row, the position of the last row with the same index.
 
-    Rows of one index then hold equal values, in whatever order a device writes them.
+    Rows of one index then have equal values, so that the order of writing does not matter.
 
     Args:
         index: (n,) int64.
@@ -89,11 +84,22 @@ def last_of_each(index: Tensor) -> Tensor:
     return order[torch.searchsorted(ordered, index, right=True) - 1]
 
 
-def memory_buffers(module: nn.Module) -> list[str]:
-    """Full names of the memories' buffers in `module`.
+def memories(module: nn.Module) -> list[Memory]:
+    """All memories of a module."""
+    return [part for part in module.modules() if isinstance(part, Memory)]
 
-    DistributedDataParallel is told to ignore them: they are equal on all ranks already, and
-    broadcasting them at every forward costs more than many a network.
+
+def commit_memories(module: nn.Module) -> None:
+    """Commit all memories of a module; a plain loop calls it after `optimizer.step()`."""
+    for memory in memories(module):
+        memory.commit()
+
+
+def memory_buffers(module: nn.Module) -> list[str]:
+    """Full names of the buffers of all memories in `module`.
+
+    DistributedDataParallel must ignore them: they are equal on all ranks already, and broadcasting
+    them in every forward pass can cost more than the network.
     """
     return [
         f"{prefix}.{name}" if prefix else name

@@ -1,4 +1,4 @@
-"""Spherical k-means over the rows of all ranks: centroids are directions, nearest is by cosine.
+"""Spherical k-means over the rows of all ranks: k-means with cosine similarity.
 
 Reference code: facebookresearch/swav at 06b1b7c, main_deepclusterv2.py, cluster_memory.
 
@@ -17,26 +17,26 @@ from torch import Tensor
 
 from sslzoo.distributed import sum_over_ranks
 
-_COSINES_BLOCK = 1 << 24  # cosines that exist at a time
+_COSINES_BLOCK = 1 << 24  # cosines per block
 
 
 @torch.no_grad()
 def spherical_k_means(rows: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Centroids after some iterations, and the number of each row's nearest one.
+    """Run k-means; return the centroids, and the cluster of each row.
 
-    A centroid without rows stays where it is. Every rank calls it and gets the same centroids.
+    An empty cluster keeps its centroid. Every rank calls it and gets the same centroids.
 
     Args:
-        rows: (n, D) of this rank, L2-normalised; n may differ and may be 0.
-        centroids: (K, D) to begin with, the same on every rank.
-        iterations: of moving the centroids; 10 in the code.
+        rows: (n, D) of this rank, L2-normalized; n may differ between ranks and may be 0.
+        centroids: (K, D) initial centroids, the same on every rank.
+        iterations: updates of the centroids; 10 in the code.
 
     Returns:
-        (K, D) L2-normalised centroids in float32 at least, and (n,) int64.
+        (K, D) L2-normalized centroids in float32 at least, and (n,) int64 clusters.
     """
     centroids = centroids.to(torch.promote_types(centroids.dtype, torch.float32))
     for _ in range(iterations):
-        sums = centroids.new_zeros(len(centroids), centroids.shape[1] + 1)  # and the counts
+        sums = centroids.new_zeros(len(centroids), centroids.shape[1] + 1)  # last column: counts
         for block in _blocks(rows, centroids):
             nearest = (block @ centroids.T).argmax(dim=1)
             sums.index_add_(0, nearest, F.pad(block, (0, 1), value=1.0))
@@ -47,6 +47,6 @@ def spherical_k_means(rows: Tensor, centroids: Tensor, iterations: int) -> tuple
 
 
 def _blocks(rows: Tensor, centroids: Tensor) -> Iterator[Tensor]:
-    """Pieces of the rows, of the centroids' type; one empty piece of no rows."""
+    """Blocks of the rows in the centroids' type; one empty block if there are no rows."""
     for block in rows.split(max(1, _COSINES_BLOCK // len(centroids))):
         yield block.to(centroids.dtype)

@@ -1,14 +1,14 @@
-"""Queue: the K newest keys, a ring in which each step's rows take the place of the oldest.
+"""Queue: a ring buffer of the K newest keys.
 
 He, Fan, Wu, Xie and Girshick, CVPR 2020, https://arxiv.org/abs/1911.05722, section 3.2.
 Reference code: facebookresearch/moco at 78b69ca, moco/builder.py.
 
 Deviations:
     layout: rows (K, D); the reference code keeps columns (D, K).
-    size: any; the reference code wants a multiple of the global batch.
-    time of the update: at `commit`, after the optimizer step; the reference code's is at the end
-        of the forward. No loss lies between the two but those of an accumulation.
-    initial rows: the same distribution from our own generator.
+    size: any; the reference code requires a multiple of the global batch.
+    time of the update: at `commit`, after the optimizer step; the reference code updates at the end
+        of the forward pass. Only with gradient accumulation is a loss computed between the two.
+    initial rows: the same distribution, from a generator of their own.
 
 Shapes: K rows, D width, n local and N global rows of a step.
 """
@@ -24,20 +24,20 @@ from sslzoo.random import run_seed
 
 
 class Queue(Memory):
-    """(K, D) rows, first in, first out.
+    """First-in, first-out queue of (K, D) rows.
 
-    The rows begin as normalised Gaussian ones, equal on all ranks. Of a step with more than K
-    rows the last K stay.
+    Initial rows are normalized Gaussian vectors, equal on all ranks. Of more than K rows per step,
+    the last K are kept.
 
     Args:
-        size: K; 65536 in the paper, any number here.
+        size: K; 65536 in the paper.
         dim: D; 128 in the paper.
-        seed: of the initial rows; None takes the run's.
-        empty: the rows begin as zeros instead, and `full` says when none is left (SwAV).
+        seed: seed of the initial rows; None: that of the run.
+        empty: whether the initial rows are zeros, so that `full` tells when all are filled (SwAV).
 
     Attributes:
         rows: (K, D).
-        pointer: () int64, where the next row goes: that of the oldest.
+        pointer: () int64, position of the oldest row, which is replaced next.
 
     Raises:
         ValueError: for a size or dim below 1.
@@ -49,7 +49,7 @@ class Queue(Memory):
     def __init__(self, size: int, dim: int, seed: int | None = None, empty: bool = False) -> None:
         super().__init__()
         if size < 1 or dim < 1:
-            raise ValueError(f"a queue has at least one row and column, got ({size}, {dim})")
+            raise ValueError(f"size and dim must be at least 1, got ({size}, {dim})")
         generator = torch.Generator("cpu").manual_seed(run_seed() if seed is None else seed)
         rows = torch.zeros(size, dim, dtype=torch.float32)
         if not empty and not rows.is_meta:
@@ -58,26 +58,26 @@ class Queue(Memory):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
     def read(self) -> Tensor:
-        """All rows in the order of the ring, (K, D) in float32 at least."""
+        """All rows in the order of the buffer, in float32 at least. (K, D)."""
         return self.rows.to(torch.promote_types(self.rows.dtype, torch.float32))
 
     @property
     def full(self) -> Tensor:
-        """Whether the ring's last row was written since an empty start. () bool, on the device."""
+        """Whether all rows of an initially empty queue are filled. () bool, on the device."""
         return self.rows[-1].any()
 
     def stage(self, values: Tensor) -> None:
-        """Keep a micro-batch's keys for the next commit.
+        """Stage a micro-batch's keys for the next commit.
 
         Args:
-            values: (n, D) L2-normalised keys; detached here.
+            values: (n, D) L2-normalized keys; detached here.
 
         Raises:
             ValueError: for other shapes.
         """
         dim = self.rows.shape[1]
         if values.dim() != 2 or values.shape[1] != dim:
-            raise ValueError(f"values (n, {dim}) wanted, got {tuple(values.shape)}")
+            raise ValueError(f"values must be (n, {dim}), got {tuple(values.shape)}")
         self._append(values)
 
     def _write(self, *columns: Tensor) -> None:
@@ -85,8 +85,8 @@ class Queue(Memory):
         size = len(self.rows)
         kept = values[-size:]
         first = self.pointer + (len(values) - len(kept))
-        place = (first + torch.arange(len(kept), device=values.device)) % size
-        self.rows.index_copy_(0, place, kept.to(self.rows.dtype))
+        index = (first + torch.arange(len(kept), device=values.device)) % size
+        self.rows.index_copy_(0, index, kept.to(self.rows.dtype))
         self.pointer.add_(len(values)).remainder_(size)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""Methods: one LightningModule, one file, one paper."""
+"""Self-supervised methods: one LightningModule and one file per method."""
 
 from sslzoo.methods.amdim import AMDIM
 from sslzoo.methods.barlow_twins import BarlowTwins

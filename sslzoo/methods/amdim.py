@@ -4,12 +4,12 @@ Bachman, Hjelm and Buchwalter, NeurIPS 2019, https://arxiv.org/abs/1906.00910.
 Reference code: Philip-Bachman/amdim-public, commit 8754ae1.
 
 Deviations:
-    1. The source among the 5x5 places is a keyed function of (seed, step, sample, view); the
-       code draws it from the process's generator: one uniform place an image in both.
-    2. The classifiers that the code trains beside, on detached features, are `OnlineProbe` here,
-       with an optimizer of its own.
-    3. Batch norm is over the global batch of a view; the code's is per GPU (`bn_groups` of the
-       encoder reproduces that).
+    1. The source among the 5x5 locations is a keyed draw of (seed, step, sample, view); the code
+       draws it from the process's generator. Both draw one uniform location per image.
+    2. The classifiers that the code trains on detached features are `OnlineProbe` here, with its
+       own optimizer.
+    3. Batch norm is over the global batch of a view; the code's is per GPU, which `bn_groups` of
+       the encoder reproduces.
 """
 
 from __future__ import annotations
@@ -24,25 +24,24 @@ from sslzoo.losses import amdim_nce
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
     step_keys,
 )
-from sslzoo.optim import all_alike
+from sslzoo.optim import Schedule, all_alike
 from sslzoo.random import Keys
 
 
 class AMDIM(SSLMethod):
-    """One view's features, global and local, pick the other view's places at two scales.
+    """Maximize the information of one view's features on the other view's local features.
 
     Args:
-        backbone: with `forward_maps`: (B, C, H, W) -> maps of 1x1, 5x5 and 7x7 places, D channels
-            each (`backbones.AMDIMEncoder`).
+        backbone: with `forward_maps`: (B, C, H, W) -> feature maps of 1x1, 5x5 and 7x7 locations
+            with D channels each (`backbones.AMDIMEncoder`).
         clip: c of the scores' soft bound c tanh(s / c); 20 in the code.
-        score_weight: of the scores' mean square before the clip; 0.05 in the code.
+        score_weight: weight of the scores' mean square before clipping; 0.05 in the code.
         optimizer: see `SSLMethod`; Adam in the paper.
-        schedule: see `SSLMethod`; 500 steps of warm-up, then steps.
-        parameter_groups: see `SSLMethod`; everything is decayed in the code.
+        schedule: see `SSLMethod`; 500 steps of warm-up, then a step schedule in the code.
+        parameter_groups: see `SSLMethod`; all parameters are decayed in the code.
 
     Example:
         >>> from sslzoo.backbones import AMDIMEncoder
@@ -59,14 +58,14 @@ class AMDIM(SSLMethod):
         clip: float = 20.0,
         score_weight: float = 0.05,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
         if not callable(getattr(backbone, "forward_maps", None)):
             raise ValueError(
-                "AMDIM wants a backbone with forward_maps, which gives maps of 1x1, 5x5 and 7x7 "
-                f"places (AMDIMEncoder), {type(backbone).__name__} has none"
+                "backbone must have forward_maps, which returns feature maps of 1x1, 5x5 and 7x7 "
+                f"locations (AMDIMEncoder), got {type(backbone).__name__} without it"
             )
         self.clip, self.score_weight = clip, score_weight
 
@@ -78,7 +77,10 @@ class AMDIM(SSLMethod):
         pairs = {
             "1_to_5": [(a1[:, :, 0], b5), (b1[:, :, 0], a5)],
             "1_to_7": [(a1[:, :, 0], b7), (b1[:, :, 0], a7)],
-            "5_to_5": [(one_place(a5, keys.fold(0)), b5), (one_place(b5, keys.fold(1)), a5)],
+            "5_to_5": [
+                (one_location(a5, keys.fold(0)), b5),
+                (one_location(b5, keys.fold(1)), a5),
+            ],
         }
         terms, sizes = {}, []
         for name, directions in pairs.items():
@@ -89,7 +91,7 @@ class AMDIM(SSLMethod):
         return terms
 
 
-def one_place(places: Tensor, keys: Keys) -> Tensor:
-    """One place of each image, uniformly. (B, D, S) -> (B, D)."""
-    which = keys.integers("place", places.shape[2])
-    return places.gather(2, which[:, None, None].expand(-1, places.shape[1], 1))[:, :, 0]
+def one_location(x: Tensor, keys: Keys) -> Tensor:
+    """Features at one uniformly drawn location per image. (B, D, S) -> (B, D)."""
+    drawn = keys.integers("place", x.shape[2])
+    return x.gather(2, drawn[:, None, None].expand(-1, x.shape[1], 1))[:, :, 0]

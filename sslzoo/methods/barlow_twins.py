@@ -4,9 +4,10 @@ Zbontar, Jing, Misra, LeCun and Deny, ICML 2021, https://arxiv.org/abs/2103.0323
 Reference code: facebookresearch/barlowtwins, commit 8e8d284.
 
 Deviations:
-    1. The gradient is that of the global batch's loss. The code's `all_reduce` has no backward, so
-       that on W GPUs its gradient is 1 / W of it: `gradient_scale` (1 / 32 in our ImageNet config).
-       LARS takes the factor out, but for the share of the weight decay and for biases and norms.
+    1. The gradient is that of the global batch's loss. The code's `all_reduce` has no backward
+       pass, so that its gradient on W GPUs is 1 / W of ours: `gradient_scale` (1 / 32 in our
+       ImageNet config). LARS is invariant to the factor, except for the weight of the decay and
+       for biases and norms.
 """
 
 from __future__ import annotations
@@ -14,34 +15,33 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sslzoo.batch import Batch, View
+from sslzoo.layers import GlobalBatchNorm
 from sslzoo.losses import barlow_twins
 from sslzoo.losses.precision import at_least_float32
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
 )
-from sslzoo.norm import GlobalBatchNorm
-from sslzoo.optim import exempt_bias_and_norm
+from sslzoo.optim import Schedule, exempt_bias_and_norm
 
 
 class BarlowTwins(SSLMethod):
-    """The cross-correlation matrix of the two views' embeddings is pulled to the identity.
+    """Make the cross-correlation matrix of two views' embeddings the identity.
 
     Args:
         backbone: (B, C, H, W) -> (B, num_features).
-        projector: num_features -> D: three Linears of 8192 without biases, batch norm and ReLU
-            between, in the paper.
+        projector: num_features -> D: three Linears of width 8192 without biases, with batch norm
+            and ReLU between, in the paper.
         off_diagonal_weight: lambda; 0.0051 in the paper.
-        gradient_scale: multiplies the gradient; see Deviations.
-        bn_groups: the embeddings' norm is over the global batch in this many groups; 1 in the code
-            (SyncBatchNorm).
+        gradient_scale: factor of the gradient, see Deviations; 1 / W reproduces the code on W GPUs.
+        bn_groups: number of groups of the global batch in which the embeddings are normalized; 1
+            in the code (SyncBatchNorm).
         optimizer: see `SSLMethod`; LARS in the paper.
         schedule: see `SSLMethod`; 10 epochs of warm-up, then a cosine to a thousandth.
-        parameter_groups: see `SSLMethod`; biases and norms are exempt and, in the code, have a rate
-            of their own (`optim.BiasAndNormRate`).
+        parameter_groups: see `SSLMethod`; in the code, biases and norms are not decayed and have a
+            separate learning rate (`optim.BiasAndNormRate`).
 
     Example:
         >>> import torch
@@ -63,17 +63,17 @@ class BarlowTwins(SSLMethod):
         gradient_scale: float = 1.0,
         bn_groups: int = 1,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        dim = joined(backbone, projector)
+        dim = output_dim(backbone, projector)
         self.projector = projector
         self.norm = GlobalBatchNorm(dim, affine=False, groups=bn_groups)
         self.off_diagonal_weight, self.gradient_scale = off_diagonal_weight, gradient_scale
 
     def embed(self, view: View) -> Tensor:
-        """Embedding, each dimension of mean 0 and variance 1. (B, C, H, W) -> (B, D)."""
+        """Embedding with dimensions of mean 0 and variance 1. (B, C, H, W) -> (B, D)."""
         return self.norm(at_least_float32(self.projector(self.backbone(view))))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

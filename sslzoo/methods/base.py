@@ -1,9 +1,9 @@
-"""SSLMethod: what every self-supervised method is.
+"""SSLMethod: the base class of all self-supervised methods.
 
-A method has four duties and no fifth: hold `backbone`; `forward(view)`, the features that its
-paper evaluates; `training_step`, which logs and sums the terms of `losses`; and
-`configure_optimizers`, from two callables. The last two are `Trainable`'s. It works in a Lightning
-Trainer on one device or under DDP, and in a plain loop (docs/plain_loop.md).
+A method has four duties: it holds `backbone`; `forward(view)` returns the features that its paper
+evaluates; `training_step` logs and sums the terms of `losses`; `configure_optimizers` builds the
+optimizer and its schedule. The last two are inherited from `Trainable`. A method works in a
+Lightning Trainer on one device or under DDP, and in a plain loop (docs/plain_loop.md).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 from sslzoo.batch import Batch, View, as_batch
 from sslzoo.distributed import row_layout
-from sslzoo.optim import all_alike
+from sslzoo.optim import Schedule, all_alike
 from sslzoo.random import Keys
-from sslzoo.trainable import GroupsFactory, OptimizerFactory, ScheduleFactory, Trainable
+from sslzoo.trainable import GroupsFactory, OptimizerFactory, Trainable
 
 __all__ = [
     "GroupsFactory",
     "OptimizerFactory",
     "SSLMethod",
-    "ScheduleFactory",
     "frozen_copy",
-    "joined",
+    "output_dim",
+    "predictor_dim",
     "step_keys",
 ]
 
@@ -34,32 +34,54 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def frozen_copy(module: Module) -> Module:
-    """A teacher: equal to `module` now, without gradient, moved later by `EMA` alone."""
+    """Copy a module as a teacher: without gradient, updated by `EMA` alone."""
     return copy.deepcopy(module).requires_grad_(False)
 
 
-def joined(backbone: nn.Module, *heads: nn.Module) -> int:
-    """The width at the end of backbone and heads, each on top of the one before.
+def output_dim(backbone: nn.Module, *heads: nn.Module) -> int:
+    """Output width of the backbone followed by the heads; checks that their widths fit.
 
     Raises:
-        ValueError: a head has no `in_features` and `out_features`, or not the width below it.
+        ValueError: a head without `in_features` and `out_features`, or with the wrong width.
     """
     width = int(cast(Any, backbone).num_features)
     for head in heads:
-        takes, gives = getattr(head, "in_features", None), getattr(head, "out_features", None)
+        in_dim, out_dim = getattr(head, "in_features", None), getattr(head, "out_features", None)
         name = type(head).__name__
-        if not isinstance(takes, int) or not isinstance(gives, int):
-            raise ValueError(f"a head has in_features and out_features (int); {name} has not")
-        if takes != width:
-            raise ValueError(f"{name} takes {takes} features and what is below it gives {width}")
-        width = gives
+        if not isinstance(in_dim, int) or not isinstance(out_dim, int):
+            raise ValueError(
+                f"a head must have in_features and out_features (int), got {name} with {in_dim!r} "
+                f"and {out_dim!r}"
+            )
+        if in_dim != width:
+            raise ValueError(
+                f"{name} must have in_features {width}, the width of its input, got {in_dim}"
+            )
+        width = out_dim
     return width
 
 
-def step_keys(method: SSLMethod, batch: Batch) -> Keys:
-    """A key for each sample's draws of this step.
+def predictor_dim(backbone: nn.Module, projector: nn.Module, predictor: nn.Module) -> int:
+    """Output width of the projector; checks that the predictor has the same.
 
-    Of the sample's index; of its place in the global batch where a foreign loader gives none.
+    Raises:
+        ValueError: widths that do not fit, see `output_dim`, or another width of the prediction.
+    """
+    dim = output_dim(backbone, projector)
+    predicted = output_dim(backbone, projector, predictor)
+    if predicted != dim:
+        raise ValueError(
+            f"predictor must have out_features {dim}, the width of the projections that it "
+            f"predicts, got {predicted}"
+        )
+    return dim
+
+
+def step_keys(method: SSLMethod, batch: Batch) -> Keys:
+    """One key per sample for the random draws of this step.
+
+    Keys depend on the sample's index, or, if the data loader gives none, on its position in the
+    global batch.
     """
     index = batch.index
     if len(index) == 0:
@@ -71,45 +93,51 @@ def step_keys(method: SSLMethod, batch: Batch) -> Keys:
 
 
 class SSLMethod(Trainable):
-    """Base of all methods; a subclass writes `losses`.
+    """Abstract base of all methods; a subclass implements `losses`.
 
     Args:
         backbone: nn.Module with `num_features`; (B, ...) -> (B, num_features).
-        optimizer: called with the parameter groups; needed by `fit`, not by a plain loop.
-        schedule: called with the optimizer and the run's `Horizon`; None: a constant rate.
-        parameter_groups: called with the method: which parameters get weight decay.
+        optimizer: called with the parameter groups, returns the optimizer; needed by `fit`, not by
+            a plain loop.
+        schedule: factor of the learning rates at each optimizer step; None: constant rates.
+        parameter_groups: called with the method, returns the parameter groups, which decide on the
+            weight decay of each parameter.
 
     Attributes:
-        step: optimizer steps taken so far; saved, and the clock of every curve.
-        horizon: length of the run; saved, and kept when a finished run is extended.
+        step: optimizer steps taken so far, the clock of every schedule; saved in checkpoints.
+        run_length: length of the run; saved in checkpoints, kept when a finished run is extended.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(optimizer, schedule, parameter_groups)
         if not isinstance(getattr(backbone, "num_features", None), int):
             raise ValueError(
-                f"a backbone needs the attribute num_features (int), {type(backbone).__name__} "
-                f"has {getattr(backbone, 'num_features', None)!r}"
+                f"backbone must have the attribute num_features (int), got "
+                f"{type(backbone).__name__} with {getattr(backbone, 'num_features', None)!r}"
             )
         self.backbone = backbone
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """(student, teacher) modules that `EMA` keeps together; none by default."""
+        """The (student, teacher) modules that `EMA` updates; none by default."""
         return []
 
     def forward(self, view: View) -> Tensor:
-        """Features that the paper evaluates. Shapes: (B, ...) -> (B, num_features)."""
+        """Features that the paper evaluates. (B, ...) -> (B, num_features)."""
         return self.encoder()(view)
 
     def encoder(self) -> nn.Module:
-        """The module behind `forward`: what kNN, probes, export and the zoo get."""
+        """The module behind `forward`, which kNN, probes, export and the zoo use."""
         return self.backbone
+
+    def at_step(self, schedule: Schedule) -> float:
+        """Value of a schedule at the current optimizer step."""
+        return schedule(self.step, self.run_length)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
         """Features (B, num_features), labels and indices of a batch."""

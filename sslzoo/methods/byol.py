@@ -4,16 +4,16 @@ Grill, Strub, Altche, Tallec, Richemond et al., NeurIPS 2020, https://arxiv.org/
 Reference code: deepmind/deepmind-research, byol, commit d8df415.
 
 Deviations:
-    1. The target starts as a copy of the online network; the code draws it from another key and
-       notes that it makes no difference.
-    2. The linear classifier that the code trains beside (its cross-entropy is part of the sum) is
-       `OnlineProbe` here, with an optimizer of its own.
-    3. Running statistics of batch norm are torch's (unbiased variance, momentum 0.1); Haiku's
-       are zero-debiased averages of the biased variance. Both train with batch statistics.
-    4. A run has n // batch_size * epochs steps; the code's has n * epochs // batch_size, and its
-       warm-up likewise.
-    5. timm's strided convolutions and max-pool pad symmetrically, Haiku's SAME padding does not on
-       even inputs.
+    1. The target network starts as a copy of the online network; the code initializes it from a
+       different key and notes that this makes no difference.
+    2. The linear classifier whose cross entropy is part of the code's loss is `OnlineProbe` here,
+       with its own optimizer.
+    3. Running statistics of batch norm are torch's (unbiased variance, momentum 0.1); Haiku's are
+       zero-debiased averages of the biased variance. Both train with batch statistics.
+    4. A run has n // batch_size * epochs steps; the code's has n * epochs // batch_size. The
+       warm-up is computed in the same two ways.
+    5. timm's strided convolutions and max-pool pad symmetrically; Haiku's SAME padding is
+       asymmetric for even inputs.
 
 Without batch statistics: Richemond et al., "BYOL works even without batch statistics", 2020,
 https://arxiv.org/abs/2010.10241, is a config of this class (`norm: group` in backbone and heads).
@@ -31,25 +31,25 @@ from sslzoo.losses import regression
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
     frozen_copy,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import Cosine, Curve, as_curve, exempt_bias_and_norm
+from sslzoo.optim import CosineSchedule, Schedule, as_schedule, exempt_bias_and_norm
 
 
 class BYOL(SSLMethod):
-    """The online network predicts the target network's projection of the other view.
+    """Predict the target network's projection of one view from the other view.
 
     Args:
         backbone: f; (B, C, H, W) -> (B, num_features).
         projector: g; num_features -> 256 in the paper (`heads.byol_mlp`).
-        predictor: q; 256 -> 256.
-        momentum: tau by optimizer step; None: Cosine(0.996, 1.0), the paper's for 1000 epochs.
+        predictor: q; 256 -> 256 in the paper (`heads.byol_mlp`).
+        momentum: tau of the target network at each optimizer step; None: CosineSchedule(0.996,
+            1.0), the paper's for 1000 epochs.
         optimizer: see `SSLMethod`; LARS in the paper.
-        schedule: see `SSLMethod`; 10 epochs of warm-up, then a cosine.
-        parameter_groups: see `SSLMethod`; biases and norms are exempt in the paper.
+        schedule: see `SSLMethod`; 10 epochs of warm-up, then a cosine in the paper.
+        parameter_groups: see `SSLMethod`; biases and norms are not decayed in the paper.
 
     Example:
         >>> from sslzoo.backbones import SmallResNet
@@ -66,17 +66,17 @@ class BYOL(SSLMethod):
         backbone: nn.Module,
         projector: nn.Module,
         predictor: nn.Module,
-        momentum: Curve | float | None = None,
+        momentum: Schedule | float | None = None,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        joined(backbone, projector, predictor)
+        output_dim(backbone, projector, predictor)
         self.projector, self.predictor = projector, predictor
         self.teacher_backbone = frozen_copy(backbone)
         self.teacher_projector = frozen_copy(projector)
-        self.momentum = Cosine(0.996, 1.0) if momentum is None else as_curve(momentum)
+        self.momentum = CosineSchedule(0.996, 1.0) if momentum is None else as_schedule(momentum)
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.backbone, self.teacher_backbone), (self.projector, self.teacher_projector)]
@@ -86,7 +86,7 @@ class BYOL(SSLMethod):
 
     @torch.no_grad()
     def target(self, view: View) -> Tensor:
-        """The target network's projection, with batch statistics of its own. (B, D)."""
+        """The target network's projection. (B, C, H, W) -> (B, D)."""
         return self.teacher_projector(self.teacher_backbone(view))
 
     def embed(self, view: View) -> Tensor:
@@ -94,7 +94,7 @@ class BYOL(SSLMethod):
         return self.projector(self.backbone(view))
 
     def online(self, view: View) -> Tensor:
-        """The online network's prediction. (B, D)."""
+        """The online network's prediction. (B, C, H, W) -> (B, D)."""
         return self.predictor(self.embed(view))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

@@ -1,15 +1,15 @@
 """CLEAR: contrastive learning for sentence representation.
 
 Wu, Wang, Gu, Khabsa, Sun and Ma, 2020, https://arxiv.org/abs/2012.15466.
-Reference code: none is known. What the paper says is taken from a summary of it, not checked
-against the text; settings called reported are from there.
+Reference code: none is known. "Reported" settings come from a summary of the paper, not from its
+text.
 
-Deviations (or choices where we do not know):
+Deviations, or our choices where the paper's are unknown:
     1. The masked language model sees the original sentence, not an augmented one.
-    2. Its masking is BERT's (15 %; 80 / 10 / 10), its output tied to the embedding.
-    3. The temperature and the sizes of the projector are ours.
-    4. Shares of short sentences are rounded so that the same part of them changes, see
-       `sslzoo.transforms.text`; two augmentations of one view are applied in a fixed order.
+    2. Its masking is BERT's (15 %; 80 / 10 / 10), and its output layer is tied to the embedding.
+    3. The temperature, 0.1, and the sizes of the projector are ours.
+    4. The fraction of changed words in short sentences is rounded, see
+       `sslzoo.transforms.text.augmentations`; two augmentations of one view have a fixed order.
 """
 
 from __future__ import annotations
@@ -18,37 +18,36 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, Tokens
 from sslzoo.heads import MLMHead
 from sslzoo.losses import masked_language_model, nt_xent
+from sslzoo.masks.token import mask_tokens
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
     step_keys,
 )
-from sslzoo.optim import exempt_bias_and_norm
+from sslzoo.optim import Schedule, exempt_bias_and_norm
 from sslzoo.random import Keys
-from sslzoo.tokens import Special, Tokens
-from sslzoo.transforms.masking import mask_tokens
+from sslzoo.transforms.text.special import Special
 
 
 class CLEAR(SSLMethod):
-    """Two changed copies of a sentence attract each other; hidden words are told from the rest.
+    """Contrast two augmented views of a sentence, and predict masked words.
 
     Args:
         backbone: a text backbone, see `sslzoo.backbones.text`.
-        projector: g, left out of `forward`; num_features -> D.
-        mlm_head: features of a place -> the vocabulary; tied to the backbone's embedding.
-        temperature: of NT-Xent; 0.1 is ours.
-        mlm_weight: of the masked language model beside the contrastive term; 1 reported. With 0
-            the third view is not looked at.
-        mask_fraction: of the words; 0.15 reported.
-        mask_id: of [MASK]; the default is that of our tokenizers.
-        optimizer: see `SSLMethod`; Adam reported.
-        schedule: see `SSLMethod`; warm-up, then linear to 0 reported.
+        projector: g, not part of `forward`; num_features -> D.
+        mlm_head: features of a token -> the vocabulary; tied to the backbone's embedding.
+        temperature: tau of NT-Xent; 0.1, ours.
+        mlm_weight: weight of the masked language model's loss; 1 in the paper (reported). With 0
+            the third view is not used.
+        mask_fraction: fraction of the words that are masked; 0.15 in the paper (reported).
+        mask_id: id of [MASK]; the default is that of our tokenizers.
+        optimizer: see `SSLMethod`; Adam in the paper (reported).
+        schedule: see `SSLMethod`; warm-up, then linear to 0 in the paper (reported).
         parameter_groups: see `SSLMethod`.
 
     Example:
@@ -73,11 +72,11 @@ class CLEAR(SSLMethod):
         mask_fraction: float = 0.15,
         mask_id: int = Special().mask,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        joined(backbone, projector)
+        output_dim(backbone, projector)
         self.projector = projector
         self.mlm_head = mlm_head
         mlm_head.tie(self._text_backbone.token_embedding)
@@ -96,20 +95,20 @@ class CLEAR(SSLMethod):
         return terms
 
     def language_loss(self, text: Tokens, keys: Keys) -> Tensor:
-        """Cross-entropy of the words that are hidden in this step. Shapes: keys (B,)."""
+        """Cross entropy of the words that are masked in this step. Shapes: keys (B,)."""
         num_ids = self.mlm_head.out_features
         masked = mask_tokens(text, keys, self.mask_id, num_ids, self.mask_fraction)
         x = self._text_backbone.forward_tokens(masked.tokens, keys.fold("masked"))  # (B, L, D)
-        hidden = x.take_along_dim(masked.places[:, :, None], dim=1)  # (B, K, D)
-        logits = self.mlm_head(hidden.flatten(0, 1))
+        x = x.take_along_dim(masked.positions[:, :, None], dim=1)  # (B, K, D)
+        logits = self.mlm_head(x.flatten(0, 1))
         return masked_language_model(logits, masked.targets.flatten(), masked.real.flatten())
 
     @property
     def _text_backbone(self) -> Any:
-        wanted = ("forward_tokens", "token_embedding")
-        if not all(hasattr(self.backbone, name) for name in wanted):
+        required = ("forward_tokens", "token_embedding")
+        if not all(hasattr(self.backbone, name) for name in required):
             raise ValueError(
-                f"CLEAR wants a text backbone with {' and '.join(wanted)}, "
-                f"{type(self.backbone).__name__} has them not"
+                f"backbone must be a text backbone with {' and '.join(required)}, got "
+                f"{type(self.backbone).__name__}"
             )
         return self.backbone

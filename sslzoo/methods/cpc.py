@@ -1,16 +1,17 @@
-"""CPC: representation learning with contrastive predictive coding, for audio and any sequence.
+"""CPC: representation learning with contrastive predictive coding, for sequences.
 
-Van den Oord, Li and Vinyals, 2018, https://arxiv.org/abs/1807.03748, section 3.1 (no code by its
-authors); Riviere et al., Unsupervised Pretraining Transfers Well Across Languages, ICASSP 2020,
-https://arxiv.org/abs/2002.02848: a config. Reference code: loeweX/Greedy_InfoMax at 22d17e4 (with
-one module, it is version 1) and facebookresearch/CPC_audio at b98a1bd.
+Van den Oord, Li and Vinyals, 2018, https://arxiv.org/abs/1807.03748, section 3.1 (its authors
+published no code); Riviere et al., Unsupervised Pretraining Transfers Well Across Languages, ICASSP
+2020, https://arxiv.org/abs/2002.02848, is a config of this class. Reference code:
+loeweX/Greedy_InfoMax at 22d17e4 (with one module it is CPC) and facebookresearch/CPC_audio at
+b98a1bd.
 
 Deviations:
-    1. Negatives are keyed draws of (seed, step, sample) from the global batch, one by one; the
-       codes' come from the process's generator and from one GPU's batch, and Greedy InfoMax's are
-       permutations, so that there each frame is a negative equally often.
-    2. The steps of a context share its negatives, as in CPC_audio; in Greedy InfoMax the contexts
-       that predict one frame share them.
+    1. Negatives are independent keyed draws of (seed, step, sample) from the global batch; the two
+       codes draw them from the process's generator and from one GPU's batch. Greedy InfoMax draws
+       permutations, so that each frame is a negative equally often.
+    2. The predictions of one context share its negatives, as in CPC_audio; in Greedy InfoMax the
+       predictions of one frame share them.
 """
 
 from __future__ import annotations
@@ -26,36 +27,36 @@ from sslzoo.losses import cpc_info_nce
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
     step_keys,
 )
-from sslzoo.optim import all_alike
+from sslzoo.optim import Schedule, all_alike
 from sslzoo.random import Keys
 
 Negatives = Literal["batch", "not_target", "other_frames", "other_sequences", "same_sequence"]
 
 
 class CPC(SSLMethod):
-    """From what a sequence has shown so far, each of its next K frames is told from others.
+    """Predict the next K frames of a sequence from its context, against negative frames.
 
     Args:
-        backbone: with `forward_parts`, x -> frames (B, T, D) and contexts (B, T, D')
+        backbone: with `forward_parts`, x -> frames z (B, T, D) and contexts c (B, T, D')
             (`backbones.SequenceEncoder`).
-        predictor: W_k, (B, P, D') -> (B, P, K, D), with `num_steps` (`heads.LinearSteps`).
-        num_negatives: of each context: 10 in Greedy InfoMax, 128 in CPC_audio.
-        negatives: what they are drawn from: any frame of the "batch" (Greedy InfoMax's method 1,
-            "mixed speaker" in the paper); any frame but the target, anew for each step
-            ("not_target", its method 0); of any sequence, a frame other than that of the context
-            ("other_frames", CPC_audio); "other_sequences" ("excl." in the paper); the
-            "same_sequence" (method 2). Batches of one speaker are the data module's affair.
+        predictor: W_k, (B, P, D') -> (B, P, K, D), with `num_steps` K (`heads.LinearSteps`); K is
+            12 in the paper.
+        num_negatives: negatives per context: 10 in Greedy InfoMax, 128 in CPC_audio.
+        negatives: where they are drawn from: "batch", any frame of the batch (Greedy InfoMax's
+            method 1, "mixed speaker" in the paper); "not_target", any frame but the target, drawn
+            for each step separately (method 0); "other_frames", of any sequence, a frame at
+            another time than the context (CPC_audio); "other_sequences" ("excl." in the paper);
+            "same_sequence" (method 2). Batches of one speaker are up to the data module.
         score: "dot" product (paper, Greedy InfoMax) or its "mean" over dimensions (CPC_audio).
-        whole_steps: only contexts that all K steps follow predict (CPC_audio); otherwise each one
-            that a step follows (Greedy InfoMax).
-        sum_steps: the steps' losses are summed (CPC_audio) and not averaged.
-        optimizer: see `SSLMethod`; Adam at 2e-4.
-        schedule: see `SSLMethod`; none.
-        parameter_groups: see `SSLMethod`; nothing is decayed.
+        whole_steps: whether only contexts that are followed by all K frames predict (CPC_audio);
+            otherwise those followed by at least one frame do (Greedy InfoMax).
+        sum_steps: whether the losses of the steps are summed (CPC_audio) or averaged.
+        optimizer: see `SSLMethod`; Adam with rate 2e-4 in the paper.
+        schedule: see `SSLMethod`; none in the paper.
+        parameter_groups: see `SSLMethod`; nothing is decayed in the code.
 
     Example:
         >>> from sslzoo.backbones import SequenceEncoder, WaveEncoder
@@ -78,7 +79,7 @@ class CPC(SSLMethod):
         whole_steps: bool = False,
         sum_steps: bool = False,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
@@ -86,18 +87,18 @@ class CPC(SSLMethod):
         ends = [getattr(predictor, f"{side}_features", None) for side in ("in", "out")]
         if not isinstance(frame, int) or ends != [width, frame]:
             raise ValueError(
-                "CPC wants a backbone with forward_parts and frame_features (SequenceEncoder), and "
-                f"a predictor from {width} to {frame}; {type(backbone).__name__} has "
-                f"frame_features {frame!r} and {type(predictor).__name__} goes from {ends[0]!r} to "
+                "backbone must have forward_parts and frame_features (SequenceEncoder), and "
+                f"predictor must map {width} to {frame} features, got {type(backbone).__name__} "
+                f"with frame_features {frame!r} and {type(predictor).__name__} from {ends[0]!r} to "
                 f"{ends[1]!r}"
             )
         if negatives not in get_args(Negatives) or score not in ("dot", "mean"):
             raise ValueError(
-                f'negatives one of {list(get_args(Negatives))} and score "dot" or "mean" wanted, '
+                f"negatives must be one of {list(get_args(Negatives))} and score 'dot' or 'mean', "
                 f"got {negatives!r} and {score!r}"
             )
         if num_negatives < 1:
-            raise ValueError(f"num_negatives of at least 1 wanted, got {num_negatives}")
+            raise ValueError(f"num_negatives must be at least 1, got {num_negatives}")
         self.predictor = predictor
         self.num_steps = int(cast(Any, predictor).num_steps)
         self.num_negatives, self.negatives = num_negatives, negatives
@@ -109,17 +110,19 @@ class CPC(SSLMethod):
         z, c = backbone.forward_parts(batch.views[0])  # (B, T, D), (B, T, D')
         frames, steps = z.shape[1], self.num_steps
         if frames <= steps:
-            raise ValueError(f"more frames than the {steps} steps predicted wanted, got {frames}")
-        places = frames - (steps if self.whole_steps else 1)
-        t = torch.arange(places, device=z.device)[:, None]
-        ahead = t + torch.arange(1, steps + 1, device=z.device)  # (P, K): the frame predicted
-        inside = (ahead < frames).to(torch.float32)
+            raise ValueError(
+                f"sequences must have more than {steps} frames, the steps predicted, got {frames}"
+            )
+        contexts = frames - (steps if self.whole_steps else 1)  # P
+        t = torch.arange(contexts, device=z.device)[:, None]
+        target = t + torch.arange(1, steps + 1, device=z.device)  # t + k, (P, K)
+        inside = (target < frames).to(torch.float32)
         weights = inside / inside.sum(0)
-        positives = ahead.clamp_max(frames - 1)
-        predictions = self.predictor(c[:, :places])  # (B, P, K, D)
+        positives = target.clamp_max(frames - 1)
+        predictions = self.predictor(c[:, :contexts])  # W_k c_t, (B, P, K, D)
         rows = row_layout(len(z))
         keys = step_keys(self, batch)
-        if self.negatives == "not_target":  # a set for each step: K places of one prediction each
+        if self.negatives == "not_target":  # drawn for each step: P K contexts of one prediction
             predictions = predictions.flatten(1, 2)
             positives, weights = positives.flatten(), weights.flatten()
             drawn = self._draw(keys, rows, positives[:, None], frames)
@@ -132,9 +135,9 @@ class CPC(SSLMethod):
         """Negatives (B, P, num_negatives) among the N T frames of the global batch.
 
         Args:
-            keys: B, of this step.
-            rows: of the global batch.
-            frame: (P, 1): the target where it is excluded, else the context's own frame.
+            keys: (B,), of this step.
+            rows: layout of the global batch.
+            frame: (P, 1), the frame to exclude: for "not_target" the target, else the context.
             frames: T.
         """
         shape = len(frame), self.num_negatives
@@ -150,7 +153,9 @@ class CPC(SSLMethod):
             return own * frames + keys.integers("negatives", frames, *shape)
         if self.negatives == "other_sequences":
             if rows.total < 2:
-                raise ValueError("negatives of other sequences want a batch of 2, got 1")
+                raise ValueError(
+                    "the global batch must have at least 2 sequences (for negatives), got 1"
+                )
             other = (own + 1 + keys.integers("sequences", rows.total - 1, *shape)) % rows.total
             return other * frames + keys.integers("frames", frames, *shape)
         skip = 1 + keys.integers("frames", frames - 1, *shape)

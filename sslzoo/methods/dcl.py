@@ -1,13 +1,13 @@
 """DCL: decoupled contrastive learning.
 
 Yeh, Hong, Hsu, Liu, Chen and LeCun, ECCV 2022, https://arxiv.org/abs/2110.06848.
-Reference code: raminnakhli/Decoupled-Contrastive-Learning (the loss alone, a reimplementation).
+Reference code: raminnakhli/Decoupled-Contrastive-Learning, a reimplementation of the loss alone.
 
 Deviations:
     1. The loss is the mean over the 2N anchors; the paper's is their sum, the code's the sum of
-       two directional means, which is twice ours. LARS takes the factor out, but for the share
-       of the weight decay and for the exempt parameters.
-    2. DCLW's weights are normalised over the global batch, with gradient, as in the paper.
+       the means of the two directions, which is twice ours. LARS is invariant to the factor, except
+       for the weight of the decay and for the exempt parameters.
+    2. DCLW's weights are normalized over the global batch, with gradient, as in the paper.
 """
 
 from __future__ import annotations
@@ -20,25 +20,24 @@ from sslzoo.losses import dcl
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import exempt_bias_and_norm
+from sslzoo.optim import Schedule, exempt_bias_and_norm
 
 
 class DCL(SSLMethod):
-    """SimCLR whose positive does not stand in its own denominator: small batches learn as large.
+    """SimCLR without the positive in the denominator, for small batches.
 
     Args:
         backbone: f; (B, C, H, W) -> (B, num_features).
-        projector: g; num_features -> 128 in the paper, SimCLR's.
-        temperature: of the cosines; 0.1 in the paper (reported).
-        sigma: None: DCL. DCLW otherwise: positives weigh 2 - exp(cosine / sigma) over its mean;
-            0.5 in the paper.
+        projector: g; num_features -> 128 in the paper (`heads.simclr_projector`).
+        temperature: tau of the cosines; 0.1 in the paper (reported).
+        sigma: None for DCL. A number for DCLW, whose positives have the weight 2 - exp(cosine /
+            sigma) divided by its mean; 0.5 in the paper.
         optimizer: see `SSLMethod`.
         schedule: see `SSLMethod`.
-        parameter_groups: see `SSLMethod`; biases and norms are exempt in SimCLR.
+        parameter_groups: see `SSLMethod`; biases and norms are not decayed in SimCLR.
 
     Example:
         >>> from sslzoo.backbones import SmallResNet
@@ -57,11 +56,11 @@ class DCL(SSLMethod):
         temperature: float = 0.1,
         sigma: float | None = None,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        joined(backbone, projector)
+        output_dim(backbone, projector)
         self.projector = projector
         self.temperature, self.sigma = temperature, sigma
 

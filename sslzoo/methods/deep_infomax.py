@@ -5,16 +5,16 @@ https://arxiv.org/abs/1808.06670.
 Reference code: rdevon/DIM, commit bac4765.
 
 Deviations:
-    1. The Donsker-Varadhan bound is the paper's formula; the code's is another value, where it
-       runs at all (`losses.dim_donsker_varadhan`).
-    2. One optimizer step for everything; in the code each network's optimizer steps by itself,
-       on a loss of its own. The discriminator's term sees detached features, the encoder's goes
-       through detached parameters, so that the gradients are the same.
-    3. One `summary_head` serves the local and the global term; the code has one for each (it
-       matters only where both weights are above 0).
-    4. `forward` gives the backbone's features (the paper's "fc"); the paper also evaluates the
+    1. The Donsker-Varadhan bound is the paper's formula; the code computes a different value
+       (3.230 instead of 0.021 on one example, see `losses.dim_donsker_varadhan`).
+    2. One optimizer updates all networks in one step; in the code each network has its own
+       optimizer and loss. The discriminator's term has detached features and the encoder's term
+       detached parameters, so that the gradients are the same.
+    3. One `summary_head` serves the local and the global term; the code has one per term. This
+       matters only if both weights are above 0.
+    4. `forward` returns the backbone's features (the paper's "fc"); the paper also evaluates the
        last convolution and Y (`embed`).
-    5. Batch norm in the encodings and the encoder is over the global batch, as theirs on one GPU.
+    5. Batch norm is over the global batch; the code runs on one GPU.
 """
 
 from __future__ import annotations
@@ -26,35 +26,37 @@ from torch import Tensor, nn
 
 from sslzoo.batch import Batch, View
 from sslzoo.heads import MI1x1ConvNet, PriorDiscriminator
-from sslzoo.losses import dim_fenchel_dual, discriminator_loss, generator_loss, slope_penalty
+from sslzoo.losses import dim_fenchel_dual, discriminator_loss, generator_loss, gradient_penalty
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
     step_keys,
 )
-from sslzoo.optim import all_alike
+from sslzoo.optim import Schedule, all_alike
 from sslzoo.random import Keys
 
 
 class DeepInfoMax(SSLMethod):
-    """A summary of the image tells its own places from those of other images.
+    """Maximize the mutual information of an image's summary and its feature map.
+
+    The objective is the paper's equation 8: alpha times the global term, beta times the local term
+    (the mean over locations), gamma times the adversarial prior.
 
     Args:
-        backbone: with `forward_map` (B, C, H, W) -> (B, map_features, h, w), the paper's local
-            features, and `forward_from_map` to the features.
-        projector: num_features -> Y, the summary: one Linear to 64 in the code.
-        summary_head: psi, encodes Y: (B, 64) -> D numbers each (`heads.MI1x1ConvNet`; one Linear
-            in the code's DIM(G)).
-        local_head: phi of the local term: the map -> (B, D, h w) (`heads.MI1x1ConvNet`).
-        global_head: phi of the global term: the map -> (B, D) (`heads.MapEncoder`).
-        discriminator: of the prior U(0, 1) on sigmoid(Y) (`heads.PriorDiscriminator`). Without any
-            of the last three the method is DIM(L), with a local head and a discriminator of the
-            code's sizes.
-        bound: a loss of the encodings: `losses.dim_fenchel_dual` (Jensen-Shannon),
-            `losses.dim_info_nce` or `losses.dim_donsker_varadhan`.
+        backbone: f after C, with `forward_map` (B, C, H, W) -> (B, map_features, h, w), the
+            paper's C, and `forward_from_map`, from the feature map to num_features.
+        projector: num_features -> Y, the summary E(x): one Linear to 64 in the code.
+        summary_head: psi, encodes Y: (B, 64) -> (B, D) (`heads.MI1x1ConvNet`; one Linear in the
+            code's DIM(G)).
+        local_head: phi of the local term, feature map -> (B, D, h w) (`heads.MI1x1ConvNet`).
+        global_head: phi of the global term, feature map -> (B, D) (`heads.MapEncoder`).
+        discriminator: separates the prior U(0, 1) from sigmoid(Y) (`heads.PriorDiscriminator`).
+            If the last three arguments are None, the method is DIM(L) with a local head and a
+            discriminator of the code's sizes.
+        bound: the mutual information bound, as a loss of phi and psi: `losses.dim_fenchel_dual`
+            (Jensen-Shannon), `losses.dim_info_nce` or `losses.dim_donsker_varadhan`.
         local_weight: beta; DIM(L) has 1, DIM(G) 0.
         global_weight: alpha; DIM(L) has 0, DIM(G) 1 (reported).
         prior_weight: gamma; 0.1 for DIM(L) in the repository's README, 1 for DIM(G) (reported).
@@ -93,26 +95,30 @@ class DeepInfoMax(SSLMethod):
         global_weight: float = 0.0,
         prior_weight: float = 0.1,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        _check_maps(backbone)
-        joined(backbone, projector, summary_head)
+        _check_backbone(backbone)
+        output_dim(backbone, projector, summary_head)
         if local_head is None and global_head is None and discriminator is None:
-            maps, summary, units = (cast(Any, m) for m in (backbone, projector, summary_head))
             if local_weight > 0:
-                local_head = MI1x1ConvNet(maps.map_features, units.out_features)
+                channels = cast(Any, backbone).map_features
+                local_head = MI1x1ConvNet(channels, cast(Any, summary_head).out_features)
             if prior_weight > 0:
-                discriminator = PriorDiscriminator(summary.out_features)
-        self.projector, self.summary_head = projector, summary_head
-        self.local_head = _with_weight("local", local_head, local_weight)
-        self.global_head = _with_weight("global", global_head, global_weight)
-        _with_weight("prior", discriminator, prior_weight)
-        self.discriminator = discriminator
-        _check_encodings(backbone, projector, summary_head, local_head, global_head, discriminator)
+                discriminator = PriorDiscriminator(cast(Any, projector).out_features)
+        _check_term("local", local_head, local_weight)
+        _check_term("global", global_head, global_weight)
+        _check_term("prior", discriminator, prior_weight)
         if local_head is None and global_head is None:
-            raise ValueError("nothing to maximise: local_weight and global_weight are both 0")
+            raise ValueError(
+                "local_weight or global_weight must be above 0: without both terms there is "
+                "nothing to maximize, got 0 and 0"
+            )
+        _check_widths(backbone, projector, summary_head, local_head, global_head, discriminator)
+        self.projector, self.summary_head = projector, summary_head
+        self.local_head, self.global_head = local_head, global_head
+        self.discriminator = discriminator
         self.bound = bound
         self.local_weight, self.global_weight = local_weight, global_weight
         self.prior_weight = prior_weight
@@ -122,57 +128,62 @@ class DeepInfoMax(SSLMethod):
         return self.projector(self.backbone(view))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        backbone: Any = self.backbone
-        m = backbone.forward_map(batch.views[0])  # (B, C, h, w)
-        y = self.projector(backbone.forward_from_map(m))  # (B, Y)
-        psi = _one_place(self.summary_head(y))  # (B, D, 1)
+        alpha, beta = self.global_weight, self.local_weight
+        c, y = self.encode(batch.views[0])  # C_psi(x) and E_psi(x): (B, C, h, w), (B, Y)
+        psi = _vector(self.summary_head(y))  # (B, D, 1)
         terms: dict[str, Tensor] = {}
         if self.local_head is not None:
-            terms["local"] = self.local_weight * self.bound(self.local_head(m), psi)
+            terms["local"] = beta * self.bound(self.local_head(c), psi)  # phi: (B, D, h w)
         if self.global_head is not None:
-            phi = _one_place(self.global_head(m))
-            terms["global"] = self.global_weight * self.bound(phi, psi)
+            terms["global"] = alpha * self.bound(_vector(self.global_head(c)), psi)
         if self.discriminator is not None:
-            terms |= self.prior(self.discriminator, y, step_keys(self, batch))
+            terms |= self.prior_matching(self.discriminator, y, step_keys(self, batch))
         return terms
 
-    def prior(self, d: PriorDiscriminator, y: Tensor, keys: Keys) -> dict[str, Tensor]:
-        """sigmoid(Y) is to look like U(0, 1) to d, which learns to tell them apart."""
-        fake = y.sigmoid()
-        real, seen = keys.uniform("prior", y.shape[1]).to(fake.dtype), fake.detach()
-        penalty = slope_penalty(d.slope(real)) + slope_penalty(d.slope(seen))
+    def encode(self, x: View) -> tuple[Tensor, Tensor]:
+        """Feature map C(x) and summary E(x) = f(C(x)). (B, C, h, w) and (B, Y)."""
+        backbone: Any = self.backbone
+        c = backbone.forward_map(x)
+        return c, self.projector(backbone.forward_from_map(c))
+
+    def prior_matching(self, d: PriorDiscriminator, y: Tensor, keys: Keys) -> dict[str, Tensor]:
+        """Adversarial terms: d separates U(0, 1) from sigmoid(Y), the encoder matches it."""
+        gamma = self.prior_weight
+        fake = y.sigmoid()  # (B, Y)
+        real, detached = keys.uniform("prior", y.shape[1]).to(fake.dtype), fake.detach()
+        penalty = gradient_penalty(d.input_gradient(real))
+        penalty = penalty + gradient_penalty(d.input_gradient(detached))
         return {
-            "prior": self.prior_weight * generator_loss(d.frozen(fake)),
-            "discriminator": discriminator_loss(d(real), d(seen)) + d.penalty / 2 * penalty,
+            "prior": gamma * generator_loss(d.frozen(fake)),
+            "discriminator": discriminator_loss(d(real), d(detached)) + d.penalty / 2 * penalty,
         }
 
 
-def _one_place(x: Tensor) -> Tensor:
+def _vector(x: Tensor) -> Tensor:
     """Encodings of whole images, (B, D) or (B, D, 1), as (B, D, 1)."""
     return x.flatten(1)[:, :, None]
 
 
-def _check_maps(backbone: nn.Module) -> None:
+def _check_backbone(backbone: nn.Module) -> None:
     for name in ("map_features", "forward_map", "forward_from_map"):
         if getattr(backbone, name, None) is None:
             raise ValueError(
-                "DeepInfoMax wants a backbone with map_features, forward_map and "
-                "forward_from_map (SmallResNet, dim_convnet, staged_cifar_resnet or a Staged of "
-                f"your own), {type(backbone).__name__} has no {name}"
+                "backbone must have map_features, forward_map and forward_from_map (SmallResNet, "
+                "dim_convnet, staged_cifar_resnet or a Staged of your own), got "
+                f"{type(backbone).__name__} without {name}"
             )
 
 
-def _with_weight(name: str, head: nn.Module | None, weight: float) -> nn.Module | None:
-    if weight < 0 or (head is not None) != (weight > 0):
-        has = "none" if head is None else type(head).__name__
+def _check_term(name: str, module: nn.Module | None, weight: float) -> None:
+    if weight < 0 or (module is not None) != (weight > 0):
+        got = "None" if module is None else type(module).__name__
         raise ValueError(
-            f"the {name} term's module and a {name}_weight above 0 come together, got {has} and "
-            f"{weight}"
+            f"the {name} term must have both a module and a {name}_weight above 0, or neither, got "
+            f"{got} and {weight}"
         )
-    return head
 
 
-def _check_encodings(
+def _check_widths(
     backbone: Any,
     projector: Any,
     summary_head: Any,
@@ -182,17 +193,17 @@ def _check_encodings(
 ) -> None:
     if local_head is not None and local_head.in_features != backbone.map_features:
         raise ValueError(
-            f"local_head takes {local_head.in_features} features and the backbone's map has "
-            f"{backbone.map_features}"
+            f"local_head must have in_features {backbone.map_features}, the channels of the "
+            f"backbone's feature map, got {local_head.in_features}"
         )
     for head in (local_head, global_head):
         if head is not None and head.out_features != summary_head.out_features:
             raise ValueError(
-                f"scores are dot products: {type(head).__name__} gives {head.out_features} "
-                f"features and summary_head {summary_head.out_features}"
+                f"{type(head).__name__} must have out_features {summary_head.out_features}, those "
+                f"of summary_head, since scores are dot products, got {head.out_features}"
             )
     if discriminator is not None and discriminator.in_features != projector.out_features:
         raise ValueError(
-            f"the discriminator takes {discriminator.in_features} features and the projector "
-            f"gives {projector.out_features}"
+            f"discriminator must have in_features {projector.out_features}, the width of the "
+            f"projector, got {discriminator.in_features}"
         )

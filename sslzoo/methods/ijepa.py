@@ -4,14 +4,14 @@ Assran, Duval, Misra, Bojanowski, Vincent, Rabbat, LeCun and Ballas, CVPR 2023,
 https://arxiv.org/abs/2301.08243. Reference code: facebookresearch/ijepa at 52c1ae9.
 
 Deviations:
-    1. Sizes of blocks are keyed by (seed, step), their places by (seed, step, sample); the code
-       draws places from torch's generator in each worker.
-    2. The number of context patches is what every image has however its blocks lie, the context
-       block less all targets, at least min_keep + 1; the code cuts to the smallest of each rank's
-       batch (at 16 x 16 patches and 128 images 70 on average, ours 51). Both keep the first.
-    3. Where fewer than min_keep + 1 patches would be left, ours gives patches of the last target
-       back to the context; the code draws its block anew up to 20 times before it does the same.
-    4. Rates and weight decay count steps from 0, the code from 1.
+    1. Sizes of blocks are keyed by (seed, step), their positions by (seed, step, sample); the code
+       draws positions from torch's generator in each worker.
+    2. The number of context patches is the size of the context block minus that of all targets, and
+       at least min_keep + 1; the code truncates to the smallest context of each rank's batch. With
+       16 x 16 patches and 128 images these are 51 and on average 70. Both keep the first patches.
+    3. If fewer than min_keep + 1 context patches would remain, ours returns patches of the last
+       target to the context; the code redraws the target block up to 20 times before it does so.
+    4. Learning rates and weight decay count steps from 0, in the code from 1.
 """
 
 from __future__ import annotations
@@ -27,34 +27,33 @@ from sslzoo.batch import Batch
 from sslzoo.callbacks.ema import EMA
 from sslzoo.heads import IJEPAPredictor
 from sslzoo.losses import masked_features
+from sslzoo.masks import MultiBlock
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
     frozen_copy,
     step_keys,
 )
-from sslzoo.multi_block import MultiBlock
-from sslzoo.optim import Curve, Linear, as_curve, exempt_bias_and_norm
+from sslzoo.optim import LinearSchedule, Schedule, as_schedule, exempt_bias_and_norm
 
 
 class IJEPA(SSLMethod):
-    """From a context block, predict the teacher's features of the blocks cut out of it.
+    """Predict the teacher's features of target blocks from a context block.
 
-    `forward` is the teacher's, as in the paper: the mean of its patches.
+    `forward` is the teacher's mean over patches, as in the paper.
 
     Args:
         backbone: a ViT without class token and with `pool="mean"`, in the paper with
             `positions="mae"` and `init="ijepa"`.
-        predictor: 384 wide, 12 blocks for ViT-H, in the paper.
-        masks: sizes and number of the blocks; None: MultiBlock(), the paper's.
-        momentum: of the teacher by optimizer step; None: Linear(0.996, 1.0), the paper's line over
-            the run.
-        optimizer: see `SSLMethod`; AdamW in the paper, its decay raised from 0.04 to 0.4 by
-            `WeightDecaySchedule`.
-        schedule: see `SSLMethod`; 40 epochs of warm-up, then a cosine.
-        parameter_groups: see `SSLMethod`; biases and norms are exempt in the paper.
+        predictor: of width 384, with 12 blocks for ViT-H in the paper.
+        masks: draws the context and target blocks; None: MultiBlock(), the paper's.
+        momentum: momentum of the teacher at each optimizer step; None: LinearSchedule(0.996, 1.0),
+            the paper's.
+        optimizer: see `SSLMethod`; AdamW in the paper, whose weight decay `WeightDecaySchedule`
+            raises from 0.04 to 0.4.
+        schedule: see `SSLMethod`; 40 epochs of warm-up, then a cosine in the paper.
+        parameter_groups: see `SSLMethod`; biases and norms are not decayed in the paper.
 
     Example:
         >>> from sslzoo.backbones import small_vit
@@ -72,22 +71,24 @@ class IJEPA(SSLMethod):
         backbone: nn.Module,
         predictor: IJEPAPredictor,
         masks: MultiBlock | None = None,
-        momentum: Curve | float | None = None,
+        momentum: Schedule | float | None = None,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
         if not isinstance(backbone, ViT) or backbone.num_prefix:
             raise ValueError(
-                "I-JEPA wants a ViT without class token (timm_vit or small_vit with "
+                "backbone must be a ViT without class token (timm_vit or small_vit with "
                 f"class_token=False, pool='mean'), got {type(backbone).__name__}"
             )
         ours, theirs = (backbone.num_features, backbone.grid), (predictor.token_dim, predictor.grid)
         if theirs != ours:
-            raise ValueError(f"the backbone has width and grid {ours}, the predictor {theirs}")
+            raise ValueError(
+                f"predictor must have the backbone's width and grid {ours}, got {theirs}"
+            )
         self.predictor, self.masks = predictor, masks or MultiBlock()
-        self.momentum = Linear(0.996, 1.0) if momentum is None else as_curve(momentum)
+        self.momentum = LinearSchedule(0.996, 1.0) if momentum is None else as_schedule(momentum)
         self.teacher_backbone = frozen_copy(backbone)
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
@@ -107,13 +108,13 @@ class IJEPA(SSLMethod):
         return {"masked_features": masked_features(z, h)}
 
     def predict(self, view: Tensor, context: Tensor, targets: Tensor) -> Tensor:
-        """Features of the targets, from the context alone. (B, M, R, D)."""
+        """Predicted features of the targets, from the context alone. (B, M, R, D)."""
         tokens = cast(ViT, self.backbone).forward_tokens(view, keep=context)
         return self.predictor(tokens, context, targets)
 
     @torch.no_grad()
     def target(self, view: Tensor, targets: Tensor) -> Tensor:
-        """The teacher's features of the targets, from the whole image. (B, M, R, D)."""
+        """The teacher's features of the targets, from the entire image. (B, M, R, D)."""
         tokens = self.teacher_backbone.forward_tokens(view)
         index = targets.flatten(1)[..., None].expand(-1, -1, tokens.shape[2])
         return tokens.gather(1, index).unflatten(1, targets.shape[1:])

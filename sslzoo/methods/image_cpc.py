@@ -2,14 +2,15 @@
 
 Van den Oord, Li and Vinyals, 2018, https://arxiv.org/abs/1807.03748, section 3.3; Henaff et al.,
 Data-Efficient Image Recognition with Contrastive Predictive Coding, ICML 2020,
-https://arxiv.org/abs/1905.09272 (layer norm, more directions, patches changed one by one: a
-config). Neither has code by its authors. Reference code: loeweX/Greedy_InfoMax, commit 22d17e4.
+https://arxiv.org/abs/1905.09272 (layer norm, more directions, augmentation of each patch) is a
+config of this class. Neither paper has code by its authors. Reference code: loeweX/Greedy_InfoMax,
+commit 22d17e4.
 
 Deviations:
-    1. Negatives are a keyed function of (seed, step, sample, direction, k) among the targets of the
-       global batch; the code's come from the process's generator, among those of one GPU.
-    2. The exact log softmax; the code takes log(softmax + 1e-11), which is at least -25.3.
-    3. Each direction of version 2 has a context network and predictors of its own.
+    1. Negatives are keyed draws of (seed, step, sample, direction, k) among the targets of the
+       global batch; the code draws them from the process's generator among those of one GPU.
+    2. The log softmax is exact; the code's is log(softmax + 1e-11), which is at least -25.3.
+    3. Each direction of version 2 has its own context network and predictors.
 """
 
 from __future__ import annotations
@@ -26,30 +27,31 @@ from sslzoo.losses import cpc_info_nce
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
     step_keys,
 )
-from sslzoo.optim import all_alike
+from sslzoo.optim import Schedule, all_alike
 
 Direction = Literal["down", "up", "right", "left"]
 
 
 class ImageCPC(SSLMethod):
-    """The rows of patches seen so far predict the patches of the rows that follow.
+    """Predict the patches of the following rows from the rows of patches above.
 
     Args:
-        backbone: with `forward_map` (B, C, H, W) -> (B, D, g, g), a patch a place
-            (`backbones.PatchGrid`); its features are the mean over places.
-        contexts: a network a direction, (B, D, g, g) -> (B, D', g, g), whose output at a row
+        backbone: with `forward_map` (B, C, H, W) -> (B, D, g, g), one location per patch
+            (`backbones.PatchGrid`); its features are the mean over locations.
+        contexts: one network per direction, (B, D, g, g) -> (B, D', g, g), whose output at a row
             depends on that row and those above (`heads.PixelContext`).
-        directions: of prediction; ("down",) in version 1, all four in version 2 (reported).
-        num_steps: K, rows predicted; 5 in the code and the paper.
-        skipped_rows: rows that overlap the context's own patches: 1 where patches overlap by half.
-        num_negatives: of each prediction; 16 in the code.
-        optimizer: see `SSLMethod`; Adam at 2e-4.
-        schedule: see `SSLMethod`; none.
-        parameter_groups: see `SSLMethod`; nothing is decayed.
+        directions: directions of prediction; ("down",) in version 1, all four in version 2
+            (reported).
+        num_steps: K, number of rows predicted; 5 in the code and the paper.
+        skipped_rows: number of rows that overlap the context's own patches; 1 for patches that
+            overlap by half.
+        num_negatives: negatives per prediction; 16 in the code.
+        optimizer: see `SSLMethod`; Adam with rate 2e-4 in the paper.
+        schedule: see `SSLMethod`; none in the code.
+        parameter_groups: see `SSLMethod`; nothing is decayed in the code.
 
     Example:
         >>> from sslzoo.backbones import CPCResNet, PatchGrid
@@ -75,33 +77,34 @@ class ImageCPC(SSLMethod):
         skipped_rows: int = 1,
         num_negatives: int = 16,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
         width, grid = (getattr(backbone, name, None) for name in ("map_features", "grid"))
         if not isinstance(width, int) or not isinstance(grid, int):
             raise ValueError(
-                "ImageCPC wants a backbone with forward_map, map_features and grid (PatchGrid), "
-                f"{type(backbone).__name__} has map_features {width!r} and grid {grid!r}"
+                "backbone must have forward_map, map_features and grid (PatchGrid), got "
+                f"{type(backbone).__name__} with map_features {width!r} and grid {grid!r}"
             )
         if len(contexts) != len(directions) or set(directions) - set(_TURNS) or not directions:
             raise ValueError(
-                f"a context a direction of {sorted(_TURNS)} wanted, got {len(contexts)} contexts "
-                f"and directions {list(directions)}"
+                f"contexts must have one module per direction, directions of {sorted(_TURNS)}, got "
+                f"{len(contexts)} contexts and directions {list(directions)}"
             )
         takes = [getattr(context, "in_features", width) for context in contexts]
         if set(takes) != {width}:
-            raise ValueError(f"the backbone gives {width} features and the contexts take {takes}")
+            raise ValueError(
+                f"contexts must have in_features {width}, the backbone's channels, got {takes}"
+            )
         if min(num_steps, num_negatives) < 1 or not 0 <= skipped_rows < grid - num_steps:
             raise ValueError(
-                f"a grid of {grid} rows leaves {grid - 1} to predict: num_steps and num_negatives "
-                f"of at least 1 and num_steps + skipped_rows below {grid} wanted, got {num_steps}, "
-                f"{num_negatives} and {skipped_rows}"
+                "num_steps and num_negatives must be at least 1 and num_steps + skipped_rows below "
+                f"{grid}, the rows of the grid, got {num_steps}, {num_negatives} and {skipped_rows}"
             )
         self.contexts = nn.ModuleList(contexts)
         self.directions: list[str] = list(directions)
-        self.predictors = nn.ModuleList(  # W_k, one for each k and direction
+        self.predictors = nn.ModuleList(  # W_k for each direction
             nn.ModuleList(
                 nn.Linear(width, int(getattr(context, "out_features", width)), bias=False)
                 for _ in range(num_steps)
@@ -128,9 +131,9 @@ class ImageCPC(SSLMethod):
                 negatives = keys.fold(name, k).integers(
                     "negatives", rows.total * count, count, self.num_negatives
                 )
-                places = torch.arange(count, device=target.device)
+                positives = torch.arange(count, device=target.device)
                 above = c[:, :-reach].flatten(1, 2)
-                steps.append(cpc_info_nce(above, target, places, negatives, rows=rows))
+                steps.append(cpc_info_nce(above, target, positives, negatives, rows=rows))
             terms[name] = torch.stack(steps).mean()
         return terms
 
@@ -151,5 +154,5 @@ def _left(z: Tensor) -> Tensor:
     return z.flip(2).transpose(1, 2)
 
 
-# Turns a grid (B, rows, columns, D) so that its direction of prediction is down the rows.
+# Functions that turn a grid (B, rows, columns, D) so that prediction goes down the rows.
 _TURNS = {"down": _down, "up": _up, "right": _right, "left": _left}

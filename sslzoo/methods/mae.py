@@ -5,7 +5,7 @@ Reference code: facebookresearch/mae at efb2a80.
 
 Deviations:
     1. Masks are keyed by (seed, step, sample); the code draws torch.rand on each rank.
-    2. Half precision is bfloat16 in our recipes, float16 with a loss scaler there.
+    2. Half precision is bfloat16 in our recipes, float16 with a loss scaler in the code.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from sslzoo.losses import masked_pixels
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
     step_keys,
 )
-from sslzoo.optim import exempt_bias_and_norm
+from sslzoo.optim import Schedule, exempt_bias_and_norm
 
 
 class MAE(SSLMethod):
-    """The encoder sees a quarter of the patches; a light decoder has to paint the rest.
+    """Encode a quarter of the patches, and reconstruct the masked ones with a light decoder.
 
     Args:
         backbone: a ViT with a class token (`timm_vit`, `small_vit`), in the paper with
             `positions="mae"` and `init="mae"`.
-        decoder: 512 wide, 8 blocks, in the paper.
-        mask_ratio: share of the patches that is removed; 0.75.
-        normalise_pixels: whether targets are normalised patch by patch; the paper's best.
+        decoder: of width 512 with 8 blocks in the paper.
+        mask_ratio: fraction of the patches that is masked; 0.75 in the paper.
+        normalize_pixels: whether the targets are normalized patch by patch; True is the paper's
+            best.
         optimizer: see `SSLMethod`; AdamW with betas 0.9 and 0.95 in the paper.
-        schedule: see `SSLMethod`; 40 epochs of warm-up, then a cosine.
-        parameter_groups: see `SSLMethod`; biases and norms are exempt in the paper.
+        schedule: see `SSLMethod`; 40 epochs of warm-up, then a cosine in the paper.
+        parameter_groups: see `SSLMethod`; biases and norms are not decayed in the paper.
 
     Example:
         >>> import torch
@@ -56,42 +56,42 @@ class MAE(SSLMethod):
         backbone: nn.Module,
         decoder: MAEDecoder,
         mask_ratio: float = 0.75,
-        normalise_pixels: bool = True,
+        normalize_pixels: bool = True,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
         if not isinstance(backbone, ViT) or backbone.num_prefix != 1:
             raise ValueError(
-                "MAE wants a ViT with a class token (sslzoo.backbones.timm_vit, small_vit), got "
+                "backbone must be a ViT with a class token (timm_vit, small_vit), got "
                 f"{type(backbone).__name__}"
             )
         theirs = (decoder.token_dim, decoder.grid, decoder.patch_size)
         ours = (backbone.num_features, backbone.grid, backbone.patch_size)
         if theirs != ours:
             raise ValueError(
-                f"the backbone has width, grid and patch size {ours}, the decoder wants {theirs}"
+                f"decoder must have the backbone's width, grid and patch size {ours}, got {theirs}"
             )
         self.num_patches = backbone.grid**2
         self.num_kept = int(self.num_patches * (1 - mask_ratio))
         if not 0 < self.num_kept < self.num_patches:
             raise ValueError(
-                f"mask_ratio {mask_ratio} keeps {self.num_kept} of {self.num_patches} patches: "
-                "some and not all wanted"
+                f"mask_ratio must keep at least 1 and not all of the {self.num_patches} patches, "
+                f"got {mask_ratio}, which keeps {self.num_kept}"
             )
         self.decoder = decoder
-        self.normalise_pixels = normalise_pixels
+        self.normalize_pixels = normalize_pixels
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         (view,) = batch.views
         order = step_keys(self, batch).permutation("mask", self.num_patches)  # (B, L)
-        removed = order[:, self.num_kept :]
+        masked = order[:, self.num_kept :]
         pixels, patch = self.reconstruct(view, order), self.decoder.patch_size
-        return {"masked_pixels": masked_pixels(pixels, view, removed, patch, self.normalise_pixels)}
+        return {"masked_pixels": masked_pixels(pixels, view, masked, patch, self.normalize_pixels)}
 
     def reconstruct(self, view: Tensor, order: Tensor) -> Tensor:
-        """Pixels of every patch, from the first `num_kept` of each image's order.
+        """Pixels of all patches, from the first `num_kept` patches in each image's order.
 
         Shapes: (B, C, H, W) and (B, L) int64 -> (B, L, P * P * C).
         """

@@ -4,11 +4,11 @@ Hadsell, Chopra and LeCun, CVPR 2006 (DrLIM).
 Reference code: adambielski/siamese-triplet, commit 0c719f9.
 
 Deviations:
-    1. Pairs are views: two of an image are similar, those of two images of the global batch are
-       not. The paper's similar pairs are neighbours in pixels or known transforms.
-    2. All pairs of the batch, either kind with weight 1/2; the code draws half of its pairs of
-       either kind.
-    3. Points are L2-normalised, so that no distance is above 2; the paper's are not:
+    1. Positive pairs are two views of one image, negative pairs views of two images of the global
+       batch. The paper's positive pairs are neighbors in pixel space or known transformations.
+    2. The loss averages over all positive and all negative pairs of the batch, with weight 1/2
+       each; the code draws as many positive as negative pairs.
+    3. Points are L2-normalized, so that distances are at most 2; the paper's are not, which is
        normalize=False.
 """
 
@@ -16,31 +16,30 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sslzoo.batch import Batch, label_of
 from sslzoo.losses import margin_contrastive
-from sslzoo.losses.precision import at_least_float32
+from sslzoo.losses.precision import l2_normalize
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import exempt_bias_and_norm
+from sslzoo.optim import Schedule, exempt_bias_and_norm
 
 
 class MarginContrastive(SSLMethod):
-    """Views of an image are drawn together; those of two images are kept a margin apart.
+    """Attract the views of one image, and repel views of different images up to a margin.
 
     Args:
         backbone: (B, C, H, W) -> (B, num_features).
         projector: num_features -> D.
-        margin: m, a distance; 1 is 60 degrees between normalised points, at right angles they
-            are 1.41 apart.
-        normalize: whether the points are L2-normalised.
-        uses_labels: similar is what has the same label, not the views of one image alone.
+        margin: m, a distance; 1 is an angle of 60 degrees between normalized points, 1.41 a right
+            angle.
+        normalize: whether the points are L2-normalized.
+        uses_labels: whether all samples with the same label are positives, not only the views of
+            one image.
         optimizer: see `SSLMethod`.
         schedule: see `SSLMethod`.
         parameter_groups: see `SSLMethod`.
@@ -63,11 +62,11 @@ class MarginContrastive(SSLMethod):
         normalize: bool = True,
         uses_labels: bool = False,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        joined(backbone, projector)
+        output_dim(backbone, projector)
         self.projector = projector
         self.margin, self.normalize, self.uses_labels = margin, normalize, uses_labels
 
@@ -76,5 +75,5 @@ class MarginContrastive(SSLMethod):
         x = torch.stack(batch.views, dim=1).flatten(0, 1)  # (VB, C, H, W), sample by sample
         z = self.projector(self.backbone(x)).unflatten(0, (-1, len(batch.views)))  # (B, V, D)
         if self.normalize:
-            z = F.normalize(at_least_float32(z), dim=-1, eps=1e-6)
+            z = l2_normalize(z, eps=1e-6)
         return {"margin_contrastive": margin_contrastive(z, y, self.margin)}

@@ -1,19 +1,19 @@
 """MoCo: momentum contrast, versions 1 and 2.
 
 He, Fan, Wu, Xie and Girshick, CVPR 2020, https://arxiv.org/abs/1911.05722; Chen, Fan, Girshick
-and He, 2020, https://arxiv.org/abs/2003.04297 (another head, views and schedule: a config).
+and He, 2020, https://arxiv.org/abs/2003.04297 (head, views, schedule), is a config of this class.
 Reference code: facebookresearch/moco at 78b69ca and its CIFAR-10 notebook (colab-notebook,
 f736491).
 
 Deviations:
-    1. The shuffle is a keyed permutation of the global batch, the code's is torch.randperm on
-       rank 0, broadcast.
-    2. Batch norm "per GPU" is the `bn_groups` of backbone and projector, for any number of GPUs;
-       running statistics follow the mean over groups, the code saves rank 0's. The notebook's
-       split batch norm takes every eighth sample into a group, ours an eighth of the batch.
-    3. The queue is written after the optimizer step, with the keys of all micro-batches of an
-       accumulation; the code writes it at the end of the forward and has no accumulation.
-    4. The queue may have any size; the code wants a multiple of the global batch.
+    1. The shuffle is a keyed permutation of the global batch; the code broadcasts torch.randperm of
+       rank 0.
+    2. Batch norm "per GPU" is `bn_groups` of backbone and projector, for any number of GPUs.
+       Running statistics average over groups; the code saves those of rank 0. A group of the
+       notebook's split batch norm is every eighth sample, ours an eighth of the batch.
+    3. The queue is updated after the optimizer step, with the keys of all micro-batches of a
+       gradient accumulation; the code updates it in the forward pass and has no accumulation.
+    4. The queue may have any size; the code requires a multiple of the global batch.
 """
 
 from __future__ import annotations
@@ -21,44 +21,43 @@ from __future__ import annotations
 import torch
 from lightning import Callback
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sslzoo.batch import Batch
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.distributed import gather_rows, row_layout
 from sslzoo.losses import info_nce
-from sslzoo.losses.precision import at_least_float32
+from sslzoo.losses.precision import l2_normalize
 from sslzoo.memory import Queue
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
     frozen_copy,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import Curve, all_alike, as_curve
+from sslzoo.optim import Schedule, all_alike, as_schedule
 from sslzoo.random import run_keys
 
 
 class MoCo(SSLMethod):
-    """A query finds its key among the keys of a slowly moving encoder: its own and a queue's.
+    """Contrast queries with the keys of a momentum encoder, whose negatives are in a queue.
 
     Args:
-        backbone: f; (B, C, H, W) -> (B, num_features); its `bn_groups` is the number of GPUs of
-            the paper, 8.
+        backbone: f; (B, C, H, W) -> (B, num_features); its `bn_groups` stands for the number of
+            GPUs, 8 in the paper.
         projector: num_features -> D: one Linear to 128 in v1, Linear-ReLU-Linear in v2.
         queue_size: K; 65536 in the paper, 4096 in the CIFAR-10 notebook.
-        temperature: T; 0.07 in v1, 0.2 in v2, 0.1 in the notebook.
-        momentum: m of the key encoder by optimizer step; 0.999, 0.99 in the notebook.
+        temperature: tau; 0.07 in v1, 0.2 in v2, 0.1 in the notebook.
+        momentum: m of the key encoder at each optimizer step; 0.999 in the paper, 0.99 in the
+            notebook.
         shuffle: whether keys are computed on a permutation of the global batch, so that a query
-            and its key are in different groups of batch norm; without groups it gains nothing.
-        symmetric: add the loss with the views exchanged, and enqueue both views' keys (the
-            notebook's option); the sum of the two, as there.
+            and its key are in different groups of batch norm; without groups it has no effect.
+        symmetric: whether to add the loss with the views exchanged and enqueue the keys of both
+            views, as the notebook's option does.
         optimizer: see `SSLMethod`; SGD in the paper.
         schedule: see `SSLMethod`; steps at epochs 120 and 160 in v1, a cosine by epoch in v2.
-        parameter_groups: see `SSLMethod`; everything is decayed in the code.
+        parameter_groups: see `SSLMethod`; all parameters are decayed in the code.
 
     Example:
         >>> from sslzoo.backbones import SmallResNet
@@ -75,19 +74,19 @@ class MoCo(SSLMethod):
         projector: nn.Module,
         queue_size: int = 65536,
         temperature: float = 0.07,
-        momentum: Curve | float = 0.999,
+        momentum: Schedule | float = 0.999,
         shuffle: bool = True,
         symmetric: bool = False,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        dim = joined(backbone, projector)
+        dim = output_dim(backbone, projector)
         self.projector = projector
         self.key_backbone, self.key_projector = frozen_copy(backbone), frozen_copy(projector)
         self.queue = Queue(queue_size, dim)
-        self.temperature, self.momentum = temperature, as_curve(momentum)
+        self.temperature, self.momentum = temperature, as_schedule(momentum)
         self.shuffle, self.symmetric = shuffle, symmetric
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
@@ -97,8 +96,8 @@ class MoCo(SSLMethod):
         return [EMA(self.momentum, when="before_forward"), CommitMemory()]
 
     def embed(self, view: Tensor) -> Tensor:
-        """Queries; also what the notebook's kNN compares. (B, C, H, W) -> (B, D), normalised."""
-        return F.normalize(at_least_float32(self.projector(self.backbone(view))), dim=1)
+        """L2-normalized queries, also used by the notebook's kNN. (B, C, H, W) -> (B, D)."""
+        return l2_normalize(self.projector(self.backbone(view)))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         v1, v2 = batch.views
@@ -114,7 +113,7 @@ class MoCo(SSLMethod):
 
     @torch.no_grad()
     def keys(self, view: Tensor, purpose: str) -> Tensor:
-        """The key encoder's rows, normalised, with its batch norm over shuffled groups. (B, D)."""
+        """L2-normalized keys, with batch norm over shuffled groups. (B, C, H, W) -> (B, D)."""
         if not self.shuffle:
             return self._encode(view)
         rows = row_layout(len(view))
@@ -123,8 +122,8 @@ class MoCo(SSLMethod):
         return gather_rows(self._encode(shuffled), rows)[order.argsort()[rows.own]]
 
     def permutation(self, purpose: str, n: int, device: torch.device) -> Tensor:
-        """This step's order of the global batch, the same on every rank. (N,) int64."""
+        """This step's permutation of the global batch, the same on every rank. (N,) int64."""
         return run_keys(self.seed, self.step, device=device).permutation(purpose, n)[0]
 
     def _encode(self, view: Tensor) -> Tensor:
-        return F.normalize(at_least_float32(self.key_projector(self.key_backbone(view))), dim=1)
+        return l2_normalize(self.key_projector(self.key_backbone(view)))

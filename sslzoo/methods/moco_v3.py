@@ -4,9 +4,9 @@ Chen, Xie and He, ICCV 2021, https://arxiv.org/abs/2104.02057.
 Reference code: facebookresearch/moco-v3 at c349e6e.
 
 Deviations:
-    1. Accumulated micro-batches have their own keys as negatives, as separate batches would; the
-       code has no accumulation.
-    2. Half precision is bfloat16 in our recipes, float16 with a loss scaler there.
+    1. With gradient accumulation the negatives are the keys of the same micro-batch; the code has
+       no accumulation.
+    2. Half precision is bfloat16 in our recipes, float16 with a loss scaler in the code.
 """
 
 from __future__ import annotations
@@ -14,39 +14,38 @@ from __future__ import annotations
 import torch
 from lightning import Callback
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sslzoo.batch import Batch
 from sslzoo.callbacks.ema import EMA
 from sslzoo.losses import batch_info_nce
-from sslzoo.losses.precision import at_least_float32
+from sslzoo.losses.precision import l2_normalize
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
     frozen_copy,
-    joined,
+    predictor_dim,
 )
-from sslzoo.optim import Cosine, Curve, all_alike, as_curve
+from sslzoo.optim import CosineSchedule, Schedule, all_alike, as_schedule
 
 
 class MoCoV3(SSLMethod):
-    """A prediction finds its key among the momentum encoder's keys of the whole global batch.
+    """Contrast predictions with the momentum encoder's keys of the global batch.
 
     Args:
         backbone: f; (B, C, H, W) -> (B, num_features).
-        projector: num_features -> D = 256, without biases, plain batch norm at the end: two
-            layers for ResNet-50, three for ViT, 4096 wide.
-        predictor: D -> D, two layers without biases, 4096 wide; plain batch norm at the end for
-            ViT, none for ResNet-50.
-        temperature: T; 1.0 for ResNet-50, 0.2 for ViT.
-        momentum: m of the momentum encoder by optimizer step; None: Cosine(0.99, 1.0), for
-            ResNet-50 over 1000 epochs from 0.996.
+        projector: num_features -> D = 256 in the paper, of width 4096 without biases, with two
+            layers for ResNet-50 and three for ViT, and a batch norm without scale and offset at
+            the end.
+        predictor: D -> D, in the paper two layers of width 4096 without biases, with a batch norm
+            without scale and offset at the end for ViT only.
+        temperature: tau; 1.0 for ResNet-50, 0.2 for ViT in the code.
+        momentum: m of the momentum encoder at each optimizer step; None: CosineSchedule(0.99, 1.0),
+            the code's; it starts at 0.996 for 1000 epochs of ResNet-50.
         optimizer: see `SSLMethod`; LARS for ResNet-50, AdamW for ViT.
         schedule: see `SSLMethod`; 10 epochs of warm-up (ViT: 40), then a cosine.
-        parameter_groups: see `SSLMethod`; everything is decayed for ViT, biases and norms are
-            exempt for ResNet-50.
+        parameter_groups: see `SSLMethod`; all parameters are decayed for ViT, all but biases and
+            norms for ResNet-50.
 
     Example:
         >>> from sslzoo.backbones import small_vit
@@ -66,22 +65,17 @@ class MoCoV3(SSLMethod):
         projector: nn.Module,
         predictor: nn.Module,
         temperature: float = 1.0,
-        momentum: Curve | float | None = None,
+        momentum: Schedule | float | None = None,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        dim = joined(backbone, projector)
-        if joined(backbone, projector, predictor) != dim:
-            raise ValueError(
-                f"the predictor gives {predictor.out_features} features and its keys, the "
-                f"projections, have {dim}"
-            )
+        predictor_dim(backbone, projector, predictor)
         self.projector, self.predictor = projector, predictor
         self.key_backbone, self.key_projector = frozen_copy(backbone), frozen_copy(projector)
         self.temperature = temperature
-        self.momentum = Cosine(0.99, 1.0) if momentum is None else as_curve(momentum)
+        self.momentum = CosineSchedule(0.99, 1.0) if momentum is None else as_schedule(momentum)
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.backbone, self.key_backbone), (self.projector, self.key_projector)]
@@ -90,22 +84,18 @@ class MoCoV3(SSLMethod):
         return [EMA(self.momentum, when="before_forward")]
 
     def query(self, view: Tensor) -> Tensor:
-        """The encoder's prediction, normalised. (B, C, H, W) -> (B, D)."""
-        return _unit(self.predictor(self.projector(self.backbone(view))))
+        """The encoder's L2-normalized prediction. (B, C, H, W) -> (B, D)."""
+        return l2_normalize(self.predictor(self.projector(self.backbone(view))))
 
     @torch.no_grad()
     def key(self, view: Tensor) -> Tensor:
-        """The momentum encoder's projection, normalised. (B, C, H, W) -> (B, D)."""
-        return _unit(self.key_projector(self.key_backbone(view)))
+        """The momentum encoder's L2-normalized projection. (B, C, H, W) -> (B, D)."""
+        return l2_normalize(self.key_projector(self.key_backbone(view)))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         v1, v2 = batch.views
         q1, q2 = self.query(v1), self.query(v2)
         k1, k2 = self.key(v1), self.key(v2)
-        T = self.temperature
-        loss = batch_info_nce(q1, k2, T) + batch_info_nce(q2, k1, T)
-        return {"info_nce": 2 * T * loss}  # 2T: the rates are tuned with it
-
-
-def _unit(x: Tensor) -> Tensor:
-    return F.normalize(at_least_float32(x), dim=1)
+        tau = self.temperature
+        loss = batch_info_nce(q1, k2, tau) + batch_info_nce(q2, k1, tau)
+        return {"info_nce": 2 * tau * loss}  # the learning rates are tuned with this factor

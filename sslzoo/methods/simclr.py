@@ -6,12 +6,13 @@ https://arxiv.org/abs/2006.10029; its pre-training is a config of this class.
 Reference code: google-research/simclr, commits be133b3 (v1) and 383d414 (v2).
 
 Deviations:
-    1. The loss is the paper's mean over 2N anchors; the code's is the sum of two directional
-       means, which is twice that. LARS takes the factor out, but for the share of the weight
-       decay and for the exempt parameters, whose rate it halves.
+    1. The loss is the paper's mean over 2N anchors; the code's is the sum of the means of the two
+       directions, which is twice ours. LARS is invariant to the factor, except for the weight of
+       the decay and for the exempt parameters, whose learning rate is halved.
     2. A run has n // batch_size * epochs steps; the code's has n * epochs // batch_size + 1.
-    3. timm's max-pool pads symmetrically, TensorFlow's (0, 1) on even inputs; timm's weights start
-       with variance 2 / fan-out, the code's with 1 / fan-in. `simclr_v2_resnet` has the code's.
+    3. timm's max-pool pads symmetrically, TensorFlow's by (0, 1) for even inputs; timm initializes
+       weights with variance 2 / fan-out, the code with 1 / fan-in. `simclr_v2_resnet` follows the
+       code.
     4. Running variances of batch norm are unbiased, as in torch; TensorFlow's are biased.
 """
 
@@ -25,24 +26,24 @@ from sslzoo.losses import nt_xent
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import exempt_bias_and_norm
+from sslzoo.optim import Schedule, exempt_bias_and_norm
 
 
 class SimCLR(SSLMethod):
-    """Two views of an image attract each other and repel all others of the global batch.
+    """Contrast two views of an image with all other views of the global batch.
 
     Args:
         backbone: f; (B, C, H, W) -> (B, num_features).
         projector: g; num_features -> 128 in the paper (`heads.simclr_projector`, and
             `heads.simclr_v2_projector` in version 2).
-        temperature: of NT-Xent: 0.1 for ImageNet, 0.5 for CIFAR-10 (the repository's README).
+        temperature: tau of NT-Xent: 0.1 for ImageNet, 0.5 for CIFAR-10 (the repository's README).
         optimizer: see `SSLMethod`; LARS in the paper.
-        schedule: see `SSLMethod`; 10 epochs of warm-up (version 2: 5 % of all), then a cosine.
-        parameter_groups: see `SSLMethod`; biases and norms are exempt in the code.
+        schedule: see `SSLMethod`; 10 epochs of warm-up (5 % of all epochs in version 2), then a
+            cosine in the paper.
+        parameter_groups: see `SSLMethod`; biases and norms are not decayed in the code.
 
     Example:
         >>> from sslzoo.backbones import SmallResNet
@@ -60,11 +61,11 @@ class SimCLR(SSLMethod):
         projector: nn.Module,
         temperature: float = 0.1,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        joined(backbone, projector)
+        output_dim(backbone, projector)
         self.projector = projector
         self.temperature = temperature
 

@@ -1,44 +1,40 @@
-"""SimCSE, unsupervised: a sentence and itself, under two dropout masks.
+"""SimCSE (unsupervised): simple contrastive learning of sentence embeddings.
 
 Gao, Yao and Chen, EMNLP 2021, https://arxiv.org/abs/2104.08821.
-Reference code: princeton-nlp/SimCSE, simcse/models.py; what is said of it here is from memory, not
-checked against it.
+Reference code: princeton-nlp/SimCSE, simcse/models.py; described from memory, not compared.
 
 Deviations:
     1. Dropout masks of `SmallTransformer` are keyed by sentence, step and view; the code's are
        torch's.
-    2. The negatives are those of all ranks, with gradient; the code gathers without it and puts
-       its own rows back.
+    2. Negatives of all ranks have gradients; the code gathers them without gradient, and only
+       those of its own rank have one.
 """
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, Tokens
 from sslzoo.losses import batch_info_nce
-from sslzoo.losses.precision import at_least_float32
+from sslzoo.losses.precision import l2_normalize
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
     step_keys,
 )
-from sslzoo.optim import exempt_bias_and_norm
+from sslzoo.optim import Schedule, exempt_bias_and_norm
 from sslzoo.random import Keys
-from sslzoo.tokens import Tokens
 
 
 class SimCSE(SSLMethod):
-    """A sentence finds itself among the batch's, each encoded twice with other dropout.
+    """Contrast two encodings of a sentence, which differ by their dropout masks.
 
     Args:
         backbone: a text backbone with dropout, see `sslzoo.backbones.text`.
-        projector: left out of `forward`; `heads.TanhHead` in the code.
-        temperature: 0.05 in the paper.
+        projector: not part of `forward`; `heads.TanhHead` in the code.
+        temperature: tau; 0.05 in the paper.
         optimizer: see `SSLMethod`; AdamW in the code.
         schedule: see `SSLMethod`; linear to 0 in the code.
         parameter_groups: see `SSLMethod`.
@@ -61,11 +57,11 @@ class SimCSE(SSLMethod):
         projector: nn.Module,
         temperature: float = 0.05,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        joined(backbone, projector)
+        output_dim(backbone, projector)
         self.projector = projector
         self.temperature = temperature
 
@@ -75,5 +71,5 @@ class SimCSE(SSLMethod):
         return {"info_nce": batch_info_nce(z1, z2, self.temperature)}
 
     def embed(self, text: Tokens, keys: Keys) -> Tensor:
-        """Projections, normalised, under the dropout masks of these keys. (B, D)."""
-        return F.normalize(at_least_float32(self.projector(self.backbone(text, keys))), dim=1)
+        """L2-normalized projections under the dropout masks of the keys. (B, D)."""
+        return l2_normalize(self.projector(self.backbone(text, keys)))

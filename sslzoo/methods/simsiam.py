@@ -3,9 +3,11 @@
 Chen and He, CVPR 2021, https://arxiv.org/abs/2011.10566.
 Reference code: facebookresearch/simsiam, commit a7bc177.
 
-Deviations: none, but that our recipes train in bfloat16, the code in float32. The predictor's
-    constant rate (the code's `--fix-pred-lr`) is a choice here as there: `parameter_groups:
-    sslzoo.optim.ConstantRateFor`, which the configs make.
+Deviations:
+    1. Our recipes train in bfloat16, the code in float32.
+
+The code's `--fix-pred-lr`, a constant learning rate of the predictor, is `parameter_groups:
+sslzoo.optim.ConstantRateFor`, as in our configs.
 """
 
 from __future__ import annotations
@@ -17,23 +19,22 @@ from sslzoo.losses import negative_cosine
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    predictor_dim,
 )
-from sslzoo.optim import all_alike
+from sslzoo.optim import Schedule, all_alike
 
 
 class SimSiam(SSLMethod):
-    """One view's prediction meets the other view's projection, through which no gradient flows.
+    """Predict one view's projection, as a constant, from the other view's.
 
     Args:
         backbone: (B, C, H, W) -> (B, num_features); with the projector it is the paper's f.
         projector: num_features -> D, 2048 in the paper (`heads.simsiam_projector`).
-        predictor: h; D -> D, through 512 in the paper (`heads.simsiam_predictor`).
-        optimizer: see `SSLMethod`; SGD in the paper, 0.05 * batch / 256.
-        schedule: see `SSLMethod`; a cosine by epoch, without warm-up.
-        parameter_groups: see `SSLMethod`; everything is decayed in the code.
+        predictor: h; D -> D, with a hidden width of 512 in the paper (`heads.simsiam_predictor`).
+        optimizer: see `SSLMethod`; SGD with rate 0.05 * batch_size / 256 in the paper.
+        schedule: see `SSLMethod`; a cosine by epoch without warm-up in the paper.
+        parameter_groups: see `SSLMethod`; all parameters are decayed in the code.
 
     Example:
         >>> import torch
@@ -53,16 +54,11 @@ class SimSiam(SSLMethod):
         projector: nn.Module,
         predictor: nn.Module,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        dim = joined(backbone, projector)
-        if joined(backbone, projector, predictor) != dim:
-            raise ValueError(
-                f"the predictor gives {predictor.out_features} features and its targets, the "
-                f"projections, have {dim}"
-            )
+        predictor_dim(backbone, projector, predictor)
         self.projector, self.predictor = projector, predictor
 
     def embed(self, view: View) -> Tensor:
@@ -77,5 +73,5 @@ class SimSiam(SSLMethod):
         return {"negative_cosine": (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2}
 
     def stop_gradient(self, z: Tensor) -> Tensor:
-        """The projection as a constant: without this the features collapse (docs/collapse.md)."""
+        """Detach the projection: without this, the features collapse (docs/collapse.md)."""
         return z.detach()

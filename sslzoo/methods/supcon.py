@@ -4,10 +4,10 @@ Khosla, Teterwak, Wang, Sarna et al., NeurIPS 2020, https://arxiv.org/abs/2004.1
 Reference code: HobbitLong/SupContrast, commit 66a8fe5.
 
 Deviations:
-    1. Batch norm is over the global batch, both views together. The code's DataParallel
-       normalises each GPU's block of [first views; second views] by itself, unless --syncBN is
-       given; a backbone with bn_groups=G normalises G blocks of images with both their views.
-    2. The loss is that of the global batch in both.
+    1. Batch norm is over the global batch, both views together. The code's DataParallel normalizes
+       each GPU's block of [first views; second views] separately unless --syncBN is given; a
+       backbone with bn_groups=G normalizes G blocks of images with both views of each. The loss is
+       that of the global batch in both.
 """
 
 from __future__ import annotations
@@ -20,25 +20,24 @@ from sslzoo.losses import sup_con
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import all_alike
+from sslzoo.optim import Schedule, all_alike
 
 
 class SupCon(SSLMethod):
-    """Views of one class attract each other; the views of all others are the negatives.
+    """Contrast the views of one class with the views of all other classes.
 
     Args:
         backbone: (B, C, H, W) -> (B, num_features).
         projector: num_features -> 128 in the paper: Linear, ReLU, Linear, no batch norm.
-        temperature: of the cosines; 0.1 in the CIFAR recipe.
+        temperature: tau of the cosines; 0.1 in the code's CIFAR recipe.
         base_temperature: the loss is multiplied by temperature / base_temperature; 0.07 in the
             code.
         optimizer: see `SSLMethod`; SGD in the code.
-        schedule: see `SSLMethod`; 10 epochs of warm-up, then a cosine.
-        parameter_groups: see `SSLMethod`; everything is decayed in the code.
+        schedule: see `SSLMethod`; 10 epochs of warm-up, then a cosine in the code.
+        parameter_groups: see `SSLMethod`; all parameters are decayed in the code.
 
     Example:
         >>> from sslzoo.backbones import SmallResNet
@@ -59,11 +58,11 @@ class SupCon(SSLMethod):
         temperature: float = 0.1,
         base_temperature: float = 0.07,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        joined(backbone, projector)
+        output_dim(backbone, projector)
         self.projector = projector
         self.temperature, self.base_temperature = temperature, base_temperature
 

@@ -5,16 +5,16 @@ Contrasting Cluster Assignments", NeurIPS 2020, https://arxiv.org/abs/2006.09882
 Reference code: facebookresearch/swav at 06b1b7c, main_swav.py.
 
 Deviations:
-    1. Sinkhorn works on logarithms; the code exponentiates scores as they are, so that float16
-       and small epsilons overflow.
-    2. The queue is one for all ranks, of any size, written after the optimizer step with the rows
-       of all micro-batches; the code keeps queue_size / W rows on each of W GPUs, a multiple of
-       the batch, written in the forward. Sinkhorn sees the same rows.
-    3. Batch norm in groups of 8 GPUs (512 samples at batch 4096) is the `bn_groups` of backbone
-       and projector, for any number of GPUs; running statistics follow the mean over groups.
-    4. The Linear before the head's batch norm has no bias in our configs, the code's has one: the
-       norm takes it out, and LARC would turn the rounding noise that is its gradient into steps.
-    5. Predictions, too, are scored in float32 at least; the code scores in float16 (apex O1).
+    1. Sinkhorn computes with logarithms; the code exponentiates the scores, which overflows in
+       float16 and for small epsilons.
+    2. One queue of any size serves all ranks, and is updated after the optimizer step with all
+       micro-batches; the code keeps queue_size / W rows on each of W GPUs, a multiple of the batch,
+       and updates them in the forward pass. Sinkhorn uses the same rows.
+    3. Batch norm over groups of 8 GPUs (512 samples with batch size 4096) is `bn_groups` of
+       backbone and projector, for any number of GPUs; running statistics average over groups.
+    4. The Linear before the head's batch norm has no bias in our configs; the code's has one, which
+       the norm removes. LARC would turn its gradient, rounding noise, into steps.
+    5. Scores of the predictions are float32 at least; the code's are float16 (apex O1).
 """
 
 from __future__ import annotations
@@ -32,36 +32,37 @@ from sslzoo.callbacks.freeze import FreezeUntil
 from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.distributed import rank, world_size
 from sslzoo.losses import sinkhorn, swapped_prediction
-from sslzoo.losses.precision import at_least_float32, no_autocast
+from sslzoo.losses.precision import l2_normalize, no_autocast
 from sslzoo.memory import Queue
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import all_alike
+from sslzoo.optim import Schedule, all_alike
 
 
 class SwAV(SSLMethod):
-    """Each crop of an image predicts the cluster assignments of its other, large crops.
+    """Predict the cluster assignments of an image's large crops from its other crops.
 
     Args:
         backbone: (B, C, S, S) -> (B, num_features), for every size S of the views.
-        projector: num_features -> D: Linear-BN-ReLU-Linear, 2048 wide, to 128 in the paper.
+        projector: num_features -> D: Linear-BN-ReLU-Linear of width 2048 to 128 in the paper.
         num_prototypes: K; 3000 in the paper.
-        crops_for_assign: views whose assignments are predicted; the two large ones in the paper.
-        temperature: of the predictions; 0.1 in the paper.
-        epsilon: of Sinkhorn; 0.05 in the paper.
-        sinkhorn_iterations: 3 in the paper.
-        queue_size: earlier samples that stand beside the batch in Sinkhorn; 0 for none (batch
-            4096), 3840 with batch 256.
-        queue_from_epoch: when the queue begins to fill; it is used once full. 15 in the code.
-        freeze_prototypes_steps: optimizer steps in which the prototypes are only normalised: 313
-            with batch 4096, 5005 (an epoch) with batch 256.
+        crops_for_assign: positions of the views whose assignments are predicted; the two large
+            crops in the paper.
+        temperature: tau of the predictions; 0.1 in the paper.
+        epsilon: weight of Sinkhorn's entropy; 0.05 in the paper.
+        sinkhorn_iterations: iterations of Sinkhorn; 3 in the paper.
+        queue_size: number of earlier samples that Sinkhorn adds to the batch; 0 (none) with batch
+            size 4096, 3840 with 256 in the code.
+        queue_from_epoch: epoch from which the queue is filled; it is used once full; 15 in the
+            code.
+        freeze_prototypes_steps: optimizer steps during which the prototypes are only normalized:
+            313 with batch size 4096, 5005 (one epoch) with 256 in the code.
         optimizer: see `SSLMethod`; LARC in the paper.
-        schedule: see `SSLMethod`; 10 epochs of warm-up, then a cosine.
+        schedule: see `SSLMethod`; 10 epochs of warm-up, then a cosine in the paper.
         parameter_groups: see `SSLMethod`; all parameters are decayed and adapted in the code.
 
     Example:
@@ -94,15 +95,15 @@ class SwAV(SSLMethod):
         queue_from_epoch: float = 15,
         freeze_prototypes_steps: int = 313,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        dim = joined(backbone, projector)
+        dim = output_dim(backbone, projector)
         self.projector = projector
         self.prototypes = nn.Linear(dim, num_prototypes, bias=False)
         self.assigned = tuple(crops_for_assign)
-        width = len(self.assigned) * dim  # a row holds all assigned crops of a sample
+        width = len(self.assigned) * dim  # a row has all assigned crops of a sample
         self.queue = Queue(queue_size, width, empty=True) if queue_size else None
         self.temperature, self.queue_from_epoch = temperature, queue_from_epoch
         self.epsilon, self.sinkhorn_iterations = epsilon, sinkhorn_iterations
@@ -112,12 +113,11 @@ class SwAV(SSLMethod):
         return [CommitMemory(), FreezeUntil("prototypes", steps=self.freeze_prototypes_steps)]
 
     def embed_crops(self, views: Sequence[Tensor]) -> Tensor:
-        """Normalised embeddings of V views. V times (B, C, S, S) -> (B, V, D)."""
-        z = multi_crop(self.backbone, self.projector, views)
-        return F.normalize(at_least_float32(z), dim=-1)
+        """L2-normalized embeddings of V views. V times (B, C, S, S) -> (B, V, D)."""
+        return l2_normalize(multi_crop(self.backbone, self.projector, views))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        self.normalise_prototypes()
+        self.normalize_prototypes()
         z = self.embed_crops(batch.views)  # (B, V, D)
         targets = torch.stack([z[:, crop].detach() for crop in self.assigned])  # (A, B, D)
         q = self.assign(targets)  # (A, B, K)
@@ -127,30 +127,30 @@ class SwAV(SSLMethod):
         return {"swapped_prediction": swapped_prediction(z, c, q, self.assigned, T)}
 
     def assignments(self, view: Tensor) -> Tensor:
-        """Predictions, which `OnlinePrototypes` watches. (B, C, S, S) -> (B, K)."""
+        """Predictions, for `OnlinePrototypes`. (B, C, S, S) -> (B, K)."""
         z, c = self.embed_crops([view])[:, 0], F.normalize(self.prototypes.weight, dim=1)
         with no_autocast(z):
             return (z @ c.T.to(z.dtype) / self.temperature).softmax(dim=-1)
 
     @torch.no_grad()
-    def normalise_prototypes(self) -> None:
-        """Prototypes of length 1, before each forward and not as a part of it."""
+    def normalize_prototypes(self) -> None:
+        """Normalize the prototypes in place, before each forward pass."""
         self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
 
     @property
     def queue_has_begun(self) -> bool:
-        return self.step >= self.queue_from_epoch * self.horizon.steps_per_epoch
+        return self.step >= self.queue_from_epoch * self.run_length.steps_per_epoch
 
     @torch.no_grad()
     def assign(self, z: Tensor) -> Tensor:
-        """Sinkhorn's assignments, over the batch and a full queue. (A, B, D) -> (A, B, K)."""
+        """Sinkhorn's assignments over the batch and a full queue. (A, B, D) -> (A, B, K)."""
         num_crops, num_samples, _ = z.shape
         weight = None
         if self.queue is not None and self.queue_has_begun:
-            rows = self.queue.read()[rank() :: world_size()]  # each rank brings its share
+            rows = self.queue.read()[rank() :: world_size()]  # this rank's share
             z = torch.cat([rows.unflatten(1, (num_crops, -1)).transpose(0, 1), z], dim=1)
-            there = [self.queue.full.expand(len(rows)), rows.new_ones(num_samples)]
-            weight = torch.cat([part.to(rows.dtype) for part in there])
+            weights = [self.queue.full.expand(len(rows)), rows.new_ones(num_samples)]
+            weight = torch.cat([part.to(rows.dtype) for part in weights])
         with no_autocast(z):
             scores = z @ self.prototypes.weight.T.to(z.dtype)
         q = sinkhorn(scores, self.epsilon, self.sinkhorn_iterations, weight)

@@ -1,14 +1,15 @@
-"""Triplet: a unified embedding by triplets, as in FaceNet.
+"""Triplet: FaceNet, a unified embedding for face recognition and clustering.
 
 Schroff, Kalenichenko and Philbin, CVPR 2015, https://arxiv.org/abs/1503.03832. Hermans, Beyer and
 Leibe, 2017, https://arxiv.org/abs/1703.07737 (batch-all, batch-hard, soft margin).
 Reference code: adambielski/siamese-triplet, commit 0c719f9.
 
 Deviations:
-    1. Identities are images: two views of one are anchor and positive, those of the other images
-       of the global batch the negatives. The papers' identities are labels: uses_labels=True.
-    2. With labels a batch is drawn at random; the papers' hold P identities of K samples each.
-    3. The mean over the triplets that are mined; FaceNet sums.
+    1. Identities are images: two views of one image are anchor and positive, views of the other
+       images of the global batch are negatives. The papers' identities are labels, which is
+       uses_labels=True.
+    2. Batches are random also with labels; the papers' batches have P identities of K samples each.
+    3. The loss is the mean over the mined triplets; FaceNet's is their sum.
 """
 
 from __future__ import annotations
@@ -23,25 +24,25 @@ from sslzoo.losses import triplet
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import all_alike
+from sslzoo.optim import Schedule, all_alike
 
 
 class Triplet(SSLMethod):
-    """A view is nearer to the other view of its image than to any other image's, by a margin.
+    """Bring a view closer to its image's other view than to other images, by a margin.
 
     Args:
         backbone: (B, C, H, W) -> (B, num_features).
-        projector: num_features -> 128 in FaceNet; normalised by the loss.
+        projector: num_features -> 128 in FaceNet; L2-normalized by the loss.
         margin: 0.2 in FaceNet, of squared distances; None: the soft margin of Hermans et al.,
             for mining "hard".
         mining: "all", "hard" or "semi_hard", see `losses.triplet`; semi-hard in FaceNet.
-        squared: squared distances (FaceNet) or distances (Hermans et al.).
-        mean_over: "all" triplets that are mined or the "nonzero" ones.
-        uses_labels: what has the same label is a positive, not the views of one image alone.
+        squared: whether distances are squared (FaceNet) or not (Hermans et al.).
+        mean_over: "all" mined triplets, or those with a "nonzero" loss.
+        uses_labels: whether all samples with the same label are positives, not only the views of
+            one image.
         optimizer: see `SSLMethod`.
         schedule: see `SSLMethod`.
         parameter_groups: see `SSLMethod`.
@@ -65,11 +66,11 @@ class Triplet(SSLMethod):
         mean_over: Literal["all", "nonzero"] = "all",
         uses_labels: bool = False,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        joined(backbone, projector)
+        output_dim(backbone, projector)
         self.projector = projector
         self.margin, self.squared, self.uses_labels = margin, squared, uses_labels
         self.mining: Literal["all", "hard", "semi_hard"] = mining

@@ -1,9 +1,10 @@
-"""VICReg: variance-invariance-covariance regularisation.
+"""VICReg: variance-invariance-covariance regularization.
 
 Bardes, Ponce and LeCun, ICLR 2022, https://arxiv.org/abs/2105.04906.
 Reference code: facebookresearch/vicreg, commit 4e12602.
 
-Deviations: none, but that half precision is bfloat16 in our recipes, float16 with a scaler there.
+Deviations:
+    1. Half precision is bfloat16 in our recipes, float16 with a loss scaler in the code.
 """
 
 from __future__ import annotations
@@ -15,26 +16,25 @@ from sslzoo.losses import vicreg
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
-    ScheduleFactory,
     SSLMethod,
-    joined,
+    output_dim,
 )
-from sslzoo.optim import exempt_bias_and_norm
+from sslzoo.optim import Schedule, exempt_bias_and_norm
 
 
 class VICReg(SSLMethod):
-    """Views agree, every dimension varies, and no two dimensions vary together.
+    """Make views similar, each dimension varied, and dimensions uncorrelated.
 
     Args:
         backbone: (B, C, H, W) -> (B, num_features).
-        projector: the paper's expander; num_features -> D: three Linears of 8192, batch norm and
-            ReLU between, no bias at the end.
+        projector: the paper's expander; num_features -> D: three Linears of width 8192 with batch
+            norm and ReLU between, and no bias at the end.
         invariance_weight: lambda; 25 in the paper.
-        variance_weight: mu; 25.
-        covariance_weight: nu; 1.
+        variance_weight: mu; 25 in the paper.
+        covariance_weight: nu; 1 in the paper.
         optimizer: see `SSLMethod`; LARS in the paper.
         schedule: see `SSLMethod`; 10 epochs of warm-up, then a cosine to a thousandth.
-        parameter_groups: see `SSLMethod`; biases and norms are exempt in the code.
+        parameter_groups: see `SSLMethod`; biases and norms are not decayed in the code.
 
     Example:
         >>> import torch
@@ -55,11 +55,11 @@ class VICReg(SSLMethod):
         variance_weight: float = 25.0,
         covariance_weight: float = 1.0,
         optimizer: OptimizerFactory | None = None,
-        schedule: ScheduleFactory | None = None,
+        schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        joined(backbone, projector)
+        output_dim(backbone, projector)
         self.projector = projector
         self.invariance_weight, self.variance_weight = invariance_weight, variance_weight
         self.covariance_weight = covariance_weight

@@ -1,6 +1,5 @@
-"""Schedules, curves, parameter groups, and the optimizers that torch and timm lack."""
+"""Schedules, parameter groups, and the optimizers missing from torch and timm."""
 
-from sslzoo.optim.curve import Constant, Cosine, Curve, Horizon, Linear, as_curve
 from sslzoo.optim.groups import (
     BiasAndNormRate,
     ConstantRateFor,
@@ -11,26 +10,38 @@ from sslzoo.optim.groups import (
 )
 from sslzoo.optim.larc import LARC
 from sslzoo.optim.lars import LARS
-from sslzoo.optim.schedule import ConstantRate, Schedule, Steps, WarmupCosine, WarmupLinear
+from sslzoo.optim.schedule import (
+    ConstantSchedule,
+    CosineSchedule,
+    LinearSchedule,
+    RunLength,
+    Schedule,
+    StepSchedule,
+    WarmupConstant,
+    WarmupCosine,
+    WarmupLinear,
+    as_schedule,
+)
+from sslzoo.optim.schedule_lr import ScheduleLR
 
 __all__ = [
     "LARC",
     "LARS",
     "BiasAndNormRate",
-    "Constant",
-    "ConstantRate",
     "ConstantRateFor",
-    "Cosine",
-    "Curve",
-    "Horizon",
+    "ConstantSchedule",
+    "CosineSchedule",
     "LayerDecay",
-    "Linear",
+    "LinearSchedule",
+    "RunLength",
     "Schedule",
-    "Steps",
+    "ScheduleLR",
+    "StepSchedule",
+    "WarmupConstant",
     "WarmupCosine",
     "WarmupLinear",
     "all_alike",
-    "as_curve",
+    "as_schedule",
     "exempt_bias_and_norm",
     "exempt_bias_norm_and_classifier",
 ]

@@ -1,4 +1,4 @@
-"""Parameter groups: which parameters a recipe decays, adapts, or gives a rate of their own."""
+"""Parameter groups: which parameters get weight decay, LARS adaptation or their own rate."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def exempt_bias_and_norm(module: nn.Module) -> list[dict[str, Any]]:
 
 
 def exempt_bias_norm_and_classifier(module: nn.Module) -> list[dict[str, Any]]:
-    """As `exempt_bias_and_norm`, and the layer called `classifier` is exempt too.
+    """Two groups as in `exempt_bias_and_norm`, with the layer `classifier` exempt too.
 
-    The rule of SimCLR's fine-tuning, whose list of exemptions has `head_supervised`
+    This is the rule of SimCLR's fine-tuning, whose list of exemptions includes `head_supervised`
     (google-research/simclr, tf2/model.py).
     """
     named = module.named_modules()
@@ -54,14 +54,14 @@ def exempt_bias_norm_and_classifier(module: nn.Module) -> list[dict[str, Any]]:
 
 
 class ConstantRateFor:
-    """Keeps the named parts of a method at their base rate, whatever the schedule.
+    """Groups that keep the named parts of a method at their base rate, whatever the schedule.
 
-    SimSiam's predictor (the code's `--fix-pred-lr`). The parts get groups of their own, marked
+    SimSiam's predictor needs this (`--fix-pred-lr`). The parts get groups of their own, marked
     `constant_rate=True` for `Schedule`; torch's optimizers ignore and save the mark.
 
     Args:
         parts: names of the method's modules.
-        groups: makes the groups that are split.
+        groups: function that makes the groups to be split.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class ConstantRateFor:
         self.parts, self.groups = list(parts), groups
 
     def __call__(self, module: nn.Module) -> list[dict[str, Any]]:
-        """The groups, the constant ones last.
+        """Make the groups, the constant ones last.
 
         Raises:
-            ValueError: a part is no module of the method.
+            ValueError: a part is not a module of the method.
         """
         known = dict(module.named_modules())
         for name in self.parts:
@@ -93,10 +93,10 @@ class ConstantRateFor:
 
 
 class BiasAndNormRate:
-    """`exempt_bias_and_norm` with a rate of its own for the exempt (Barlow Twins).
+    """Two groups as in `exempt_bias_and_norm`, with a separate rate for the exempt (Barlow Twins).
 
     Args:
-        lr: base rate of the 1-D parameters; the optimizer's is that of the others.
+        lr: base rate of the 1-D parameters; the others have the optimizer's.
     """
 
     def __init__(self, lr: float):
@@ -110,19 +110,19 @@ class BiasAndNormRate:
 
 
 class LayerDecay:
-    """Groups for fine-tuning a ViT: the further below the head, the smaller the rate.
+    """Layer-wise learning-rate decay for fine-tuning a ViT.
 
-    BEiT's rule as MAE has it (facebookresearch/mae at efb2a80, util/lr_decay.py): with B blocks,
-    patches, class token and positions are layer 0, block i (from 0) is layer i + 1, everything
-    else (norm, head) layer B + 1; layer l has `lr_scale` = rate ** (B + 1 - l), by which our
-    schedules multiply the rate. 1-D parameters, class token and positions are not decayed.
+    BEiT's rule as implemented in MAE (facebookresearch/mae at efb2a80, util/lr_decay.py): with B
+    blocks, patch, class-token and position embeddings are layer 0, block i (from 0) is layer i + 1,
+    everything else (norm, head) layer B + 1; layer l has `lr_scale` = rate ** (B + 1 - l), by which
+    our schedules multiply the rate. 1-D parameters, class token and positions get no decay.
 
     Args:
         rate: above 0 and at most 1; 0.65 (ViT-B) or 0.75 (ViT-L, ViT-H) in MAE's recipes.
-        weight_decay: of what is decayed.
+        weight_decay: weight decay of the other parameters.
 
     Raises:
-        ValueError: for another rate.
+        ValueError: the rate is outside (0, 1].
     """
 
     def __init__(self, rate: float = 0.75, weight_decay: float = 0.05):
@@ -131,10 +131,10 @@ class LayerDecay:
         self.rate, self.weight_decay = rate, weight_decay
 
     def __call__(self, module: nn.Module) -> list[dict[str, Any]]:
-        """The groups of a module that holds a ViT with timm's names, at any depth.
+        """Make the groups of a module that contains a ViT with timm's names, at any depth.
 
         Raises:
-            ValueError: for a module without blocks.
+            ValueError: the module has no blocks.
         """
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         blocks = [int(found[1]) for name, _ in named if (found := _BLOCK.search(name))]

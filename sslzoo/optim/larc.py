@@ -1,10 +1,10 @@
-"""LARC: SGD whose gradients are scaled, parameter by parameter, to the norm of the weights.
+"""LARC: SGD with each parameter's gradient scaled by the norms of weight and gradient.
 
-You, Gitman and Ginsburg, arXiv 1708.03888, in the form that NVIDIA's apex gave it.
+You, Gitman and Ginsburg, arXiv 1708.03888, as implemented in NVIDIA's apex.
 Reference code: NVIDIA/apex at 2ec84eb, apex/parallel/LARC.py, around torch.optim.SGD.
 
-Not LARS: the norms of gradient and decay are added (LARS takes that of their sum), and a weight
-or gradient of norm 0 gets neither scaling nor decay.
+It differs from LARS: the norms of gradient and decay are added (LARS takes the norm of their sum),
+and a weight or gradient of norm 0 gets neither scaling nor decay.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from torch.optim import Optimizer
 
 
 class LARC(Optimizer):
-    """g <- ratio * (g + weight_decay * w); buffer <- momentum * buffer + g; w <- w - lr * buffer.
+    """SGD with momentum on gradients scaled by a trust ratio per parameter.
 
-    ratio = trust_coefficient |w| / (|g| + weight_decay |w| + eps), for every parameter, biases
-    and norms too; a group that says `adapt: False` is plain SGD.
+    g <- ratio * (g + weight_decay * w); buffer <- momentum * buffer + g; w <- w - lr * buffer,
+    with ratio = trust_coefficient |w| / (|g| + weight_decay |w| + eps), for every parameter, biases
+    and norms too; a group with `adapt: False` uses plain SGD.
 
     Args:
         params: parameters or groups; a group may set `adapt`.
         lr: learning rate.
-        momentum: of the buffer; 0.9 in SwAV.
-        weight_decay: 1e-6 in SwAV.
+        momentum: momentum of the buffer; 0.9 in SwAV.
+        weight_decay: added to the gradient; 1e-6 in SwAV.
         trust_coefficient: 0.001 in SwAV.
         clip: use min(ratio, lr) as the rate instead of ratio * lr; False in SwAV.
         eps: added to the norms.
@@ -93,14 +94,14 @@ class LARC(Optimizer):
 
 
 def _scaled(weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-    """Each gradient with its decay, times its ratio, without a device synchronisation."""
+    """Add weight decay to each gradient and scale it, without a device synchronization."""
     decay = group["weight_decay"]
     w_norms = torch.stack(list(torch._foreach_norm(weights)))
     g_norms = torch.stack(list(torch._foreach_norm(grads)))
     usable = (w_norms > 0) & (g_norms > 0)
     ratio = group["trust_coefficient"] * w_norms / (g_norms + w_norms * decay + group["eps"])
     if group["clip"]:
-        # The rate multiplies it again; with a rate of 0 nothing moves whatever the ratio.
+        # The rate multiplies it again; with a rate of 0 nothing changes whatever the ratio.
         ratio = (ratio / max(group["lr"], 1e-30)).clamp(max=1)
     ratio = torch.where(usable, ratio, 1.0)
     scaled = list(torch._foreach_mul(grads, list(ratio.unbind())))

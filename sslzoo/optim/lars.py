@@ -1,8 +1,8 @@
-"""LARS as its users wrote it: layer-wise rates from the norms of weights and gradients.
+"""LARS: layer-wise learning rates from the norms of weights and gradients.
 
 You, Gitman and Ginsburg, arXiv 1708.03888. timm's `Lars` divides by |g| + weight_decay |w|; the
-code of SimCLR and BYOL divides by |g + weight_decay w|: this is theirs, and golden arrays of
-both repositories hold it to that.
+code of SimCLR and BYOL divides by |g + weight_decay w|. This implementation follows the latter,
+and is tested against golden arrays of both repositories.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch.optim import Optimizer
 
 
 class LARS(Optimizer):
-    """w <- w - lr * (momentum buffer of trust * (g + weight_decay * w)).
+    """LARS update: w <- w - lr * (momentum buffer of trust * (g + weight_decay * w)).
 
     trust = eta |w| / |g + weight_decay w|, or 1 where either norm is 0 or the group says
     `adapt: False` (see `optim.exempt_bias_and_norm`).
 
     Args:
         params: parameters or groups; a group may set `adapt`.
-        lr: learning rate, the one that is used: no scaling by batch size happens here.
-        momentum: of the buffer (0.9 in both papers).
+        lr: learning rate as used, without scaling by batch size.
+        momentum: momentum of the buffer (0.9 in both papers).
         weight_decay: added to the gradient before the trust ratio.
         eta: trust coefficient (0.001 in both papers).
         nesterov: look one step ahead along the buffer.
@@ -90,7 +90,7 @@ class LARS(Optimizer):
             update = (
                 torch._foreach_add(grads, buffers, alpha=momentum) if group["nesterov"] else buffers
             )
-            # The trust ratio is taken from the output of the buffer.
+            # The trust ratio is computed from the output of the buffer.
             update = self._scaled(weights, list(update), group)
             torch._foreach_add_(weights, update, alpha=-lr)
             return
@@ -113,7 +113,7 @@ class LARS(Optimizer):
     def _scaled(
         self, weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]
     ) -> list[Tensor]:
-        """Each gradient times its trust ratio, without a device synchronisation."""
+        """Scale each gradient by its trust ratio, without a device synchronization."""
         if not group["adapt"]:
             return grads
         w_norms = torch.stack(list(torch._foreach_norm(weights)))

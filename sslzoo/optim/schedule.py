@@ -1,8 +1,8 @@
-"""Learning-rate schedules: base rate times a factor of the optimizer step.
+"""Schedules: values per optimizer step for learning rate, momentum, temperature and decay.
 
-Each is built as `schedule(optimizer, horizon)`, is stepped once per optimizer step, saves its
-step and its horizon, and keeps that horizon when a finished run is extended, unless
-`horizon_on_resume="new"` asks for the longer one.
+A schedule is a function of the number of optimizer steps taken so far and the run's `RunLength`.
+`SSLMethod` saves both in its checkpoints, so a resumed run continues on the same schedule. As a
+method's `schedule`, the value multiplies each parameter group's base learning rate.
 """
 
 from __future__ import annotations
@@ -10,204 +10,231 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
-from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-
-from sslzoo.optim.curve import Horizon
+OnResume = Literal["keep", "new"]
 
 
-class Schedule(LRScheduler, ABC):
-    """Base of our schedules: lr(step) = base lr * factor(step), and times a group's `lr_scale`.
-
-    A group marked `constant_rate=True` (see `ConstantRateFor`) stays at its base rate.
+class RunLength(NamedTuple):
+    """Length of a whole run.
 
     Args:
-        optimizer: its groups' `lr` are the base rates.
-        horizon: length of the run in optimizer steps.
-        horizon_on_resume: "keep" goes on along the curve of the checkpoint, "new" along that of
-            the run that resumes.
+        total_steps: optimizer steps of the run.
+        steps_per_epoch: optimizer steps of one epoch (after accumulation).
+    """
+
+    total_steps: int
+    steps_per_epoch: int
+
+    def fraction(self, step: int) -> float:
+        """Fraction of the run completed before step `step`, in [0, 1]."""
+        return min(1.0, step / max(1, self.total_steps))
+
+
+class Schedule(ABC):
+    """Abstract schedule: a value per optimizer step, counted from 0, `schedule(step, run_length)`.
+
+    Attributes:
+        run_length_on_resume: when a run with another length resumes, a learning rate continues
+            along the checkpoint's length ("keep") or along that of the resumed run ("new").
+    """
+
+    run_length_on_resume: OnResume = "keep"
+
+    @abstractmethod
+    def __call__(self, step: int, run_length: RunLength) -> float: ...
+
+
+class ConstantSchedule(Schedule):
+    """Schedule with the same value at every step."""
+
+    def __init__(self, value: float):
+        self.value = value
+
+    def __call__(self, step: int, run_length: RunLength) -> float:
+        return self.value
+
+
+def as_schedule(value: Schedule | float) -> Schedule:
+    """Return a schedule unchanged, and a number as a `ConstantSchedule`."""
+    return value if isinstance(value, Schedule) else ConstantSchedule(value)
+
+
+class CosineSchedule(Schedule):
+    """Half a cosine from `start` at step 0 to `end` at the last step of the run.
+
+    BYOL's target momentum is CosineSchedule(0.996, 1.0): tau = 1 - (1 - tau0)(cos(pi k/K) + 1)/2.
+    """
+
+    def __init__(self, start: float, end: float):
+        self.start, self.end = start, end
+
+    def __call__(self, step: int, run_length: RunLength) -> float:
+        remaining = (math.cos(math.pi * run_length.fraction(step)) + 1) / 2
+        return self.end + (self.start - self.end) * remaining
+
+
+class LinearSchedule(Schedule):
+    """Linear from `start` to `end` over some epochs or the whole run, constant outside.
+
+    DINO's teacher temperature, a linspace over its first n epochs, is
+    LinearSchedule(0.04, 0.07, epochs=n - 1, every="epoch"): the n-th epoch has the end value.
+
+    Args:
+        start: value at the beginning.
+        end: value after `delay + epochs`.
+        epochs: length of the linear part; None: to the end of the run, as in I-JEPA's momentum.
+        every: "step", or "epoch": constant within an epoch.
+        delay: epochs before the linear part begins.
     """
 
     def __init__(
         self,
-        optimizer: Optimizer,
-        horizon: Horizon,
-        horizon_on_resume: Literal["keep", "new"] = "keep",
+        start: float,
+        end: float,
+        epochs: float | None = None,
+        every: Literal["step", "epoch"] = "step",
+        delay: float = 0.0,
     ):
-        self.horizon = Horizon(*horizon)
-        self.horizon_on_resume = horizon_on_resume
-        super().__init__(optimizer)
+        self.start, self.end, self.epochs = start, end, epochs
+        self.every, self.delay = every, delay
 
-    @abstractmethod
-    def factor(self, step: int) -> float:
-        """What the base rate is multiplied by at optimizer step `step`, counted from 0."""
-
-    def get_lr(self) -> list[float | Tensor]:
-        factor = self.factor(self.last_epoch)
-        return [
-            base
-            * group.get("lr_scale", 1.0)
-            * (1.0 if group.get("constant_rate", False) else factor)
-            for base, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)
-        ]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "last_epoch": self.last_epoch,
-            "base_lrs": [float(lr) for lr in self.base_lrs],
-            "last_lr": [float(lr) for lr in self.get_last_lr()],
-            "horizon": list(self.horizon),
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        saved, asked = Horizon(*state_dict["horizon"]), self.horizon
-        self.last_epoch = self._step_count = state_dict["last_epoch"]
-        self._step_count += 1
-        self.base_lrs = list(state_dict["base_lrs"])
-        self._last_lr = list(state_dict["last_lr"])
-        if self.horizon_on_resume == "keep":
-            self.horizon = saved
-            if saved != asked:
-                rank_zero_info(
-                    f"{type(self).__name__} keeps the horizon of its checkpoint, "
-                    f"{saved.total_steps} steps (this run: {asked.total_steps}); to use the new "
-                    "one set horizon_on_resume: new in the schedule's init_args"
-                )
-        for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
-            group["lr"] = lr
+    def __call__(self, step: int, run_length: RunLength) -> float:
+        if self.every == "epoch":
+            step -= step % run_length.steps_per_epoch
+        delay = self.delay * run_length.steps_per_epoch
+        length = run_length.total_steps - delay
+        if self.epochs is not None:
+            length = self.epochs * run_length.steps_per_epoch
+        done = min(1.0, max(0.0, step - delay) / max(1.0, length))
+        return self.start + (self.end - self.start) * done
 
 
-def _duration(epochs: float, fraction: float, horizon: Horizon, name: str) -> int:
-    if epochs and fraction:
-        raise ValueError(f"give {name}_epochs or {name}_fraction, got {epochs} and {fraction}")
-    if epochs < 0 or not 0 <= fraction <= 1:
-        raise ValueError(
-            f"{name}_epochs must be >= 0 and {name}_fraction in [0, 1], got {epochs}, {fraction}"
-        )
-    return (
-        round(epochs * horizon.steps_per_epoch) if epochs else round(fraction * horizon.total_steps)
-    )
+class StepSchedule(Schedule):
+    """Step decay by `gamma` at each milestone: the learning rate of InstDisc and MoCo.
+
+    Args:
+        milestones: epochs at which the value is multiplied.
+        gamma: factor at each milestone.
+        run_length_on_resume: see `Schedule`.
+        warmup_steps: optimizer steps of linear warm-up from 0 (AMDIM: 500).
+    """
+
+    def __init__(
+        self,
+        milestones: Sequence[float] = (120, 160),
+        gamma: float = 0.1,
+        run_length_on_resume: OnResume = "keep",
+        warmup_steps: int = 0,
+    ):
+        self.milestones, self.gamma = sorted(milestones), gamma
+        self.run_length_on_resume, self.warmup_steps = run_length_on_resume, warmup_steps
+
+    def __call__(self, step: int, run_length: RunLength) -> float:
+        epochs = step / run_length.steps_per_epoch
+        dropped = self.gamma ** sum(epochs >= milestone for milestone in self.milestones)
+        return dropped * min(1.0, step / self.warmup_steps) if self.warmup_steps else dropped
+
+
+class WarmupConstant(Schedule):
+    """Linear warm-up from 0 to 1, then constant 1.
+
+    Args:
+        warmup_epochs: epochs of the rise (fractions allowed).
+        run_length_on_resume: see `Schedule`.
+    """
+
+    def __init__(self, warmup_epochs: float = 0.0, run_length_on_resume: OnResume = "keep"):
+        self.warmup_epochs, self.run_length_on_resume = warmup_epochs, run_length_on_resume
+
+    def __call__(self, step: int, run_length: RunLength) -> float:
+        warmup = round(self.warmup_epochs * run_length.steps_per_epoch)
+        return min(1.0, step / warmup) if warmup else 1.0
 
 
 class WarmupCosine(Schedule):
-    """Linear warm-up from `start_factor`, then half a cosine down to `end_factor`.
+    """Linear warm-up from `start_factor` to 1, then half a cosine down to `end_factor`.
 
-    factor = t / t_w below t_w, (1 + cos(pi (t - t_w) / (T - t_w))) / 2 after it: SimCLR's and
-    BYOL's with the defaults.
+    With t_w steps of warm-up and T steps in all: t / t_w below t_w, then
+    (1 + cos(pi (t - t_w) / (T - t_w))) / 2. The defaults are SimCLR's and BYOL's.
 
     Args:
-        optimizer: its groups' `lr` are the peak rates.
-        horizon: length of the run.
         warmup_epochs: t_w in epochs (fractions allowed).
         warmup_fraction: t_w as a fraction of the run, instead.
-        start_factor: factor at step 0, where there is a warm-up.
-        end_factor: factor at the end.
+        start_factor: value at step 0 if there is warm-up.
+        end_factor: value at the end.
         every: "step", or "epoch": constant within an epoch.
-        horizon_on_resume: see `Schedule`.
-        warmup_has_peak: the last step of the warm-up has the peak rate already, and the first
-            one after it again: numpy's linspace, in SwAV and DINO.
+        run_length_on_resume: see `Schedule`.
+        warmup_has_peak: the last warm-up step has the value 1 already, and the first step after
+            it has it again: numpy's linspace, in SwAV and DINO.
     """
 
     def __init__(
         self,
-        optimizer: Optimizer,
-        horizon: Horizon,
         warmup_epochs: float = 0.0,
         warmup_fraction: float = 0.0,
         start_factor: float = 0.0,
         end_factor: float = 0.0,
         every: Literal["step", "epoch"] = "step",
-        horizon_on_resume: Literal["keep", "new"] = "keep",
+        run_length_on_resume: OnResume = "keep",
         warmup_has_peak: bool = False,
     ):
+        _check_warmup(warmup_epochs, warmup_fraction)
         self.warmup_epochs, self.warmup_fraction = warmup_epochs, warmup_fraction
-        self.warmup_has_peak = warmup_has_peak
         self.start_factor, self.end_factor, self.every = start_factor, end_factor, every
-        super().__init__(optimizer, horizon, horizon_on_resume)
+        self.run_length_on_resume, self.warmup_has_peak = run_length_on_resume, warmup_has_peak
 
-    def factor(self, step: int) -> float:
+    def __call__(self, step: int, run_length: RunLength) -> float:
         if self.every == "epoch":
-            step -= step % self.horizon.steps_per_epoch
-        warmup = _duration(self.warmup_epochs, self.warmup_fraction, self.horizon, "warmup")
+            step -= step % run_length.steps_per_epoch
+        warmup = _warmup_steps(self.warmup_epochs, self.warmup_fraction, run_length)
         if step < warmup:
             rises = max(1, warmup - self.warmup_has_peak)
             return self.start_factor + (1 - self.start_factor) * step / rises
-        done = min(1.0, (step - warmup) / max(1, self.horizon.total_steps - warmup))
+        done = min(1.0, (step - warmup) / max(1, run_length.total_steps - warmup))
         return self.end_factor + (1 - self.end_factor) * (1 + math.cos(math.pi * done)) / 2
 
 
 class WarmupLinear(Schedule):
-    """Linear warm-up from 0, then linearly to 0 at the end: BERT's schedule.
+    """Linear warm-up from 0 to 1, then linear decay to 0: BERT's learning rate.
 
     Args:
-        optimizer: its groups' `lr` are the peak rates.
-        horizon: length of the run.
-        warmup_epochs: in epochs (fractions allowed).
-        warmup_fraction: as a fraction of the run, instead.
-        horizon_on_resume: see `Schedule`.
+        warmup_epochs: epochs of the rise (fractions allowed).
+        warmup_fraction: the warm-up as a fraction of the run, instead.
+        run_length_on_resume: see `Schedule`.
     """
 
     def __init__(
         self,
-        optimizer: Optimizer,
-        horizon: Horizon,
         warmup_epochs: float = 0.0,
         warmup_fraction: float = 0.0,
-        horizon_on_resume: Literal["keep", "new"] = "keep",
+        run_length_on_resume: OnResume = "keep",
     ):
+        _check_warmup(warmup_epochs, warmup_fraction)
         self.warmup_epochs, self.warmup_fraction = warmup_epochs, warmup_fraction
-        super().__init__(optimizer, horizon, horizon_on_resume)
+        self.run_length_on_resume = run_length_on_resume
 
-    def factor(self, step: int) -> float:
-        warmup = _duration(self.warmup_epochs, self.warmup_fraction, self.horizon, "warmup")
+    def __call__(self, step: int, run_length: RunLength) -> float:
+        warmup = _warmup_steps(self.warmup_epochs, self.warmup_fraction, run_length)
         if step < warmup:
             return step / warmup
-        total = self.horizon.total_steps
+        total = run_length.total_steps
         return max(0.0, (total - step) / max(1, total - warmup))
 
 
-class Steps(Schedule):
-    """The rate times `gamma` at each milestone (in epochs): InstDisc's and MoCo's schedule.
-
-    With `warmup_steps` it rises linearly from 0 over that many optimizer steps first (AMDIM: 500).
-    """
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        horizon: Horizon,
-        milestones: Sequence[float] = (120, 160),
-        gamma: float = 0.1,
-        horizon_on_resume: Literal["keep", "new"] = "keep",
-        warmup_steps: int = 0,
-    ):
-        self.milestones, self.gamma = sorted(milestones), gamma
-        self.warmup_steps = warmup_steps
-        super().__init__(optimizer, horizon, horizon_on_resume)
-
-    def factor(self, step: int) -> float:
-        epochs = step / self.horizon.steps_per_epoch
-        dropped = self.gamma ** sum(epochs >= milestone for milestone in self.milestones)
-        return dropped * min(1.0, step / self.warmup_steps) if self.warmup_steps else dropped
+def _check_warmup(epochs: float, fraction: float) -> None:
+    if epochs and fraction:
+        raise ValueError(
+            f"only one of warmup_epochs and warmup_fraction may be set, got {epochs} and {fraction}"
+        )
+    if epochs < 0 or not 0 <= fraction <= 1:
+        raise ValueError(
+            "warmup_epochs must be at least 0 and warmup_fraction in [0, 1], "
+            f"got {epochs} and {fraction}"
+        )
 
 
-class ConstantRate(Schedule):
-    """The base rate throughout, after an optional linear warm-up from 0."""
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        horizon: Horizon,
-        warmup_epochs: float = 0.0,
-        horizon_on_resume: Literal["keep", "new"] = "keep",
-    ):
-        self.warmup_epochs = warmup_epochs
-        super().__init__(optimizer, horizon, horizon_on_resume)
-
-    def factor(self, step: int) -> float:
-        warmup = round(self.warmup_epochs * self.horizon.steps_per_epoch)
-        return min(1.0, step / warmup) if warmup else 1.0
+def _warmup_steps(epochs: float, fraction: float, run_length: RunLength) -> int:
+    if epochs:
+        return round(epochs * run_length.steps_per_epoch)
+    return round(fraction * run_length.total_steps)

@@ -1,1 +1,1 @@
-"""Report: one run, or several side by side, as one HTML file that loads nothing from elsewhere."""
+"""Report: one or several runs as a self-contained HTML file."""

@@ -1,6 +1,6 @@
-"""Charts: drawings for light and dark pages, as SVG text and PNG data.
+"""Charts: plots for light and dark pages, as SVG text and PNG data.
 
-Lines of text and axes take the page's own colour; the rest is of mid tones.
+Text and axes have the page's own color; the rest has mid tones.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-PALETTE = (  # Okabe and Ito's eight without black and yellow, then darker and lighter ones
+PALETTE = (  # Okabe and Ito's eight colors without black and yellow, then darker and lighter ones
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"),
     *("#7f7f7f", "#9467bd", "#8c564b", "#bcbd22"),
 )
-_PAGE = "#010203"  # stands for the page's colour until the SVG is done
+_PAGE = "#010203"  # placeholder for the page's color until the SVG is complete
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sslzoo",
@@ -43,29 +43,29 @@ def line_chart(
     names: Sequence[str],
     log: bool = False,
 ) -> str:
-    """An `<svg>` element of one line for each name.
+    """Draw a line chart as an `<svg>` element, with one line per name.
 
     Args:
-        title: above it.
+        title: title above the chart.
         lines: x and y of each name that has them.
-        x_label: of the x axis.
-        names: all of the page, each with its colour; more than one get a legend.
-        log: whether y is logarithmic; values that are not positive are then left out.
+        x_label: label of the x axis.
+        names: all names of the page, which determine the colors; several names get a legend.
+        log: whether y is logarithmic; values that are not positive are then omitted.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(4.6, 2.7), layout="constrained")
         canvas = FigureCanvasSVG(figure)
         axes = figure.subplots()
         for name, (x, y) in lines.items():
-            colour = PALETTE[names.index(name) % len(PALETTE)]
+            color = PALETTE[names.index(name) % len(PALETTE)]
             few = len(x) <= 12
-            axes.plot(x, y, label=name, lw=1.4, color=colour, marker="o" if few else None, ms=3)
+            axes.plot(x, y, label=name, lw=1.4, color=color, marker="o" if few else None, ms=3)
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel(x_label)
         axes.grid(alpha=0.15, color=_PAGE)
         if log:
             axes.set_yscale("log", nonpositive="mask")
-            axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-8))  # below is rounding
+            axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-8))  # below is rounding error
         if len(names) > 1:
             axes.legend(frameon=False, fontsize=8)
         return _svg(figure, canvas, title)
@@ -80,18 +80,18 @@ def _svg(figure: Figure, canvas: FigureCanvasSVG, title: str) -> str:
     text = file.getvalue()
     text = text[text.index("<svg") :].replace(_PAGE, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # Several drawings stand in one page, where each id may come once only.
+    # One page contains several charts, and each id must be unique.
     salt = re.sub(r"\W", "", title) + str(len(text))
     text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{salt}-", text)
     return text.replace("<svg", '<svg role="img"', 1)
 
 
 def scatter(points: np.ndarray, groups: np.ndarray | None) -> bytes:
-    """A PNG of points in the plane, clear behind. Shapes: points (n, 2), groups (n,) of int.
+    """Draw a scatter plot as a transparent PNG. Shapes: points (n, 2), groups (n,) of int.
 
     Args:
-        points: what is drawn.
-        groups: whose colours they have, those of `PALETTE` in turn; None: one colour.
+        points: coordinates of the points.
+        groups: group of each point, colored by `PALETTE` in turn; None: one color.
     """
     figure = Figure(figsize=(4.2, 4.2), dpi=140)
     canvas = FigureCanvasAgg(figure)
@@ -99,8 +99,8 @@ def scatter(points: np.ndarray, groups: np.ndarray | None) -> bytes:
     axes.axis("off")
     figure.patch.set_alpha(0.0)
     which = np.zeros(len(points), int) if groups is None else groups
-    colours = [PALETTE[group % len(PALETTE)] for group in which]
-    axes.scatter(points[:, 0], points[:, 1], s=7, c=colours, alpha=0.75, linewidths=0)
+    colors = [PALETTE[group % len(PALETTE)] for group in which]
+    axes.scatter(points[:, 0], points[:, 1], s=7, c=colors, alpha=0.75, linewidths=0)
     file = io.BytesIO()
     canvas.print_png(file)
     return file.getvalue()

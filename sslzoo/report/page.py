@@ -1,4 +1,4 @@
-"""Page: the report's HTML, from what is known of the runs and what their encoders make of data."""
+"""Page: render the report's HTML from runs and their encoders' outputs."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from torch import Tensor, nn
 import sslzoo
 from sslzoo.eval.attention import attention_picture, cls_attention
 from sslzoo.report import charts
-from sslzoo.report.pictures import data_uri, neighbours, picture
-from sslzoo.report.run import Run, Table, differences
+from sslzoo.report.pictures import data_uri, neighbors, picture
 from sslzoo.report.samples import Samples, plane, spectrum, statistics
+from sslzoo.runs.run import Run, Table, differences
 
 MAP_NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 
 
 @dataclass
 class Looked:
-    """What one run's encoder and data gave.
+    """Outputs of one run's encoder and data.
 
     Args:
         samples: test samples and their features.
-        views: training views, (n, C, S, S) each, in [0, 1]; none where they are no images.
-        attention: PNG; None where the encoder is no ViT.
+        views: training views, (n, C, S, S) each, in [0, 1]; empty if they are not images.
+        attention: PNG of the attention maps; None if the encoder is not a ViT.
     """
 
     samples: Samples
@@ -41,26 +41,26 @@ class Looked:
 
 @dataclass(frozen=True)
 class Layout:
-    """How much is shown.
+    """Which maps, and how many neighbors, the page shows.
 
     Args:
-        maps: of "pca", "tsne" and "umap".
-        num_queries: rows of neighbours.
-        num_neighbours: of each.
+        maps: any of "pca", "tsne" and "umap".
+        num_queries: number of queries, one per row of neighbors.
+        num_neighbors: neighbors per query.
     """
 
     maps: Sequence[str] = ("pca", "tsne")
     num_queries: int = 8
-    num_neighbours: int = 10
+    num_neighbors: int = 10
 
 
 def attention_png(encoder: nn.Module, inputs: Tensor | None) -> bytes | None:
-    """The attention maps of these inputs, None where the encoder has none."""
+    """PNG of the inputs' attention maps; None if the encoder has none."""
     if inputs is None:
         return None
     try:
         maps = cls_attention(encoder, inputs)
-    except ValueError:  # no ViT with a class token
+    except ValueError:  # not a ViT with a class token
         return None
     file = io.BytesIO()
     sheet = attention_picture(inputs, maps)
@@ -76,14 +76,14 @@ def render(
     results: Sequence[tuple[str, Table]] = (),
     notices: Sequence[str] = (),
 ) -> str:
-    """The page.
+    """Render the page as HTML.
 
     Args:
-        runs: that are reported.
-        looked: by the run's name; runs whose weights or data are missing are not in it.
-        layout: how much of it is shown.
-        results: tables of evaluation besides those in the runs' folders.
-        notices: what is not in the page, and why.
+        runs: the runs to report.
+        looked: outputs by the run's name, without runs whose weights or data are missing.
+        layout: which maps, and how many neighbors.
+        results: evaluation tables besides those in the run directories.
+        notices: what is missing from the page, and why.
     """
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["cell"] = _cell
@@ -98,8 +98,8 @@ def render(
         "maps": _maps(looked, layout),
         "spectrum": _spectrum(runs, looked) if looked else "",
         "legend": _legend(looked),
-        "labelled": any(look.samples.labels is not None for look in looked.values()),
-        "neighbours": _neighbours(looked, layout),
+        "labeled": any(look.samples.labels is not None for look in looked.values()),
+        "neighbors": _neighbors(looked, layout),
         "views": _views(looked),
         "attention": _attention(looked),
         "different": differences(runs),
@@ -109,7 +109,7 @@ def render(
         ("evaluation", "Evaluation", parts["tables"]),
         ("curves", "Curves", parts["curves"]),
         ("features", "Features", looked),
-        ("neighbours", "Neighbours", parts["neighbours"]),
+        ("neighbors", "Neighbors", parts["neighbors"]),
         ("views", "Views", parts["views"]),
         ("attention", "Attention", parts["attention"]),
         ("configs", "Configs", True),
@@ -156,11 +156,11 @@ def _tables(
 
 
 def _purity(samples: Samples) -> dict[str, float]:
-    """How often the nearest other sample has the same label."""
+    """Fraction of samples whose nearest other sample has the same label."""
     if samples.labels is None or len(samples.labels) < 2:
         return {}
     rows = torch.arange(len(samples.labels))
-    nearest = neighbours(samples.features, rows, 1)[:, 0]
+    nearest = neighbors(samples.features, rows, 1)[:, 0]
     same = samples.labels[nearest] == samples.labels
     return {"nearest has the same label": same.double().mean().item()}
 
@@ -209,7 +209,7 @@ def _spectrum(runs: list[Run], looked: dict[str, Looked]) -> Markup:
 
 
 def _legend(looked: dict[str, Looked]) -> list[tuple[str, str]]:
-    """Colours of the classes, where each has its own."""
+    """Legend of the classes' colors, if each has its own."""
     samples = next((look.samples for look in looked.values()), None)
     if samples is None or samples.labels is None:
         return []
@@ -222,7 +222,7 @@ def _legend(looked: dict[str, Looked]) -> list[tuple[str, str]]:
     ]
 
 
-def _neighbours(
+def _neighbors(
     looked: dict[str, Looked], layout: Layout
 ) -> list[tuple[str, int, list[list[dict[str, str]]]]]:
     sheets = []
@@ -232,7 +232,7 @@ def _neighbours(
             continue
         total = len(samples.features)
         queries = torch.linspace(0, total - 1, min(layout.num_queries, total)).round().long()
-        found = neighbours(samples.features, queries, layout.num_neighbours)
+        found = neighbors(samples.features, queries, layout.num_neighbors)
         rows = []
         for query, row in zip(queries.tolist(), found.tolist(), strict=True):
             rows.append([_item(samples, query, "query"), *(_near(samples, query, i) for i in row)])

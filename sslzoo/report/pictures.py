@@ -1,4 +1,4 @@
-"""Pictures: images, views and neighbours as data that stands in the page itself."""
+"""Pictures: images, views and neighbors as data embedded in the page."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-MAX_SIDE = 112  # pixels of a picture in the page
+MAX_SIDE = 112  # maximum side of a picture in the page, in pixels
 
 
 def data_uri(png: bytes) -> str:
-    """What an `<img>` shows without a file."""
+    """Encode an image as a data URI for an `<img>`."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def picture(pixels: Tensor) -> str:
-    """An image as a data URI, no larger than `MAX_SIDE`.
+    """Encode pixels as a data URI, with sides of at most `MAX_SIDE`.
 
     Args:
-        pixels: (C, H, W) uint8, or float in [0, 1]; of 1 or 3 channels, else their mean is shown.
+        pixels: (C, H, W) uint8, or float in [0, 1], with 1 or 3 channels; otherwise their mean is
+            shown.
     """
     x = pixels.detach().cpu()
     x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
@@ -39,12 +40,12 @@ def picture(pixels: Tensor) -> str:
 
 
 def shown(view: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
-    """Views as pixels: without their normalisation, or stretched where that is not known.
+    """Convert views to pixels: undo the normalization, or rescale if it is unknown.
 
     Args:
         view: (B, C, H, W) float, as a method gets it.
-        mean: that was taken from each channel, C numbers; None: none was.
-        std: that each channel was divided by.
+        mean: mean that was subtracted from each channel, C numbers; None: none was.
+        std: standard deviation that each channel was divided by.
 
     Returns:
         (B, C, H, W) in [0, 1].
@@ -52,14 +53,14 @@ def shown(view: Tensor, mean: Sequence[float] | None, std: Sequence[float] | Non
     x = view.detach().float().cpu()
     if mean is not None and std is not None and len(mean) == x.shape[1]:
         x = x * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
-    if x.numel() and (x.min() < -0.02 or x.max() > 1.02):  # bicubic crops pass the ends a little
+    if x.numel() and (x.min() < -0.02 or x.max() > 1.02):  # bicubic crops exceed the range slightly
         low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
         x = (x - low) / (high - low).clamp_min(1e-12)
     return x.clamp(0, 1)
 
 
-def neighbours(features: Tensor, queries: Tensor, count: int) -> Tensor:
-    """The nearest other rows by cosine, nearest first. Shapes: (n, D), (q,) -> (q, count)."""
+def neighbors(features: Tensor, queries: Tensor, count: int) -> Tensor:
+    """Find the nearest other rows by cosine, nearest first. Shapes: (n, D), (q,) -> (q, count)."""
     x = F.normalize(features.float(), dim=1)
     similarity = x[queries] @ x.T
     similarity[torch.arange(len(queries)), queries] = -torch.inf

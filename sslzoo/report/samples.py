@@ -1,4 +1,4 @@
-"""Samples: what a run's encoder makes of some test samples, and the views it was trained on.
+"""Samples: features of test samples, and the training views.
 
 Shapes: n samples, D width of the features, C channels.
 """
@@ -14,21 +14,21 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor, nn
 
-from sslzoo.data.base import SampleDataModule
-from sslzoo.data.module import ImageDataModule
+from sslzoo.data.datamodule import SampleDataModule
+from sslzoo.data.image.datamodule import ImageDataModule
 from sslzoo.eval.features import eval_mode
 from sslzoo.eval.spectrum import effective_rank, feature_std, uniformity
 
 
 class Samples(NamedTuple):
-    """Test samples, spread evenly over their set.
+    """Test samples, spaced evenly over their set, with their features.
 
     Args:
         features: (n, D) float32.
         labels: (n,) int64, or None.
-        images: (n, C, H, W) uint8 as they are, or None where the samples are no images.
-        inputs: (m, C, H, W), m of them as the encoder takes them, or None.
-        classes: names of the labels; empty where they have none.
+        images: (n, C, H, W) uint8 raw images, or None if the samples are not images.
+        inputs: (m, C, H, W) preprocessed inputs of m samples, or None.
+        classes: names of the labels; empty if they have none.
     """
 
     features: Tensor
@@ -38,7 +38,7 @@ class Samples(NamedTuple):
     classes: list[str]
 
     def name(self, sample: int) -> str:
-        """Of the sample's class."""
+        """Name of the sample's class."""
         if self.labels is None:
             return ""
         label = int(self.labels[sample])
@@ -46,10 +46,10 @@ class Samples(NamedTuple):
 
 
 def seen(encoder: nn.Module, data: SampleDataModule, count: int, num_inputs: int) -> Samples:
-    """Features of `count` samples of the query set (else the training set).
+    """Encode `count` samples of the query set (otherwise the training set).
 
     Raises:
-        ValueError: the data has no such set, or the features are not (n, D).
+        ValueError: the data has neither set, or the features are not (n, D).
     """
     sets = data.sets
     whole = getattr(sets, "query", None)
@@ -90,12 +90,12 @@ def seen(encoder: nn.Module, data: SampleDataModule, count: int, num_inputs: int
 
 
 def training_views(data: ImageDataModule, count: int, epoch: int = 0) -> list[Tensor]:
-    """The views of `count` training samples: one (count, C, S, S) tensor a view.
+    """Draw the views of `count` training samples: one (count, C, S, S) tensor per view.
 
     Args:
-        data: set up, with the run's seed.
-        count: spread evenly over the training set.
-        epoch: whose draws they are.
+        data: the data module, set up with the run's seed.
+        count: number of samples, spaced evenly over the training set.
+        epoch: the epoch whose random draws are used.
     """
     total = data.num_samples
     rows = torch.linspace(0, total - 1, min(count, total)).round().long().tolist()
@@ -103,7 +103,7 @@ def training_views(data: ImageDataModule, count: int, epoch: int = 0) -> list[Te
 
 
 def statistics(samples: Samples) -> dict[str, float]:
-    """Of these features alone: rank and spread."""
+    """Effective rank and spread of the features."""
     return {
         "effective rank": effective_rank(samples.features).item(),
         "feature std": feature_std(samples.features).mean().item(),
@@ -112,7 +112,7 @@ def statistics(samples: Samples) -> dict[str, float]:
 
 
 def spectrum(features: Tensor) -> list[float]:
-    """Eigenvalues of the features' covariance, largest first, as shares of their sum."""
+    """Eigenvalues of the features' covariance, descending, as fractions of their sum."""
     x = features.double()
     x = x - x.mean(0)
     values = torch.linalg.eigvalsh(x.T @ x).flip(0).clamp_min(0)
@@ -120,14 +120,14 @@ def spectrum(features: Tensor) -> list[float]:
 
 
 def plane(features: Tensor, kind: str) -> np.ndarray:
-    """Features in the plane, (n, D) -> (n, 2).
+    """Project features to the plane, (n, D) -> (n, 2).
 
     Args:
         features: scaled to length 1 first.
         kind: "pca", "tsne" (both scikit-learn's), or "umap" (umap-learn's).
 
     Raises:
-        ValueError: for another kind, or fewer than 3 samples.
+        ValueError: the kind is unknown, or there are fewer than 3 samples.
         ImportError: umap-learn is not installed.
     """
     if len(features) < 3:
@@ -150,7 +150,7 @@ def plane(features: Tensor, kind: str) -> np.ndarray:
 
 
 def set_seed(config: dict[str, Any]) -> None:
-    """The run's seed, which its views follow."""
+    """Set the run's seed, which determines its views."""
     seed = config.get("seed_everything")
     seed_everything(
         seed if isinstance(seed, int) and not isinstance(seed, bool) else 0, verbose=False

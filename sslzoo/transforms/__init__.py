@@ -1,12 +1,11 @@
-"""Transforms: batched, per-sample-random views made on the batch's own device."""
+"""Transforms: random views per sample, made in batches on the batch's device."""
 
-from sslzoo.transforms.block_masks import BlockMasks
-from sslzoo.transforms.crop import RandomResizedCrop
-from sslzoo.transforms.eval_view import EvalView
-from sslzoo.transforms.log_mel import LogMel
-from sslzoo.transforms.log_mel_views import LogMelViews
-from sslzoo.transforms.neighbours import NearestEmbeddings, TableFile
-from sslzoo.transforms.recipes import (
+from sslzoo.transforms.audio.log_mel import LogMel
+from sslzoo.transforms.audio.log_mel_views import LogMelViews
+from sslzoo.transforms.audio.waveform import Waveform
+from sslzoo.transforms.image.crop import RandomResizedCrop
+from sslzoo.transforms.image.eval_view import EvalView
+from sslzoo.transforms.image.recipes import (
     amdim_views,
     byol_views,
     cmc_views,
@@ -23,14 +22,18 @@ from sslzoo.transforms.recipes import (
     multi_crop_views,
     simclr_views,
 )
-from sslzoo.transforms.supervised import crop_view, mae_fine_tune_views
-from sslzoo.transforms.text import Reordering, SpanDeletion, Substitution, WordDeletion
-from sslzoo.transforms.text_views import Drawn, TextViews, clear_views, plain_text
-from sslzoo.transforms.views import View, Views
-from sslzoo.transforms.waveform import Waveform
+from sslzoo.transforms.image.supervised import crop_view, mae_fine_tune_views
+from sslzoo.transforms.image.views import View, Views
+from sslzoo.transforms.text.augmentations import (
+    Reordering,
+    SpanDeletion,
+    Substitution,
+    WordDeletion,
+)
+from sslzoo.transforms.text.neighbors import NearestEmbeddings, TableFile
+from sslzoo.transforms.text.views import Drawn, TextViews, clear_views, plain_text
 
 __all__ = [
-    "BlockMasks",
     "Drawn",
     "EvalView",
     "LogMel",

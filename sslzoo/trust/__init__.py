@@ -1,13 +1,15 @@
-"""Trust: a file is data. Which classes it may name, and how objects are built of them."""
+"""Trust: which classes a file may name, and how objects are built from them safely."""
 
 from sslzoo.trust.admit import PACKAGES, UntrustedError, admit
-from sslzoo.trust.build import build, build_trusted, shell
+from sslzoo.trust.build import LOADERS, build, build_trusted, shell
 from sslzoo.trust.checkpoint import hyper_parameters, module_of
 from sslzoo.trust.fill import check_fit, fill
 from sslzoo.trust.pickles import refuse_deep_pickles
+from sslzoo.trust.renamed import renamed_arguments
 from sslzoo.trust.run_files import forget_other_files, read_config, refuse_objects
 
 __all__ = [
+    "LOADERS",
     "PACKAGES",
     "UntrustedError",
     "admit",
@@ -21,5 +23,6 @@ __all__ = [
     "read_config",
     "refuse_deep_pickles",
     "refuse_objects",
+    "renamed_arguments",
     "shell",
 ]

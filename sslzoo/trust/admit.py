@@ -1,15 +1,15 @@
-"""Admit: the one decision which class or function a name in a file may stand for.
+"""Admit: decide which class or function a name in a file may refer to.
 
 A card, a checkpoint's hyper-parameters and the config of a run are data from a file. They may name
 
 - classes that are defined in the packages of `PACKAGES`,
 - the public functions of sslzoo's packages that return such an object (`simclr_views`), and
-- classes of the user's own program that it has imported already, where a subclass of a class of
-  these packages is wanted (a backbone, a method, a data module).
+- classes of the user's own program that it has imported already, if a subclass of a class of
+  these packages is expected (a backbone, a method, a data module).
 
-A name is followed through real submodules only, never through what a module happens to import, and
-the object must be the very one that its own `__module__` and `__qualname__` say. Nothing outside
-these packages is imported for a file.
+A name is resolved through real submodules only, never through a module's own imports, and the
+object must be the one that its `__module__` and `__qualname__` refer to. Nothing outside these
+packages is imported for a file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ FACTORY_PACKAGES = (
     "sslzoo.data",
     "sslzoo.eval",
     "sslzoo.heads",
+    "sslzoo.layers",
     "sslzoo.losses",
+    "sslzoo.masks",
     "sslzoo.memory",
     "sslzoo.methods",
     "sslzoo.optim",
@@ -38,9 +40,6 @@ FACTORY_PACKAGES = (
 )
 PACKAGES = (
     *FACTORY_PACKAGES,
-    "sslzoo.multi_block",
-    "sslzoo.norm",
-    "sslzoo.transformer",
     "torch.nn",
     "torch.optim",
 )
@@ -48,7 +47,7 @@ _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 class UntrustedError(ValueError):
-    """A file names a class or function that it may not name."""
+    """A file names a class or function that is not allowed."""
 
     def __init__(self, name: object, why: str, where: str) -> None:
         super().__init__(
@@ -59,19 +58,19 @@ class UntrustedError(ValueError):
 
 
 def admit(name: Any, base: type, where: str, result: type = object) -> Any:
-    """The class or function of a name in a file.
+    """Resolve a name in a file to its class or function, if it is allowed.
 
     Args:
         name: dotted, such as "sslzoo.backbones.SmallResNet".
-        base: what the object must be a subclass of (or return); `object` for a reference that is
-            called later, such as an optimizer's.
+        base: required base class of the object (or of its return value); `object` for a reference
+            that is called later, such as an optimizer's.
         where: the file, for the error.
-        result: of a reference, what the call must give; `object`: nobody says, and a class of the
-            user's own is not admitted.
+        result: for a reference, the type that the call must return; `object`: unknown, and then
+            the user's own classes are not allowed.
 
     Raises:
-        UntrustedError: the name stands for something else than the module's docstring lists.
-        ValueError: there is no such name, or it is no subclass of `base`.
+        UntrustedError: the name refers to something that the module's docstring does not list.
+        ValueError: the name does not exist, or is not a subclass of `base`.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UntrustedError(name, "is not the dotted name of a class", where)
@@ -102,7 +101,7 @@ def _ours(name: str, where: str) -> Any:
 
 
 def _follow(name: str, where: str) -> Any:
-    """The attribute behind a name: submodules first, then one class within another."""
+    """Resolve a name to an attribute: through submodules first, then nested classes."""
     root = next(package for package in PACKAGES if _within(name, [package]))
     module = importlib.import_module(root)
     parts = name.removeprefix(root).strip(".").split(".")
@@ -124,7 +123,7 @@ def _is_submodule(module: ModuleType, name: str) -> bool:
 
 
 def _attribute(module: ModuleType, qualname: str) -> Any:
-    """An attribute of a module, or of a class in it; None where the way leads through others."""
+    """Attribute of a module or of a class in it; None if the path goes through other objects."""
     first, *rest = qualname.split(".")
     found = vars(module).get(first)
     for part in rest:
@@ -133,7 +132,7 @@ def _attribute(module: ModuleType, qualname: str) -> Any:
 
 
 def _is_public(function: FunctionType) -> bool:
-    """Whether a package of ours lists this very function in its `__all__`."""
+    """Whether one of our packages lists this function in its `__all__`."""
     name = function.__name__
     packages = (importlib.import_module(package) for package in FACTORY_PACKAGES)
     return any(
@@ -142,7 +141,7 @@ def _is_public(function: FunctionType) -> bool:
 
 
 def _of_the_user(name: str, base: type, where: str) -> type:
-    """A class that the running program has imported from the user's own code."""
+    """Find a class that the running program has imported from the user's own code."""
     path, _, qualname = name.rpartition(".")
     while path and path not in sys.modules:
         path, _, last = path.rpartition(".")
@@ -164,7 +163,7 @@ def _of_the_user(name: str, base: type, where: str) -> type:
 
 
 def _is_users_own(module: ModuleType) -> bool:
-    """Whether a module is neither Python's, nor an installed package's, nor of sslzoo."""
+    """Whether a module belongs neither to Python, nor to an installed package, nor to sslzoo."""
     file = getattr(module, "__file__", None)
     if _within(module.__name__, ["sslzoo"]):
         return False

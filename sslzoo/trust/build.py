@@ -1,7 +1,7 @@
-"""Build: objects from the `class_path` and `init_args` of a file, by the types of their arguments.
+"""Build objects from a file's `class_path` and `init_args`, guided by type hints.
 
-The constructor's own type hints say where a class may stand: a `class_path` is followed for an
-argument that takes an object, and nowhere else; a string stays a string where a string is wanted.
+The constructor's type hints decide where a class is allowed: a `class_path` is resolved only for an
+argument that takes an object; a string stays a string if the argument is a string.
 No parser interprets the values, so nothing else in them (paths of further configs, JSON in a
 string, environment variables) is read.
 """
@@ -22,41 +22,42 @@ import jsonargparse
 import torch
 
 from sslzoo.trust.admit import UntrustedError, admit
+from sslzoo.trust.renamed import renamed_arguments, renamed_class
 
 PLAIN = (bool, int, float, str, type(None))
 _SEQUENCES = (list, Sequence, Iterable, Collection)
 
-# What a file may not ask for, and what stands in its place: its weights are in the file, and
-# nothing is fetched or read from elsewhere for it.
+# Arguments that a file may not set, and their replacements: its weights are in the file, and
+# nothing is downloaded or read from elsewhere for it.
 _WITHHELD = {
     "pretrained": False,
     "weights": None,
     "download": False,
     "local_files_only": True,
 }
-# What constructors raise where arguments do not fit, besides ValueError.
+# What constructors raise if arguments do not fit, besides ValueError.
 _UNBUILDABLE = (
     *(TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError),
     *(AssertionError, MemoryError),
 )
-# The name that starts training from an encoder of the zoo: here it stands for the network alone.
-_LOADERS = ("sslzoo.load", "sslzoo.zoo.load", "sslzoo.zoo.loading.load")
+# The name that starts training from a zoo encoder; here only its network is built.
+LOADERS = ("sslzoo.load", "sslzoo.zoo.load", "sslzoo.zoo.load.load", "sslzoo.zoo.loading.load")
 
 
 def build(spec: Any, base: type, where: str, **given: Any) -> Any:
-    """The object of a `class_path` and its `init_args`, or of a class path alone.
+    """Build the object of a `class_path` and its `init_args`, or of a class path alone.
 
     It draws its initial weights from a generator of its own.
 
     Args:
         spec: plain data from a file.
-        base: what the object must be, such as `nn.Module`.
+        base: required class, such as `nn.Module`.
         where: the file, for errors.
-        given: arguments that the caller gives, in place of the file's.
+        given: arguments from the caller that replace the file's.
 
     Raises:
         UntrustedError: a class in it, at any depth, may not be named by a file.
-        ValueError: there is no such argument, one is missing, or a value has another type.
+        ValueError: an argument is unknown or missing, or a value has the wrong type.
     """
     with torch.random.fork_rng(devices=[]):
         try:
@@ -66,7 +67,7 @@ def build(spec: Any, base: type, where: str, **given: Any) -> Any:
 
 
 def shell(spec: Any, base: type, where: str) -> Any:
-    """The module without memory for its weights (on the meta device), to be held against a file.
+    """Build the module on the meta device, without memory, to check a file against it.
 
     Args:
         spec: see `build`.
@@ -74,7 +75,7 @@ def shell(spec: Any, base: type, where: str) -> Any:
         where: see there.
 
     Returns:
-        None where it cannot be made so, for it computes with its initial values.
+        None if that is impossible, since it computes with its initial values.
 
     Raises:
         UntrustedError, ValueError: see `build`.
@@ -89,17 +90,17 @@ def shell(spec: Any, base: type, where: str) -> Any:
 
 
 def build_trusted(spec: dict[str, Any], base: type, **given: Any) -> Any:
-    """What the user's own words name, as the command builds it: any class or function.
+    """Build what the user names, as `sslzoo fit` does: any class or function.
 
     Args:
         spec: `class_path` and `init_args`.
-        base: what the object must be.
-        given: arguments that the caller gives, in place of the spec's.
+        base: required class.
+        given: arguments from the caller that replace the spec's.
 
     Raises:
-        ValueError: there is no such class, it is no `base`, or it takes other arguments.
+        ValueError: the class does not exist, is not a `base`, or takes other arguments.
     """
-    spec = copy.deepcopy(spec)  # jsonargparse changes it
+    spec = copy.deepcopy(spec)  # jsonargparse modifies it
     for key in ("init_args", "dict_kwargs"):
         if given and isinstance(spec.get(key), Mapping):
             spec[key] = {name: part for name, part in spec[key].items() if name not in given}
@@ -119,7 +120,7 @@ def build_trusted(spec: dict[str, Any], base: type, **given: Any) -> Any:
 
 
 def _class_paths(spec: Any) -> Iterator[str]:
-    """Those at any depth."""
+    """All class paths in a spec, at any depth."""
     if isinstance(spec, Mapping):
         if isinstance(spec.get("class_path"), str):
             yield spec["class_path"]
@@ -130,12 +131,12 @@ def _class_paths(spec: Any) -> Iterator[str]:
 
 
 def _import(name: str) -> None:
-    """Import the module of a class, which may stand within another class.
+    """Import the module of a class, which may be nested in another class.
 
     Raises:
-        ValueError: it cannot be imported.
+        ValueError: the module cannot be imported.
     """
-    module = name.rpartition(".")[0]  # of a short name none: it is of what is imported
+    module = name.rpartition(".")[0]  # a short name has no module: it refers to an imported class
     while module:
         try:
             importlib.import_module(module)
@@ -157,7 +158,7 @@ class _Builder:
 
     def make(self, spec: Any, base: type, given: Mapping[str, Any]) -> Any:
         name, args = self._split(spec)
-        if name in _LOADERS:
+        if name in LOADERS:
             return self._network(args, base)
         maker = admit(name, base, self.where)
         arguments = self._arguments(maker, name, args, given)
@@ -170,17 +171,17 @@ class _Builder:
             raise ValueError(text) from error
 
     def _network(self, args: Mapping[str, Any], base: type) -> Any:
-        """The encoder of the entry or file that a run started from, without its weights."""
-        loading = importlib.import_module("sslzoo.zoo.loading")  # of a layer above
+        """Build the encoder of the entry or file that a run started from, without its weights."""
+        loading = importlib.import_module("sslzoo.zoo.load")  # of a layer above
         found = loading.network(args.get("name"))
         if not isinstance(found, base):
             raise ValueError(f"{self.where} names an encoder where a {base.__name__} is wanted")
         return found
 
     def _split(self, spec: Any) -> tuple[str, dict[str, Any]]:
-        """The name and the arguments; jsonargparse also writes a class path alone."""
+        """Split a spec into name and arguments; jsonargparse may write a class path alone."""
         if isinstance(spec, str):
-            return spec, {}
+            return renamed_class(spec), {}
         if not isinstance(spec, Mapping) or not isinstance(spec.get("class_path"), str):
             raise ValueError(f"{self.where}: class_path and init_args wanted, got {spec!r:.200}")
         unknown = sorted(set(spec) - {"class_path", "init_args", "dict_kwargs"})
@@ -194,12 +195,13 @@ class _Builder:
                     f"{self.where}: {key} must be arguments by name, got {part!r:.200}"
                 )
             args |= part
-        return spec["class_path"], args
+        name = spec["class_path"]
+        return renamed_class(name), renamed_arguments(args) if name.startswith("sslzoo.") else args
 
     def _arguments(
         self, maker: Any, name: str, args: Mapping[str, Any], given: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Each argument converted to what its type hint wants."""
+        """Convert each argument to its type hint."""
         hints = hints_of(maker)
         parameters = inspect.signature(maker).parameters
         takes_more = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -221,7 +223,7 @@ class _Builder:
         return {**made, **withheld, **given}
 
     def _convert(self, value: Any, hint: Any, at: str) -> Any:
-        """A value as its type hint wants it; errors name the argument by `at`."""
+        """Convert a value to its type hint; errors name the argument by `at`."""
         origin, parts = typing.get_origin(hint), typing.get_args(hint)
         if hint is Any or isinstance(hint, str | typing.TypeVar):
             return self._plain(value, at)
@@ -260,13 +262,13 @@ class _Builder:
             raise ValueError(f"{self.where}: {at} has the type {hint}, which no file can give")
         if not isinstance(value, str | Mapping):
             self._checked(value, False, f"class_path and init_args of a {hint.__name__}", at)
-        if isinstance(value, Mapping) and "class_path" not in value:  # of the hint's own class
+        if isinstance(value, Mapping) and "class_path" not in value:  # its arguments
             value = {"class_path": f"{hint.__module__}.{hint.__qualname__}", "init_args": value}
         return self.make(value, hint, {})
 
     def _one_of(self, value: Any, hints: Sequence[Any], at: str) -> Any:
         failed = []
-        for hint in sorted(hints, key=_rank):  # a string is a string before it is a name
+        for hint in sorted(hints, key=_rank):  # a string is tried as a string before a class name
             try:
                 return self._convert(value, hint, at)
             except UntrustedError:
@@ -283,7 +285,7 @@ class _Builder:
         return tuple(self._convert(v, p, at) for v, p in zip(value, parts, strict=True))
 
     def _reference(self, value: Any, hint: Sequence[Any]) -> Callable[..., Any]:
-        """What is called later, such as an optimizer: a class or factory with some arguments."""
+        """Build a factory that is called later, such as an optimizer's, with arguments bound."""
         name, args = self._split(value)
         given = hint[-1] if hint and isinstance(hint[-1], type) else object
         maker = admit(name, object, self.where, given)
@@ -291,7 +293,7 @@ class _Builder:
         return partial(maker, **arguments) if arguments else maker
 
     def _plain(self, value: Any, at: str) -> Any:
-        """Data where nothing is known of the type; it may not name anything."""
+        """Plain data for an argument of unknown type; it may not name a class."""
         if isinstance(value, Mapping):
             if "class_path" in value:
                 admit(value["class_path"], object, self.where)
@@ -308,7 +310,7 @@ class _Builder:
 
 
 def hints_of(maker: Any) -> dict[str, Any]:
-    """The type hints of a class's constructor, or of a function; none where they do not resolve."""
+    """Type hints of a class's constructor or a function; empty if they do not resolve."""
     constructor = getattr(maker, "__init__") if isinstance(maker, type) else maker  # noqa: B009
     try:
         return typing.get_type_hints(constructor)
@@ -317,7 +319,7 @@ def hints_of(maker: Any) -> dict[str, Any]:
 
 
 def _is_default(value: Any, default: Any) -> bool:
-    """Whether a value of a file is that of the signature, or the name of the object there."""
+    """Whether a file's value equals the signature's default, or names that object."""
     if isinstance(default, PLAIN):
         return type(value) is type(default) and value == default
     if isinstance(default, list | tuple) and isinstance(value, list | tuple):
@@ -331,12 +333,12 @@ def _is_default(value: Any, default: Any) -> bool:
 
 
 def _printable(text: str) -> str:
-    """A text that may quote the file, without characters that rule a terminal."""
+    """Remove terminal control characters from a text that may quote the file."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _rank(hint: Any) -> int:
-    """None first, classes last: the error of the last type that was tried is told."""
+    """Order of the types to try: None first, classes last, since the last error is reported."""
     if hint in (type(None), None):
         return 0
     return 1 if hint in PLAIN or typing.get_origin(hint) is not None else 2

@@ -1,4 +1,4 @@
-"""Checkpoint: the module behind a Lightning checkpoint, whose file chooses no class of its own."""
+"""Checkpoint: build the module of a Lightning checkpoint, with allowed classes only."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from torch import Tensor
 from sslzoo.trust.admit import admit
 from sslzoo.trust.build import build, build_trusted, hints_of, shell
 from sslzoo.trust.fill import check_fit
+from sslzoo.trust.renamed import renamed_class
 
 
 def hyper_parameters(saved: Any, where: str) -> dict[str, Any]:
-    """The hyper-parameters of a checkpoint, `_class_path` among them where the command made it.
+    """Hyperparameters of a checkpoint, with `_class_path` if it is from `sslzoo fit`.
 
     Raises:
-        ValueError: it holds something else in their place.
+        ValueError: the entry is something else.
     """
     found = saved.get("hyper_parameters", {}) if isinstance(saved, Mapping) else {}
     if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
@@ -36,23 +37,23 @@ def module_of(
     trust: bool = False,
     **given: Any,
 ) -> LightningModule:
-    """The module that a checkpoint of the command holds, filled with its weights, on the CPU.
+    """Build the module of a checkpoint of `sslzoo fit`, with its weights, on the CPU.
 
     Args:
-        saved: what the file holds.
+        saved: the file's contents.
         where: the file, for errors.
-        base: a class that the module must be of.
-        whole: also what only training needs, an optimizer and its schedule, and the clock.
-        strict: whether names that are missing or not wanted are refused.
+        base: required class of the module.
+        whole: whether to build what only training needs: optimizer, schedule and step counter.
+        strict: whether missing or unexpected names are refused.
         trust: whether the file may name any class that Python can import.
-        given: arguments of the module, in place of the file's.
+        given: arguments of the module that replace the file's.
 
     Raises:
         UntrustedError: the file names a class that it may not name.
-        ValueError: it does not name its class, its arguments do not fit, or its tensors do not.
+        ValueError: the file does not name its class, or its arguments or tensors do not fit.
     """
     args = hyper_parameters(saved, where)
-    name = args.pop("_class_path", None)
+    name = renamed_class(args.pop("_class_path", None))
     args = {key: value for key, value in args.items() if not key.startswith("_")}
     if name is None:
         encoder = "" if whole else ", or sslzoo.load(PATH, backbone=NET) for the encoder alone"
@@ -66,7 +67,7 @@ def module_of(
     if not whole and not trust:
         args = _without_factories(admit(name, base, where), args)
     spec = {"class_path": name, "init_args": args}
-    # Objects of the caller's are not on the meta device.
+    # The caller's objects are not on the meta device.
     empty = None if given or trust or not strict else shell(spec, base, where)
     if empty is not None:
         check_fit(empty, state, where)
@@ -86,11 +87,11 @@ def module_of(
 
 
 def _without_factories(cls: type, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is called later and may be left out: optimizer, schedule, parameter groups."""
+    """Drop the optional factories: optimizer, schedule, parameter groups."""
     hints, parameters = hints_of(cls), inspect.signature(cls).parameters
     optional = {name for name, p in parameters.items() if p.default is not p.empty}
-    factories = {name for name, hint in hints.items() if _is_factory(hint)} & optional
-    return {key: value for key, value in args.items() if key not in factories}
+    unused = {name for name, hint in hints.items() if name == "schedule" or _is_factory(hint)}
+    return {key: value for key, value in args.items() if key not in unused & optional}
 
 
 def _is_factory(hint: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Fill: weights into a module whose every name and shape they have."""
+"""Fill: load weights into a module, requiring that all names and shapes match."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 
 def check_fit(module: nn.Module, saved: Mapping[str, Tensor], path: str) -> None:
-    """Refuse weights that are not exactly those of a module.
+    """Raise unless weights match a module's names and shapes exactly.
 
     Args:
-        module: on any device, "meta" too.
-        saved: a tensor for each name.
-        path: where they come from, for the error.
+        module: on any device, including "meta".
+        saved: tensors by name.
+        path: the file, for the error.
 
     Raises:
-        ValueError: names are missing or not wanted, or shapes differ.
+        ValueError: names are missing or unexpected, or shapes differ.
     """
     own = module.state_dict()
     shapes = sorted(
@@ -36,15 +36,15 @@ def check_fit(module: nn.Module, saved: Mapping[str, Tensor], path: str) -> None
 
 
 def fill(module: nn.Module, saved: Mapping[str, Tensor], path: str) -> None:
-    """`load_state_dict`, whose error names what differs; weights take the module's precision.
+    """Load a state dict with a precise error; weights are cast to the module's precision.
 
     Args:
         module: all of its parameters and buffers are filled.
-        saved: a tensor for each name.
-        path: where they come from, for the error.
+        saved: tensors by name.
+        path: the file, for the error.
 
     Raises:
-        ValueError: see `check_fit`; `module` stays as it was.
+        ValueError: see `check_fit`; `module` is unchanged.
     """
     check_fit(module, saved, path)
     with torch.no_grad():

@@ -1,8 +1,8 @@
-"""Pickles: whether one can be read without breaking the process, told before it is read.
+"""Pickles: refuse pickles nested so deeply that reading them crashes the process.
 
-Python hashes a tuple within a tuple by a recursion that nothing ends: as the key of a dictionary,
-one of a hundred thousand levels is a segmentation fault. Lists and dictionaries as deep can be
-read, but not be shown in an error.
+Python hashes nested tuples by unbounded recursion: as the key of a dictionary, a tuple of a
+hundred thousand levels causes a segmentation fault. Lists and dictionaries of that depth can be
+read, but not shown in an error.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ import zipfile
 from pathlib import Path
 from typing import IO, Any
 
-from sslzoo.foreign import foreign
+from sslzoo.file_kind import other_kind
 
-_DEEPEST = 100  # values within each other; checkpoints have ten
-_ZIP = b"PK\x03\x04"  # how torch tells its two formats apart
-_OLD_PICKLES = 5  # of a torch file of before 1.6, ahead of its numbers
+_DEEPEST = 100  # maximum nesting; checkpoints have ten levels
+_ZIP = b"PK\x03\x04"  # how torch distinguishes its two formats
+_OLD_PICKLES = 5  # pickles before the numbers in a torch file from before 1.6
 
 
 def refuse_deep_pickles(path: Path, single: bool = False) -> None:
-    """Refuse a file of pickles with values too deep to be hashed or shown.
+    """Refuse a file whose pickles contain values nested too deeply to hash or show.
 
     Args:
-        path: of a torch file of either format.
-        single: it is one pickle, and no torch file.
+        path: a torch file of either format.
+        single: whether it is a single pickle rather than a torch file.
 
     Raises:
-        ValueError: it has such values, or holds no pickle where one is wanted.
-        OSError: it cannot be read.
+        ValueError: the file has such values, or lacks an expected pickle.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         if single or file.read(len(_ZIP)) != _ZIP:
@@ -43,11 +43,11 @@ def refuse_deep_pickles(path: Path, single: bool = False) -> None:
                 with whole.open(part) as inner:
                     _refuse_deep(inner, path, "torch file")
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError):
-        return  # torch says what is wrong
+        return  # torch raises the error
 
 
 def _refuse_deep(file: IO[bytes], path: Path, kind: str) -> None:
-    """Go through a pickle as an unpickler would, with each value's depth in the value's place."""
+    """Simulate an unpickler on a pickle, with each value replaced by its depth."""
     stack: list[int | None] = []  # None: a mark
     memo: dict[Any, int | None] = {}
     deepest = 0
@@ -66,19 +66,19 @@ def _refuse_deep(file: IO[bytes], path: Path, kind: str) -> None:
                 depth = max(taken, default=0)
                 if opcode.name.startswith("TUPLE"):
                     depth += 1
-                elif opcode.name.startswith(("APPEND", "SETITEM")):  # into what stands last
+                elif opcode.name.startswith(("APPEND", "SETITEM")):  # into the last value
                     depth = max(taken[-1], 1 + max(taken[:-1], default=-1))
                 deepest = max(deepest, depth)
                 stack += [depth] * len(opcode.stack_after)
     except Exception as error:
-        line = foreign(path) or " ".join(str(error).split())[:200]
+        line = other_kind(path) or " ".join(str(error).split())[:200]
         raise ValueError(f"{path} is not a whole {kind}: {line}") from None
     if deepest > _DEEPEST:
         raise ValueError(f"{path} is no checkpoint: it has {deepest} values within each other")
 
 
 def _take(stack: list[int | None], kinds: list[str]) -> list[int]:
-    """The values that an opcode takes from the stack: all behind a mark, and those before it."""
+    """Pop the values that an opcode takes from the stack: all after a mark, and those before it."""
     taken = []
     before = kinds.index("mark") if "mark" in kinds else len(kinds)
     if "mark" in kinds:

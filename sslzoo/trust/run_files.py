@@ -1,4 +1,4 @@
-"""Run files: the config of a run's folder, and the files that a resumed run takes for its own."""
+"""Run files: safe reading of a run's config, and safe removal of its checkpoints."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from lightning import Trainer
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol, get_filesystem
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-_MOST_VALUES = 1 << 18  # of a config; those of a run have two hundred
-_DEEPEST = 64  # dictionaries and lists within each other
+_MOST_VALUES = 1 << 18  # limit of values per config; those of runs have two hundred
+_DEEPEST = 64  # maximum nesting of dictionaries and lists
 _SECTIONS = ("model", "data", "trainer")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The YAML of a run, plain values.
+    """Read a run's YAML config, restricted to plain values.
 
     Raises:
-        ValueError: it is none, names Python's objects, or is nested too deeply or too often.
-        OSError: it cannot be read.
+        ValueError: the file is not YAML, names Python objects, is nested too deeply or too large.
+        OSError: the file cannot be read.
     """
     try:
         content = yaml.safe_load(path.read_text())
@@ -45,24 +45,24 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _num_values(value: Any, known: dict[int, int], depth: int) -> int:
-    """How many there are with each alias followed; above `_MOST_VALUES` for what is too deep."""
+    """Number of values with aliases expanded; above `_MOST_VALUES` if nested too deeply."""
     if not isinstance(value, dict | list):
         return 1
     if depth == 0:
         return _MOST_VALUES + 1
     if id(value) not in known:
-        known[id(value)] = _MOST_VALUES + 1  # within itself it is endless
+        known[id(value)] = _MOST_VALUES + 1  # infinite if it contains itself
         parts = value.values() if isinstance(value, dict) else value
         known[id(value)] = 1 + sum(_num_values(part, known, depth - 1) for part in parts)
     return known[id(value)]
 
 
 def forget_other_files(trainer: Trainer) -> None:
-    """Let a resumed run remove none but its own checkpoints.
+    """Prevent a resumed run from removing files other than its own checkpoints.
 
-    Lightning 2.6 removes the files that the checkpoint's state of `ModelCheckpoint` names as the
-    last and the best, once there are newer ones: also where "..", or an address such as local://,
-    leads out of the run's folder.
+    Lightning 2.6 removes the files that the checkpoint's `ModelCheckpoint` state names as the last
+    and the best, once there are newer ones, even if "..", or a URL such as local://, leads out of
+    the run directory.
     """
     for callback in trainer.checkpoint_callbacks:
         if not isinstance(callback, ModelCheckpoint) or callback.dirpath is None:
@@ -77,7 +77,7 @@ def forget_other_files(trainer: Trainer) -> None:
 
 
 def _is_harmless(path: Any, folder: str) -> bool:
-    """Whether a checkpoint lies in the folder, or is one that Lightning leaves alone."""
+    """Whether a checkpoint is in the folder, or is one that Lightning does not remove."""
     if not isinstance(path, str) or "\0" in path:
         return False
     if not _is_local_file_protocol(path):
@@ -90,13 +90,13 @@ _TAG = "tag:yaml.org,2002:python/"
 
 
 def refuse_objects(hparams_file: str | os.PathLike[str]) -> None:
-    """Refuse hyper-parameters in YAML that name a function, a class or a module.
+    """Refuse hyperparameters in YAML that name a function, a class or a module.
 
-    Lightning 2.6 would look them up among what is imported.
+    Lightning 2.6 would look them up among the imported modules.
 
     Raises:
-        ValueError: names the first, or the file is no YAML.
-        OSError: it cannot be read.
+        ValueError: there is such a value (the error names the first), or the file is not YAML.
+        OSError: the file cannot be read.
     """
     path = os.fspath(hparams_file)
     if not path.lower().endswith((".yaml", ".yml")):
@@ -107,7 +107,7 @@ def refuse_objects(hparams_file: str | os.PathLike[str]) -> None:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     for tag in tags:
-        if tag.startswith(_TAG) and ":" in tag.removeprefix(_TAG):  # tuples and numbers have none
+        if tag.startswith(_TAG) and ":" in tag.removeprefix(_TAG):  # not for tuples and numbers
             raise ValueError(
                 f"{path} names {tag.removeprefix(_TAG)!r}, and hyper-parameters are plain values: "
                 "pass it as an argument"

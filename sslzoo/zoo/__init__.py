@@ -1,4 +1,4 @@
-"""Zoo: trained encoders by name, path or address, each with a card; converters and export."""
+"""Zoo: trained encoders by name, path or URL, each with a card; converters and export."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ _PLACES = {
     "LAYOUTS": "converters",
     "Card": "card",
     "Layout": "converters",
-    "card_named": "listing",
+    "card_named": "catalog",
     "card_of": "card",
     "convert": "converters",
-    "entries": "listing",
-    "list_models": "listing",
-    "load": "loading",
+    "entries": "catalog",
+    "list_models": "catalog",
     "locate": "weights_file",
     "read_card": "card",
     "verify": "verifying",
@@ -23,7 +22,7 @@ __all__ = list(_PLACES)
 
 
 def __getattr__(name: str) -> Any:
-    """Each part is imported when it is named: the cache, for one, needs no torch."""
+    """Import each part on first use: the cache, for example, does not need torch."""
     if name in _PLACES:
         return getattr(importlib.import_module(f"sslzoo.zoo.{_PLACES[name]}"), name)
     raise AttributeError(f"module 'sslzoo.zoo' has no attribute {name!r}")

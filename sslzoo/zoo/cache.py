@@ -1,8 +1,8 @@
-"""Cache: files from elsewhere, each downloaded once, whole or not at all, and checked by hash.
+"""Download cache: each file is fetched once, written atomically and verified by hash.
 
 One process downloads while the others wait for its lock. A file appears under its name by a
-rename, after its hash was found right and its content was parsed. Beside it lies its sha256,
-which is enforced from then on, also where nobody published one (trust on first use).
+rename, after its hash was verified and its content was parsed. Its sha256 is stored next to it and
+enforced from then on, even if nobody published one (trust on first use).
 
 Environment:
     SSLZOO_HOME: the folder (default: $XDG_CACHE_HOME/sslzoo or ~/.cache/sslzoo).
@@ -25,25 +25,25 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
-from sslzoo.foreign import foreign
-from sslzoo.whole import write_whole
-from sslzoo.zoo import wire
-from sslzoo.zoo.wire import Wanted, is_url, resolved
+from sslzoo.atomic_write import atomic_write
+from sslzoo.file_kind import other_kind
+from sslzoo.zoo import download
+from sslzoo.zoo.download import Wanted, is_url, resolved
 
 __all__ = ["ANY", "check", "fetch", "forget", "home", "is_url", "offline", "place", "resolved"]
 
 _CHUNK = 1 << 20
 ANY = "any"
 _LOCK = "fetching.lock"
-_LONGEST = 200  # bytes of a name; file systems take 255, and endings are added
-# torch.hub's: name-0123abcd.pth. Eight digits that are a date are none.
+_LONGEST = 200  # bytes of a name; file systems allow 255, and suffixes are added
+# torch.hub's convention: name-0123abcd.pth. Eight digits that form a date are not a hash.
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[A-Za-z0-9.]+$")
 _DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def home() -> Path:
-    """The folder of the cache."""
+    """Path of the cache folder."""
     if os.environ.get("SSLZOO_HOME"):
         return Path(os.environ["SSLZOO_HOME"])
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -55,12 +55,12 @@ def _switched_on(variable: str) -> bool:
 
 
 def offline() -> bool:
-    """Whether SSLZOO_OFFLINE forbids the network."""
+    """Whether SSLZOO_OFFLINE forbids network access."""
     return _switched_on("SSLZOO_OFFLINE")
 
 
 def plain_name(name: str) -> bool:
-    """Whether a text is the name of a file or a folder, and no path to another place."""
+    """Whether a text is a plain file or folder name rather than a path."""
     return (
         0 < len(name.encode(errors="replace")) <= _LONGEST
         and name.isprintable()
@@ -71,14 +71,14 @@ def plain_name(name: str) -> bool:
 
 
 def place(owner: str, file: str) -> Path:
-    """Where a file is kept.
+    """Path of a file in the cache.
 
     Args:
-        owner: an entry's name, or an address.
+        owner: an entry's name, or a URL.
         file: the file's name.
 
     Raises:
-        ValueError: one of them would lead out of the cache, or is no name.
+        ValueError: one of them would lead out of the cache, or is not a name.
     """
     if not plain_name(file):
         if is_url(owner):
@@ -99,16 +99,16 @@ def _short(text: str) -> str:
 
 
 def check(path: Path, sha256: str | None, md5: str | None = None, name: str | None = None) -> str:
-    """The file's sha256, once it and the md5 begin as they should.
+    """Verify a file's sha256 and md5 prefixes and return its sha256.
 
     Args:
-        path: of the file.
-        sha256: its beginning, or None.
-        md5: likewise.
-        name: for the error, where it is not the path's.
+        path: the file.
+        sha256: prefix of its sha256, or None.
+        md5: prefix of its md5, or None.
+        name: name for the error, if it differs from the path's.
 
     Raises:
-        ValueError: they do not, or too little of the sha256 is given to tell.
+        ValueError: a hash differs, or the sha256 prefix is too short to decide.
     """
     refuse_malformed(sha256)
     hashes = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
@@ -125,28 +125,28 @@ def check(path: Path, sha256: str | None, md5: str | None = None, name: str | No
 
 
 def refuse_malformed(sha256: str | None) -> None:
-    """An empty one would begin every hash.
+    """Raise for a malformed hash prefix; an empty one would match every hash.
 
     Raises:
-        ValueError: it is not the beginning of a hash.
+        ValueError: the text is not a prefix of a hash.
     """
     if sha256 not in (None, ANY) and not re.fullmatch(r"[0-9a-fA-F]{8,64}", str(sha256)):
         raise ValueError(f"sha256 is 8 to 64 hex digits, or {ANY!r}; got {sha256!r}")
 
 
 def hash_in_name(file: str) -> str | None:
-    """The beginning of the sha256 that a file's name holds (torch.hub's name-0123abcd.pth)."""
+    """The sha256 prefix in a file's name (torch.hub's name-0123abcd.pth)."""
     found = _HASH_IN_NAME.search(file)
     return None if found is None or _DATE.fullmatch(found[1]) else found[1]
 
 
 def note_of(target: Path) -> Path:
-    """Where a file's sha256 is written down."""
+    """Path of the note that records a file's sha256."""
     return target.with_name(f"{target.name}.sha256")
 
 
 def noted(target: Path) -> str | None:
-    """The sha256 that was written down beside a file, where it is whole."""
+    """The sha256 recorded for a file, if the note is complete."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         text = note_of(target).read_text().strip()
         return text if re.fullmatch(r"[0-9a-f]{64}", text) else None
@@ -154,12 +154,12 @@ def noted(target: Path) -> str | None:
 
 
 class _Hash(NamedTuple):
-    """What is known of a file.
+    """Known hashes of a file.
 
     Args:
-        sha256: its beginning; None where nobody knows it.
-        md5: likewise.
-        recorded: whether the sha256 is the one of the first use.
+        sha256: prefix of its sha256; None if unknown.
+        md5: prefix of its md5; None if unknown.
+        recorded: whether the sha256 was recorded at first use.
     """
 
     sha256: str | None
@@ -172,7 +172,7 @@ class _Hash(NamedTuple):
 
 
 def _known(target: Path, sha256: str | None, md5: str | None) -> _Hash:
-    """The published hash, or that in the name, or that of the first use."""
+    """The published hash, or the one in the name, or the one recorded at first use."""
     published = None if sha256 == ANY else sha256
     published = published or hash_in_name(target.name)
     note = noted(target)
@@ -194,26 +194,26 @@ def fetch(
     who: str | None = None,
     most: int | None = None,
 ) -> Path:
-    """The file, from the cache or from the first address that gives it whole, right and readable.
+    """Return a file from the cache, or download it from the first URL with a valid copy.
 
-    Where nothing is known about its hash, what comes is trusted once: its sha256 is written down
-    beside it and enforced from then on, also after the file itself was removed.
+    If its hash is unknown, the first download is trusted: its sha256 is recorded next to it and
+    enforced from then on, even after the file itself was removed.
 
     Args:
-        urls: addresses of one and the same file, best first.
+        urls: URLs of the same file, best first.
         target: see `place`.
-        sha256: wanted, or its beginning; or "any": as None, also where `strict`.
-        md5: the beginning of it.
-        parse: raises a ValueError where the file at a path is not what is wanted. It sees a file
-            of the target's suffix before that has its place or its hash is written down.
-        strict: refuse a file of which no hash is published, given or recorded.
-        who: says on stderr that a hash was recorded; None: nothing is said.
-        most: bytes that the file may have.
+        sha256: expected sha256 or a prefix; "any": like None, even if `strict`.
+        md5: prefix of the expected md5.
+        parse: raises a ValueError if the file at a path is not valid. It gets a file with the
+            target's suffix before the file is renamed or its hash is recorded.
+        strict: refuse a file without a published, given or recorded hash.
+        who: prefix of the line on stderr about a recorded hash; None: no line.
+        most: maximum size in bytes.
 
     Raises:
-        FileNotFoundError: it is not in the cache, and offline mode is on; or no address has it.
-        ValueError: every address gave another file, or one that cannot be read; or `strict`.
-        OSError: no address answers, or the cache cannot be written.
+        FileNotFoundError: it is not in the cache, and offline mode is on; or no URL has it.
+        ValueError: every URL gave a different or unreadable file; or `strict`.
+        OSError: no URL answers, or the cache cannot be written.
     """
     refuse_malformed(sha256)
     wrong = _wrong(target, _known(target, sha256, md5))
@@ -226,7 +226,7 @@ def fetch(
         raise _unavailable(target, wrong, urls)
     with _locked(target):
         known = _known(target, sha256, md5)
-        if _wrong(target, known) is not None:  # no other process was faster
+        if _wrong(target, known) is not None:  # no other process has fetched it meanwhile
             refused = strict and not known.known and sha256 != ANY
             wanted = Wanted(target.name, known.known, most)
             digest = _first(addresses, target, known, wanted, parse, refused)
@@ -240,14 +240,14 @@ def fetch(
 
 
 def forget(target: Path) -> None:
-    """Remove a file and the note of its hash."""
+    """Remove a file and its recorded hash."""
     with _locked(target):
         for path in (target, note_of(target)):
             path.unlink(missing_ok=True)
 
 
 def _wrong(target: Path, known: _Hash) -> str | None:
-    """What keeps a file of the cache from being used; None: nothing."""
+    """Reason why a cached file cannot be used; None if it can."""
     if not target.is_file():
         return f"{target.name} is not in the cache {target.parent}"
     if not known.known:
@@ -260,7 +260,7 @@ def _wrong(target: Path, known: _Hash) -> str | None:
 
 
 def _forbidden_by(url: str) -> str | None:
-    """The variable that keeps an address from being asked."""
+    """The environment variable that forbids access to a URL."""
     scheme = url.partition(":")[0].lower()
     if offline() and scheme != "file":
         return "SSLZOO_OFFLINE"
@@ -275,7 +275,7 @@ def _unavailable(target: Path, wrong: str, urls: Sequence[str]) -> Exception:
 
 
 def _mirrored(target: Path, known: bool) -> list[str]:
-    """Addresses at the mirror: under the owner's name; files of a known hash also by their own."""
+    """URLs at the mirror: under the owner's name; with a known hash also under the file's name."""
     mirror = os.environ.get("SSLZOO_MIRROR")
     if not mirror:
         return []
@@ -285,9 +285,9 @@ def _mirrored(target: Path, known: bool) -> list[str]:
 
 @contextlib.contextmanager
 def _locked(target: Path) -> Iterator[None]:
-    """One process at a time per folder. Where nothing was kept, lock and folder are removed.
+    """Lock a folder for one process; remove lock and folder if no file was kept.
 
-    A process that waited for a lock that was removed meanwhile asks again: its own handle tells
+    A process that waited for a lock that was removed meanwhile tries again: its file handle shows
     whether the file under the lock's name is still the one that it waited for.
 
     Raises:
@@ -319,7 +319,7 @@ def _locked(target: Path) -> Iterator[None]:
 
 
 def _writable(folder: Path) -> bool:
-    """Whether it can be made: another process may have removed it, empty, a moment ago."""
+    """Create a folder and say whether that worked: another process may have just removed it."""
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         return True
@@ -327,7 +327,7 @@ def _writable(folder: Path) -> bool:
 
 
 def unwritable(target: Path, why: str) -> OSError:
-    """What is said of a cache in which there is no place for a file."""
+    """Make the error for a cache that cannot be written."""
     return OSError(
         f"the cache {home()} cannot be written ({target.parent}: {why}): set SSLZOO_HOME to a "
         "folder that can"
@@ -342,26 +342,26 @@ def _first(
     parse: Callable[[Path], object] | None,
     refused: bool,
 ) -> str:
-    """Put the file of the first address that works into its place; its sha256.
+    """Download from the first URL that works to the target and return the sha256.
 
     Args:
-        addresses: see `fetch`.
+        addresses: URLs, see `fetch`.
         target: see there.
-        known: its hash.
-        wanted: see `wire.download`.
+        known: the file's known hashes.
+        wanted: see `download.download`.
         parse: see there.
-        refused: whether a file is refused, once an address has one.
+        refused: whether a file is refused once a URL has it.
     """
     failed: list[Exception] = []
     part = target.with_name(f"{target.name}.part{target.suffix}")
     for url in addresses:
         try:
             if refused:
-                wire.ask(url, wanted)
+                download.ask(url, wanted)
                 break
-            wire.download(url, part, wanted)
+            download.download(url, part, wanted)
             digest = _refuse_other(part, target, known, parse)
-            write_whole(note_of(target), f"{digest}\n")  # first: no file is without its hash
+            atomic_write(note_of(target), f"{digest}\n")  # first: no file lacks its hash
             part.replace(target)
             return digest
         except OSError as error:
@@ -390,7 +390,7 @@ def _shown(url: str) -> str:
 
 
 def _summed_up(target: Path, failed: Sequence[Exception]) -> Exception:
-    """One error for all addresses, of the most telling type."""
+    """Combine the errors of all URLs into one of the most informative type."""
     reasons = "; ".join(map(str, failed))
     if any(isinstance(error, ValueError) for error in failed):
         return ValueError(reasons)
@@ -405,10 +405,10 @@ def _summed_up(target: Path, failed: Sequence[Exception]) -> Exception:
 def _refuse_other(
     part: Path, target: Path, known: _Hash, parse: Callable[[Path], object] | None
 ) -> str:
-    """The sha256 of a download that is what was wanted; another is removed.
+    """Return the sha256 of a download if it is valid; otherwise remove it and raise.
 
     Raises:
-        ValueError: its hash is another one, or it cannot be read.
+        ValueError: its hash differs, or it cannot be read.
     """
     try:
         try:
@@ -426,7 +426,7 @@ def _refuse_other(
             told = "" if began in text else f", {began}"
             raise ValueError(f"it gives no {target.name} that can be read{told}: {text}") from None
     except BaseException:
-        wire.discard(part)
+        download.discard(part)
         raise
     return digest
 
@@ -434,4 +434,4 @@ def _refuse_other(
 def _beginning(part: Path) -> str:
     with part.open("rb") as file:
         head = file.read(32)
-    return foreign(part) or f"what came begins with {head!r}"
+    return other_kind(part) or f"what came begins with {head!r}"

@@ -1,8 +1,7 @@
-"""Card: what is known about one trained encoder, as a dataclass and as the JSON beside its weights.
+"""Model card: metadata of a trained encoder, as a dataclass and a JSON file.
 
-A card says what was trained (method, backbone class, data, recipe, commit, epochs, seeds), how
-good it is (protocol, score), what may be done with it (licence) and which file it is (sha256,
-urls, layout).
+It contains what was trained (method, backbone class, data, recipe, commit, epochs, seeds), the
+quality (protocol, score), the license and the file (sha256, urls, layout).
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ from typing import TYPE_CHECKING, Any
 from sslzoo.zoo.cache import plain_name
 
 if TYPE_CHECKING:
-    from sslzoo.transforms.eval_view import EvalView
+    from sslzoo.transforms.image.eval_view import EvalView
 
-LARGEST = 1 << 20  # bytes of a card; those of the zoo have two thousand
+LARGEST = 1 << 20  # maximum bytes of a card; those of the zoo have two thousand
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-_DEEPEST = 32  # dictionaries and lists within each other
-_LICENCES = {"code", "weights"}
+_DEEPEST = 32  # maximum nesting of dictionaries and lists
+_LICENSES = {"code", "weights"}
 _VIEW = {"size", "resize", "mean", "std", "interpolation", "fraction", "space"}
-_LARGEST_NUMBER, _LARGEST_COUNT = 1e30, 1 << 31  # what floats and sizes of tensors take
-_RGB = 3  # channels, where a card says nothing of them
+_LARGEST_NUMBER, _LARGEST_COUNT = 1e30, 1 << 31  # limit of floats and tensor sizes
+_RGB = 3  # default number of channels
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < _LARGEST_NUMBER  # NaN is not
+    return type(value) in (int, float) and abs(value) < _LARGEST_NUMBER  # False for NaN
 
 
 def _is_class(value: Any) -> bool:
@@ -47,7 +46,7 @@ _NUMBERS = (
 )
 _CLASS = "a class_path with its init_args", _is_class
 _NAME = "text", lambda v: isinstance(v, str)
-# What `preprocessing` says of each kind of data: which of it must be there, and what it may be.
+# Keys of `preprocessing` per kind of data: the required ones, and their allowed values.
 _KINDS: dict[str, tuple[set[str], dict[str, tuple[str, Callable[[Any], bool]]]]] = {
     "image": (
         {"size"},
@@ -66,38 +65,38 @@ _KINDS: dict[str, tuple[set[str], dict[str, tuple[str, Callable[[Any], bool]]]]]
 
 @dataclass(frozen=True)
 class Card:
-    """One entry of the zoo; field by field the keys of its JSON.
+    """Metadata of one zoo entry; the fields are the keys of its JSON.
 
     Args:
-        name: in the zoo, such as "simclr-small_resnet-cifar10jpeg".
+        name: name in the zoo, such as "simclr-small_resnet-cifar10jpeg".
         file: the weights' file name.
-        method: class path of ours, or the name of what the authors' code trains.
+        method: class path of our method, or the name of the method in the authors' code.
         backbone: `class_path` and `init_args` of the encoder.
         num_features: width of its features.
-        data: what it was trained on.
-        preprocessing: how samples become what the encoder takes (`encoder.preprocess`), None where
-            it is not known. Of images the arguments of `EvalView`, the `range` of the pixels and
-            the number of `channels` (that of `mean` where it is not given, else 3); else a `kind`
-            and the arguments of one of `data.WaveformInput` ("waveform"), `TextInput` ("text"; the
-            tokenizer's JSON lies in the weights' metadata, unless the card names a tokenizer) and
+        data: training data.
+        preprocessing: the preprocessing that the encoder expects (`encoder.preprocess`); None if
+            unknown. For images: the arguments of `EvalView`, the `range` of the pixels and the
+            number of `channels` (by default that of `mean`, otherwise 3). For other data: a `kind`
+            and the arguments of `data.WaveformInput` ("waveform"), `TextInput` ("text"; the
+            tokenizer's JSON is in the weights' metadata, unless the card names a tokenizer) or
             `FrameInput` ("frames").
-        licence: of `code` and of `weights`.
-        sha256: of the file, or the beginning (8 digits or more) that its authors publish.
-        md5: the beginning of it, where that is what the authors publish.
-        dtype: of the floats in the file.
-        recipe: the YAML that trained it, from the repository's root.
-        recipe_changes: arguments of the command besides.
-        commit: of the code that trained it.
-        epochs: trained for.
-        seeds: trained with.
-        protocol: how the score was taken.
+        license: licenses of `code` and `weights`.
+        sha256: hash of the file, or the prefix (8 digits or more) that its authors publish.
+        md5: prefix of its md5, if the authors publish that.
+        dtype: precision of the floating-point tensors in the file.
+        recipe: training config (YAML), relative to the repository's root.
+        recipe_changes: additional arguments of the command.
+        commit: commit of the training code.
+        epochs: number of training epochs.
+        seeds: training seeds.
+        protocol: evaluation protocol of the score.
         score: metric -> value in 0..1.
-        features: the first few of the fixed input's, see `verifying`.
-        urls: where the file is, the first that answers counts.
-        layout: how the encoder stands in a file that others wrote, see `LAYOUTS`; None:
+        features: first few features of the fixed input, see `verifying`.
+        urls: URLs of the file; the first that answers is used.
+        layout: layout of the encoder in a file of another code base, see `LAYOUTS`; None:
             safetensors under the encoder's own names.
-        source: the code behind the file: repository, commit.
-        note: what is not verified, and what differs.
+        source: origin of the file: repository, commit.
+        note: what is unverified, and what differs.
     """
 
     name: str
@@ -107,7 +106,7 @@ class Card:
     num_features: int
     data: str
     preprocessing: dict[str, Any] | None
-    licence: dict[str, str]
+    license: dict[str, str]
     sha256: str | None = None
     md5: str | None = None
     dtype: str = "float32"
@@ -130,32 +129,32 @@ class Card:
 
     @property
     def non_commercial(self) -> bool:
-        """Whether the licence of the weights forbids commercial use."""
-        text = self.licence["weights"].lower()
+        """Whether the license of the weights forbids commercial use."""
+        text = self.license["weights"].lower()
         return "-nc" in text or "non-commercial" in text or "noncommercial" in text
 
     @property
     def kind(self) -> str:
-        """Of its data: "image", "waveform", "text", "frames", or "unknown"."""
+        """Kind of data: "image", "waveform", "text", "frames", or "unknown"."""
         return "unknown" if self.preprocessing is None else self.preprocessing.get("kind", "image")
 
     @property
     def channels(self) -> int:
-        """Of the images that the encoder takes."""
+        """Number of channels of the images that the encoder expects."""
         return channels_of(self.preprocessing or {})
 
     def preprocess(self) -> EvalView:
-        """Images (B, C, H, W), uint8 or in [0, 1], to what the encoder was trained on.
+        """Preprocess images (B, C, H, W), uint8 or in [0, 1], as the encoder expects.
 
         Raises:
-            ValueError: the encoder is not of images.
+            ValueError: the encoder is not for images.
         """
         if self.preprocessing is None or self.kind != "image":
             raise ValueError(f"{self.name!r} is not an encoder of images: it takes {self.kind}")
         return image_view(self.preprocessing)
 
     def to_json(self) -> str:
-        """What `read_card` reads; fields that say nothing are left out."""
+        """Serialize the card for `read_card`, omitting empty fields."""
         raw = dataclasses.asdict(self)
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         kept = {k: v for k, v in raw.items() if v != defaults[k] and v != []}
@@ -163,7 +162,7 @@ class Card:
 
 
 def _complaints(card: Card) -> list[str]:
-    """What is wrong with the values, in the order of the fields."""
+    """List the errors in the values, in the order of the fields."""
     wrong = []
     hints = {f.name: str(f.type) for f in dataclasses.fields(Card)}
     for name, hint in hints.items():
@@ -180,14 +179,14 @@ def _complaints(card: Card) -> list[str]:
             wrong.append(f"wants {hint} as {name}, got {value!r}")
     if wrong:
         return wrong
-    for name in ("name", "file"):  # of a folder and of a file in the cache
+    for name in ("name", "file"):  # names of a folder and of a file in the cache
         if not plain_name(getattr(card, name)):
             wrong.append(f"wants a plain file name as {name}, got {getattr(card, name)!r:.100}")
     if not isinstance(card.backbone.get("class_path"), str):
         wrong.append(f"wants a class_path in backbone, got {card.backbone!r}")
-    texts = all(isinstance(text, str) for text in card.licence.values())
-    if set(card.licence) != _LICENCES or not texts:
-        wrong.append(f"wants licences of {sorted(_LICENCES)}, got {card.licence!r}")
+    texts = all(isinstance(text, str) for text in card.license.values())
+    if set(card.license) != _LICENSES or not texts:
+        wrong.append(f"wants licenses of {sorted(_LICENSES)}, got {card.license!r}")
     for name, least, most in (("sha256", 8, 64), ("md5", 6, 32)):
         digest = getattr(card, name)
         hexadecimal = digest is None or set(digest) <= set(string.hexdigits.lower())
@@ -202,9 +201,9 @@ def _complaints(card: Card) -> list[str]:
 
 
 def complaints_of_preprocessing(given: dict[str, Any]) -> list[str]:
-    """What is wrong with the preprocessing that an encoder is said to expect."""
+    """List the errors in a card's preprocessing."""
     kind = given.get("kind", "image")
-    if kind not in list(_KINDS):  # a list is no key
+    if kind not in list(_KINDS):  # a list is not hashable
         return [f"wants a kind of {sorted(_KINDS)} as preprocessing, got {kind!r}"]
     needed, allowed = _KINDS[kind]
     if needed - given.keys() or given.keys() - allowed.keys() - {"kind"}:
@@ -225,34 +224,36 @@ def complaints_of_preprocessing(given: dict[str, Any]) -> list[str]:
 
 
 def channels_of(preprocessing: Mapping[str, Any]) -> int:
-    """Channels of the images that are preprocessed so."""
+    """Number of channels of the images, according to the preprocessing."""
     return preprocessing.get("channels") or len(preprocessing.get("mean") or [0] * _RGB)
 
 
 def image_view(preprocessing: Mapping[str, Any]) -> EvalView:
-    """The view that the preprocessing of images describes.
+    """Build the view that an image preprocessing describes.
 
     Raises:
         ValueError: its values contradict each other.
     """
-    from sslzoo.transforms.eval_view import EvalView  # cards are listed without torch
+    from sslzoo.transforms.image.eval_view import EvalView  # listing cards must not import torch
 
     view = {k: v for k, v in preprocessing.items() if k in _VIEW and v is not None}
     if "fraction" not in view:
-        view.setdefault("resize", view["size"])  # no change for images of that size
+        view.setdefault("resize", view["size"])  # identity for images of that size
     return EvalView(**view)
 
 
 def card_of(raw: Mapping[str, Any], where: str) -> Card:
-    """A card of a JSON object.
+    """Build a card from a JSON object.
 
     Args:
         raw: the object.
-        where: its place, for errors.
+        where: its file, for errors.
 
     Raises:
         ValueError: a key is missing, unknown or of the wrong type.
     """
+    if "licence" in raw and "license" not in raw:  # version 0.1's format
+        raw = {"license" if key == "licence" else key: value for key, value in raw.items()}
     fields = dataclasses.fields(Card)
     needed = {
         f.name
@@ -269,11 +270,11 @@ def card_of(raw: Mapping[str, Any], where: str) -> Card:
 
 
 def read_card(path: Path) -> Card:
-    """The card in a file.
+    """Read a card from a file.
 
     Raises:
-        ValueError: it is not JSON of plain values that name each key once, or not a card.
-        OSError: it cannot be read.
+        ValueError: the file is not JSON of plain values with unique keys, or not a card.
+        OSError: the file cannot be read.
     """
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{path} is too large for a card: at most {LARGEST} bytes wanted")
@@ -304,7 +305,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _finite(text: str) -> float:
-    """A number that other readers of JSON take as well."""
+    """Parse a number that other JSON readers accept too."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"numbers must be finite, got {text:.100}")
@@ -312,7 +313,7 @@ def _finite(text: str) -> float:
 
 
 def _refuse_odd(value: Any, path: Path, depth: int) -> None:
-    """Refuse depths that break a later reader, and characters that rule a terminal."""
+    """Refuse nesting that breaks later readers, and terminal control characters."""
     if depth > _DEEPEST:
         raise ValueError(f"{path} is not a card of the zoo: it is nested too deeply")
     if isinstance(value, str) and _CONTROL.search(value):

@@ -1,8 +1,8 @@
-"""Converters: a checkpoint that others wrote, as the state of an encoder of ours.
+"""Converters: turn other code bases' checkpoints into the state of our encoders.
 
-The backbones here have timm's names, which for ResNets are torchvision's; so a layout says where
-in the file the encoder stands, which beginnings of its names to change, and what is left out.
-Every name of a file is taken or left out by name; any other is an error.
+Our backbones have timm's parameter names, which for ResNets are torchvision's. A layout therefore
+states where the encoder is in the file, which name prefixes to change, and what to omit. Every
+name in a file must be either converted or listed as omitted; any other is an error.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslzoo.zoo.reading import ByolState, tensors_by_name
+from sslzoo.zoo.safe_read import ByolState, tensors_by_name
 
-# Blocks of the stages of a ResNet by how many there are.
+# Blocks per stage of a ResNet, by their total number.
 _STAGES = {
     sum(stages): stages for stages in ((3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3), (3, 24, 36, 3))
 }
@@ -26,17 +26,16 @@ _STAGES = {
 
 @dataclass(frozen=True)
 class Layout:
-    """How an encoder stands in a file.
+    """Layout of an encoder in a checkpoint file.
 
     Args:
-        code: whose files these are.
-        part: keys that lead to the state, from the outermost; the first of them that is there may
-            be one of several, "a|b".
-        keep: beginning of the names that are the encoder's -> what stands there instead. A common
-            beginning "module." (of DataParallel) goes first.
-        drop: beginnings of the names that are left out; None: all that `keep` does not name.
-        inside: what else changes anywhere in the encoder's names.
-        translate: state -> (the encoder's, names left out), instead of `keep` and `drop`.
+        code: the code base that writes these files.
+        part: keys that lead to the state, from the outermost; alternatives are written "a|b".
+        keep: prefix of the encoder's names -> its replacement. A common prefix "module." (of
+            DataParallel) is removed first.
+        drop: prefixes of the names to omit; None: all that `keep` does not match.
+        inside: other replacements anywhere in the encoder's names.
+        translate: state -> (the encoder's state, omitted names), instead of `keep` and `drop`.
     """
 
     code: str
@@ -48,15 +47,15 @@ class Layout:
 
 
 def convert(saved: Any, layout: str, path: str = "the file") -> tuple[dict[str, Tensor], list[str]]:
-    """The encoder's state, and the names that were left out.
+    """Extract the encoder's state from a checkpoint, with the names that were omitted.
 
     Args:
-        saved: what `reading.read` gave.
+        saved: the result of `safe_read.read`.
         layout: one of `LAYOUTS`.
-        path: where it comes from, for the error.
+        path: the file, for the error.
 
     Raises:
-        ValueError: there is no such layout, or the file has not the one named.
+        ValueError: the layout does not exist, or the file does not have it.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout is one of {sorted(LAYOUTS)}, got {layout!r}")
@@ -113,7 +112,7 @@ def _renamed(state: Any, how: Layout, layout: str) -> tuple[dict[str, Tensor], l
 # -- lightly: a torchvision ResNet as Sequential(*children)[:-1], or under its own names
 
 _CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-# Its own ResNet for CIFAR has no max-pool and no ReLU among them, and other shortcuts.
+# Its own ResNet for CIFAR has neither max-pool nor ReLU among them, and other shortcuts.
 _CIFAR_CHILDREN = {"0": "conv1", "1": "bn1", **{str(i + 1): f"layer{i}" for i in range(1, 5)}}
 
 
@@ -135,7 +134,7 @@ def _lightly(state: Any) -> tuple[dict[str, Tensor], list[str]]:
     return {name: value for name, value in kept.items() if not name.startswith("fc.")}, dropped
 
 
-# -- SimCLR: TensorFlow's variables, numbered in the order in which the net was built
+# -- SimCLR: TensorFlow's variables, numbered in the order in which the network was built
 
 _TF_NAME = re.compile(
     r"(?:^|/)(?:sync_)?(conv2d|batch_normalization)(?:_(\d+))?/"
@@ -151,7 +150,7 @@ _TF_BASE = ("base_model/", "resnet/")
 
 
 def _simclr_layers(convs: list[Tensor]) -> tuple[list[str], list[str]]:
-    """Our names of the convolutions and of the batch norms, in the order of their numbers."""
+    """Our names of the convolutions and batch norms, in the order of TensorFlow's numbers."""
     deep = convs[0].shape[-1] == 3  # the stem of three convolutions, which comes with SK
     stem = ["conv1.0", "conv1.3", "conv1.6"] if deep else ["conv1"]
     norms = ["conv1.1", "conv1.4", "bn1"] if deep else ["bn1"]
@@ -165,7 +164,7 @@ def _simclr_layers(convs: list[Tensor]) -> tuple[list[str], list[str]]:
         for i in range(blocks):
             at = f"layer{stage}.{i}"
             if i == 0:
-                place = 1 if pooled else 0  # behind the pooling
+                place = 1 if pooled else 0  # after the pooling
                 names.append(f"{at}.downsample.{place}")
                 norms.append(f"{at}.downsample.{place + 1}")
             if deep:
@@ -221,7 +220,7 @@ def _simclr(state: Any) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _oihw(kernel: Any) -> Tensor:
-    """(H, W, in, out) -> (out, in, H, W)."""
+    """Transpose a kernel (H, W, in, out) -> (out, in, H, W)."""
     tensor = _numbers(kernel)
     if tensor.dim() != 4:
         raise ValueError(f"a kernel (H, W, in, out) wanted, got the shape {tuple(tensor.shape)}")
@@ -250,7 +249,7 @@ _HK_STATE = {"/~/mean_ema": "running_mean", "/~/var_ema": "running_var"}
 
 
 def _haiku_layer(module: str) -> str | None:
-    """Our name of a module of the encoder, None for one of a head."""
+    """Our name of an encoder module; None for a module of a head."""
     root, _, inside = module.partition("/~/")
     if not root.startswith("res_net"):
         return None
@@ -292,14 +291,14 @@ def _byol(state: Any) -> tuple[dict[str, Tensor], list[str]]:
         ending = next((e for e in _HK_STATE if module.endswith(e)), "")
         layer = _haiku_layer(module.removesuffix(ending)) if ending else None
         for name, value in arrays.items():
-            if layer is None or name != "average":  # counter and hidden make the average
+            if layer is None or name != "average":  # counter and hidden are the average's inputs
                 dropped.append(f"{module}||{name}")
             else:
                 kept[f"{layer}.{_HK_STATE[ending]}"] = _flat(value)
     return kept, dropped
 
 
-# -- CMC: a net for each of the two views
+# -- CMC: one network per view
 
 _CMC_VIEWS = ("encoder.module.l_to_ab.", "encoder.module.ab_to_l.")
 _CMC_ALEXNET = {f"conv_block_{i + 1}.": f"low.{i}." for i in range(5)}

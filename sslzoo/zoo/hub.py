@@ -1,4 +1,4 @@
-"""Hub: an entry as a repository of the Hugging Face Hub, from which `hf://` loads it again."""
+"""Hub: push an entry to the Hugging Face Hub, from where `hf://` loads it."""
 
 from __future__ import annotations
 
@@ -9,49 +9,49 @@ from sslzoo.zoo.card import Card
 
 
 class Api(Protocol):
-    """What is used of `huggingface_hub.HfApi`."""
+    """Protocol of the part of `huggingface_hub.HfApi` that is used."""
 
     def create_repo(self, repo_id: str, *, exist_ok: bool) -> Any:
-        """Make the repository."""
+        """Create the repository."""
 
     def upload_file(self, *, path_or_fileobj: Any, path_in_repo: str, repo_id: str) -> Any:
-        """Put one file there."""
+        """Upload one file."""
 
 
 def readme(card: Card, repository: str) -> str:
-    """The repository's page."""
+    """Text of the repository's README page."""
     scores = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in card.score.items())
     return (
         f"---\nlibrary_name: sslzoo\ntags: [self-supervised-learning]\n---\n\n# {card.name}\n\n"
-        f"{card.method} on {card.data}, {card.epochs} epochs. Weights: {card.licence['weights']}; "
-        f"code: {card.licence['code']}.\n\n"
+        f"{card.method} on {card.data}, {card.epochs} epochs. Weights: {card.license['weights']}; "
+        f"code: {card.license['code']}.\n\n"
         f"    sslzoo.load('hf://{repository}/{card.file}')\n\n"
         f"| metric ({card.protocol}) | value |\n|---|---|\n{scores}\n"
     )
 
 
 def refuse_others(card: Card) -> None:
-    """Let weights be pushed by those who made them.
+    """Refuse to push weights that others released.
 
     Raises:
-        ValueError: the card is of released weights of others.
+        ValueError: the card describes weights released by others.
     """
     if card.layout is not None:
         raise ValueError(f"{card.name!r} is its authors' ({card.source}): push your own")
 
 
 def push(card: Card, weights: Path, repository: str, api: Api | None = None) -> str:
-    """Upload weights, card and a page; the address that `load` takes.
+    """Upload weights, card and README, and return the URL for `load`.
 
     Args:
-        card: of the weights.
-        weights: the file.
+        card: card of the weights.
+        weights: weights file.
         repository: OWNER/NAME.
-        api: None: `huggingface_hub.HfApi()`, with the token that `hf auth login` stored.
+        api: client; None: `huggingface_hub.HfApi()` with the token stored by `hf auth login`.
 
     Raises:
         ValueError: the weights are others' (`layout`), or the repository is not OWNER/NAME.
-        OSError: the Hub is not reached, or it refuses: no token, no right, no such owner.
+        OSError: the Hub cannot be reached or refuses: no token, no permission, unknown owner.
     """
     refuse_others(card)
     if len([part for part in repository.split("/") if part]) != 2:
@@ -69,7 +69,7 @@ def push(card: Card, weights: Path, repository: str, api: Api | None = None) -> 
         api.create_repo(repository, exist_ok=True)
         for name, content in files.items():
             api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=repository)
-    except Exception as error:  # of the Hub's client and of the HTTP client beneath it
+    except Exception as error:  # errors of the Hub's client and of its HTTP client
         text = " ".join(str(error).split()) or type(error).__name__
         raise OSError(f"{repository!r} is not pushed: {text}") from error
     return f"hf://{repository}/{card.file}"

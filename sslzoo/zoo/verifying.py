@@ -1,4 +1,4 @@
-"""Verify: whether an entry's file, class and numbers are those that its card states."""
+"""Verify an entry's file, class and features against its card."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from sslzoo.zoo.card import Card
-from sslzoo.zoo.loading import load
+from sslzoo.zoo.load import load
 
-KEPT = 4  # features on a card
-_TOLERANCE = 1e-3  # of the largest; convolutions of other processors round otherwise
+KEPT = 4  # number of features on a card
+_TOLERANCE = 1e-3  # relative to the largest; convolutions round differently on other processors
 
 
 def fixed_input(size: int, channels: int = 3) -> Tensor:
-    """One picture of stripes that tell rows, columns and channels apart: (1, C, S, S) uint8."""
+    """Striped test image with distinct rows, columns and channels: (1, C, S, S) uint8."""
     row, column = torch.arange(size)[:, None], torch.arange(size)
     planes = [row * (7 + c) + column * (13 - 5 * c) + 29 * c for c in range(channels)]
     return (torch.stack(planes)[None] % 256).to(torch.uint8)
 
 
 def fixed_sound(rate: int) -> Tensor:
-    """One second whose pitch rises: (1, rate) int16."""
+    """One second of a chirp: (1, rate) int16."""
     t = torch.arange(rate)
     return ((t * (t // 64 + 11)) % 8192 - 4096).to(torch.int16)[None]
 
@@ -31,7 +31,7 @@ FIXED_SENTENCE = "A man plays the guitar while two dogs run over the grass."
 
 
 def fixed_sample(card: Card) -> Any:
-    """What an encoder of the card's kind is tried on, before `encoder.preprocess`."""
+    """Test sample for encoders of the card's kind, before `encoder.preprocess`."""
     about = card.preprocessing or {}
     match card.kind:
         case "waveform":
@@ -45,22 +45,22 @@ def fixed_sample(card: Card) -> Any:
 
 @torch.no_grad()
 def fixed_features(encoder: nn.Module, card: Card) -> list[float]:
-    """The first features of the fixed sample, in eval mode and float32; none of an unknown kind.
+    """First features of the fixed sample, in eval mode and float32; none for an unknown kind.
 
     Args:
-        encoder: with `preprocess`, as it is loaded.
-        card: of it.
+        encoder: a loaded encoder with `preprocess`.
+        card: its card.
 
     Raises:
-        ValueError: the encoder does not take the sample, or gives another shape than (1,
-            num_features), or no finite numbers.
+        ValueError: the encoder does not take the sample, or its output is not (1,
+            num_features), or not finite.
     """
     if card.preprocessing is None:
         return []
     loaded: Any = encoder.eval()
     try:
         features = loaded(loaded.preprocess(fixed_sample(card)))
-    except Exception as error:  # torch's, timm's, and whatever a user's own raises
+    except Exception as error:  # errors of torch, timm and any user code
         raise ValueError(
             f"{card.name!r} does not take a sample made by {card.preprocessing}: {error}"
         ) from error
@@ -75,7 +75,7 @@ def fixed_features(encoder: nn.Module, card: Card) -> list[float]:
 
 
 def verify(name: str, sha256: str | None = None, trust: bool = False) -> Card:
-    """Load an entry and hold it to its card.
+    """Load an entry and check it against its card.
 
     Args:
         name: see `load`.
@@ -86,8 +86,8 @@ def verify(name: str, sha256: str | None = None, trust: bool = False) -> Card:
         The card.
 
     Raises:
-        ValueError: hash, class, shapes or features are others.
-        OSError: the file cannot be had.
+        ValueError: hash, class, shapes or features differ.
+        OSError: the file cannot be found or fetched.
     """
     encoder: Any = load(name, sha256=sha256, trust=trust)
     card = getattr(encoder, "card", None)

@@ -1,4 +1,4 @@
-"""Weights file: what is behind a name, a path or an address, fetched where it is not here."""
+"""Weights files: resolve a name, path or URL to a local file, downloading it if needed."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from urllib.parse import urlsplit
 from torch import nn
 
 from sslzoo.trust import check_fit, shell
-from sslzoo.zoo.building import complete
+from sslzoo.zoo.build import complete
 from sslzoo.zoo.cache import ANY, check, fetch, forget, is_url, place, refuse_malformed
 from sslzoo.zoo.card import LARGEST, Card, read_card
+from sslzoo.zoo.catalog import card_named, entries, local_file, sources
 from sslzoo.zoo.converters import convert
-from sslzoo.zoo.listing import card_named, entries, local_file, sources
-from sslzoo.zoo.reading import read, refuse_nan
-from sslzoo.zoo.wire import local_path, resolved
+from sslzoo.zoo.download import local_path, resolved
+from sslzoo.zoo.safe_read import read, refuse_nan
 
-_LONGEST = 4096  # characters of a path or an address
+_LONGEST = 4096  # characters of a path or a URL
 
 
 class Found(NamedTuple):
-    """A file of weights.
+    """A weights file and its card.
 
     Args:
-        path: of the file; of a TensorFlow checkpoint the prefix of its files.
-        card: what is known about it, None for nothing.
+        path: the file; for a TensorFlow checkpoint the prefix of its files.
+        card: its card; None if there is none.
     """
 
     path: Path
@@ -41,20 +41,20 @@ def locate(
     strict: bool = False,
     trust: bool = False,
 ) -> Found:
-    """The file that `load` would read, on this machine after this, its hash checked.
+    """Find, or download, the file that `load` would read, and verify its hash.
 
-    A file that is fetched is read and held to its card before it is kept.
+    A downloaded file is read and checked against its card before it is kept.
 
     Args:
         name: see `load`.
         sha256: see `load`.
         file: see `load`.
-        strict: refuse to fetch a file of which no hash is published, given or recorded. False:
-            what comes at first is trusted, and its hash enforced from then on.
+        strict: refuse to download a file without a published, given or recorded hash. False: the
+            first download is trusted, and its hash enforced from then on.
         trust: see `load`.
 
     Raises:
-        ValueError: there is no such entry, the hash is another one, or the file cannot be read.
+        ValueError: the entry does not exist, the hash differs, or the file cannot be read.
         OSError: it cannot be found or fetched.
     """
     name = _text("name", name)
@@ -71,7 +71,7 @@ def locate(
         target = place(card.name, card.file)
         return Found(_fetch(sources(card), target, card, sha256, strict, trust, card.name), card)
     path = Path(name)
-    # os.path's, unlike Path's, take a name that is too long for the file system.
+    # os.path's functions, unlike Path's, accept a name that is too long for the file system.
     if not os.path.exists(path) and not os.path.isfile(f"{name}.index"):
         raise FileNotFoundError(_nowhere(name))
     _refuse_irregular(path)
@@ -79,10 +79,10 @@ def locate(
 
 
 def _text(what: str, given: Any) -> str:
-    """A name or a path as text.
+    """Convert a name or a path to text.
 
     Raises:
-        ValueError: it is something else, or cannot be a path.
+        ValueError: the argument is something else, or cannot be a path.
     """
     text = os.fspath(given) if isinstance(given, os.PathLike) else given
     kinds = "an entry of the zoo, a path or an address" if what == "name" else "a path"
@@ -119,7 +119,7 @@ def _card_beside(path: Path) -> Card | None:
 
 
 def _read_card(path: Path) -> Card:
-    """A card, its view of images made once: its numbers may contradict each other."""
+    """Read a card and build its image view once, to detect contradictory values."""
     card = read_card(path)
     if card.preprocessing is not None and card.kind == "image":
         card.preprocess()
@@ -127,10 +127,10 @@ def _read_card(path: Path) -> Card:
 
 
 def _local(path: Path, card: Card | None, sha256: str | None) -> Found:
-    """A file of this machine, its hash checked.
+    """Return a local file after verifying its hash.
 
     Raises:
-        ValueError: it has another hash, or it is a folder or a device.
+        ValueError: its hash differs, or it is a folder or a device.
     """
     _refuse_irregular(path)
     if path.is_file():
@@ -150,7 +150,7 @@ def _fetch(
     trust: bool,
     who: str,
 ) -> Path:
-    """The file of these addresses, once it has the hash of card and user, and fits the card."""
+    """Download a file and check it against the hashes of card and user, and the card itself."""
     published = None if card is None else card.sha256
     given = None if sha256 == ANY else sha256
     if given and published:
@@ -164,9 +164,9 @@ def _fetch(
 
 
 def _fits(card: Card | None, who: str, trust: bool) -> Callable[[Path], None]:
-    """What refuses a file that is not the encoder of a card; of no card, one that cannot be read.
+    """Make the check that a file is the card's encoder or, without a card, is readable.
 
-    Nothing but names, shapes and numbers is looked at: the encoder is built without memory.
+    Only names, shapes and values are checked: the encoder is built without memory.
     """
 
     def parse(path: Path) -> None:
@@ -190,11 +190,11 @@ def _fits(card: Card | None, who: str, trust: bool) -> Callable[[Path], None]:
 
 
 def _from_address(url: str, sha256: str | None, strict: bool, trust: bool) -> Found:
-    """Fetch weights, and before them the card beside them, whose hash they must have.
+    """Download the card next to the weights, then the weights, which must have the card's hash.
 
-    A file:// is read where it is: it may change, and is no download.
+    A file:// URL is read in place: the file may change, and is not a download.
     """
-    resolved(url)  # refuses what is no address
+    resolved(url)  # raises if it is not a URL
     parts = urlsplit(url)
     if parts.scheme == "file":
         return _from_file(url, sha256, strict)
@@ -212,7 +212,7 @@ def _from_address(url: str, sha256: str | None, strict: bool, trust: bool) -> Fo
         return Found(_fetch([url], target, card, sha256, strict, trust, url), card)
     except BaseException:
         if fresh and not target.is_file():
-            forget(beside)  # a card without weights is of no use
+            forget(beside)  # a card without weights is useless
         raise
 
 

@@ -60,9 +60,9 @@ def test_norms_are_where_the_codes_are() -> None:
 
 
 def test_wrong_sizes_are_named() -> None:
-    with pytest.raises(ValueError, match="32, 64 or 128 pixels, got 96"):
+    with pytest.raises(ValueError, match=r"size must be one of \[32, 64, 128\], got 96"):
         AMDIMEncoder(96)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="at least 1 block, got 0"):
+    with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
         AMDIMEncoder(32, 2, 20, depth=0)
-    with pytest.raises(ValueError, match="never narrows, got 8 to 4"):
+    with pytest.raises(ValueError, match="at least 8 output channels, got 4"):
         AMDIMEncoder(32, 2, 4, 1)

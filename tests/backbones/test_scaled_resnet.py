@@ -46,8 +46,8 @@ def test_same_padding_is_tensorflows(size: int) -> None:
 
 def test_errors_name_what_is_wanted() -> None:
     for args, text in (
-        ({"depth": 18}, "depth is one of"),
-        ({"width": 0.3}, "whole number, got 0.3"),
+        ({"depth": 18}, "depth must be one of"),
+        ({"width": 0.3}, "positive integer, got width 0.3"),
         ({"padding": "valid"}, "got 'valid'"),
     ):
         with pytest.raises(ValueError, match=text):

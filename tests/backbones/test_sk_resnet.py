@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sslzoo.backbones import GlobalBatchNorm, simclr_v2_resnet, timm_backbone
 from sslzoo.backbones.sk_resnet import SelectiveKernelConv, adapt_block
-from sslzoo.norm import convert_batch_norm
+from sslzoo.layers import convert_batch_norm
 from tests.backbones.test_image import nchw
 from tests.golden import assert_close_to_golden, load
 
@@ -231,9 +231,9 @@ def test_compiles_without_a_graph_break() -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match=r"depth is one of \[14, 18, .*, got 51"):
+    with pytest.raises(ValueError, match=r"depth must be one of \[14, 18, .*, got 51"):
         simclr_v2_resnet(51)
-    with pytest.raises(ValueError, match="1 or more, got 0"):
+    with pytest.raises(ValueError, match="width must be at least 1, got 0"):
         simclr_v2_resnet(width=0)
-    with pytest.raises(ValueError, match=r"share in 0\.\.1, got 2"):
+    with pytest.raises(ValueError, match=r"sk_ratio must be in \[0, 1\], got 2"):
         simclr_v2_resnet(sk_ratio=2)

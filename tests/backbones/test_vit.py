@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sslzoo.backbones import ViT, small_vit, timm_vit, without_drop_path
 from sslzoo.backbones.vit import resample_positions
-from sslzoo.transformer import sincos_positions
+from sslzoo.layers import sincos_positions
 from tests.golden import assert_close_to_golden, load
 
 
@@ -213,7 +213,7 @@ def test_timm_names_and_moco_v3s_twelve_heads() -> None:
 
 
 @pytest.mark.parametrize("init", ["dino", "moco_v3", "mae", "ijepa"])
-def test_initialisation(init: Any) -> None:
+def test_initialization(init: Any) -> None:
     torch.manual_seed(0)
     vit = small_vit(init=init)
     qkv, fc2 = vit.blocks[3].attn.qkv.weight, vit.blocks[3].mlp.fc2.weight
@@ -253,11 +253,11 @@ def test_no_graph_break() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pool": "max"}, "'mean_before_norm', or 'token' with a class token, got 'max'"),
+        ({"pool": "max"}, "pool must be one of .* got 'max'"),
         ({"class_token": False}, "got 'token'"),
         ({"positions": "sin"}, "got 'sin'"),
         ({"init": "beit"}, "got 'beit'"),
-        ({"width": 6, "positions": "mae"}, "a multiple of 4 wanted, got 6"),
+        ({"width": 6, "positions": "mae"}, "multiple of 4 .* got 6"),
     ],
 )
 def test_unknown_options_are_refused(options: dict[str, Any], message: str) -> None:
@@ -268,11 +268,11 @@ def test_unknown_options_are_refused(options: dict[str, Any], message: str) -> N
 def test_what_is_left_out_is_refused() -> None:
     with pytest.raises(ValueError, match="reg_token"):
         ViT(VisionTransformer(img_size=32, reg_tokens=2, dynamic_img_size=True))
-    with pytest.raises(ValueError, match="dynamic_img_size=True wanted"):
+    with pytest.raises(ValueError, match=r"dynamic_img_size .* must be True"):
         ViT(VisionTransformer(img_size=32))
-    with pytest.raises(ValueError, match="no model 'vit_tiny_patch3'"):
+    with pytest.raises(ValueError, match="got 'vit_tiny_patch3'"):
         timm_vit("vit_tiny_patch3")
-    with pytest.raises(ValueError, match="mask_token=True"):
+    with pytest.raises(ValueError, match=r"mask_token .* must be True"):
         toy().forward_tokens(torch.rand(1, 3, 8, 8), mask=torch.zeros(1, 4, dtype=torch.bool))
-    with pytest.raises(ValueError, match="VisionTransformer wanted"):
+    with pytest.raises(ValueError, match="must be a timm VisionTransformer"):
         timm_vit("eva02_tiny_patch14_224", img_size=28)

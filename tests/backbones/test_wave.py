@@ -92,7 +92,7 @@ def test_recurrent_is_torchs(cell: Any, layers: int) -> None:
 def test_wrong_parts_are_named() -> None:
     with pytest.raises(ValueError, match="Linear has None"):
         SequenceEncoder(nn.Linear(2, 2), Recurrent(2))
-    with pytest.raises(ValueError, match=r"context of 6 in_features .* Recurrent has 5 and 256"):
+    with pytest.raises(ValueError, match=r"in_features 6 .* Recurrent has 5 and 256"):
         SequenceEncoder(encoder(), Recurrent(5))
     with pytest.raises(ValueError, match="got 'max'"):
         SequenceEncoder(encoder(), Recurrent(6), "max")  # type: ignore[arg-type]
@@ -100,11 +100,11 @@ def test_wrong_parts_are_named() -> None:
         Recurrent(2, 2, "rnn")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="got 0, 256 and 1"):
         Recurrent(0)
-    with pytest.raises(ValueError, match=r"for each layer wanted, got \[3\], \[2, 2\] and \[1\]"):
+    with pytest.raises(ValueError, match=r"per layer, got \[3\], \[2, 2\] and \[1\]"):
         WaveEncoder(4, (3,), (2, 2), (1,))
     with pytest.raises(ValueError, match="got 'layer'"):
         WaveEncoder(4, norm="layer")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="at least 2 channels, got 1"):
+    with pytest.raises(ValueError, match="channels must be at least 2, got 1"):
         FrameNorm(1)
-    with pytest.raises(ValueError, match=r"\(B, L\) wanted, got \(2, 1, 40\)"):
+    with pytest.raises(ValueError, match=r"must be \(B, L\), got \(2, 1, 40\)"):
         encoder()(torch.zeros(2, 1, 40))

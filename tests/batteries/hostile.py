@@ -134,9 +134,9 @@ def gadgets() -> dict[str, Spec]:
         of("numpy.ndarray.tofile", fid=str(CANARY)),
         of("timm.create_model", model_name="resnet18", pretrained=True),
         of("torchvision.models.resnet18", weights="DEFAULT"),
-        of("sslzoo.data.decode.os.system", command=_SHELL),
-        of("sslzoo.data.images.os.system", command=_SHELL),
-        of("sslzoo.data.cifar.pickle.loads", data=_PYTHON),
+        of("sslzoo.data.image.decode.os.system", command=_SHELL),
+        of("sslzoo.data.listing.os.system", command=_SHELL),
+        of("sslzoo.data.image.cifar.pickle.loads", data=_PYTHON),
         of("sslzoo.backbones.image.timm.create_model", model_name="resnet18", pretrained=True),
         of("sslzoo.backbones.image.torch.save", obj=1, f=str(CANARY)),
         of("sslzoo.backbones.timm_backbone", name="resnet18", pretrained=True),
@@ -146,10 +146,10 @@ def gadgets() -> dict[str, Spec]:
             options={"checkpoint_path": str(_pickle())},
         ),
         of("sslzoo.backbones.hf_encoder", name="somebody/something"),
-        of("sslzoo.whole.write_whole", path=str(CANARY), content="x"),
-        of("sslzoo.zoo.saving.write_whole", path=str(CANARY), content="x"),
-        of("sslzoo.zoo.reading.subprocess.Popen", args=touch),
-        of("sslzoo.cli.run", args=["fit", "--config", "quickstart"]),
+        of("sslzoo.atomic_write.atomic_write", path=str(CANARY), content="x"),
+        of("sslzoo.zoo.save.atomic_write", path=str(CANARY), content="x"),
+        of("sslzoo.zoo.safe_read.subprocess.Popen", args=touch),
+        of("sslzoo.commands.fit.run", args=["fit", "--config", "quickstart"]),
         of("sslzoo.load", name="http://198.51.100.1/x.ckpt"),
         of("sslzoo.methods.SimCLR.load_from_checkpoint", checkpoint_path=str(_pickle())),
         of("lightning.pytorch.cli.instantiate_module", module_class="os.system", config={}),
@@ -243,8 +243,8 @@ class Honest(NamedTuple):
 
 def honest(folder: Path) -> Honest:
     """A run of two steps, and an encoder with its card."""
-    from sslzoo import cli
     from sslzoo.backbones import SmallResNet
+    from sslzoo.commands import fit
 
     draw = torch.Generator().manual_seed(0)
     for split, count in (("train", 12), ("val", 3)):
@@ -264,10 +264,10 @@ def honest(folder: Path) -> Honest:
         "num_features": 16,
         "data": "none",
         "preprocessing": {"range": [0.0, 1.0], "size": 32},
-        "licence": {"code": "MIT", "weights": "MIT"},
+        "license": {"code": "MIT", "weights": "MIT"},
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }
-    quietly(partial(cli.run, _fit(folder / "images", folder / "runs")))
+    quietly(partial(fit.run, _fit(folder / "images", folder / "runs")))
     return Honest(folder, folder / "images", folder / "runs" / "version_0", card, weights)
 
 
@@ -562,8 +562,9 @@ def _write_card(where: Path, files: Honest, card: Spec) -> Path:
 
 def _on_cards(files: Honest, where: Path, server: Server) -> dict[str, Callable[[Spec], Any]]:
     import sslzoo
-    from sslzoo import eval_command
-    from sslzoo.zoo import commands, verify
+    from sslzoo.commands import evaluate as evaluate_command
+    from sslzoo.commands import zoo as zoo_command
+    from sslzoo.zoo import verify
 
     def by_name(card: Spec, act: Callable[[str], Any]) -> None:
         entries = Path(os.environ["SSLZOO_HOME"]) / "entries"
@@ -583,7 +584,7 @@ def _on_cards(files: Honest, where: Path, server: Server) -> dict[str, Callable[
 
     def evaluate(name: str) -> None:
         config = ["--on", "simclr/folder_small_10ep", f"--data.root={files.images}"]
-        eval_command.main([name, *config, "--cache=none", "--accelerator=cpu"])
+        evaluate_command.main([name, *config, "--cache=none", "--accelerator=cpu"])
 
     return {
         "load PATH": path(sslzoo.load),
@@ -593,10 +594,12 @@ def _on_cards(files: Honest, where: Path, server: Server) -> dict[str, Callable[
         "load NAME": lambda card: by_name(card, sslzoo.load),
         "eval NAME": path(evaluate),
         "zoo verify": path(verify),
-        "zoo info": lambda card: by_name(card, lambda name: commands.main(["zoo", "info", name])),
-        "zoo fetch": path(lambda name: commands.main(["zoo", "fetch", name])),
+        "zoo info": lambda card: by_name(
+            card, lambda name: zoo_command.main(["zoo", "info", name])
+        ),
+        "zoo fetch": path(lambda name: zoo_command.main(["zoo", "fetch", name])),
         "export": path(
-            lambda name: commands.main(
+            lambda name: zoo_command.main(
                 ["export", name, "--format=safetensors", f"--to={where}/out.safetensors"]
             )
         ),
@@ -633,10 +636,11 @@ def _copy_run(where: Path, files: Honest) -> Path:
 
 def _on_checkpoints(files: Honest, where: Path, server: Server) -> dict[str, Callable[[Any], Any]]:
     import sslzoo
-    from sslzoo import cli, eval_command, methods
+    from sslzoo import methods
     from sslzoo.backbones import SmallResNet
+    from sslzoo.commands import evaluate, fit
+    from sslzoo.commands import zoo as zoo_command
     from sslzoo.eval import Classifier, load_weights
-    from sslzoo.zoo import commands
 
     def path(act: Callable[[str], Any]) -> Callable[[Any], Any]:
         return lambda saved: act(str(_write_checkpoint(where, saved)))
@@ -661,13 +665,13 @@ def _on_checkpoints(files: Honest, where: Path, server: Server) -> dict[str, Cal
             given = [name, *_fit(files.images, where / "out")[1:]]
             if name == "fit":
                 given.append("--trainer.max_epochs=2")
-            cli.run([*given, f"--ckpt_path={_write_checkpoint(where, saved)}"])
+            fit.run([*given, f"--ckpt_path={_write_checkpoint(where, saved)}"])
 
         return act
 
     on = ["--on", "simclr/folder_small_10ep", f"--data.root={files.images}"]
     flags = ["--cache=none", "--accelerator=cpu"]
-    about = ["--name=tiny", "--data=none", "--licence=MIT"]
+    about = ["--name=tiny", "--data=none", "--license=MIT"]
     backbone = f"--backbone={json.dumps(NET)}"
     return {
         "load FILE": path(sslzoo.load),
@@ -679,15 +683,15 @@ def _on_checkpoints(files: Honest, where: Path, server: Server) -> dict[str, Cal
         "FineTune weights": path(
             lambda name: load_weights(Classifier(SmallResNet((8, 16)), 2), name)
         ),
-        "eval FILE": path(lambda name: eval_command.main([name, *on, *flags])),
-        "eval RUN": run(lambda name: eval_command.main([name, *flags])),
+        "eval FILE": path(lambda name: evaluate.main([name, *on, *flags])),
+        "eval RUN": run(lambda name: evaluate.main([name, *flags])),
         "report RUN": run(_report),
-        "zoo add RUN": run(lambda name: commands.main(["zoo", "add", name, *about])),
-        "zoo add FILE": path(lambda name: commands.main(["zoo", "add", name, *about, backbone])),
-        "zoo verify": path(lambda name: commands.main(["zoo", "verify", name])),
-        "zoo fetch": path(lambda name: commands.main(["zoo", "fetch", name])),
+        "zoo add RUN": run(lambda name: zoo_command.main(["zoo", "add", name, *about])),
+        "zoo add FILE": path(lambda name: zoo_command.main(["zoo", "add", name, *about, backbone])),
+        "zoo verify": path(lambda name: zoo_command.main(["zoo", "verify", name])),
+        "zoo fetch": path(lambda name: zoo_command.main(["zoo", "fetch", name])),
         "export": path(
-            lambda name: commands.main(
+            lambda name: zoo_command.main(
                 ["export", name, "--size=32", "--format=safetensors", f"--to={where}/out"]
             )
         ),
@@ -696,14 +700,14 @@ def _on_checkpoints(files: Honest, where: Path, server: Server) -> dict[str, Cal
 
 
 def _report(folder: str) -> None:
-    from sslzoo.report import command
+    from sslzoo.commands import report
 
-    command.main([folder, "--samples=4", "--images=1"])
+    report.main([folder, "--samples=4", "--images=1"])
 
 
 def _on_runs(files: Honest, where: Path) -> dict[str, Callable[[Spec], Any]]:
-    from sslzoo import eval_command
-    from sslzoo.zoo import commands
+    from sslzoo.commands import evaluate
+    from sslzoo.commands import zoo as zoo_command
 
     def run(act: Callable[[str], Any]) -> Callable[[Spec], Any]:
         def with_config(config: Spec) -> None:
@@ -714,16 +718,16 @@ def _on_runs(files: Honest, where: Path) -> dict[str, Callable[[Spec], Any]]:
         return with_config
 
     flags = ["--cache=none", "--accelerator=cpu"]
-    about = ["--name=tiny", "--data=none", "--licence=MIT"]
+    about = ["--name=tiny", "--data=none", "--license=MIT"]
     on = ["--on", "simclr/folder_small_10ep", f"--data.root={files.images}"]
     return {
-        "eval RUN": run(lambda name: eval_command.main([name, *flags])),
+        "eval RUN": run(lambda name: evaluate.main([name, *flags])),
         "eval RUN --untrained": run(
-            lambda name: eval_command.main([name, *on, "--untrained=true", *flags])
+            lambda name: evaluate.main([name, *on, "--untrained=true", *flags])
         ),
-        "eval --table": run(lambda name: eval_command.main(["--table", name])),
+        "eval --table": run(lambda name: evaluate.main(["--table", name])),
         "report RUN": run(_report),
-        "zoo add RUN": run(lambda name: commands.main(["zoo", "add", name, *about])),
+        "zoo add RUN": run(lambda name: zoo_command.main(["zoo", "add", name, *about])),
     }
 
 

@@ -1,4 +1,4 @@
-"""MAE's judgement: what the probes look at, where fine-tuning starts, what is written."""
+"""MAE's judgment: what the probes look at, where fine-tuning starts, what is written."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_bound_of_equal_ratios_is_that_ratio() -> None:
     assert bootstrap_bound([2.0] * 9) == 2.0
 
 
-def test_bounds_lie_on_the_unfavourable_side_of_the_median() -> None:
+def test_bounds_lie_on_the_unfavorable_side_of_the_median() -> None:
     ratios = [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8]
     assert 1.0 < bootstrap_bound(ratios) < 1.4 < bootstrap_bound(ratios, upper=True) < 1.8
 
@@ -293,11 +293,11 @@ def test_a_copy_without_a_repository_has_a_commit(
 ) -> None:
     monkeypatch.delenv("SSLZOO_COMMIT", raising=False)
     monkeypatch.setattr(speed, "ROOT", tmp_path)
-    assert speed.surroundings()["commit"] == "unknown"
+    assert speed.provenance()["commit"] == "unknown"
     monkeypatch.setenv("PATH", str(tmp_path))  # not even git
-    assert speed.surroundings()["commit"] == "unknown"
+    assert speed.provenance()["commit"] == "unknown"
     monkeypatch.setenv("SSLZOO_COMMIT", "abc")
-    assert speed.surroundings()["commit"] == "abc"
+    assert speed.provenance()["commit"] == "abc"
 
 
 @pytest.mark.parametrize("name", ["ntxent8192", "dino", "dino_bf16", "knn10"])

@@ -51,7 +51,7 @@ def scored() -> dict[str, Any]:
         "knn_top1_float16": 0.5999,
         "untrained_knn_top1": 0.31,
         "raw_pixels_knn_top1": 0.35,
-        "normalised_pixels_knn_top1": 0.45,
+        "normalized_pixels_knn_top1": 0.45,
         "seeds": [0],
         "config": "configs/simclr.yaml",
         "commit": "0123456789abcdef-dirty",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import table, text, text_with_labels
-from tests.data.test_text import sentences
+from tests.data.text.test_datamodule import sentences
 
 pytest.importorskip("tokenizers")
 
@@ -50,7 +50,7 @@ def test_a_run_becomes_a_row(tmp_path: Path) -> None:
     assert "`configs/clear/stsb_small_40ep.yaml`" in shown
 
 
-def test_labels_are_learnt(tmp_path: Path) -> None:
+def test_labels_are_learned(tmp_path: Path) -> None:
     output = tmp_path / "labels.json"
     asked = ["--epochs=8", "--pairs=6", "--rate=0.005", f"--output={output}"]
     text_with_labels.main([f"--data={pairs(tmp_path / 'stsb')}", *asked])

@@ -51,7 +51,7 @@ def _clip_on_fake_cuda() -> None:
     clip_per_parameter([parameter], 1.0)
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_clip_on_fake_cuda) == []
 
 

@@ -20,7 +20,7 @@ from sslzoo.callbacks.online_prototypes import effective_prototypes
 from sslzoo.eval.loaders import EvalLoaders
 from sslzoo.heads import MLP, DINOHead, simsiam_predictor, simsiam_projector
 from sslzoo.methods import DINO, SimSiam, SwAV
-from sslzoo.optim import Constant
+from sslzoo.optim import ConstantSchedule
 from tests.callbacks.toy import FILTERS, identity, quiet, trainer
 
 pytestmark = FILTERS
@@ -147,8 +147,8 @@ def dino(teacher_temperature: float) -> DINO:
     return DINO(
         SmallResNet((8, 16, 32)),
         DINOHead(32, 10, hidden_dim=64, bottleneck_dim=16, norm=True),
-        teacher_temperature=Constant(teacher_temperature),
-        momentum=Constant(0.9),
+        teacher_temperature=ConstantSchedule(teacher_temperature),
+        momentum=ConstantSchedule(0.9),
         freeze_last_layer_epochs=0,
         optimizer=partial(torch.optim.AdamW, lr=0.003),
     )

@@ -20,10 +20,10 @@ def read(path):
         return dict(arrays)
 
 
-def predict_on_ranks(rank, world_size, folder, file_format, labelled=True):
+def predict_on_ranks(rank, world_size, folder, file_format, labeled=True):
     quiet()
     run = trainer(folder, FeatureWriter(format=file_format), world_size=world_size)
-    loader = make_loader(31, 1, 4, labelled, sharded=True)
+    loader = make_loader(31, 1, 4, labeled, sharded=True)
     run.predict(Toy(), loader, return_predictions=False)
 
 
@@ -42,7 +42,7 @@ def test_the_file_has_every_sample_in_order(ranks, tmp_path, world_size, file_fo
 
 
 def test_data_without_labels_has_none_in_the_file(tmp_path):
-    predict_on_ranks(0, 1, str(tmp_path), "npz", labelled=False)
+    predict_on_ranks(0, 1, str(tmp_path), "npz", labeled=False)
     assert sorted(read(tmp_path / "features.npz")) == ["features", "index"]
 
 

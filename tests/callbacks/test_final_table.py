@@ -122,4 +122,4 @@ def test_two_ranks_score_as_one(tmp_path, ranks):
 def test_data_without_labels_is_refused(tmp_path):
     run = trainer(tmp_path, FinalTable())
     with pytest.raises(ValueError, match="use OnlineSpectrum"):
-        run.fit(Toy(), datamodule=FitOnly(labelled=False))
+        run.fit(Toy(), datamodule=FitOnly(labeled=False))

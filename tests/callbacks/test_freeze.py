@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from sslzoo.batch import Batch
 from sslzoo.callbacks import FreezeUntil
 from sslzoo.methods import BYOL, SSLMethod
-from sslzoo.optim import Horizon
+from sslzoo.optim import RunLength
 from tests.callbacks.toy import FILTERS
 from tests.toys import build, data_like, rows
 
@@ -96,7 +96,7 @@ def test_a_resumed_run_knows_how_long_it_has_been(tmp_path: Path) -> None:
 
 def test_a_plain_loop_can_call_it() -> None:
     method, _ = toy()
-    method.horizon = Horizon(4, 2)
+    method.run_length = RunLength(4, 2)
     views = [torch.rand(4, 3, 8, 8, dtype=torch.float64) for _ in range(2)]
     freeze = FreezeUntil("projector", epochs=1)
     for step, still in enumerate([True, True, False]):

@@ -103,7 +103,7 @@ def test_missing_data_says_what_to_pass(tmp_path):
 
 def test_data_without_labels_names_online_spectrum(tmp_path):
     with pytest.raises(ValueError, match="use OnlineSpectrum"):
-        trainer(tmp_path, OnlineKNN(5)).fit(Toy(), datamodule=FitOnly(labelled=False))
+        trainer(tmp_path, OnlineKNN(5)).fit(Toy(), datamodule=FitOnly(labeled=False))
 
 
 def test_wrong_arguments_are_named():

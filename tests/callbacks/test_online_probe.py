@@ -30,7 +30,7 @@ def test_it_learns_separable_classes():
         for a, b in zip(x.flatten(1).split(50), y.split(50), strict=True):
             probe.step(a, b)
     query, truth = data(300, 3)
-    z = probe._standardise(query.flatten(1), update=False)
+    z = probe._standardize(query.flatten(1), update=False)
     assert ((z @ probe.state["weight"].T).argmax(1) == truth).float().mean() > 0.85
 
 
@@ -40,7 +40,7 @@ def test_its_gradient_is_that_of_cross_entropy():
     probe.step(x.flatten(1), y)
     before = probe.state["weight"].clone().requires_grad_()
     probe.step(x.flatten(1), y)
-    z = probe._standardise(x.flatten(1), update=False)
+    z = probe._standardize(x.flatten(1), update=False)
     loss = torch.nn.functional.cross_entropy(z @ before.T, y)
     (loss + 0.05 * before[:, :-1].square().sum()).backward()
     wanted = before.detach() - 0.5 * before.grad
@@ -54,7 +54,7 @@ def test_it_logs_the_accuracy_of_the_query_set(tmp_path):
     query, truth = data(31, 1)
     module.eval()
     with torch.no_grad():
-        scores = probe._standardise(module(query), update=False) @ probe.state["weight"].T
+        scores = probe._standardize(module(query), update=False) @ probe.state["weight"].T
     wanted = (scores.argmax(1) == truth).float().mean().item()
     assert run.callback_metrics["val/probe_top1"].item() == pytest.approx(wanted)
 
@@ -120,7 +120,7 @@ def test_ranks_log_the_same_accuracy(ranks, tmp_path):
 def test_data_without_labels_names_online_spectrum(tmp_path):
     run = trainer(tmp_path, OnlineProbe())
     with pytest.raises(ValueError, match="use OnlineSpectrum"):
-        run.fit(Toy(), datamodule=FitOnly(labelled=False))
+        run.fit(Toy(), datamodule=FitOnly(labeled=False))
     run = trainer(tmp_path, OnlineProbe(num_classes=3))
     with pytest.raises(ValueError, match="use OnlineSpectrum"):
-        run.fit(Toy(), datamodule=FitOnly(labelled=False))
+        run.fit(Toy(), datamodule=FitOnly(labeled=False))

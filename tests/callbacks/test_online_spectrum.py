@@ -20,7 +20,7 @@ def features(module, n, seed):
 
 def test_it_logs_the_spectrum_of_the_query_set(tmp_path):
     module, run = Toy(), trainer(tmp_path, OnlineSpectrum())
-    run.fit(module, datamodule=FitOnly(labelled=False))
+    run.fit(module, datamodule=FitOnly(labeled=False))
     x = features(module, 31, 1)
     got = run.callback_metrics
     assert got["val/effective_rank"].item() == pytest.approx(effective_rank(x).item(), rel=1e-5)
@@ -29,9 +29,9 @@ def test_it_logs_the_spectrum_of_the_query_set(tmp_path):
 
 def test_without_a_query_set_it_takes_the_first_of_the_bank(tmp_path):
     module = Toy()
-    loaders = ToyData(labelled=False).eval_dataloaders()._replace(query=None)
+    loaders = ToyData(labeled=False).eval_dataloaders()._replace(query=None)
     run = trainer(tmp_path, OnlineSpectrum(max_samples=13, loaders=loaders))
-    run.fit(module, datamodule=FitOnly(labelled=False))
+    run.fit(module, datamodule=FitOnly(labeled=False))
     wanted = effective_rank(features(module, 53, 0)[:13]).item()
     assert run.callback_metrics["val/effective_rank"].item() == pytest.approx(wanted, rel=1e-5)
 
@@ -39,7 +39,7 @@ def test_without_a_query_set_it_takes_the_first_of_the_bank(tmp_path):
 def validate_on_ranks(rank, world_size, folder):
     quiet()
     run = trainer(folder, OnlineSpectrum(max_samples=20), world_size=world_size)
-    run.validate(Toy(), datamodule=ToyData(labelled=False), verbose=False)
+    run.validate(Toy(), datamodule=ToyData(labeled=False), verbose=False)
     return run.callback_metrics["val/effective_rank"].item()
 
 

@@ -18,7 +18,7 @@ from sslzoo.heads import TanhHead
 from sslzoo.methods import SimCSE
 from sslzoo.transforms import plain_text
 from tests.callbacks.toy import quiet
-from tests.data.test_text import sentences
+from tests.data.text.test_datamodule import sentences
 from tests.ranks import Ranks
 
 pytest.importorskip("tokenizers")
@@ -35,8 +35,8 @@ def write(folder: Path) -> Path:
         for a, b in pairs
     ]
     (folder / "dev.csv").write_text("\n".join(rows))
-    labelled = [f"{'man' in line.split()}\t{line}" for line in lines]
-    (folder / "labelled.tsv").write_text("\n".join(labelled))
+    labeled = [f"{'man' in line.split()}\t{line}" for line in lines]
+    (folder / "labeled.tsv").write_text("\n".join(labeled))
     return folder
 
 
@@ -47,8 +47,8 @@ def data(folder: Path) -> TextLines:
         WordPiece(60),
         batch_size=4,
         max_length=16,
-        labelled_train=str(folder / "labelled.tsv"),
-        labelled_test=str(folder / "labelled.tsv"),
+        labeled_train=str(folder / "labeled.tsv"),
+        labeled_test=str(folder / "labeled.tsv"),
         pairs={"dev": str(folder / "dev.csv")},
         eval_batch_size=5,
         seed=0,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sslzoo.batch import Batch
 from sslzoo.callbacks import WeightDecaySchedule
 from sslzoo.methods import SSLMethod
-from sslzoo.optim import Constant, Cosine, Horizon, exempt_bias_and_norm
+from sslzoo.optim import ConstantSchedule, CosineSchedule, RunLength, exempt_bias_and_norm
 from tests.callbacks.toy import FILTERS, make_loader
 from tests.golden import load
 from tests.toys import Pooled
@@ -54,7 +54,7 @@ def fit(epochs: int, resume: str | None = None) -> tuple[Record, Trainer]:
         accelerator="cpu",
         max_epochs=epochs,
         accumulate_grad_batches=2,
-        callbacks=[WeightDecaySchedule(Cosine(0.04, 0.4)), record],
+        callbacks=[WeightDecaySchedule(CosineSchedule(0.04, 0.4)), record],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -66,16 +66,16 @@ def fit(epochs: int, resume: str | None = None) -> tuple[Record, Trainer]:
 
 def test_every_optimizer_step_has_its_own_and_exempt_groups_none(tmp_path: Path) -> None:
     record, run = fit(2)
-    curve, horizon = Cosine(0.04, 0.4), Horizon(8, 4)
-    assert record.seen == [[curve(k, horizon), 0.0] for k in range(8)]
+    curve, run_length = CosineSchedule(0.04, 0.4), RunLength(8, 4)
+    assert record.seen == [[curve(k, run_length), 0.0] for k in range(8)]
     torch.manual_seed(0)
     weight = Pooled(4).linear.weight.detach()
     for k in range(8):
-        weight = weight * (1 - 0.1 * curve(k, horizon))
+        weight = weight * (1 - 0.1 * curve(k, run_length))
     torch.testing.assert_close(run.lightning_module.backbone.linear.weight, weight)
     path = str(tmp_path / "run.ckpt")
     run.save_checkpoint(path)
-    more, _ = fit(3, path)  # a finished run keeps its horizon
+    more, _ = fit(3, path)  # a finished run keeps its run_length
     assert more.seen == [[0.4, 0.0]] * 4
 
 
@@ -84,8 +84,8 @@ def test_every_optimizer_step_has_its_own_and_exempt_groups_none(tmp_path: Path)
 )
 def test_the_curve_is_the_authors(name: str, first: int) -> None:
     wanted = load(f"{name}/schedules.npz")["wd"]
-    curve, horizon = Cosine(0.04, 0.4), Horizon(len(wanted), 1)
-    ours = [curve(step + first, horizon) for step in range(len(wanted))]
+    curve, run_length = CosineSchedule(0.04, 0.4), RunLength(len(wanted), 1)
+    ours = [curve(step + first, run_length) for step in range(len(wanted))]
     assert ours == pytest.approx(list(wanted), rel=1e-9)
 
 
@@ -93,4 +93,4 @@ def test_no_decay_cannot_be_scheduled() -> None:
     parameter = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.AdamW([parameter], weight_decay=0.1)
     with pytest.raises(ValueError, match="above 0 wanted, got 0"):
-        WeightDecaySchedule(Constant(0.0)).update(Toy(Pooled(4)), optimizer)
+        WeightDecaySchedule(ConstantSchedule(0.0)).update(Toy(Pooled(4)), optimizer)

@@ -32,9 +32,9 @@ def quiet() -> None:
 
 def data(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
-    centre = torch.randn(NUM_CLASSES, 3 * 4 * 4, generator=torch.Generator().manual_seed(9))
+    center = torch.randn(NUM_CLASSES, 3 * 4 * 4, generator=torch.Generator().manual_seed(9))
     label = torch.randint(NUM_CLASSES, (n,), generator=g)
-    x = centre[label] + 1.5 * torch.randn(n, 48, generator=g)
+    x = center[label] + 1.5 * torch.randn(n, 48, generator=g)
     return x.view(n, 3, 4, 4), label
 
 
@@ -42,10 +42,10 @@ def identity(batch: Batch) -> Batch:
     return batch
 
 
-def make_loader(n: int, seed: int, size: int, labelled: bool, sharded: bool) -> DataLoader:
+def make_loader(n: int, seed: int, size: int, labeled: bool, sharded: bool) -> DataLoader:
     x, label = data(n, seed)
     parts = zip(x.split(size), torch.arange(n).split(size), label.split(size), strict=True)
-    batches = [Batch([a, a.flip(3)], i, b if labelled else None) for a, i, b in parts]
+    batches = [Batch([a, a.flip(3)], i, b if labeled else None) for a, i, b in parts]
     own = batches[rank() :: world_size()] if sharded else batches
     return DataLoader(own, batch_size=None)  # Lightning takes a list for several loaders
 
@@ -53,25 +53,25 @@ def make_loader(n: int, seed: int, size: int, labelled: bool, sharded: bool) -> 
 class ToyData(LightningDataModule):
     """53 training samples and 31 queries in memory."""
 
-    def __init__(self, labelled: bool = True, sharded: bool = True) -> None:
+    def __init__(self, labeled: bool = True, sharded: bool = True) -> None:
         super().__init__()
-        self.num_classes = NUM_CLASSES if labelled else None
-        self.labelled = labelled
+        self.num_classes = NUM_CLASSES if labeled else None
+        self.labeled = labeled
         self.sharded = sharded
 
     def train_dataloader(self) -> DataLoader:
-        return make_loader(48, 0, 8, self.labelled, sharded=True)
+        return make_loader(48, 0, 8, self.labeled, sharded=True)
 
     def val_dataloader(self) -> DataLoader:
-        return make_loader(31, 1, 31, self.labelled, sharded=False)
+        return make_loader(31, 1, 31, self.labeled, sharded=False)
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
 
     def eval_dataloaders(self) -> EvalLoaders:
         return EvalLoaders(
-            make_loader(53, 0, 5, self.labelled, self.sharded),
-            make_loader(31, 1, 3, self.labelled, self.sharded),
+            make_loader(53, 0, 5, self.labeled, self.sharded),
+            make_loader(31, 1, 3, self.labeled, self.sharded),
             identity,
             self.num_classes,
             self.sharded,

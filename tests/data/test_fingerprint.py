@@ -24,11 +24,11 @@ from sslzoo.data import (
     WordPiece,
     with_views,
 )
-from sslzoo.fingerprint import array_digest, described, text_digest
+from sslzoo.eval.fingerprint import array_digest, described, text_digest
 from sslzoo.transforms import EvalView, LogMel, Waveform, plain_text, simclr_views
-from tests.data.test_multi_view import write_tree
-from tests.data.test_text import sentences
+from tests.data.image.test_multi_view import write_tree
 from tests.data.test_with_views import Users
+from tests.data.text.test_datamodule import sentences
 
 
 def of(data: SampleDataModule) -> str:
@@ -132,22 +132,22 @@ def test_of_sound(tmp_path: Path, decode: str) -> None:
 def test_of_text(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     some = sentences()
-    text, labelled, pairs = (tmp_path / name for name in ("text.txt", "labelled.tsv", "dev.csv"))
+    text, labeled, pairs = (tmp_path / name for name in ("text.txt", "labeled.tsv", "dev.csv"))
     text.write_text("\n".join(some))
-    labelled.write_text("\n".join(f"{i % 2}\t{a}" for i, a in enumerate(some)))
+    labeled.write_text("\n".join(f"{i % 2}\t{a}" for i, a in enumerate(some)))
     pairs.write_text("\n".join(f"{a},{some[0]},{i % 5}" for i, a in enumerate(some)))
 
     def data(num_ids: int = 60, **options: Any) -> TextLines:
-        plain = {"labelled_train": labelled, "labelled_test": labelled, "pairs": {"dev": pairs}}
+        plain = {"labeled_train": labeled, "labeled_test": labeled, "pairs": {"dev": pairs}}
         return TextLines(str(text), plain_text(), WordPiece(num_ids), **{**plain, **options})
 
     first = of(data())
     assert of(data(seed=3, batch_size=2, eval_batch_size=2)) == first
     changed = [of(data(num_ids=40)), of(data(max_length=8)), of(data(pairs={}))]
-    changed.append(of(data(labelled_train=None, labelled_test=None)))
+    changed.append(of(data(labeled_train=None, labeled_test=None)))
     pairs.write_text(pairs.read_text().replace(",4\n", ",3\n"))
     changed.append(of(data()))
-    labelled.write_text(labelled.read_text().replace("a", "A", 1))
+    labeled.write_text(labeled.read_text().replace("a", "A", 1))
     changed.append(of(data()))
     assert len({first, *changed}) == 1 + len(changed)
 
@@ -167,7 +167,7 @@ def test_of_arrays(tmp_path: Path) -> None:
     first = of(data())
     write(values, label)
     assert of(data(seed=3, window=4, eval_batch_size=2)) == first
-    changed = [of(data(standardise=False)), of(data(val_fraction=0.5))]
+    changed = [of(data(standardize=False)), of(data(val_fraction=0.5))]
     write(values, 1 - label)
     changed.append(of(data()))
     write(values + (np.arange(6) == 3)[:, None, None], label)

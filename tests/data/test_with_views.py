@@ -21,9 +21,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 10, 10, 3), dtype=np.uint8)
 KINDS = {
     "pil": lambda x: Image.fromarray(x),
-    "grey pil": lambda x: Image.fromarray(x[:, :, 0]),
+    "gray pil": lambda x: Image.fromarray(x[:, :, 0]),
     "array": lambda x: x,
-    "grey array": lambda x: x[:, :, 0],
+    "gray array": lambda x: x[:, :, 0],
     "uint8": lambda x: torch.from_numpy(x).permute(2, 0, 1),
     "float": lambda x: torch.from_numpy(x).permute(2, 0, 1) / 255,
 }
@@ -73,7 +73,7 @@ def test_every_kind_of_image_is_served_with_its_index(kind: str):
     assert (data.batch_size, data.num_samples, data.num_classes) == (4, 12, 3)
     assert data.inner.calls == ["fit", "validate"]
     images = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
-    images = images[:, :1] if "grey" in kind else images
+    images = images[:, :1] if "gray" in kind else images
     for batch in data.train_dataloader():
         view = batch.views[0] * 255 if kind == "float" else batch.views[0].float()
         torch.testing.assert_close(view, images[batch.index].float())
@@ -95,7 +95,7 @@ def test_large_images_are_cropped_where_they_are_loaded():
     assert [v.shape for v in data.train_views(batch, 0).views] == [(4, 3, 40, 40), (4, 3, 24, 24)]
     raw = with_views(Users(grow), transform, EvalView(32), crop_in_workers=False, num_classes=3)
     raw.setup("fit")
-    with pytest.raises(ValueError, match=r"differ in shape, got .* crop_in_workers=True"):
+    with pytest.raises(ValueError, match=r"must have one shape, got .* crop_in_workers=True"):
         next(iter(raw.train_dataloader()))
 
 

@@ -9,8 +9,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from sslzoo.batch import Batch
-from sslzoo.data.images import ArrayImages
-from sslzoo.data.module import ImageDataModule, ImageSets
+from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
+from sslzoo.data.image.image_set import ArrayImages
 from sslzoo.random import Keys
 from sslzoo.transforms import Views
 
@@ -36,7 +36,7 @@ class PlainEval:
 
 
 class ToyData(ImageDataModule):
-    """N grey images of 4x4 whose first pixel is their index (below 256)."""
+    """N gray images of 4x4 whose first pixel is their index (below 256)."""
 
     def __init__(self, num_samples: int = 23, query: int = 7, **changes: Any) -> None:
         plain: dict[str, Any] = {

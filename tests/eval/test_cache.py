@@ -12,13 +12,13 @@ from torch import nn
 
 from sslzoo.eval.cache import cached_features
 from sslzoo.eval.features import Features
-from sslzoo.fingerprint import module_digest, tensor_digest
+from sslzoo.eval.fingerprint import module_digest, tensor_digest
 from tests.ranks import Ranks
 
 
-def features(labelled: bool = True) -> Features:
+def features(labeled: bool = True) -> Features:
     x = torch.arange(12.0).view(4, 3)
-    return Features(x, torch.tensor([0, 1, 0, 2]) if labelled else None, torch.arange(4))
+    return Features(x, torch.tensor([0, 1, 0, 2]) if labeled else None, torch.arange(4))
 
 
 def same(a: Features, b: Features) -> bool:
@@ -26,13 +26,13 @@ def same(a: Features, b: Features) -> bool:
     return all(y is None if x is None else torch.equal(x, y) for x, y in pairs)
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_computes_once(tmp_path: Path, labelled: bool) -> None:
+@pytest.mark.parametrize("labeled", [True, False])
+def test_computes_once(tmp_path: Path, labeled: bool) -> None:
     calls = []
 
     def compute() -> Features:
         calls.append(1)
-        return features(labelled)
+        return features(labeled)
 
     first, was_there = cached_features(tmp_path, "key", compute)
     assert not was_there

@@ -10,7 +10,14 @@ import pytest
 import torch
 from lightning import Trainer
 from safetensors.torch import save_file
+from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassAveragePrecision,
+    MulticlassConfusionMatrix,
+)
 
 from sslzoo.backbones import SmallResNet, small_vit
 from sslzoo.batch import Batch
@@ -162,7 +169,7 @@ def test_last_blocks_are_the_class_tokens_side_by_side() -> None:
     assert one.num_features == 16
     wanted = torch.cat([backbone(x), behind[2][:, 1:].mean(1)], dim=1)
     torch.testing.assert_close(one(x), wanted, rtol=0, atol=0)
-    with pytest.raises(ValueError, match="1 to 3 last blocks wanted, got 4"):
+    with pytest.raises(ValueError, match=r"count must be in \[1, 3\], got 4"):
         LastBlocks(backbone, 4)(x)
     for other in (small(), vit(class_token=False, pool="mean")):
         with pytest.raises(ValueError, match="a ViT with a class token wanted, got"):
@@ -296,10 +303,47 @@ def test_accuracy_is_the_share_that_is_right_on_any_number_of_ranks(
     assert ranks(2, accuracy, str(tmp_path), 2) == [one, one]
 
 
+def other_metrics(rank: int, folder: str, world: int) -> dict[str, float]:
+    quiet()
+    torch.manual_seed(1)
+    module = FineTune(headed(), "random", optimizer=sgd)
+    metrics = {
+        "top2": MulticlassAccuracy(4, top_k=2, average="micro"),
+        "recall": MulticlassAccuracy(4, average="none"),
+        "confusion": MulticlassConfusionMatrix(4),
+        "precision": MulticlassAveragePrecision(4),
+    }
+    run = trainer(folder, OnlineAccuracy(metrics=metrics), max_epochs=1, world_size=world)
+    run.validate(module, datamodule=ToyData(), verbose=False)
+    return {name: value.item() for name, value in run.callback_metrics.items()}
+
+
+def test_any_metric_of_logits_is_the_same_on_any_number_of_ranks(
+    tmp_path: Path, ranks: Ranks
+) -> None:
+    one = other_metrics(0, str(tmp_path), 1)
+    torch.manual_seed(1)
+    model = FineTune(headed(), "random").eval()
+    query, truth = data(31, 1)
+    logits = model(query)
+    top2 = (logits.topk(2).indices == truth[:, None]).any(1).double().mean().item()
+    assert one["val/top2"] == pytest.approx(top2)
+    for true in range(4):
+        rows = logits[truth == true].argmax(1)
+        assert one[f"val/recall_{true}"] == pytest.approx((rows == true).double().mean().item())
+        for guess in range(4):
+            assert one[f"val/confusion_{true}_{guess}"] == (rows == guess).sum().item()
+    found = average_precision_score(
+        F.one_hot(truth, 4), logits.softmax(1).detach(), average="macro"
+    )
+    assert one["val/precision"] == pytest.approx(found, abs=1e-6)
+    assert ranks(2, other_metrics, str(tmp_path), 2) == [one, one]
+
+
 def test_accuracy_wants_as_many_logits_as_classes(tmp_path: Path) -> None:
     module = FineTune(Classifier(small(), 3), "random", optimizer=sgd)
     run = trainer(tmp_path, OnlineAccuracy())
-    with pytest.raises(ValueError, match="gives 3 logits and the data has 4 classes"):
+    with pytest.raises(ValueError, match=r"must give 4 logits, .* got 3"):
         run.validate(module, datamodule=ToyData(), verbose=False)
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sslzoo.eval import knn, neighbours
-from sslzoo.eval.knn import knn_predict, knn_top1
+from sslzoo.eval.knn import classify, knn_predict, knn_top1, search
 from tests.golden import assert_close_to_golden, load
 
 SETTINGS = [(1, 0.07), (20, 0.07), (20, 0.5), (50, 0.1)]
 
 
 def reference_votes(query, bank, labels, num_classes, k, temperature):
-    """Sorts everything in float64, votes one neighbour at a time."""
+    """Sorts everything in float64, votes one neighbor at a time."""
     query = torch.nn.functional.normalize(query.double(), dim=1)
     bank = torch.nn.functional.normalize(bank.double(), dim=1)
     votes = torch.zeros(len(query), num_classes, dtype=torch.float64)
@@ -25,9 +24,9 @@ def reference_votes(query, bank, labels, num_classes, k, temperature):
 
 def make(n, m, width, num_classes, seed=0):
     g = torch.Generator().manual_seed(seed)
-    centre = torch.randn(num_classes, width, generator=g)
+    center = torch.randn(num_classes, width, generator=g)
     labels = torch.randint(num_classes, (n + m,), generator=g)
-    x = centre[labels] + 2 * torch.randn(n + m, width, generator=g)
+    x = center[labels] + 2 * torch.randn(n + m, width, generator=g)
     return x[:n], labels[:n], x[n:], labels[n:]
 
 
@@ -68,9 +67,9 @@ def test_instdisc_golden(setting):
     assert top1 == pytest.approx([float(a[f"top1_{setting}"]), float(a["nn_top1"])])
 
 
-@pytest.mark.parametrize("small", [0, knn.SMALL])
+@pytest.mark.parametrize("small", [0, classify.SMALL])
 def test_votes_equal_a_full_sort(monkeypatch, small):
-    monkeypatch.setattr(knn, "SMALL", small)
+    monkeypatch.setattr(classify, "SMALL", small)
     query, _, bank, labels = make(37, 1501, 24, 5)
     for k, temperature in SETTINGS:
         votes = knn_predict(query, bank, labels, 5, k, temperature)
@@ -82,13 +81,13 @@ def test_votes_equal_a_full_sort(monkeypatch, small):
 def test_hand_worked_votes():
     bank = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]])
     votes = knn_predict(torch.tensor([[5.0, 0.0]]), bank, torch.tensor([1, 0, 1]), 2, 2, 0.5)
-    # neighbours: row 0 (similarity 1, class 1), row 1 (similarity 0, class 0)
+    # neighbors: row 0 (similarity 1, class 1), row 1 (similarity 0, class 0)
     torch.testing.assert_close(votes, torch.tensor([[1.0, 7.38905609893065]]).double())
 
 
-@pytest.mark.parametrize("small", [0, knn.SMALL])
+@pytest.mark.parametrize("small", [0, classify.SMALL])
 def test_equal_similarities_go_by_bank_index(monkeypatch, small):
-    monkeypatch.setattr(knn, "SMALL", small)
+    monkeypatch.setattr(classify, "SMALL", small)
     g = torch.Generator().manual_seed(1)
     row = torch.randn(1, 40, generator=g)
     bank = row.repeat(3000, 1) * torch.rand(3000, 1, generator=g).add(0.5)  # one direction
@@ -108,7 +107,7 @@ def test_duplicate_indices_count_once():
     assert torch.equal(votes, once)
 
 
-@pytest.mark.parametrize("small", [0, knn.SMALL])
+@pytest.mark.parametrize("small", [0, classify.SMALL])
 @pytest.mark.parametrize(("query_tile", "bank_tile", "block"), [(7, 33, 96), (512, 100, 320)])
 @pytest.mark.parametrize("fewer", [1, 8])
 def test_any_tile_size_gives_the_same(monkeypatch, small, query_tile, bank_tile, block, fewer):
@@ -116,13 +115,13 @@ def test_any_tile_size_gives_the_same(monkeypatch, small, query_tile, bank_tile,
     bank[500:600] = bank[400:500]  # exact ties across tiles
     wanted = [knn_predict(query, bank, labels, 11, k, t) for k, t in SETTINGS]
     for name, value in [("QUERY_TILE", query_tile), ("BANK_TILE", bank_tile), ("BLOCK", block)]:
-        monkeypatch.setattr(neighbours, name, value)
+        monkeypatch.setattr(search, name, value)
     if fewer > 1:  # as on an accelerator
-        for module in (knn, neighbours):
+        for module in (classify, search):
             monkeypatch.setattr(module, "at_once", lambda tile, device: tile * fewer)
-        monkeypatch.setattr(neighbours, "_groups", far_apart)
-        monkeypatch.setattr(neighbours, "_product_columns", lambda columns, device: columns)
-    monkeypatch.setattr(knn, "SMALL", small)
+        monkeypatch.setattr(search, "_groups", far_apart)
+        monkeypatch.setattr(search, "_product_columns", lambda columns, device: columns)
+    monkeypatch.setattr(classify, "SMALL", small)
     for (k, t), votes in zip(SETTINGS, wanted, strict=True):
         got = knn_predict(query, bank, labels, 11, k, t)
         assert torch.equal(got.argmax(1), votes.argmax(1))
@@ -134,12 +133,12 @@ def far_apart(values, size):
     return values.unflatten(1, (size, -1)).mT
 
 
-@pytest.mark.parametrize("groups", [neighbours._groups, far_apart])
+@pytest.mark.parametrize("groups", [search._groups, far_apart])
 @pytest.mark.parametrize("k", [1, 30, 200])  # two stages of groups, two, one
 def test_groups_hold_the_largest(monkeypatch, groups, k):
-    monkeypatch.setattr(neighbours, "_groups", groups)
+    monkeypatch.setattr(search, "_groups", groups)
     values = torch.randn(40, 4096, generator=torch.Generator().manual_seed(0))
-    column = neighbours._largest(values, k)
+    column = search._largest(values, k)
     wanted = values.topk(k).values
     assert torch.equal(values.gather(1, column).sort(descending=True).values, wanted)
     assert all(len(set(row)) == k for row in column.tolist())
@@ -149,7 +148,7 @@ def test_an_exact_search_is_bitwise_the_same_for_any_tile(monkeypatch):
     query, _, bank, labels = make(65, 700, 300, 4)
     wanted = knn_predict(query, bank, labels, 4, 30, 0.07)
     for name, value in [("QUERY_TILE", 5), ("BANK_TILE", 17), ("BLOCK", 64)]:
-        monkeypatch.setattr(neighbours, name, value)
+        monkeypatch.setattr(search, name, value)
     assert torch.equal(knn_predict(query, bank, labels, 4, 30, 0.07), wanted)
 
 
@@ -159,7 +158,7 @@ def test_a_collapsed_encoder_gets_the_exact_answer(monkeypatch):
     query = torch.ones(50, 64) + 1e-4 * torch.randn(50, 64, generator=g)
     labels = torch.randint(3, (800,), generator=g)
     exact = knn_predict(query, bank, labels, 3, 20, 0.07)
-    monkeypatch.setattr(knn, "SMALL", 0)
+    monkeypatch.setattr(classify, "SMALL", 0)
     assert torch.equal(knn_predict(query, bank, labels, 3, 20, 0.07).argmax(1), exact.argmax(1))
 
 
@@ -168,9 +167,9 @@ def test_the_float32_error_bound_holds():
     for width in (8, 128, 2048):
         for sign in (False, True):
             x = torch.randn(300, width, generator=g)
-            grid = neighbours.on_grid(x.abs() if sign else x)
+            grid = search.on_grid(x.abs() if sign else x)
             error = (grid @ grid.T).double() - grid.double() @ grid.double().T
-            assert error.abs().max() < neighbours.float32_error(width)
+            assert error.abs().max() < search.float32_error(width)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -183,8 +182,8 @@ def test_features_are_left_as_they_were(dtype):
 
 def sharded(rank, world_size, small, query, truth, bank, labels, settings):
     """Uneven shards: rank r has the chunks r, r + W, ... of 13 samples; tiles of 7 queries."""
-    before = knn.SMALL, neighbours.QUERY_TILE
-    knn.SMALL, neighbours.QUERY_TILE = small, 7
+    before = classify.SMALL, search.QUERY_TILE
+    classify.SMALL, search.QUERY_TILE = small, 7
     try:
 
         def own(x):
@@ -198,10 +197,10 @@ def sharded(rank, world_size, small, query, truth, bank, labels, settings):
         votes = [knn_predict(own(query), *args, k, t, index) for k, t in settings]
         return top1, mine, votes
     finally:
-        knn.SMALL, neighbours.QUERY_TILE = before
+        classify.SMALL, search.QUERY_TILE = before
 
 
-@pytest.mark.parametrize("small", [0, knn.SMALL])
+@pytest.mark.parametrize("small", [0, classify.SMALL])
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_equal_one_process(ranks, world_size, small):
     query, truth, bank, labels = make(61, 487, 16, 11)
@@ -223,7 +222,7 @@ def test_a_rank_may_have_nothing(ranks):
 
 
 def test_it_leaves_the_matmul_precision_as_it_was(monkeypatch):
-    monkeypatch.setattr(knn, "SMALL", 0)
+    monkeypatch.setattr(classify, "SMALL", 0)
     query, _, bank, labels = make(9, 40, 8, 3)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
@@ -244,7 +243,7 @@ def test_labels_of_any_dtype(dtype):
 
 def test_wrong_values_are_named():
     query, _, bank, labels = make(9, 40, 8, 3)
-    with pytest.raises(ValueError, match="k = 41 neighbours wanted from a bank of 40"):
+    with pytest.raises(ValueError, match="k = 41 neighbors wanted from a bank of 40"):
         knn_predict(query, bank, labels, 3, 41)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         knn_predict(query, bank, labels, 3, 0)
@@ -260,20 +259,20 @@ def test_wrong_values_are_named():
 
 
 @pytest.mark.parametrize("spread", [1e-2, 1e-3])
-def test_rescored_candidates_are_the_exact_neighbours(monkeypatch, spread):
+def test_rescored_candidates_are_the_exact_neighbors(monkeypatch, spread):
     """Features that nearly coincide: float32 cannot order them, their candidates are rescored."""
     g = torch.Generator().manual_seed(0)
     x = 1 + spread * torch.randn(3064, 96, generator=g)
-    query, rows = neighbours.on_grid(x[:64]), neighbours.on_grid(x[64:])
-    bank = neighbours.Bank(rows, torch.arange(3000) % 7, torch.arange(3000))
-    wanted = neighbours.search(query, bank, 21, exact=True)
-    plain = neighbours.search(query, bank, 21, exact=False)
+    query, rows = search.on_grid(x[:64]), search.on_grid(x[64:])
+    bank = search.Bank(rows, torch.arange(3000) % 7, torch.arange(3000))
+    wanted = search.search(query, bank, 21, exact=True)
+    plain = search.search(query, bank, 21, exact=False)
     assert not torch.equal(plain.key, wanted.key), "float32 alone is not enough here"
-    near = neighbours.search(query, bank, 37, exact=False)
-    found, sure = neighbours.rescore(query, bank, near, 21)
+    near = search.search(query, bank, 37, exact=False)
+    found, sure = search.rescore(query, bank, near, 21)
     assert sure.float().mean() > 0.9 or spread < 1e-2
     assert torch.equal(found.key[sure], wanted.key[sure])
     assert torch.equal(found.label[sure], wanted.label[sure])
-    monkeypatch.setattr(knn, "SMALL", 0)
-    mixed = knn._neighbours(query, bank, 7, [(20, 0.07)])
+    monkeypatch.setattr(classify, "SMALL", 0)
+    mixed = classify._neighbors(query, bank, 7, [(20, 0.07)])
     assert torch.equal(mixed.key[:, :20].sort().values, wanted.key[:, :20].sort().values)

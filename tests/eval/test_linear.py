@@ -7,14 +7,14 @@ import time
 import pytest
 import torch
 
-from sslzoo.eval.linear import _fit, _Standardise, linear_probe
+from sslzoo.eval.linear import _fit, _Standardize, linear_probe
 
 
 def make(n, width, num_classes, noise=3.0, seed=0):
     g = torch.Generator().manual_seed(seed)
-    centre = torch.randn(num_classes, width, generator=g)
+    center = torch.randn(num_classes, width, generator=g)
     labels = torch.randint(num_classes, (n,), generator=g).sort().values
-    return centre[labels] + noise * torch.randn(n, width, generator=g), labels
+    return center[labels] + noise * torch.randn(n, width, generator=g), labels
 
 
 def split(x, y):
@@ -24,7 +24,7 @@ def split(x, y):
 def test_weights_equal_scikit_learns():
     linear_model = pytest.importorskip("sklearn.linear_model")
     x, y = make(400, 10, 4)
-    x = _Standardise(x)(x)
+    x = _Standardize(x)(x)
     l2 = 1e-2
     start = torch.zeros(11, 4)
     ours = _fit(x, y, 4, l2, start, 200)
@@ -43,8 +43,8 @@ def test_accuracy_is_scikit_learns_at_its_best():
     best = 0.0
     for l2 in (1e-4, 1e-3, 1e-2, 1e-1):
         model = linear_model.LogisticRegression(C=1 / (l2 * len(train)), max_iter=1000)
-        model.fit(_Standardise(train)(train).numpy(), labels.numpy())
-        best = max(best, model.score(_Standardise(train)(test).numpy(), truth.numpy()))
+        model.fit(_Standardize(train)(train).numpy(), labels.numpy())
+        best = max(best, model.score(_Standardize(train)(test).numpy(), truth.numpy()))
     assert ours == pytest.approx(best, abs=0.012)
 
 

@@ -15,8 +15,8 @@ from tests.ranks import Ranks
 def make(n: int, seed: int, num_classes: int = 4) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     label = torch.randint(num_classes, (n,), generator=generator)
-    centre = torch.randn(num_classes, 6, generator=torch.Generator().manual_seed(99))
-    return centre[label] + 2 * torch.randn(n, 6, generator=generator), label
+    center = torch.randn(num_classes, 6, generator=torch.Generator().manual_seed(99))
+    return center[label] + 2 * torch.randn(n, 6, generator=generator), label
 
 
 def test_equals_scikit_learn() -> None:
@@ -45,7 +45,7 @@ def test_worked_by_hand() -> None:
     x = torch.stack([angle.cos(), angle.sin()], 1)
     label = torch.tensor([0, 1, 0, 0])
     got = retrieval(x, label, ks=(1, 2))
-    # At 20: neighbours at 10 (wrong; 30 is as near in angle, the first in order wins), 30, 0.
+    # At 20: neighbors at 10 (wrong; 30 is as near in angle, the first in order wins), 30, 0.
     # At 30: 20 right, 10 wrong, 0 right.
     assert got.num_queries == 3
     assert got.recall[2] == 1.0

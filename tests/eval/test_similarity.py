@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy import stats
 
+from sslzoo.batch import Tokens
 from sslzoo.eval.similarity import bag_of_words, mean_of_tokens, pair_spearman, spearman
-from sslzoo.tokens import Tokens
 
 TEXT = Tokens(torch.tensor([[2, 7, 8, 7, 3], [2, 9, 3, 0, 0], [2, 3, 0, 0, 0]]),
               torch.tensor([5, 3, 2]))  # fmt: skip

@@ -12,15 +12,15 @@ from sslzoo.eval.retrieval import retrieval
 from sslzoo.eval.similarity import pair_spearman
 from sslzoo.eval.spectrum import effective_rank, feature_std, uniformity
 from sslzoo.eval.suite import KNN, PROTOCOLS, Suite
-from sslzoo.split import stratified_split
+from sslzoo.random import stratified_split
 from tests.ranks import Ranks
 
 
 def features(n: int, seed: int) -> Features:
     generator = torch.Generator().manual_seed(seed)
     label = torch.randint(3, (n,), generator=generator)
-    centre = torch.randn(3, 5, generator=torch.Generator().manual_seed(7))
-    x = centre[label] + torch.randn(n, 5, generator=generator)
+    center = torch.randn(3, 5, generator=torch.Generator().manual_seed(7))
+    x = center[label] + torch.randn(n, 5, generator=generator)
     return Features(x, label, torch.arange(n))
 
 

@@ -49,5 +49,5 @@ def test_steps_have_a_predictor_each() -> None:
 def test_wrong_sizes_are_named() -> None:
     with pytest.raises(ValueError, match="heads must divide the width 4, got 3"):
         CausalTransformer(4, heads=3)
-    with pytest.raises(ValueError, match="at most 3 frames wanted, got 4"):
+    with pytest.raises(ValueError, match="at most max_frames=3 frames, got 4"):
         small(max_frames=3)(torch.zeros(1, 4, 4))

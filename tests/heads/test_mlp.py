@@ -110,21 +110,21 @@ def test_an_unknown_norm_is_named() -> None:
     with pytest.raises(ValueError, match="'group' or 'layer', got 'batch'"):
         MLP([4, 16, 3], norm="batch")  # type: ignore[arg-type]
     for width in (16, 40):
-        with pytest.raises(ValueError, match=f"hidden width of {width}"):
+        with pytest.raises(ValueError, match=f"'group', got {width}"):
             MLP([4, width, 3], norm="group")
 
 
 @pytest.mark.parametrize("sizes", [[4], [], [4, 0]])
 def test_bad_sizes_are_named(sizes: list[int]) -> None:
-    with pytest.raises(ValueError, match="at least two positive sizes"):
+    with pytest.raises(ValueError, match="at least two positive numbers"):
         MLP(sizes)
 
 
 def test_wrong_numbers_of_layers_are_named() -> None:
     for head in (simclr_v2_projector, simsiam_projector):
-        with pytest.raises(ValueError, match="at least 1 layer, got 0"):
+        with pytest.raises(ValueError, match="num_layers must be at least 1, got 0"):
             head(4, num_layers=0)
     head: Any = simclr_v2_projector(4)
     for number in (-1, 4):
-        with pytest.raises(ValueError, match=f"has 3 layers, got the first {number}"):
+        with pytest.raises(ValueError, match=f"num_layers must be in 0..3, got {number}"):
             head.first(number)

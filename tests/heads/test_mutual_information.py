@@ -60,7 +60,7 @@ def test_starts_as_a_noisy_copy_as_the_authors_does() -> None:
     assert MI1x1ConvNet(6, 4).shortcut.weight.abs().max() < 0.5, "too narrow for a copy"
 
 
-def test_a_vector_is_a_map_of_one_place() -> None:
+def test_a_vector_is_a_map_of_one_location() -> None:
     head = MI1x1ConvNet(6, 8).eval()
     x = torch.randn(4, 6, 2, 3)
     assert head(x).shape == (4, 8, 6)
@@ -72,7 +72,7 @@ def test_map_encoder_takes_a_map_or_its_numbers() -> None:
     x = torch.randn(5, 3, 4, 4)
     assert head(x).shape == (5, 10)
     assert torch.equal(head(x), head(x.flatten(1)))
-    with pytest.raises(ValueError, match="even size, got 5"):
+    with pytest.raises(ValueError, match="even and at least 2, got 5"):
         MapEncoder(3, 5, 10)
 
 
@@ -81,7 +81,7 @@ def test_slope_is_autograds_and_so_is_its_gradient() -> None:
     d = PriorDiscriminator(5, (7, 4, 3)).double()
     y = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
     (wanted,) = torch.autograd.grad(d(y).sum(), y, create_graph=True)
-    slope = d.slope(y.detach())
+    slope = d.input_gradient(y.detach())
     torch.testing.assert_close(slope, wanted)
     weights = [p for name, p in d.named_parameters() if name.endswith("weight")]
     ours = torch.autograd.grad(slope.square().sum(), weights)

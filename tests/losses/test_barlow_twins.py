@@ -79,7 +79,7 @@ def _on_fake_cuda(dim: int) -> Tensor:
 
 
 @pytest.mark.parametrize("dim", [3, 9])
-def test_no_host_synchronisation(dim: int) -> None:
+def test_no_host_synchronization(dim: int) -> None:
     assert syncs(_on_fake_cuda, dim) == []
 
 

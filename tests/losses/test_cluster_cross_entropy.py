@@ -120,7 +120,7 @@ def _on_fake_cuda() -> Tensor:
     return cluster_cross_entropy(z, [torch.randn(9, 8, device=DEVICE)] * 2, labels, 0.1)
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda) == []
 
 
@@ -129,7 +129,7 @@ def test_no_host_synchronisation() -> None:
     [
         (((3, 5), (4, 5), (3, 1)), 0.1, r"got \(3, 5\)"),
         (((3, 2, 5), (4, 6), (3, 1)), 0.1, r"\(4, 6\)"),
-        (((3, 2, 5), (4, 5), (3, 2)), 0.1, r"labels \(3, 1\) wanted, got \(3, 2\)"),
+        (((3, 2, 5), (4, 5), (3, 2)), 0.1, r"labels must be \(B, H\) = \(3, 1\), got \(3, 2\)"),
         (((3, 2, 5), (4, 5), (3, 1)), 0.0, "above 0, got 0.0"),
     ],
 )

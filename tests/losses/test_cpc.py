@@ -94,7 +94,7 @@ def _on_fake_cuda() -> Tensor:
     return cpc_info_nce(p, t, torch.arange(3, device=DEVICE), negatives)
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda) == []
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sslzoo.distributed import row_layout
-from sslzoo.losses import strips
+from sslzoo.losses import blockwise
 from sslzoo.losses.cross_products import _by_columns, _by_rows, off_diagonal_square
 from tests.losses.parity import COUNTS, Largest, assert_ranks_equal_one, value_and_gradients
 from tests.ranks import Ranks
@@ -39,7 +39,7 @@ def _pair(dim: int, n: int = 6) -> list[Tensor]:
 def test_value_and_gradients_are_the_references(
     monkeypatch: pytest.MonkeyPatch, dim: int, limit: int
 ) -> None:
-    monkeypatch.setitem(strips._STRIP, "cpu", limit)
+    monkeypatch.setitem(blockwise._BLOCK, "cpu", limit)
     x, y = _pair(dim)
     got = value_and_gradients(off_diagonal_square, [x, y], 2)
     torch.testing.assert_close(got, value_and_gradients(reference, [x, y], 2))
@@ -67,7 +67,7 @@ def test_ranks_equal_one(ranks: Ranks, counts: tuple[int, ...], dim: int) -> Non
 
 
 def test_the_matrix_never_exists_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(strips._STRIP, "cpu", 64 * 16)
+    monkeypatch.setitem(blockwise._BLOCK, "cpu", 64 * 16)
     with Largest() as wide:
         value_and_gradients(off_diagonal_square, _pair(64, 16), 2)
     with Largest() as narrow:

@@ -17,7 +17,7 @@ from tests.losses.parity import COUNTS, Largest, assert_ranks_equal_one, value_a
 from tests.no_sync import DEVICE, syncs
 from tests.ranks import Ranks
 
-strips = import_module("sslzoo.losses.strips")
+blockwise = import_module("sslzoo.losses.blockwise")
 
 
 def reference(z1: Tensor, z2: Tensor, temperature: float, sigma: float | None = None) -> Tensor:
@@ -43,18 +43,18 @@ def _views(n: int, dtype: torch.dtype = torch.float64, dim: int = 5) -> list[Ten
     return [torch.randn(n, dim, generator=generator, dtype=dtype) * 3 for _ in range(2)]
 
 
-@pytest.mark.parametrize("strip", [1, 30, 1 << 21])
+@pytest.mark.parametrize("block", [1, 30, 1 << 21])
 @pytest.mark.parametrize("n", [2, 3, 8])
 @pytest.mark.parametrize("sigma", [None, 0.5, 0.05])
 @pytest.mark.parametrize("temperature", [0.01, 0.1, 100.0])
 def test_value_and_gradient_are_the_references(
     monkeypatch: pytest.MonkeyPatch,
-    strip: int,
+    block: int,
     n: int,
     sigma: float | None,
     temperature: float,
 ) -> None:
-    monkeypatch.setitem(strips._STRIP, "cpu", strip)
+    monkeypatch.setitem(blockwise._BLOCK, "cpu", block)
     options = {"temperature": temperature, "sigma": sigma}
     got, grads = value_and_gradients(partial(dcl, **options), _views(n), 2)
     want, wanted = value_and_gradients(partial(reference, **options), _views(n), 2)
@@ -137,7 +137,7 @@ def _on_fake_cuda(sigma: float | None) -> Tensor:
 
 
 @pytest.mark.parametrize("sigma", [None, 0.5])
-def test_no_host_synchronisation(sigma: float | None) -> None:
+def test_no_host_synchronization(sigma: float | None) -> None:
     assert syncs(_on_fake_cuda, sigma) == []
 
 
@@ -153,9 +153,9 @@ def test_compiles_without_graph_break(sigma: float | None) -> None:
     ("shapes", "options", "message"),
     [
         (((3, 2), (4, 2)), (0.1, None), r"\(3, 2\) and \(4, 2\)"),
-        (((3, 2), (3, 2)), (0.0, None), "temperature above 0, got 0.0"),
-        (((3, 2), (3, 2)), (0.1, 0.0), "sigma above 0, or None, got 0.0"),
-        (((1, 2), (1, 2)), (0.1, None), "at least 2 pairs, got 1"),
+        (((3, 2), (3, 2)), (0.0, None), "temperature must be above 0, got 0.0"),
+        (((3, 2), (3, 2)), (0.1, 0.0), "sigma must be above 0, got 0.0"),
+        (((1, 2), (1, 2)), (0.1, None), "at least 2 pairs .*, got 1"),
     ],
 )
 def test_wrong_input_is_named(shapes: Any, options: Any, message: str) -> None:

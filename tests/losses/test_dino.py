@@ -177,7 +177,7 @@ def _on_fake_cuda() -> Tensor:
     return dino(z, v, torch.ones(300, 1, device=DEVICE), q, 0.1)
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda) == []
 
 
@@ -194,15 +194,15 @@ def test_wrong_input_is_named() -> None:
     z, v, g, teacher = _case()
     with pytest.raises(ValueError, match=r"\(6, 4, 5\), \(11, 4\) and \(11, 1\)"):
         dino(z, v[:, :4], g, teacher, 0.1)
-    with pytest.raises(ValueError, match=r"\(6, T, 11\) wanted, got \(5, 2, 11\)"):
+    with pytest.raises(ValueError, match=r"teacher must be \(6, T, 11\), got \(5, 2, 11\)"):
         dino(z, v, g, teacher[:5], 0.1)
     with pytest.raises(ValueError, match="above 0, got 0"):
         dino(z, v, g, teacher, 0)
-    with pytest.raises(ValueError, match="at least two wanted, got one"):
+    with pytest.raises(ValueError, match="at least two views, got one"):
         dino(z[:, :1], v, g, teacher[:, :1], 0.1)
-    with pytest.raises(ValueError, match=r"pairs \(4, 2\) wanted, got \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"pairs must be \(4, 2\), got \(2, 4\)"):
         distillation(z, v, g, teacher, torch.ones(2, 4), 0.1)
-    with pytest.raises(ValueError, match=r"weights \(6, 4\) wanted, got \(6,\)"):
+    with pytest.raises(ValueError, match=r"weight must be \(6, 4\), got \(6,\)"):
         distillation(z, v, g, teacher, torch.ones(4, 2), 0.1, torch.ones(6))
     with pytest.raises(ValueError, match="above 0, got -1"):
         teacher_probabilities(teacher, torch.zeros(11), -1)

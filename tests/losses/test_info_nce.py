@@ -140,7 +140,7 @@ def _on_fake_cuda() -> Tensor:
     return info_nce(q, k, queue, 0.07) + batch_info_nce(q, k, 0.07)
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda) == []
 
 
@@ -160,7 +160,7 @@ def test_wrong_input_is_named() -> None:
     q, k, queue = _case()
     with pytest.raises(ValueError, match=r"\(6, 5\) and \(5, 5\)"):
         info_nce(q, k[:5], queue, 0.1)
-    with pytest.raises(ValueError, match=r"\(K, 5\) wanted, got \(30, 4\)"):
+    with pytest.raises(ValueError, match=r"queue must be \(K, 5\), got \(30, 4\)"):
         info_nce(q, k, queue[:, :4], 0.1)
     with pytest.raises(ValueError, match="above 0, got 0"):
         batch_info_nce(q, k, 0)

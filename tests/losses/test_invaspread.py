@@ -18,7 +18,7 @@ from tests.losses.parity import COUNTS, Largest, assert_ranks_equal_one, value_a
 from tests.no_sync import DEVICE, syncs
 from tests.ranks import Ranks
 
-strips = import_module("sslzoo.losses.strips")
+blockwise = import_module("sslzoo.losses.blockwise")
 
 
 def reference(f1: Tensor, f2: Tensor, temperature: float, m: float = 1.0) -> Tensor:
@@ -47,14 +47,14 @@ def _views(n: int, dim: int = 5, dtype: torch.dtype = torch.float64) -> list[Ten
     return [F.normalize(draw()) for _ in range(2)]
 
 
-@pytest.mark.parametrize("strip", [1, 30, 1 << 21])
+@pytest.mark.parametrize("block", [1, 30, 1 << 21])
 @pytest.mark.parametrize("n", [1, 2, 7])
 @pytest.mark.parametrize("m", [1.0, 1.5, 2.0])
 @pytest.mark.parametrize("temperature", [0.01, 0.1, 100.0])
 def test_value_and_gradient_are_the_references(
-    monkeypatch: pytest.MonkeyPatch, strip: int, n: int, m: float, temperature: float
+    monkeypatch: pytest.MonkeyPatch, block: int, n: int, m: float, temperature: float
 ) -> None:
-    monkeypatch.setitem(strips._STRIP, "cpu", strip)
+    monkeypatch.setitem(blockwise._BLOCK, "cpu", block)
     views = _views(n)
     loss = partial(invaspread, temperature=temperature, negative_weight=m)
     got, grads = value_and_gradients(loss, views, 2)
@@ -140,7 +140,7 @@ def _on_fake_cuda(m: float) -> Tensor:
 
 
 @pytest.mark.parametrize("m", [1.0, 2.0])
-def test_no_host_synchronisation(m: float) -> None:
+def test_no_host_synchronization(m: float) -> None:
     assert syncs(_on_fake_cuda, m) == []
 
 

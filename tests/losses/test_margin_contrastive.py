@@ -15,7 +15,7 @@ from tests.losses.parity import COUNTS, Largest, assert_ranks_equal_one, value_a
 from tests.no_sync import DEVICE, syncs
 from tests.ranks import Ranks
 
-strips = import_module("sslzoo.losses.strips")
+blockwise = import_module("sslzoo.losses.blockwise")
 
 
 def reference(z: Tensor, label: Tensor, margin: float = 1.0) -> Tensor:
@@ -40,13 +40,13 @@ def _case(n: int = 6, views: int = 2) -> list[Tensor]:
     return [z, torch.randint(3, (n,), generator=generator)]
 
 
-@pytest.mark.parametrize("strip", [1, 30, 1 << 21])
+@pytest.mark.parametrize("block", [1, 30, 1 << 21])
 @pytest.mark.parametrize(("n", "views"), [(1, 2), (2, 3), (7, 2)])
 @pytest.mark.parametrize("margin", [0.5, 3.0, 100.0])
 def test_value_and_gradient_are_the_references(
-    monkeypatch: pytest.MonkeyPatch, strip: int, n: int, views: int, margin: float
+    monkeypatch: pytest.MonkeyPatch, block: int, n: int, views: int, margin: float
 ) -> None:
-    monkeypatch.setitem(strips._STRIP, "cpu", strip)
+    monkeypatch.setitem(blockwise._BLOCK, "cpu", block)
     case = _case(n, views)
     got, grads = value_and_gradients(partial(margin_contrastive, margin=margin), case, 1)
     want, wanted = value_and_gradients(partial(reference, margin=margin), case, 1)
@@ -121,7 +121,7 @@ def _on_fake_cuda() -> Tensor:
     return margin_contrastive(z, label) + margin_contrastive(z)
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda) == []
 
 
@@ -134,9 +134,9 @@ def test_compiles_without_graph_break() -> None:
 
 def test_wrong_input_is_named() -> None:
     z, y = _case()
-    with pytest.raises(ValueError, match=r"two views wanted, got \(6, 5\)"):
+    with pytest.raises(ValueError, match=r"at least two views, got \(6, 5\)"):
         margin_contrastive(z[:, 0], y)
-    with pytest.raises(ValueError, match=r"labels of shape \(6,\) wanted, got \(5,\)"):
+    with pytest.raises(ValueError, match=r"label must be \(6,\), one per sample, got \(5,\)"):
         margin_contrastive(z, y[:5])
-    with pytest.raises(ValueError, match="margin above 0, got 0"):
+    with pytest.raises(ValueError, match="margin must be above 0, got 0"):
         margin_contrastive(z, y, 0)

@@ -36,7 +36,7 @@ def test_value_and_gradient_are_the_references() -> None:
 
 
 def test_hand_worked_value() -> None:
-    target = torch.tensor([[1.0, -1.0]]).double() * 1e6  # normalised: 1, -1
+    target = torch.tensor([[1.0, -1.0]]).double() * 1e6  # normalized: 1, -1
     prediction = torch.tensor([[1.5, 2.0]]).double()  # off by 0.5 and 3
     assert masked_features(prediction, target).item() == pytest.approx((0.125 + 2.5) / 2)
 
@@ -69,7 +69,7 @@ def _on_fake_cuda() -> Tensor:
     return masked_features(prediction, torch.randn(4, 3, device=DEVICE))
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda) == []
 
 

@@ -16,17 +16,17 @@ from tests.ranks import Ranks
 
 
 def reference(
-    prediction: Tensor, images: Tensor, removed: Tensor, patch_size: int, normalise: bool
+    prediction: Tensor, images: Tensor, masked: Tensor, patch_size: int, normalize: bool
 ) -> Tensor:
     """Patch by patch, cut out of the image by its corner."""
     across = images.shape[3] // patch_size
     errors = []
-    for row, image, indices in zip(prediction, images, removed, strict=True):
+    for row, image, indices in zip(prediction, images, masked, strict=True):
         for j in indices.tolist():
             top, left = patch_size * (j // across), patch_size * (j % across)
             patch = image[:, top : top + patch_size, left : left + patch_size]
             target = patch.permute(1, 2, 0).flatten()
-            if normalise:
+            if normalize:
                 variance = (target - target.mean()).square().sum() / (len(target) - 1)
                 target = (target - target.mean()) / (variance + 1e-6).sqrt()
             errors.append((row[j] - target).square().mean())
@@ -34,17 +34,17 @@ def reference(
 
 
 def data(n: int = 6) -> list[Tensor]:
-    """Predictions (n, 6, 12), images (n, 3, 4, 6), three removed patches each."""
+    """Predictions (n, 6, 12), images (n, 3, 4, 6), three masked patches each."""
     generator = torch.Generator().manual_seed(n)
     images = torch.randn(n, 3, 4, 6, generator=generator, dtype=torch.float64)
     prediction = torch.randn(n, 6, 12, generator=generator, dtype=torch.float64)
-    removed = torch.rand(n, 6, generator=generator).argsort(1)[:, :3]
-    return [prediction, images, removed]
+    masked = torch.rand(n, 6, generator=generator).argsort(1)[:, :3]
+    return [prediction, images, masked]
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_value_and_gradient_are_the_references(normalise: bool) -> None:
-    options = {"patch_size": 2, "normalise": normalise}
+@pytest.mark.parametrize("normalize", [True, False])
+def test_value_and_gradient_are_the_references(normalize: bool) -> None:
+    options = {"patch_size": 2, "normalize": normalize}
     got = value_and_gradients(partial(masked_pixels, **options), data(), 1)
     torch.testing.assert_close(got, value_and_gradients(partial(reference, **options), data(), 1))
 
@@ -52,31 +52,31 @@ def test_value_and_gradient_are_the_references(normalise: bool) -> None:
 def test_hand_worked_value() -> None:
     images = torch.tensor([[[[1.0, 3.0], [9.0, 9.0]]]])
     prediction = torch.zeros(1, 1, 4)
-    removed = torch.tensor([[0]])
-    plain = masked_pixels(prediction, images, removed, 2, normalise=False)
+    masked = torch.tensor([[0]])
+    plain = masked_pixels(prediction, images, masked, 2, normalize=False)
     assert plain.item() == pytest.approx((1 + 9 + 81 + 81) / 4)
-    normalised = masked_pixels(prediction, images, removed, 2)  # squares sum to n - 1
-    assert normalised.item() == pytest.approx(3 / 4, abs=1e-5)
+    normalized = masked_pixels(prediction, images, masked, 2)  # squares sum to n - 1
+    assert normalized.item() == pytest.approx(3 / 4, abs=1e-5)
 
 
 def test_kept_patches_do_not_matter() -> None:
-    _, _, removed = data()
+    _, _, masked = data()
     _, (grad,) = value_and_gradients(partial(masked_pixels, patch_size=2), data(), 1)
-    kept = torch.ones(6, 6, dtype=torch.bool).scatter(1, removed, False)
+    kept = torch.ones(6, 6, dtype=torch.bool).scatter(1, masked, False)
     assert grad[kept].abs().max() == 0
     assert (grad[~kept].abs().sum(-1) > 0).all()
 
 
 def test_a_flat_patch_stays_finite() -> None:
-    prediction, images, removed = data()
-    value = masked_pixels(prediction, torch.ones_like(images), removed, 2)
+    prediction, images, masked = data()
+    value = masked_pixels(prediction, torch.ones_like(images), masked, 2)
     assert value.isfinite()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
-    prediction, images, removed = data()
-    half = [prediction.to(dtype), images.float(), removed]
+    prediction, images, masked = data()
+    half = [prediction.to(dtype), images.float(), masked]
     loss = partial(masked_pixels, patch_size=2)
     want, wanted = value_and_gradients(loss, [half[0].float(), *half[1:]], 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -97,17 +97,17 @@ def _on_fake_cuda() -> Tensor:
     return masked_pixels(prediction, images, torch.zeros(2, 3, dtype=torch.int64, device=DEVICE), 2)
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda) == []
 
 
 def test_wrong_input_is_named() -> None:
-    prediction, images, removed = data()
+    prediction, images, masked = data()
     with pytest.raises(ValueError, match=r"\(6, 5, 12\) and \(6, 6, 12\)"):
-        masked_pixels(prediction[:, :5], images, removed, 2)
-    with pytest.raises(ValueError, match=r"R > 0\) wanted, got \(6, 0\)"):
-        masked_pixels(prediction, images, removed[:, :0], 2)
-    with pytest.raises(ValueError, match=r"multiples of the patch, 4, wanted, got \(4, 6\)"):
+        masked_pixels(prediction[:, :5], images, masked, 2)
+    with pytest.raises(ValueError, match=r"R\) with R above 0, got \(6, 0\)"):
+        masked_pixels(prediction, images, masked[:, :0], 2)
+    with pytest.raises(ValueError, match=r"multiples of the patch size 4, got \(4, 6\)"):
         patchify(images, 4)
 
 
@@ -116,9 +116,9 @@ def test_golden(name: str) -> None:
     z, images = load(f"mae/{name}.npz"), torch.tensor(load("mae/forward.npz")["img"]).float()
     hyper = z["meta"]["hyper"]
     assert_close_to_golden(patchify(images, hyper["patch_size"]), z["target"], 1e-6)
-    removed = torch.tensor(z["noise"]).argsort(1)[:, int(16 * (1 - hyper["mask_ratio"])) :]
-    assert (torch.tensor(z["mask"]).gather(1, removed) == 1).all()
+    masked = torch.tensor(z["noise"]).argsort(1)[:, int(16 * (1 - hyper["mask_ratio"])) :]
+    assert (torch.tensor(z["mask"]).gather(1, masked) == 1).all()
     loss = masked_pixels(
-        torch.tensor(z["pred"]), images, removed, hyper["patch_size"], hyper["norm_pix_loss"]
+        torch.tensor(z["pred"]), images, masked, hyper["patch_size"], hyper["norm_pix_loss"]
     )
     assert_close_to_golden(loss, z["loss"], 1e-5)

@@ -17,12 +17,12 @@ from sslzoo.losses import (
     dim_info_nce,
     discriminator_loss,
     generator_loss,
-    slope_penalty,
+    gradient_penalty,
 )
 from sslzoo.losses.mutual_information import (
+    NEGATIVE,
+    POSITIVE,
     Measure,
-    negative_expectation,
-    positive_expectation,
 )
 from tests.golden import assert_close_to_golden, load
 from tests.losses.parity import COUNTS, assert_ranks_equal_one, value_and_gradients
@@ -178,7 +178,7 @@ def test_ranks_equal_one(ranks: Ranks, name: str, counts: tuple[int, ...]) -> No
 
 
 def _prior(real: Tensor, fake: Tensor, slope: Tensor) -> Tensor:
-    return discriminator_loss(real, fake) + 2 * generator_loss(fake) + 3 * slope_penalty(slope)
+    return discriminator_loss(real, fake) + 2 * generator_loss(fake) + 3 * gradient_penalty(slope)
 
 
 def _slow_prior(real: Tensor, fake: Tensor, slope: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ def test_prior_hand_worked_and_extreme() -> None:
     zero = torch.zeros(4)
     assert discriminator_loss(zero, zero).item() == pytest.approx(2 * math.log(2))
     assert generator_loss(zero).item() == pytest.approx(math.log(2))
-    assert slope_penalty(torch.tensor([[3.0, 4.0], [0.0, 1.0]])).item() == pytest.approx(13)
+    assert gradient_penalty(torch.tensor([[3.0, 4.0], [0.0, 1.0]])).item() == pytest.approx(13)
     sure = torch.tensor([200.0, -200.0])
     assert discriminator_loss(sure, sure).item() == pytest.approx(200)
     assert generator_loss(sure).item() == pytest.approx(100)
@@ -222,7 +222,7 @@ def _on_fake_cuda(name: str) -> Tensor:
 
 
 @every_bound()
-def test_no_host_synchronisation(name: str) -> None:
+def test_no_host_synchronization(name: str) -> None:
     assert syncs(_on_fake_cuda, name) == []
 
 
@@ -239,28 +239,26 @@ def test_wrong_input_is_named() -> None:
     for bound in (dim_fenchel_dual, dim_info_nce, dim_donsker_varadhan):
         with pytest.raises(ValueError, match=r"\(3, 4, 2\) and \(3, 5, 1\)"):
             bound(phi, torch.ones(3, 5, 1))
-        with pytest.raises(ValueError, match="at least 2 wanted, got 1"):
+        with pytest.raises(ValueError, match=r"at least 2 images .*, got 1"):
             bound(phi[:1], phi[:1])
     with pytest.raises(ValueError, match="got 'TV'"):
         dim_fenchel_dual(phi, phi, "TV")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="use dim_donsker_varadhan"):
         dim_fenchel_dual(phi, phi, "DV")
-    with pytest.raises(ValueError, match="got 'TV'"):
-        positive_expectation(phi, "TV")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"\(3,\) and \(4,\)"):
         discriminator_loss(torch.ones(3), torch.ones(4))
     with pytest.raises(ValueError, match=r"\(3, 1\)"):
         generator_loss(torch.ones(3, 1))
     with pytest.raises(ValueError, match=r"\(3,\)"):
-        slope_penalty(torch.ones(3))
+        gradient_penalty(torch.ones(3))
 
 
 @pytest.mark.parametrize("measure", get_args(Measure))
 def test_golden_expectations(measure: Measure) -> None:
     z = load("dim/expectations.npz")
     x = torch.from_numpy(z["x"])
-    assert_close_to_golden(positive_expectation(x, measure), z[f"pos_{measure}"])
-    assert_close_to_golden(negative_expectation(x, measure), z[f"neg_{measure}"])
+    assert_close_to_golden(POSITIVE[measure](x), z[f"pos_{measure}"])
+    assert_close_to_golden(NEGATIVE[measure](x), z[f"neg_{measure}"])
 
 
 def assert_golden(z: dict[str, Any], loss: Callable[..., Tensor], name: str) -> None:

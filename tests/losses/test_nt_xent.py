@@ -23,10 +23,10 @@ from tests.ranks import Ranks
 module = import_module("sslzoo.losses.nt_xent")  # the package's name of it is the function
 
 
-def reference(z1: Tensor, z2: Tensor, temperature: float, normalise: bool = True) -> Tensor:
+def reference(z1: Tensor, z2: Tensor, temperature: float, normalize: bool = True) -> Tensor:
     """Anchor by anchor, in the words of the paper's equation 1; float64."""
     rows = torch.cat([z1, z2]).double()
-    if normalise:
+    if normalize:
         rows = rows / rows.norm(dim=1, keepdim=True)
     n, terms = len(z1), []
     for i in range(2 * n):
@@ -56,7 +56,7 @@ def test_value_and_gradient_are_the_references(
     monkeypatch: pytest.MonkeyPatch, loss: Any, side: int, n: int, temperature: float
 ) -> None:
     monkeypatch.setitem(module._SIDE, "cpu", side)
-    monkeypatch.setitem(module._STRIP, "cpu", side * 15)
+    monkeypatch.setitem(module._BLOCK, "cpu", side * 15)
     views = _views(n)
     got, grads = value_and_gradients(partial(loss, temperature=temperature), views, 2)
     want, wanted = value_and_gradients(partial(reference, temperature=temperature), views, 2)
@@ -163,7 +163,7 @@ def _on_fake_cuda(temperature: float) -> Tensor:
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.001])
-def test_no_host_synchronisation(temperature: float) -> None:
+def test_no_host_synchronization(temperature: float) -> None:
     assert syncs(_on_fake_cuda, temperature) == []
 
 

@@ -84,7 +84,7 @@ def _on_fake_cuda(loss: Callable[..., Tensor]) -> Tensor:
 
 
 @both()
-def test_no_host_synchronisation(loss: Callable[..., Tensor]) -> None:
+def test_no_host_synchronization(loss: Callable[..., Tensor]) -> None:
     assert syncs(_on_fake_cuda, loss) == []
 
 
@@ -98,7 +98,7 @@ def test_compiles_without_graph_break(loss: Callable[..., Tensor]) -> None:
 
 @both()
 def test_wrong_input_is_named(loss: Callable[..., Tensor]) -> None:
-    with pytest.raises(ValueError, match=rf"{loss.__name__} .*\(2, 3\) and \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"p and z .*\(2, 3\) and \(2, 4\)"):
         loss(torch.ones(2, 3), torch.ones(2, 4))
 
 

@@ -135,7 +135,7 @@ def _on_fake_cuda() -> None:
     sinkhorn(torch.randn(50, 8, device=DEVICE), weight=torch.ones(50, device=DEVICE))
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda) == []
 
 
@@ -145,7 +145,7 @@ def test_no_host_synchronisation() -> None:
         ((torch.ones(3),), r"got \(3,\)"),
         ((torch.ones(3, 2), 0.05, 3, torch.ones(2)), r"\(3, 2\) and \(2,\)"),
         ((torch.ones(3, 2), 0.0), "got 0.0"),
-        ((torch.ones(3, 2), 0.05, 0), "and 0"),
+        ((torch.ones(3, 2), 0.05, 0), "iterations must be above 0, got 0"),
     ],
 )
 def test_wrong_input_is_named(arguments: tuple, message: str) -> None:

@@ -16,7 +16,7 @@ from tests.losses.parity import COUNTS, Largest, assert_ranks_equal_one, value_a
 from tests.no_sync import DEVICE, syncs
 from tests.ranks import Ranks
 
-strips = import_module("sslzoo.losses.strips")
+blockwise = import_module("sslzoo.losses.blockwise")
 
 
 def reference(z: Tensor, label: Tensor, temperature: float, base: float = 0.07) -> Tensor:
@@ -40,13 +40,13 @@ def _case(n: int = 6, views: int = 2) -> list[Tensor]:
     return [z, torch.randint(3, (n,), generator=generator)]
 
 
-@pytest.mark.parametrize("strip", [1, 30, 1 << 21])
+@pytest.mark.parametrize("block", [1, 30, 1 << 21])
 @pytest.mark.parametrize(("n", "views"), [(1, 2), (2, 3), (7, 2)])
 @pytest.mark.parametrize("temperature", [0.01, 0.1, 100.0])
 def test_value_and_gradient_are_the_references(
-    monkeypatch: pytest.MonkeyPatch, strip: int, n: int, views: int, temperature: float
+    monkeypatch: pytest.MonkeyPatch, block: int, n: int, views: int, temperature: float
 ) -> None:
-    monkeypatch.setitem(strips._STRIP, "cpu", strip)
+    monkeypatch.setitem(blockwise._BLOCK, "cpu", block)
     case = _case(n, views)
     got, grads = value_and_gradients(partial(sup_con, temperature=temperature), case, 1)
     want, wanted = value_and_gradients(partial(reference, temperature=temperature), case, 1)
@@ -114,12 +114,12 @@ def test_ranks_equal_one(ranks: Ranks, counts: tuple[int, ...], views: int) -> N
     assert_ranks_equal_one(ranks, partial(sup_con, temperature=0.1), _case(6, views), 1, counts)
 
 
-def _unlabelled(z: Tensor) -> Tensor:
+def _unlabeled(z: Tensor) -> Tensor:
     return sup_con(z, None, 0.1)
 
 
 def test_ranks_equal_one_without_labels(ranks: Ranks) -> None:
-    assert_ranks_equal_one(ranks, _unlabelled, _case()[:1], 1, (4, 2))
+    assert_ranks_equal_one(ranks, _unlabeled, _case()[:1], 1, (4, 2))
 
 
 def test_the_whole_similarity_matrix_is_never_formed() -> None:
@@ -135,7 +135,7 @@ def _on_fake_cuda() -> Tensor:
     return sup_con(z, torch.randint(5, (50,), device=DEVICE), 0.1)
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda) == []
 
 
@@ -148,11 +148,11 @@ def test_compiles_without_graph_break() -> None:
 
 def test_wrong_input_is_named() -> None:
     z, y = _case()
-    with pytest.raises(ValueError, match=r"two views wanted, got \(6, 5\)"):
+    with pytest.raises(ValueError, match=r"at least two views, got \(6, 5\)"):
         sup_con(z[:, 0], y, 0.1)
-    with pytest.raises(ValueError, match=r"two views wanted, got \(6, 1, 5\)"):
+    with pytest.raises(ValueError, match=r"at least two views, got \(6, 1, 5\)"):
         sup_con(z[:, :1], y, 0.1)
-    with pytest.raises(ValueError, match=r"labels of shape \(6,\) wanted, got \(5,\)"):
+    with pytest.raises(ValueError, match=r"label must be \(6,\), one per sample, got \(5,\)"):
         sup_con(z, y[:5], 0.1)
-    with pytest.raises(ValueError, match=r"above 0, got 0\.0 and 0\.07"):
+    with pytest.raises(ValueError, match=r"temperature must be above 0, got 0"):
         sup_con(z, y, 0.0)

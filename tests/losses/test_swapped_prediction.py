@@ -145,7 +145,7 @@ def _on_fake_cuda() -> Tensor:
     return swapped_prediction(z, prototypes, torch.rand(2, 50, 9, device=DEVICE), [0, 1], 0.1)
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda) == []
 
 
@@ -162,10 +162,10 @@ def test_compiles_without_graph_break() -> None:
     [
         (((3, 2), (4, 2), (1, 3, 4)), [0], 0.1, r"got \(3, 2\)"),
         (((3, 2, 5), (4, 6), (1, 3, 4)), [0], 0.1, r"\(4, 6\)"),
-        (((3, 2, 5), (4, 5), (1, 3, 4)), [0, 1], 0.1, r"assignments \(2, B, K\)"),
-        (((3, 1, 5), (4, 5), (1, 3, 4)), [0], 0.1, "got 1 and"),
-        (((3, 2, 5), (4, 5), (2, 3, 4)), [0, 0], 0.1, r"got 2 and \[0, 0\]"),
-        (((3, 2, 5), (4, 5), (1, 3, 4)), [2], 0.1, r"below 2 wanted, got \[2\]"),
+        (((3, 2, 5), (4, 5), (1, 3, 4)), [0, 1], 0.1, r"assignments must be \(2, B, K\)"),
+        (((3, 1, 5), (4, 5), (1, 3, 4)), [0], 0.1, "got 1 crops"),
+        (((3, 2, 5), (4, 5), (2, 3, 4)), [0, 0], 0.1, r"got 2 crops and \[0, 0\]"),
+        (((3, 2, 5), (4, 5), (1, 3, 4)), [2], 0.1, r"in 0..1, got \[2\]"),
         (((3, 2, 5), (4, 5), (1, 3, 4)), [0], 0.0, "above 0, got 0.0"),
     ],
 )

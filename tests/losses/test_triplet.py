@@ -18,7 +18,7 @@ from tests.losses.parity import COUNTS, Largest, assert_ranks_equal_one, value_a
 from tests.no_sync import DEVICE, syncs
 from tests.ranks import Ranks
 
-strips = import_module("sslzoo.losses.strips")
+blockwise = import_module("sslzoo.losses.blockwise")
 MININGS = ["all", "hard", "semi_hard"]
 
 
@@ -73,7 +73,7 @@ def _case(n: int = 6, views: int = 2, classes: int = 3) -> list[Tensor]:
     return [z, torch.randint(classes, (n,), generator=generator)]
 
 
-@pytest.mark.parametrize("strip", [30, 1 << 21])
+@pytest.mark.parametrize("block", [30, 1 << 21])
 @pytest.mark.parametrize(("n", "views"), [(1, 2), (2, 3), (8, 2)])
 @pytest.mark.parametrize("margin", [0.05, 0.8, 10.0])
 @pytest.mark.parametrize("squared", [True, False])
@@ -81,7 +81,7 @@ def _case(n: int = 6, views: int = 2, classes: int = 3) -> list[Tensor]:
 @pytest.mark.parametrize("mean_over", ["all", "nonzero"])
 def test_value_and_gradient_are_the_references(
     monkeypatch: pytest.MonkeyPatch,
-    strip: int,
+    block: int,
     n: int,
     views: int,
     margin: float,
@@ -89,7 +89,7 @@ def test_value_and_gradient_are_the_references(
     mining: str,
     mean_over: str,
 ) -> None:
-    monkeypatch.setitem(strips._STRIP, "cpu", strip)
+    monkeypatch.setitem(blockwise._BLOCK, "cpu", block)
     options: dict[str, Any] = {"margin": margin, "mining": mining, "squared": squared}
     options["mean_over"] = mean_over
     case = _case(n, views)
@@ -192,7 +192,7 @@ def _on_fake_cuda(mining: str, margin: float | None, mean_over: str) -> Tensor:
 
 @pytest.mark.parametrize("mean_over", ["all", "nonzero"])
 @pytest.mark.parametrize("mining", MININGS)
-def test_no_host_synchronisation(mining: str, mean_over: str) -> None:
+def test_no_host_synchronization(mining: str, mean_over: str) -> None:
     assert syncs(_on_fake_cuda, mining, 0.2, mean_over) == []
     assert syncs(_on_fake_cuda, "hard", None, mean_over) == []
 
@@ -210,8 +210,8 @@ def test_compiles_without_graph_break(mining: str) -> None:
     [
         ({"mining": "easy"}, "got 'easy' and 'all'"),
         ({"mean_over": "some"}, "got 'semi_hard' and 'some'"),
-        ({"margin": 0.0}, "above 0, or None, got 0.0"),
-        ({"margin": None}, "goes with mining 'hard', got 'semi_hard'"),
+        ({"margin": 0.0}, "margin must be above 0, got 0.0"),
+        ({"margin": None}, "mining must be .hard. for the soft margin None, got .semi_hard."),
     ],
 )
 def test_wrong_options_are_named(options: Any, message: str) -> None:
@@ -221,7 +221,7 @@ def test_wrong_options_are_named(options: Any, message: str) -> None:
 
 def test_wrong_shapes_are_named() -> None:
     z, y = _case()
-    with pytest.raises(ValueError, match=r"two views wanted, got \(6, 4\)"):
+    with pytest.raises(ValueError, match=r"at least two views, got \(6, 4\)"):
         triplet(z[:, 0], y)
-    with pytest.raises(ValueError, match=r"labels of shape \(6,\) wanted, got \(5,\)"):
+    with pytest.raises(ValueError, match=r"label must be \(6,\), one per sample, got \(5,\)"):
         triplet(z, y[:5])

@@ -60,15 +60,15 @@ def test_the_initial_rows_leave_torchs_generator_alone() -> None:
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 1.0])
-def test_commit_writes_the_normalised_mixture(momentum: float) -> None:
+def test_commit_writes_the_normalized_mixture(momentum: float) -> None:
     bank = _bank(momentum=momentum)
     before = bank.rows.clone()
     index, values = torch.tensor([6, 0, 3]), _unit(3, 3)
     bank.stage(index, values)
     assert torch.equal(bank.rows, before)  # a step never sees its own rows
-    assert bank.pending == 3
+    assert bank._staged
     bank.commit()
-    assert bank.pending == 0
+    assert not bank._staged
     torch.testing.assert_close(bank.rows, reference(before, momentum, [(index, values)]))
     written = bank.rows.clone()
     bank.commit()
@@ -138,7 +138,7 @@ def _stage_unequally(rank: int) -> None:
 
 
 def test_ranks_out_of_step_are_named(ranks: Ranks) -> None:
-    with pytest.raises(RuntimeError, match=r"ranks staged \[1, 2\] micro-batches"):
+    with pytest.raises(RuntimeError, match=r"equally many micro-batches, got \[1, 2\]"):
         ranks(2, _stage_unequally)
 
 
@@ -151,7 +151,7 @@ def test_saving_keeps_the_rows_and_drops_what_is_staged() -> None:
     other = MemoryBank(8, 3, seed=9).double()
     other.stage(torch.tensor([4]), _unit(1, 3))
     other.load_state_dict(state)
-    assert other.pending == 0
+    assert not other._staged
     other.commit()
     assert torch.equal(other.rows, bank.rows)
 
@@ -188,7 +188,7 @@ def _on_fake_cuda(bank: MemoryBank) -> None:
     bank.commit()
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda, 8, 3, make=_make) == []
 
 

@@ -63,7 +63,7 @@ def _on_fake_cuda() -> None:
     center.commit()
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda) == []
 
 
@@ -72,5 +72,5 @@ def test_wrong_input_is_named() -> None:
         Center(0)
     with pytest.raises(ValueError, match="got 5 and 1"):
         Center(5, momentum=1.0)
-    with pytest.raises(ValueError, match=r"a mean \(5,\) wanted, got \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"mean must be \(5,\), got \(3, 5\)"):
         _center().stage(_logits()[:3], 3)

@@ -34,11 +34,11 @@ def reference(rows: Tensor, pointer: int, values: Tensor) -> tuple[Tensor, int]:
     return rows, pointer
 
 
-def test_initial_rows_are_normalised_gaussians_and_follow_the_seed() -> None:
+def test_initial_rows_are_normalized_gaussians_and_follow_the_seed() -> None:
     rows = Queue(4000, 12, seed=3).rows
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(4000))
     assert rows.mean().abs() < 0.01
-    # a normalised Gaussian's coordinate: E x^2 = 1 / D, E x^4 = 3 / (D (D + 2))
+    # a normalized Gaussian's coordinate: E x^2 = 1 / D, E x^4 = 3 / (D (D + 2))
     assert rows.square().mean().item() == pytest.approx(1 / 12, rel=1e-3)
     assert rows.pow(4).mean().item() == pytest.approx(3 / (12 * 14), rel=0.03)
     assert torch.equal(rows, Queue(4000, 12, seed=3).rows)
@@ -64,9 +64,9 @@ def test_the_ring_wraps_at_any_size(size: int) -> None:
         values = _unit(4, 3) * (step + 1)  # rows of different steps differ
         queue.stage(values)
         assert torch.equal(queue.rows, rows)  # a step never sees its own rows
-        assert queue.pending == 4
+        assert queue._staged
         queue.commit()
-        assert queue.pending == 0
+        assert not queue._staged
         rows, pointer = reference(rows, pointer, values)
         assert torch.equal(queue.rows, rows)
         assert int(queue.pointer) == pointer
@@ -139,7 +139,7 @@ def test_saving_keeps_rows_and_pointer_and_drops_what_is_staged() -> None:
     other = Queue(7, 3, seed=9).double()
     other.stage(_unit(1, 3))
     other.load_state_dict(state)
-    assert other.pending == 0
+    assert not other._staged
     for which in (queue, other):
         which.stage(_unit(4, 3))
         which.commit()
@@ -166,7 +166,7 @@ def _on_fake_cuda(queue: Queue) -> None:
     queue.commit()
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_on_fake_cuda, 8, 3, make=_make) == []
 
 
@@ -176,7 +176,7 @@ def test_meta_construction_draws_nothing() -> None:
 
 
 def test_wrong_input_is_named() -> None:
-    with pytest.raises(ValueError, match=r"\(n, 3\) wanted, got \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"values must be \(n, 3\), got \(3, 4\)"):
         _queue().stage(_unit(3, 4))
     with pytest.raises(ValueError, match=r"got \(0, 3\)"):
         Queue(0, 3)

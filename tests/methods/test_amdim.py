@@ -9,7 +9,7 @@ from sslzoo.backbones import AMDIMEncoder
 from sslzoo.batch import Batch
 from sslzoo.losses import amdim_nce
 from sslzoo.methods import AMDIM
-from sslzoo.methods.amdim import one_place
+from sslzoo.methods.amdim import one_location
 from sslzoo.random import Keys
 from tests.toys import Pooled
 
@@ -46,11 +46,11 @@ def test_swapping_the_views_changes_the_drawn_source_alone() -> None:
 def test_source_is_one_uniform_place_of_its_image_and_follows_the_step() -> None:
     places = torch.arange(25.0).expand(4000, 3, 25)
     keys = Keys(torch.arange(4000))
-    drawn = one_place(places, keys)
+    drawn = one_location(places, keys)
     assert (drawn == drawn[:, :1]).all()
     counts = drawn[:, 0].long().bincount(minlength=25)
     assert ((counts - 160) ** 2 / 160).sum() < 51.2  # chi-squared of 24: one in a thousand
-    assert (one_place(places, keys.fold(1)) != drawn).any()
+    assert (one_location(places, keys.fold(1)) != drawn).any()
     amdim, given = method(), batch()
     before = amdim.losses(given)
     amdim.step = 1
@@ -74,5 +74,5 @@ def test_scores_term_is_the_weighted_mean_square() -> None:
 
 
 def test_backbone_without_maps_is_named() -> None:
-    with pytest.raises(ValueError, match=r"forward_maps.*Pooled has none"):
+    with pytest.raises(ValueError, match=r"forward_maps.*got Pooled"):
         AMDIM(Pooled(8))

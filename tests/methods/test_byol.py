@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from sslzoo.backbones import GlobalBatchNorm, SmallResNet
 from sslzoo.batch import Batch
 from sslzoo.callbacks.ema import EMA
+from sslzoo.commands.configs import find_config
 from sslzoo.heads import byol_mlp
 from sslzoo.methods import BYOL
-from sslzoo.optim import LARS, Cosine, Horizon, WarmupCosine
-from sslzoo.shipped import find_config
+from sslzoo.optim import LARS, CosineSchedule, RunLength, ScheduleLR, WarmupCosine
 from tests.golden import assert_close_to_golden, load
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])
@@ -42,7 +42,7 @@ PARAMETERS = {"w": "weight", "b": "bias", "scale": "weight", "offset": "bias"}
 
 
 class ToyEncoder(nn.Module):
-    """The authors' test input: Linear, batch norm, ReLU on the flattened normalised image."""
+    """The authors' test input: Linear, batch norm, ReLU on the flattened normalized image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,12 +80,12 @@ def test_three_updates_equal_the_authors(devices: int) -> None:
     z = load(f"byol/update_{devices}dev.npz")
     hyper = z["meta"]["hyper"]
     start, peak = hyper["first_global_step"], hyper["base_lr"] * hyper["batch_size"] / 256
-    horizon = Horizon(hyper["max_steps"], 1)
+    run_length = RunLength(hyper["max_steps"], 1)
     method = BYOL(
         ToyEncoder(),
         byol_mlp(9, hyper["projector_hidden"], hyper["projector_out"]),
         byol_mlp(5, hyper["predictor_hidden"], hyper["projector_out"]),
-        momentum=Cosine(hyper["base_target_ema"], 1.0),
+        momentum=CosineSchedule(hyper["base_target_ema"], 1.0),
         optimizer=partial(LARS, lr=peak, weight_decay=hyper["weight_decay"], eta=hyper["eta"]),
     )
     # Deviation 2: theirs trains a classifier beside, which here is this test's.
@@ -100,15 +100,15 @@ def test_three_updates_equal_the_authors(devices: int) -> None:
         if not name.startswith(UNUSED)
     }
     method.load_state_dict(target, strict=False)
-    method.horizon, method.step = horizon, start
+    method.run_length, method.step = run_length, start
     optimizer = method.configure_optimizers()
-    schedule = WarmupCosine(optimizer, horizon, warmup_epochs=hyper["warmup_steps"])
+    schedule = ScheduleLR(optimizer, WarmupCosine(warmup_epochs=hyper["warmup_steps"]), run_length)
     ema = EMA(method.momentum, "after_step")
     batch = Batch(views(z), torch.arange(6 * devices))
     schedule.load_state_dict({**schedule.state_dict(), "last_epoch": start})
     for k in range(3):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(z["log_learning_rate"][k])
-        assert method.momentum(method.step, horizon) == pytest.approx(z["log_tau"][k])
+        assert method.momentum(method.step, run_length) == pytest.approx(z["log_tau"][k])
         features.clear()
         loss = method.losses(batch)["regression"]
         assert_close_to_golden(loss, z["log_repr_loss"][k], 1e-5)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from sslzoo.backbones import SmallResNet, Towers
 from sslzoo.batch import Batch
-from sslzoo.callbacks.memory import commit
 from sslzoo.heads import PerView
+from sslzoo.memory import commit_memories
 from sslzoo.methods import CMC
+from sslzoo.methods.base import step_keys
 from tests.golden import assert_close_to_golden, load
 
 
@@ -61,11 +62,11 @@ def test_golden_two_steps(softmax: bool, monkeypatch: pytest.MonkeyPatch) -> Non
     term = "softmax" if softmax else "nce"
     for step in range(2):
         index = torch.from_numpy(golden[f"idx{step}"])
-        monkeypatch.setattr(method, "negatives", lambda _, drawn=index: drawn[:, 1:])
+        monkeypatch.setattr(method.banks[0], "sample", lambda *_, drawn=index: drawn)
         views = [torch.from_numpy(golden[f"{n}{step}"]).requires_grad_() for n in ("l", "ab")]
         own = torch.from_numpy(golden[f"y{step}"])
         scores = [  # of view i against the other view's bank, which the step then changes
-            torch.einsum("bkd,bd->bk", method.bank(1 - i).rows[index], views[i].detach())
+            torch.einsum("bkd,bd->bk", method.banks[1 - i].rows[index], views[i].detach())
             for i in range(2)
         ]
         terms = method.losses(Batch([v[:, :, None, None] for v in views], own))
@@ -83,12 +84,12 @@ def test_golden_two_steps(softmax: bool, monkeypatch: pytest.MonkeyPatch) -> Non
             assert float(method.z_constants[0, 1]) == pytest.approx(z_l, rel=1e-4)
             assert float(method.z_constants[1, 0]) == pytest.approx(z_ab, rel=1e-4)
         for i, name in enumerate(("l", "ab")):
-            # Theirs is by the normalised features: the part along them is ours after normalising.
+            # Theirs is by the normalized features: the part along them is ours after normalizing.
             wanted = torch.from_numpy(golden[f"grad_{name}{step}"])
             f = views[i].detach()
             tangent = wanted - (wanted * f).sum(1, keepdim=True) * f
             assert_close_to_golden(views[i].grad, tangent)
-        commit(method)
+        commit_memories(method)
         for bank, name in zip(method.banks, ("l", "ab"), strict=True):
             assert_close_to_golden(bank.rows, golden[f"memory_{name}_after{step}"])
 
@@ -116,7 +117,7 @@ def test_modes_contrast_their_pairs_across_banks(mode: str, wanted: set[tuple[in
     method, batch = three(mode, softmax=True)
     terms = method.losses(batch)
     assert set(terms) == {f"softmax_{i}_{j}" for i, j in wanted}
-    which = torch.cat([batch.index[:, None], method.negatives(batch.index)], 1)
+    which = method.banks[0].sample(batch.index, step_keys(method, batch), 5)
     assert which.shape == (6, 6)
     for i, j in wanted:
         f = F.normalize(batch.views[i][:, :, 0, 0])
@@ -130,7 +131,7 @@ def test_banks_differ_and_each_keeps_its_own_view() -> None:
     assert not torch.equal(before[0], before[1])
     assert not torch.equal(before[1], before[2])
     method.losses(batch)
-    commit(method)
+    commit_memories(method)
     for bank, old, view in zip(method.banks, before, batch.views, strict=True):
         f = F.normalize(view[:, :, 0, 0])
         torch.testing.assert_close(bank.rows[:6], F.normalize(0.5 * old[:6] + 0.5 * f))
@@ -143,7 +144,7 @@ def test_constants_are_set_once_and_survive_saving() -> None:
     constants = method.z_constants.clone()
     pairs = torch.tensor([[0, 1, 1], [1, 0, 0], [1, 0, 0]], dtype=torch.bool)
     assert torch.equal(constants > 0, pairs)
-    commit(method)
+    commit_memories(method)
     other, _ = three("core_view")
     other.load_state_dict(method.state_dict())
     again = batch._replace(views=[-view for view in batch.views])
@@ -191,21 +192,21 @@ def test_an_image_and_its_views_give_the_same() -> None:
 
 def test_wrong_parts_are_named() -> None:
     towers = Towers([Given(3), Given(4)], [3, 4])
-    with pytest.raises(ValueError, match=r"heads take \[4, 3\] .* towers give \[3, 4\]"):
+    with pytest.raises(ValueError, match=r"must take \[3, 4\] features, .* got \[4, 3\]"):
         CMC(towers, PerView([nn.Linear(4, 2), nn.Linear(3, 2)]), bank_size=5)
-    with pytest.raises(ValueError, match="PerView takes 6 features and what is below it gives 7"):
+    with pytest.raises(ValueError, match=r"PerView must have in_features 7, .* got 6"):
         CMC(towers, PerView([Eye(3), Eye(3)]), bank_size=5)
-    with pytest.raises(ValueError, match="at least 2 views, got 1"):
+    with pytest.raises(ValueError, match="at least 2 heads, got 1"):
         CMC(Given(3), PerView([Eye(3)]), bank_size=5)
     with pytest.raises(ValueError, match="got 'star'"):
         given(2, 3, bank_size=5, mode="star")
-    with pytest.raises(ValueError, match=r"one out_features wanted, got \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"the same out_features, got \[2, 3\]"):
         PerView([nn.Linear(3, 2), nn.Linear(3, 3)])
     with pytest.raises(ValueError, match=r"got \[None\]"):
         PerView([nn.ReLU()])
-    with pytest.raises(ValueError, match=r"got 2 towers and channels \[3\]"):
+    with pytest.raises(ValueError, match=r"got \[3\] for 2 towers"):
         Towers([Given(3), Given(4)], [3])
-    with pytest.raises(ValueError, match=r"num_features \(int\), got \[None\]"):
+    with pytest.raises(ValueError, match="num_features of the towers must be an int"):
         Towers([nn.ReLU()], [3])
     with pytest.raises(ValueError, match=r"7 channels, or views of \[3, 4\], got \[3\]"):
         towers(torch.rand(2, 3, 1, 1))

@@ -145,7 +145,7 @@ def test_silence_has_a_finite_loss_and_gradient() -> None:
     [
         ({"negatives": "all"}, "got 'all' and 'dot'"),
         ({"score": "cosine"}, "got 'batch' and 'cosine'"),
-        ({"num_negatives": 0}, "num_negatives of at least 1 wanted, got 0"),
+        ({"num_negatives": 0}, "num_negatives must be at least 1, got 0"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
@@ -154,14 +154,14 @@ def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
 
 
 def test_what_cannot_be_predicted_is_named() -> None:
-    with pytest.raises(ValueError, match="more frames than the 2 steps predicted wanted, got 2"):
+    with pytest.raises(ValueError, match="more than 2 frames, the steps predicted, got 2"):
         method().losses(Batch([torch.zeros(4, 2, 3)], torch.arange(4)))
-    with pytest.raises(ValueError, match="want a batch of 2, got 1"):
+    with pytest.raises(ValueError, match=r"at least 2 sequences .*, got 1"):
         method(negatives="other_sequences").losses(Batch([torch.zeros(1, 4, 3)], torch.arange(1)))
     backbone = SequenceEncoder(Frames(), Double())
-    with pytest.raises(ValueError, match=r"a predictor from 3 to 3; .* goes from 3 to 4"):
+    with pytest.raises(ValueError, match=r"predictor must map 3 to 3 .* from 3 to 4"):
         CPC(backbone, LinearSteps(3, 4))
-    with pytest.raises(ValueError, match="WaveEncoder has frame_features None"):
+    with pytest.raises(ValueError, match="WaveEncoder with frame_features None"):
         CPC(WaveEncoder(3), LinearSteps(3, 3))
 
 

@@ -112,13 +112,16 @@ def test_required_parts_alone_are_the_local_form() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"backbone": Pooled(16)}, "Pooled has no map_features"),
-        ({"local_head": MI1x1ConvNet(8, 8)}, "takes 8 features and the backbone's map has 16"),
-        ({"local_head": MI1x1ConvNet(16, 4)}, "gives 4 features and summary_head 8"),
-        ({"discriminator": PriorDiscriminator(5)}, "takes 5 features and the projector gives 6"),
-        ({"discriminator": None}, "prior_weight above 0 come together, got none and 0.1"),
-        ({"global_weight": 0.0}, "global_weight above 0 come together, got MapEncoder and 0.0"),
-        ({"projector": nn.Linear(8, 6)}, "Linear takes 8 features"),
+        ({"backbone": Pooled(16)}, "got Pooled without map_features"),
+        ({"local_head": MI1x1ConvNet(8, 8)}, "local_head must have in_features 16, .* got 8"),
+        ({"local_head": MI1x1ConvNet(16, 4)}, "must have out_features 8, .* got 4"),
+        (
+            {"discriminator": PriorDiscriminator(5)},
+            "must have in_features 6, .* got 5",
+        ),
+        ({"discriminator": None}, "prior_weight above 0, or neither, got None and 0.1"),
+        ({"global_weight": 0.0}, "global_weight above 0, or neither, got MapEncoder and 0.0"),
+        ({"projector": nn.Linear(8, 6)}, "Linear must have in_features 16"),
         (
             {
                 "local_head": None,
@@ -126,7 +129,7 @@ def test_required_parts_alone_are_the_local_form() -> None:
                 "global_head": None,
                 "global_weight": 0.0,
             },
-            "nothing to maximise",
+            "nothing to maximize",
         ),
     ],
 )

@@ -187,7 +187,7 @@ def test_a_bank_of_another_size_than_the_data_is_an_error() -> None:
 
 
 def test_more_clusters_than_samples_is_an_error() -> None:
-    with pytest.raises(ValueError, match="21 clusters want as many samples, got 20"):
+    with pytest.raises(ValueError, match="at most 20, the number of samples seen, got 21"):
         run(method(num_prototypes=[21]))
 
 

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from sslzoo.backbones import small_vit
 from sslzoo.batch import Batch
-from sslzoo.callbacks import commit
 from sslzoo.heads import DINOHead
+from sslzoo.masks import BlockMasks
+from sslzoo.memory import commit_memories
 from sslzoo.methods import IBOT
 from sslzoo.methods.base import step_keys
-from sslzoo.optim import Constant, Horizon, Linear
+from sslzoo.optim import ConstantSchedule, LinearSchedule, RunLength
 from sslzoo.random import Keys
-from sslzoo.transforms import BlockMasks
 
 
 def toy(**options) -> IBOT:
@@ -37,18 +37,18 @@ def scores(head: DINOHead, tokens: Tensor) -> Tensor:
 @pytest.mark.parametrize("small", [0, 2])
 def test_a_step_is_the_papers_with_every_patch_scored(small: int) -> None:
     method = toy(
-        teacher_temperature=Constant(0.05),
-        teacher_patch_temperature=Linear(0.04, 0.07, 2),
+        teacher_temperature=ConstantSchedule(0.05),
+        teacher_patch_temperature=LinearSchedule(0.04, 0.07, 2),
         patch_weight=0.5,
     )
-    method.horizon, method.step = Horizon(40, 10), 5  # a quarter of the way up: 0.0475
+    method.run_length, method.step = RunLength(40, 10), 5  # a quarter of the way up: 0.0475
     with torch.no_grad():
         method.backbone.norm.weight.mul_(2)  # student and teacher differ
         method.center.rows.normal_()
         method.patch_center.rows.normal_()
     center, patch_center = method.center.read().clone(), method.patch_center.read().clone()
     data = batch(small=small)
-    masks, cls_loss, patch_loss = method.hide(data), [], []
+    masks, cls_loss, patch_loss = method.mask(data), [], []
     students, teachers, patches = [], [], []
     for i, view in enumerate(data.views):
         mask = masks[:, i] if i < 2 else None
@@ -70,7 +70,7 @@ def test_a_step_is_the_papers_with_every_patch_scored(small: int) -> None:
     wanted = torch.stack(cls_loss).mean(), 0.5 * torch.stack(patch_loss).mean()
     torch.testing.assert_close(terms["cls"], wanted[0], rtol=1e-9, atol=0)
     torch.testing.assert_close(terms["patch"], wanted[1], rtol=1e-9, atol=0)
-    commit(method)
+    commit_memories(method)
     for memory, before, logits in (
         (method.center, center, torch.cat(teachers)),
         (method.patch_center, patch_center, torch.cat(patches).flatten(0, 1)),
@@ -80,13 +80,13 @@ def test_a_step_is_the_papers_with_every_patch_scored(small: int) -> None:
 
 def test_masks_differ_by_view_and_step_and_not_by_batch() -> None:
     method, data = toy(masks=BlockMasks([0.4], [0.1])), batch(16)
-    first = method.hide(data)
+    first = method.mask(data)
     assert first.shape == (16, 2, 36)
     assert not torch.equal(first[:, 0], first[:, 1])
     part = Batch([view[3:5] for view in data.views], data.index[3:5])
-    assert torch.equal(method.hide(part), first[3:5])
+    assert torch.equal(method.mask(part), first[3:5])
     method.step = 1
-    assert not torch.equal(method.hide(data), first)
+    assert not torch.equal(method.mask(data), first)
 
 
 def test_masks_of_both_views_are_made_together_and_are_those_made_apart() -> None:
@@ -99,7 +99,7 @@ def test_masks_of_both_views_are_made_together_and_are_those_made_apart() -> Non
             return masks(keys, height, width)
 
     method.masks = Counted()
-    got, keys = method.hide(data), step_keys(method, data)
+    got, keys = method.mask(data), step_keys(method, data)
     assert rows == [32]
     apart = [masks(keys.fold("mask", view), 6, 6) for view in range(2)]
     assert torch.equal(got, torch.stack(apart, dim=1))
@@ -126,5 +126,5 @@ def test_without_masks_it_is_dino_and_the_patches_cost_nothing() -> None:
 
 
 def test_a_backbone_without_mask_token_is_named() -> None:
-    with pytest.raises(ValueError, match="mask_token=True wanted, got ViT"):
+    with pytest.raises(ValueError, match="mask_token=True, got ViT"):
         IBOT(small_vit(8, 4, width=16, depth=1, num_heads=2), DINOHead(16, 10, 8, 6))

@@ -13,9 +13,9 @@ from sslzoo.backbones import ViT, small_vit
 from sslzoo.batch import Batch
 from sslzoo.heads import IJEPAPredictor
 from sslzoo.losses import masked_features
+from sslzoo.masks import MultiBlock
 from sslzoo.methods import IJEPA
-from sslzoo.multi_block import MultiBlock
-from sslzoo.optim import Cosine, Horizon, Linear, WarmupCosine
+from sslzoo.optim import CosineSchedule, LinearSchedule, RunLength, ScheduleLR, WarmupCosine
 from tests.golden import assert_close_to_golden, load
 
 # golden name -> ours
@@ -81,8 +81,8 @@ def test_features_predictions_loss_and_gradients() -> None:
     tokens = method.backbone.forward_tokens(view, keep=context)
     assert_close_to_golden(tokens, z["z_ctx"], 1e-5)
     h, prediction = method.target(view, targets), method.predict(view, context, targets)
-    normalised = nn.functional.layer_norm(h, h.shape[-1:])
-    assert_close_to_golden(normalised.transpose(0, 1).flatten(0, 1), z["h"], 1e-5)
+    normalized = nn.functional.layer_norm(h, h.shape[-1:])
+    assert_close_to_golden(normalized.transpose(0, 1).flatten(0, 1), z["h"], 1e-5)
     assert_close_to_golden(prediction.transpose(0, 1).flatten(0, 1), z["z"], 1e-5)
     loss = masked_features(prediction, h)
     assert_close_to_golden(loss, z["loss"], 1e-5)
@@ -106,25 +106,27 @@ def test_rates_and_decay() -> None:
     z = load("ijepa/schedules.npz")
     lr, wd = (z["meta"]["hyper"][name] for name in ("lr", "wd"))
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=lr["ref_lr"])
-    horizon = Horizon(lr["T_max"], 1)
-    schedule = WarmupCosine(
+    run_length = RunLength(lr["T_max"], 1)
+    schedule = ScheduleLR(
         optimizer,
-        horizon,
-        warmup_epochs=lr["warmup_steps"],
-        start_factor=lr["start_lr"] / lr["ref_lr"],
-        end_factor=lr["final_lr"] / lr["ref_lr"],
+        WarmupCosine(
+            warmup_epochs=lr["warmup_steps"],
+            start_factor=lr["start_lr"] / lr["ref_lr"],
+            end_factor=lr["final_lr"] / lr["ref_lr"],
+        ),
+        run_length,
     )
-    decay = Cosine(wd["ref_wd"], wd["final_wd"])
+    decay = CosineSchedule(wd["ref_wd"], wd["final_wd"])
     for i in range(lr["T_max"]):
-        rate = lr["ref_lr"] * schedule.factor(i + 1)
+        rate = lr["ref_lr"] * schedule.schedule(i + 1, schedule.run_length)
         assert rate == pytest.approx(z["lr"][i], rel=1e-9)
-        assert decay(i + 1, horizon) == pytest.approx(z["wd"][i], rel=1e-9)
+        assert decay(i + 1, run_length) == pytest.approx(z["wd"][i], rel=1e-9)
 
 
 def test_momentum_is_a_line_over_the_run() -> None:
-    momentum, horizon = Linear(0.996, 1.0, epochs=3), Horizon(30, 10)
+    momentum, run_length = LinearSchedule(0.996, 1.0, epochs=3), RunLength(30, 10)
     for step in (0, 7, 29):
-        assert momentum(step, horizon) == pytest.approx(0.996 + step * 0.004 / 30)
+        assert momentum(step, run_length) == pytest.approx(0.996 + step * 0.004 / 30)
 
 
 def toy() -> IJEPA:
@@ -180,7 +182,7 @@ def test_wrong_parts_are_refused() -> None:
     with pytest.raises(ValueError, match="without class token"):
         IJEPA(small_vit(16, 2, 16, 1, 2), predictor)
     vit = small_vit(16, 4, 16, 1, 2, class_token=False, pool="mean")
-    with pytest.raises(ValueError, match=r"width and grid \(16, 4\), the predictor \(16, 8\)"):
+    with pytest.raises(ValueError, match=r"width and grid \(16, 4\), got \(16, 8\)"):
         IJEPA(vit, predictor)
-    with pytest.raises(ValueError, match="10 is no multiple of 4"):
+    with pytest.raises(ValueError, match="multiple of num_heads 4, got 10"):
         IJEPAPredictor(16, 8, width=10, num_heads=4)

@@ -70,7 +70,7 @@ def test_a_direction_is_down_on_a_turned_image(monkeypatch, direction: str, turn
     def first(self: Any, purpose: str, high: int, *shape: int) -> Tensor:
         return torch.arange(self.key.shape[0] * shape[0] * shape[1]).view(-1, *shape) % high
 
-    monkeypatch.setattr("sslzoo.random.Keys.integers", first)  # the same negatives in both
+    monkeypatch.setattr("sslzoo.random.keys.Keys.integers", first)  # the same negatives in both
     given = batch()
     turned = given._replace(views=[turn(given.views[0])])
     wanted = method().losses(turned)["down"]
@@ -103,8 +103,8 @@ def test_negatives_come_from_the_whole_batch_and_change_with_the_step(monkeypatc
         ({"contexts": []}, "got 0 contexts"),
         ({"directions": ["down", "up"]}, "got 1 contexts and directions"),
         ({"directions": ["sideways"]}, "sideways"),
-        ({"contexts": [PixelContext(4, 1)]}, r"gives 3 features and the contexts take \[4\]"),
-        ({"num_steps": 4}, "grid of 5 rows leaves 4 .* got 4, 4 and 1"),
+        ({"contexts": [PixelContext(4, 1)]}, r"contexts must have in_features 3, .* got \[4\]"),
+        ({"num_steps": 4}, "below 5, the rows of the grid, got 4, 4 and 1"),
         ({"num_negatives": 0}, "got 2, 0 and 1"),
     ],
 )
@@ -115,7 +115,7 @@ def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
 
 
 def test_a_backbone_without_places_is_refused() -> None:
-    with pytest.raises(ValueError, match="Pooled has map_features None and grid None"):
+    with pytest.raises(ValueError, match="Pooled with map_features None and grid None"):
         ImageCPC(Pooled(6), [PixelContext(6, 1)])
 
 

@@ -51,7 +51,7 @@ def test_every_image_its_own_label_is_the_mode_without(cls: Any) -> None:
     assert torch.equal(got, want)
 
 
-def test_points_of_the_margin_loss_are_normalised_unless_told_otherwise() -> None:
+def test_points_of_the_margin_loss_are_normalized_unless_told_otherwise() -> None:
     (small,) = _method(MarginContrastive, margin=100.0).losses(_batch(None)).values()
     assert small > (100 - 2) ** 2 / 4  # no two points are more than 2 apart
     method = _method(MarginContrastive, margin=100.0, normalize=False)

@@ -14,7 +14,7 @@ from sslzoo.heads import MAEDecoder
 from sslzoo.losses import masked_pixels
 from sslzoo.methods import MAE
 from sslzoo.methods.base import step_keys
-from sslzoo.optim import Horizon, WarmupCosine
+from sslzoo.optim import RunLength, ScheduleLR, WarmupCosine
 from tests.golden import assert_close_to_golden, load
 
 # golden name -> ours, in the order in which they are tried
@@ -35,7 +35,7 @@ def ours(name: str) -> str:
     return f"backbone.{name}"
 
 
-def golden_mae(z: dict[str, Any], normalise: bool) -> MAE:
+def golden_mae(z: dict[str, Any], normalize: bool) -> MAE:
     hyper = z["meta"]["hyper"]
     vit = small_vit(
         hyper["img_size"],
@@ -54,7 +54,7 @@ def golden_mae(z: dict[str, Any], normalise: bool) -> MAE:
         hyper["decoder_depth"],
         hyper["decoder_num_heads"],
     )
-    method = MAE(vit, decoder, hyper["mask_ratio"], normalise)
+    method = MAE(vit, decoder, hyper["mask_ratio"], normalize)
     before = method.state_dict()
     weights = {
         ours(key.removeprefix("param:")): torch.tensor(value).float()
@@ -78,7 +78,7 @@ def test_tokens_pixels_loss_and_gradients(name: str) -> None:
     assert_close_to_golden(method.backbone.forward_tokens(images, keep=kept), z["latent"], 1e-5)
     pixels = method.reconstruct(images, order)
     assert_close_to_golden(pixels, z["pred"], 1e-5)
-    loss = masked_pixels(pixels, images, order[:, method.num_kept :], 8, method.normalise_pixels)
+    loss = masked_pixels(pixels, images, order[:, method.num_kept :], 8, method.normalize_pixels)
     assert_close_to_golden(loss, z["loss"], 1e-5)
     loss.backward()
     grads = {key.removeprefix("grad:"): z[key] for key in z if key.startswith("grad:")}
@@ -92,10 +92,10 @@ def test_rate_by_iteration() -> None:
     hyper = z["meta"]["hyper"]
     steps = z["epoch"] * 3
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=hyper["lr"])
-    horizon = Horizon(hyper["epochs"] * 3, 3)
-    schedule = WarmupCosine(optimizer, horizon, warmup_epochs=hyper["warmup_epochs"])
+    run_length = RunLength(hyper["epochs"] * 3, 3)
+    schedule = ScheduleLR(optimizer, WarmupCosine(warmup_epochs=hyper["warmup_epochs"]), run_length)
     for step, wanted in zip(steps.round().astype(int), z["lr"], strict=True):
-        ours = hyper["lr"] * schedule.factor(int(step))
+        ours = hyper["lr"] * schedule.schedule(int(step), run_length)
         assert ours == pytest.approx(wanted, rel=1e-9, abs=1e-15)
 
 
@@ -160,11 +160,11 @@ def test_wrong_parts_are_refused() -> None:
     decoder = MAEDecoder(16, 4, 2, 8, 1, 2)
     with pytest.raises(ValueError, match="got SmallResNet"):
         MAE(SmallResNet((8, 16)), decoder)
-    with pytest.raises(ValueError, match=r"\(16, 2, 4\), the decoder wants \(16, 4, 2\)"):
+    with pytest.raises(ValueError, match=r"\(16, 2, 4\), got \(16, 4, 2\)"):
         MAE(small_vit(8, 4, width=16, depth=1, num_heads=2), decoder)
-    with pytest.raises(ValueError, match=r"mask_ratio 0\.99 keeps 0 of 16"):
+    with pytest.raises(ValueError, match=r"of the 16 patches, got 0\.99, which keeps 0"):
         toy(0.99)
     with pytest.raises(ValueError, match="a class token"):
         MAE(small_vit(8, 2, 16, 1, 2, class_token=False, pool="mean"), decoder)
-    with pytest.raises(ValueError, match="10 is no multiple of 4"):
+    with pytest.raises(ValueError, match="multiple of num_heads 4, got 10"):
         MAEDecoder(16, 4, 2, width=10, num_heads=4)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from sslzoo.backbones import GlobalBatchNorm, SmallResNet
 from sslzoo.batch import Batch
 from sslzoo.callbacks.ema import EMA
-from sslzoo.callbacks.memory import commit
 from sslzoo.losses import info_nce
+from sslzoo.memory import commit_memories
 from sslzoo.methods import MoCo
-from sslzoo.optim import Constant, Horizon, Steps, WarmupCosine
+from sslzoo.optim import ConstantSchedule, RunLength, ScheduleLR, StepSchedule, WarmupCosine
 from tests.golden import assert_close_to_golden, load
 from tests.ranks import Ranks
 
@@ -62,7 +62,7 @@ def golden_method(z: dict[str, Any]) -> MoCo:
         nn.Linear(hyper["hid"], hyper["dim"]),
         queue_size=hyper["K"],
         temperature=hyper["T"],
-        momentum=Constant(hyper["m"]),
+        momentum=ConstantSchedule(hyper["m"]),
     )
     method.load_state_dict(state(z, "init"))
     order = torch.from_numpy(z["idx_shuffle"])
@@ -85,7 +85,7 @@ def golden_step(rank: int, z: dict[str, Any], world: int) -> dict[str, Any]:
     (keys,) = method.queue._staged[0]
     q = F.normalize(seen["q"], dim=1)
     logits = torch.cat([(q * keys).sum(1, keepdim=True), q @ queue.T], dim=1) / method.temperature
-    commit(method)
+    commit_memories(method)
     grads = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
     return {
         "loss": loss.detach(),
@@ -138,7 +138,7 @@ def test_the_key_encoders_updates_equal_the_authors() -> None:
     hyper = z["meta"]["hyper"]
     method = MoCo(ToyEncoder(hyper, 1), nn.Linear(7, 6), queue_size=16)
     method.load_state_dict(state(z, "before"), strict=False)
-    ema = EMA(Constant(hyper["m"]), "before_forward")
+    ema = EMA(ConstantSchedule(hyper["m"]), "before_forward")
     for step in range(hyper["steps"]):
         ema.update(method, step)
     wanted = state(z, "after")
@@ -153,15 +153,20 @@ def test_rates_equal_the_authors(kind: str) -> None:
     z = load("moco/schedule.npz")
     hyper = z["meta"]["hyper"]
     per_epoch = 5
-    horizon = Horizon(hyper["epochs"] * per_epoch, per_epoch)
+    run_length = RunLength(hyper["epochs"] * per_epoch, per_epoch)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=hyper["lr"])
     if kind == "step":
-        schedule: Any = Steps(optimizer, horizon, milestones=hyper["schedule"], gamma=0.1)
+        schedule: Any = ScheduleLR(
+            optimizer, StepSchedule(milestones=hyper["schedule"], gamma=0.1), run_length
+        )
     else:
-        schedule = WarmupCosine(optimizer, horizon, every="epoch")
+        schedule = ScheduleLR(optimizer, WarmupCosine(every="epoch"), run_length)
     rates = torch.tensor(
         [
-            [hyper["lr"] * schedule.factor(e * per_epoch + s) for s in range(per_epoch)]
+            [
+                hyper["lr"] * schedule.schedule(e * per_epoch + s, schedule.run_length)
+                for s in range(per_epoch)
+            ]
             for e in range(hyper["epochs"])
         ],
         dtype=torch.float64,
@@ -190,7 +195,7 @@ def _two_steps(rank: int, counts: tuple[int, ...], symmetric: bool) -> dict[str,
         method.step = step
         loss = method.losses(Batch(views, whole.index.split(counts)[rank]))["info_nce"]
         loss.backward()
-        commit(method)
+        commit_memories(method)
         total += loss.detach()
     grads = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
     return {"loss": total, "grads": grads, "state": dict(method.state_dict())}
@@ -220,7 +225,7 @@ def test_symmetric_is_the_sum_of_both_directions_and_enqueues_both_keys() -> Non
     rows = method.queue.rows.clone()
     wanted = info_nce(q1, k2, rows, 0.07) + info_nce(q2, k1, rows, 0.07)
     torch.testing.assert_close(method.losses(batch)["info_nce"], wanted)
-    commit(method)
+    commit_memories(method)
     torch.testing.assert_close(method.queue.rows[:3], k2[5:])  # 16 keys in a ring of 13
     torch.testing.assert_close(method.queue.rows[3:8], k1[3:])
     torch.testing.assert_close(method.queue.rows[8:], k2[:5])
@@ -258,7 +263,7 @@ def test_key_encoder_has_statistics_of_its_own() -> None:
     with torch.no_grad():
         method.backbone.stem.weight.mul_(2)
     before = copy.deepcopy(method.key_backbone.bn.state_dict())
-    EMA(Constant(0.5), "before_forward").update(method, 0)
+    EMA(ConstantSchedule(0.5), "before_forward").update(method, 0)
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         assert torch.equal(method.key_backbone.bn.state_dict()[name], before[name])
     method.losses(global_batch())
@@ -283,5 +288,5 @@ def test_ddp_is_told_to_leave_the_queue_alone() -> None:
 
 def test_a_batch_that_the_groups_do_not_divide_is_named() -> None:
     whole = global_batch()
-    with pytest.raises(ValueError, match="7 does not divide into 2 groups"):
+    with pytest.raises(ValueError, match="groups must divide the global batch of 7, got 2"):
         moco().losses(Batch([view[:7] for view in whole.views], whole.index[:7]))

@@ -16,7 +16,15 @@ from sslzoo.callbacks.ema import EMA
 from sslzoo.heads import MLP
 from sslzoo.losses import batch_info_nce
 from sslzoo.methods import MoCoV3
-from sslzoo.optim import LARS, Constant, Cosine, Horizon, WarmupCosine, exempt_bias_and_norm
+from sslzoo.optim import (
+    LARS,
+    ConstantSchedule,
+    CosineSchedule,
+    RunLength,
+    ScheduleLR,
+    WarmupCosine,
+    exempt_bias_and_norm,
+)
 from sslzoo.transforms import moco_v3_views
 from tests.golden import assert_close_to_golden, load
 from tests.losses.parity import COUNTS, assert_ranks_equal_one, value_and_gradients
@@ -67,7 +75,7 @@ def group(z: dict[str, Any], *names: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_forward_backward_and_momentum_encoder(world: int) -> None:
-    """Two of their ranks, whose batch norm is not synchronised, are two groups of ours."""
+    """Two of their ranks, whose batch norm is not synchronized, are two groups of ours."""
     z = load(f"mocov3/forward_{world}rank.npz")
     hyper = z["meta"]["hyper"]
     plain = partial(MLP, bias=False, last_bias=False, bn_groups=world)
@@ -76,7 +84,7 @@ def test_forward_backward_and_momentum_encoder(world: int) -> None:
         plain([7, hyper["mlp"], hyper["dim"]], last_norm="plain"),
         plain([hyper["dim"], hyper["mlp"], hyper["dim"]]),
         temperature=hyper["T"],
-        momentum=Constant(hyper["m"]),
+        momentum=ConstantSchedule(hyper["m"]),
     ).double()
     method.load_state_dict(group(z, "init"))
     EMA(method.momentum, "before_forward").update(method, 0)
@@ -141,13 +149,15 @@ def test_rate_and_momentum_by_iteration() -> None:
     per_epoch = 12  # so that the file's fractional epochs are whole steps
     steps = z["epoch"] * per_epoch
     assert abs(steps - steps.round()).max() < 1e-9
-    horizon = Horizon(hyper["epochs"] * per_epoch, per_epoch)
+    run_length = RunLength(hyper["epochs"] * per_epoch, per_epoch)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=hyper["lr"])
-    schedule = WarmupCosine(optimizer, horizon, warmup_epochs=hyper["warmup_epochs"])
-    momentum = Cosine(hyper["moco_m"], 1.0)
+    schedule = ScheduleLR(optimizer, WarmupCosine(warmup_epochs=hyper["warmup_epochs"]), run_length)
+    momentum = CosineSchedule(hyper["moco_m"], 1.0)
     for step, lr, m in zip(steps.round().astype(int), z["lr"], z["momentum"], strict=True):
-        assert hyper["lr"] * schedule.factor(int(step)) == pytest.approx(lr, rel=1e-9, abs=1e-12)
-        assert momentum(int(step), horizon) == pytest.approx(m, rel=1e-9)
+        assert hyper["lr"] * schedule.schedule(int(step), schedule.run_length) == pytest.approx(
+            lr, rel=1e-9, abs=1e-12
+        )
+        assert momentum(int(step), run_length) == pytest.approx(m, rel=1e-9)
 
 
 def slow(q: Tensor, k: Tensor) -> Tensor:
@@ -231,7 +241,7 @@ def test_frozen_patches_and_positions_stay() -> None:
 
 
 def test_widths_are_checked() -> None:
-    with pytest.raises(ValueError, match="predictor gives 6 features"):
+    with pytest.raises(ValueError, match=r"predictor must have out_features .* got 6"):
         MoCoV3(ToyEncoder(1), MLP([7, 8]), MLP([8, 6]))
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sslzoo.backbones import SmallResNet
 from sslzoo.batch import Batch
-from sslzoo.callbacks.memory import commit
 from sslzoo.heads import MLP
+from sslzoo.memory import commit_memories
 from sslzoo.methods import NNCLR, nnclr
 
 
@@ -38,10 +38,10 @@ def nearest(z: Tensor, rows: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def direction(neighbours: Tensor, p: Tensor, temperature: float) -> Tensor:
+def direction(neighbors: Tensor, p: Tensor, temperature: float) -> Tensor:
     """Equation 3, pair by pair."""
     terms = []
-    for i, one in enumerate(neighbours):
+    for i, one in enumerate(neighbors):
         logits = torch.stack([F.cosine_similarity(one, other, dim=0) for other in p]) / temperature
         terms.append(logits.logsumexp(0) - logits[i])
     return torch.stack(terms).mean()
@@ -63,41 +63,41 @@ def test_value_and_gradients_are_the_papers() -> None:
 
 
 @pytest.mark.parametrize("block", [1, 50, 1 << 24])
-def test_neighbours_are_the_nearest_in_any_blocks(
+def test_neighbors_are_the_nearest_in_any_blocks(
     monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     monkeypatch.setattr(nnclr, "_COSINES_BLOCK", block)
     net, z = method(), torch.randn(9, 6, dtype=torch.float64)
-    assert torch.equal(net.neighbour(z), nearest(z, net.queue.rows))
+    assert torch.equal(net.neighbor(z), nearest(z, net.queue.rows))
 
 
-def test_a_sample_is_not_its_own_neighbour_until_the_next_step() -> None:
+def test_a_sample_is_not_its_own_neighbor_until_the_next_step() -> None:
     net, data = method().eval(), batch()
     z1 = net.projector(net.backbone(data.views[0])).detach()
     own = F.normalize(z1, dim=1)
     net.losses(data)
-    assert ((net.neighbour(z1) - own).norm(dim=1) > 1e-3).all()
-    commit(net)
-    torch.testing.assert_close(net.neighbour(z1), own)
+    assert ((net.neighbor(z1) - own).norm(dim=1) > 1e-3).all()
+    commit_memories(net)
+    torch.testing.assert_close(net.neighbor(z1), own)
 
 
 def test_the_first_views_projections_are_enqueued() -> None:
     net, data = method().eval(), batch()
     before = net.queue.rows.clone()
     net.losses(data)
-    commit(net)
+    commit_memories(net)
     wanted = F.normalize(net.projector(net.backbone(data.views[0])), dim=1)
     torch.testing.assert_close(net.queue.rows[:8], wanted.detach())
     assert torch.equal(net.queue.rows[8:], before[8:])
 
 
-def test_neighbours_are_found_in_float32_under_autocast() -> None:
+def test_neighbors_are_found_in_float32_under_autocast() -> None:
     net, z = method(4000).float(), torch.randn(64, 6)
-    wanted = net.neighbour(z)
+    wanted = net.neighbor(z)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(net.neighbour(z), wanted)
+        assert torch.equal(net.neighbor(z), wanted)
 
 
 def test_a_predictor_of_another_width_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"gives 5 features .* have 6"):
+    with pytest.raises(ValueError, match=r"out_features 6, .* got 5"):
         NNCLR(SmallResNet((4, 8)), MLP([8, 6]), MLP([6, 5]), 20)

@@ -13,7 +13,7 @@ from sslzoo.backbones import GlobalBatchNorm, SmallResNet
 from sslzoo.batch import Batch
 from sslzoo.heads import MLP, simsiam_predictor, simsiam_projector
 from sslzoo.methods import SimSiam
-from sslzoo.optim import ConstantRateFor, Horizon, WarmupCosine
+from sslzoo.optim import ConstantRateFor, RunLength, ScheduleLR, WarmupCosine
 from tests.golden import assert_close_to_golden, load
 
 
@@ -63,7 +63,7 @@ def test_a_step_equals_the_authors() -> None:
     frozen = [name for name, p in method.named_parameters() if not p.requires_grad]
     assert frozen == [our_name(name) for name in hyper["frozen"]]
     optimizer = method.configure_optimizers()
-    schedule = WarmupCosine(optimizer, Horizon(100, 1), every="epoch")
+    schedule = ScheduleLR(optimizer, WarmupCosine(every="epoch"), RunLength(100, 1))
     schedule.load_state_dict({**schedule.state_dict(), "last_epoch": 30})
     assert_close_to_golden([g["lr"] for g in optimizer.param_groups], z["lrs"], 1e-6)
 
@@ -100,7 +100,7 @@ def test_rates_equal_the_authors() -> None:
     method = SimSiam(SmallResNet((4, 8)), simsiam_projector(8, out_dim=6), simsiam_predictor(6, 4))
     groups = ConstantRateFor()(method)
     optimizer = torch.optim.SGD(groups, lr=hyper["init_lr"])
-    schedule = WarmupCosine(optimizer, Horizon(hyper["epochs"] * 3, 3), every="epoch")
+    schedule = ScheduleLR(optimizer, WarmupCosine(every="epoch"), RunLength(hyper["epochs"] * 3, 3))
     seen = []
     for _ in range(hyper["epochs"]):
         seen.append(schedule.get_last_lr())
@@ -123,5 +123,5 @@ def test_no_gradient_flows_through_the_projection_that_is_met() -> None:
 
 
 def test_a_predictor_of_another_width_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"gives 5 features .* have 6"):
+    with pytest.raises(ValueError, match=r"out_features 6, .* got 5"):
         SimSiam(SmallResNet((4, 8)), simsiam_projector(8, out_dim=6), MLP([6, 5]))

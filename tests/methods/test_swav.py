@@ -14,11 +14,11 @@ from torchvision.models.resnet import Bottleneck
 from sslzoo.backbones import SmallResNet, convert_batch_norm
 from sslzoo.batch import Batch
 from sslzoo.callbacks import FreezeUntil
-from sslzoo.callbacks.memory import commit
 from sslzoo.heads import MLP
 from sslzoo.losses import sinkhorn
+from sslzoo.memory import commit_memories
 from sslzoo.methods import SwAV
-from sslzoo.optim import LARC, Horizon
+from sslzoo.optim import LARC, RunLength
 from tests.golden import assert_close_to_golden, load
 from tests.ranks import Ranks
 from tests.test_every_method import BATCH, batches, fit, trainer
@@ -62,7 +62,7 @@ def golden_loss(rank: int, z: dict[str, Any], world: int) -> dict[str, Tensor]:
     method.embed_crops = lambda views: e  # type: ignore[method-assign]
     loss = method.losses(Batch([], torch.arange(len(e))))["swapped_prediction"]
     loss.backward()
-    commit(method)
+    commit_memories(method)
     assert e.grad is not None
     result = {"loss": loss.detach(), "grad": e.grad, "prototypes": method.prototypes.weight.data}
     result["grad_prototypes"] = method.prototypes.weight.grad
@@ -209,7 +209,7 @@ def _three_steps(rank: int, counts: tuple[int, ...]) -> dict[str, Any]:
         full.append(bool(method.queue.full))
         loss = method.losses(Batch(views, whole.index.split(counts)[rank]))["swapped_prediction"]
         loss.backward()
-        commit(method)
+        commit_memories(method)
         total += loss.detach()
     assert full == [False, False, True]
     grads = {name: p.grad for name, p in method.named_parameters()}
@@ -245,11 +245,11 @@ def test_a_full_queue_stands_beside_the_batch_in_sinkhorn() -> None:
 
 def test_the_queue_waits_for_its_epoch() -> None:
     method = swav(queue_from_epoch=2)
-    method.horizon = Horizon(50, 5)
+    method.run_length = RunLength(50, 5)
     for step, staged in ((0, 0), (9, 0), (10, 8), (11, 16)):
         method.step = step
         method.losses(global_batch())
-        assert method.queue.pending == staged
+        assert sum(len(rows) for (rows,) in method.queue._staged) == staged
 
 
 def test_without_a_queue_there_is_none() -> None:
@@ -258,7 +258,7 @@ def test_without_a_queue_there_is_none() -> None:
     assert method.losses(global_batch())["swapped_prediction"].isfinite()
 
 
-def test_prototypes_are_normalised_before_the_forward() -> None:
+def test_prototypes_are_normalized_before_the_forward() -> None:
     method, batch = swav(), global_batch()
     method.eval()
     longer = swav().eval()
@@ -275,13 +275,13 @@ def test_prototypes_stand_still_for_as_many_steps_as_asked() -> None:
     method._optimizer = partial(LARC, lr=0.5, weight_decay=0.01)
     start = F.normalize(method.prototypes.weight.detach(), dim=1)
     seen: list[Tensor] = []
-    forward = method.normalise_prototypes
+    forward = method.normalize_prototypes
 
     def keep() -> None:
         forward()
         seen.append(method.prototypes.weight.detach().clone())
 
-    method.normalise_prototypes = keep  # type: ignore[method-assign]
+    method.normalize_prototypes = keep  # type: ignore[method-assign]
     fit(trainer(2, devices=1), method, batches(data_like(global_batch(), 36), BATCH, 0, 1))
     assert len(seen) == 6
     for step in range(5):
@@ -305,5 +305,5 @@ def test_under_autocast_assignments_and_loss_are_of_float32() -> None:
 
 
 def test_a_projector_of_another_width_is_refused() -> None:
-    with pytest.raises(ValueError, match="takes 9 features"):
+    with pytest.raises(ValueError, match="got 9"):
         SwAV(SmallResNet((4, 8)), MLP([9, 6]))

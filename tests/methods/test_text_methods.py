@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslzoo.backbones import SmallTransformer
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, Tokens
 from sslzoo.heads import MLP, MLMHead, TanhHead
+from sslzoo.masks.token import mask_tokens
 from sslzoo.methods import CLEAR, SimCSE
 from sslzoo.methods.base import step_keys
-from sslzoo.tokens import Tokens
-from sslzoo.transforms.masking import mask_tokens
 
 
 def backbone(dropout: float = 0.1) -> SmallTransformer:
@@ -53,7 +52,7 @@ def test_clear_is_nt_xent_and_the_weighted_language_model() -> None:
         rows = [
             F.cross_entropy(logits[row, place], text.ids[row, place])
             for row in range(4)
-            for place, real in zip(hidden.places[row].tolist(), hidden.real[row], strict=True)
+            for place, real in zip(hidden.positions[row].tolist(), hidden.real[row], strict=True)
             if real
         ]
         assert len(rows) == 4  # one word of each sentence
@@ -99,5 +98,5 @@ def test_simcse_without_dropout_has_two_equal_views() -> None:
 def test_clear_wants_a_text_backbone() -> None:
     plain = nn.Linear(8, 8)
     plain.num_features = 8
-    with pytest.raises(ValueError, match="forward_tokens and token_embedding, Linear has them not"):
+    with pytest.raises(ValueError, match="forward_tokens and token_embedding, got Linear"):
         CLEAR(plain, MLP([8, 4]), MLMHead(8, 20))

@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from sslzoo.backbones import small_vit
-from sslzoo.optim import Horizon, LayerDecay, WarmupCosine
+from sslzoo.optim import LayerDecay, RunLength, ScheduleLR, WarmupCosine
 
 
 def vit(num_classes: int = 3) -> VisionTransformer:
@@ -75,10 +75,10 @@ def test_frozen_parameters_are_in_no_group() -> None:
 
 
 def test_schedules_multiply_by_the_layers_scale_and_after_a_resume() -> None:
-    def build() -> tuple[torch.optim.Optimizer, WarmupCosine]:
+    def build() -> tuple[torch.optim.Optimizer, ScheduleLR]:
         torch.manual_seed(0)
         optimizer = torch.optim.AdamW(LayerDecay(0.5)(vit()), lr=0.1)
-        return optimizer, WarmupCosine(optimizer, Horizon(10, 1), warmup_epochs=2)
+        return optimizer, ScheduleLR(optimizer, WarmupCosine(warmup_epochs=2), RunLength(10, 1))
 
     optimizer, schedule = build()
     for _ in range(3):
@@ -86,7 +86,9 @@ def test_schedules_multiply_by_the_layers_scale_and_after_a_resume() -> None:
         schedule.step()
     rates = [group["lr"] for group in optimizer.param_groups]
     scales = [group["lr_scale"] for group in optimizer.param_groups]
-    assert rates == pytest.approx([0.1 * scale * schedule.factor(3) for scale in scales])
+    assert rates == pytest.approx(
+        [0.1 * scale * schedule.schedule(3, RunLength(10, 1)) for scale in scales]
+    )
     again, resumed = build()
     again.load_state_dict(optimizer.state_dict())
     resumed.load_state_dict(schedule.state_dict())

@@ -77,7 +77,7 @@ def _step() -> Tensor:
     return (p[0].sum() + p[1].sum()).requires_grad_()
 
 
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     assert syncs(_step) == []
 
 

@@ -11,13 +11,14 @@ from torch import nn
 
 from sslzoo.optim import (
     BiasAndNormRate,
-    ConstantRate,
     ConstantRateFor,
-    Cosine,
-    Horizon,
-    Linear,
+    CosineSchedule,
+    LinearSchedule,
+    RunLength,
     Schedule,
-    Steps,
+    ScheduleLR,
+    StepSchedule,
+    WarmupConstant,
     WarmupCosine,
     WarmupLinear,
     exempt_bias_and_norm,
@@ -25,7 +26,7 @@ from sslzoo.optim import (
 from tests.golden import assert_close_to_golden, load
 
 
-def rates(schedule: Schedule, steps: int) -> list[float]:
+def rates(schedule: ScheduleLR, steps: int) -> list[float]:
     out = []
     for _ in range(steps):
         out.append(schedule.optimizer.param_groups[0]["lr"])
@@ -41,12 +42,12 @@ def sgd(lr: float) -> torch.optim.SGD:
 def test_warmup_cosine_equals_byol() -> None:
     z = load("byol/schedules.npz")
     hyper = z["meta"]["hyper"]
-    horizon = Horizon(hyper["max_steps"], 1)
+    run_length = RunLength(hyper["max_steps"], 1)
     peak = hyper["base_learning_rate"] * hyper["batch_size"] / 256
-    schedule = WarmupCosine(sgd(peak), horizon, warmup_epochs=hyper["warmup_steps"])
+    schedule = ScheduleLR(sgd(peak), WarmupCosine(warmup_epochs=hyper["warmup_steps"]), run_length)
     assert_close_to_golden(torch.tensor(rates(schedule, len(z["lr"]))), z["lr"], 1e-6)
-    tau = Cosine(hyper["base_ema"], 1.0)
-    taus = [tau(int(step), horizon) for step in z["step"]]
+    tau = CosineSchedule(hyper["base_ema"], 1.0)
+    taus = [tau(int(step), run_length) for step in z["step"]]
     assert_close_to_golden(torch.tensor(taus, dtype=torch.float64), z["ema"], 1e-6)
 
 
@@ -58,7 +59,7 @@ def test_warmup_cosine_equals_simclr() -> None:
     assert total == int(z["total_steps"])
     warmup = hyper["warmup_epochs"] * hyper["num_examples"] // hyper["batch"]
     peak = hyper["base_lr"] * hyper["batch"] / 256
-    schedule = WarmupCosine(sgd(peak), Horizon(total, 1), warmup_epochs=warmup)
+    schedule = ScheduleLR(sgd(peak), WarmupCosine(warmup_epochs=warmup), RunLength(total, 1))
     assert_close_to_golden(torch.tensor(rates(schedule, len(z["lr"]))), z["lr"], 1e-6)
 
 
@@ -74,10 +75,10 @@ def test_warmup_cosine_equals_barlow_twins_and_vicreg(system: str) -> None:
     else:
         optimizer = torch.optim.SGD(net.parameters(), lr=hyper["base_lr"] * scale)
     per_epoch = hyper["iters_per_epoch"]
-    horizon = Horizon(hyper["epochs"] * per_epoch, per_epoch)
-    schedule = WarmupCosine(optimizer, horizon, warmup_epochs=10, end_factor=0.001)
+    run_length = RunLength(hyper["epochs"] * per_epoch, per_epoch)
+    schedule = ScheduleLR(optimizer, WarmupCosine(warmup_epochs=10, end_factor=0.001), run_length)
     seen = []
-    for _ in range(horizon.total_steps):
+    for _ in range(run_length.total_steps):
         seen.append(schedule.get_last_lr())
         optimizer.step()
         schedule.step()
@@ -89,13 +90,15 @@ def test_warmup_cosine_equals_swav() -> None:
     z = load("swav/lr_schedule.npz")
     hyper = z["meta"]["hyper"]
     per_epoch, warmup = hyper["iters_per_epoch"], hyper["warmup_epochs"]
-    schedule = WarmupCosine(
+    schedule = ScheduleLR(
         sgd(hyper["base_lr"]),
-        Horizon(hyper["epochs"] * per_epoch, per_epoch),
-        warmup_epochs=warmup,
-        start_factor=hyper["start_warmup"] / hyper["base_lr"],
-        end_factor=hyper["final_lr"] / hyper["base_lr"],
-        warmup_has_peak=True,
+        WarmupCosine(
+            warmup_epochs=warmup,
+            start_factor=hyper["start_warmup"] / hyper["base_lr"],
+            end_factor=hyper["final_lr"] / hyper["base_lr"],
+            warmup_has_peak=True,
+        ),
+        RunLength(hyper["epochs"] * per_epoch, per_epoch),
     )
     got = rates(schedule, len(z["lr"]))
     assert_close_to_golden(torch.tensor(got, dtype=torch.float64), z["lr"], 1e-9)
@@ -104,8 +107,10 @@ def test_warmup_cosine_equals_swav() -> None:
 
 
 def test_a_warmup_of_one_step_that_has_the_peak_starts_low() -> None:
-    schedule = WarmupCosine(
-        sgd(1.0), Horizon(5, 5), warmup_epochs=0.2, start_factor=0.5, warmup_has_peak=True
+    schedule = ScheduleLR(
+        sgd(1.0),
+        WarmupCosine(warmup_epochs=0.2, start_factor=0.5, warmup_has_peak=True),
+        RunLength(5, 5),
     )
     assert rates(schedule, 2) == [0.5, 1.0]  # as linspace(0.5, 1, 1)
 
@@ -113,20 +118,18 @@ def test_a_warmup_of_one_step_that_has_the_peak_starts_low() -> None:
 def test_rates_decay_and_momentum_equal_dino() -> None:
     z = load("dino/schedules.npz")
     base, final, epochs, per_epoch, warmup = z["meta"]["hyper"]["lr"]
-    horizon = Horizon(epochs * per_epoch, per_epoch)
-    schedule = WarmupCosine(
+    run_length = RunLength(epochs * per_epoch, per_epoch)
+    schedule = ScheduleLR(
         sgd(base),
-        horizon,
-        warmup_epochs=warmup,
-        end_factor=final / base,
-        warmup_has_peak=True,
+        WarmupCosine(warmup_epochs=warmup, end_factor=final / base, warmup_has_peak=True),
+        run_length,
     )
     got = torch.tensor(rates(schedule, len(z["lr"])), dtype=torch.float64)
     assert_close_to_golden(got, z["lr"], 1e-12)
     ends = {"wd": z["meta"]["hyper"]["wd"][:2], "momentum": [z["meta"]["hyper"]["momentum"][0], 1]}
     for name, (start, end) in ends.items():
-        curve = Cosine(start, end)
-        values = [curve(step, horizon) for step in range(horizon.total_steps)]
+        schedule = CosineSchedule(start, end)
+        values = [schedule(step, run_length) for step in range(run_length.total_steps)]
         assert_close_to_golden(torch.tensor(values, dtype=torch.float64), z[name], 1e-12)
 
 
@@ -134,40 +137,48 @@ def test_teacher_temperatures_equal_dino_and_ibot() -> None:
     """By epoch, here of 5 steps; iBOT's second one waits for the epoch that masks first."""
     z, hyper = load("dino/loss_1rank.npz"), load("dino/loss_1rank.npz")["meta"]["hyper"]
     names = ("warmup_teacher_temp", "teacher_temp", "warmup_teacher_temp_epochs")
-    curve = Linear(*(hyper[name] for name in names[:2]), hyper[names[2]] - 1, every="epoch")
-    assert_by_epoch(curve, z["teacher_temp_schedule"])
+    schedule = LinearSchedule(
+        *(hyper[name] for name in names[:2]), hyper[names[2]] - 1, every="epoch"
+    )
+    assert_by_epoch(schedule, z["teacher_temp_schedule"])
     z = load("ibot/loss_1rank.npz")
     of_cls, of_patches = z["meta"]["hyper"]["temps"][:2], z["meta"]["hyper"]["temps"][2:4]
     warmup = z["meta"]["hyper"]["temps"][4] - 1
-    assert_by_epoch(Linear(*of_cls, warmup, every="epoch"), z["temp_schedule"])
+    assert_by_epoch(LinearSchedule(*of_cls, warmup, every="epoch"), z["temp_schedule"])
     delay = z["meta"]["hyper"]["mim_start_epoch"]
-    curve = Linear(*of_patches, warmup, every="epoch", delay=delay)
-    assert_by_epoch(curve, z["temp2_schedule"])
+    schedule = LinearSchedule(*of_patches, warmup, every="epoch", delay=delay)
+    assert_by_epoch(schedule, z["temp2_schedule"])
 
 
-def assert_by_epoch(curve: Linear, wanted: np.ndarray) -> None:
-    horizon = Horizon(5 * len(wanted), 5)
-    values = torch.tensor([curve(step, horizon) for step in range(5 * len(wanted))]).double()
+def assert_by_epoch(schedule: LinearSchedule, wanted: np.ndarray) -> None:
+    run_length = RunLength(5 * len(wanted), 5)
+    values = torch.tensor([schedule(step, run_length) for step in range(5 * len(wanted))]).double()
     assert_close_to_golden(values, np.repeat(wanted, 5), 1e-7)
 
 
-def test_byol_official_horizons_and_tau() -> None:
+def test_byol_official_run_lengths_and_tau() -> None:
     z = load("byol/official_configs.npz")
     for epochs, steps, base in zip(z["epochs"], z["max_steps"], z["ema"], strict=True):
         assert int(steps) == int(epochs) * 1_281_167 // 4096
-        assert Cosine(float(base), 1.0)(0, Horizon(int(steps), 312)) == pytest.approx(float(base))
+        assert CosineSchedule(float(base), 1.0)(0, RunLength(int(steps), 312)) == pytest.approx(
+            float(base)
+        )
 
 
 def test_warmup_linear_is_a_triangle() -> None:
-    schedule = WarmupLinear(sgd(2.0), Horizon(10, 5), warmup_fraction=0.2)
+    schedule = ScheduleLR(sgd(2.0), WarmupLinear(warmup_fraction=0.2), RunLength(10, 5))
     wanted = [0, 1, 2, 1.75, 1.5, 1.25, 1, 0.75, 0.5, 0.25, 0, 0]
     assert rates(schedule, 12) == pytest.approx(wanted)
-    assert rates(WarmupLinear(sgd(2.0), Horizon(4, 2)), 4) == pytest.approx([2, 1.5, 1, 0.5])
-    assert rates(WarmupLinear(sgd(2.0), Horizon(4, 2), warmup_epochs=1), 3)[1] == pytest.approx(1)
+    assert rates(ScheduleLR(sgd(2.0), WarmupLinear(), RunLength(4, 2)), 4) == pytest.approx(
+        [2, 1.5, 1, 0.5]
+    )
+    assert rates(ScheduleLR(sgd(2.0), WarmupLinear(warmup_epochs=1), RunLength(4, 2)), 3)[
+        1
+    ] == pytest.approx(1)
 
 
 def test_steps_drop_at_their_epochs() -> None:
-    schedule = Steps(sgd(0.03), Horizon(200 * 3, 3), milestones=[120, 160])
+    schedule = ScheduleLR(sgd(0.03), StepSchedule(milestones=[120, 160]), RunLength(200 * 3, 3))
     seen = rates(schedule, 600)
     assert seen[0] == seen[359] == pytest.approx(0.03)
     assert seen[360] == seen[479] == pytest.approx(0.003)
@@ -175,7 +186,9 @@ def test_steps_drop_at_their_epochs() -> None:
 
 
 def test_steps_rise_first_where_asked() -> None:
-    schedule = Steps(sgd(0.2), Horizon(60, 10), milestones=[3, 5], gamma=0.5, warmup_steps=20)
+    schedule = ScheduleLR(
+        sgd(0.2), StepSchedule(milestones=[3, 5], gamma=0.5, warmup_steps=20), RunLength(60, 10)
+    )
     seen = rates(schedule, 60)
     assert seen[0] == 0
     assert seen[5] == pytest.approx(0.05)
@@ -185,7 +198,9 @@ def test_steps_rise_first_where_asked() -> None:
 
 
 def test_first_middle_and_last_value() -> None:
-    schedule = WarmupCosine(sgd(2.0), Horizon(110, 10), warmup_epochs=1, end_factor=0.1)
+    schedule = ScheduleLR(
+        sgd(2.0), WarmupCosine(warmup_epochs=1, end_factor=0.1), RunLength(110, 10)
+    )
     seen = rates(schedule, 111)
     assert seen[0] == 0
     assert seen[5] == pytest.approx(1.0)
@@ -195,54 +210,56 @@ def test_first_middle_and_last_value() -> None:
 
 
 def test_per_epoch_is_constant_within_an_epoch() -> None:
-    seen = rates(WarmupCosine(sgd(1.0), Horizon(40, 10), every="epoch"), 40)
+    seen = rates(ScheduleLR(sgd(1.0), WarmupCosine(every="epoch"), RunLength(40, 10)), 40)
     assert len(set(seen[10:20])) == 1
     assert seen[10] == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
 
 
 def test_a_line_without_epochs_ends_with_the_run() -> None:
-    curve = Linear(0.996, 1.0)
-    for horizon in (Horizon(100, 10), Horizon(30, 7)):
-        whole = Linear(0.996, 1.0, epochs=horizon.total_steps / horizon.steps_per_epoch)
-        for step in (0, 1, 29, horizon.total_steps):
-            assert curve(step, horizon) == pytest.approx(whole(step, horizon), rel=1e-12)
-        assert curve(horizon.total_steps, horizon) == 1.0
-    late = Linear(0.0, 1.0, delay=2)
-    assert [late(step, Horizon(40, 10)) for step in (0, 20, 30, 40)] == [0, 0, 0.5, 1]
+    schedule = LinearSchedule(0.996, 1.0)
+    for run_length in (RunLength(100, 10), RunLength(30, 7)):
+        whole = LinearSchedule(
+            0.996, 1.0, epochs=run_length.total_steps / run_length.steps_per_epoch
+        )
+        for step in (0, 1, 29, run_length.total_steps):
+            assert schedule(step, run_length) == pytest.approx(whole(step, run_length), rel=1e-12)
+        assert schedule(run_length.total_steps, run_length) == 1.0
+    late = LinearSchedule(0.0, 1.0, delay=2)
+    assert [late(step, RunLength(40, 10)) for step in (0, 20, 30, 40)] == [0, 0, 0.5, 1]
 
 
-def test_linear_curve_ends_where_it_should() -> None:
-    curve, horizon = Linear(0.04, 0.07, epochs=3), Horizon(100, 10)
-    values = [curve(step, horizon) for step in (0, 15, 30, 99)]
+def test_a_linear_schedule_ends_where_it_should() -> None:
+    schedule, run_length = LinearSchedule(0.04, 0.07, epochs=3), RunLength(100, 10)
+    values = [schedule(step, run_length) for step in (0, 15, 30, 99)]
     assert values == pytest.approx([0.04, 0.055, 0.07, 0.07])
 
 
-@pytest.mark.parametrize("kind", [WarmupCosine, Steps, ConstantRate])
+@pytest.mark.parametrize("kind", [WarmupCosine, StepSchedule, WarmupConstant])
 def test_resumed_at_90_percent_equals_going_on(kind: type[Schedule]) -> None:
-    whole = rates(kind(sgd(0.5), Horizon(100, 10)), 100)
-    first = kind(sgd(0.5), Horizon(100, 10))
+    whole = rates(ScheduleLR(sgd(0.5), kind(), RunLength(100, 10)), 100)
+    first = ScheduleLR(sgd(0.5), kind(), RunLength(100, 10))
     rates(first, 90)
-    second = kind(sgd(0.5), Horizon(100, 10))
+    second = ScheduleLR(sgd(0.5), kind(), RunLength(100, 10))
     second.load_state_dict(first.state_dict())
     assert rates(second, 10) == whole[90:]
 
 
-def test_extended_run_keeps_its_horizon_unless_asked() -> None:
-    saved = WarmupCosine(sgd(1.0), Horizon(100, 10))
+def test_an_extended_run_keeps_its_length_unless_asked() -> None:
+    saved = ScheduleLR(sgd(1.0), WarmupCosine(), RunLength(100, 10))
     rates(saved, 100)
-    kept = WarmupCosine(sgd(1.0), Horizon(200, 10))
+    kept = ScheduleLR(sgd(1.0), WarmupCosine(), RunLength(200, 10))
     kept.load_state_dict(saved.state_dict())
-    assert kept.horizon == Horizon(100, 10)
+    assert kept.run_length == RunLength(100, 10)
     assert rates(kept, 3) == pytest.approx([0, 0, 0])
-    new = WarmupCosine(sgd(1.0), Horizon(200, 10), horizon_on_resume="new")
+    new = ScheduleLR(sgd(1.0), WarmupCosine(run_length_on_resume="new"), RunLength(200, 10))
     new.load_state_dict(saved.state_dict())
-    assert new.horizon == Horizon(200, 10)
+    assert new.run_length == RunLength(200, 10)
     assert rates(new, 1)[0] == pytest.approx(0.5)
 
 
 def test_two_durations_are_refused() -> None:
-    with pytest.raises(ValueError, match="warmup_epochs or warmup_fraction"):
-        WarmupCosine(sgd(1.0), Horizon(10, 1), warmup_epochs=1, warmup_fraction=0.1)
+    with pytest.raises(ValueError, match="only one of warmup_epochs and warmup_fraction"):
+        ScheduleLR(sgd(1.0), WarmupCosine(warmup_epochs=1, warmup_fraction=0.1), RunLength(10, 1))
 
 
 class TwoParts(nn.Module):
@@ -252,9 +269,9 @@ class TwoParts(nn.Module):
 
 
 def test_named_parts_keep_their_base_rate_also_after_a_resume() -> None:
-    def make() -> WarmupCosine:
+    def make() -> ScheduleLR:
         groups = ConstantRateFor(["head"], exempt_bias_and_norm)(TwoParts())
-        return WarmupCosine(torch.optim.SGD(groups, lr=0.5), Horizon(10, 1))
+        return ScheduleLR(torch.optim.SGD(groups, lr=0.5), WarmupCosine(), RunLength(10, 1))
 
     first = make()
     rates(first, 5)

@@ -19,21 +19,21 @@ import yaml
 from PIL import Image
 
 from sslzoo.backbones import SmallResNet, small_vit
-from sslzoo.eval_command import build_data
-from sslzoo.report import command
+from sslzoo.commands import report
 from sslzoo.report.charts import line_chart
 from sslzoo.report.page import Layout, attention_png
-from sslzoo.report.pictures import neighbours, shown
-from sslzoo.report.run import Curve, differences, read_curves, read_runs
+from sslzoo.report.pictures import neighbors, shown
 from sslzoo.report.samples import plane, spectrum
-from tests.cli.command import arguments, run
+from sslzoo.runs.encoders import build_data
+from sslzoo.runs.run import Curve, differences, read_curves, read_runs
+from tests.commands.command import arguments, run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
 ]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-LAYOUT = Layout(maps=("pca",), num_queries=2, num_neighbours=3)
+LAYOUT = Layout(maps=("pca",), num_queries=2, num_neighbors=3)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def page(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("page") / "report.html"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return command.write([str(finished)], str(target), samples=20, images=3, layout=LAYOUT)
+        return report.write([str(finished)], str(target), samples=20, images=3, layout=LAYOUT)
 
 
 class Elements(HTMLParser):
@@ -107,7 +107,7 @@ def test_the_page_tells_the_run(finished: Path, page: Path) -> None:
     assert elements.open == []
     sections = [attributes.get("id") for attributes in elements.of("section")]
     assert sections == [
-        *("runs", "evaluation", "curves", "features", "neighbours", "views", "configs"),
+        *("runs", "evaluation", "curves", "features", "neighbors", "views", "configs"),
     ]
     record = json.loads((finished / "run.json").read_text())
     assert record["command"] in text
@@ -176,7 +176,7 @@ def test_several_runs_stand_side_by_side(finished: Path, other: Path, tmp_path: 
     (tmp_path / "eval.json").write_text(json.dumps(result))
     target = tmp_path / "both.html"
     with pytest.warns(UserWarning, match=r"without maps.*checkpoints/last.ckpt"):
-        command.write(
+        report.write(
             [str(finished), str(other)],
             str(target),
             results=[str(tmp_path / "eval.json")],
@@ -198,10 +198,10 @@ def test_several_runs_stand_side_by_side(finished: Path, other: Path, tmp_path: 
 def test_without_data_the_logged_part_is_there(finished: Path, tmp_path: Path) -> None:
     target = tmp_path / "page.html"
     with pytest.warns(UserWarning, match="nowhere"):
-        command.write([str(finished)], str(target), root=str(tmp_path / "nowhere"))
+        report.write([str(finished)], str(target), root=str(tmp_path / "nowhere"))
     text = target.read_text()
     assert "<svg" in text
-    assert 'id="neighbours"' not in text
+    assert 'id="neighbors"' not in text
     assert "nowhere" in text
 
 
@@ -219,7 +219,7 @@ def test_errors_are_one_line(
 ) -> None:
     words = [arg.format(empty=tmp_path, run=finished) for arg in args]
     with pytest.raises(SystemExit) as stopped:
-        command.main([*words, "--pictures=false", f"--output={tmp_path / 'out.html'}"])
+        report.main([*words, "--pictures=false", f"--output={tmp_path / 'out.html'}"])
     assert stopped.value.code == 1
     error = capsys.readouterr().err
     assert message in error
@@ -240,14 +240,14 @@ def test_differences_are_the_settings_that_differ(finished: Path, other: Path) -
     assert list(found) == ["model.init_args.temperature"]
 
 
-def test_neighbours_are_brute_forces() -> None:
+def test_neighbors_are_brute_forces() -> None:
     x = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
     queries = torch.tensor([3, 17])
-    for query, row in zip(queries.tolist(), neighbours(x, queries, 4).tolist(), strict=True):
+    for query, row in zip(queries.tolist(), neighbors(x, queries, 4).tolist(), strict=True):
         cosine = {i: torch.cosine_similarity(x[query], x[i], dim=0).item() for i in range(30)}
         del cosine[query]
         assert row == sorted(cosine, key=cosine.__getitem__, reverse=True)[:4]
-    assert neighbours(x[:3], torch.tensor([0]), 10).shape == (1, 2)
+    assert neighbors(x[:3], torch.tensor([0]), 10).shape == (1, 2)
 
 
 def test_views_are_shown_as_pixels() -> None:

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import jsonargparse
 import pytest
 import torch
-import yaml
-from lightning import LightningModule
 from torch import Tensor, nn
 
 import sslzoo
-from sslzoo.shipped import config_folders
+from sslzoo.runs.encoders import build_data
 from sslzoo.trust import UntrustedError, build, shell
 from sslzoo.zoo import entries
 
 NET = {"class_path": "sslzoo.backbones.SmallResNet", "init_args": {"widths": [8, 16]}}
-MODELS: dict[str, Any] = {
-    str(path.relative_to(folder)): yaml.safe_load(path.read_text())["model"]
-    for folder in config_folders()
-    for path in sorted(folder.rglob("*.yaml"))
-    if "bert" not in path.name  # needs transformers
-}
 
 
 class Typed(nn.Module):
@@ -67,20 +57,6 @@ class Defaults(nn.Module):
 
 def typed(**args: Any) -> Any:
     return build({"class_path": f"{__name__}.Typed", "init_args": args}, nn.Module, "x").given
-
-
-@pytest.mark.parametrize("name", list(MODELS))
-def test_a_shipped_model_is_what_the_command_builds(name: str) -> None:
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--made", type=LightningModule)
-    with torch.device("meta"):
-        parsed = parser.parse_object({"made": copy.deepcopy(MODELS[name])})
-        wanted = parser.instantiate(parsed)["made"]
-        made = build(MODELS[name], LightningModule, name)
-    assert type(made) is type(wanted)
-    assert repr(made) == repr(wanted)
-    shapes = {key: value.shape for key, value in wanted.state_dict().items()}
-    assert {key: value.shape for key, value in made.state_dict().items()} == shapes
 
 
 def test_every_card_is_built_without_a_trusting_word() -> None:
@@ -218,7 +194,7 @@ def test_weights_are_asked_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
             build(spec, nn.Module, "x.json")
         assert seen["pretrained"] is False
     bad = {"name": "resnet18", "options": {"checkpoint_path": "x.pth"}}
-    with pytest.raises(ValueError, match="options must describe the network"):
+    with pytest.raises(ValueError, match="options must not have checkpoint_path"):
         build(
             {"class_path": "sslzoo.backbones.timm_backbone", "init_args": bad}, nn.Module, "x.json"
         )
@@ -241,3 +217,11 @@ def test_a_run_that_started_from_an_entry_is_built_without_its_weights(tmp_path:
             nn.Module,
             "x.ckpt",
         )
+
+
+def test_a_data_set_that_a_file_names_is_not_downloaded() -> None:
+    tokenizer = {"class_path": "sslzoo.data.WordPiece", "init_args": {"num_ids": 60}}
+    args = {"name": "ag_news", "transform": "sslzoo.transforms.plain_text", "tokenizer": tokenizer}
+    section = {"class_path": "sslzoo.data.HFText", "init_args": args}
+    with pytest.raises(ValueError, match=r"'ag_news' .* must be a folder.*--trust"):
+        build_data(section).prepare_data()

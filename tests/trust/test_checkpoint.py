@@ -14,20 +14,21 @@ import yaml
 from torch import nn
 
 import sslzoo
-from sslzoo import cli
-from sslzoo.backbones import SmallResNet
+from sslzoo.backbones import SmallResNet, small_vit
+from sslzoo.commands import fit
 from sslzoo.data import ImageFolder
 from sslzoo.eval import Classifier, load_weights
-from sslzoo.heads import DINOHead
-from sslzoo.methods import BYOL, DINO, SimCLR
-from sslzoo.optim import WarmupCosine
+from sslzoo.heads import DINOHead, MAEDecoder
+from sslzoo.masks import BlockMasks
+from sslzoo.methods import BYOL, DINO, MAE, SimCLR
+from sslzoo.optim import LinearSchedule, Schedule, WarmupCosine
 from sslzoo.transforms import Views, digit_views
-from sslzoo.trust import UntrustedError, module_of
+from sslzoo.trust import UntrustedError, build, module_of
 from tests.zoo.test_broken_files import DEEP_KEY, zip_of
 
 HYPER: dict[str, Any] = {
     "_class_path": "sslzoo.methods.SimCLR",
-    "_instantiator": "lightning.pytorch.cli.instantiate_module",
+    "_instantiator": "lightning.pytorch.fit.instantiate_module",
     "backbone": {"class_path": "sslzoo.backbones.SmallResNet", "init_args": {"widths": [8, 16]}},
     "projector": {
         "class_path": "sslzoo.heads.simclr_projector",
@@ -84,8 +85,7 @@ def test_a_whole_method_can_train_on(tmp_path: Path) -> None:
     assert (type(method), method.temperature, method.step) == (SimCLR, 0.3, 3)
     assert method._optimizer.func is torch.optim.SGD
     assert method._optimizer.keywords == {"lr": 0.1, "momentum": 0.9}
-    assert isinstance(method._schedule, partial)
-    assert method._schedule.func is WarmupCosine
+    assert isinstance(method._schedule, WarmupCosine)
     assert method._parameter_groups is sslzoo.optim.exempt_bias_and_norm
     for name, value in method.state_dict().items():
         assert torch.equal(value, content["state_dict"][name])
@@ -175,7 +175,7 @@ def test_names_that_differ_may_be_let_pass(tmp_path: Path) -> None:
 def test_a_data_module_of_a_checkpoint_imports_nothing(tmp_path: Path) -> None:
     (tmp_path / "gadget_of_data.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w').close()")
     hyper = {
-        "_instantiator": "lightning.pytorch.cli.instantiate_module",
+        "_instantiator": "lightning.pytorch.fit.instantiate_module",
         "root": str(tmp_path),
         "transform": {"class_path": "gadget_of_data.Views"},
     }
@@ -349,7 +349,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 def test_a_network_larger_than_its_weights_is_never_allocated(tmp_path: Path) -> None:
     widths = {"class_path": "sslzoo.backbones.SmallResNet", "init_args": {"widths": [8, 1 << 22]}}
-    with pytest.raises(ValueError, match=r"what is below it gives"):
+    with pytest.raises(ValueError, match=r"must have in_features"):
         sslzoo.load(write(tmp_path, saved(backbone=widths)))
     head = {
         "class_path": "torch.nn.Linear",
@@ -375,4 +375,24 @@ def test_what_is_too_deep_to_be_hashed_or_shown_is_one_sentence(
             read(str(path))
     config = ["--config", "simclr/folder_small_10ep", f"--data.root={tmp_path}"]
     with pytest.raises(SystemExit, match=r"has 100\d+ values within each other"):
-        cli.run(["fit", *config, f"--ckpt_path={path}"])
+        fit.run(["fit", *config, f"--ckpt_path={path}"])
+
+
+def test_names_of_version_0_1_stand_for_the_current_ones() -> None:
+    mask = {"class_path": "sslzoo.transforms.BlockMasks", "init_args": {}}
+    assert isinstance(build(mask, BlockMasks, "x"), BlockMasks)
+    line = {"class_path": "sslzoo.optim.Linear", "init_args": {"start": 0.0, "end": 1.0}}
+    assert isinstance(build(line, Schedule, "x"), LinearSchedule)
+    cosine = {"class_path": "sslzoo.optim.WarmupCosine", "init_args": {"horizon_on_resume": "new"}}
+    assert build(cosine, Schedule, "x").run_length_on_resume == "new"
+
+
+def test_arguments_of_version_0_1_are_kept_by_a_module_built_in_python(tmp_path: Path) -> None:
+    vit = small_vit(8, 2, width=16, depth=1, num_heads=2, positions="mae", init="mae")
+    decoder = MAEDecoder(16, grid=4, patch_size=2, width=8, depth=1, num_heads=2)
+    method = MAE(vit, decoder, normalize_pixels=False)
+    saved = {"state_dict": method.state_dict(), "pytorch-lightning_version": "2.6.6"}
+    torch.save({**saved, "hyper_parameters": {"normalise_pixels": False}}, tmp_path / "old.ckpt")
+    path = str(tmp_path / "old.ckpt")
+    again = MAE.load_from_checkpoint(path, backbone=vit, decoder=decoder)
+    assert again.normalize_pixels is False

@@ -11,8 +11,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from sslzoo import eval_command
-from sslzoo.report import command
+from sslzoo.commands import evaluate, report
 from sslzoo.trust import forget_other_files, read_config
 
 CONFIG = {"model": {"class_path": "sslzoo.methods.SimCLR"}, "seed_everything": 0}
@@ -42,9 +41,9 @@ def test_a_config_that_is_none_is_one_sentence(
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     for act in (
-        lambda: eval_command.main([str(tmp_path)]),
-        lambda: eval_command.main(["--table", str(tmp_path)]),
-        lambda: command.main([str(tmp_path)]),
+        lambda: evaluate.main([str(tmp_path)]),
+        lambda: evaluate.main(["--table", str(tmp_path)]),
+        lambda: report.main([str(tmp_path)]),
     ):
         with pytest.raises(SystemExit):
             act()

@@ -422,7 +422,7 @@ def manifest_of(entry: str) -> str:
     return next(name for start, name in _MANIFEST_OF.items() if entry.startswith(start))
 
 
-# By TensorFlow itself, in a process of its own: see `sslzoo.zoo.reading`.
+# By TensorFlow itself, in a process of its own: see `sslzoo.zoo.safe_read`.
 _SAVED_BY_TENSORFLOW = """
 import sys, numpy, tensorflow as tf
 v1 = tf.compat.v1

@@ -21,7 +21,7 @@ import sslzoo
 from sslzoo.backbones import SmallResNet
 from sslzoo.zoo import cache
 from tests.zoo.servers import Site, serving
-from tests.zoo.test_loading import small_card
+from tests.zoo.test_load import small_card
 
 NET = SmallResNet((8, 16)).to(memory_format=torch.contiguous_format)
 STATE = {name: value.clone() for name, value in NET.state_dict().items()}

@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 
 import sslzoo
 from sslzoo.backbones import SmallResNet
-from sslzoo.zoo import cache, wire
+from sslzoo.zoo import cache, download
 from sslzoo.zoo.cache import fetch, hash_in_name, place, resolved
-from sslzoo.zoo.listing import entries
+from sslzoo.zoo.catalog import entries
 from sslzoo.zoo.weights_file import locate
 from tests.zoo.servers import Site, serving, status
-from tests.zoo.test_loading import small_card, write
+from tests.zoo.test_load import small_card, write
 
 CONTENT = bytes(range(256)) * 8192  # 2 MiB
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -171,8 +171,8 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     assert left() == []
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
-    usage = wire.shutil.disk_usage(cache.home().parent)
-    monkeypatch.setattr(wire.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    usage = download.shutil.disk_usage(cache.home().parent)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(OSError, match=r"no space for weights.bin") as caught:
         fetch([f"{server.url}/weights.bin"], target(), DIGEST)
     assert caught.value.errno == errno.ENOSPC

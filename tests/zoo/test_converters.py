@@ -27,8 +27,8 @@ from torch import Tensor, nn
 import sslzoo
 from sslzoo.backbones import SmallResNet, cifar_resnet, timm_backbone
 from sslzoo.zoo import LAYOUTS, convert, entries
-from sslzoo.zoo.building import build_backbone, complete
-from sslzoo.zoo.reading import ByolState, read
+from sslzoo.zoo.build import build_backbone, complete
+from sslzoo.zoo.safe_read import ByolState, read
 from tests.zoo.official_files import MANIFESTS, Content, manifest, number, tensorflow_checkpoint
 
 

@@ -15,9 +15,9 @@ import torch
 
 import sslzoo
 from sslzoo.zoo import entries, verify
-from sslzoo.zoo.building import build_backbone
+from sslzoo.zoo.build import build_backbone
+from sslzoo.zoo.catalog import official_cards, sources
 from sslzoo.zoo.converters import LAYOUTS
-from sslzoo.zoo.listing import official_cards, sources
 from sslzoo.zoo.verifying import fixed_input
 
 ROOT = Path(__file__).parents[2]

@@ -17,15 +17,15 @@ from sslzoo.backbones import FrameMLP, SequenceEncoder
 from sslzoo.batch import Padded
 from sslzoo.data import FrameInput, TextInput, WaveformInput, WordPiece
 from sslzoo.eval.features import extract
-from sslzoo.eval_command import build_data
 from sslzoo.heads import Recurrent
+from sslzoo.runs.encoders import build_data
 from sslzoo.transforms import LogMel, Waveform
 from sslzoo.zoo.card import Card, card_of
-from sslzoo.zoo.preprocessing import of_checkpoint, preprocessor, tokenizer_json, vocabulary
-from sslzoo.zoo.saving import add_run, save, save_with_card
+from sslzoo.zoo.preprocess import of_checkpoint, preprocessor, tokenizer_json, vocabulary
+from sslzoo.zoo.save import add_run, save, save_with_card
 from sslzoo.zoo.verifying import verify
-from tests.cli.command import run
-from tests.data.test_text import sentences
+from tests.commands.command import run
+from tests.data.text.test_datamodule import sentences
 
 QUIET = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
 
@@ -109,7 +109,7 @@ def test_a_run_on_text_takes_sentences(tmp_path: Path) -> None:
     wanted = extract(encoder, loaders.bank, loaders, "forward", "cpu").features
     asked = [text for i, a in enumerate(some) for text in (a, some[i - 1])]
     torch.testing.assert_close(features(encoder, asked), wanted, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="a list of sentences wanted, got 'two dogs'"):
+    with pytest.raises(ValueError, match=r"sentences must be .* got 'two dogs'"):
         encoder.preprocess("two dogs")
     (tmp_path / "train.csv").write_text("\n".join([*lines, "a cat,a zebra,2"]) + "\n")
     folder, about = tmp_path / "run" / "version_0", ("a test", "CC0-1.0", tmp_path / "zoo")
@@ -121,14 +121,14 @@ def test_a_run_on_text_takes_sentences(tmp_path: Path) -> None:
         add_run(folder, "third", *about, view={"size": 8})
 
 
-@pytest.mark.parametrize("standardise", ["true", "false"])
-def test_a_run_on_arrays_takes_sequences(standardise: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("standardize", ["true", "false"])
+def test_a_run_on_arrays_takes_sequences(standardize: str, tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     values = (5 + 3 * draw.standard_normal((12, 80, 3))).astype(np.float32)
     for name in ("train", "val"):
         np.savez(tmp_path / f"{name}.npz", values=values, label=np.arange(12) % 2)
     small = ["--data.batch_size=4", "--model.num_negatives=4"]
-    small.append(f"--data.standardise={standardise}")
+    small.append(f"--data.standardize={standardize}")
     encoder, data = entry("cpc/arrays_small_30ep", tmp_path, tmp_path, *small)
     loaders = data.eval_dataloaders()
     wanted = extract(encoder, loaders.bank, loaders, "forward", "cpu").features
@@ -155,11 +155,11 @@ def test_waveforms_of_both_kinds_and_their_central_windows() -> None:
     assert isinstance(several, Padded)
     assert several.values.shape[2] == 4
     for wrong in (torch.zeros(3), [torch.zeros(2, 2)], []):
-        with pytest.raises(ValueError, match="wanted, got"):
+        with pytest.raises(ValueError, match=r"waveforms must be .*, got"):
             whole(wrong)
 
 
-def test_sequences_are_standardised_and_padding_stays_zero() -> None:
+def test_sequences_are_standardized_and_padding_stays_zero() -> None:
     given = FrameInput([1.0, 2.0], [2.0, 4.0])
     x = torch.randn(2, 3, 2)
     wanted = (x - torch.tensor([1.0, 2.0])) / torch.tensor([2.0, 4.0])
@@ -185,7 +185,7 @@ SOUND: dict[str, Any] = {
     "num_features": 4,
     "data": "nothing",
     "preprocessing": {"kind": "waveform", "rate": 8, "transform": {"class_path": "x.Y"}},
-    "licence": {"code": "MIT", "weights": "MIT"},
+    "license": {"code": "MIT", "weights": "MIT"},
 }
 
 
@@ -199,8 +199,8 @@ SOUND: dict[str, Any] = {
         ({"size": 8, "mean": [0.5], "std": [0.5, 0.5]}, "a std for each of 1 channels"),
         ({"size": 8, "mean": [0.5], "std": [0.5], "channels": 4}, "for each of 4 channels"),
         ({"size": 8, "mean": [float("nan")]}, "list of numbers as mean"),
-        ({"size": 8, "mean": [0.5]}, "mean and std come together"),
-        ({"size": 8, "resize": 7}, "resize is at least the size 8, got 7"),
+        ({"size": 8, "mean": [0.5]}, "mean and std must be given together"),
+        ({"size": 8, "resize": 7}, "resize must be at least 8, got 7"),
         ({"size": 8, "space": "xyz"}, "got 'xyz'"),
         ({"size": 8, "interpolation": "nearest"}, "got 'nearest'"),
         ({"kind": "waveform", "rate": 8, "transform": {"class": 1}}, "a class_path.* transform"),
@@ -223,7 +223,7 @@ def test_what_the_card_names_must_be_there(tmp_path: Path) -> None:
         preprocessor(text.preprocessing, tokenizer_json(path))
     pytest.importorskip("tokenizers")
     save(torch.nn.Linear(2, 2), path, metadata={"tokenizer": "{}"})
-    with pytest.raises(ValueError, match="no JSON of tokenizers"):
+    with pytest.raises(ValueError, match="must be JSON of `tokenizers`"):
         preprocessor(text.preprocessing, tokenizer_json(path))
     with pytest.raises(ValueError, match="is not an encoder of images: it takes text"):
         text.preprocess()

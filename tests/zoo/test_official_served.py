@@ -23,7 +23,7 @@ import pytest
 import torch
 
 import sslzoo
-from sslzoo.zoo import cache, entries, listing
+from sslzoo.zoo import cache, catalog, entries
 from sslzoo.zoo.card import Card
 from sslzoo.zoo.verifying import fixed_sample
 from tests.zoo.official_files import (
@@ -157,7 +157,7 @@ def publish(monkeypatch: pytest.MonkeyPatch, name: str, hashes: dict[str, str]) 
     kind = "md5" if card.md5 else "sha256"
     changed = dataclasses.replace(card, **{kind: hashes[kind]})
     others = [other for other in OFFICIAL.values() if other is not card]
-    monkeypatch.setattr(listing, "official_cards", lambda: (*others, changed))
+    monkeypatch.setattr(catalog, "official_cards", lambda: (*others, changed))
 
 
 def hashes_of(path: Path) -> dict[str, str]:

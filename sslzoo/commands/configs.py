@@ -1,0 +1,40 @@
+"""Shipped configs: find recipes by name, in the wheel or in a clone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sslzoo
+
+
+def config_folders() -> list[Path]:
+    """Folders of the named configs: in the wheel, and next to the package in a clone."""
+    package = Path(sslzoo.__file__).parent
+    return [
+        folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()
+    ]
+
+
+def find_config(name: str) -> str:
+    """Return an existing path, or the shipped config of that name, with or without `.yaml`."""
+    if Path(name).exists():
+        return name
+    relative = Path(name)
+    if relative.parts and relative.parts[0] == "configs":
+        relative = Path(*relative.parts[1:])
+    for folder in config_folders():
+        for candidate in (folder / relative, folder / f"{relative}.yaml"):
+            if candidate.is_file():
+                return str(candidate)
+    return name  # the parser reports the missing file
+
+
+def known_configs() -> list[str]:
+    """List the names of the shipped configs."""
+    return sorted(
+        {
+            str(path.relative_to(folder).with_suffix(""))
+            for folder in config_folders()
+            for path in folder.rglob("*.yaml")
+        }
+    )

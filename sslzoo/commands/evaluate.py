@@ -1,0 +1,206 @@
+"""`sslzoo eval`: evaluate encoders on a data module.
+
+    sslzoo eval RUN                                      on the data that the run was trained on
+    sslzoo eval NAME RUN/checkpoints/last.ckpt --on CONFIG --data.root FOLDER
+
+A model is a run directory, or anything that `sslzoo.load` takes. Features are extracted once and
+cached by a hash of weights and data; with `--devices N` each rank computes a part. Several runs
+(for example, of several seeds) also give mean and standard deviation; so does one run with few
+labels, which `--seeds` draw. Results go to a JSON file, and `sslzoo eval --table` makes a table of
+such files, and of the directories of runs that were validated with labels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+from lightning import LightningDataModule, seed_everything
+from lightning.fabric import Fabric
+
+from sslzoo.atomic_write import atomic_write, check_target
+from sslzoo.commands.configs import find_config
+from sslzoo.commands.zoo import TRUST
+from sslzoo.distributed import barrier, rank
+from sslzoo.eval.suite import OF_LABELS, Suite
+from sslzoo.runs.encoders import build_data, read_model, untrained
+from sslzoo.runs.evaluation import (
+    Found,
+    as_known_to,
+    find,
+    fingerprint_of,
+    loaders_of,
+    measure,
+    note,
+)
+from sslzoo.runs.provenance import provenance
+from sslzoo.runs.results import read_result, statistics, summary, table
+from sslzoo.runs.seeds import results_of_runs
+from sslzoo.trust import read_config
+from sslzoo.zoo.cache import home
+
+
+def check_seeds(seeds: Sequence[int], suite: Suite) -> None:
+    """Raise for seeds that have no effect or are repeated.
+
+    Raises:
+        ValueError: the error names the seeds given and those allowed.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds wants different numbers, at least one, got {list(seeds)}")
+    if suite.train_fraction == 1:
+        raise ValueError(
+            "--seeds draw the labels that are known, so they want --suite.train_fraction below 1 "
+            "(0.01, 0.1), got 1.0; with all labels an evaluation draws nothing"
+        )
+
+
+def _first_run(words: Sequence[str]) -> str | None:
+    """First run directory, whose data is used if no other is named."""
+    return next((word for word in words if (Path(word) / "config.yaml").is_file()), None)
+
+
+def _section(words: Sequence[str], on: str | None) -> dict[str, Any]:
+    """The `data` section of the requested config, or of the first run in the arguments."""
+    run = _first_run(words)
+    if on is not None:
+        path = Path(find_config(on))
+    elif run is not None:
+        path = Path(run) / "config.yaml"
+    else:
+        raise ValueError(
+            "--on CONFIG (or a run's config.yaml) wanted, whose data is evaluated on; got "
+            f"{words[0]!r}, which is no run's folder"
+        )
+    if not path.is_file():
+        raise ValueError(f"no config file {on!r}")
+    content = read_config(path)
+    if "data" not in content:
+        raise ValueError(f"{str(path)!r} has no `data`")
+    return content["data"]  # type: ignore[no-any-return]
+
+
+def _parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(prog="sslzoo eval", description=__doc__)
+    parser.add_argument("models", nargs="+", help="run folders, zoo names, files or addresses")
+    parser.add_argument("--on", type=str | None, help="config whose data is evaluated on")
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    parser.add_class_arguments(Suite, "suite")
+    parser.add_argument(
+        "--seeds", type=list[int] | None, help="of the labels that suite.train_fraction leaves"
+    )
+    parser.add_argument("--untrained", type=bool, default=False, help="also the net untrained")
+    parser.add_argument("--cache", type=str | None, help='folder of features; "none" for none')
+    parser.add_argument("--accelerator", type=str, default="auto")
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--output", type=str | None, help="JSON file of the results")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
+    return parser
+
+
+def main(args: Sequence[str]) -> None:
+    """Run `sslzoo eval` on `args`; errors print one line and exit with status 1."""
+    try:
+        if args[:1] == ["--table"]:
+            paths = [Path(path) for path in args[1:]]
+            results = [read_result(path) for path in paths if not path.is_dir()]
+            print(table(results + results_of_runs([path for path in paths if path.is_dir()])))
+        else:
+            _run(list(args))
+    except (ValueError, OSError, ImportError) as error:
+        print(f"sslzoo eval: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _run(args: list[str]) -> None:
+    parser = _parser()
+    words = [arg for arg in args if not arg.startswith("-")]
+    on = next((args[i + 1] for i, arg in enumerate(args[:-1]) if arg == "--on"), None)
+    on = next((arg.removeprefix("--on=") for arg in args if arg.startswith("--on=")), on)
+    where = f"the config of {_first_run(words)}"
+    from_run = on is None and "--trust" not in args  # not a config given by the user
+    if words and not {"--help", "-h"} & set(args):
+        section = _section(words, on)
+        if from_run:
+            build_data(section, where)  # refused before a parser resolves its names
+        parser.set_defaults({"data": section})
+    given = parser.parse_args(args)
+    suite = parser.instantiate(jsonargparse.Namespace(suite=given.suite))["suite"]
+    if from_run:
+        data = build_data(given.data.as_dict(), where)
+    else:
+        data = parser.instantiate(jsonargparse.Namespace(data=given.data))["data"]
+    evaluate(given, data, suite)
+
+
+def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, Any]:
+    """Evaluate every requested model, then print and write the results.
+
+    Raises:
+        ValueError: the data module has no `eval_dataloaders`; an encoder expects other samples than
+            it has; a requested protocol needs more than it has; or see `check_seeds`.
+        OSError: the results cannot be written; they are printed before.
+    """
+    if given.output is not None:
+        check_target(Path(given.output))
+    if given.seeds is not None:
+        check_seeds(given.seeds, suite)
+    seeds = given.seeds or [0]
+    fabric = Fabric(
+        accelerator=given.accelerator,
+        devices=given.devices,
+        strategy="ddp" if given.devices > 1 else "auto",
+    )
+    fabric.launch()
+    seed_everything(0, verbose=False)  # the views of `alignment`
+    if rank() == 0:
+        data.prepare_data()
+    barrier()
+    data.setup("validate")
+    loaders_of(data)  # refused before an encoder is downloaded
+    cache = None if given.cache == "none" else Path(given.cache or home() / "features")
+    own = None if given.on is not None else _first_run(given.models)
+    rows: list[dict[str, Any]] = []
+    for name in given.models:
+        model = read_model(name, given.trust)
+        known = as_known_to(model, data, name == own)
+        made = None if cache is None else fingerprint_of(known)
+        if cache is not None and made is None:
+            note(f"features are not cached: {type(data).__name__} tells no fingerprint() of them")
+            cache = None
+        todo = {name: model.encoder}
+        if given.untrained:
+            todo[f"{name}, untrained"] = untrained(model, given.trust)
+        for title, encoder in todo.items():
+            found = find(encoder, known, suite, fabric, cache, made)
+            suite = _fitting(suite, found)
+            of_seeds = measure(encoder, known, found, suite, fabric, seeds)
+            rows.append({"model": title, **summary(seeds, of_seeds), "config": model.config})
+    trained = [row["metrics"] for row in rows if not row["model"].endswith(", untrained")]
+    result = {
+        "models": rows,
+        **({"statistics": statistics(trained)} if len(trained) > 1 else {}),
+        "suite": dataclasses.asdict(suite),
+        "seeds": seeds,
+        "data": given.data.as_dict() if hasattr(given.data, "as_dict") else given.data,
+        **provenance(),
+    }
+    if rank() == 0:
+        print(table([result]))
+        if given.output is not None:
+            atomic_write(Path(given.output), json.dumps(result, indent=1, default=str) + "\n")
+    return result
+
+
+def _fitting(suite: Suite, found: Found) -> Suite:
+    """Make the suite's protocols explicit, and report those that the data does not allow."""
+    named = suite.fitting(found.bank, found.query, found.num_classes, found.pairs)
+    assert named.protocols is not None
+    if suite.protocols is None and not set(named.protocols) & set(OF_LABELS):
+        note(f"without {', '.join(OF_LABELS)}: the data has no query set with a class a sample")
+    return named

@@ -1,0 +1,163 @@
+"""`sslzoo report`: one run, or several side by side, as one HTML file.
+
+    sslzoo report runs/simclr/folder_small_10ep/version_0
+    sslzoo report RUN RUN --results eval.json --root FOLDER --output report.html
+
+Curves, tables and configs come from the run directories; maps, neighbors, views and attention from
+the last checkpoint and the run's own data. If these are missing, the page says so.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import jsonargparse
+
+from sslzoo.atomic_write import atomic_write
+from sslzoo.commands.zoo import TRUST
+from sslzoo.data.datamodule import SampleDataModule
+from sslzoo.data.image.datamodule import ImageDataModule
+from sslzoo.report.page import Layout, Looked, attention_png, render
+from sslzoo.report.pictures import shown
+from sslzoo.report.samples import seen, set_seed, training_views
+from sslzoo.runs.encoders import build_data, read_model
+from sslzoo.runs.results import read_result
+from sslzoo.runs.run import Run, evaluation, read_runs
+
+
+def look(run: Run, samples: int, images: int, root: str | None, trust: bool = False) -> Looked:
+    """Compute everything in the report that needs a run's encoder and data.
+
+    Args:
+        run: the run, with its last checkpoint.
+        samples: number of test samples to encode.
+        images: number of training samples whose views are shown, and of attention maps.
+        root: current root of the data; None: the one in the config.
+        trust: see `sslzoo.load`.
+
+    Raises:
+        ValueError, OSError, ImportError: the weights or the data cannot be read.
+    """
+    section = copy.deepcopy(run.config.get("data"))
+    if not section:
+        raise ValueError("its config has no data")
+    if root is not None:
+        section.setdefault("init_args", {})["root"] = root
+    set_seed(run.config)
+    data = build_data(section, str(run.folder), trust)
+    if not isinstance(data, SampleDataModule):
+        raise ValueError(f"{type(data).__name__} is no data module of sslzoo's")
+    encoder = read_model(str(run.folder), trust).encoder.eval()
+    data.prepare_data()
+    data.setup("validate")
+    found = Looked(seen(encoder, data, samples, images))
+    if isinstance(data, ImageDataModule):
+        view = data.eval_view
+        views = training_views(data, images)
+        found.views = [shown(x, view.mean, view.std) for x in views]
+        found.attention = attention_png(encoder, found.samples.inputs)
+    return found
+
+
+def write(
+    folders: Sequence[str],
+    output: str | None = None,
+    results: Sequence[str] = (),
+    root: str | None = None,
+    samples: int = 2000,
+    images: int = 8,
+    layout: Layout | None = None,
+    pictures: bool = True,
+    trust: bool = False,
+) -> Path:
+    """Write the report atomically.
+
+    Args:
+        folders: run directories, `runs/<config>/version_N`.
+        output: the file; None: `report.html` in the first run directory.
+        results: files of `sslzoo eval --output`, besides those in the run directories.
+        root: current `root` of the data, if it has moved.
+        samples: number of test samples for maps, spectrum and neighbors.
+        images: rows of the views and of the attention maps.
+        layout: which maps, and how many neighbors.
+        pictures: False omits everything that needs weights and data.
+        trust: see `sslzoo.load`.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        ValueError: a folder is not a run directory, or a number is too small.
+        OSError: a file cannot be read or written.
+    """
+    if samples < 3 or images < 1:
+        raise ValueError(f"samples >= 3 and images >= 1 wanted, got {samples} and {images}")
+    runs = read_runs(list(folders))
+    tables = [(Path(path).name, evaluation(read_result(Path(path)))) for path in results]
+    looked: dict[str, Looked] = {}
+    notices = []
+    for run in runs if pictures else []:
+        try:
+            looked[run.name] = look(run, samples, images, root, trust)
+        except (ValueError, OSError, ImportError) as error:
+            line = " ".join(str(error).split())
+            notices.append(f"{run.name}: without maps, neighbors and views, since {line}")
+            warnings.warn(notices[-1], stacklevel=2)
+    page = render(runs, looked, layout or Layout(), tables, notices)
+    target = Path(output) if output is not None else runs[0].folder / "report.html"
+    atomic_write(target, page)
+    return target
+
+
+def _parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(prog="sslzoo report", description=__doc__)
+    parser.add_argument("runs", nargs="+", help="folders of runs, runs/<config>/version_N")
+    parser.add_argument("--output", type=str | None, help="default: report.html in the first run")
+    parser.add_argument("--results", type=list[str], default=[], help="files of sslzoo eval")
+    parser.add_argument("--root", type=str | None, help="where the data is now")
+    parser.add_argument("--samples", type=int, default=2000, help="of the test set")
+    parser.add_argument("--images", type=int, default=8, help="rows of views and attention")
+    parser.add_argument("--pictures", type=bool, default=True, help="false: only what is logged")
+    parser.add_class_arguments(Layout, "layout")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
+    return parser
+
+
+def main(args: Sequence[str]) -> None:
+    """Run `sslzoo report` on `args`; errors print one line and exit with status 1."""
+    parser = _parser()
+    given: Any = parser.instantiate(parser.parse_args(list(args)))
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _plainly
+            path = write(
+                given.runs,
+                given.output,
+                given.results,
+                given.root,
+                given.samples,
+                given.images,
+                given.layout,
+                given.pictures,
+                given.trust,
+            )
+    except (ValueError, OSError, ImportError) as error:
+        print(f"sslzoo report: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    print(path)
+
+
+def _plainly(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f"sslzoo report: {message}", file=sys.stderr)

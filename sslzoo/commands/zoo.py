@@ -1,0 +1,241 @@
+"""Commands: `sslzoo zoo list | info | fetch | verify | add | push` and `sslzoo export`.
+
+Each subcommand imports only what it needs: lists and cards appear at once, whereas importing
+methods and data takes seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sslzoo.atomic_write import check_target
+from sslzoo.zoo.cache import ANY
+from sslzoo.zoo.card import Card, channels_of
+from sslzoo.zoo.catalog import STATES, card_named, entries, list_models, sources, state_of
+
+LEGEND = "; ".join(f"{state}: {meaning}" for state, meaning in STATES.items())
+
+
+def _list(given: argparse.Namespace) -> None:
+    names = list_models(given.pattern)
+    if not names:
+        raise ValueError(f"no entry of the zoo is a {given.pattern!r}")
+    for name in names:
+        card = card_named(name)
+        best = next((f"{metric} {value:.3f}" for metric, value in card.score.items()), "-")
+        license = "non-commercial" if card.non_commercial else card.license["weights"].split(";")[0]
+        print(f"{name:<46} {card.num_features:>5}  {best:<32} {license:<16} {state_of(card)}")
+    print(LEGEND, file=sys.stderr)  # a pipe gets only the table
+
+
+def _info(given: argparse.Namespace) -> None:
+    card = card_named(given.name)
+    print(dataclasses.replace(card, urls=sources(card)).to_json(), end="")
+    state = state_of(card)
+    print(f"{state}: {STATES[state]}", file=sys.stderr)  # a pipe gets only the card
+
+
+def _matching(names: Sequence[str], here: bool = False) -> list[str]:
+    """Expand names with * or ? to matching entries; `here`: only those on this machine."""
+    found: list[str] = []
+    for name in names:
+        if "://" in name or not {"*", "?"} & set(name):
+            found.append(name)
+            continue
+        matches = [
+            entry
+            for entry in list_models(name)
+            if not here or state_of(card_named(entry)) == "here"
+        ]
+        if not matches:
+            where = "on this machine" if here else "of the zoo"
+            raise ValueError(f"no entry {where} is a {name!r}")
+        found += matches
+    return found
+
+
+def _fetch(given: argparse.Namespace) -> None:
+    from sslzoo.zoo.weights_file import locate
+
+    for name in _matching(given.names):
+        print(locate(name, given.sha256, strict=given.strict).path)
+
+
+def _verify(given: argparse.Namespace) -> None:
+    from sslzoo.zoo.verifying import verify
+
+    wrong = 0
+    for name in _matching(given.names or ["*"], here=True):
+        try:
+            verify(name, given.sha256, given.trust)
+        except (ValueError, OSError) as error:
+            wrong += 1
+            print(f"WRONG {name}: {error}")
+        else:
+            print(f"right {name}")
+    if wrong:
+        raise SystemExit(1)
+
+
+def _add(given: argparse.Namespace) -> None:
+    from sslzoo.zoo.save import add_checkpoint, add_run
+
+    run, folder = Path(given.run), None if given.to is None else Path(given.to)
+    view = {key: getattr(given, key) for key in ("size", "mean", "std", "channels")}
+    view = {key: value for key, value in view.items() if value is not None}
+    about = (given.name, given.data, given.license, folder, given.dtype, view)
+    checkpoint = None if given.ckpt_path is None else Path(given.ckpt_path)
+    other = {key: getattr(given, key) for key in ("prefix", "layout", "method")}
+    other = {key: value for key, value in other.items() if value is not None}
+    if given.backbone is not None:
+        file = checkpoint or (run / "checkpoints" / "last.ckpt" if run.is_dir() else run)
+        card = add_checkpoint(file, given.backbone, *about, **other)
+    elif other:
+        raise ValueError(f"--backbone wanted, which --{next(iter(other))} goes with")
+    else:
+        card = add_run(run, *about, checkpoint=checkpoint, trust=given.trust)
+    print(card.to_json(), end="")
+
+
+def _push(given: argparse.Namespace) -> None:
+    from sslzoo.zoo.hub import push, refuse_others
+    from sslzoo.zoo.weights_file import locate
+
+    if given.name in entries():
+        refuse_others(entries()[given.name])  # before their file is downloaded
+    found = locate(given.name)
+    if found.card is None:
+        raise ValueError(f"{given.name!r} has no card beside it")
+    print(push(found.card, found.path, given.repository))
+
+
+def _export(given: argparse.Namespace) -> None:
+    from sslzoo.zoo.export import export
+    from sslzoo.zoo.load import load
+    from sslzoo.zoo.preprocess import of_checkpoint
+    from sslzoo.zoo.safe_read import read
+    from sslzoo.zoo.weights_file import locate
+
+    check_target(Path(given.to))
+    encoder: Any = load(given.name, sha256=given.sha256, trust=given.trust)
+    card: Card | None = getattr(encoder, "card", None)
+    if card is None:  # a checkpoint of a run
+        view = of_checkpoint(read(locate(given.name, given.sha256).path))[0] or {}
+    else:
+        view = card.preprocessing or {}
+    kind = view.get("kind", "image")
+    if kind != "image":
+        raise ValueError(f"{given.name!r} takes {kind}; export tries encoders on images")
+    size, channels = given.size or view.get("size"), given.channels or channels_of(view)
+    if size is None:
+        raise ValueError(f"{given.name!r} does not say what images it takes: pass --size")
+    print(export(encoder, Path(given.to), given.format, size, given.model, channels))
+
+
+def class_or_json(text: str) -> dict[str, Any]:
+    """Parse a class path, or the JSON of its `class_path` and `init_args`."""
+    named: dict[str, Any] = json.loads(text) if text.startswith("{") else {"class_path": text}
+    return named
+
+
+HASHED: dict[str, Any] = {"help": f"of the file; {ANY!r} where nobody published one"}
+
+
+# Help text of the flag --trust.
+TRUST = "let the file name any class that Python can import: it runs as your own code does"
+
+
+def _zoo_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sslzoo zoo", description="Encoders by name.")
+    zoo = parser.add_subparsers(required=True, metavar="VERB")
+
+    verb = zoo.add_parser(
+        "list",
+        help="names, widths, scores, licenses, and whether the weights are here",
+        epilog=f"The last column. {LEGEND}.",
+    )
+    verb.add_argument("pattern", nargs="?", default="*", help="with * and ?")
+    verb.set_defaults(act=_list)
+
+    verb = zoo.add_parser("info", help="an entry's card")
+    verb.add_argument("name")
+    verb.set_defaults(act=_info)
+
+    verb = zoo.add_parser("fetch", help="download, check and print the path")
+    verb.add_argument("names", nargs="+", help="with * and ?")
+    verb.add_argument("--sha256", **HASHED)
+    verb.add_argument("--strict", action="store_true", help="refuse a file of unknown hash")
+    verb.set_defaults(act=_fetch)
+
+    verb = zoo.add_parser("verify", help="hash, class, shapes and features against the card")
+    verb.add_argument("names", nargs="*", help="with * and ?; default: all on this machine")
+    verb.add_argument("--sha256", **HASHED)
+    verb.add_argument("--trust", action="store_true", help=TRUST)
+    verb.set_defaults(act=_verify)
+
+    verb = zoo.add_parser("add", help="make an entry of a run or a checkpoint of yours")
+    verb.add_argument("run", help="runs/<config>/version_N; with --backbone any checkpoint")
+    verb.add_argument("--name", required=True)
+    verb.add_argument("--data", required=True, help="what it was trained on, in words")
+    verb.add_argument("--license", required=True, help="of the weights")
+    verb.add_argument("--to", help="folder (default: your own entries, which load by name)")
+    verb.add_argument("--dtype", choices=["float32", "float16"], default="float32")
+    verb.add_argument("--size", type=int, help="of the images, where the run does not say it")
+    verb.add_argument("--mean", type=float, nargs="+", help="of their channels, likewise")
+    verb.add_argument("--std", type=float, nargs="+", help="likewise")
+    verb.add_argument("--channels", type=int, help="of the images; default: as many as means, or 3")
+    verb.add_argument("--ckpt_path", help="default: the run's last.ckpt")
+    verb.add_argument(
+        "--backbone",
+        type=class_or_json,
+        help="what the checkpoint of another training fills: a class path, or JSON of class_path "
+        "and init_args",
+    )
+    names = verb.add_mutually_exclusive_group()
+    names.add_argument("--prefix", help="of the backbone's names in it (default: backbone.)")
+    names.add_argument("--layout", help="lightly, solo_learn, ...: whose names they are")
+    verb.add_argument("--method", help="what trained it")
+    verb.add_argument("--trust", action="store_true", help=TRUST)
+    verb.set_defaults(act=_add)
+
+    verb = zoo.add_parser("push", help="upload an entry of yours to the Hugging Face Hub")
+    verb.add_argument("name")
+    verb.add_argument("repository", help="OWNER/NAME")
+    verb.set_defaults(act=_push)
+    return parser
+
+
+def _export_parser() -> argparse.ArgumentParser:
+    from sslzoo.zoo.export import FORMATS
+
+    parser = argparse.ArgumentParser(prog="sslzoo export", description="For other programs.")
+    parser.add_argument("name", help="an entry, a path or an address")
+    parser.add_argument("--format", choices=FORMATS, required=True)
+    parser.add_argument("--to", required=True, help="the file")
+    parser.add_argument("--model", help="of timm or torchvision, for those two")
+    parser.add_argument("--size", type=int, help="of the images, where no card or run says it")
+    parser.add_argument("--channels", type=int, help="likewise")
+    parser.add_argument("--sha256", **HASHED)
+    parser.add_argument("--trust", action="store_true", help=TRUST)
+    parser.set_defaults(act=_export)
+    return parser
+
+
+def main(args: Sequence[str]) -> None:
+    """Run one of the commands; errors print one line and exit with status 1."""
+    parser = _export_parser() if args[0] == "export" else _zoo_parser()
+    given = parser.parse_args(args[1:])
+    try:
+        given.act(given)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"sslzoo: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("sslzoo: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,1 @@
+"""Audio data: folders of sound files, LibriSpeech and Speech Commands."""

@@ -1,0 +1,338 @@
+"""AudioDataModule, the base class of audio data modules, and AudioFolder, a folder of sounds."""
+
+from __future__ import annotations
+
+import os
+import re
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sslzoo.batch import Batch
+from sslzoo.checks import check_at_least, check_choice, check_interval
+from sslzoo.data.audio.sound_files import SOUND_EXTENSIONS
+from sslzoo.data.audio.waveforms import (
+    Centers,
+    Decode,
+    Short,
+    Waveforms,
+    Whole,
+    Windows,
+    load_waveforms,
+)
+from sslzoo.data.datamodule import OnBroken, PredictOn, SampleDataModule, Sets, default_workers
+from sslzoo.data.inputs import AudioViews, WaveformInput, as_config
+from sslzoo.data.listing import Listing, check_folder, list_classes, list_unlabeled
+from sslzoo.data.loader import BatchSource
+from sslzoo.data.sampler import KeyedSampler
+from sslzoo.random import sample_keys
+from sslzoo.transforms.audio.log_mel_views import LogMelViews
+
+Batches = Literal["uniform", "same_group"]
+ShortFiles = Literal["pad", "loop", "skip"]
+
+
+class AudioDataModule(SampleDataModule):
+    """Base class of audio data modules; subclasses implement `files`.
+
+    A training sample is a random window of a file, int16 until it is on the device. Evaluation
+    reads whole files, in batches of similar length, or central windows. Silent files are kept,
+    stereo is mixed to mono, and other sampling rates are resampled.
+
+    Args:
+        transform: makes the views.
+        window: samples of a training window, at `rate`.
+        batch_size: size of the global batch, over all ranks.
+        rate: sampling rate in Hz.
+        batches: "uniform", or "same_group": every batch has files of one group (speaker).
+        short: zero-pad ("pad") files shorter than the window, repeat them ("loop"), or exclude them
+            from training ("skip").
+        decode: "memory" reads all files once, "workers" reads windows for each batch, "auto"
+            chooses memory up to 1 GiB.
+        on_broken: raise an "error" for an unreadable file, or "skip" it with a warning.
+        eval_window: samples of the central window in evaluation; None: the whole file.
+        eval_batch_size: batch size in evaluation.
+        num_workers: loader processes; None: 0 for memory, else one per core, at most 8.
+        seed: seed of batches and windows; None: the run's seed.
+        train_fraction: fraction of the training set to use, stratified.
+        predict_on: the set that `predict` runs on.
+        drop_last: drop the last batch of an epoch if it is incomplete.
+    """
+
+    noun = "files"
+
+    def __init__(
+        self,
+        transform: AudioViews,
+        window: int,
+        batch_size: int,
+        rate: int,
+        batches: Batches,
+        short: ShortFiles,
+        decode: Decode,
+        on_broken: OnBroken,
+        eval_window: int | None,
+        eval_batch_size: int,
+        num_workers: int | None,
+        seed: int | None,
+        train_fraction: float,
+        predict_on: PredictOn,
+        drop_last: bool,
+    ) -> None:
+        super().__init__(
+            batch_size, eval_batch_size, num_workers, seed, train_fraction, predict_on, drop_last
+        )
+        check_choice("batches", batches, get_args(Batches))
+        check_choice("short", short, get_args(ShortFiles))
+        check_choice("decode", decode, get_args(Decode))
+        check_choice("on_broken", on_broken, get_args(OnBroken))
+        check_at_least("window", window, 1)
+        check_at_least("rate", rate, 1)
+        if eval_window is not None:
+            check_at_least("eval_window", eval_window, 1)
+        self.transform, self.window, self.rate = transform, window, rate
+        self.batches, self.short = batches, short
+        self.decode, self.on_broken = decode, on_broken
+        self.eval_window = eval_window
+        self.classes: list[str] = []
+
+    @abstractmethod
+    def files(self) -> tuple[Listing, Listing | None]:
+        """The files of the training set and of the query set.
+
+        Raises:
+            ValueError: a file is missing or malformed.
+        """
+
+    def read(self) -> Sets:
+        """List the files, and decode them if `decode` says so."""
+        train, query = self.files()
+        self.classes = list(train.classes)
+        sets = [
+            load_waveforms(listing, self.rate, self.decode, self.on_broken)
+            for listing in ([train] if query is None else [train, query])
+        ]
+        if self.short == "skip":
+            long = (sets[0].lengths >= self.window).nonzero()[:, 0]
+            if not len(long):
+                raise ValueError(
+                    f"window must be at most the longest file's {int(sets[0].lengths.max())} "
+                    f'samples with short="skip", got {self.window}'
+                )
+            sets[0] = sets[0].subset(long)
+        return Sets(sets[0], sets[1] if query is not None else None, len(train.classes) or None)
+
+    def groups(self) -> Tensor | None:
+        if self.batches == "uniform":
+            return None
+        groups = self.sets.train.groups
+        if groups is None:
+            raise ValueError('batches must be "uniform" for files without groups, got "same_group"')
+        return groups
+
+    def train_source(self, sampler: KeyedSampler) -> BatchSource:
+        short: Short = "loop" if self.short == "loop" else "pad"
+        given = self.window, short, self.seed, sampler.shared_epoch
+        return Windows(self.sets.train, *given, self.transform.partners)
+
+    def eval_source(self, samples: Waveforms) -> BatchSource:
+        return Whole(samples) if self.eval_window is None else Centers(samples, self.eval_window)
+
+    def eval_order(self, samples: Waveforms) -> Tensor | None:
+        """Order by length, so that batches need little padding."""
+        return samples.lengths.argsort(stable=True) if self.eval_window is None else None
+
+    def train_views(self, batch: Batch, epoch: int) -> Batch:
+        keys = sample_keys(self.seed, epoch, batch.index)
+        return self._in_precision(batch._replace(views=self.transform(batch.views, keys)))
+
+    def has_pairs(self) -> bool:
+        """Whether the views are two spectrograms."""
+        return isinstance(self.transform, LogMelViews)
+
+    def eval_views(self, batch: Batch) -> Batch:
+        view = self.transform.evaluation(batch.views[0])
+        return self._in_precision(batch._replace(views=[view]))
+
+    def encoder_input(self) -> WaveformInput:
+        return WaveformInput(self.transform, self.rate, self.eval_window)
+
+    def preprocessing(self) -> dict[str, Any] | None:
+        transform = as_config(self.transform)
+        if transform is None:
+            return None
+        window = {} if self.eval_window is None else {"window": self.eval_window}
+        return {"kind": "waveform", "rate": self.rate, **window, "transform": transform}
+
+    def take_input(self, given: Any) -> None:
+        """Use another encoder's transform, and its window if it has one, at the same rate."""
+        if given.rate != self.rate:
+            raise ValueError(
+                f"rate must be the encoder's {given.rate} Hz, got {self.rate} Hz; set data.rate"
+            )
+        self.transform = given.transform
+        self.eval_window = self.eval_window if given.window is None else given.window
+
+    def workers(self, samples: Waveforms) -> int:
+        return 0 if samples.memory is not None else default_workers()
+
+
+class AudioFolder(AudioDataModule):
+    """Sound files in one of four layouts.
+
+    1. `<root>/train/<class>/*` and `<root>/val/<class>/*` (folder names: `train_dir` and
+       `val_dir`; `val_dir: null` for no validation).
+    2. `<root>/<class>/*` with `val_fraction`: a keyed, stratified split.
+    3. File names with fields: `pattern`, such as `{digit}_{speaker}_{n}.wav`, matches the path
+       below `root`; `label` and `group` name fields, and `query` gives the field values of the
+       query set, such as `{n: [0, 1, 2, 3, 4]}` (or `val_fraction`).
+    4. `labels: false`: all files below `<root>/train`, or else below `<root>`.
+
+    Args:
+        root: the folder.
+        transform: see `AudioDataModule`.
+        window: see `AudioDataModule`; 20480 in CPC's paper.
+        batch_size: see `AudioDataModule`.
+        rate: see `AudioDataModule`.
+        train_dir: training folder inside `root` (layout 1).
+        val_dir: validation folder inside `root` (layout 1); None: no validation.
+        val_fraction: fraction of each class to hold out for validation.
+        labels: whether sub-folders are classes.
+        pattern: pattern of the file names (layout 3).
+        label: the field with the class; None: no classes.
+        group: the field with the group, for `batches`.
+        query: the values per field of the query set.
+        batches: see `AudioDataModule`.
+        short: see `AudioDataModule`.
+        decode: see `AudioDataModule`.
+        on_broken: see `AudioDataModule`.
+        eval_window: see `AudioDataModule`.
+        eval_batch_size: see `AudioDataModule`.
+        num_workers: see `AudioDataModule`.
+        seed: see `AudioDataModule`.
+        train_fraction: see `AudioDataModule`.
+        predict_on: see `AudioDataModule`.
+        drop_last: see `AudioDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        transform: AudioViews,
+        window: int = 20480,
+        batch_size: int = 64,
+        rate: int = 16000,
+        train_dir: str = "train",
+        val_dir: str | None = "val",
+        val_fraction: float | None = None,
+        labels: bool = True,
+        pattern: str | None = None,
+        label: str | None = None,
+        group: str | None = None,
+        query: dict[str, list[Any]] | None = None,
+        batches: Batches = "uniform",
+        short: ShortFiles = "pad",
+        decode: Decode = "auto",
+        on_broken: OnBroken = "error",
+        eval_window: int | None = None,
+        eval_batch_size: int = 32,
+        num_workers: int | None = None,
+        seed: int | None = None,
+        train_fraction: float = 1.0,
+        predict_on: PredictOn = "query",
+        drop_last: bool = True,
+    ) -> None:
+        if val_fraction is not None:
+            check_interval("val_fraction", val_fraction, 0, 1, "()")
+            if query is not None:
+                raise ValueError(f"query must be None with val_fraction, got {query}")
+        named = set(re.findall(r"{(\w+)}", pattern or ""))
+        asked = {name for name in (label, group, *(query or {})) if name is not None}
+        if asked - named:
+            raise ValueError(
+                f"pattern must have the fields of label, group and query, got {pattern!r} without "
+                f"{sorted(asked - named)}"
+            )
+        super().__init__(
+            *(transform, window, batch_size, rate, batches, short, decode, on_broken),
+            *(eval_window, eval_batch_size, num_workers, seed, train_fraction, predict_on),
+            drop_last,
+        )
+        self.root, self.train_dir, self.val_dir = root, train_dir, val_dir
+        self.val_fraction, self.labels = val_fraction, labels
+        self.pattern, self.label, self.group, self.query = pattern, label, group, query
+
+    def files(self) -> tuple[Listing, Listing | None]:
+        root = check_folder(self.root, "root")
+        if self.pattern is not None:
+            return self._by_pattern(root, self.pattern)
+        inner = root / self.train_dir
+        whole = inner if inner.is_dir() else root
+        if not self.labels:
+            return list_unlabeled(whole, "root", SOUND_EXTENSIONS), None
+        train = list_classes(whole, "the training folder", SOUND_EXTENSIONS)
+        if self.val_fraction is not None:
+            return train.split(self.val_fraction)
+        if self.val_dir is None:
+            return train, None
+        outer = root / self.val_dir
+        if not (inner.is_dir() and outer.is_dir()):
+            raise ValueError(
+                f"root {self.root!r} must hold the folders {[self.train_dir, self.val_dir]}; set "
+                "train_dir and val_dir, or val_dir=null for no validation, or val_fraction to "
+                "split one folder of classes, or pattern for classes in file names, or labels=false"
+            )
+        return train, list_classes(outer, "the validation folder", SOUND_EXTENSIONS, train.classes)
+
+    def _by_pattern(self, root: Path, pattern: str) -> tuple[Listing, Listing | None]:
+        paths = list_unlabeled(root, "root", SOUND_EXTENSIONS).paths
+        fields = parse_fields([os.path.relpath(path, root) for path in paths], pattern)
+        labels, classes = field_labels(fields, self.label)
+        listing = Listing(paths, labels, classes, field_labels(fields, self.group)[0])
+        if self.val_fraction is not None:
+            return listing.split(self.val_fraction)
+        if self.query is None:
+            return listing, None
+        wanted = {name: {str(value) for value in values} for name, values in self.query.items()}
+        asked = torch.tensor([all(f[k] in v for k, v in wanted.items()) for f in fields])
+        if asked.all() or not asked.any():
+            raise ValueError(
+                f"query must match some files but not all, got {self.query}, which matches "
+                f"{int(asked.sum())} of {len(paths)}"
+            )
+        return listing.take((~asked).nonzero()[:, 0]), listing.take(asked.nonzero()[:, 0])
+
+
+def parse_fields(names: list[str], pattern: str) -> list[dict[str, str]]:
+    """Parse the fields of file names.
+
+    Args:
+        names: relative paths, with `/` or the system's separator.
+        pattern: such as `{word}/{speaker}_nohash_{n}.wav`; a field contains no `/`.
+
+    Raises:
+        ValueError: a name does not match.
+    """
+    parts = re.split(r"{(\w+)}", pattern)
+    expression = "".join(
+        f"(?P<{part}>[^/]+?)" if i % 2 else re.escape(part) for i, part in enumerate(parts)
+    )
+    matches = [re.fullmatch(expression, name.replace(os.sep, "/")) for name in names]
+    wrong = [name for name, match in zip(names, matches, strict=True) if match is None]
+    if wrong:
+        raise ValueError(
+            f"all files must match {pattern!r}, {len(wrong)} do not, such as {wrong[:3]}"
+        )
+    return [match.groupdict() for match in matches if match is not None]
+
+
+def field_labels(fields: list[dict[str, str]], name: str | None) -> tuple[Tensor | None, list[str]]:
+    """A field's values as labels (N,) int64, and the sorted distinct values."""
+    if name is None:
+        return None, []
+    values = sorted({field[name] for field in fields})
+    number = {value: i for i, value in enumerate(values)}
+    return torch.tensor([number[field[name]] for field in fields]), values

@@ -1,0 +1,158 @@
+"""ImageDataModule: the base class of image data modules.
+
+A subclass implements `read`, which gives the sets. This class reads raw uint8 images on the host
+and makes their views on the device.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+from sslzoo.batch import Batch
+from sslzoo.data.datamodule import PredictOn, SampleDataModule, default_workers
+from sslzoo.data.image.image_set import EvalCrops, ImageSet, TrainCrops
+from sslzoo.data.sampler import KeyedSampler
+from sslzoo.random import sample_keys
+from sslzoo.transforms.image.eval_view import EvalView
+from sslzoo.transforms.image.views import Views
+
+
+class ImageSets(NamedTuple):
+    """The training and evaluation sets of an image data module.
+
+    Args:
+        train: the training set.
+        query: the set that evaluation scores (validation or test), or None.
+        num_classes: number of classes, or None without labels.
+        bank: the set for kNN look-ups and probe training; None: `train`.
+    """
+
+    train: ImageSet
+    query: ImageSet | None
+    num_classes: int | None
+    bank: ImageSet | None = None
+
+
+class ImageDataModule(SampleDataModule):
+    """Base class of image data modules; subclasses implement `read`.
+
+    The loader gives raw uint8 images with their index. On the device they become the views of
+    `transform` in training, and the view of `eval_view` otherwise. The size, color space and
+    normalization of that view are derived from `transform` (`Views.trained_view`) by default.
+
+    Args:
+        transform: makes the training views.
+        batch_size: size of the global batch, over all ranks.
+        eval_view: the evaluation view; None: derived from `transform`, without a resize if every
+            image has the training size (known after `setup`, or from `known_side`).
+        eval_batch_size: batch size in evaluation.
+        num_workers: loader processes; None: 0 for arrays, else one per core, at most 8.
+        seed: seed of batches and views; None: the run's seed.
+        train_fraction: fraction of the training set to use, stratified, the same for all seeds.
+        predict_on: the set that `predict` runs on.
+        drop_last: drop the last batch of an epoch if it is incomplete.
+    """
+
+    noun = "images"
+    known_side: int | None = None  # of every image, if it is known before reading
+
+    def __init__(
+        self,
+        transform: Views,
+        batch_size: int,
+        eval_view: EvalView | None,
+        eval_batch_size: int,
+        num_workers: int | None,
+        seed: int | None,
+        train_fraction: float,
+        predict_on: PredictOn,
+        drop_last: bool = True,
+    ) -> None:
+        super().__init__(
+            batch_size, eval_batch_size, num_workers, seed, train_fraction, predict_on, drop_last
+        )
+        self.transform = transform
+        self.eval_view = eval_view or transform.trained_view(self.known_side)
+        self._follows_training = eval_view is None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the sets once, and derive the evaluation view from them."""
+        first = self._sets is None
+        super().setup(stage)
+        if first and self._follows_training:
+            wanted, sets = self.transform.trained_size, self.sets
+            parts = [part for part in (sets.train, sets.query, sets.bank) if part is not None]
+            side = parts[0].side(wanted)
+            same = side is not None and all(part.side(wanted) == side for part in parts[1:])
+            self.eval_view = self.transform.trained_view(side if same else None)
+
+    @abstractmethod
+    def read(self) -> ImageSets:
+        """Read the sets; called once, by `setup`.
+
+        Raises:
+            ValueError: a file is missing or malformed.
+        """
+
+    def train_source(self, sampler: KeyedSampler) -> ImageSet:
+        crops = TrainCrops(self.transform, self.seed, sampler.shared_epoch)
+        train: ImageSet = self.sets.train
+        return train.cropped(crops, keep_size=True)
+
+    def eval_source(self, samples: ImageSet) -> ImageSet:
+        return samples.cropped(EvalCrops(self.eval_view), keep_size=False)
+
+    def train_views(self, batch: Batch, epoch: int) -> Batch:
+        keys = sample_keys(self.seed, epoch, batch.index)
+        if self.sets.train.needs_crops:
+            views = self.transform.finish(batch.views, keys)
+        else:
+            views = self.transform(batch.views[0], keys)
+        return self._in_precision(batch._replace(views=views))
+
+    def has_pairs(self) -> bool:
+        """Whether there are two unsplit views of one size, normalized like `eval_view`."""
+        transform, sizes = self.transform, self.transform.sizes
+        two = len(transform.views) > 1 and transform.split is None and sizes[0] == sizes[1]
+        return two and _looks(transform.eval_view(sizes[0])) == _looks(self.eval_view)
+
+    def eval_views(self, batch: Batch) -> Batch:
+        finish = self.eval_view.finish if self.sets.train.needs_crops else self.eval_view
+        return self._in_precision(batch._replace(views=[finish(batch.views[0])]))
+
+    def encoder_input(self) -> EvalView:
+        return self.eval_view
+
+    def preprocessing(self) -> dict[str, Any] | None:
+        if not isinstance(self.eval_view, EvalView):
+            return None
+        about = {"kind": "image", "range": [0.0, 1.0], **self.eval_view.arguments()}
+        channels = None if self._sets is None else self._sets.train.channels
+        return about if channels is None else {**about, "channels": channels}
+
+    def take_input(self, given: Any) -> None:
+        """Use another encoder's normalization and color space, at our own size."""
+        self._follows_training = False
+        own, view = self.eval_view, given
+        self.eval_view = EvalView(
+            own.size,
+            own.resize,
+            view.mean,
+            view.std,
+            view.interpolation,
+            own.fraction,
+            view.space,
+        )
+
+    def workers(self, samples: ImageSet) -> int:
+        return default_workers() if samples.needs_crops else 0
+
+
+def _looks(view: EvalView) -> tuple[object, ...]:
+    mean, std = view.mean, view.std
+    return (
+        None if mean is None else tuple(mean),
+        None if std is None else tuple(std),
+        view.space,
+    )

@@ -1,0 +1,270 @@
+"""Image sets: an array in memory, or files that workers decode and crop.
+
+Shapes: N images of the training (or query) set, B images of a batch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sslzoo.batch import Batch
+from sslzoo.data.datamodule import OnBroken, SampleSet, readable_rows
+from sslzoo.data.image.decode import BROKEN, broken_error, reduce, to_rgb, upright_size
+from sslzoo.data.listing import pack_paths, select_rows, unpack_path
+from sslzoo.eval.fingerprint import files_digest, labels_digest, tensor_digest
+from sslzoo.random import Keys, sample_keys
+from sslzoo.transforms.image.crop import RandomResizedCrop
+from sslzoo.transforms.image.eval_view import EvalView
+from sslzoo.transforms.image.views import Views
+
+
+class ImageSet(SampleSet):
+    """N images, read as batches of raw uint8 (or float in [0, 1]) images.
+
+    Attributes:
+        needs_crops: whether batches need `cropped(...)`, and their views are then the crops;
+            otherwise a batch's one view holds the whole images.
+        channels: channels of each image; None if unknown.
+    """
+
+    needs_crops: bool
+    channels: int | None = None
+
+    def side(self, wanted: int | None) -> int | None:
+        """The shorter side of every image in pixels; None if sides differ or are unknown.
+
+        Args:
+            wanted: the only side of interest, so that a search may end at the first other one;
+                None: any.
+        """
+        return None
+
+    @abstractmethod
+    def subset(self, rows: Tensor) -> ImageSet:
+        """The images at `rows`, (M,) int64, with indices 0..M-1."""
+
+    @abstractmethod
+    def cropped(self, crops: Crops, keep_size: bool) -> ImageSet:
+        """The same images, cropped by `crops` if `needs_crops`.
+
+        Args:
+            crops: crops the views.
+            keep_size: whether an unreadable image's row is filled (training) or dropped
+                (evaluation).
+        """
+
+
+class ArrayImages(ImageSet):
+    """Images of one size in memory; reading a batch is one `index_select`.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64, or None.
+        left_out: see `SampleSet`.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor | None, left_out: int = 0) -> None:
+        if images.ndim != 4 or images.dtype != torch.uint8:
+            raise ValueError(
+                f"images must be uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}"
+            )
+        self.images = images
+        self.labels = labels
+        self.left_out = left_out
+        self.needs_crops = False
+        self.channels = images.shape[1]
+
+    def side(self, wanted: int | None) -> int:
+        return min(self.images.shape[2:])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, index: list[int]) -> Batch:
+        rows = torch.tensor(index)
+        return Batch([self.images.index_select(0, rows)], rows, select_rows(self.labels, rows))
+
+    def subset(self, rows: Tensor) -> ArrayImages:
+        return ArrayImages(self.images[rows], select_rows(self.labels, rows), self.left_out)
+
+    def cropped(self, crops: Crops, keep_size: bool) -> ArrayImages:
+        return self
+
+    def fingerprint(self) -> str:
+        return tensor_digest({"images": self.images}) + labels_digest(self.labels)
+
+
+class Crops(Protocol):
+    """Crops the views of one image in a worker; must be picklable."""
+
+    def keys(self, index: Tensor) -> Keys:
+        """(B,) keys of a batch's samples."""
+        ...
+
+    def cut(self, image: Image.Image, keys: Keys, upright: bool) -> list[Tensor]:
+        """Crop an image, not decoded yet, to uint8 (C, h, w) tensors, with one key."""
+        ...
+
+
+class TrainCrops:
+    """The random crop of each view, as `transform` would make it on the device.
+
+    Args:
+        transform: the training views; `transform.finish` applies the operations after the crops.
+        seed: seed of the keys.
+        epoch: shared int64 scalar that the sampler writes (`KeyedSampler.shared_epoch`).
+    """
+
+    def __init__(self, transform: Views, seed: int, epoch: Tensor) -> None:
+        self.transform = transform
+        self.seed = seed
+        self.epoch = epoch
+
+    def keys(self, index: Tensor) -> Keys:
+        return sample_keys(self.seed, int(self.epoch), index)
+
+    def cut(self, image: Image.Image, keys: Keys, upright: bool) -> list[Tensor]:
+        height, width = upright_size(image, upright)
+        crops = self.transform.crops
+        if min(height, width) >= 4 * max(crop.size for crop in crops):  # else none may be reduced
+            spare = min(_spare(c, keys.fold("view", v), height, width) for v, c in enumerate(crops))
+            reduce(image, spare)
+        return self.transform.crop_one(to_rgb(image, upright), keys)
+
+
+class EvalCrops:
+    """The deterministic crop of the evaluation view.
+
+    Args:
+        view: the evaluation view; its `crop_one` runs here and its `finish` on the device.
+    """
+
+    def __init__(self, view: EvalView) -> None:
+        self.view = view
+
+    def keys(self, index: Tensor) -> Keys:
+        return sample_keys(0, 0, index)  # unused: nothing is random
+
+    def cut(self, image: Image.Image, keys: Keys, upright: bool) -> list[Tensor]:
+        side = self.view.resize or self.view.size
+        reduce(image, min(image.size) / side)
+        return [self.view.crop_one(to_rgb(image, upright))]
+
+
+class FileImages(ImageSet):
+    """Image files that are decoded and cropped when a batch is read (in a worker).
+
+    With `on_broken="skip"`, an unreadable image is marked in `broken`. Its row of a training batch
+    is filled with the next readable sample of the batch, cyclically: its crops, index and label.
+    With `keep_size=False`, for evaluation, the row is dropped.
+
+    Args:
+        paths: N files, or the array of `pack_paths`.
+        labels: (N,) int64, or None.
+        crops: crops the views; None: batches cannot be read.
+        on_broken: raise an "error" for an unreadable image, or "skip" and count it.
+        upright: apply the EXIF orientation.
+        keep_size: whether a broken image's row is filled (training) or left out.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str] | np.ndarray,
+        labels: Tensor | None,
+        crops: Crops | None = None,
+        on_broken: OnBroken = "error",
+        upright: bool = True,
+        keep_size: bool = True,
+    ) -> None:
+        self._paths = paths if isinstance(paths, np.ndarray) else pack_paths(paths)
+        self.labels = labels
+        self.needs_crops = True
+        self.channels = 3
+        self.crops = crops
+        self.on_broken = on_broken
+        self.upright = upright
+        self.keep_size = keep_size
+        self.broken = torch.zeros(len(self._paths), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def side(self, wanted: int | None) -> int | None:
+        """Read headers, up to the first image with another side."""
+        if wanted is None:
+            return None
+        for index in range(len(self)):
+            try:
+                with Image.open(self.path(index)) as image:
+                    if min(image.size) != wanted:
+                        return None
+            except BROKEN:
+                continue  # reading a batch reports it
+        return wanted
+
+    def path(self, index: int) -> str:
+        return unpack_path(self._paths[index])
+
+    @property
+    def num_broken(self) -> int:
+        return int(self.broken.sum())
+
+    def fingerprint(self) -> str:
+        return files_digest(map(self.path, range(len(self)))) + labels_digest(self.labels)
+
+    def subset(self, rows: Tensor) -> FileImages:
+        labels, paths = select_rows(self.labels, rows), self._paths[rows.numpy()]
+        return FileImages(paths, labels, self.crops, self.on_broken, self.upright, self.keep_size)
+
+    def cropped(self, crops: Crops, keep_size: bool) -> FileImages:
+        other = FileImages(self._paths, self.labels, crops, self.on_broken, self.upright, keep_size)
+        other.broken = self.broken  # shared, so that both count the same images
+        return other
+
+    def __getitems__(self, index: list[int]) -> Batch:
+        if self.crops is None:
+            raise ValueError("crops must be set to read a batch, got None; use `cropped(...)`")
+        key = self.crops.keys(torch.tensor(index)).key
+        cut = [self._cut(i, Keys(key[row : row + 1])) for row, i in enumerate(index)]
+        rows = self._readable(cut, index)
+        views = zip(*(cut[row] for row in rows), strict=True)  # type: ignore[arg-type]
+        kept = torch.tensor([index[row] for row in rows])
+        return Batch([torch.stack(view) for view in views], kept, select_rows(self.labels, kept))
+
+    def _cut(self, index: int, keys: Keys) -> list[Tensor] | None:
+        path = self.path(index)
+        assert self.crops is not None
+        try:
+            with Image.open(path) as image:
+                return self.crops.cut(image, keys, self.upright)
+        except BROKEN as error:
+            if self.on_broken == "error":
+                raise broken_error(path, error) from error
+            if not self.broken[index]:
+                self.broken[index] = True
+                warnings.warn(f"skipped an unreadable image: {path}", stacklevel=2)
+            return None
+
+    def _readable(self, cut: list[list[Tensor] | None], index: list[int]) -> list[int]:
+        """The source row of each row of the batch; see `readable_rows`."""
+        rows = readable_rows([views is not None for views in cut], self.keep_size)
+        if not rows:
+            raise ValueError(
+                f"all {len(index)} images of a batch are unreadable, the first is "
+                f"{self.path(index[0])}"
+            )
+        return rows
+
+
+def _spare(crop: RandomResizedCrop, keys: Keys, height: int, width: int) -> float:
+    """Ratio of the side of the crop's box to the side of its result."""
+    box = crop.draw(keys, height, width)[0]
+    return min(int(box[2]), int(box[3])) / crop.size

@@ -1,0 +1,390 @@
+"""MultiViewFolder: aligned modalities of each sample, such as color, depth and normals.
+
+Each modality has one folder, and files are matched by name. All modalities of a sample get the same
+keyed crop and flip. Shapes: B samples, M modalities, C channels of all modalities, S side of a
+view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, cast, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from sslzoo.batch import Batch
+from sslzoo.checks import check_choice
+from sslzoo.data.datamodule import PredictOn
+from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
+from sslzoo.data.image.decode import BROKEN, to_rgb
+from sslzoo.data.image.image_set import Crops, EvalCrops, ImageSet, TrainCrops
+from sslzoo.data.listing import check_folder, check_known, pack_paths, select_rows, unpack_path
+from sslzoo.eval.fingerprint import described, files_digest, labels_digest
+from sslzoo.random import Keys
+from sslzoo.transforms.image.color_space import (
+    LAB_MEAN,
+    LAB_STD,
+    YCBCR_MEAN,
+    YCBCR_STD,
+    ColorSpace,
+    Space,
+)
+from sslzoo.transforms.image.crop import RandomResizedCrop
+from sslzoo.transforms.image.eval_view import EvalView
+from sslzoo.transforms.image.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from sslzoo.transforms.image.resample import center_crop
+from sslzoo.transforms.image.views import View, Views
+
+_EXTENSIONS = (".png", ".npy", ".jpg", ".jpeg")
+_CHANNELS = {"image": 3, "depth": 1, "normals": 3, "labels": 1}
+_CONSTANTS = {
+    "rgb": (IMAGENET_MEAN, IMAGENET_STD),
+    "lab": (LAB_MEAN, LAB_STD),
+    "ycbcr": (YCBCR_MEAN, YCBCR_STD),
+}
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One modality: its folder, its kind and its normalization.
+
+    8-bit files are scaled from 0..255 to 0..1, 16-bit files from 0..65535 to 0..1, and floats
+    (.npy) are not scaled. Integer normals are then mapped from 0..1 to -1..1.
+
+    Args:
+        folder: name of its folder.
+        kind: "image" (3 channels, RGB), "depth" (1), "normals" (3: x to the right, y, z) or
+            "labels" (1: class numbers of a segmentation, resized by the nearest pixel). A flip
+            negates the x of normals.
+        mean: mean per channel; None: that of the color space for an image, else 0.
+        std: standard deviation per channel; None: that of the color space for an image, else 1.
+
+    Raises:
+        ValueError: the kind is unknown, or mean or std has another number of channels.
+    """
+
+    folder: str
+    kind: Literal["image", "depth", "normals", "labels"]
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, _CHANNELS)
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
+            if numbers is not None and len(numbers) != self.channels:
+                raise ValueError(
+                    f"{name} of {self.kind} must have {self.channels} numbers, got {numbers}"
+                )
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return _CHANNELS[self.kind]
+
+
+class MultiViewFolder(ImageDataModule):
+    """Aligned modalities in `<root>/train/<modality>/*` and `<root>/val/<modality>/*`.
+
+    Files are PNG (8 bits, or 16 bits with one channel), .npy ((H, W), (H, W, C) or (C, H, W) of
+    uint8, uint16 or floats) or JPEG; with `labels`, they lie in `<modality>/<class>/*`. A sample is
+    a file name (without its extension) that every modality has. A training batch has one view per
+    modality (two for an image in Lab or YCbCr: L and ab). An evaluation batch has one image of all
+    C channels, which `backbones.Towers` splits. The EXIF orientation is ignored, since modalities
+    are aligned as stored.
+
+    Args:
+        root: the folder.
+        modalities: at least two; an image comes first.
+        size: S.
+        space: color space of the image; "lab" and "ycbcr" split it into two views.
+        scale: range of the crop's fraction of the image area.
+        flip: probability of a horizontal flip.
+        batch_size: size of the global batch, over all ranks.
+        train_dir: training folder inside `root`; `root` itself if it is missing without `val_dir`.
+        val_dir: validation folder inside `root`; None: no validation.
+        labels: whether the folders inside a modality are classes.
+        resize: shorter side in evaluation, before the center crop; None: no resize.
+        eval_batch_size: batch size in evaluation.
+        num_workers: loader processes; None: one per core, at most 8.
+        seed: seed of batches and views; None: the run's seed.
+        train_fraction: fraction of the training set to use.
+        predict_on: the set that `predict` runs on.
+        drop_last: drop the last batch of an epoch if it is incomplete.
+
+    Attributes:
+        channels: channels of each training view, in order, for `Towers`.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        modalities: list[Modality],
+        size: int = 224,
+        space: Space = "lab",
+        scale: tuple[float, float] = (0.2, 1.0),
+        flip: float = 0.5,
+        batch_size: int = 128,
+        train_dir: str = "train",
+        val_dir: str | None = "val",
+        labels: bool = False,
+        resize: int | None = None,
+        eval_batch_size: int = 128,
+        num_workers: int | None = None,
+        seed: int | None = None,
+        train_fraction: float = 1.0,
+        predict_on: PredictOn = "query",
+        drop_last: bool = True,
+    ) -> None:
+        check_choice("space", space, get_args(Space))
+        _check_modalities(modalities)
+        self.channels: list[int] = []
+        mean: list[float] = []
+        std: list[float] = []
+        for modality in modalities:
+            image, count = modality.kind == "image", modality.channels
+            default = _CONSTANTS[space] if image else ((0.0,) * count, (1.0,) * count)
+            mean += default[0] if modality.mean is None else modality.mean
+            std += default[1] if modality.std is None else modality.std
+            self.channels += [1, 2] if image and space != "rgb" else [count]
+        space = space if modalities[0].kind == "image" else "rgb"
+        crop = RandomResizedCrop(size, scale, flip=flip)
+        views = Views([View(crop, [ColorSpace(space), Normalize(mean, std)])], self.channels)
+        eval_view = EvalView(size, resize, mean, std, space=space)
+        super().__init__(
+            views,
+            batch_size,
+            eval_view,
+            eval_batch_size,
+            num_workers,
+            seed,
+            train_fraction,
+            predict_on,
+            drop_last,
+        )
+        self.root = root
+        self.modalities = modalities
+        self.train_dir, self.val_dir = train_dir, val_dir
+        self.labels = labels
+        self.classes: list[str] = []
+
+    def read(self) -> ImageSets:
+        """Match the files of the modalities by name."""
+        root = check_folder(self.root, "root")
+        inner = root / self.train_dir
+        whole = inner if inner.is_dir() or self.val_dir is not None else root
+        train = _match(whole, self.modalities)
+        val = None if self.val_dir is None else _match(root / self.val_dir, self.modalities)
+        if self.labels:
+            self.classes = sorted({_class_of(name, whole) for name in train.names})
+        query = None if val is None else self._set(val)
+        return ImageSets(self._set(train), query, len(self.classes) or None)
+
+    def _set(self, matched: _Matched) -> AlignedFiles:
+        label = None
+        if self.labels:
+            names = [_class_of(name, matched.folder) for name in matched.names]
+            check_known(names, self.classes, repr(str(matched.folder)))
+            label = torch.tensor([self.classes.index(name) for name in names])
+        return AlignedFiles(matched.paths, label, self.modalities)
+
+
+class AlignedFiles(ImageSet):
+    """N samples of M files each, read and cropped per batch (in a worker).
+
+    Args:
+        paths: (N, M) packed paths (`pack_paths`).
+        labels: (N,) int64, or None.
+        modalities: M modalities.
+        crops: the training crops or the evaluation view; None: batches cannot be read.
+    """
+
+    def __init__(
+        self,
+        paths: np.ndarray,
+        labels: Tensor | None,
+        modalities: Sequence[Modality],
+        crops: Crops | None = None,
+    ) -> None:
+        self._paths = paths
+        self.labels = labels
+        self.needs_crops = True
+        self.modalities = modalities
+        self.channels = sum(modality.channels for modality in modalities)
+        self.crops = crops
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def fingerprint(self) -> str:
+        files = files_digest(map(unpack_path, self._paths.flat))
+        return files + labels_digest(self.labels) + described(self.modalities)
+
+    def subset(self, rows: Tensor) -> AlignedFiles:
+        labels = select_rows(self.labels, rows)
+        return AlignedFiles(self._paths[rows.numpy()], labels, self.modalities, self.crops)
+
+    def cropped(self, crops: Crops, keep_size: bool) -> AlignedFiles:
+        return AlignedFiles(self._paths, self.labels, self.modalities, crops)
+
+    def __getitems__(self, index: list[int]) -> Batch:
+        if self.crops is None:
+            raise ValueError("crops must be set to read a batch, got None; use `cropped(...)`")
+        rows = torch.tensor(index)
+        key = self.crops.keys(rows).key
+        samples = [self._cut(i, Keys(key[row : row + 1])) for row, i in enumerate(index)]
+        return Batch([torch.stack(samples)], rows, select_rows(self.labels, rows))
+
+    def read(self, index: int) -> list[Tensor]:
+        """Read one sample, uncropped: (channels, H, W) float32 per modality.
+
+        Raises:
+            ValueError: a file is unreadable, or the sizes differ.
+        """
+        paths = list(map(unpack_path, self._paths[index]))
+        parts = [read_modality(p, m) for p, m in zip(paths, self.modalities, strict=True)]
+        for path, part in zip(paths, parts, strict=True):
+            if part.shape[1:] != parts[0].shape[1:]:
+                raise ValueError(
+                    "the modalities of a sample must have one size, got "
+                    f"{tuple(part.shape[1:])} in {path} and {tuple(parts[0].shape[1:])} in "
+                    f"{paths[0]}"
+                )
+        return parts
+
+    def _cut(self, index: int, keys: Keys) -> Tensor:
+        parts = self.read(index)
+        height, width = parts[0].shape[1:]
+        if isinstance(self.crops, TrainCrops):
+            crop, own = self.crops.transform.crops[0], keys.fold("view", 0)
+            top, left, tall, wide = crop.draw(own, height, width)[0].tolist()
+            size, mirrored = (crop.size, crop.size), bool(crop.draw_flip(own))
+        else:
+            view = cast(EvalCrops, self.crops).view
+            top, left, tall, wide, mirrored = 0, 0, height, width, False
+            scale = 1.0 if view.resize is None else view.resize / min(height, width)
+            size = (int(height * scale), int(width * scale))
+        cut = []
+        for part, modality in zip(parts, self.modalities, strict=True):
+            box = part[:, top : top + tall, left : left + wide]
+            out = _resize(box, size, modality.kind == "labels")
+            out = out.flip(2) if mirrored else out
+            if mirrored and modality.kind == "normals":
+                out[0].neg_()
+            cut.append(out)
+        sample = torch.cat(cut)
+        return sample if isinstance(self.crops, TrainCrops) else center_crop(sample, view.size)
+
+
+def read_modality(path: str, modality: Modality) -> Tensor:
+    """Read one file as (channels, H, W) float32, scaled as `Modality` describes.
+
+    Raises:
+        ValueError: it is unreadable, or has another number of channels or another type.
+    """
+    try:
+        array = np.load(path) if path.endswith(".npy") else _pixels(path, modality)
+    except BROKEN as error:
+        raise ValueError(f"cannot read {path} ({type(error).__name__}: {error})") from error
+    count = modality.channels
+    if array.ndim == 2:
+        array = array[None]
+    elif array.ndim == 3 and array.shape[0] != count:
+        array = array.transpose(2, 0, 1)
+    if array.ndim != 3 or array.shape[0] != count:
+        raise ValueError(f"{modality.kind} must have {count} channels, got {array.shape} in {path}")
+    scale = {"uint8": 255, "uint16": 65535}.get(str(array.dtype))
+    if scale is None and array.dtype.kind != "f":
+        raise ValueError(
+            f"{modality.kind} must be uint8, uint16 or float, got {array.dtype} in {path}"
+        )
+    out = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    out = out if scale is None else out / scale
+    return out * 2 - 1 if scale is not None and modality.kind == "normals" else out
+
+
+def _pixels(path: str, modality: Modality) -> np.ndarray:
+    with Image.open(path) as image:
+        if modality.channels == 3:
+            return np.array(to_rgb(image, upright=False))
+        if image.mode == "P" and modality.kind != "labels":
+            image = image.convert("L")
+        array = np.array(image)  # palette indices are the classes
+    return array.astype(np.uint16) if array.dtype == np.int32 else array
+
+
+def _resize(part: Tensor, size: tuple[int, int], nearest: bool) -> Tensor:
+    if tuple(part.shape[1:]) == size:
+        return part.clone()
+    if nearest:
+        return F.interpolate(part[None], size, mode="nearest-exact")[0]
+    return F.interpolate(part[None], size, mode="bilinear", antialias=True)[0]
+
+
+class _Matched(NamedTuple):
+    folder: Path
+    names: list[str]
+    paths: np.ndarray  # (N, M), packed
+
+
+def _match(folder: Path, modalities: Sequence[Modality]) -> _Matched:
+    """The samples below `folder`, sorted by name.
+
+    Raises:
+        ValueError: a folder is missing or empty, two files have one name, or the names differ.
+    """
+    files = [_files(check_folder(folder / m.folder, f"modality {m.folder!r}")) for m in modalities]
+    first = modalities[0].folder
+    for modality, found in zip(modalities, files, strict=True):
+        for have, lack, there, here in (
+            (files[0], found, first, modality.folder),
+            (found, files[0], modality.folder, first),
+        ):
+            lost = sorted(have.keys() - lack.keys())
+            if lost:
+                raise ValueError(
+                    f"modalities must have the same file names, but {len(lost)} of {len(have)} "
+                    f"samples of {there!r} are not in {here!r} ({str(folder)!r}): {lost[:5]}"
+                )
+    names = sorted(files[0])
+    paths = pack_paths(found[name] for name in names for found in files)
+    return _Matched(folder, names, paths.reshape(len(names), len(files)))
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """The files below a folder by their name without extension."""
+    found: dict[str, str] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in _EXTENSIONS or path.name.startswith("."):
+            continue
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in found:
+            raise ValueError(f"a sample must have one file, got {found[name]} and {path}")
+        found[name] = str(path)
+    if not found:
+        raise ValueError(f"{str(folder)!r} must hold files ({', '.join(_EXTENSIONS)}), it has none")
+    return found
+
+
+def _class_of(name: str, folder: Path) -> str:
+    parts = name.split("/")
+    if len(parts) < 2:
+        raise ValueError(
+            f"with labels=True a file must be <modality>/<class>/<file>, got {name!r} in "
+            f"{str(folder)!r}"
+        )
+    return parts[0]
+
+
+def _check_modalities(modalities: Sequence[Modality]) -> None:
+    folders = [modality.folder for modality in modalities]
+    if len(folders) < 2 or len(set(folders)) < len(folders):
+        raise ValueError(f"modalities must be at least two, in different folders, got {folders}")
+    if any(modality.kind == "image" for modality in modalities[1:]):
+        kinds = [modality.kind for modality in modalities]
+        raise ValueError(f"only the first modality may be an image, got {kinds}")

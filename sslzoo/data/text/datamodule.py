@@ -1,0 +1,418 @@
+"""TextDataModule, the base class of text data modules, and those for files and data sets.
+
+The loader gives ids without special tokens. On the device they become the views of `transform` in
+training, and the sentence between [CLS] and [SEP] otherwise.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from sslzoo.batch import Batch
+from sslzoo.checks import check_at_least
+from sslzoo.data.datamodule import PredictOn, SampleDataModule
+from sslzoo.data.inputs import TextInput, as_config
+from sslzoo.data.sampler import KeyedSampler
+from sslzoo.data.text.lines import (
+    FileLines,
+    Lines,
+    ListLines,
+    Sentences,
+    Text,
+    read_labeled,
+    read_pairs,
+    walk,
+)
+from sslzoo.data.text.tokenizer import TextTokenizer, WordPiece
+from sslzoo.eval.loaders import EvalLoaders
+from sslzoo.random import sample_keys
+from sslzoo.transforms.text.special import with_special
+from sslzoo.transforms.text.views import TextViews
+
+
+class TextSets(NamedTuple):
+    """The training and evaluation sets of a text data module.
+
+    Args:
+        train: the training set.
+        query: labeled sentences that evaluation scores, or None.
+        bank: labeled sentences for probe training; None: `train`.
+        num_classes: number of classes, or None without labels.
+        pairs: scored pairs by name, such as "dev": 2N lines each, see `read_pairs`.
+    """
+
+    train: Text
+    query: Text | None = None
+    bank: Text | None = None
+    num_classes: int | None = None
+    pairs: dict[str, Text] = {}  # noqa: RUF012 (never changed)
+
+
+class TextDataModule(SampleDataModule):
+    """Base class of text data modules; subclasses implement `read`.
+
+    Args:
+        transform: makes the training views.
+        tokenizer: text to ids; a `WordPiece` without a file is trained on the training text.
+        batch_size: size of the global batch, over all ranks.
+        max_length: tokens of a view, including [CLS] and [SEP]; longer text is truncated.
+        eval_batch_size: batch size in evaluation.
+        num_workers: processes that read and tokenize; 0: the main process.
+        seed: seed of batches and views; None: the run's seed.
+        predict_on: the set that `predict` runs on.
+        drop_last: drop the last batch of an epoch if it is incomplete.
+    """
+
+    noun = "sentences"
+
+    def __init__(
+        self,
+        transform: TextViews,
+        tokenizer: TextTokenizer,
+        batch_size: int,
+        max_length: int,
+        eval_batch_size: int,
+        num_workers: int,
+        seed: int | None,
+        predict_on: PredictOn,
+        drop_last: bool,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, num_workers, seed, 1.0, predict_on, drop_last)
+        check_at_least("max_length", max_length, 3)
+        self.transform, self.tokenizer = transform, tokenizer
+        self.max_length = max_length
+
+    @abstractmethod
+    def read(self) -> TextSets:
+        """Read the sets; called once, by `setup`.
+
+        Raises:
+            ValueError: a file is missing or malformed.
+        """
+
+    @property
+    def num_samples(self) -> int:
+        """Size of the training set."""
+        return len(self.sets.train.lines)
+
+    @property
+    def num_broken(self) -> int:
+        """Always 0: no sentence is skipped."""
+        return 0
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the sets and prepare the tokenizer, once; check the vocabulary."""
+        first = self._sets is None
+        super().setup(stage)
+        if first:
+            self.tokenizer.prepare(walk(self.sets.train.lines))
+            self.transform.prepare(self.tokenizer)
+        self._check_vocabulary()
+
+    def train_source(self, sampler: KeyedSampler) -> Sentences:
+        return self.eval_source(self.sets.train)
+
+    def eval_source(self, samples: Text) -> Sentences:
+        return Sentences(samples, self.tokenizer, self.max_length - 2)
+
+    def workers(self, samples: Text) -> int:
+        return 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Also store the tokenizer's digest, and its JSON if it may have been trained here."""
+        state = {**super().state_dict(), "tokenizer": self.tokenizer.digest}
+        if isinstance(self.tokenizer, WordPiece):
+            state["tokenizer_json"] = self.tokenizer.to_json()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if state_dict["tokenizer"] != self.tokenizer.digest:
+            raise ValueError(
+                "the tokenizer's digest must be that of the checkpoint, "
+                f"{state_dict['tokenizer'][:12]}, got {self.tokenizer.digest[:12]}; use the same "
+                "training text, or the tokenizer's file"
+            )
+
+    def encoder_input(self) -> TextInput:
+        self.setup("validate")  # the tokenizer may be trained on the text
+        return TextInput(self.tokenizer, self.max_length)
+
+    def preprocessing(self) -> dict[str, Any] | None:
+        about = {"kind": "text", "max_length": self.max_length}
+        if isinstance(self.tokenizer, WordPiece):
+            return about
+        tokenizer = as_config(self.tokenizer)
+        return None if tokenizer is None else {**about, "tokenizer": tokenizer}
+
+    def take_input(self, given: Any) -> None:
+        """Use another encoder's tokenizer and maximum length."""
+        self.tokenizer, self.max_length = given.tokenizer, given.max_length
+
+    def eval_sets(self) -> dict[str, Any]:
+        pairs = {f"pairs {name}": text for name, text in self.sets.pairs.items()}
+        return {**super().eval_sets(), **pairs}
+
+    def similarity_dataloaders(self) -> dict[str, EvalLoaders]:
+        """Scored pairs by name: rows 2i and 2i + 1 are a pair, labels its score."""
+        return {
+            name: EvalLoaders(self.eval_loader(text), None, self.eval_views, None, sharded=True)
+            for name, text in self.sets.pairs.items()
+        }
+
+    def train_views(self, batch: Batch, epoch: int) -> Batch:
+        keys = sample_keys(self.seed, epoch, batch.index)
+        return batch._replace(views=self.transform(batch.views[0], keys, self.tokenizer.special))
+
+    def has_pairs(self) -> bool:
+        """Whether there are two views, at least one of them augmented."""
+        return len(self.transform.views) > 1 and any(self.transform.views[:2])
+
+    def eval_views(self, batch: Batch) -> Batch:
+        return batch._replace(views=[with_special(batch.views[0], self.tokenizer.special)])
+
+    def _check_vocabulary(self) -> None:
+        """Check the ids of the tokenizer against the model."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        rows = getattr(getattr(module, "backbone", None), "num_ids", None)
+        if rows is not None and rows < self.tokenizer.num_ids:
+            raise ValueError(
+                f"num_ids of the backbone must be at least {self.tokenizer.num_ids} (the "
+                f"tokenizer's), got {rows}"
+            )
+        mask_id = getattr(module, "mask_id", None)
+        if mask_id is not None and mask_id != self.tokenizer.special.mask:
+            raise ValueError(
+                f"mask_id must be {self.tokenizer.special.mask} (the tokenizer's [MASK]), got "
+                f"{mask_id}"
+            )
+
+
+class TextLines(TextDataModule):
+    """A file with one sentence per line, with optional labeled sentences and pairs.
+
+    Args:
+        root: the training text file.
+        transform: makes the training views.
+        tokenizer: text to ids; a `WordPiece` without a file is trained on the training text.
+        batch_size: size of the global batch, over all ranks.
+        max_length: tokens of a view, including [CLS] and [SEP]; longer text is truncated.
+        labeled_train: file of `label<TAB>sentence` lines for probe training.
+        labeled_test: file of `label<TAB>sentence` lines that evaluation scores.
+        pairs: CSV files of (sentence, sentence, score) rows, by the name of their metric.
+        eval_batch_size: batch size in evaluation.
+        num_workers: processes that read and tokenize; 0: the main process.
+        seed: seed of batches and views; None: the run's seed.
+        predict_on: the set that `predict` runs on.
+        drop_last: drop the last batch of an epoch if it is incomplete.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        transform: TextViews,
+        tokenizer: TextTokenizer,
+        batch_size: int = 256,
+        max_length: int = 64,
+        labeled_train: str | None = None,
+        labeled_test: str | None = None,
+        pairs: dict[str, str] | None = None,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        seed: int | None = None,
+        predict_on: PredictOn = "query",
+        drop_last: bool = True,
+    ) -> None:
+        super().__init__(
+            transform,
+            tokenizer,
+            batch_size,
+            max_length,
+            eval_batch_size,
+            num_workers,
+            seed,
+            predict_on,
+            drop_last,
+        )
+        if (labeled_train is None) != (labeled_test is None):
+            raise ValueError(
+                "labeled_train and labeled_test must be given together, got "
+                f"{labeled_train!r} and {labeled_test!r}"
+            )
+        self.root, self.pairs = root, pairs or {}
+        self.labeled_train, self.labeled_test = labeled_train, labeled_test
+
+    def read(self) -> TextSets:
+        """Index the lines of the file; read labeled sentences and pairs into memory."""
+        sets = TextSets(
+            Text(FileLines(self.root)),
+            pairs={name: read_pairs(path) for name, path in self.pairs.items()},
+        )
+        if self.labeled_train is None or self.labeled_test is None:
+            return sets
+        bank, classes = read_labeled(self.labeled_train)
+        query, _ = read_labeled(self.labeled_test, classes)
+        return sets._replace(bank=bank, query=query, num_classes=len(classes))
+
+
+class STSB(TextDataModule):
+    """STS-B: the training set is the sentences of its training pairs, without scores.
+
+    Cer et al., SemEval 2017, https://arxiv.org/abs/1708.00055: 5,749 pairs for training (10,536
+    distinct sentences), 1,500 "dev" and 1,379 "test" pairs with scores from 0 to 5.
+
+    Args:
+        root: the folder with train.csv, dev.csv and test.csv of (sentence, sentence, score) rows,
+            or the parent of such a folder `stsb`.
+        transform: makes the training views.
+        tokenizer: text to ids; a `WordPiece` without a file is trained on the training sentences.
+        batch_size: size of the global batch, over all ranks.
+        max_length: tokens of a view, including [CLS] and [SEP]; longer text is truncated.
+        eval_batch_size: batch size in evaluation.
+        num_workers: processes that tokenize; 0: the main process.
+        seed: seed of batches and views; None: the run's seed.
+        drop_last: drop the last batch of an epoch if it is incomplete.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        transform: TextViews,
+        tokenizer: TextTokenizer,
+        batch_size: int = 256,
+        max_length: int = 32,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        seed: int | None = None,
+        drop_last: bool = True,
+    ) -> None:
+        super().__init__(
+            transform,
+            tokenizer,
+            batch_size,
+            max_length,
+            eval_batch_size,
+            num_workers,
+            seed,
+            "train",
+            drop_last,
+        )
+        self.root = root
+
+    def read(self) -> TextSets:
+        """Read all three parts into memory."""
+        folder = Path(self.root).expanduser()
+        inner = folder / "stsb"
+        folder = inner if inner.is_dir() else folder
+        train, dev, test = (read_pairs(folder / f"{part}.csv") for part in ("train", "dev", "test"))
+        distinct = dict.fromkeys(walk(train.lines))  # ordered by first appearance
+        return TextSets(Text(ListLines(list(distinct))), pairs={"dev": dev, "test": test})
+
+
+class HFText(TextDataModule):
+    """The text of a Hugging Face data set by name, with optional labels for evaluation.
+
+    Args:
+        name: a name such as "wikitext" or "ag_news", or a folder.
+        transform: makes the training views.
+        tokenizer: text to ids; a `WordPiece` without a file is trained on the training text.
+        subset: configuration of the data set, such as "wikitext-103-raw-v1".
+        column: column with the text.
+        label: column with the classes; None: no evaluation with labels.
+        test_split: split that evaluation scores.
+        batch_size: size of the global batch, over all ranks.
+        max_length: tokens of a view, including [CLS] and [SEP]; longer text is truncated.
+        eval_batch_size: batch size in evaluation.
+        num_workers: processes that read and tokenize; 0: the main process.
+        seed: seed of batches and views; None: the run's seed.
+        predict_on: the set that `predict` runs on.
+        drop_last: drop the last batch of an epoch if it is incomplete.
+        local_files_only: refuse a name that would be downloaded. It is set when the config of a run
+            directory is read without `trust`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        transform: TextViews,
+        tokenizer: TextTokenizer,
+        subset: str | None = None,
+        column: str = "text",
+        label: str | None = None,
+        test_split: str = "test",
+        batch_size: int = 256,
+        max_length: int = 64,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        seed: int | None = None,
+        predict_on: PredictOn = "query",
+        drop_last: bool = True,
+        local_files_only: bool = False,
+    ) -> None:
+        super().__init__(
+            transform,
+            tokenizer,
+            batch_size,
+            max_length,
+            eval_batch_size,
+            num_workers,
+            seed,
+            predict_on,
+            drop_last,
+        )
+        self.name, self.subset, self.column = name, subset, column
+        self.label, self.test_split = label, test_split
+        self.local_files_only = local_files_only
+
+    def prepare_data(self) -> None:
+        """Download the data set."""
+        self._load("train")
+
+    def read(self) -> TextSets:
+        """Open the splits; rows are read on demand."""
+        train = self._text(self._load("train"))
+        if self.label is None:
+            return TextSets(train)
+        query = self._text(self._load(self.test_split))
+        assert train.label is not None
+        return TextSets(train, query, num_classes=int(train.label.max()) + 1)
+
+    def _text(self, rows: Any) -> Text:
+        label = None if self.label is None else torch.tensor(list(rows[self.label]))
+        lines: Lines = _Rows(rows, self.column)
+        return Text(lines, label)
+
+    def _load(self, split: str) -> Any:
+        if self.local_files_only and not Path(str(self.name)).is_dir():
+            raise ValueError(
+                f"the data set {self.name!r} of a run's config must be a folder, since nothing is "
+                "downloaded for a file; if you trust the run, say so: --trust"
+            )
+        try:
+            from datasets import load_dataset
+        except ImportError as error:
+            raise ValueError(
+                "HFText needs the package datasets, which is not installed; run: "
+                "pip install datasets"
+            ) from error
+        return load_dataset(self.name, self.subset, split=split)
+
+
+class _Rows:
+    """A column of a `datasets.Dataset` as lines."""
+
+    def __init__(self, rows: Any, column: str) -> None:
+        self.rows, self.column = rows, column
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, rows: Any) -> list[str]:
+        return list(self.rows[list(rows)][self.column])
+
+    def fingerprint(self) -> None:
+        """Unknown: the package has no public hash of a data set."""

@@ -1,0 +1,221 @@
+"""Lines of text, in memory or in a file, and batches of tokenized sentences.
+
+Shapes: N lines, B sentences of a batch, L tokens of its longest sentence.
+"""
+
+from __future__ import annotations
+
+import csv
+import mmap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslzoo.batch import Batch, Tokens
+from sslzoo.data.listing import check_known, select_rows
+from sslzoo.data.text.tokenizer import TextTokenizer
+from sslzoo.eval.fingerprint import files_digest, labels_digest, text_digest
+
+_BLOCK = 1 << 26  # bytes of a file that are scanned at a time
+
+
+class Lines(Protocol):
+    """N lines of text, read by number."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: Sequence[int]) -> list[str]:
+        """Read the lines with these numbers."""
+
+    def fingerprint(self) -> str | None:
+        """Hash of the lines; None if unknown."""
+
+
+class ListLines:
+    """Lines in memory.
+
+    Args:
+        lines: the text.
+    """
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        self.lines = list(lines)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def read(self, rows: Sequence[int]) -> list[str]:
+        return [self.lines[row] for row in rows]
+
+    def fingerprint(self) -> str:
+        return text_digest(self.lines)
+
+
+class FileLines:
+    """Lines of a UTF-8 file of any size; memory holds 12 bytes per line.
+
+    Empty lines are skipped and not counted.
+
+    Args:
+        path: the file; invalid UTF-8 is replaced.
+
+    Raises:
+        ValueError: the file does not exist or has no text.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        if not self.path.is_file() or not self.path.stat().st_size:
+            raise ValueError(f"a text file must exist and not be empty, got {str(path)!r}")
+        starts, sizes = [], []
+        for start, size in self._bounds():
+            starts.append(start[size > 0])
+            sizes.append(size[size > 0])
+        self._starts, self._sizes = np.concatenate(starts), np.concatenate(sizes)
+        if not len(self._starts):
+            raise ValueError(f"a text file must have a line of text, {str(path)!r} has none")
+        self._map: mmap.mmap | None = None
+
+    def _bounds(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(starts, sizes) of lines, block by block."""
+        content = np.memmap(self.path, np.uint8, "r")
+        start = 0
+        for first in range(0, len(content), _BLOCK):
+            block = content[first : first + _BLOCK]
+            ends = np.flatnonzero(block == ord("\n")) + first
+            if first + _BLOCK >= len(content) and content[-1] != ord("\n"):
+                ends = np.append(ends, len(content))
+            if not len(ends):
+                continue
+            starts = np.concatenate([[start], ends[:-1] + 1])
+            sizes = ends - starts
+            windows = (sizes > 0) & (content[np.maximum(ends - 1, 0)] == ord("\r"))
+            yield starts, (sizes - windows).astype(np.int32)
+            start = int(ends[-1]) + 1
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def read(self, rows: Sequence[int]) -> list[str]:
+        if self._map is None:
+            with self.path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        out = []
+        for row in rows:
+            start = int(self._starts[row])
+            raw = self._map[start : start + int(self._sizes[row])]
+            out.append(raw.decode("utf-8", errors="replace"))
+        return out
+
+    def fingerprint(self) -> str:
+        return files_digest([self.path])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_map": None}  # a memory map cannot be pickled
+
+
+class Text(NamedTuple):
+    """Lines and their optional labels.
+
+    Args:
+        lines: N lines.
+        label: (N,) int64 classes, (N,) float scores of pairs, or None.
+    """
+
+    lines: Lines
+    label: Tensor | None = None
+
+    def fingerprint(self) -> str | None:
+        """Hash of lines and labels; None if unknown."""
+        lines = self.lines.fingerprint()
+        return None if lines is None else lines + labels_digest(self.label)
+
+
+class Sentences:
+    """Text as batches of `Tokens`, without [CLS] and [SEP].
+
+    Args:
+        text: the lines.
+        tokenizer: a prepared tokenizer.
+        max_words: tokens to which a sentence is truncated.
+    """
+
+    def __init__(self, text: Text, tokenizer: TextTokenizer, max_words: int) -> None:
+        self.text, self.tokenizer, self.max_words = text, tokenizer, max_words
+
+    def __len__(self) -> int:
+        return len(self.text.lines)
+
+    def __getitems__(self, index: list[int]) -> Batch:
+        encoded = self.tokenizer.encode(self.text.lines.read(index))
+        words = [line[: self.max_words] for line in encoded]
+        ids = np.full((len(words), max(1, *map(len, words))), self.tokenizer.special.pad, np.int64)
+        for row, line in zip(ids, words, strict=True):
+            row[: len(line)] = line
+        tokens = Tokens(torch.from_numpy(ids), torch.tensor([len(line) for line in words]))
+        rows = torch.tensor(index)
+        return Batch([tokens], rows, select_rows(self.text.label, rows))
+
+
+def walk(lines: Lines, block: int = 1024) -> Iterator[str]:
+    """Iterate over all lines in order."""
+    for start in range(0, len(lines), block):
+        yield from lines.read(range(start, min(start + block, len(lines))))
+
+
+def read_labeled(path: str | Path, classes: list[str] | None = None) -> tuple[Text, list[str]]:
+    """Read labeled sentences, one `label<TAB>sentence` per line, into memory.
+
+    Args:
+        path: the file.
+        classes: the classes of the training set; None: the sorted labels of this file.
+
+    Returns:
+        The text, whose labels are positions in the classes, and the classes.
+
+    Raises:
+        ValueError: a line has no tab, or a label is not a class.
+    """
+    labels, lines = [], []
+    for number, line in enumerate(walk(FileLines(path)), 1):
+        label, tab, sentence = line.partition("\t")
+        if not tab:
+            raise ValueError(
+                f"a line of {path} must be label<TAB>sentence, line {number} is {line[:60]!r}"
+            )
+        labels.append(label)
+        lines.append(sentence)
+    classes = sorted(set(labels)) if classes is None else classes
+    check_known(labels, classes, str(path))
+    position = {name: number for number, name in enumerate(classes)}
+    return Text(ListLines(lines), torch.tensor([position[label] for label in labels])), classes
+
+
+def read_pairs(path: str | Path) -> Text:
+    """Read scored pairs from a CSV of (sentence, sentence, score) rows without a header.
+
+    Returns:
+        2N lines, with the two lines of a pair adjacent, each with the pair's score.
+
+    Raises:
+        ValueError: the file does not exist, or a row is malformed.
+    """
+    lines: list[str] = []
+    scores: list[float] = []
+    if not Path(path).is_file():
+        raise ValueError(f"a CSV file of scored pairs must exist, got {str(path)!r}")
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        for number, row in enumerate(csv.reader(file), 1):
+            try:
+                first, second, score = row
+                scores += [float(score)] * 2
+            except ValueError:
+                raise ValueError(
+                    f"a row of {path} must be (sentence, sentence, score), row {number} is {row}"
+                ) from None
+            lines += [first, second]
+    return Text(ListLines(lines), torch.tensor(scores))

@@ -1,0 +1,213 @@
+"""Tokenizers: text to ids without [CLS] and [SEP]; trained on the data, or pre-trained."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sslzoo.atomic_write import atomic_write
+from sslzoo.checks import check_at_least
+from sslzoo.transforms.text.special import Special
+
+NAMES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEL]")  # in the order of `Special`
+
+
+class TextTokenizer(ABC):
+    """Base class of the tokenizers; `prepare` must be called before any other method.
+
+    Attributes:
+        special: ids of the special tokens; [DEL] is a token of the vocabulary.
+    """
+
+    special: Special
+
+    @abstractmethod
+    def prepare(self, lines: Iterable[str]) -> None:
+        """Load, or train on the training text; called once, on every rank."""
+
+    @property
+    @abstractmethod
+    def num_ids(self) -> int:
+        """Size of the vocabulary: the largest id plus 1."""
+
+    @abstractmethod
+    def id_of(self, word: str) -> int | None:
+        """The id of a word that is a single token, else None."""
+
+    @abstractmethod
+    def encode(self, lines: Sequence[str]) -> list[list[int]]:
+        """Tokenize lines to ids, without [CLS] and [SEP]."""
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """Hash of the vocabulary, stored in checkpoints."""
+
+
+class WordPiece(TextTokenizer):
+    """WordPiece of the `tokenizers` package, lower-cased, without accents.
+
+    By default it is trained on the data: the vocabulary is its characters and most frequent words,
+    and any other word is split into its longest known prefix and characters. This is simpler than
+    BERT's vocabulary but deterministic, which the package's own WordPiece trainer (0.23) is not.
+    For gigabytes of text, train it once, `save` it and pass the file.
+
+    Args:
+        num_ids: size of the trained vocabulary, including special tokens.
+        path: JSON file of `tokenizers` to load instead, from `save` or a BERT's tokenizer.json;
+            [DEL] is added if missing.
+    """
+
+    def __init__(self, num_ids: int = 8000, path: str | None = None) -> None:
+        self.wanted, self.path = num_ids, path
+        self._tokenizer: Any = None
+
+    def prepare(self, lines: Iterable[str]) -> None:
+        if self._tokenizer is not None:
+            return
+        tokenizers = _tokenizers()
+        if self.path is None:
+            self._tokenizer = _train(tokenizers, lines, self.wanted)
+        else:
+            if not Path(self.path).is_file():
+                raise ValueError(f"path must be a JSON file of `tokenizers`, got {self.path!r}")
+            self._tokenizer = tokenizers.Tokenizer.from_file(self.path)
+            self._tokenizer.add_special_tokens(["[DEL]"])
+        self._find_special(repr(self.path))
+
+    @classmethod
+    def from_json(cls, text: str) -> WordPiece:
+        """Build a prepared tokenizer from the output of `to_json`.
+
+        Raises:
+            ValueError: the JSON is malformed or lacks a special token, or the package is missing.
+        """
+        made, package = cls(), _tokenizers()
+        try:
+            made._tokenizer = package.Tokenizer.from_str(text)
+        except Exception as error:  # the package raises no narrower class
+            raise ValueError(f"the text must be JSON of `tokenizers`: {error}") from None
+        made._find_special("the text")
+        return made
+
+    def to_json(self) -> str:
+        """The tokenizer as JSON, for `from_json` or a file."""
+        return self._ready().to_str()
+
+    def save(self, path: str) -> None:
+        """Write the JSON file."""
+        atomic_write(Path(path), self.to_json())
+
+    def _find_special(self, source: str) -> None:
+        found = [self._tokenizer.token_to_id(name) for name in NAMES]
+        if None in found:
+            missing = [name for name, number in zip(NAMES, found, strict=True) if number is None]
+            raise ValueError(f"a tokenizer must have {NAMES}, {source} lacks {missing}")
+        self.special = Special(*found)
+
+    @property
+    def num_ids(self) -> int:
+        return self._ready().get_vocab_size()
+
+    def id_of(self, word: str) -> int | None:
+        return self._ready().token_to_id(word)
+
+    def encode(self, lines: Sequence[str]) -> list[list[int]]:
+        encoded = self._ready().encode_batch(list(lines), add_special_tokens=False)
+        return [line.ids for line in encoded]
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self._ready().to_str().encode()).hexdigest()
+
+    def _ready(self) -> Any:
+        if self._tokenizer is None:
+            raise ValueError("the tokenizer must be prepared first; call prepare(lines)")
+        return self._tokenizer
+
+
+class HFTokenizer(TextTokenizer):
+    """A Hugging Face tokenizer by name, with [DEL] as an added token.
+
+    Args:
+        name: a name such as "bert-base-uncased", or a folder.
+        local_files_only: use local files only, without a download.
+    """
+
+    def __init__(self, name: str, local_files_only: bool = False) -> None:
+        self.name, self.local_files_only = name, local_files_only
+        self._tokenizer: Any = None
+
+    def prepare(self, lines: Iterable[str]) -> None:
+        try:
+            from transformers import AutoTokenizer
+        except ImportError as error:
+            raise ValueError(
+                "HFTokenizer needs the package transformers, which is not installed; run: "
+                "pip install transformers"
+            ) from error
+        t = self._tokenizer = AutoTokenizer.from_pretrained(
+            self.name, local_files_only=self.local_files_only
+        )
+        t.add_special_tokens({"additional_special_tokens": ["[DEL]"]})
+        deleted = t.convert_tokens_to_ids("[DEL]")
+        ids = (t.pad_token_id, t.unk_token_id, t.cls_token_id, t.sep_token_id, t.mask_token_id)
+        if None in ids:
+            raise ValueError(f"{self.name!r} must have {NAMES[:5]}, got ids {ids}")
+        self.special = Special(*ids, deleted)
+
+    @property
+    def num_ids(self) -> int:
+        return len(self._tokenizer)
+
+    def id_of(self, word: str) -> int | None:
+        found = self._tokenizer.convert_tokens_to_ids(word)
+        return None if found == self.special.unknown else found
+
+    def encode(self, lines: Sequence[str]) -> list[list[int]]:
+        return self._tokenizer(list(lines), add_special_tokens=False)["input_ids"]
+
+    @property
+    def digest(self) -> str:
+        vocabulary = sorted(self._tokenizer.get_vocab().items())
+        return hashlib.sha256(repr(vocabulary).encode()).hexdigest()
+
+
+def _tokenizers() -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ValueError(
+            "WordPiece needs the package tokenizers, which is not installed; run: "
+            "pip install 'sslzoo[text]'"
+        ) from error
+    return tokenizers
+
+
+def _train(tokenizers: Any, lines: Iterable[str], num_ids: int) -> Any:
+    check_at_least("num_ids", num_ids, len(NAMES) + 1)
+    counter = _reader(tokenizers, tokenizers.models.WordLevel(unk_token="[UNK]"))
+    every = tokenizers.trainers.WordLevelTrainer(
+        vocab_size=1 << 30, special_tokens=[], show_progress=False
+    )
+    counter.train_from_iterator(lines, every)
+    ids = counter.get_vocab()
+    words = sorted(ids, key=ids.__getitem__)  # by frequency, ties by the alphabet
+    characters = list(dict.fromkeys(character for word in words for character in word))
+    characters = characters[: num_ids // 4]  # some scripts have thousands
+    pieces = [*NAMES, *(form for c in characters for form in (c, f"##{c}")), *words]
+    vocabulary = {piece: i for i, piece in enumerate(list(dict.fromkeys(pieces))[:num_ids])}
+    tokenizer = _reader(tokenizers, tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(list(NAMES))
+    return tokenizer
+
+
+def _reader(tokenizers: Any, model: Any) -> Any:
+    """A tokenizer with BERT's uncased normalization and word splitting."""
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    return tokenizer

@@ -1,0 +1,6 @@
+"""Masks: random choices of the patches or tokens that are masked."""
+
+from sslzoo.masks.block import BlockMasks
+from sslzoo.masks.multi_block import MultiBlock
+
+__all__ = ["BlockMasks", "MultiBlock"]

@@ -1,0 +1,63 @@
+"""ScheduleLR: a torch learning-rate scheduler that follows one of our schedules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from sslzoo.optim.schedule import RunLength, Schedule
+
+
+class ScheduleLR(LRScheduler):
+    """Set each group's rate to base rate * `schedule(step, run_length)` * the group's `lr_scale`.
+
+    It is stepped once per optimizer step. A group marked `constant_rate=True` (see
+    `ConstantRateFor`) stays at its base rate.
+
+    Args:
+        optimizer: its groups' `lr` are the base rates.
+        schedule: factor that multiplies the base rates.
+        run_length: length of the run.
+    """
+
+    def __init__(self, optimizer: Optimizer, schedule: Schedule, run_length: RunLength):
+        self.schedule, self.run_length = schedule, RunLength(*run_length)
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        factor = self.schedule(self.last_epoch, self.run_length)
+        return [
+            base
+            * group.get("lr_scale", 1.0)
+            * (1.0 if group.get("constant_rate", False) else factor)
+            for base, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "last_epoch": self.last_epoch,
+            "base_lrs": [float(lr) for lr in self.base_lrs],
+            "last_lr": [float(lr) for lr in self.get_last_lr()],
+            "horizon": list(self.run_length),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        saved, asked = RunLength(*state_dict["horizon"]), self.run_length
+        self.last_epoch = state_dict["last_epoch"]
+        self._step_count = self.last_epoch + 1
+        self.base_lrs = list(state_dict["base_lrs"])
+        self._last_lr = list(state_dict["last_lr"])
+        if self.schedule.run_length_on_resume == "keep":
+            self.run_length = saved
+            if saved != asked:
+                rank_zero_info(
+                    f"{type(self.schedule).__name__} keeps the run length of its checkpoint, "
+                    f"{saved.total_steps} steps (this run: {asked.total_steps}); to use the new "
+                    "one, set run_length_on_resume: new in the schedule's init_args"
+                )
+        for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            group["lr"] = lr

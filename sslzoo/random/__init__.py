@@ -1,0 +1,19 @@
+"""Keyed randomness: draws that depend on their purpose, not on the order of drawing."""
+
+from sslzoo.random.keys import (
+    Keys,
+    run_keys,
+    run_seed,
+    run_uniform,
+    sample_keys,
+)
+from sslzoo.random.stratified import stratified_split
+
+__all__ = [
+    "Keys",
+    "run_keys",
+    "run_seed",
+    "run_uniform",
+    "sample_keys",
+    "stratified_split",
+]

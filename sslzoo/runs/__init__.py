@@ -1,0 +1,1 @@
+"""Runs: contents of run directories, provenance, and evaluation results."""

@@ -1,0 +1,196 @@
+"""Evaluation: extract an encoder's features on a data module and compute the suite's metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning import LightningDataModule
+from lightning.fabric import Fabric
+from torch import nn
+
+from sslzoo.batch import Batch
+from sslzoo.data.alignment import view_alignment
+from sslzoo.data.datamodule import SampleDataModule
+from sslzoo.distributed import rank
+from sslzoo.eval.cache import cached_features
+from sslzoo.eval.features import Features, extract
+from sslzoo.eval.fingerprint import module_digest
+from sslzoo.eval.loaders import EvalLoaders
+from sslzoo.eval.suite import OF_BANK_LABELS, OF_LABELS, Suite
+from sslzoo.runs.encoders import Model
+from sslzoo.runs.results import Metrics
+
+
+def note(text: str) -> None:
+    """Print a note on the results for the user, once."""
+    if rank() == 0:
+        print(f"sslzoo eval: {text}", file=sys.stderr)
+
+
+def loaders_of(data: LightningDataModule) -> EvalLoaders:
+    """Get the evaluation loaders of a data module.
+
+    Raises:
+        ValueError: the data module does not follow the interface.
+    """
+    make: Callable[[], Any] | None = getattr(data, "eval_dataloaders", None)
+    loaders = None if make is None else make()
+    if not isinstance(loaders, EvalLoaders):
+        got = "no such method" if make is None else f"one that returns {type(loaders).__name__}"
+        raise ValueError(
+            "a data module with eval_dataloaders() -> sslzoo.eval.loaders.EvalLoaders wanted, "
+            f"{type(data).__name__} has {got}"
+        )
+    return loaders
+
+
+def fingerprint_of(data: LightningDataModule) -> str | None:
+    """Fingerprint of the data, for the cache key; None if the data module has none."""
+    give: Callable[[], str | None] | None = getattr(data, "fingerprint", None)
+    return None if give is None else give()
+
+
+def as_known_to(model: Model, data: LightningDataModule, on_own: bool) -> LightningDataModule:
+    """Adapt the data so that its samples are preprocessed as the encoder expects.
+
+    Args:
+        model: the model, whose preprocessing takes precedence.
+        data: the data module, set up.
+        on_own: whether it is the data that the run was trained on.
+
+    Raises:
+        ValueError: the encoder expects samples that the data cannot provide.
+    """
+    kind = type(data).__name__
+    try:
+        given = model.preprocess()
+    except ValueError as error:
+        if not on_own:
+            raise
+        note(f"{error}; samples are made as the {kind} given makes them")
+        given = None
+    else:
+        if given is None and type(model.trained_on) is not type(data):
+            note(f"{model.name} does not say what it takes; samples are made as {kind} makes them")
+    if given is not None:
+        take: Callable[[Any], LightningDataModule] | None = getattr(data, "with_input", None)
+        known = data if take is None else take(given)
+        if known is data:
+            note(
+                f"samples are made as {kind} makes them, which cannot be told to make them as "
+                f"{model.name} does ({type(given).__name__})"
+            )
+        data = known
+    give = getattr(data, "encoder_input", None)
+    model.check_vocabulary(None if give is None else give())
+    return data
+
+
+class Found(NamedTuple):
+    """Features of this rank, as the suite needs them.
+
+    Args:
+        bank: features of the bank, which is searched or trained on.
+        query: features of the query set, which is scored; only if the suite reads it.
+        num_classes: None without labels.
+        pairs: features of scored pairs, by name.
+    """
+
+    bank: Features
+    query: Features | None
+    num_classes: int | None
+    pairs: dict[str, Features]
+
+
+def find(
+    encoder: nn.Module,
+    data: LightningDataModule,
+    suite: Suite,
+    fabric: Fabric,
+    cache: Path | None = None,
+    made: str | None = None,
+) -> Found:
+    """Extract, or load from the cache, the features that a suite reads; collective.
+
+    Args:
+        encoder: put on the fabric's device, in eval mode.
+        data: the data module, set up, with the preprocessing that the encoder expects.
+        suite: the metrics to compute.
+        fabric: launched fabric.
+        cache: folder of the feature cache; None: no cache.
+        made: fingerprint of the data, required by the cache.
+    """
+    encoder = encoder.eval().to(fabric.device)
+    key = f"{module_digest(encoder)} {made} {fabric.device.type}" if cache is not None else ""
+
+    def features(part: str, of: EvalLoaders, loader: Any, limit: int | None = None) -> Features:
+        read = of._replace(transform=lambda batch: _labeled_once(of.transform(batch)))
+        found, _ = cached_features(
+            cache, f"{key} {part} {limit}", lambda: extract(encoder, loader, read, limit=limit)
+        )
+        # The device of the ranks' backend; Apple's GPUs have no float64.
+        device = "cpu" if fabric.device.type == "mps" else fabric.device
+        return Features(*(None if x is None else x.to(device) for x in found))  # type: ignore[arg-type]
+
+    loaders = loaders_of(data)
+    labeled = loaders.num_classes is not None and loaders.query is not None
+    if suite.protocols is not None:
+        labeled = bool(set(suite.protocols) & set(OF_LABELS))
+    limit = None if labeled else suite.rank_samples
+    bank = features("bank", loaders, loaders.bank, limit)
+    query = None
+    if labeled and loaders.query is not None:
+        query = features("query", loaders, loaders.query)
+    give: Callable[[], dict[str, EvalLoaders]] | None = getattr(
+        data, "similarity_dataloaders", None
+    )
+    pairs = {}
+    if give is not None and (suite.protocols is None or "similarity" in suite.protocols):
+        pairs = {name: features(f"pairs {name}", of, of.bank) for name, of in give().items()}
+    return Found(bank, query, loaders.num_classes, pairs)
+
+
+def _labeled_once(batch: Batch) -> Batch:
+    """Drop labels that no protocol reads: one per frame, or several per sample."""
+    label = batch.label
+    plain = label is None or label.ndim == 1 or label.shape[1:] == (1,)
+    return batch if plain else batch._replace(label=None)
+
+
+def measure(
+    encoder: nn.Module,
+    data: LightningDataModule,
+    found: Found,
+    suite: Suite,
+    fabric: Fabric,
+    seeds: Sequence[int] = (0,),
+) -> list[Metrics]:
+    """Compute the metrics of one encoder; collective.
+
+    The first seed's are complete, the others' only those that depend on the labels' subset.
+
+    Args:
+        encoder: the encoder of the features.
+        data: the data module of the features.
+        found: the features.
+        suite: the metrics to compute, with explicit protocols.
+        fabric: launched fabric.
+        seeds: seeds that draw the labels kept by the suite's `train_fraction`.
+
+    Returns:
+        One dictionary of metrics per seed.
+    """
+    assert suite.protocols is not None
+    of_labels = [name for name in suite.protocols if name in OF_BANK_LABELS]
+    rows = [suite(found.bank, found.query, found.num_classes, seeds[0], found.pairs)]
+    if "label_free" in suite.protocols and isinstance(data, SampleDataModule):
+        aligned = view_alignment(encoder, data, fabric.device)
+        rows[0] |= {} if aligned is None else {"alignment": aligned}
+    for seed in seeds[1:]:
+        few = dataclasses.replace(suite, protocols=of_labels)
+        rows.append(few(found.bank, found.query, found.num_classes, seed))
+    return rows

@@ -1,0 +1,68 @@
+"""Results of runs: their last validation metrics, aggregated over seeds.
+
+Fine-tuning, and the papers' linear protocols by SGD, are runs of `sslzoo fit`: their result is the
+last epoch's `val/top1`, and their protocol is the config.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sslzoo.runs.provenance import RECORD
+from sslzoo.runs.results import summary
+from sslzoo.trust import read_config
+from sslzoo.zoo.save import last_validation
+
+
+def results_of_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Make results, as of `sslzoo eval --output`, from runs that differ only in their seed.
+
+    Args:
+        folders: runs/<config>/version_N, in any order.
+
+    Raises:
+        ValueError: a folder is not a run directory, or has no validation; or two runs are the same.
+    """
+    alike: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
+    for folder in folders:
+        config = _config(folder)
+        alike.setdefault(_without_seed(config), []).append((folder, config))
+    return [_result(runs) for runs in alike.values()]
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"a run's folder with config.yaml wanted, got {str(folder)!r}")
+    return read_config(path)
+
+
+def _without_seed(config: dict[str, Any]) -> str:
+    """The config without the seed, which runs of several seeds share."""
+    common = copy.deepcopy(config)
+    common.pop("seed_everything", None)
+    common.get("trainer", {}).pop("default_root_dir", None)
+    return json.dumps(common, sort_keys=True, default=str)
+
+
+def _result(runs: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
+    folder, config = runs[0]
+    seeds = [int(config["seed_everything"]) for _, config in runs]
+    if len(set(seeds)) < len(seeds):
+        names = [str(folder) for folder, _ in runs]
+        raise ValueError(f"runs of one config and several seeds wanted, {names} have {seeds}")
+    rows = [last_validation(folder / "metrics.csv") for folder, _ in runs]
+    for (path, _), row in zip(runs, rows, strict=True):
+        if not row:
+            raise ValueError(f"{str(path)!r} has no validation in its metrics.csv")
+    record = folder / RECORD
+    title = str(folder) if len(runs) == 1 else f"{folder} and {len(runs) - 1} more seeds"
+    return {
+        "models": [{"model": title, **summary(seeds, rows), "config": config}],
+        "seeds": seeds,
+        **(json.loads(record.read_text()) if record.is_file() else {}),
+    }

@@ -1,0 +1,1 @@
+"""Audio transforms: waveforms and log-mel spectrograms."""

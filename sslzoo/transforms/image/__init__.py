@@ -1,0 +1,1 @@
+"""Image transforms: augmentations, the views of each paper, and the evaluation view."""

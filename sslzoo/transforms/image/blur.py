@@ -1,0 +1,205 @@
+"""Gaussian blur: SimCLR's and BYOL's kernel with zero padding, and PIL's three box passes.
+
+PIL's blur, and on accelerators both, are products with banded matrices along the two axes, in
+blocks that cover little more than the band.
+Shapes: planes (C, B, H, W), changed in place; sigma (B,) in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sslzoo.random import Keys
+from sslzoo.transforms.image.layout import on_rows
+
+_BLOCK = 56  # rows of the result per product; at 224 pixels and radius 11, a quarter is multiplied
+_NO_WEIGHT = 1e-10  # weight of a tap that is lost in a float32 sum
+_PIL_PASSES = 3  # box passes of ImageFilter.GaussianBlur
+
+# Rows a to b and columns c to d of one square matrix per sample, (B, b - a, d - c).
+Band = Callable[[int, int, int, int], Tensor]
+
+
+def _block(length: int, device: torch.device) -> int:
+    return _BLOCK if length > 2 * _BLOCK and device.type == "cpu" else length
+
+
+def _multiply(planes: Tensor, band: Band, radius: int, rows: bool) -> Tensor:
+    """Multiply each column (or row) by a matrix whose band has half-width `radius`."""
+    channels, batch, height, width = planes.shape
+    length = width if rows else height
+    block = _block(max(height, width), planes.device)
+    source = planes.reshape(channels * batch, height, width)
+    out = torch.empty_like(source)
+    for start in range(0, length, block):
+        stop = min(start + block, length)
+        low, high = max(0, start - radius), min(length, stop + radius)
+        matrix = band(start, stop, low, high).repeat(channels, 1, 1)
+        if rows:
+            torch.bmm(source[:, :, low:high], matrix.mT, out=out[:, :, start:stop])
+        else:
+            torch.bmm(matrix, source[:, low:high], out=out[:, start:stop])
+    return out.view_as(planes)
+
+
+def gaussian_blur_(planes: Tensor, sigma: Tensor, radius: int) -> None:
+    """Blur with the normalized kernel exp(-x^2 / (2 sigma^2)), |x| <= radius, padded with zeros.
+
+    Shapes: planes (C, B, H, W), changed in place; sigma (B,).
+    """
+    (_blur_by_samples if planes.device.type == "cpu" else _blur_by_bands)(planes, sigma, radius)
+
+
+def _blur_by_samples(planes: Tensor, sigma: Tensor, radius: int) -> None:
+    """Blur sample by sample, in the cache, by products with a block of a banded matrix.
+
+    Taps of negligible weight are set to 0, since denormal numbers are slow.
+    """
+    height, width = planes.shape[2:]
+    tap = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    kernel = (-0.5 * (tap / sigma.double()[:, None]).square()).exp()
+    kernel /= kernel.sum(1, keepdim=True)
+    kernel = torch.where(kernel < _NO_WEIGHT, 0, kernel).to(planes.dtype)
+    # Row i of a block holds the kernel from column i.
+    padded = F.pad(kernel, (_BLOCK - 1, _BLOCK - 1))
+    blocks = padded.unfold(1, _BLOCK + 2 * radius, 1).flip(1).contiguous()
+    half = planes.new_empty(planes.shape[0], height, width)
+    for sample, block in enumerate(blocks):
+        image = planes[:, sample]
+        for start, stop, low, high in _spans(width, radius):
+            part = block[: stop - start, low - start + radius : high - start + radius]
+            torch.matmul(image[:, :, low:high], part.mT, out=half[:, :, start:stop])
+        for start, stop, low, high in _spans(height, radius):
+            part = block[: stop - start, low - start + radius : high - start + radius]
+            for channel, plane in zip(image, half, strict=True):
+                torch.mm(part, plane[low:high], out=channel[start:stop])
+
+
+def _spans(length: int, radius: int) -> list[tuple[int, int, int, int]]:
+    """Per block of an axis: start and stop, and the start and stop of its band."""
+    starts = range(0, length, _BLOCK)
+    ends = [min(start + _BLOCK, length) for start in starts]
+    return [
+        (start, stop, max(0, start - radius), min(length, stop + radius))
+        for start, stop in zip(starts, ends, strict=True)
+    ]
+
+
+def _blur_by_bands(planes: Tensor, sigma: Tensor, radius: int) -> None:
+    """Blur the whole batch by products with banded matrices, without a host sync."""
+    rate = (-0.5 / (sigma * sigma))[:, None, None]
+    taps = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
+    total = (rate * taps * taps).exp().sum(2, keepdim=True)
+    # The matrix is constant along its diagonals, so that all blocks are equal.
+    block = _block(max(planes.shape[2:]), planes.device)
+    tap = torch.arange(-radius, block + radius, device=sigma.device, dtype=sigma.dtype)
+    distance = tap - tap[radius : radius + block, None]
+    kept = (distance.abs() <= radius).to(sigma.dtype)
+    matrix = (rate * (distance * distance)).exp().mul_(kept).div_(total)
+
+    def band(a: int, b: int, c: int, d: int) -> Tensor:
+        return matrix[:, : b - a, c - a + radius : d - a + radius]
+
+    planes.copy_(_multiply(_multiply(planes, band, radius, rows=False), band, radius, rows=True))
+
+
+def _box_matrix(sigma: Tensor, length: int, reach: int) -> Tensor:
+    """The matrix of one of PIL's box passes along an axis, edges repeated, (B, length, length).
+
+    The box of a fractional half-width l + a has the variance sigma^2 / 3 (Gwosdek et al.,
+    Theoretical foundations of Gaussian convolution by extended box filtering, 2011).
+    """
+    variance = sigma * sigma / _PIL_PASSES
+    whole = (((12 * variance + 1).sqrt() - 1) / 2).floor()
+    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
+    part = part / (6 * (variance - (whole + 1) ** 2))
+    pixel = torch.arange(length, device=sigma.device)[:, None]
+    tap = torch.arange(-reach, length + reach, device=sigma.device)
+    distance = (tap - pixel).abs().to(sigma.dtype)
+    # The weight is 1 inside the box, fractional on its rim, and 0 outside.
+    weights = (whole[:, None, None] + 1 - distance).clamp_(0, 1)
+    rim = (1 - (whole[:, None, None] + 1 - distance).abs()).clamp_min_(0)
+    weights += part[:, None, None] * rim
+    weights /= (2 * (whole + part) + 1)[:, None, None]
+    matrix = weights[:, :, reach : reach + length].clone()
+    matrix[:, :, 0] += weights[:, :, :reach].sum(2)
+    matrix[:, :, -1] += weights[:, :, reach + length :].sum(2)
+    return matrix
+
+
+def pil_blur_(planes: Tensor, sigma: Tensor, largest: float) -> None:
+    """PIL's GaussianBlur(radius=sigma): three box passes along rows and three along columns.
+
+    As in PIL, the input and the result of each pass are rounded to bytes.
+
+    Args:
+        planes: (C, B, H, W) in [0, 1], changed in place.
+        sigma: (B,).
+        largest: upper bound of sigma, which bounds the band.
+    """
+    variance = largest * largest / _PIL_PASSES
+    reach = math.floor((math.sqrt(12 * variance + 1) - 1) / 2) + 1
+    result = planes.mul_(255).round_()
+    for rows in (True, False):
+        box = _box_matrix(sigma, planes.shape[3 if rows else 2], reach)
+
+        def band(a: int, b: int, c: int, d: int, box: Tensor = box) -> Tensor:
+            return box[:, a:b, c:d]
+
+        for _ in range(_PIL_PASSES):
+            result = _multiply(result, band, reach, rows).round_()
+    torch.mul(result, 1 / 255, out=planes)
+
+
+class _RandomBlur(ABC):
+    """Blur samples with a random width.
+
+    Args:
+        p: probability per sample.
+        sigma: range of the width in pixels, drawn per sample.
+    """
+
+    def __init__(self, p: float, sigma: tuple[float, float] = (0.1, 2.0)) -> None:
+        self.p = p
+        self.sigma = sigma
+
+    def draw(self, keys: Keys) -> tuple[Tensor, ...]:
+        """The chosen samples (B,) bool, and their sigma (B,)."""
+        low, high = self.sigma
+        return keys.bernoulli("apply", self.p), keys.uniform("sigma", 1, low=low, high=high)[:, 0]
+
+    def apply(self, planes: Tensor, chosen: Tensor, sigma: Tensor) -> Tensor:
+        """Blur the chosen samples of planes (C, B, H, W) in place."""
+        on_rows(planes, chosen, self.blur_, sigma)
+        return planes
+
+    @abstractmethod
+    def blur_(self, planes: Tensor, sigma: Tensor) -> None:
+        """Blur planes (C, B, H, W) in place with widths sigma (B,)."""
+
+
+@final
+class GaussianBlur(_RandomBlur):
+    """Blur with a kernel of a tenth of the height, padded with zeros (SimCLR, BYOL).
+
+    The radius is SimCLR's (height // 10) // 2, which equals BYOL's int(height / 20).
+    """
+
+    def blur_(self, planes: Tensor, sigma: Tensor) -> None:
+        if radius := planes.shape[2] // 20:
+            gaussian_blur_(planes, sigma, radius)
+
+
+@final
+class PILBlur(_RandomBlur):
+    """Blur as PIL's GaussianBlur with a random radius (MoCo v2, SimSiam, SwAV, DINO)."""
+
+    def blur_(self, planes: Tensor, sigma: Tensor) -> None:
+        pil_blur_(planes, sigma, self.sigma[1])

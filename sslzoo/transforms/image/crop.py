@@ -1,0 +1,131 @@
+"""Random resized crop (Inception's), with one box per sample, drawn as torchvision does.
+
+Szegedy et al., Going Deeper with Convolutions, CVPR 2015. Shapes: B samples, C channels, sources
+(H, W), results (S, S); a box is (top, left, height, width) in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import final, get_args
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sslzoo.checks import check_choice
+from sslzoo.random import Keys
+from sslzoo.transforms.image.layout import to_planes
+from sslzoo.transforms.image.resample import Interpolation, crop_pixels, crop_planes, pixels_of
+
+_ATTEMPTS = 10  # torchvision's
+
+
+@final
+class RandomResizedCrop:
+    """Crop a random box, resize it to a square, and flip it at random.
+
+    The first of ten random boxes that fits is used, or else the largest central box within the
+    aspect range, as in torchvision. A CPU resizes large uint8 images in bytes, as PIL does, within
+    1/255 of the matrix products on other devices.
+
+    Args:
+        size: S, side of the result in pixels.
+        scale: range of the box's fraction of the image area.
+        ratio: range of width / height, uniform in its logarithm.
+        interpolation: "bilinear" or "bicubic".
+        antialias: widen the filter to shrink, as PIL and torchvision do; False: as TensorFlow.
+        flip: probability of a horizontal flip.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        interpolation: Interpolation = "bilinear",
+        antialias: bool = True,
+        flip: float = 0.5,
+    ) -> None:
+        check_choice("interpolation", interpolation, get_args(Interpolation))
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"scale must have 0 < low <= high <= 1, got {scale}")
+        if not 0 < ratio[0] <= ratio[1]:
+            raise ValueError(f"ratio must have 0 < low <= high, got {ratio}")
+        self.size = size
+        self.scale = scale
+        self.ratio = ratio
+        self.interpolation = interpolation
+        self.antialias = antialias
+        self.flip = flip
+
+    def draw(self, keys: Keys, height: int | Tensor, width: int | Tensor) -> Tensor:
+        """Draw boxes (B, 4) int64: top, left, height, width.
+
+        Args:
+            keys: B keys.
+            height: height of the source images, one number or (B,).
+            width: width of the source images, likewise.
+        """
+        unit = keys.uniform("box", _ATTEMPTS, 2).double()  # so that devices round alike
+        position = keys.uniform("place", 2).double()
+        zero = torch.zeros_like(position[:, 0])
+        full_height, full_width = zero + height, zero + width
+        log_low, log_high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        low, high = self.scale
+        area = (full_height * full_width)[:, None] * (low + (high - low) * unit[..., 0])
+        aspect = (log_low + (log_high - log_low) * unit[..., 1]).exp()
+        widths, heights = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+        fits = (widths > 0) & (heights > 0)
+        fits &= (widths <= full_width[:, None]) & (heights <= full_height[:, None])
+        first = fits.to(torch.uint8).argmax(1, keepdim=True)
+        found = fits.any(1)
+        # Without a fitting box: the largest central one within the aspect range.
+        most_width = torch.minimum(full_width, (full_height * self.ratio[1]).round())
+        most_height = torch.minimum(full_height, (full_width / self.ratio[0]).round())
+        box_width = torch.where(found, widths.gather(1, first)[:, 0], most_width)
+        box_height = torch.where(found, heights.gather(1, first)[:, 0], most_height)
+        room = torch.stack((full_height - box_height, full_width - box_width), 1)
+        corner = torch.where(found[:, None], position * (room + 1), room / 2).floor()
+        return torch.stack((corner[:, 0], corner[:, 1], box_height, box_width), 1).long()
+
+    def draw_flip(self, keys: Keys) -> Tensor:
+        """Draw which samples are flipped, (B,) bool."""
+        return keys.bernoulli("flip", self.flip)
+
+    def planes(self, images: Tensor, boxes: Tensor, flip: Tensor) -> Tensor:
+        """The crops as planes (C, B, S, S) in [0, 1]; arguments as in `crop_planes`."""
+        small = images.shape[2] * images.shape[3] <= 64 * 64
+        if images.device.type != "cpu" or small or not self.antialias:
+            out = crop_planes(images, boxes, flip, self.size, self.interpolation, self.antialias)
+            return out.clamp_(0, 1) if self.interpolation == "bicubic" else out
+        cases = zip(images, boxes.tolist(), flip.tolist(), strict=True)
+        crops = [crop_pixels(x, b, f, self.size, self.interpolation) for x, b, f in cases]
+        out = to_planes(torch.stack(crops))
+        return out.clamp_(0, 1) if self.interpolation == "bicubic" else out
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, keys: Keys) -> Tensor:
+        """Crop images (B, C, H, W), uint8 or float in [0, 1], to (B, C, S, S) float32."""
+        boxes = self.draw(keys, images.shape[2], images.shape[3])
+        return self.planes(images, boxes, self.draw_flip(keys)).transpose(0, 1).contiguous()
+
+    def crop_one(self, image: Image.Image | Tensor, keys: Keys) -> Tensor:
+        """The same crop of one sample in a loader's worker, within 1/255 of the device's.
+
+        Args:
+            image: PIL image or (C, H, W) uint8.
+            keys: one key, of the sample and view as in `Views`.
+
+        Returns:
+            (C, S, S) uint8.
+        """
+        pixels = pixels_of(image)
+        boxes = self.draw(keys, pixels.shape[1], pixels.shape[2])
+        flip = self.draw_flip(keys)
+        if self.antialias:
+            return crop_pixels(
+                pixels, boxes[0].tolist(), bool(flip), self.size, self.interpolation
+            ).contiguous()
+        planes = crop_planes(pixels[None], boxes, flip, self.size, self.interpolation, False)
+        return planes[:, 0].clamp_(0, 1).mul_(255).round_().to(torch.uint8)

@@ -1,0 +1,274 @@
+"""Views: several random views per sample, made in batches on the batch's device.
+
+Every draw is keyed by sample, epoch, view and operation, so a sample's views do not depend on its
+batch. Shapes: B samples, C channels, S side of a view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sslzoo.random import Keys
+from sslzoo.random.draw_table import DrawTable
+from sslzoo.transforms.image.color_space import ColorSpace, Space
+from sslzoo.transforms.image.crop import RandomResizedCrop
+from sslzoo.transforms.image.eval_view import EvalView
+from sslzoo.transforms.image.layout import Op, chunk_rows, to_planes
+from sslzoo.transforms.image.normalize import Normalize
+from sslzoo.transforms.image.patches import PerPatch
+from sslzoo.transforms.image.resample import pixels_of
+
+_UNKNOWN_SIZE = 224  # pixels, for views without crops on images of several sizes
+
+
+@final
+class View:
+    """One kind of view: a crop, then operations in order.
+
+    Args:
+        crop: the random resized crop, with its flip.
+        ops: the operations after the crop.
+    """
+
+    def __init__(self, crop: RandomResizedCrop, ops: list[Op]) -> None:
+        self.crop = crop
+        self.ops = ops
+        self.size = crop.size  # side of the result in pixels
+        for op in ops:
+            self.size = op.side(self.size) if isinstance(op, PerPatch) else self.size
+
+
+class Views:  # not @final: jsonargparse would refuse the functions that return one
+    """The training views of a batch, computed in float32 even under autocast.
+
+    Args:
+        views: one `View` per view; consecutive repeats of one `View` are made together.
+        split: channels of each part into which every view is split, for methods whose views are
+            channels of one crop (CMC); None: no split.
+        shared_flip: probability of a flip of all views of a sample, in addition to each crop's.
+    """
+
+    def __init__(
+        self,
+        views: list[View],
+        split: Sequence[int] | None = None,
+        shared_flip: float = 0.0,
+    ) -> None:
+        self.views = views
+        self.split = None if split is None else list(split)
+        self.shared_flip = shared_flip
+        self._draws = DrawTable()
+
+    @property
+    def crops(self) -> list[RandomResizedCrop]:
+        """The crop of each view."""
+        return [view.crop for view in self.views]
+
+    @property
+    def sizes(self) -> list[int]:
+        """S per tensor of the result."""
+        parts = 1 if self.split is None else len(self.split)
+        return [view.size for view in self.views for _ in range(parts)]
+
+    @property
+    def trained_size(self) -> int | None:
+        """Side of the largest crop in pixels (multi-crop: the global ones); None without views."""
+        return max((crop.size for crop in self.crops), default=None)
+
+    def trained_view(self, side: int | None = None) -> EvalView:
+        """The evaluation view of an encoder trained on these views, of the training size.
+
+        Images of the training size are not resized. Others are resized so that the center crop is
+        7/8 of the shorter side: 224 of 256 pixels, 128 of 146, 32 of 37.
+
+        Args:
+            side: shorter side of every image; None if sides differ or are unknown. Without views,
+                it is the size (224 if it is None).
+        """
+        size = self.trained_size or side or _UNKNOWN_SIZE
+        return self.eval_view(size, None if size == side else round(size * 8 / 7))
+
+    def eval_view(self, size: int, resize: int | None = None) -> EvalView:
+        """An evaluation view of any size, with these views' normalization and color space.
+
+        Args:
+            size: side of the view in pixels.
+            resize: shorter side before the center crop; None: no resize.
+        """
+        largest = (view for view in self.views if view.crop.size == self.trained_size)
+        ops = next((view.ops for view in largest), [])
+        norm = next((op for op in reversed(ops) if isinstance(op, Normalize)), None)
+        space: Space = next((op.space for op in ops if isinstance(op, ColorSpace)), "rgb")
+        if norm is None:
+            return EvalView(size, resize, space=space)
+        return EvalView(size, resize, mean=norm.mean, std=norm.std, space=space)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, keys: Keys) -> list[Tensor]:
+        """Make all views.
+
+        Args:
+            images: (B, C, H, W) uint8, or float in [0, 1].
+            keys: B keys of the samples in this epoch.
+
+        Returns:
+            One (B, C, S, S) float32 tensor per view (or part of one), on the images' device.
+        """
+        _check(images, keys)
+        batch = len(images)
+        own = self._keys(keys)
+        results = []
+        for view, numbers in self._groups():
+            drawn = own.rows(slice(numbers.start * batch, numbers.stop * batch))
+            boxes = view.crop.draw(drawn, images.shape[2], images.shape[3])
+            flip = view.crop.draw_flip(drawn)
+            if self.shared_flip:
+                flip ^= keys.bernoulli("shared flip", self.shared_flip).repeat(len(numbers))
+
+            def crop(
+                rows: slice, view: View = view, boxes: Tensor = boxes, flip: Tensor = flip
+            ) -> Tensor:
+                return view.crop.planes(_wrapped(images, rows), boxes[rows], flip[rows])
+
+            results += _finish(view, images, drawn, len(numbers), crop)
+        return self._cut(results)
+
+    def _keys(self, keys: Keys) -> Keys:
+        """The keys of all views, view by view, with their draws in one table."""
+        return self._draws.keys(keys.fold_each("view", len(self.views)))
+
+    def _groups(self) -> list[tuple[View, range]]:
+        """Runs of equal views, which are made together, with their numbers."""
+        groups: list[tuple[View, range]] = []
+        for number, view in enumerate(self.views):
+            first = number
+            if groups and groups[-1][0] is view:
+                first = groups.pop()[1].start
+            groups.append((view, range(first, number + 1)))
+        return groups
+
+    @torch.no_grad()
+    def finish(self, crops: list[Tensor], keys: Keys) -> list[Tensor]:
+        """Apply the operations after the crop, to crops from the workers.
+
+        Args:
+            crops: one (B, C, S, S) tensor per view, uint8, or float in [0, 1].
+            keys: as in `__call__`.
+
+        Returns:
+            One (B, C, S, S) float32 tensor per view (or part of one).
+        """
+        if len(crops) != len(self.views):
+            raise ValueError(f"crops must be {len(self.views)}, one per view, got {len(crops)}")
+        for images in crops:
+            _check(images, keys)
+        batch = len(keys.key)
+        own = self._keys(keys)
+        results = []
+        for view, numbers in self._groups():
+            parts = crops[numbers.start : numbers.stop]
+
+            def crop(rows: slice, parts: list[Tensor] = parts) -> Tensor:
+                number = rows.start // max(1, batch)
+                if rows.stop - rows.start > batch:
+                    return to_planes(torch.cat(parts[number : rows.stop // batch]))
+                return to_planes(
+                    parts[number][rows.start - number * batch :][: rows.stop - rows.start]
+                )
+
+            drawn = own.rows(slice(numbers.start * batch, numbers.stop * batch))
+            results += _finish(view, parts[0], drawn, len(parts), crop)
+        return self._cut(results)
+
+    @torch.no_grad()
+    def crop_one(self, image: Image.Image | Tensor, keys: Keys) -> list[Tensor]:
+        """All crops of one sample, in a loader's worker, for `finish`.
+
+        Args:
+            image: PIL image, or (C, H, W) uint8.
+            keys: one key, of the sample in this epoch.
+
+        Returns:
+            One (C, S, S) uint8 tensor per view.
+        """
+        pixels = pixels_of(image)
+        crops = [c.crop_one(pixels, keys.fold("view", v)) for v, c in enumerate(self.crops)]
+        if self.shared_flip and bool(keys.bernoulli("shared flip", self.shared_flip)):
+            return [crop.flip(2) for crop in crops]
+        return crops
+
+    def _cut(self, results: list[Tensor]) -> list[Tensor]:
+        if self.split is None:
+            return results
+        for view in results:
+            if view.shape[1] != sum(self.split):
+                raise ValueError(
+                    f"views must have {sum(self.split)} channels to split into {self.split}, got "
+                    f"{view.shape[1]}"
+                )
+        return [part.contiguous() for view in results for part in view.split(self.split, dim=1)]
+
+
+def _check(images: Tensor, keys: Keys) -> None:
+    if images.ndim != 4 or len(images) != len(keys.key):
+        raise ValueError(
+            f"images must be (B, C, H, W) with B keys, got {tuple(images.shape)} and "
+            f"{len(keys.key)} keys"
+        )
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"images must be uint8, or float in [0, 1], got {images.dtype}")
+
+
+def _wrapped(images: Tensor, rows: slice) -> Tensor:
+    """Rows of the cyclically repeated images, within one repeat or over whole repeats."""
+    batch, count = len(images), rows.stop - rows.start
+    if count > batch:
+        return images.repeat(count // batch, 1, 1, 1)
+    start = rows.start % max(1, batch)
+    return images[start : start + count]
+
+
+def _finish(
+    view: View, images: Tensor, keys: Keys, number: int, crop: Callable[[slice], Tensor]
+) -> list[Tensor]:
+    """Make equal views chunk by chunk, so that intermediates stay in a CPU's cache.
+
+    Args:
+        view: the kind of view.
+        images: (B, C, ...) images of one view.
+        keys: keys of all these views, view by view.
+        number: number of these views.
+        crop: makes the planes of a slice of the number * B rows.
+    """
+    batch, channels = images.shape[:2]
+    size = view.size
+    draws = [op.draw(keys.fold("op", position)) for position, op in enumerate(view.ops)]
+    out = torch.empty(number, batch, channels, size, size, device=images.device)
+    flat = out.flatten(0, 1)
+    widest = channels * max(size * size, images.shape[2] * images.shape[3])
+    step = chunk_rows(channels * size * size, widest, batch, number, images.device)
+
+    with torch.autocast(images.device.type, enabled=False):
+        for rows in _chunks(number, batch, step):
+            planes = crop(rows)
+            for op, drawn in zip(view.ops, draws, strict=True):
+                planes = op.apply(planes, *(values[rows] for values in drawn))
+            flat[rows] = planes.transpose(0, 1)
+    return list(out)
+
+
+def _chunks(number: int, batch: int, step: int) -> list[slice]:
+    """Slices of at most `step` rows, each of some whole views or of a part of one."""
+    if batch == 0:
+        return []
+    views = min(max(1, step // batch), number)
+    return [
+        slice(start, min(start + step, first + views * batch, number * batch))
+        for first in range(0, number * batch, views * batch)
+        for start in range(first, min(first + views * batch, number * batch), max(step, 1))
+    ]

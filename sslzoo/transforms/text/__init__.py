@@ -1,0 +1,1 @@
+"""Text transforms: augmentations of sentences, and their views."""

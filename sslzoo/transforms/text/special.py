@@ -1,0 +1,31 @@
+"""Special tokens ([PAD], [CLS], [SEP] and others), and their insertion into sentences."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from sslzoo.batch import Tokens
+
+
+class Special(NamedTuple):
+    """Ids of the special tokens; the defaults are those of `WordPiece`."""
+
+    pad: int = 0
+    unknown: int = 1
+    cls: int = 2
+    sep: int = 3
+    mask: int = 4
+    deleted: int = 5  # [DEL], which replaces deleted words in CLEAR
+
+
+def with_special(tokens: Tokens, special: Special) -> Tokens:
+    """Insert [CLS] before each sentence and [SEP] after it. Shapes: ids (B, L) -> (B, L + 2)."""
+    ids, lengths = tokens
+    edge = ids.new_full((len(ids), 1), special.cls)
+    framed = torch.cat([edge, ids, torch.full_like(edge, special.pad)], dim=1)
+    framed = framed.scatter(1, lengths[:, None] + 1, special.sep)
+    positions = torch.arange(framed.shape[1], device=ids.device)
+    framed = framed.masked_fill(positions >= lengths[:, None] + 2, special.pad)
+    return Tokens(framed, lengths + 2)

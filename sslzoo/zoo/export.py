@@ -1,0 +1,151 @@
+"""Export: write an encoder for programs without this library, verified against torch.
+
+Each format is written to a temporary file, read back, run on a different batch than it was traced
+with, compared, and only then renamed to the target.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from sslzoo.atomic_write import atomic_write, check_target
+from sslzoo.zoo.save import save
+
+Format = Literal["safetensors", "timm", "torchvision", "torch.export", "onnx"]
+FORMATS: tuple[str, ...] = get_args(Format)
+_TOLERANCE = 1e-3  # tolerance relative to the largest feature
+
+
+def export(
+    encoder: nn.Module,
+    path: Path,
+    to: Format,
+    size: int,
+    model: str | None = None,
+    channels: int = 3,
+) -> Path:
+    """Export an encoder to a file in another format.
+
+    Args:
+        encoder: (B, channels, size, size) -> (B, num_features); it is put into eval mode.
+        path: the file to write.
+        to: "safetensors": its own names; "timm" and "torchvision": those of the model named
+            `model`, as safetensors; "torch.export": a .pt2 program; "onnx": needs the `export`
+            extra. The last two take any batch size.
+        size: side in pixels of the images for the check.
+        model: model name in timm or torchvision, such as "resnet50".
+        channels: channels of the images.
+
+    Raises:
+        ValueError: the format or model does not exist, its names differ, or its features
+            differ; nothing is written.
+        OSError: the file cannot be written, or the path is a folder, a device or a pipe.
+        ImportError: the extra is not installed.
+    """
+    check_target(path)
+    writers: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {
+        "safetensors": _own_names,
+        "timm": _timm_names,
+        "torchvision": _torchvision_names,
+        "torch.export": _program,
+        "onnx": _onnx,
+    }
+    if to not in writers:
+        raise ValueError(f"the format is one of {list(FORMATS)}, got {to!r}")
+    encoder.eval()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.stem}.part{path.suffix}")
+    draw = torch.Generator().manual_seed(0)
+    x = torch.rand(3, channels, size, size, generator=draw)
+    try:
+        with torch.no_grad():
+            exported = writers[to](encoder, part, x[:2], model)
+            wanted, got = encoder(x), exported(x)
+        error = (got - wanted).abs().max() / wanted.abs().max()
+        if got.shape != wanted.shape or not error <= _TOLERANCE:
+            raise ValueError(f"{to} gives other features than torch: {error:.2g} of the largest")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _own_names(encoder: nn.Module, part: Path, x: Tensor, model: str | None) -> Any:
+    save(encoder, part)
+    return encoder
+
+
+def _named_like(encoder: nn.Module, reference: Any, part: Path, whose: str) -> Any:
+    """Write the state under the reference's names after checking fit and equal features."""
+    own, state = reference.state_dict(), encoder.state_dict()
+    wrong = sorted(own.keys() ^ state.keys())
+    wrong += [n for n in own.keys() & state.keys() if own[n].shape != state[n].shape]
+    if wrong:
+        raise ValueError(f"{whose} has other tensors than the encoder, such as {wrong[:3]}")
+    reference.load_state_dict(state)
+    save(reference, part)
+    return reference.eval()
+
+
+def _timm_names(encoder: nn.Module, part: Path, x: Tensor, model: str | None) -> Any:
+    if model is None or not timm.is_model(model):
+        raise ValueError(f"model (--model) must be one of timm's, such as resnet50, got {model!r}")
+    reference = timm.create_model(model, num_classes=0, in_chans=x.shape[1])
+    return _named_like(encoder, reference, part, f"timm's {model}")
+
+
+def _torchvision_names(encoder: nn.Module, part: Path, x: Tensor, model: str | None) -> Any:
+    if model not in torchvision.models.list_models():
+        raise ValueError(
+            f"model (--model) must be one of torchvision's, such as resnet50, got {model!r}"
+        )
+    reference: Any = torchvision.models.get_model(model)
+    if not isinstance(reference, torchvision.models.ResNet):
+        raise ValueError(f"torchvision's ResNets have timm's names, {model!r} is none")
+    reference.fc = nn.Identity()
+    return _named_like(encoder, reference, part, f"torchvision's {model}")
+
+
+def _to_program(encoder: nn.Module, x: Tensor) -> Any:
+    plain = copy.deepcopy(encoder).to(memory_format=torch.contiguous_format)
+    return torch.export.export(plain, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def _program(encoder: nn.Module, part: Path, x: Tensor, model: str | None) -> Any:
+    program = io.BytesIO()
+    torch.export.save(_to_program(encoder, x), program)  # to a file, torch aborts on a full disk
+    atomic_write(part, program.getvalue())
+    return torch.export.load(part).module()
+
+
+def _onnx(encoder: nn.Module, part: Path, x: Tensor, model: str | None) -> Any:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 - torch's exporter writes with it
+    except ImportError as error:
+        raise ImportError(f"ONNX needs `pip install 'sslzoo[export]'`: {error}") from None
+    torch.onnx.export(
+        _to_program(encoder, x),
+        f=str(part),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+        input_names=["images"],
+        output_names=["features"],
+        dynamic_shapes=({0: "batch"},),
+    )
+    session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        return torch.tensor(session.run(None, {"images": images.numpy()})[0])
+
+    return run

@@ -1,0 +1,386 @@
+"""Save an encoder as safetensors together with its card, atomically."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
+from sslzoo.atomic_write import atomic_write
+from sslzoo.trust import LOADERS, fill, read_config
+from sslzoo.zoo.build import build_backbone, complete, under
+from sslzoo.zoo.cache import home, unwritable
+from sslzoo.zoo.card import Card
+from sslzoo.zoo.catalog import card_named, entries
+from sslzoo.zoo.converters import convert
+from sslzoo.zoo.load import load
+from sslzoo.zoo.preprocess import (
+    TOKENIZER,
+    describe,
+    of_checkpoint,
+    vocabulary,
+    with_view,
+)
+from sslzoo.zoo.safe_read import read
+from sslzoo.zoo.verifying import fixed_features
+
+Dtype = Literal["float32", "float16"]
+
+
+def save(
+    encoder: nn.Module,
+    path: Path,
+    dtype: Dtype = "float32",
+    metadata: Mapping[str, str] | None = None,
+) -> str:
+    """Write an encoder's state and return the file's sha256.
+
+    Args:
+        encoder: any module.
+        path: the .safetensors file.
+        dtype: precision of the floating-point tensors.
+        metadata: text stored in the file, such as a tokenizer.
+
+    Raises:
+        ValueError: a value is not finite in that precision; nothing is written.
+        OSError: the file cannot be written; nothing is left.
+    """
+    state = {}
+    for name, value in encoder.state_dict().items():
+        kept = value.detach().cpu()
+        if kept.is_floating_point():
+            kept = kept.half() if dtype == "float16" else kept.float()
+            if not kept.isfinite().all():
+                raise ValueError(f"{name} has values that are not finite in {dtype}")
+        state[name] = kept.contiguous().clone()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        save_file(state, part, metadata={"format": "pt", **(metadata or {})})
+        part.chmod(0o644)
+        part.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def save_with_card(
+    encoder: nn.Module,
+    card: Card,
+    folder: Path,
+    dtype: Dtype = "float32",
+    metadata: Mapping[str, str] | None = None,
+    trust: bool = False,
+) -> Card:
+    """Write weights and card, then verify them by loading.
+
+    Args:
+        encoder: the encoder that the card describes.
+        card: its card, without hash and features.
+        folder: destination of both files, which have the card's name.
+        dtype: precision of the floating-point tensors.
+        metadata: see `save`.
+        trust: see `load`.
+
+    Returns:
+        The card with the file's hash and the features of the fixed input.
+
+    Raises:
+        ValueError: the weights do not fit the card's class; nothing is left.
+    """
+    path = folder / card.file
+    beside = path.with_suffix(".json")
+    if path.exists() or beside.exists():
+        raise ValueError(f"{path} is there already: take another name, or remove it and its card")
+    with _made(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".adding-") as name:
+        part = Path(name) / card.file
+        try:
+            digest = save(encoder, part, dtype, metadata)
+            card = dataclasses.replace(card, sha256=digest, dtype=dtype)
+            atomic_write(part.with_suffix(".json"), card.to_json())
+            card = dataclasses.replace(
+                card, features=fixed_features(load(str(part), trust=trust), card)
+            )
+            part.with_suffix(".json").write_text(card.to_json())
+        except (ValueError, OSError) as error:  # its paths are those of the temporary folder
+            raise type(error)(str(error).replace(name, str(folder))) from error
+        try:
+            os.replace(part, path)
+            os.replace(part.with_suffix(".json"), beside)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
+            raise
+    return card
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Context manager that creates a folder and removes it if the body fails."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if not folder.is_relative_to(home()):
+                raise
+            raise unwritable(folder / "card", error.strerror or str(error)) from None
+        yield
+    except BaseException:
+        for path in new:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        raise
+
+
+def add_run(
+    run: Path,
+    name: str,
+    data: str,
+    license: str,
+    folder: Path | None = None,
+    dtype: Dtype = "float32",
+    view: Mapping[str, Any] | None = None,
+    checkpoint: Path | None = None,
+    trust: bool = False,
+) -> Card:
+    """Add a run as a zoo entry, which can then be loaded by name.
+
+    Args:
+        run: the run directory, runs/<config>/version_N.
+        name: name of the entry.
+        data: description of the training data.
+        license: license of the weights.
+        folder: destination of weights and card; None: the user's own entries.
+        dtype: precision of the floating-point tensors.
+        view: `size`, `mean`, `std` and `channels` of the evaluation's images, if neither the
+            checkpoint nor the run's data has them; values given here take precedence.
+        checkpoint: the checkpoint to use; None: the run's last.
+        trust: see `load`; it also applies to the config's data if a checkpoint of version 0.1
+            lacks the preprocessing that its encoder expects.
+
+    Raises:
+        FileNotFoundError: the run has no config or no checkpoint.
+        ValueError: it does not load, its backbone is not the encoder, its text has changed, the
+            name is invalid, or the entry already exists. Nothing is left.
+    """
+    _check_new(name)
+    config_path = run / "config.yaml"
+    checkpoint = checkpoint or run / "checkpoints" / "last.ckpt"
+    for path in (config_path, checkpoint):
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{str(run)!r} is not a run of the command: no {path}; of any other checkpoint "
+                "--backbone says what it fills"
+            )
+    config = read_config(config_path)
+    method, backbone = _named(config, config_path)
+    saved = read(checkpoint)
+    encoder = _trained(checkpoint, method, trust)
+    preprocessing, metadata = _preprocessing(
+        saved, config.get("data"), view, str(config_path), trust
+    )
+    epoch, seed = saved.get("epoch"), config.get("seed_everything")
+    card = Card(
+        name=name,
+        file=f"{name}.safetensors",
+        method=method,
+        backbone=_backbone(backbone),
+        num_features=_width(encoder, f"the encoder of {method}"),
+        data=data,
+        preprocessing=preprocessing,
+        license={"code": "MIT", "weights": license},
+        recipe=str(config_path),
+        epochs=epoch + 1 if isinstance(epoch, int) else None,
+        seeds=[seed] if type(seed) is int else [],
+        protocol="the run's last validation",
+        score=_scores(run / "metrics.csv"),
+    )
+    return save_with_card(encoder, card, folder or home() / "entries", dtype, metadata, trust)
+
+
+def _named(config: dict[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
+    """Class of a run's method, and its backbone's `class_path` and `init_args`."""
+    found: dict[str, Any] = {}
+    for keys in (("model", "class_path"), ("model", "init_args", "backbone", "class_path")):
+        value: Any = config
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, str):
+            raise ValueError(
+                f"{path} names no {'.'.join(keys)}, so it does not say what the encoder is: "
+                "--backbone does, and --prefix which tensors of the checkpoint are its"
+            )
+        found[keys[-2]] = value
+    return found["model"], config["model"]["init_args"]["backbone"]
+
+
+def _trained(checkpoint: Path, method: str, trust: bool) -> nn.Module:
+    """Load the encoder from a checkpoint of `sslzoo fit`."""
+    try:
+        return load(str(checkpoint), trust=trust).eval()
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:  # whatever the constructor of a user's method raises
+        line = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{checkpoint} holds no {method} that can be built: {line}") from error
+
+
+def _width(encoder: nn.Module, what: str) -> int:
+    width = getattr(encoder, "num_features", None)
+    if not isinstance(width, int):
+        raise ValueError(
+            f"a backbone with num_features wanted, {what} is a {type(encoder).__name__} and has "
+            f"{width!r}"
+        )
+    return width
+
+
+def _preprocessing(
+    saved: Any,
+    data: Any,
+    view: Mapping[str, Any] | None,
+    where: str = "",
+    trust: bool = False,
+) -> tuple[dict[str, Any] | None, dict[str, str]]:
+    """Preprocessing that the encoder expects: from the checkpoint, the run's data or the user."""
+    preprocessing, metadata = of_checkpoint(saved)
+    if preprocessing is not None or not isinstance(data, dict):
+        return with_view(preprocessing, view), metadata
+    preprocessing, metadata = describe(data, view, where, trust)
+    _check_vocabulary(saved, metadata.get(TOKENIZER))
+    return preprocessing, metadata
+
+
+def add_checkpoint(
+    checkpoint: Path,
+    backbone: dict[str, Any],
+    name: str,
+    data: str,
+    license: str,
+    folder: Path | None = None,
+    dtype: Dtype = "float32",
+    view: Mapping[str, Any] | None = None,
+    prefix: str = "backbone.",
+    layout: str | None = None,
+    method: str | None = None,
+) -> Card:
+    """Add a checkpoint from any other training as a zoo entry.
+
+    Args:
+        checkpoint: a Lightning checkpoint, or any file that `safe_read.read` accepts.
+        backbone: `class_path` and `init_args` of the module that it fills.
+        name: see `add_run`, as for the next four.
+        data: see there.
+        license: see there.
+        folder: see there.
+        dtype: see there.
+        view: `size`, `mean`, `std` and `channels` of its images; None: as recorded in a checkpoint
+            of `sslzoo fit`, otherwise the entry has no `preprocess`.
+        prefix: prefix of the names of the encoder's tensors; all others are omitted.
+        layout: one of `LAYOUTS`, instead of the prefix.
+        method: the training method; None: as recorded in the file.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it does not fit the backbone, or an entry of that name exists.
+    """
+    _check_new(name)
+    saved = read(checkpoint)
+    encoder = build_backbone(backbone, trust=True).eval()
+    width = _width(encoder, str(backbone))
+    state = (
+        under(saved, prefix, str(checkpoint))
+        if layout is None
+        else convert(saved, layout, str(checkpoint))[0]
+    )
+    fill(encoder, complete(state, encoder, str(checkpoint)), str(checkpoint))
+    preprocessing, metadata = _preprocessing(saved, None, view)
+    named = saved.get("hyper_parameters") if isinstance(saved, dict) else None
+    class_path = named.get("_class_path") if isinstance(named, dict) else None
+    card = Card(
+        name=name,
+        file=f"{name}.safetensors",
+        method=method or class_path or "unknown",
+        backbone=_backbone(backbone),
+        num_features=width,
+        data=data,
+        preprocessing=preprocessing,
+        license={"code": "unknown", "weights": license},
+        epochs=_epochs_begun(saved),
+    )
+    return save_with_card(encoder, card, folder or home() / "entries", dtype, metadata, True)
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # a file's name, not a glob pattern
+
+
+def _check_new(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            "a name must have letters, digits, '.', '_' and '-' alone, begin with a letter or a "
+            f"digit, and have at most 200 of them, got {name!r}"
+        )
+    if name in entries():
+        raise ValueError(f"there is an entry {name!r} already: take another name")
+
+
+def _epochs_begun(saved: Any) -> int | None:
+    """Epochs begun in a Lightning checkpoint, whose `epoch` is one more after the last epoch."""
+    try:
+        return int(saved["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"])
+    except (KeyError, TypeError):
+        return None
+
+
+def _backbone(config: dict[str, Any]) -> dict[str, Any]:
+    """Class path and arguments of the backbone, or of the entry that training started from."""
+    if config["class_path"] in LOADERS:
+        return card_named(config["init_args"]["name"]).backbone
+    return {"class_path": config["class_path"], "init_args": config.get("init_args") or {}}
+
+
+def _check_vocabulary(saved: Mapping[str, Any], tokenizer: str | None) -> None:
+    """Raise if the vocabulary is not the one that the run was trained with."""
+    digest = vocabulary(saved)
+    if tokenizer is None or digest is None:
+        return
+    now = hashlib.sha256(tokenizer.encode()).hexdigest()
+    if now != digest:
+        raise ValueError(
+            "the vocabulary that the run's data gives is not the run's (its digest is "
+            f"{now[:12]}, the run's {digest[:12]}): has the text changed?"
+        )
+
+
+def _scores(metrics: Path) -> dict[str, float]:
+    """Last value of every validation metric that is a fraction in [0, 1]."""
+    return {name: value for name, value in last_validation(metrics).items() if 0 <= value <= 1}
+
+
+def last_validation(metrics: Path) -> dict[str, float]:
+    """Last value of every validation metric in a run's metrics.csv."""
+    last: dict[str, float] = {}
+    if metrics.is_file():
+        try:
+            with metrics.open() as file:
+                for row in csv.DictReader(file):
+                    for name, text in row.items():
+                        if name and name.startswith("val/") and text:
+                            last[name] = float(text)
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{metrics} does not hold the metrics of a run: {error}") from None
+    return last

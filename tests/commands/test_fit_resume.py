@@ -1,0 +1,139 @@
+"""A run that is killed and resumed."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sslzoo.commands import fit
+from tests.commands.command import COMMAND, ENVIRONMENT, arguments, run, weights
+
+SLOW_DOWN = """
+import time
+from lightning import Callback
+
+
+class Slowly(Callback):
+    def on_train_batch_end(self, *args):
+        time.sleep(0.3)
+"""
+
+
+def test_killed_in_mid_epoch_and_resumed_ends_with_the_same_bits(
+    folder: Path, tmp_path: Path
+) -> None:
+    saving = [
+        "--trainer.max_epochs=3",
+        "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+        "--trainer.callbacks.save_last=true",
+        "--trainer.callbacks.every_n_train_steps=1",
+    ]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run([*arguments(folder, whole), *saving], tmp_path)
+
+    (tmp_path / "slow_down.py").write_text(SLOW_DOWN)
+    slow = [*arguments(folder, killed), *saving, "--trainer.callbacks+=slow_down.Slowly"]
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
+    last = killed / "version_0" / "checkpoints" / "last.ckpt"
+    with subprocess.Popen(
+        [*COMMAND, *slow], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 120
+        step = 0
+        while step < 7 and time.monotonic() < deadline:  # 5 steps an epoch: epoch 1, step 2
+            time.sleep(0.05)
+            try:
+                step = torch.load(last, weights_only=True)["global_step"]
+            except Exception:  # not there yet, or half written
+                step = 0
+        process.send_signal(signal.SIGKILL)
+    assert 7 <= step < 10, f"killed in the middle of the second epoch, got step {step}"
+
+    run([*arguments(folder, killed), *saving, f"--ckpt_path={last}"], tmp_path)
+    wanted = weights(whole / "version_0" / "checkpoints" / "last.ckpt")
+    got = weights(killed / "version_1" / "checkpoints" / "last.ckpt")
+    assert wanted.keys() == got.keys()
+    for name, value in wanted.items():
+        assert torch.equal(value, got[name]), name
+
+
+def test_a_checkpoint_cannot_name_what_a_resumed_run_removes(folder: Path, tmp_path: Path) -> None:
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    victim.mkdir()
+    (victim / "letter.txt").touch()
+    given = [*arguments(folder, out, "simclr"), "--trainer.max_epochs=1"]
+    run(given, tmp_path)
+    last = out / "version_0" / "checkpoints" / "last.ckpt"
+    saved = torch.load(last, weights_only=True)
+    (state,) = (s for k, s in saved["callbacks"].items() if k.startswith("ModelCheckpoint"))
+    state["best_model_path"] = f"local://{victim}"
+    torch.save(saved, tmp_path / "from_elsewhere.ckpt")
+
+    resumed = [*given, "--trainer.max_epochs=2", f"--ckpt_path={tmp_path / 'from_elsewhere.ckpt'}"]
+    run(resumed, tmp_path)
+    assert (victim / "letter.txt").is_file()
+    assert (out / "version_1" / "checkpoints" / "last.ckpt").is_file()
+
+
+class Own:
+    """What a checkpoint may hold that is no plain value."""
+
+
+@pytest.mark.filterwarnings("ignore")  # of Lightning's command
+def test_what_is_no_checkpoint_of_a_run_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+    lightnings = {"pytorch-lightning_version": "2.6.6", "state_dict": {}}
+    files = {
+        "page.html": "page.html is not a whole torch file: an HTML page",
+        "empty.ckpt": "empty.ckpt is not a whole torch file: it is empty",
+        "cut.ckpt": "cut.ckpt is not a whole torch file",
+        "weights.pth": r"weights.pth is no checkpoint of a run, it holds \['conv1.weight'\]",
+        "list.pth": "list.pth is no checkpoint of a run, it holds 'list'",
+        "module.pth": r"could run code: .*Linear.*save its state_dict\(\) instead$",
+        "own.ckpt": r"could run code: .*Own.*--weights_only=false reads it all the same",
+        "none.ckpt": "no file at '.*none.ckpt'",
+        "version_3": r"a folder .*; its checkpoint is .*version_3/checkpoints/last\.ckpt",
+    }
+    (tmp_path / "page.html").write_text("<!doctype html><html></html>")
+    (tmp_path / "empty.ckpt").touch()
+    torch.save({"conv1.weight": torch.ones(3)}, tmp_path / "weights.pth")
+    (tmp_path / "cut.ckpt").write_bytes((tmp_path / "weights.pth").read_bytes()[:-300])
+    torch.save([1], tmp_path / "list.pth")
+    torch.save(nn.Linear(1, 1), tmp_path / "module.pth")
+    torch.save({**lightnings, "own": Own()}, tmp_path / "own.ckpt")
+    (tmp_path / "version_3" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "version_3" / "checkpoints" / "last.ckpt").touch()
+    options = arguments(folder, tmp_path / "out", "simclr")[1:]
+    for verb, only in (("fit", list(files)), ("validate", ["page.html", "none.ckpt"])):
+        for name in only:
+            said = refusal([verb, *options, f"--ckpt_path={tmp_path / name}"])
+            assert re.search(files[name], said), said
+            assert len(said.splitlines()) == 1
+            assert "--weights_only" not in said or name == "own.ckpt"
+    assert not list((tmp_path / "out").rglob("*.ckpt"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_last_is_the_newest_run_s_last_checkpoint(folder: Path, tmp_path: Path) -> None:
+    given = [*arguments(folder, tmp_path / "out", "simclr"), "--trainer.limit_val_batches=0"]
+    given += ["--trainer.callbacks=null", "--trainer.limit_train_batches=1"]
+    for which in ("last", "best"):
+        said = refusal([*given, f"--ckpt_path={which}"])
+        assert re.search(rf"--ckpt_path {which}: there is no checkpoint in .*version_N", said), said
+    fit.run([*given, "--trainer.max_epochs=1"])
+    resumed = fit.run([*given, "--trainer.max_epochs=2", "--ckpt_path=last"])
+    assert resumed.model.step == 2
+    assert torch.load(tmp_path / "out/version_1/checkpoints/last.ckpt")["global_step"] == 2
+    assert "give one of" in refusal([*given, "--ckpt_path=best"])
+
+
+def refusal(args: list[str]) -> str:
+    with pytest.raises(SystemExit) as caught:
+        fit.run(args)
+    return str(caught.value)

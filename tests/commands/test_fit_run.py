@@ -1,0 +1,75 @@
+"""A finished run: what it wrote, load again, validate, predict."""
+
+from __future__ import annotations
+
+import csv
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.commands.command import ENVIRONMENT, arguments, checkpoint, run
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished InstDisc run."""
+    out = tmp_path_factory.mktemp("run")
+    args = arguments(folder, out, "instdisc")
+    run([*args, "--trainer.max_epochs=2"], out)
+    return out / "version_0"
+
+
+def test_everything_is_written_under_the_run_folder(finished: Path) -> None:
+    left = {path.name for path in finished.parent.iterdir()}
+    assert left == {"version_0"}
+    assert {"config.yaml", "metrics.csv", "checkpoints"} <= {p.name for p in finished.iterdir()}
+    assert any(p.name.startswith("events.out.tfevents") for p in finished.iterdir())
+    with (finished / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert any(row["train/nce"] for row in rows)
+    assert any(row.get("val/knn_top1_k20_t0.07") for row in rows)
+
+
+def test_loads_again_by_its_class_alone_in_a_fresh_process(finished: Path) -> None:
+    code = (
+        "import sys, torch\n"
+        "from sslzoo.methods import InstDisc\n"
+        "method = InstDisc.load_from_checkpoint(sys.argv[1], weights_only=True)\n"
+        "assert method.bank.rows.shape == (60, 128), method.bank.rows.shape\n"
+        "assert method.step == 10, method.step\n"
+        "saved = torch.load(sys.argv[1], weights_only=True)['state_dict']\n"
+        "assert all(torch.equal(v, saved[k]) for k, v in method.state_dict().items())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(checkpoint(finished))],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_validate_gives_the_number_of_the_fit(finished: Path, tmp_path: Path) -> None:
+    with (finished / "metrics.csv").open() as file:
+        values = [row.get("val/knn_top1_k20_t0.07") for row in csv.DictReader(file)]
+    wanted = [value for value in values if value][-1]
+    args = [f"--config={finished / 'config.yaml'}", f"--ckpt_path={checkpoint(finished)}"]
+    done = run(["validate", *args, f"--trainer.default_root_dir={tmp_path}"], tmp_path)
+    printed = re.search(r"knn_top1_k20_t0\.07\D+(\d\.\d+)", done.stdout)
+    assert printed, done.stdout
+    assert float(printed[1]) == pytest.approx(float(wanted), abs=1e-6)
+
+
+def test_predict_writes_features_labels_and_indices(finished: Path, tmp_path: Path) -> None:
+    args = [f"--config={finished / 'config.yaml'}", f"--ckpt_path={checkpoint(finished)}"]
+    run(["predict", *args, f"--trainer.default_root_dir={tmp_path}"], tmp_path)
+    (file,) = tmp_path.rglob("*.safetensors")
+    content = load_file(file)
+    assert content["features"].shape == (20, 256)
+    assert content["index"].tolist() == list(range(20))
+    assert content["label"].tolist() == [0] * 10 + [1] * 10

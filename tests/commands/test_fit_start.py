@@ -1,0 +1,65 @@
+"""What the command imports before it answers, and that it also runs as a module."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+
+import sslzoo
+from sslzoo.commands import fit
+from tests.commands.command import ENVIRONMENT
+
+ASK = """
+import sys
+from sslzoo.__main__ import main
+sys.argv = ["sslzoo", *{args}]
+main()
+print("loaded", *(name for name in {names} if name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "said", "names"),
+    [
+        (["--version"], sslzoo.__version__, ["torch", "lightning"]),
+        (["--help"], "sslzoo report RUN...", ["torch", "lightning"]),
+        (["zoo", "list", "simclr-*"], "simclr-small_resnet-cifar10jpeg", ["lightning", "timm"]),
+        (["zoo", "info", "simclr-small_resnet-cifar10jpeg"], '"sha256"', ["lightning", "timm"]),
+    ],
+)
+def test_answers_do_not_wait_for_what_they_do_not_need(
+    args: list[str], said: str, names: list[str]
+) -> None:
+    asked = [sys.executable, "-c", ASK.format(args=args, names=names)]
+    done = subprocess.run(asked, capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+    assert done.stdout.endswith("loaded\n")
+
+
+def test_the_module_is_the_command() -> None:
+    asked = [sys.executable, "-m", "sslzoo", "fit", "--help"]
+    done = subprocess.run(asked, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    assert done.stdout.startswith("usage: sslzoo [options] fit"), done.stdout[:200] + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "said"),
+    [("bf16-mixed", "AVX2", True), ("bf16-mixed", "AVX512", False), ("32-true", "AVX2", False)],
+)
+def test_bfloat16_without_instructions_for_it_is_named(
+    precision: Any, capability: str, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    told: list[str] = []
+    monkeypatch.setattr(fit, "rank_zero_info", told.append)
+    fit._say_where_bfloat16_is_slow(
+        Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False)
+    )
+    assert bool(told) == said
+    assert all("--trainer.precision=32-true" in text for text in told)

@@ -1,0 +1,434 @@
+"""Views: keyed draws, any split of a batch, the workers' path, recipes and their distributions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from importlib import import_module
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sslzoo.random import Keys, sample_keys
+from sslzoo.transforms import (
+    EvalView,
+    RandomResizedCrop,
+    View,
+    Views,
+    amdim_views,
+    byol_views,
+    cpc_views,
+    digit_views,
+    dim_views,
+    ijepa_views,
+    instdisc_views,
+    invaspread_views,
+    mae_fine_tune_views,
+    mae_views,
+    moco_v1_views,
+    moco_v2_views,
+    moco_v3_views,
+    multi_crop_views,
+    simclr_views,
+)
+from sslzoo.transforms.image.affine import RandomAffine
+from sslzoo.transforms.image.blur import GaussianBlur, PILBlur
+from sslzoo.transforms.image.color import ColorJitter, Grayscale
+from sslzoo.transforms.image.layout import chunk_rows
+from sslzoo.transforms.image.normalize import Normalize
+from sslzoo.transforms.image.solarize import Solarize
+from sslzoo.transforms.image.translate import RandomTranslate
+from tests.no_sync import Operations
+
+RECIPES: dict[str, Callable[[], Views]] = {
+    "simclr": lambda: simclr_views(32, 0.5),
+    "simclr_v2": lambda: simclr_views(40, brightness="multiplicative"),
+    "simclr_gray": lambda: simclr_views(28, color=False, flip=False),
+    "digits": lambda: digit_views(28),
+    "byol": lambda: byol_views(96),
+    "instdisc": lambda: instdisc_views(40),
+    "instdisc_cifar": lambda: instdisc_views(32, "cifar"),
+    "invaspread": lambda: invaspread_views(32),
+    "ijepa": lambda: ijepa_views(40),
+    "mae": lambda: mae_views(40),
+    "mae_fine_tune": lambda: mae_fine_tune_views(40),
+    "moco_v1": lambda: moco_v1_views(40),
+    "moco_v2": lambda: moco_v2_views(80),
+    "moco_v3": lambda: moco_v3_views(40),
+    "dim": lambda: dim_views(32, flip=True),
+    "amdim": lambda: amdim_views(40),
+    "amdim_cifar": lambda: amdim_views(32, "cifar"),
+    "cpc": lambda: cpc_views(32),
+    "cpc_v2": lambda: cpc_views(32, (0.3, 1.0), gray=False, patch=8, stride=4, per_patch=True),
+    "swav": lambda: multi_crop_views(sizes=(48, 24), counts=(2, 3)),
+    "dino": lambda: multi_crop_views("dino", (48, 24), (2, 3), ((0.4, 1.0), (0.05, 0.4))),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def photos(batch: int, height: int = 70, width: int = 80) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    coarse = torch.rand(batch, 3, 6, 6, generator=generator)
+    images = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+    images += 0.05 * torch.randn(images.shape, generator=generator)
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def test_gray_views_are_evaluated_in_gray() -> None:
+    views, images = cpc_views(32), photos(3, 32, 32)
+    (trained,) = views(images, sample_keys(0, 0, torch.arange(3)))
+    for made in (trained, views.eval_view(32)(images)):
+        assert torch.equal(made[:, 0], made[:, 1])
+        assert torch.equal(made[:, 0], made[:, 2])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("side", [32, 70])
+def test_views_do_not_depend_on_the_split_or_the_order(recipe: str, side: int) -> None:
+    views, images, index = RECIPES[recipe](), photos(13, side, side), torch.arange(100, 113)
+    whole = views(images, sample_keys(1, 2, index))
+    shuffle = torch.randperm(13, generator=torch.Generator().manual_seed(0))
+    for rows in (
+        [slice(0, 13)],
+        [slice(0, 6), slice(6, 13)],
+        [slice(0, 1), slice(1, 9), slice(9, 13)],
+    ):
+        parts = [views(images[r], sample_keys(1, 2, index[r])) for r in rows]
+        for number, view in enumerate(whole):
+            joined = torch.cat([part[number] for part in parts])
+            torch.testing.assert_close(joined, view, rtol=0, atol=1e-6)
+    shuffled = views(images[shuffle], sample_keys(1, 2, index[shuffle]))
+    for other, view in zip(shuffled, whole, strict=True):
+        torch.testing.assert_close(other, view[shuffle], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("step", [5, 13, 26, 39, 1000])
+def test_views_do_not_depend_on_how_many_are_made_at_a_time(
+    recipe: str, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views, images, index = RECIPES[recipe](), photos(13), torch.arange(13)
+    wanted = views(images, sample_keys(1, 2, index))
+    module = import_module("sslzoo.transforms.image.views")
+    monkeypatch.setattr(module, "chunk_rows", lambda *args: step)
+    for other, view in zip(views(images, sample_keys(1, 2, index)), wanted, strict=True):
+        torch.testing.assert_close(other, view, rtol=0, atol=1e-6)
+
+
+def test_an_accelerator_takes_whole_views_that_fit_into_memory() -> None:
+    cuda, photo = torch.device("cuda"), 3 * 256 * 256
+    assert chunk_rows(3 * 96 * 96, photo, 64, 8, cuda) == 5 * 64
+    assert chunk_rows(3 * 16 * 16, 3 * 32 * 32, 256, 4, cuda) == 4 * 256
+    assert chunk_rows(3 * 224 * 224, photo, 4096, 2, cuda) == 4096
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_rank_without_images_has_views_of_none(recipe: str) -> None:
+    views = RECIPES[recipe]()
+    out = views(photos(2)[:0], sample_keys(0, 0, torch.arange(0)))
+    assert [tuple(view.shape[2:]) for view in out] == [(size, size) for size in views.sizes]
+    assert [len(view) for view in out] == [0] * len(out)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_views_are_finite_random_and_of_the_announced_size(recipe: str) -> None:
+    views, images = RECIPES[recipe](), photos(8)
+    index = torch.arange(8)
+    first = views(images, sample_keys(0, 0, index))
+    assert [view.shape[2] for view in first] == views.sizes
+    for view in first:
+        assert view.shape[:2] == (8, 3)
+        assert view.dtype == torch.float32
+        assert view.is_contiguous()
+        assert view.isfinite().all()
+    again = views(images, sample_keys(0, 0, index))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    other_epoch = views(images, sample_keys(0, 1, index))
+    assert (first[0] - other_epoch[0]).abs().mean() > 0.01
+    if len(first) > 1:
+        assert (first[0] - first[1]).abs().mean() > 0.01
+
+
+@pytest.mark.parametrize("recipe", ["simclr", "byol", "instdisc", "amdim", "mae_fine_tune"])
+def test_crops_of_workers_finish_to_the_devices_views(recipe: str) -> None:
+    views, images = RECIPES[recipe](), photos(6)
+    keys = sample_keys(4, 1, torch.arange(6))
+    rows = [views.crop_one(images[i], Keys(keys.key[i : i + 1])) for i in range(6)]
+    finished = views.finish([torch.stack(column) for column in zip(*rows, strict=True)], keys)
+    # The CPU crops these in bytes as the workers do: the same views, not near ones.
+    for here, there in zip(views(images, keys), finished, strict=True):
+        torch.testing.assert_close(there, here, rtol=0, atol=1e-5)
+
+
+def test_bytes_and_floats_give_the_same_views() -> None:
+    views, images = simclr_views(32, 0.5), photos(6, 32, 32)
+    keys = sample_keys(0, 0, torch.arange(6))
+    for a, b in zip(views(images, keys), views(images / 255, keys), strict=True):
+        assert (a - b).abs().mean() < 2e-3  # bicubic passes of bytes are clipped, of floats not
+
+
+def test_autocast_does_not_reach_the_views() -> None:
+    views, images = simclr_views(32), photos(4)
+    keys = sample_keys(0, 0, torch.arange(4))
+    plain = views(images, keys)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(torch.equal(a, b) for a, b in zip(views(images, keys), plain, strict=True))
+
+
+def test_gray_images_want_a_recipe_without_color() -> None:
+    images = photos(3, 28, 28)[:, :1]
+    keys = sample_keys(0, 0, torch.arange(3))
+    assert simclr_views(28, color=False, flip=False)(images, keys)[0].shape == (3, 1, 28, 28)
+    assert EvalView(28)(images).shape == (3, 1, 28, 28)
+    with pytest.raises(ValueError, match="3 channels"):
+        simclr_views(28)(images, keys)
+    grayscale_only = Views([View(RandomResizedCrop(8), [Grayscale(1.0)])])
+    with pytest.raises(ValueError, match="3 channels"):
+        grayscale_only(images, keys)
+
+
+def test_wrong_calls_are_named() -> None:
+    views, images = simclr_views(32), photos(3)
+    with pytest.raises(ValueError, match="2 keys"):
+        views(images, sample_keys(0, 0, torch.arange(2)))
+    with pytest.raises(ValueError, match="int64"):
+        views(images.long(), sample_keys(0, 0, torch.arange(3)))
+    with pytest.raises(ValueError, match="crops must be 2"):
+        views.finish([images], sample_keys(0, 0, torch.arange(3)))
+    with pytest.raises(ValueError, match="mean and std"):
+        simclr_views(32, mean=(0.5, 0.5, 0.5))
+    with pytest.raises(ValueError, match="begin with 2 for DINO"):
+        multi_crop_views("dino", (48, 24), (3, 3))
+
+
+def _near(share: Tensor, p: float) -> bool:
+    """Within 4 standard deviations of a proportion."""
+    count = share.numel()
+    return abs(float(share.double().mean()) - p) <= 4 * math.sqrt(p * (1 - p) / count)
+
+
+def test_jitter_draws_follow_the_recipe() -> None:
+    jitter = ColorJitter(0.4, 0.4, 0.2, 0.1, 0.8, "tensorflow", additive=True)
+    keys = sample_keys(0, 0, torch.arange(50_000))
+    (weights,) = jitter.draw(keys)
+    scale, _, _, shift, turns, saturation = weights.unbind(2)
+    applied = (turns != 0).any(1)
+    assert _near(applied, 0.8)
+    places = torch.stack(
+        [
+            x[applied].to(torch.uint8).argmax(1)
+            for x in (shift != 0, scale != 1, saturation != 1, turns != 0)
+        ],
+        1,
+    )
+    assert (places.sort(1).values == torch.arange(4)).all()
+    code = (places * torch.tensor([64, 16, 4, 1])).sum(1)
+    counts = code.unique(return_counts=True)[1]
+    assert len(counts) == 24
+    expected = len(code) / 24
+    assert (
+        (counts - expected) ** 2 / expected
+    ).sum() < 49.7  # chi-squared of 23: one in a thousand
+    for values, neutral, low, high in (
+        (shift, 0, -0.4, 0.4),
+        (scale, 1, 0.6, 1.4),
+        (saturation, 1, 0.8, 1.2),
+        (turns, 0, -0.1, 0.1),
+    ):
+        drawn = (values[values != neutral].double().sort().values - low) / (high - low)
+        grid = (torch.arange(len(drawn)) + 0.5) / len(drawn)
+        assert (drawn - grid).abs().max() < 1.95 / math.sqrt(len(drawn))
+
+
+def test_strength_beyond_one_cuts_factors_at_zero() -> None:
+    assert ColorJitter(1.2, 1.2, 0.3, 0.2).low == (0.0, 0.0, 0.7, -0.2)
+
+
+def test_affine_draws_fill_their_range() -> None:
+    turn, shear = RandomAffine(20, 10).draw(sample_keys(0, 0, torch.arange(20_000)))
+    for drawn, degrees in ((turn, 20), (shear, 10)):
+        unit = (drawn.rad2deg().double().sort().values / degrees + 1) / 2
+        assert (unit - torch.linspace(0, 1, 20_000)).abs().max() < 1.95 / math.sqrt(20_000)
+    assert abs(torch.corrcoef(torch.stack([turn, shear]))[0, 1]) < 0.03
+    with pytest.raises(ValueError, match=r"shear must be in \[0, 90\), got 95"):
+        RandomAffine(20, 95)
+
+
+def test_translations_are_uniform_and_independent() -> None:
+    (shift,) = RandomTranslate(2, 0.5).draw(sample_keys(0, 0, torch.arange(20_000)))
+    still = (shift == 0).all(1)
+    assert _near(still, 0.5 + 0.5 / 25)
+    code = ((shift[~still] + 2) * torch.tensor([5, 1])).sum(1)
+    counts = code.unique(return_counts=True)[1]
+    assert len(counts) == 24
+    expected = len(code) / 24
+    assert ((counts - expected) ** 2 / expected).sum() < 49.7
+    with pytest.raises(ValueError, match="pixels must be at least 0, got -1"):
+        RandomTranslate(-1)
+
+
+def test_amdims_views_share_their_flip_and_half_are_flipped() -> None:
+    crop = RandomResizedCrop(16, (1.0, 1.0), (1.0, 1.0), flip=0.0)
+    views = Views([View(crop, [])] * 2, shared_flip=amdim_views(16, "cifar").shared_flip)
+    image = photos(1, 16, 16)
+    keys = sample_keys(0, 0, torch.arange(400))
+    first, second = views(image.expand(400, -1, -1, -1), keys)
+    assert torch.equal(first, second)
+    flipped = ((first - image / 255).abs() > 1e-3).flatten(1).any(1)
+    torch.testing.assert_close(first[flipped][0], (image[0] / 255).flip(2))
+    assert _near(flipped, 0.5)
+    own = amdim_views(16, "cifar").views
+    assert [view.crop.flip for view in own] == [0.0, 0.0], "no flip of one view alone"
+
+
+def test_dims_view_is_the_image() -> None:
+    images = photos(3, 32, 32)
+    (view,) = dim_views(32)(images, sample_keys(0, 0, torch.arange(3)))
+    torch.testing.assert_close(view, images / 255 * 2 - 1)
+
+
+@pytest.mark.parametrize("op", [GaussianBlur(0.3), PILBlur(0.3), Grayscale(0.3), Solarize(0.3)])
+def test_operations_are_applied_with_their_probability(
+    op: GaussianBlur | PILBlur | Grayscale | Solarize,
+) -> None:
+    chosen, *sigma = op.draw(sample_keys(0, 0, torch.arange(20_000)))
+    assert _near(chosen, 0.3)
+    if sigma:
+        unit = (sigma[0].double().sort().values - 0.1) / 1.9
+        assert (unit - torch.linspace(0, 1, 20_000)).abs().max() < 1.95 / math.sqrt(20_000)
+
+
+def test_recipes_hold_the_papers_order_and_numbers() -> None:
+    def names(view: View) -> list[str]:
+        return [type(op).__name__ for op in view.ops]
+
+    first, second = byol_views().views
+    assert names(first) == ["ColorJitter", "Grayscale", "GaussianBlur", "Clip", "Normalize"]
+    assert names(second)[2:4] == ["GaussianBlur", "Solarize"]
+    assert names(moco_v1_views().views[0])[:2] == ["Grayscale", "ColorJitter"]
+    assert names(instdisc_views().views[0])[:2] == ["Grayscale", "ColorJitter"]
+    assert names(instdisc_views(32, "cifar").views[0])[:2] == ["ColorJitter", "Grayscale"]
+    assert [v.crop.flip for v in instdisc_views(32, "cifar").views] == [0.0]
+    assert names(invaspread_views().views[0])[:2] == ["ColorJitter", "Grayscale"]
+    assert [v.crop.flip for v in invaspread_views().views] == [0.5, 0.5]
+    assert names(amdim_views().views[1]) == ["ColorJitter", "Grayscale", "Normalize"]
+    assert names(amdim_views(32, "cifar").views[0])[0] == "RandomTranslate"
+    assert amdim_views().views[0].crop.scale == (0.3, 1.0)
+    assert names(moco_v2_views().views[0])[2] == "PILBlur"
+    dino = multi_crop_views("dino", counts=(2, 8), scales=((0.4, 1.0), (0.05, 0.4))).views
+    assert [op.p for v in dino for op in v.ops if isinstance(op, PILBlur)] == [1.0, 0.1] + [0.5] * 8
+    assert [i for i, v in enumerate(dino) if "Solarize" in names(v)] == [1]
+    assert multi_crop_views().sizes == [224] * 2 + [96] * 6
+    assert simclr_views(32, blur=False).views[0].crop.scale == (0.08, 1.0)
+
+
+class _Syncs(TorchDispatchMode):
+    """Records what would make the host wait for the device, or copies from the host to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = func.__name__.split(".")[0]
+        if name in ("_local_scalar_dense", "nonzero", "masked_select", "item"):
+            self.seen.append(name)
+        out = func(*args, **(kwargs or {}))
+        if name in ("_to_copy", "copy_", "lift_fresh_copy"):
+            source = args[1] if name == "copy_" else args[0]
+            if isinstance(out, Tensor) and out.device.type != source.device.type:
+                self.seen.append(f"{name} {source.device} -> {out.device}")
+        return out
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_no_view_makes_the_host_wait(recipe: str) -> None:
+    views = RECIPES[recipe]()
+    with FakeTensorMode():
+        images = torch.zeros(4, 3, 40, 50, dtype=torch.uint8, device="cuda")
+        index = torch.zeros(4, dtype=torch.int64, device="cuda")
+        views(images, sample_keys(0, 0, index))  # the first two batches make the plan of draws
+        views(images, sample_keys(0, 0, index))
+        with _Syncs() as syncs:
+            out = views(images, sample_keys(0, 0, index))
+            EvalView(32, resize=36, mean=(0.5,) * 3, std=(0.5,) * 3)(images)
+    assert [view.device.type for view in out] == ["cuda"] * len(out)
+    assert syncs.seen == []
+
+
+@pytest.mark.parametrize("small", [4, 8])
+def test_an_accelerator_starts_few_operations(small: int) -> None:
+    """It takes each crop of a size for the same price: they are made together."""
+    views = multi_crop_views("dino", (32, 16), (2, small), ((0.25, 1), (0.05, 0.25)), blur=False)
+    with FakeTensorMode():
+        images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8, device="cuda")
+        index = torch.zeros(4, dtype=torch.int64, device="cuda")
+        for _ in range(3):
+            with Operations() as made:
+                views(images, sample_keys(0, 0, index))
+    assert made.count < 1200  # drawn one by one and crop by crop: 5,716 and 9,424
+
+
+def test_evaluation_is_normalized_as_training_is() -> None:
+    flat = torch.full((1, 3, 32, 32), 128, dtype=torch.uint8)
+    for views in (simclr_views(32, color=False, blur=False), instdisc_views(32, "cifar")):
+        seen = views.eval_view(32)(flat)
+        norm = [op for op in views.views[0].ops if isinstance(op, Normalize)]
+        wanted = torch.full((1, 3, 32, 32), 128 / 255)
+        if norm:
+            mean, std = torch.tensor(norm[0].mean), torch.tensor(norm[0].std)
+            wanted = (wanted - mean[:, None, None]) / std[:, None, None]
+        torch.testing.assert_close(seen, wanted)
+
+
+# -- evaluation follows training
+
+
+@pytest.mark.parametrize(
+    ("size", "resize"), [(224, 256), (128, 146), (96, 110), (32, 37), (28, 32)]
+)
+def test_evaluation_keeps_seven_eighths_unless_images_have_the_training_size(
+    size: int, resize: int
+) -> None:
+    views = simclr_views(size, mean=(0.5,) * 3, std=(0.2,) * 3)
+    for side, wanted in ((None, resize), (size - 1, resize), (size, None)):
+        view = views.trained_view(side)
+        assert (view.size, view.resize, view.mean) == (size, wanted, (0.5,) * 3)
+
+
+def test_multi_crop_is_evaluated_at_the_size_of_its_global_crops() -> None:
+    small, large = (View(RandomResizedCrop(size), [Normalize([size], [1.0])]) for size in (16, 40))
+    for views in ([large, small], [small, large, small]):
+        view = Views(views).trained_view()
+        assert (view.size, view.resize, view.mean) == (40, 46, (40,))
+    mosaic = cpc_views(64, gray=False, patch=16, stride=8, per_patch=True)
+    assert (mosaic.sizes, mosaic.trained_view().size) == ([112], 64)
+
+
+def test_views_without_a_crop_are_evaluated_on_whole_images() -> None:
+    plain = Views([])
+    assert (plain.trained_view(17).size, plain.trained_view(17).resize) == (17, None)
+    assert (plain.trained_view().size, plain.trained_view().resize) == (224, 256)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 13])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_view_of_evaluation_takes_any_number_of_channels(
+    channels: int, dtype: torch.dtype
+) -> None:
+    images = torch.randint(0, 256, (2, channels, 20, 24), dtype=torch.uint8)
+    given = images if dtype == torch.uint8 else images / 255
+    mean = [i / 10 for i in range(channels)]
+    view = EvalView(8, 10, mean, [0.5] * channels)
+    out = view(given)
+    assert out.shape == (2, channels, 8, 8)
+    alone = EvalView(8, 10, mean[-1:], [0.5])(given[:, -1:])
+    torch.testing.assert_close(out[:, -1:], alone)
+    torch.testing.assert_close(EvalView(**view.arguments())(given), out)
