@@ -216,12 +216,12 @@ def _refuse_what_is_no_checkpoint(path: Path, weights_only: bool) -> None:
     except (ValueError, OSError) as error:
         inner = path / "checkpoints" / LAST
         more = f"; its checkpoint is {inner}" if inner.is_file() else ""
-        if "could run code" in str(error) and _says_that_it_is_lightning_s(path):
+        if "could run code" in str(error) and _has_lightning_key(path):
             more = "; --weights_only=false reads it all the same, if you trust it"
         raise SystemExit(f"sslzoo: --ckpt_path: {error}{more}") from None
 
 
-def _says_that_it_is_lightning_s(path: Path) -> bool:
+def _has_lightning_key(path: Path) -> bool:
     """Whether the beginning of a file, without loading it, contains Lightning's key."""
     with path.open("rb") as file:
         return b"pytorch-lightning_version" in file.read(1 << 24)
