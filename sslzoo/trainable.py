@@ -9,10 +9,8 @@ device or under DDP, and in a plain loop (docs/plain_loop.md).
 from __future__ import annotations
 
 import inspect
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
@@ -34,7 +32,7 @@ from sslzoo.trust import (
     forget_other_files,
     hyper_parameters,
     module_of,
-    refuse_deep_pickles,
+    read_checkpoint,
     refuse_objects,
     renamed_arguments,
 )
@@ -219,9 +217,7 @@ class Trainable(LightningModule, ABC):
         """
         if hparams_file is not None:
             refuse_objects(hparams_file)
-        if isinstance(checkpoint_path, str | os.PathLike):
-            refuse_deep_pickles(Path(checkpoint_path))
-        saved = torch.load(checkpoint_path, "cpu", weights_only=True)
+        saved = read_checkpoint(checkpoint_path)
         where = str(checkpoint_path)
         known = hyper_parameters(saved, where)
         if hparams_file is None and "_class_path" in known:

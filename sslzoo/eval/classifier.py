@@ -9,7 +9,6 @@ It is built from its parts, so that its checkpoint loads without that of the pre
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from sslzoo.backbones import ViT
 from sslzoo.batch import View
 from sslzoo.layers import GlobalBatchNorm
-from sslzoo.trust import fill, module_of, refuse_deep_pickles
+from sslzoo.trust import fill, module_of, read_checkpoint
 
 
 class Headed(nn.Module):
@@ -137,7 +136,7 @@ def load_weights(model: Classifier, path: str, whole: bool = False) -> None:
                 "layers of its head: give the run's checkpoint, or the backbone without Headed"
             )
         return _fill_encoder(model, load_file(path), path)
-    run = module_of(_read(path), path)
+    run = module_of(read_checkpoint(path), path)
     parts = dict(run.named_children())
     trained = parts.get("model")
     if isinstance(trained, Classifier):
@@ -158,19 +157,6 @@ def load_weights(model: Classifier, path: str, whole: bool = False) -> None:
     _fill_encoder(model, encoder().state_dict(), path)
     head = cast(Any, parts["projector"]).first(model.backbone.num_layers)
     return fill(model.backbone.head, head.state_dict(), path)
-
-
-def _read(path: str) -> dict[str, Any]:
-    """Read a Lightning checkpoint, restricted to tensors and plain values."""
-    try:
-        refuse_deep_pickles(Path(path))
-        saved = torch.load(path, "cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        text = " ".join(str(error).split())
-        raise ValueError(f"{path!r} is no checkpoint of tensors and values: {text:.200}") from None
-    if not isinstance(saved, dict):
-        raise ValueError(f"a Lightning checkpoint wanted, {path!r} has a {type(saved).__name__}")
-    return saved
 
 
 def _encoder_of(model: Classifier) -> nn.Module:

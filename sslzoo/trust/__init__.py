@@ -2,7 +2,7 @@
 
 from sslzoo.trust.admit import PACKAGES, UntrustedError, admit
 from sslzoo.trust.build import LOADERS, build, build_trusted, shell
-from sslzoo.trust.checkpoint import hyper_parameters, module_of
+from sslzoo.trust.checkpoint import hyper_parameters, module_of, read_checkpoint
 from sslzoo.trust.fill import check_fit, fill
 from sslzoo.trust.pickles import refuse_deep_pickles
 from sslzoo.trust.renamed import renamed_arguments
@@ -20,6 +20,7 @@ __all__ = [
     "forget_other_files",
     "hyper_parameters",
     "module_of",
+    "read_checkpoint",
     "read_config",
     "refuse_deep_pickles",
     "refuse_objects",

@@ -3,17 +3,49 @@
 from __future__ import annotations
 
 import inspect
+import os
+import pickle
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule
 from torch import Tensor
 
 from sslzoo.trust.admit import admit
 from sslzoo.trust.build import build, build_trusted, hints_of, shell
 from sslzoo.trust.fill import check_fit
+from sslzoo.trust.pickles import refuse_deep_pickles
 from sslzoo.trust.renamed import renamed_class
+
+# What torch raises for a file that is damaged or of another kind.
+_DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError)
+
+
+def read_checkpoint(path: Any) -> dict[str, Any]:
+    """Read a Lightning checkpoint, restricted to tensors and plain values.
+
+    Args:
+        path: a path, or an open file.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, or holds anything else.
+    """
+    try:
+        if isinstance(path, str | os.PathLike):
+            refuse_deep_pickles(Path(path))
+        saved = torch.load(path, "cpu", weights_only=True)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except _DAMAGED as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"{path} is no checkpoint of tensors and values: {text:.200}") from None
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path} must be a Lightning checkpoint, got a {type(saved).__name__}")
+    return saved
 
 
 def hyper_parameters(saved: Any, where: str) -> dict[str, Any]:

@@ -396,3 +396,11 @@ def test_arguments_of_version_0_1_are_kept_by_a_module_built_in_python(tmp_path:
     path = str(tmp_path / "old.ckpt")
     again = MAE.load_from_checkpoint(path, backbone=vit, decoder=decoder)
     assert again.normalize_pixels is False
+
+
+def test_a_truncated_checkpoint_is_one_sentence(tmp_path: Path) -> None:
+    path = Path(write(tmp_path, saved()))
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="is no checkpoint of tensors and values") as raised:
+        SimCLR.load_from_checkpoint(path)
+    assert "\n" not in str(raised.value)
