@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,13 @@ def ranks() -> Iterator[Ranks]:
     pools = Ranks()
     yield pools
     pools.close()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> None:
+    """Forget compiled code: torch's limit on recompilations counts those of all tests."""
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
 
 
 @pytest.fixture(scope="module")

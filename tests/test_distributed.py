@@ -130,7 +130,6 @@ def test_one_process_copies_nothing() -> None:
 
 
 def _compiled(rank: int, x: Tensor) -> tuple[Tensor, Tensor]:
-    torch._dynamo.reset()
     mine = x[rank].clone().requires_grad_()
     rows = row_layout(len(mine))
 

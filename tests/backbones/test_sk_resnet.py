@@ -225,7 +225,6 @@ def test_norms_are_global_and_maps_channels_last() -> None:
 
 
 def test_compiles_without_a_graph_break() -> None:
-    torch._dynamo.reset()
     net = torch.compile(simclr_v2_resnet(14, 1, 0.0625), backend="eager", fullgraph=True)
     assert net(torch.randn(2, 3, 32, 32)).shape == (2, 2048)
 

@@ -245,7 +245,6 @@ def test_no_graph_break() -> None:
         {"x": x, "mask": torch.rand(2, 4) < 0.5},
         {"x": torch.rand(2, 3, 12, 12), "keep": torch.tensor([[0, 5], [1, 2]])},
     ):
-        torch._dynamo.reset()
         compiled = torch.compile(vit.forward_tokens, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(**arguments), vit.forward_tokens(**arguments))
 

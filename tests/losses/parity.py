@@ -26,6 +26,15 @@ def value_and_gradients(
     return value.detach(), grads  # type: ignore[return-value]
 
 
+def assert_compiles(
+    loss: Callable[..., Tensor], tensors: Sequence[Tensor], num_leaves: int
+) -> None:
+    """The loss is one graph, whose value and gradients are those of the loss as written."""
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    got = value_and_gradients(compiled, tensors, num_leaves)
+    torch.testing.assert_close(got, value_and_gradients(loss, tensors, num_leaves))
+
+
 def _on_rank(
     rank: int,
     loss: Callable[..., Tensor],
