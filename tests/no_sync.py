@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -61,6 +61,24 @@ class Operations(TorchDispatchMode):
             if isinstance(out, Tensor):
                 self.largest = max(self.largest, out.numel() * out.element_size())
         return out
+
+
+def fake(x: Tensor, device: str = DEVICE) -> Tensor:
+    """A fake tensor of the same form; inside a FakeTensorMode."""
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device)
+
+
+def fake_tensors(module: nn.Module, device: str = DEVICE) -> None:
+    """Put fake tensors in the place of the module's own; inside a FakeTensorMode."""
+    made: dict[int, nn.Parameter] = {}  # a parameter that two modules share stays one
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if id(parameter) not in made:
+                wanted = parameter.requires_grad
+                made[id(parameter)] = nn.Parameter(fake(parameter, device), wanted)
+            part._parameters[name] = made[id(parameter)]
+        for name, buffer in part.named_buffers(recurse=False):
+            part._buffers[name] = fake(buffer, device)
 
 
 def _backward(loss: Tensor) -> None:

@@ -16,7 +16,7 @@ from sslzoo.batch import Batch
 from sslzoo.layers import GlobalBatchNorm
 from sslzoo.memory import memories
 from sslzoo.methods import ImageCPC, SSLMethod
-from tests.no_sync import DEVICE, syncs
+from tests.no_sync import DEVICE, fake, fake_tensors, syncs
 from tests.toys import build, every_method
 
 ROOT = Path(__file__).parents[1]
@@ -70,15 +70,7 @@ def on_device(cls: type[SSLMethod]) -> tuple[SSLMethod, Batch]:
     with unset_fake_temporarily(), torch.device("cpu"):
         method, batch = build(cls)
 
-    def fake(x: Tensor) -> Tensor:
-        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=DEVICE)
-
-    for module in method.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            wanted = parameter.requires_grad
-            module._parameters[name] = torch.nn.Parameter(fake(parameter), wanted)
-        for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = fake(buffer)
+    fake_tensors(method)
     label = None if batch.label is None else fake(batch.label)
     views = [
         fake(view) if isinstance(view, Tensor) else type(view)(*map(fake, view))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslzoo.layers import GlobalBatchNorm
+from sslzoo.layers.precision import no_autocast
 
 
 class Prototypes(nn.Module):
@@ -36,7 +37,7 @@ class Prototypes(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         v, g = self.weight_v, self.weight_g
-        with torch.autocast(z.device.type, enabled=False):
+        with no_autocast(z):
             # The factor is applied to the logits: normalized prototypes may be the larger tensor.
             length = torch.linalg.vector_norm(v, dim=1)
             return F.linear(z.to(torch.promote_types(z.dtype, v.dtype)), v) * (g[:, 0] / length)

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslzoo.distributed import Rows, gather, row_layout, world_size
+from sslzoo.layers.precision import at_least_float32, no_autocast
 from sslzoo.losses.checks import check_positive, shapes
 from sslzoo.losses.positives import own_pairs
-from sslzoo.losses.precision import at_least_float32, no_autocast
 
 
 def amdim_nce(source: Tensor, target: Tensor, clip: float = 20.0) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslzoo.distributed import row_layout, world_size
+from sslzoo.layers.precision import at_least_float32, no_autocast
 from sslzoo.losses.checks import check_positive, check_same_shape, shapes
-from sslzoo.losses.precision import at_least_float32, no_autocast
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslzoo.distributed import Rows, gather, row_layout, world_size
+from sslzoo.layers.precision import at_least_float32, no_autocast
 from sslzoo.losses.checks import shapes
-from sslzoo.losses.precision import at_least_float32, no_autocast
 
 
 def cpc_info_nce(

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from sslzoo.distributed import gather, row_layout, world_size
+from sslzoo.layers.precision import l2_normalize, no_autocast
 from sslzoo.losses.blockwise import RowBlocks
 from sslzoo.losses.checks import check_positive, check_same_shape
-from sslzoo.losses.precision import l2_normalize, no_autocast
 
 
 def dcl(z1: Tensor, z2: Tensor, temperature: float, sigma: float | None = None) -> Tensor:

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from sslzoo.distributed import row_layout, world_size
+from sslzoo.layers.precision import at_least_float32, no_autocast
 from sslzoo.losses.blockwise import entries_per_block, needs_gradient
 from sslzoo.losses.checks import check_positive, shapes
 from sslzoo.losses.online_softmax import add_block
-from sslzoo.losses.precision import at_least_float32, no_autocast
 
 # Logits per block: the size of a core's cache on a CPU, 32 MiB on a GPU.
 _LOGITS_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 23}

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from sslzoo.distributed import gather, row_layout, world_size
+from sslzoo.layers.precision import at_least_float32, no_autocast
 from sslzoo.losses.blockwise import attach_gradient, entries_per_block, needs_gradient
 from sslzoo.losses.checks import check_positive, check_same_shape, shapes
 from sslzoo.losses.online_softmax import online_softmax
-from sslzoo.losses.precision import at_least_float32, no_autocast
 
 # Logits per block: the size of a core's cache on a CPU, few launches on a GPU.
 _LOGITS_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}

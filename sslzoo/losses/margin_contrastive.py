@@ -19,10 +19,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from sslzoo.distributed import gather, row_layout, world_size
+from sslzoo.layers.precision import at_least_float32, no_autocast
 from sslzoo.losses.blockwise import MIN_DISTANCE, RowBlocks
 from sslzoo.losses.checks import check_positive
 from sslzoo.losses.positives import find_positives
-from sslzoo.losses.precision import at_least_float32, no_autocast
 
 
 def margin_contrastive(z: Tensor, label: Tensor | None = None, margin: float = 1.0) -> Tensor:

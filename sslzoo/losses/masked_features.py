@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslzoo.distributed import row_layout, world_size
+from sslzoo.layers.precision import at_least_float32, no_autocast
 from sslzoo.losses.checks import shapes
-from sslzoo.losses.precision import at_least_float32, no_autocast
 
 
 def masked_features(prediction: Tensor, target: Tensor) -> Tensor:

@@ -27,9 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslzoo.distributed import Rows, gather, rank, row_layout, world_size
+from sslzoo.layers.precision import at_least_float32, no_autocast
 from sslzoo.losses.checks import shapes
 from sslzoo.losses.positives import own_pairs
-from sslzoo.losses.precision import at_least_float32, no_autocast
 
 Measure = Literal["JSD", "GAN", "KL", "RKL", "X2", "H2", "W1"]
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from sslzoo.distributed import Rows, gather_rows, rank, world_size
+from sslzoo.layers.precision import at_least_float32, no_autocast
 from sslzoo.losses.checks import check_positive, shapes
-from sslzoo.losses.precision import at_least_float32, no_autocast
 
 
 @torch.no_grad()

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from sslzoo.distributed import row_layout, world_size
+from sslzoo.layers.precision import at_least_float32, no_autocast
 from sslzoo.losses.blockwise import RowBlocks
 from sslzoo.losses.checks import check_positive, shapes
-from sslzoo.losses.precision import at_least_float32, no_autocast
 
 
 def swapped_prediction(

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from sslzoo.batch import Batch, View
 from sslzoo.layers import GlobalBatchNorm
+from sslzoo.layers.precision import at_least_float32
 from sslzoo.losses import barlow_twins
-from sslzoo.losses.precision import at_least_float32
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,

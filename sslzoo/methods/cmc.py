@@ -25,8 +25,8 @@ from sslzoo.backbones.towers import Towers
 from sslzoo.batch import Batch, View, index_of
 from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.heads.per_view import PerView
+from sslzoo.layers.precision import l2_normalize
 from sslzoo.losses import bank_softmax, nce, nce_constant, sampled_softmax
-from sslzoo.losses.precision import l2_normalize
 from sslzoo.memory import MemoryBank
 from sslzoo.methods.base import (
     GroupsFactory,

@@ -30,8 +30,8 @@ from sslzoo.backbones import multi_crop
 from sslzoo.batch import Batch, index_of
 from sslzoo.callbacks.clusters import ClusterEpochs
 from sslzoo.callbacks.memory import CommitMemory
+from sslzoo.layers.precision import l2_normalize, no_autocast
 from sslzoo.losses import cluster_cross_entropy
-from sslzoo.losses.precision import l2_normalize, no_autocast
 from sslzoo.memory import ClusterMemory
 from sslzoo.methods.base import (
     GroupsFactory,

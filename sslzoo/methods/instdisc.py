@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from sslzoo.batch import Batch, View, index_of
 from sslzoo.callbacks.memory import CommitMemory
+from sslzoo.layers.precision import l2_normalize
 from sslzoo.losses import bank_softmax, nce, nce_constant, proximal
-from sslzoo.losses.precision import l2_normalize
 from sslzoo.memory import MemoryBank
 from sslzoo.methods.base import (
     GroupsFactory,

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from sslzoo.batch import Batch, View
+from sslzoo.layers.precision import l2_normalize
 from sslzoo.losses import invaspread
-from sslzoo.losses.precision import l2_normalize
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from sslzoo.batch import Batch, label_of
+from sslzoo.layers.precision import l2_normalize
 from sslzoo.losses import margin_contrastive
-from sslzoo.losses.precision import l2_normalize
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,

@@ -26,8 +26,8 @@ from sslzoo.batch import Batch
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.distributed import gather_rows, row_layout
+from sslzoo.layers.precision import l2_normalize
 from sslzoo.losses import info_nce
-from sslzoo.losses.precision import l2_normalize
 from sslzoo.memory import Queue
 from sslzoo.methods.base import (
     GroupsFactory,

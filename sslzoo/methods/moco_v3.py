@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from sslzoo.batch import Batch
 from sslzoo.callbacks.ema import EMA
+from sslzoo.layers.precision import l2_normalize
 from sslzoo.losses import batch_info_nce
-from sslzoo.losses.precision import l2_normalize
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from sslzoo.batch import Batch
 from sslzoo.callbacks.memory import CommitMemory
+from sslzoo.layers.precision import l2_normalize, no_autocast
 from sslzoo.losses import batch_info_nce
-from sslzoo.losses.precision import l2_normalize, no_autocast
 from sslzoo.memory import Queue
 from sslzoo.methods.base import (
     GroupsFactory,

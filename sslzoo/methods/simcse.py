@@ -15,8 +15,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sslzoo.batch import Batch, Tokens
+from sslzoo.layers.precision import l2_normalize
 from sslzoo.losses import batch_info_nce
-from sslzoo.losses.precision import l2_normalize
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,

@@ -31,8 +31,8 @@ from sslzoo.batch import Batch
 from sslzoo.callbacks.freeze import FreezeUntil
 from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.distributed import rank, world_size
+from sslzoo.layers.precision import l2_normalize, no_autocast
 from sslzoo.losses import sinkhorn, swapped_prediction
-from sslzoo.losses.precision import l2_normalize, no_autocast
 from sslzoo.memory import Queue
 from sslzoo.methods.base import (
     GroupsFactory,

@@ -1,4 +1,4 @@
-"""Precision of the losses: at least float32, also under autocast; float64 stays float64."""
+"""Precision of losses and prototypes: at least float32, also under autocast."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def l2_normalize(x: Tensor, eps: float = 1e-12) -> Tensor:
 
 def no_autocast(x: Tensor) -> AbstractContextManager[None]:
     """Context in which products on x's device keep the precision of their operands."""
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.autocast(x.device.type, enabled=False)
+    kind = x.device.type  # the meta device has no autocast
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
     return nullcontext()
