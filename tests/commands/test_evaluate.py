@@ -25,7 +25,7 @@ from sslzoo.runs import evaluation
 from sslzoo.runs.encoders import build_data, read_model
 from sslzoo.runs.provenance import commit
 from sslzoo.transforms import crop_view
-from tests.commands.command import ENVIRONMENT, arguments, run
+from tests.commands.command import ENVIRONMENT, arguments, run, run_process
 
 pytestmark = [
     # LightningCLI calls what jsonargparse deprecates.
@@ -90,7 +90,7 @@ def test_two_ranks_give_the_numbers_of_one(finished: Path, tmp_path: Path) -> No
     one = evaluated(str(finished), *SUITE, output=tmp_path / "one.json")
     output = tmp_path / "two.json"
     args = ["eval", str(finished), *SUITE, "--accelerator=cpu", "--devices=2", "--cache=none"]
-    run([*args, f"--output={output}"], tmp_path)
+    run_process([*args, f"--output={output}"], tmp_path)
     two = json.loads(output.read_text())
     assert two["models"][0]["metrics"] == pytest.approx(one["models"][0]["metrics"], rel=1e-6)
 
@@ -283,7 +283,7 @@ def test_seeds_on_two_ranks_give_the_numbers_of_one(finished: Path, tmp_path: Pa
     one = evaluated(*args, output=tmp_path / "one.json")
     output = tmp_path / "two.json"
     ranks = ["--accelerator=cpu", "--devices=2", "--cache=none", f"--output={output}"]
-    run(["eval", *args, *ranks], tmp_path)
+    run_process(["eval", *args, *ranks], tmp_path)
     two = json.loads(output.read_text())
     assert two["models"][0]["seeds"] == one["models"][0]["seeds"]
 

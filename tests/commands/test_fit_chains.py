@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from tests.commands.command import run, weights
+from tests.commands.command import run, run_process, weights
 
 
 def test_quickstart_prints_its_table(tmp_path: Path) -> None:
-    done = run(
+    done = run_process(
         ["fit", "--config", "quickstart", "--trainer.max_epochs=1", "--trainer.precision=32-true"],
         tmp_path,
     )
