@@ -206,13 +206,13 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 @CLASSES
-def test_killed_after_every_step_equals_the_unbroken_run(
+def test_killed_after_every_step_of_an_epoch_equals_the_unbroken_run(
     cls: type[Trainable], tmp_path: Path
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     epochs = train(cls, whole)
     last, seen = None, []
-    for step in range(1, STEPS + 1):
+    for step in range(1, EPOCH_STEPS + 1):
         seen += train(cls, killed, last, kill_at=step)
         last = killed / f"batch={step}.ckpt"
         assert differences(whole / last.name, last) == [], f"step {step}"
