@@ -108,13 +108,14 @@ class Content:
         manifest: of the file.
         others: whether what is not the encoder's has its shape too: zeros. False: no dimension
             is over 2, so that memories and optimizers take no room.
-        encoder: "random" numbers, "zeros", or "small": no dimension over 2.
+        encoder: "random" numbers, "zeros", "shapes" (zeros that share one number's memory), or
+            "small": no dimension over 2.
         change: applied to the encoder's state.
     """
 
     manifest: str
     others: bool = False
-    encoder: Literal["random", "zeros", "small"] = "random"
+    encoder: Literal["random", "zeros", "shapes", "small"] = "random"
     change: Callable[[State, list[str]], None] = field(default=lambda state, names: None)
 
     def fill(self, shape: list[int], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -136,8 +137,10 @@ class Content:
             dtype = getattr(torch, about.get("non_float32", {}).get(name, "float32"))
             if name.startswith(encoder) and not name.startswith(head):
                 own.append(name)
-                if self.encoder == "zeros":
-                    state[name] = torch.zeros(shape, dtype=dtype)
+                if self.encoder in ("zeros", "shapes"):
+                    one = self.encoder == "shapes"
+                    zeros = torch.zeros(() if one else shape, dtype=dtype)
+                    state[name] = zeros.expand(shape)
                     continue
                 if self.encoder == "random":
                     kernel = name.endswith(("||w", "/kernel"))  # (..., in, out)

@@ -145,7 +145,7 @@ def wrapped(case: Case, state: Any) -> Any:
 def test_every_name_is_mapped_or_left_out_and_none_is_missing(case: Case) -> None:
     card = entries()[case.entry]
     shapes = shapes_of(case)
-    state: dict[str, Any] = Content(case.manifest, others=True).state(case.part)
+    state: dict[str, Any] = Content(case.manifest, others=True, encoder="shapes").state(case.part)
     if case.part == "variables":
         state = {name: value.numpy() for name, value in state.items()}
     kept, dropped = convert(wrapped(case, state), str(card.layout))
@@ -155,7 +155,9 @@ def test_every_name_is_mapped_or_left_out_and_none_is_missing(case: Case) -> Non
     with torch.device("meta"):
         encoder = build_backbone(card.backbone)
     wanted = {name: value.shape for name, value in encoder.state_dict().items()}
-    assert {name: value.shape for name, value in complete(kept, encoder, "file").items()} == wanted
+    counts = {name for name in wanted if name.endswith("num_batches_tracked")}  # made where missing
+    got = {name: value.shape for name, value in kept.items()}
+    assert got.items() <= wanted.items() <= {**got, **dict.fromkeys(counts, ())}.items()
     heads = ("fc", "head", "predictor", "queue", "_k.", "momentum", "projector", "prototypes")
     heads += ("projection", "decoder", "mask_token", "linear", "module.bn.")
     assert all(any(part in name for part in heads) for name in dropped)
