@@ -1,4 +1,4 @@
-"""Every method from its required arguments alone: fit, resume, validate, load, enter the zoo.
+"""Every method from its required arguments alone: fit, resume, load, enter the zoo.
 
 A method's config is the smallest shipped one that names it, less every argument of the model that
 has a default, but for the optimizer, without which nothing is fitted.
@@ -108,7 +108,7 @@ def command(*args: object) -> None:
 
 
 @pytest.mark.parametrize("cls", every_method(), ids=lambda cls: cls.__name__)
-def test_fits_resumes_validates_and_enters_the_zoo(
+def test_fits_resumes_and_enters_the_zoo(
     cls: type[SSLMethod], root: Path, made: Path
 ) -> None:
     name = cls.__name__
@@ -121,7 +121,8 @@ def test_fits_resumes_validates_and_enters_the_zoo(
     saved, last = first / "config.yaml", first / "checkpoints" / "last.ckpt"
     command("fit", "--config", saved, f"--ckpt_path={last}", "--trainer.max_epochs=2", out)
     assert (folder / "version_1" / "checkpoints" / "last.ckpt").is_file()
-    command("validate", "--config", saved, f"--ckpt_path={last}", out)
+    if name in ("SimCLR", "CPC", "CLEAR"):  # one for each kind of data
+        command("validate", "--config", saved, f"--ckpt_path={last}", out)
     card = add_run(first, name, "a test", "CC0-1.0", made)
     assert len(card.features) == 4
 

@@ -2,6 +2,8 @@
 
 Zhong, Zheng, Kang, Li and Yang, Random Erasing Data Augmentation, AAAI 2020,
 https://arxiv.org/abs/1708.04896. This is timm's mode "pixel" with one rectangle.
+timm draws from the process's generators, image by image; here every draw is keyed, so that views do
+not depend on ranks, workers or a resume, and a batch is one call.
 """
 
 from __future__ import annotations

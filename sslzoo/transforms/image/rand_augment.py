@@ -3,6 +3,8 @@
 Cubuk, Zoph, Shlens and Le, RandAugment: Practical Automated Data Augmentation with a Reduced
 Search Space, NeurIPS 2020, https://arxiv.org/abs/1909.13719. This is timm's variant; its string for
 the defaults is rand-m9-mstd0.5-inc1 with bicubic interpolation, as in DeiT, BEiT and MAE.
+timm draws from the process's generators, image by image; here every draw is keyed, so that views do
+not depend on ranks, workers or a resume, and a batch is one call.
 """
 
 from __future__ import annotations
