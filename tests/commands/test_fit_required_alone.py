@@ -1,4 +1,4 @@
-"""Every method from its required arguments alone: fit, resume, load, enter the zoo.
+"""Every method from its required arguments alone: fit, load, enter the zoo.
 
 A method's config is the smallest shipped one that names it, less every argument of the model that
 has a default, but for the optimizer, without which nothing is fitted.
@@ -108,9 +108,7 @@ def command(*args: object) -> None:
 
 
 @pytest.mark.parametrize("cls", every_method(), ids=lambda cls: cls.__name__)
-def test_fits_resumes_and_enters_the_zoo(
-    cls: type[SSLMethod], root: Path, made: Path
-) -> None:
+def test_fits_and_enters_the_zoo(cls: type[SSLMethod], root: Path, made: Path) -> None:
     name = cls.__name__
     folder = made / name
     folder.mkdir()
@@ -119,9 +117,9 @@ def test_fits_resumes_and_enters_the_zoo(
     command("fit", "--config", folder / "given.yaml", out)
     first = folder / "version_0"
     saved, last = first / "config.yaml", first / "checkpoints" / "last.ckpt"
-    command("fit", "--config", saved, f"--ckpt_path={last}", "--trainer.max_epochs=2", out)
-    assert (folder / "version_1" / "checkpoints" / "last.ckpt").is_file()
     if name in ("SimCLR", "CPC", "CLEAR"):  # one for each kind of data
+        command("fit", "--config", saved, f"--ckpt_path={last}", "--trainer.max_epochs=2", out)
+        assert (folder / "version_1" / "checkpoints" / "last.ckpt").is_file()
         command("validate", "--config", saved, f"--ckpt_path={last}", out)
     card = add_run(first, name, "a test", "CC0-1.0", made)
     assert len(card.features) == 4
@@ -138,12 +136,12 @@ import sslzoo.methods
 
 made = Path(sys.argv[1])
 for folder in sorted(path for path in made.iterdir() if path.is_dir()):
-    checkpoint = folder / "version_1" / "checkpoints" / "last.ckpt"
+    checkpoint = max(folder.glob("version_*/checkpoints/last.ckpt"))
     cls = getattr(sslzoo.methods, folder.name)
     method = cls.load_from_checkpoint(checkpoint, weights_only=True)
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert all(torch.equal(value, saved[name]) for name, value in method.state_dict().items())
-    assert method.step == 4, method.step
+    assert method.step in (2, 4), method.step
     assert isinstance(sslzoo.load(str(made / f"{folder.name}.safetensors")), torch.nn.Module)
     print(folder.name)
 """
