@@ -10,6 +10,8 @@ Deviations:
        own optimizer.
     3. Batch norm is over the global batch of a view; the code's is per GPU, which `bn_groups` of
        the encoder reproduces.
+    4. The shortcut of an embedding has no bias; the code's has one, which the following batch norm
+       cancels.
 """
 
 from __future__ import annotations

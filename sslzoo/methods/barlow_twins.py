@@ -6,8 +6,9 @@ Reference code: facebookresearch/barlowtwins, commit 8e8d284.
 Deviations:
     1. The gradient is that of the global batch's loss. The code's `all_reduce` has no backward
        pass, so that its gradient on W GPUs is 1 / W of ours: `gradient_scale` (1 / 32 in our
-       ImageNet config). LARS is invariant to the factor, except for the weight of the decay and
-       for biases and norms.
+       ImageNet config). LARS is invariant to the factor, except for the weight of the decay and for
+       biases and norms.
+    2. Half precision is bfloat16 in our recipes, float16 with a loss scaler in the code.
 """
 
 from __future__ import annotations

@@ -6,14 +6,17 @@ Reference code: deepmind/deepmind-research, byol, commit d8df415.
 Deviations:
     1. The target network starts as a copy of the online network; the code initializes it from a
        different key and notes that this makes no difference.
-    2. The linear classifier whose cross entropy is part of the code's loss is `OnlineProbe` here,
+    2. The target network has no predictor; the code's has one, whose output the loss does not use.
+    3. The linear classifier whose cross entropy is part of the code's loss is `OnlineProbe` here,
        with its own optimizer.
-    3. Running statistics of batch norm are torch's (unbiased variance, momentum 0.1); Haiku's are
+    4. Running statistics of batch norm are torch's (unbiased variance, momentum 0.1); Haiku's are
        zero-debiased averages of the biased variance. Both train with batch statistics.
-    4. A run has n // batch_size * epochs steps; the code's has n * epochs // batch_size. The
+    5. A run has `n // batch_size * epochs` steps; the code's has `n * epochs // batch_size`. The
        warm-up is computed in the same two ways.
-    5. timm's strided convolutions and max-pool pad symmetrically; Haiku's SAME padding is
+    6. timm's strided convolutions and max-pool pad symmetrically; Haiku's SAME padding is
        asymmetric for even inputs.
+    7. Crops are antialiased; TensorFlow's are not.
+    8. Our recipes train in bfloat16 mixed precision, the published code in float32.
 
 Without batch statistics: Richemond et al., "BYOL works even without batch statistics", 2020,
 https://arxiv.org/abs/2010.10241, is a config of this class (`norm: group` in backbone and heads).

@@ -4,12 +4,18 @@ Wu, Wang, Gu, Khabsa, Sun and Ma, 2020, https://arxiv.org/abs/2012.15466.
 Reference code: none is known. "Reported" settings come from a summary of the paper, not from its
 text.
 
-Deviations, or our choices where the paper's are unknown:
-    1. The masked language model sees the original sentence, not an augmented one.
-    2. Its masking is BERT's (15 %; 80 / 10 / 10), and its output layer is tied to the embedding.
-    3. The temperature, 0.1, and the sizes of the projector are ours.
+Deviations:
+    1. The masked language model sees the original sentence, not an augmented one; what the paper's
+       sees is unknown to us.
+    2. Its masking is BERT's (15 %; 80 / 10 / 10), and its output layer is tied to the embedding;
+       the paper's are unknown to us.
+    3. The temperature is 0.1, and the projector is as wide as the backbone, then 128; the paper's
+       values are unknown to us.
     4. The fraction of changed words in short sentences is rounded, see
-       `sslzoo.transforms.text.augmentations`; two augmentations of one view have a fixed order.
+       `sslzoo.transforms.text.augmentations`, and two augmentations of one view have a fixed order;
+       the paper's rules are unknown to us.
+    5. The encoder of the base recipe has pre-norm blocks; the paper's is BERT's, with post-norm
+       blocks (reported).
 """
 
 from __future__ import annotations

@@ -10,7 +10,10 @@ Deviations:
        Both are uniform with replacement, and shared by all pairs of views.
     3. The code has two views. With more views, the sums over pairs are the paper's (reported), with
        one normalizing constant per direction of each pair, as the code has for its one pair.
-    4. num_negatives=0, the softmax over a whole bank, is InstDisc's and not in the code.
+    4. num_negatives=0, the softmax over a whole bank, is InstDisc's; the code only has a softmax
+       over the K + 1 sampled scores, `softmax=True`.
+    5. Every normalizing constant Z is a float. So are those of the code's banks, but that of its
+       queue (`MemoryMoCo`, which this class does not have) is truncated to an integer.
 """
 
 from __future__ import annotations

@@ -12,6 +12,12 @@ Deviations:
        permutations, so that each frame is a negative equally often.
     2. The predictions of one context share its negatives, as in CPC_audio; in Greedy InfoMax the
        predictions of one frame share them.
+    3. An epoch has one random window of each file, as in Greedy InfoMax; CPC_audio's covers all of
+       each file.
+    4. Batches of one speaker leave out the windows that do not fill a batch; CPC_audio's last batch
+       of a speaker is smaller.
+    5. `TransformerSteps` has one table of relative positions for all lengths up to `max_frames`;
+       CPC_audio's is for one length.
 """
 
 from __future__ import annotations

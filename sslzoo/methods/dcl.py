@@ -4,10 +4,13 @@ Yeh, Hong, Hsu, Liu, Chen and LeCun, ECCV 2022, https://arxiv.org/abs/2110.06848
 Reference code: raminnakhli/Decoupled-Contrastive-Learning, a reimplementation of the loss alone.
 
 Deviations:
-    1. The loss is the mean over the 2N anchors; the paper's is their sum, the code's the sum of
-       the means of the two directions, which is twice ours. LARS is invariant to the factor, except
-       for the weight of the decay and for the exempt parameters.
-    2. DCLW's weights are normalized over the global batch, with gradient, as in the paper.
+    1. The loss is the mean over the 2N anchors; the paper's is their sum, the code's the sum of the
+       means of the two directions, which is twice ours. LARS is invariant to the factor, except for
+       the weight of the decay and for the exempt parameters.
+    2. DCLW's weights are 2 - N softmax(cosine / sigma) over the N pairs of the global batch, with
+       gradient, as in the paper; later versions of the code lack the factor N.
+    3. The anchor and its positive are excluded from the negatives; the code adds log(1e-45) = -103
+       to their logits, which has the same effect unless the temperature is tiny.
 """
 
 from __future__ import annotations

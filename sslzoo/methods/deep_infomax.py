@@ -5,8 +5,10 @@ https://arxiv.org/abs/1808.06670.
 Reference code: rdevon/DIM, commit bac4765.
 
 Deviations:
-    1. The Donsker-Varadhan bound is the paper's formula; the code computes a different value
-       (3.230 instead of 0.021 on one example, see `losses.dim_donsker_varadhan`).
+    1. The Donsker-Varadhan bound is the paper's formula. The code applies its mask of images along
+       the axes of locations: it only runs with equal numbers of images, locations and summaries,
+       and then its value differs (3.230 instead of 0.021 with five of each, see
+       `losses.dim_donsker_varadhan`).
     2. One optimizer updates all networks in one step; in the code each network has its own
        optimizer and loss. The discriminator's term has detached features and the encoder's term
        detached parameters, so that the gradients are the same.

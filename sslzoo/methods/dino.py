@@ -6,7 +6,8 @@ Reference code: facebookresearch/dino at 7c446df.
 
 Deviations:
     1. The center is updated after the optimizer step, with all micro-batches of a gradient
-       accumulation; the code updates it at the end of the loss and has no accumulation.
+       accumulation and batches of any size per rank; the code updates it at the end of the loss,
+       has no accumulation and needs equal batches on all GPUs.
     2. Logits of the prototypes are computed in float32; the code's are float16 under autocast.
     3. Half precision is bfloat16 in our recipes, float16 with a loss scaler in the code.
 """

@@ -6,13 +6,14 @@ Reference code: bytedance/ibot at da316d8.
 Deviations:
     1. One head serves class and patch tokens, as in the paper's recipes; the code's default has
        separate prototypes for patches.
-    2. A mask is built from at most 60 rectangles; the code's number is unbounded
-       (`masks.BlockMasks`).
+    2. A mask is built from at most 60 attempted rectangles, and at most 10 in a row that do not
+       fit; the code only has the second limit (`masks.BlockMasks`).
     3. Heads and losses see as many patches per crop as a mask can have, masked ones first; the
        code's see all patches, with the weight 0 for unmasked ones. The loss is the same.
     4. The centers are updated after the optimizer step, the code's at the end of the loss. The
        patches' center uses the logits of their mean bottleneck, which equal their mean logits.
     5. Logits of the prototypes are computed in float32; the code's are float16 under autocast.
+    6. Half precision is bfloat16 in our recipes, float16 with a loss scaler in the code.
 """
 
 from __future__ import annotations

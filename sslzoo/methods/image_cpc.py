@@ -10,7 +10,15 @@ Deviations:
     1. Negatives are keyed draws of (seed, step, sample, direction, k) among the targets of the
        global batch; the code draws them from the process's generator among those of one GPU.
     2. The log softmax is exact; the code's is log(softmax + 1e-11), which is at least -25.3.
-    3. Each direction of version 2 has its own context network and predictors.
+    3. `PixelContext` has a vertical stack alone, with a residual connection per layer; the code
+       also has a horizontal stack, whose mask lets it see the same rows.
+    4. Gray images have three equal channels; the code's have one.
+    5. Weights have Kaiming's normal initialization and biases start at 0; the code's initial
+       weights were not compared.
+    6. Each direction of version 2 has its own context network and predictors; the paper's are
+       unknown to us.
+    7. Version 2 shifts, rotates, shears, recolors and grays each patch; the paper uses
+       operations of AutoAugment and elastic deformation (reported).
 """
 
 from __future__ import annotations

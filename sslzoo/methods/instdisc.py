@@ -11,7 +11,8 @@ Deviations:
     3. The proximal term of the paper's equation 9 is not in the released code; it is
        `proximal_weight` here, 0 by default as in the code, with bank momentum 0.5.
     4. `forward` returns the backbone's features, used by linear evaluation; the paper's kNN results
-       use the normalized 128-d embedding: `embed`, OnlineKNN(features="embed").
+       use the normalized 128-d embedding: `embed`, OnlineKNN(features="embed"). The code compares
+       them with the bank's rows or with recomputed embeddings, ours with recomputed ones.
 """
 
 from __future__ import annotations

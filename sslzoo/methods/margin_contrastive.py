@@ -7,9 +7,11 @@ Deviations:
     1. Positive pairs are two views of one image, negative pairs views of two images of the global
        batch. The paper's positive pairs are neighbors in pixel space or known transformations.
     2. The loss averages over all positive and all negative pairs of the batch, with weight 1/2
-       each; the code draws as many positive as negative pairs.
+       each; the paper sums over all pairs, the code draws as many positive as negative pairs.
     3. Points are L2-normalized, so that distances are at most 2; the paper's are not, which is
        normalize=False.
+    4. The distance that the gradient of a negative pair divides by is at least sqrt(1e-9); the code
+       adds 1e-9 under the square root.
 """
 
 from __future__ import annotations

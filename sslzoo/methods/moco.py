@@ -8,12 +8,13 @@ f736491).
 Deviations:
     1. The shuffle is a keyed permutation of the global batch; the code broadcasts torch.randperm of
        rank 0.
-    2. Batch norm "per GPU" is `bn_groups` of backbone and projector, for any number of GPUs.
-       Running statistics average over groups; the code saves those of rank 0. A group of the
-       notebook's split batch norm is every eighth sample, ours an eighth of the batch.
-    3. The queue is updated after the optimizer step, with the keys of all micro-batches of a
+    2. Batch norm "per GPU" is `bn_groups` of backbone and projector, for any number of GPUs. A
+       group of the notebook's split batch norm is every eighth sample, ours an eighth of the batch.
+    3. Running statistics average over groups, as in the notebook; the code saves those of rank 0.
+    4. The queue is updated after the optimizer step, with the keys of all micro-batches of a
        gradient accumulation; the code updates it in the forward pass and has no accumulation.
-    4. The queue may have any size; the code requires a multiple of the global batch.
+    5. The queue may have any size; the code requires a multiple of the global batch.
+    6. The cosine of the learning rate counts epochs from 0, in the notebook from 1.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ Deviations:
     1. With gradient accumulation the negatives are the keys of the same micro-batch; the code has
        no accumulation.
     2. Half precision is bfloat16 in our recipes, float16 with a loss scaler in the code.
+    3. Fixed positions of a grid that is not square are in the order of the patches, row by row; the
+       code lists them column by column.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ https://arxiv.org/abs/2104.14548. Reference code: none was released.
 Deviations:
     1. The support set is updated after the optimizer step, with all micro-batches of a gradient
        accumulation; the paper's algorithm updates it at the end of a step (reported).
-    2. The last norm of the projector has a scale but no offset in our configs, unlike standard
-       batch norm: the predictor's norm removes an offset, whose gradient would be rounding noise.
+    2. The last norm of the projector has a scale but no offset in our configs; the paper's has both
+       (reported). The predictor's norm cancels an offset, whose gradient would be rounding noise.
 """
 
 from __future__ import annotations

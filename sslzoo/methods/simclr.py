@@ -9,11 +9,16 @@ Deviations:
     1. The loss is the paper's mean over 2N anchors; the code's is the sum of the means of the two
        directions, which is twice ours. LARS is invariant to the factor, except for the weight of
        the decay and for the exempt parameters, whose learning rate is halved.
-    2. A run has n // batch_size * epochs steps; the code's has n * epochs // batch_size + 1.
-    3. timm's max-pool pads symmetrically, TensorFlow's by (0, 1) for even inputs; timm initializes
+    2. A run has `n // batch_size * epochs` steps; the code's has `n * epochs // batch_size + 1`.
+    3. The warm-up has `round(warmup_epochs * (n // batch_size))` steps, 3,120 for 10 epochs of
+       ImageNet with batch size 4096; the code's has `warmup_epochs * n // batch_size`, 3,127.
+    4. timm's max-pool pads symmetrically, TensorFlow's by (0, 1) for even inputs; timm initializes
        weights with variance 2 / fan-out, the code with 1 / fan-in. `simclr_v2_resnet` follows the
        code.
-    4. Running variances of batch norm are unbiased, as in torch; TensorFlow's are biased.
+    5. Running variances of batch norm are unbiased, as in torch; TensorFlow's are biased.
+    6. The blur's sigma is drawn per sample and view; the code's once per batch and view.
+    7. Crops are torchvision's, antialiased; TensorFlow's sampler refuses boxes below 0.1 of the
+       image, and its resize is not antialiased.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ Chen and He, CVPR 2021, https://arxiv.org/abs/2011.10566.
 Reference code: facebookresearch/simsiam, commit a7bc177.
 
 Deviations:
-    1. Our recipes train in bfloat16, the code in float32.
+    1. Our ImageNet and CIFAR-10 recipes train in bfloat16 mixed precision, the code in float32
+       (`--trainer.precision=32-true`).
 
 The code's `--fix-pred-lr`, a constant learning rate of the predictor, is `parameter_groups:
 sslzoo.optim.ConstantRateFor`, as in our configs.

@@ -5,16 +5,18 @@ Contrasting Cluster Assignments", NeurIPS 2020, https://arxiv.org/abs/2006.09882
 Reference code: facebookresearch/swav at 06b1b7c, main_swav.py.
 
 Deviations:
-    1. Sinkhorn computes with logarithms; the code exponentiates the scores, which overflows in
-       float16 and for small epsilons.
+    1. Sinkhorn computes with logarithms, in float32 at least; the code exponentiates the scores,
+       which overflows above 88 epsilon, in float16 above 11 epsilon.
     2. One queue of any size serves all ranks, and is updated after the optimizer step with all
        micro-batches; the code keeps queue_size / W rows on each of W GPUs, a multiple of the batch,
        and updates them in the forward pass. Sinkhorn uses the same rows.
     3. Batch norm over groups of 8 GPUs (512 samples with batch size 4096) is `bn_groups` of
-       backbone and projector, for any number of GPUs; running statistics average over groups.
+       backbone and projector, for any number of GPUs. Running statistics average over groups; the
+       code saves those of rank 0's group.
     4. The Linear before the head's batch norm has no bias in our configs; the code's has one, which
        the norm removes. LARC would turn its gradient, rounding noise, into steps.
     5. Scores of the predictions are float32 at least; the code's are float16 (apex O1).
+    6. Half precision is bfloat16 in our recipes, float16 (apex O1) in the code.
 """
 
 from __future__ import annotations

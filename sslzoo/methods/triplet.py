@@ -10,6 +10,8 @@ Deviations:
        uses_labels=True.
     2. Batches are random also with labels; the papers' batches have P identities of K samples each.
     3. The loss is the mean over the mined triplets; FaceNet's is their sum.
+    4. Semi-hard mining selects the nearest semi-hard negative, as in FaceNet; the code draws one of
+       the semi-hard negatives.
 """
 
 from __future__ import annotations

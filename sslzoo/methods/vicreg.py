@@ -4,7 +4,9 @@ Bardes, Ponce and LeCun, ICLR 2022, https://arxiv.org/abs/2105.04906.
 Reference code: facebookresearch/vicreg, commit 4e12602.
 
 Deviations:
-    1. Half precision is bfloat16 in our recipes, float16 with a loss scaler in the code.
+    1. The variance term is the mean of the two views' hinges, as in the code; the paper's formula
+       is their sum.
+    2. Half precision is bfloat16 in our recipes, float16 with a loss scaler in the code.
 """
 
 from __future__ import annotations
