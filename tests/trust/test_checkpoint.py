@@ -371,10 +371,10 @@ def test_what_is_too_deep_to_be_hashed_or_shown_is_one_sentence(
         SimCLR.load_from_checkpoint,
         partial(load_weights, Classifier(SmallResNet((8, 16)), 2)),
     ):
-        with pytest.raises(ValueError, match=r"has 100\d+ values within each other"):
+        with pytest.raises(ValueError, match=r"has [12]00\d+ values within each other"):
             read(str(path))
     config = ["--config", "simclr/folder_small_10ep", f"--data.root={tmp_path}"]
-    with pytest.raises(SystemExit, match=r"has 100\d+ values within each other"):
+    with pytest.raises(SystemExit, match=r"has [12]00\d+ values within each other"):
         fit.run(["fit", *config, f"--ckpt_path={path}"])
 
 

@@ -73,7 +73,7 @@ def zip_of(content: bytes) -> bytes:
 
 
 # {((((...)))): 1}
-DEEP_KEY = b"\x80\x02}(" + b")" + b"\x85" * 1_000_000 + b"K\x01u."
+DEEP_KEY = b"\x80\x02}(" + b")" + b"\x85" * 200_000 + b"K\x01u."
 
 
 def program() -> bytes:
