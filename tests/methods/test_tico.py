@@ -12,7 +12,6 @@ from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.heads import MLP
 from sslzoo.memory import commit_memories
 from sslzoo.methods import TiCo
-from sslzoo.optim import RunLength
 from tests.golden import assert_close_to_golden, load
 
 
@@ -57,8 +56,6 @@ def test_the_momentum_network_moves_before_the_forward() -> None:
     assert isinstance(ema, EMA)
     assert isinstance(commit, CommitMemory)
     assert ema.when == "before_forward"
-    length = RunLength(100, 10)
-    assert [ema.momentum(step, length) for step in (0, 50, 100)] == [0.99, 0.995, 1.0]
 
 
 def test_the_second_view_meets_the_momentum_network() -> None:
