@@ -2,22 +2,22 @@
 
 Zhu, Moraes, Karakulak, Sobol, Canziani and LeCun, TiCo: Transformation Invariance and Covariance
 Contrast for Self-Supervised Visual Representation Learning, 2022, https://arxiv.org/abs/2206.10698.
-Reference code: none by the authors; two by others, sayannag/TiCo-pytorch at 2259b83 ("S" below)
-and lightly-ai/lightly at e8d317f ("L").
+Reference code: none by the authors; two by others, sayannag/TiCo-pytorch at 2259b83 and
+lightly-ai/lightly at e8d317f.
 
 Deviations:
-    1. The gradient flows through the batch's share (1 - beta) B of C_t, as in S; L takes all of C_t
-       as a constant.
-    2. rho is 8, which S names as the paper's value; the default of S and L is 20.
-    3. The momentum is a cosine from 0.99 to 1 over optimizer steps, as in L; in S it is a sine over
-       epochs (halfway 0.995 here, 0.997 in S).
+    1. The gradient flows through the batch's share (1 - beta) B of C_t, as in sayannag's code;
+       lightly's takes all of C_t as a constant.
+    2. rho is 8, which sayannag's code names as the paper's value; the default of both codes is 20.
+    3. The momentum is a cosine from 0.99 to 1 over optimizer steps, as in lightly's code; in
+       sayannag's it is a sine over epochs (halfway 0.995 here, 0.997 there).
     4. C is updated after the optimizer step, with all micro-batches of a gradient accumulation, and
-       a micro-batch's C_t contains its own B; S and L update it in the forward pass and have no
+       a micro-batch's C_t contains its own B; both codes update it in the forward pass and have no
        accumulation.
-    5. C is saved in checkpoints; in S and L it is not.
-    6. B is that of the global batch, on any number of ranks; S has one process.
-    7. The loss has no constant, as in S; L adds 1.
-    8. The encoder that is evaluated is the online one; L's ImageNet benchmark evaluates the
+    5. C is saved in checkpoints; in both codes it is not.
+    6. B is that of the global batch, on any number of ranks; sayannag's code has one process.
+    7. The loss has no constant, as in sayannag's code; lightly's adds 1.
+    8. The encoder that is evaluated is the online one; lightly's ImageNet benchmark evaluates the
        momentum encoder.
 """
 
@@ -50,12 +50,13 @@ class TiCo(SSLMethod):
         backbone: f; (B, C, H, W) -> (B, num_features).
         projector: num_features -> D: Linear-BN-ReLU-Linear of widths 4096 and 256 in both codes,
             the first Linear without bias.
-        covariance_weight: rho; 8 in the paper, see Deviations.
+        covariance_weight: rho; 8 in the paper according to sayannag's code.
         beta: weight of the old covariance matrix at each optimizer step; 0.9 in the paper.
         momentum: of the momentum network at each optimizer step; None: CosineSchedule(0.99, 1.0).
-        optimizer: see `SSLMethod`; LARS in L, SGD in S.
-        schedule: see `SSLMethod`; 10 epochs of warm-up, then a cosine in L.
-        parameter_groups: see `SSLMethod`; biases and norms are not decayed in L.
+        optimizer: see `SSLMethod`; LARS in lightly's code, SGD in sayannag's.
+        schedule: see `SSLMethod`; 10 epochs of warm-up, then a cosine, in lightly's code.
+        parameter_groups: see `SSLMethod`; biases and norms are not decayed in
+            lightly's code.
 
     Example:
         >>> from sslzoo.backbones import SmallResNet
