@@ -28,10 +28,12 @@ from sslzoo.losses.regression import negative_cosine, regression
 from sslzoo.losses.sinkhorn import sinkhorn
 from sslzoo.losses.sup_con import sup_con
 from sslzoo.losses.swapped_prediction import swapped_prediction
+from sslzoo.losses.tico import TiCoTerms, tico
 from sslzoo.losses.triplet import triplet
 from sslzoo.losses.vicreg import VICRegTerms, vicreg
 
 __all__ = [
+    "TiCoTerms",
     "VICRegTerms",
     "amdim_nce",
     "bank_softmax",
@@ -69,6 +71,7 @@ __all__ = [
     "sup_con",
     "swapped_prediction",
     "teacher_probabilities",
+    "tico",
     "triplet",
     "vicreg",
 ]

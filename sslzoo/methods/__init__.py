@@ -26,6 +26,7 @@ from sslzoo.methods.simcse import SimCSE
 from sslzoo.methods.simsiam import SimSiam
 from sslzoo.methods.supcon import SupCon
 from sslzoo.methods.swav import SwAV
+from sslzoo.methods.tico import TiCo
 from sslzoo.methods.triplet import Triplet
 from sslzoo.methods.vicreg import VICReg
 
@@ -56,6 +57,7 @@ __all__ = [
     "SimSiam",
     "SupCon",
     "SwAV",
+    "TiCo",
     "Triplet",
     "VICReg",
 ]
