@@ -91,7 +91,7 @@ def test_defaults_of_curves_are_the_papers(cls: type[Trainable]) -> None:
     method, _ = build(cls)
     found = {name: value for name, value in vars(method).items() if isinstance(value, Schedule)}
     wanted = CURVES.get(cls.__name__, {})
-    assert found.keys() == wanted.keys()
+    assert wanted.keys() <= found.keys()
     run_length = RunLength(100, 10)
     for name, curve in wanted.items():
         for step in (0, 1, 37, 99, 100):

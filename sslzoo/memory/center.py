@@ -1,4 +1,4 @@
-"""Center: the running mean of the teacher's logits, against collapse in DINO.
+"""Center: a running mean over steps, such as that of the teacher's logits in DINO.
 
 Caron et al., ICCV 2021, https://arxiv.org/abs/2104.14294, section 3.1.
 Reference code: facebookresearch/dino at 7c446df, main_dino.py, DINOLoss.update_center.
@@ -21,7 +21,9 @@ from sslzoo.memory.base import Memory
 
 
 class Center(Memory):
-    """Update center <- momentum * center + (1 - momentum) * mean of the step's logits.
+    """Update center <- momentum * center + (1 - momentum) * mean of the step's rows.
+
+    The rows are the teacher's logits in DINO and iBOT, outer products of projections in TiCo.
 
     Args:
         dim: K.
