@@ -16,6 +16,11 @@ from torch import Tensor
 View = Any
 
 
+def length_mask(lengths: Tensor, size: int) -> Tensor:
+    """Mask (B, size) bool, True at the first `lengths` positions. Shapes: lengths (B,)."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
 class Padded(NamedTuple):
     """Sequences of different lengths, zero-padded to the longest.
 
@@ -26,6 +31,11 @@ class Padded(NamedTuple):
 
     values: Tensor
     lengths: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """Mask (B, L) bool, True inside a sequence."""
+        return length_mask(self.lengths, self.values.shape[1])
 
 
 class Tokens(NamedTuple):
@@ -42,8 +52,7 @@ class Tokens(NamedTuple):
     @property
     def mask(self) -> Tensor:
         """Mask (B, L) bool, True inside a sentence and always at the first position."""
-        places = torch.arange(self.ids.shape[1], device=self.ids.device)
-        return places < self.lengths.clamp_min(1)[:, None]
+        return length_mask(self.lengths.clamp_min(1), self.ids.shape[1])
 
 
 class Batch(NamedTuple):

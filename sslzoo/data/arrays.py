@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslzoo.batch import Batch, Padded
+from sslzoo.batch import Batch, Padded, length_mask
 from sslzoo.checks import check_at_least, check_interval
 from sslzoo.data.datamodule import PredictOn, SampleDataModule, SampleSet, Sets
 from sslzoo.data.inputs import FrameInput
@@ -157,7 +157,7 @@ class SequenceArrays(SampleDataModule):
         width = train.values.shape[2]
         self.input = FrameInput([0.0] * width, [1.0] * width)
         if self.standardize:
-            frames = np.arange(train.values.shape[1]) < train.frames().numpy()[:, None]
+            frames = length_mask(train.frames(), train.values.shape[1]).numpy()
             own = np.asarray(train.values, dtype=np.float64)[frames]  # (frames of all, F)
             self.input = FrameInput(own.mean(0).tolist(), own.std(0).clip(1e-6).tolist())
         labels = [x.labels for x in (train, query) if x is not None and x.labels is not None]
