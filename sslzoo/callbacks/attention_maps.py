@@ -10,6 +10,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from sslzoo.atomic_write import replacing
 from sslzoo.batch import as_batch
 from sslzoo.callbacks.evaluation import eval_loaders
 from sslzoo.distributed import rank
@@ -58,5 +59,5 @@ class AttentionMaps(Callback):
         shown = torch.cat(images)[: self.count]
         encoder = cast(Any, pl_module).encoder() if hasattr(pl_module, "encoder") else pl_module
         maps = cls_attention(cast(nn.Module, encoder), shown)
-        folder.mkdir(parents=True, exist_ok=True)
-        attention_picture(shown, maps).save(folder / f"{self.filename}.png")
+        with replacing(folder / f"{self.filename}.png") as part:
+            attention_picture(shown, maps).save(part)

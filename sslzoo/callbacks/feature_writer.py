@@ -9,6 +9,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import save_file
 
+from sslzoo.atomic_write import replacing
 from sslzoo.distributed import rank
 from sslzoo.eval.features import Features, collect, gather_features
 
@@ -71,10 +72,10 @@ class FeatureWriter(Callback):
         if everything.label is not None:
             arrays["label"] = everything.label
         arrays = {name: x.cpu().contiguous() for name, x in arrays.items()}
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.filename}.{self.format}"
-        if self.format == "safetensors":
-            save_file(arrays, path)
-        else:
-            np.savez(path, **{name: x.numpy() for name, x in arrays.items()})  # type: ignore[arg-type]
+        with replacing(path) as part:
+            if self.format == "safetensors":
+                save_file(arrays, part)
+            else:
+                np.savez(part, **{name: x.numpy() for name, x in arrays.items()})  # type: ignore[arg-type]
         return path

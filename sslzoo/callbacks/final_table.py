@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from sslzoo.atomic_write import atomic_write
 from sslzoo.callbacks.evaluation import (
     classes,
     embed,
@@ -132,8 +133,7 @@ class FinalTable(Callback):
 
     def _write(self, path: Path, checkpoint: str) -> None:
         about = {"k": self.k, "temperature": self.temperature, "checkpoint": checkpoint}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"scores": self.scores, **about}, indent=2) + "\n")
+        atomic_write(path, json.dumps({"scores": self.scores, **about}, indent=2) + "\n")
 
     def _print(self, checkpoint: str, folder: Path) -> None:
         table = Table("accuracy", f"kNN (k {self.k}, T {self.temperature:g})", "linear probe")

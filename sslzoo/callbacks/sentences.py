@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from sslzoo.atomic_write import atomic_write
 from sslzoo.batch import Tokens
 from sslzoo.callbacks.evaluation import Evaluation, classes, embed, query_set
 from sslzoo.distributed import rank
@@ -99,8 +100,7 @@ class SentenceTable(Callback):
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective
         if rank() == 0:
             ordered = {row: self.scores[row] for row in ROWS if row in self.scores}
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / self.filename).write_text(json.dumps(ordered, indent=1) + "\n")
+            atomic_write(folder / self.filename, json.dumps(ordered, indent=1) + "\n")
             self._print()
 
     def state_dict(self) -> dict[str, Any]:

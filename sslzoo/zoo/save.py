@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from sslzoo.atomic_write import atomic_write
+from sslzoo.atomic_write import atomic_write, replacing
 from sslzoo.trust import LOADERS, fill, read_config
 from sslzoo.zoo.build import build_backbone, complete, under
 from sslzoo.zoo.cache import home, unwritable
@@ -64,16 +64,11 @@ def save(
             if not kept.isfinite().all():
                 raise ValueError(f"{name} has values that are not finite in {dtype}")
         state[name] = kept.contiguous().clone()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
     try:
-        save_file(state, part, metadata={"format": "pt", **(metadata or {})})
-        part.chmod(0o644)
-        part.replace(path)
+        with replacing(path) as part:
+            save_file(state, part, metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from None
-    finally:
-        part.unlink(missing_ok=True)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -114,7 +109,7 @@ def save_with_card(
             card = dataclasses.replace(
                 card, features=fixed_features(load(str(part), trust=trust), card)
             )
-            part.with_suffix(".json").write_text(card.to_json())
+            atomic_write(part.with_suffix(".json"), card.to_json())
         except (ValueError, OSError) as error:  # its paths are those of the temporary folder
             raise type(error)(str(error).replace(name, str(folder))) from error
         try:
