@@ -109,11 +109,3 @@ def index_of(batch: Batch, wanted_by: str) -> Tensor:
             "wrap the data module in sslzoo.data.with_views, or yield Batch(views, index, label)"
         )
     return batch.index
-
-
-def label_of(batch: Batch, wanted_by: str) -> Tensor:
-    """Return the samples' classes (B,), or raise an error that describes the labels found."""
-    if batch.label is None or batch.label.dim() != 1:
-        given = None if batch.label is None else tuple(batch.label.shape)
-        raise ValueError(f"{wanted_by} wants one class for each sample, labels (B,); got {given}")
-    return batch.label

@@ -104,17 +104,6 @@ def eval_loaders(trainer: Trainer, given: EvalLoaders | None, who: str) -> EvalL
     return loaders
 
 
-def classes(label: Tensor | None, who: str) -> Tensor:
-    """Convert labels of any dtype, (n,) or (n, 1), to classes (n,) int64."""
-    if label is None:
-        raise ValueError(f"{who} needs labels, but {NO_LABELS}")
-    if label.ndim == 2 and label.shape[1] == 1:
-        label = label[:, 0]
-    if label.ndim != 1:
-        raise ValueError(f"{who} wants one class a sample, (B,), got labels {tuple(label.shape)}")
-    return label.to(torch.int64)
-
-
 def number_of_classes(loaders: EvalLoaders, who: str) -> int:
     """Number of classes according to the data module, never inferred from a batch."""
     if loaders.num_classes is None:

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from sslzoo.atomic_write import atomic_write
 from sslzoo.callbacks.evaluation import (
-    classes,
     embed,
     eval_loaders,
     number_of_classes,
     query_set,
 )
+from sslzoo.checks import check_classes
 from sslzoo.distributed import rank
 from sslzoo.eval.features import Features, extract, gather_features
 from sslzoo.eval.knn import knn_top1
@@ -107,8 +107,8 @@ class FinalTable(Callback):
 
     def _score(self, bank: Features, query: Features, num_classes: int) -> dict[str, float]:
         """Compute both accuracies, the linear probe's on rank 0 only."""
-        bank = bank._replace(label=classes(bank.label, "FinalTable"))
-        query = query._replace(label=classes(query.label, "FinalTable"))
+        bank = bank._replace(label=check_classes("FinalTable", bank.label))
+        query = query._replace(label=check_classes("FinalTable", query.label))
         setting = [(self.k, self.temperature)]
         knn = knn_top1(
             query.features,

@@ -10,12 +10,12 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from sslzoo.callbacks.evaluation import (
     Evaluation,
-    classes,
     embed,
     eval_loaders,
     number_of_classes,
     query_set,
 )
+from sslzoo.checks import check_classes
 from sslzoo.eval.features import gather_features
 from sslzoo.eval.loaders import EvalLoaders
 
@@ -69,7 +69,7 @@ class OnlineAccuracy(Evaluation):
         every = gather_features(own)
         label = every.label
         if label is None or label.shape != every.features.shape:
-            label = classes(label, "OnlineAccuracy")
+            label = check_classes("OnlineAccuracy", label)
         values: dict[str, float] = {}
         for name, metric in (self.metrics or _accuracies(num_classes)).items():
             metric = metric.to(every.features.device)

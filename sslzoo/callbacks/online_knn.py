@@ -10,12 +10,12 @@ from lightning.pytorch import LightningModule, Trainer
 
 from sslzoo.callbacks.evaluation import (
     Evaluation,
-    classes,
     embed,
     eval_loaders,
     number_of_classes,
     query_set,
 )
+from sslzoo.checks import check_classes
 from sslzoo.eval.knn import knn_top1
 from sslzoo.eval.loaders import EvalLoaders
 
@@ -60,9 +60,9 @@ class OnlineKNN(Evaluation):
         asked = embed(trainer, pl_module, loaders, query, self.features)
         accuracies = knn_top1(
             asked.features,
-            classes(asked.label, "OnlineKNN"),
+            check_classes("OnlineKNN", asked.label),
             bank.features,
-            classes(bank.label, "OnlineKNN"),
+            check_classes("OnlineKNN", bank.label),
             num_classes,
             self.settings,
             bank.index,

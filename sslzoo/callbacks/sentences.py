@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sslzoo.atomic_write import atomic_write
 from sslzoo.batch import Tokens
-from sslzoo.callbacks.evaluation import Evaluation, classes, embed, query_set
+from sslzoo.callbacks.evaluation import Evaluation, embed, query_set
+from sslzoo.checks import check_classes
 from sslzoo.distributed import rank
 from sslzoo.eval.features import Features, extract, gather_features
 from sslzoo.eval.linear import linear_probe
@@ -142,9 +143,9 @@ class SentenceTable(Callback):
             query = gather_features(encode(loaders, query_set(loaders, "SentenceTable")))
             scores["linear"] = linear_probe(
                 bank.features,
-                classes(bank.label, "SentenceTable"),
+                check_classes("SentenceTable", bank.label),
                 query.features,
-                classes(query.label, "SentenceTable"),
+                check_classes("SentenceTable", query.label),
                 loaders.num_classes,
             )
         return scores

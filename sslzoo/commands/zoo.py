@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sslzoo.atomic_write import check_target
+from sslzoo.run_folder import RunFolder
 from sslzoo.zoo.cache import ANY
 from sslzoo.zoo.card import Card, channels_of
 from sslzoo.zoo.catalog import STATES, card_named, entries, list_models, sources, state_of
@@ -94,7 +95,7 @@ def _add(given: argparse.Namespace) -> None:
     other = {key: getattr(given, key) for key in ("prefix", "layout", "method")}
     other = {key: value for key, value in other.items() if value is not None}
     if given.backbone is not None:
-        file = checkpoint or (run / "checkpoints" / "last.ckpt" if run.is_dir() else run)
+        file = checkpoint or (RunFolder(run).checkpoint if run.is_dir() else run)
         card = add_checkpoint(file, given.backbone, *about, **other)
     elif other:
         raise ValueError(f"--backbone wanted, which --{next(iter(other))} goes with")

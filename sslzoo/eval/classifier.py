@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sslzoo.backbones import ViT
 from sslzoo.batch import View
+from sslzoo.checks import check_num_features
 from sslzoo.layers import GlobalBatchNorm
 from sslzoo.trust import fill, module_of, read_checkpoint
 
@@ -94,12 +95,7 @@ class Classifier(nn.Module):
         self, backbone: nn.Module, num_classes: int, init_std: float = 0.01, norm: bool = False
     ):
         super().__init__()
-        width = getattr(backbone, "num_features", None)
-        if not isinstance(width, int):
-            raise ValueError(
-                f"a backbone needs the attribute num_features (int), {type(backbone).__name__} "
-                f"has {width!r}"
-            )
+        width = check_num_features(backbone, "backbone")
         self.backbone = backbone
         self.norm = GlobalBatchNorm(width, eps=1e-6, affine=False) if norm else nn.Identity()
         self.classifier = nn.Linear(width, num_classes)

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sslzoo.batch import Batch, View, label_of
+from sslzoo.batch import Batch, View
+from sslzoo.checks import check_classes
 from sslzoo.eval.classifier import Classifier, load_weights
 from sslzoo.eval.mixing import Mixed, Mixing
 from sslzoo.losses import cross_entropy
@@ -98,7 +99,7 @@ class FineTune(Trainable):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         view = only_view(batch, "FineTune")
-        label = label_of(batch, "FineTune").long()  # (B,)
+        label = check_classes("FineTune", batch.label)  # (B,)
         mixed = Mixed(view, 1.0, label)
         if self.mixing is not None:
             mixed = self.mixing(view, label, self.seed, self.step)

@@ -172,12 +172,8 @@ def _encoder(
         raise ValueError(
             f"{str(path)!r} has no card beside it: pass backbone=, the module that it fills"
         )
-    width = getattr(encoder, "num_features", None)
-    if card is not None and width != card.num_features:
-        raise ValueError(
-            f"{type(encoder).__name__} gives {width} features, the card of {card.name!r} says "
-            f"{card.num_features}"
-        )
+    if card is not None:
+        card.check_width(encoder)
     return encoder
 
 

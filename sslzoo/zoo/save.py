@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import os
@@ -18,7 +17,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sslzoo.atomic_write import atomic_write, replacing
-from sslzoo.trust import LOADERS, fill, read_config
+from sslzoo.checks import check_num_features
+from sslzoo.run_folder import RunFolder
+from sslzoo.trust import LOADERS, fill
 from sslzoo.zoo.build import build_backbone, complete, under
 from sslzoo.zoo.cache import home, unwritable
 from sslzoo.zoo.card import Card
@@ -173,15 +174,15 @@ def add_run(
             name is invalid, or the entry already exists. Nothing is left.
     """
     _check_new(name)
-    config_path = run / "config.yaml"
-    checkpoint = checkpoint or run / "checkpoints" / "last.ckpt"
+    files = RunFolder(run)
+    config_path, checkpoint = files.config_file, checkpoint or files.checkpoint
     for path in (config_path, checkpoint):
         if not path.is_file():
             raise FileNotFoundError(
                 f"{str(run)!r} is not a run of the command: no {path}; of any other checkpoint "
                 "--backbone says what it fills"
             )
-    config = read_config(config_path)
+    config = files.config()
     method, backbone = _named(config, config_path)
     saved = read(checkpoint)
     encoder = _trained(checkpoint, method, trust)
@@ -194,7 +195,7 @@ def add_run(
         file=f"{name}.safetensors",
         method=method,
         backbone=_backbone(backbone),
-        num_features=_width(encoder, f"the encoder of {method}"),
+        num_features=check_num_features(encoder, f"encoder of {method}"),
         data=data,
         preprocessing=preprocessing,
         license={"code": "MIT", "weights": license},
@@ -202,7 +203,7 @@ def add_run(
         epochs=epoch + 1 if isinstance(epoch, int) else None,
         seeds=[seed] if type(seed) is int else [],
         protocol="the run's last validation",
-        score=_scores(run / "metrics.csv"),
+        score={k: v for k, v in files.last_validation().items() if 0 <= v <= 1},  # fractions
     )
     return save_with_card(encoder, card, folder or home() / "entries", dtype, metadata, trust)
 
@@ -232,16 +233,6 @@ def _trained(checkpoint: Path, method: str, trust: bool) -> nn.Module:
     except Exception as error:  # whatever the constructor of a user's method raises
         line = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{checkpoint} holds no {method} that can be built: {line}") from error
-
-
-def _width(encoder: nn.Module, what: str) -> int:
-    width = getattr(encoder, "num_features", None)
-    if not isinstance(width, int):
-        raise ValueError(
-            f"a backbone with num_features wanted, {what} is a {type(encoder).__name__} and has "
-            f"{width!r}"
-        )
-    return width
 
 
 def _preprocessing(
@@ -296,7 +287,7 @@ def add_checkpoint(
     _check_new(name)
     saved = read(checkpoint)
     encoder = build_backbone(backbone, trust=True).eval()
-    width = _width(encoder, str(backbone))
+    width = check_num_features(encoder, "backbone")
     state = (
         under(saved, prefix, str(checkpoint))
         if layout is None
@@ -359,23 +350,3 @@ def _check_vocabulary(saved: Mapping[str, Any], tokenizer: str | None) -> None:
             "the vocabulary that the run's data gives is not the run's (its digest is "
             f"{now[:12]}, the run's {digest[:12]}): has the text changed?"
         )
-
-
-def _scores(metrics: Path) -> dict[str, float]:
-    """Last value of every validation metric that is a fraction in [0, 1]."""
-    return {name: value for name, value in last_validation(metrics).items() if 0 <= value <= 1}
-
-
-def last_validation(metrics: Path) -> dict[str, float]:
-    """Last value of every validation metric in a run's metrics.csv."""
-    last: dict[str, float] = {}
-    if metrics.is_file():
-        try:
-            with metrics.open() as file:
-                for row in csv.DictReader(file):
-                    for name, text in row.items():
-                        if name and name.startswith("val/") and text:
-                            last[name] = float(text)
-        except (ValueError, csv.Error) as error:
-            raise ValueError(f"{metrics} does not hold the metrics of a run: {error}") from None
-    return last

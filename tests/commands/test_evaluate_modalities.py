@@ -295,7 +295,7 @@ def test_a_protocol_that_was_asked_for_is_not_left_out(
     of_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refused(of_text, "--suite.protocols=[knn]", output=tmp_path / "r.json", capsys=capsys)
-    assert "kNN, linear probe and retrieval want a query set with a label a sample" in said
+    assert "for kNN, linear probe and retrieval (the query set), got None" in said
     few = "--suite.train_fraction=0.1"
     said = refused(of_text, few, output=tmp_path / "r.json", capsys=capsys)
     assert "train_fraction 0.1 wants knn or linear, got ['label_free', 'similarity']" in said

@@ -342,7 +342,10 @@ def test_a_checkpoint_that_does_not_fit_what_is_said_of_it_is_refused(
         (["--backbone", SMALL], r"no tensors under 'backbone\.', it has \['net\."),
         (["--backbone", SMALL, "--prefix", ""], "does not fit SmallResNet"),
         (["--backbone", SMALL, "--layout", "moco"], "nothing of|has no"),
-        (["--backbone", "torch.nn.Flatten"], "with num_features wanted.*Flatten.*has None"),
+        (
+            ["--backbone", "torch.nn.Flatten"],
+            "num_features of the backbone .*Flatten has None",
+        ),
         (["--backbone", SMALL, "--prefix", "net.", "--mean", "1"], r"wants \['size'\]"),
     ):
         assert re.search(text, failure(capsys, *add, *more)), (more, text)

@@ -274,11 +274,11 @@ def test_views_and_labels_are_checked() -> None:
     x, label = data(6, 3)
     with pytest.raises(ValueError, match=r"one view of a sample, as .*crop_view makes, got 2"):
         module.losses(Batch([x, x], torch.arange(6), label))
-    with pytest.raises(ValueError, match="FineTune wants one class for each sample"):
+    with pytest.raises(ValueError, match=r"labels must be .* for FineTune"):
         module.losses(Batch([x], torch.arange(6)))
     with pytest.raises(ValueError, match="the same classes, got 4 and 5"):
         Distill(headed(), Classifier(small(), 5))
-    with pytest.raises(ValueError, match="needs the attribute num_features"):
+    with pytest.raises(ValueError, match="num_features of the backbone must be"):
         Classifier(nn.Flatten(), 3)
 
 
