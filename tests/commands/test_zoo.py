@@ -430,7 +430,7 @@ def test_a_card_appears_under_its_name_by_a_rename(
     monkeypatch.setattr(os, "replace", noted)
     card = card_of(small_card(), "here")
     save_with_card(SmallResNet((8, 16)), card, tmp_path / "zoo")
-    assert renamed.count("tiny.json") == 2
+    assert renamed[-2:] == ["tiny.safetensors", "tiny.json"]
     assert {p.name for p in (tmp_path / "zoo").iterdir()} == {"tiny.json", "tiny.safetensors"}
 
 
