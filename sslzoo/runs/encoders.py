@@ -12,7 +12,7 @@ from torch import nn
 import sslzoo
 from sslzoo.data.inputs import TextInput
 from sslzoo.run_folder import RunFolder
-from sslzoo.trust import build, build_trusted
+from sslzoo.trust import build
 from sslzoo.zoo.build import build_backbone
 from sslzoo.zoo.preprocess import vocabulary
 from sslzoo.zoo.safe_read import read
@@ -114,9 +114,7 @@ def build_data(
     Raises:
         ValueError: the section names a class that a file may not name, or does not fit the class.
     """
-    if trust:
-        return build_trusted(section, LightningDataModule)  # type: ignore[no-any-return]
-    return build(section, LightningDataModule, where)  # type: ignore[no-any-return]
+    return build(section, LightningDataModule, where, trust)  # type: ignore[no-any-return]
 
 
 def untrained(model: Model, trust: bool = False) -> nn.Module:

@@ -69,15 +69,8 @@ class ImageFolder(ImageDataModule):
             if not labels:
                 raise ValueError("labels must be True to split by val_fraction, got False")
         super().__init__(
-            transform,
-            batch_size,
-            eval_view,
-            eval_batch_size,
-            num_workers,
-            seed,
-            train_fraction,
-            predict_on,
-            drop_last,
+            *(transform, batch_size, eval_view, eval_batch_size, num_workers, seed),
+            *(train_fraction, predict_on, drop_last),
         )
         self.root = root
         self.train_dir = train_dir

@@ -54,15 +54,8 @@ class ImageNet(ImageDataModule):
     ) -> None:
         check_choice("on_broken", on_broken, get_args(OnBroken))
         super().__init__(
-            transform,
-            batch_size,
-            eval_view,
-            eval_batch_size,
-            num_workers,
-            seed,
-            train_fraction,
-            predict_on,
-            drop_last,
+            *(transform, batch_size, eval_view, eval_batch_size, num_workers, seed),
+            *(train_fraction, predict_on, drop_last),
         )
         self.root = root
         self.on_broken: OnBroken = on_broken

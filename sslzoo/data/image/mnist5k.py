@@ -51,15 +51,8 @@ class MNIST5k(ImageDataModule):
     ) -> None:
         check_choice("channels", channels, (1, 3))
         super().__init__(
-            transform,
-            batch_size,
-            eval_view,
-            eval_batch_size,
-            num_workers,
-            seed,
-            train_fraction,
-            predict_on,
-            drop_last,
+            *(transform, batch_size, eval_view, eval_batch_size, num_workers, seed),
+            *(train_fraction, predict_on, drop_last),
         )
         self.channels = channels
 

@@ -157,15 +157,8 @@ class MultiViewFolder(ImageDataModule):
         views = Views([View(crop, [ColorSpace(space), Normalize(mean, std)])], self.channels)
         eval_view = EvalView(size, resize, mean, std, space=space)
         super().__init__(
-            views,
-            batch_size,
-            eval_view,
-            eval_batch_size,
-            num_workers,
-            seed,
-            train_fraction,
-            predict_on,
-            drop_last,
+            *(views, batch_size, eval_view, eval_batch_size, num_workers, seed),
+            *(train_fraction, predict_on, drop_last),
         )
         self.root = root
         self.modalities = modalities

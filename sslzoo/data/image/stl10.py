@@ -82,15 +82,8 @@ class STL10(ImageDataModule):
     ) -> None:
         check_choice("train_on", train_on, get_args(TrainOn))
         super().__init__(
-            transform,
-            batch_size,
-            eval_view,
-            eval_batch_size,
-            num_workers,
-            seed,
-            train_fraction,
-            predict_on,
-            drop_last,
+            *(transform, batch_size, eval_view, eval_batch_size, num_workers, seed),
+            *(train_fraction, predict_on, drop_last),
         )
         self.root = root
         self.train_on = train_on

@@ -228,15 +228,8 @@ class TextLines(TextDataModule):
         drop_last: bool = True,
     ) -> None:
         super().__init__(
-            transform,
-            tokenizer,
-            batch_size,
-            max_length,
-            eval_batch_size,
-            num_workers,
-            seed,
-            predict_on,
-            drop_last,
+            *(transform, tokenizer, batch_size, max_length, eval_batch_size, num_workers),
+            *(seed, predict_on, drop_last),
         )
         if (labeled_train is None) != (labeled_test is None):
             raise ValueError(
@@ -291,15 +284,8 @@ class STSB(TextDataModule):
         drop_last: bool = True,
     ) -> None:
         super().__init__(
-            transform,
-            tokenizer,
-            batch_size,
-            max_length,
-            eval_batch_size,
-            num_workers,
-            seed,
-            "train",
-            drop_last,
+            *(transform, tokenizer, batch_size, max_length, eval_batch_size, num_workers),
+            *(seed, "train", drop_last),
         )
         self.root = root
 
@@ -354,15 +340,8 @@ class HFText(TextDataModule):
         local_files_only: bool = False,
     ) -> None:
         super().__init__(
-            transform,
-            tokenizer,
-            batch_size,
-            max_length,
-            eval_batch_size,
-            num_workers,
-            seed,
-            predict_on,
-            drop_last,
+            *(transform, tokenizer, batch_size, max_length, eval_batch_size, num_workers),
+            *(seed, predict_on, drop_last),
         )
         self.name, self.subset, self.column = name, subset, column
         self.label, self.test_split = label, test_split
