@@ -104,11 +104,14 @@ def eval_loaders(trainer: Trainer, given: EvalLoaders | None, who: str) -> EvalL
     return loaders
 
 
-def number_of_classes(loaders: EvalLoaders, who: str) -> int:
-    """Number of classes according to the data module, never inferred from a batch."""
+def labeled_loaders(
+    trainer: Trainer, given: EvalLoaders | None, who: str
+) -> tuple[EvalLoaders, Iterable[Any], int]:
+    """Return the loaders as `eval_loaders`, that of the query set, and the number of classes."""
+    loaders = eval_loaders(trainer, given, who)
     if loaders.num_classes is None:
         raise ValueError(f"{who} needs labels, but {NO_LABELS}")
-    return loaders.num_classes
+    return loaders, query_set(loaders, who), loaders.num_classes
 
 
 def query_set(loaders: EvalLoaders, who: str) -> Iterable[Any]:

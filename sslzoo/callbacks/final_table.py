@@ -18,12 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from sslzoo.atomic_write import atomic_write
-from sslzoo.callbacks.evaluation import (
-    embed,
-    eval_loaders,
-    number_of_classes,
-    query_set,
-)
+from sslzoo.callbacks.evaluation import embed, labeled_loaders
 from sslzoo.checks import check_classes
 from sslzoo.distributed import rank
 from sslzoo.eval.features import Features, extract, gather_features
@@ -92,18 +87,17 @@ class FinalTable(Callback):
         self.scores = dict(state_dict["scores"])
 
     def _score_encoder(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        loaders = eval_loaders(trainer, self.loaders, "FinalTable")
-        query = query_set(loaders, "FinalTable")
+        loaders, query, num_classes = labeled_loaders(trainer, self.loaders, "FinalTable")
         bank = embed(trainer, pl_module, loaders, loaders.bank, self.features)
         asked = embed(trainer, pl_module, loaders, query, self.features)
-        return self._score(bank, asked, number_of_classes(loaders, "FinalTable"))
+        return self._score(bank, asked, num_classes)
 
     def _score_raw(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        loaders = eval_loaders(trainer, self.loaders, "FinalTable")
+        loaders, query, num_classes = labeled_loaders(trainer, self.loaders, "FinalTable")
         device = pl_module.device
         bank = extract(pl_module, loaders.bank, loaders, _flatten, device)
-        query = extract(pl_module, query_set(loaders, "FinalTable"), loaders, _flatten, device)
-        return self._score(bank, query, number_of_classes(loaders, "FinalTable"))
+        asked = extract(pl_module, query, loaders, _flatten, device)
+        return self._score(bank, asked, num_classes)
 
     def _score(self, bank: Features, query: Features, num_classes: int) -> dict[str, float]:
         """Compute both accuracies, the linear probe's on rank 0 only."""

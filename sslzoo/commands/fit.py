@@ -40,8 +40,7 @@ from sslzoo.commands.configs import config_folders, find_config, known_configs
 from sslzoo.file_kind import other_kind
 from sslzoo.run_folder import CHECKPOINTS, RECORD, RunFolder, is_version, versions
 from sslzoo.runs.provenance import provenance
-from sslzoo.trainable import PLAIN
-from sslzoo.trust import forget_other_files
+from sslzoo.trust import PLAIN, forget_other_files
 from sslzoo.zoo.safe_read import read
 
 NOT_WRITTEN = "Unable to serialize instance"  # what jsonargparse writes instead of an object
