@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning import Trainer
+
 from sslzoo.trust import read_config
 
 CHECKPOINTS, LAST, RECORD = "checkpoints", "last.ckpt", "run.json"
@@ -89,3 +91,8 @@ def versions(root: Path) -> list[RunFolder]:
     found = [path for path in root.glob(f"{_VERSION}*") if is_version(path)]
     found.sort(key=lambda path: int(path.name.removeprefix(_VERSION)), reverse=True)
     return [RunFolder(path) for path in found]
+
+
+def folder_of(trainer: Trainer) -> Path:
+    """The run directory of a trainer; collective, since `log_dir` is."""
+    return Path(trainer.log_dir or trainer.default_root_dir)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,6 +15,7 @@ from sslzoo.callbacks.evaluation import eval_loaders
 from sslzoo.distributed import rank
 from sslzoo.eval.attention import attention_picture, cls_attention
 from sslzoo.eval.loaders import EvalLoaders
+from sslzoo.run_folder import folder_of
 
 
 class AttentionMaps(Callback):
@@ -46,7 +46,7 @@ class AttentionMaps(Callback):
         eval_loaders(trainer, self.loaders, "AttentionMaps")  # fail at once, not after training
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective
+        folder = folder_of(trainer)
         if rank() != 0:
             return
         loaders = eval_loaders(trainer, self.loaders, "AttentionMaps")

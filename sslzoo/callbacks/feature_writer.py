@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from sslzoo.atomic_write import replacing
 from sslzoo.distributed import rank
 from sslzoo.eval.features import Features, collect, gather_features
+from sslzoo.run_folder import folder_of
 
 
 class FeatureWriter(Callback):
@@ -62,7 +63,7 @@ class FeatureWriter(Callback):
         own = collect(self._outputs, device)
         self._outputs = []
         everything = gather_features(own)
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective
+        folder = folder_of(trainer)
         if rank() == 0:
             path = self._write(folder, everything)
             print(f"{len(everything.index)} features written to {path}")

@@ -25,6 +25,7 @@ from sslzoo.eval.features import Features, extract, gather_features
 from sslzoo.eval.knn import knn_top1
 from sslzoo.eval.linear import linear_probe
 from sslzoo.eval.loaders import EvalLoaders
+from sslzoo.run_folder import folder_of
 
 ROWS = {"trained": "trained encoder", "untrained": "untrained encoder", "raw": "raw pixels"}
 
@@ -71,7 +72,7 @@ class FinalTable(Callback):
         """Score the encoder while the device and all ranks are available; later they are not."""
         self.scores["trained"] = self._score_encoder(trainer, pl_module)
         self.scores["raw"] = self._score_raw(trainer, pl_module)
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective
+        self._folder = folder_of(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table and the path of the checkpoint, which is saved in `on_train_end`."""

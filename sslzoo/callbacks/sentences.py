@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,6 +20,7 @@ from sslzoo.eval.features import Features, extract, gather_features
 from sslzoo.eval.linear import linear_probe
 from sslzoo.eval.loaders import EvalLoaders
 from sslzoo.eval.similarity import bag_of_words, mean_of_tokens, scored_spearman
+from sslzoo.run_folder import folder_of
 
 ROWS = {
     "trained": "trained encoder",
@@ -98,7 +98,7 @@ class SentenceTable(Callback):
         self._score_encoder(trainer, pl_module, "trained")
         num_ids = int(cast(Any, pl_module.backbone).num_ids)
         self._score_plain(trainer, pl_module, "words", lambda text: bag_of_words(text, num_ids))
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective
+        folder = folder_of(trainer)
         if rank() == 0:
             ordered = {row: self.scores[row] for row in ROWS if row in self.scores}
             atomic_write(folder / self.filename, json.dumps(ordered, indent=1) + "\n")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from sslzoo.atomic_write import check_target
-from sslzoo.run_folder import RunFolder
 from sslzoo.zoo.cache import ANY
 from sslzoo.zoo.card import Card, channels_of
 from sslzoo.zoo.catalog import STATES, card_named, entries, list_models, sources, state_of
@@ -85,6 +84,7 @@ def _verify(given: argparse.Namespace) -> None:
 
 
 def _add(given: argparse.Namespace) -> None:
+    from sslzoo.run_folder import RunFolder
     from sslzoo.zoo.save import add_checkpoint, add_run
 
     run, folder = Path(given.run), None if given.to is None else Path(given.to)
