@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import get_args
 
 from sslzoo.checks import check_choice, check_interval
 from sslzoo.data.datamodule import OnBroken, PredictOn
 from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
 from sslzoo.data.image.load import IMAGE_EXTENSIONS, Decode, load_images
-from sslzoo.data.listing import Listing, check_folder, list_classes, list_unlabeled
+from sslzoo.data.listing import list_folders
 from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.views import Views
 
@@ -83,31 +82,9 @@ class ImageFolder(ImageDataModule):
 
     def read(self) -> ImageSets:
         """List the images, and decode them if `decode` says so."""
-        train, query = self._list()
+        train, query = list_folders(
+            *(self.root, self.train_dir, self.val_dir, self.val_fraction, self.labels),
+            IMAGE_EXTENSIONS,
+        )
         self.classes = list(train.classes)
         return load_images(train, query, self.decode, self.on_broken, upright=True)
-
-    def _list(self) -> tuple[Listing, Listing | None]:
-        root = check_folder(self.root, "root")
-        inner = root / self.train_dir
-        whole = inner if inner.is_dir() else root
-        if not self.labels:
-            return list_unlabeled(whole, "root", IMAGE_EXTENSIONS), None
-        if self.val_fraction is not None:
-            return list_classes(whole, "root", IMAGE_EXTENSIONS).split(self.val_fraction)
-        if self.val_dir is None:
-            return list_classes(whole, "root", IMAGE_EXTENSIONS), None
-        self._check_layout(root)
-        train = list_classes(inner, "the training folder", IMAGE_EXTENSIONS)
-        outer = root / self.val_dir
-        return train, list_classes(outer, "the validation folder", IMAGE_EXTENSIONS, train.classes)
-
-    def _check_layout(self, root: Path) -> None:
-        wanted = [self.train_dir, str(self.val_dir)]
-        missing = [name for name in wanted if not (root / name).is_dir()]
-        if missing:
-            raise ValueError(
-                f"root {self.root!r} must hold the folders {wanted}, it lacks {missing}; set "
-                "train_dir and val_dir, or val_dir=null for no validation, or val_fraction to "
-                "split one folder of classes, or labels=false for images without labels"
-            )
