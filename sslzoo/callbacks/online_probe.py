@@ -78,6 +78,8 @@ class OnlineProbe(Evaluation):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         view, label = _view_and_label(batch)
+        if label is None:
+            raise ValueError(f"OnlineProbe needs labels, but {NO_LABELS}")
         precision = trainer.precision_plugin
         forward = getattr(pl_module, self.features)
         devices = [pl_module.device.index or 0] if pl_module.device.type == "cuda" else []
