@@ -94,18 +94,15 @@ class SequenceArrays(SampleDataModule):
     per sequence, after which values are zero. An npy file holds the values alone. Labels that are
     not integers are regression targets. Evaluation reads whole sequences.
 
+    For the other arguments see `SampleDataModule`.
+
     Args:
         root: the folder.
         window: frames of a training window, at a random position; None: all T.
-        batch_size: size of the global batch, over all ranks.
         standardize: whether each feature is standardized by its training mean and deviation.
         val_fraction: fraction of each class of the training file to hold out for validation.
-        eval_batch_size: batch size in evaluation.
         num_workers: loader processes; None: 0.
         seed: seed of batches and windows; None: the run's seed.
-        train_fraction: fraction of the training set to use, stratified.
-        predict_on: the set that `predict` runs on.
-        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
     noun = "sequences"

@@ -191,12 +191,11 @@ class AudioFolder(AudioDataModule):
        query set, such as `{n: [0, 1, 2, 3, 4]}` (or `val_fraction`).
     4. `labels: false`: all files below `<root>/train`, or else below `<root>`.
 
+    For the other arguments see `AudioDataModule`.
+
     Args:
         root: the folder.
-        transform: see `AudioDataModule`.
         window: see `AudioDataModule`; 20480 in CPC's paper.
-        batch_size: see `AudioDataModule`.
-        rate: see `AudioDataModule`.
         train_dir: training folder inside `root` (layout 1).
         val_dir: validation folder inside `root` (layout 1); None: no validation.
         val_fraction: fraction of each class to hold out for validation.
@@ -205,17 +204,6 @@ class AudioFolder(AudioDataModule):
         label: the field with the class; None: no classes.
         group: the field with the group, for `batches`.
         query: the values per field of the query set.
-        batches: see `AudioDataModule`.
-        short: see `AudioDataModule`.
-        decode: see `AudioDataModule`.
-        on_broken: see `AudioDataModule`.
-        eval_window: see `AudioDataModule`.
-        eval_batch_size: see `AudioDataModule`.
-        num_workers: see `AudioDataModule`.
-        seed: see `AudioDataModule`.
-        train_fraction: see `AudioDataModule`.
-        predict_on: see `AudioDataModule`.
-        drop_last: see `AudioDataModule`.
     """
 
     def __init__(

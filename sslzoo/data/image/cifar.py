@@ -120,18 +120,11 @@ class _CIFAR(ImageDataModule):
 class CIFAR10(_CIFAR):
     """CIFAR-10 from `<root>/cifar-10-batches-py`.
 
+    For the other arguments see `ImageDataModule`.
+
     Args:
         root: the folder that holds `cifar-10-batches-py`.
-        transform: makes the training views.
-        batch_size: size of the global batch, over all ranks.
         download: download missing data with torchvision.
-        eval_view: the evaluation view; None: derived from `transform`, see `ImageDataModule`.
-        eval_batch_size: batch size in evaluation.
-        num_workers: loader processes; None: 0, since the data is in memory.
-        seed: seed of batches and views; None: the run's seed.
-        train_fraction: fraction of the training set to use, stratified.
-        predict_on: the set that `predict` runs on.
-        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
     official = "CIFAR10"
@@ -146,19 +139,12 @@ class CIFAR10(_CIFAR):
 class CIFAR100(_CIFAR):
     """CIFAR-100 from `<root>/cifar-100-python`, with its 100 fine or 20 coarse labels.
 
+    For the other arguments see `ImageDataModule`.
+
     Args:
         root: the folder that holds `cifar-100-python`.
-        transform: makes the training views.
-        batch_size: size of the global batch, over all ranks.
         coarse: whether the labels are the 20 superclasses.
         download: download missing data with torchvision.
-        eval_view: the evaluation view; None: derived from `transform`, see `ImageDataModule`.
-        eval_batch_size: batch size in evaluation.
-        num_workers: loader processes; None: 0, since the data is in memory.
-        seed: seed of batches and views; None: the run's seed.
-        train_fraction: fraction of the training set to use, stratified.
-        predict_on: the set that `predict` runs on.
-        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
     official = "CIFAR100"

@@ -22,10 +22,10 @@ class ImageFolder(ImageDataModule):
     3. `labels: false`: all images below `<root>/train`, or else below `<root>`; no validation and
        only label-free metrics.
 
+    For the other arguments see `ImageDataModule`.
+
     Args:
         root: the folder.
-        transform: makes the training views.
-        batch_size: size of the global batch, over all ranks.
         train_dir: training folder inside `root` (layout 1).
         val_dir: validation folder inside `root` (layout 1); None: no validation.
         val_fraction: fraction of each class to hold out for validation (layout 2).
@@ -33,13 +33,7 @@ class ImageFolder(ImageDataModule):
         decode: "array" decodes all images once into memory (they must have one size), "workers"
             decodes and crops for each batch, "auto" chooses the array for small images of one size.
         on_broken: raise an "error" for an unreadable image, or "skip" and count it.
-        eval_view: the evaluation view; None: derived from `transform`, see `ImageDataModule`.
-        eval_batch_size: batch size in evaluation.
-        num_workers: loader processes; None: 0 for arrays, else one per core, at most 8.
         seed: seed of batches and views; None: the run's seed. The split does not depend on it.
-        train_fraction: fraction of the training set to use, stratified.
-        predict_on: the set that `predict` runs on.
-        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
     def __init__(
