@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -17,22 +19,31 @@ def check_target(path: Path) -> None:
         raise FileExistsError(f"the path must not be a folder or a device, got {str(path)!r}")
 
 
-def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a temporary file in the same folder, then rename it to the target.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Context manager of a temporary file in the same folder that then replaces the target.
 
     Raises:
         OSError: writing failed; a previous file is unchanged.
     """
     check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=f".part{path.suffix}")
+    os.close(handle)
+    part = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    except BaseException as error:
-        Path(part).unlink(missing_ok=True)  # missing if the rename succeeded
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from None
-        raise
+        yield part
+        part.chmod(0o644)
+        part.replace(path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, name):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        part.unlink(missing_ok=True)  # missing if the rename succeeded
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write a file through `replacing`."""
+    with replacing(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -16,6 +16,11 @@ from torch import Tensor
 View = Any
 
 
+def length_mask(lengths: Tensor, size: int) -> Tensor:
+    """Mask (B, size) bool, True at the first `lengths` positions. Shapes: lengths (B,)."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
 class Padded(NamedTuple):
     """Sequences of different lengths, zero-padded to the longest.
 
@@ -26,6 +31,11 @@ class Padded(NamedTuple):
 
     values: Tensor
     lengths: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """Mask (B, L) bool, True inside a sequence."""
+        return length_mask(self.lengths, self.values.shape[1])
 
 
 class Tokens(NamedTuple):
@@ -42,8 +52,7 @@ class Tokens(NamedTuple):
     @property
     def mask(self) -> Tensor:
         """Mask (B, L) bool, True inside a sentence and always at the first position."""
-        positions = torch.arange(self.ids.shape[1], device=self.ids.device)
-        return positions < self.lengths.clamp_min(1)[:, None]
+        return length_mask(self.lengths.clamp_min(1), self.ids.shape[1])
 
 
 class Batch(NamedTuple):
@@ -101,11 +110,3 @@ def index_of(batch: Batch, wanted_by: str) -> Tensor:
             "Batch(views, index, label)"
         )
     return batch.index
-
-
-def label_of(batch: Batch, wanted_by: str) -> Tensor:
-    """Return the samples' classes (B,), or raise an error that describes the labels found."""
-    if batch.label is None or batch.label.dim() != 1:
-        given = None if batch.label is None else tuple(batch.label.shape)
-        raise ValueError(f"labels must be (B,), one class per sample, for {wanted_by}, got {given}")
-    return batch.label

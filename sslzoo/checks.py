@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
@@ -37,6 +41,31 @@ def check_interval(name: str, value: float, low: float, high: float, ends: str =
         raise ValueError(f"{name} must be in {ends[0]}{low}, {high}{ends[1]}, got {value}")
 
 
+def check_classes(who: str, label: Tensor | None) -> Tensor:
+    """Labels (B,) or (B, 1) of any dtype as classes (B,) int64.
+
+    Raises:
+        ValueError: there is not one class per sample; names who needs them.
+    """
+    if label is not None and label.ndim == 2 and label.shape[1] == 1:
+        label = label[:, 0]
+    if label is None or label.ndim != 1:
+        raise ValueError(
+            f"labels must be (B,), one class per sample, for {who}, got {shapes(label)}"
+        )
+    return label.long()
+
+
+def check_labeled(names: str, rows: Tensor, labels: Tensor) -> None:
+    """Refuse shapes other than (n, D) and (n,).
+
+    Raises:
+        ValueError: names both tensors and their shapes.
+    """
+    if rows.ndim != 2 or labels.shape != rows.shape[:1]:
+        raise ValueError(f"{names} must be (n, D) and (n,), got {shapes(rows, labels)}")
+
+
 def check_num_features(module: object, role: str) -> int:
     """The `num_features` of a module, such as an encoder.
 
@@ -46,6 +75,24 @@ def check_num_features(module: object, role: str) -> int:
     width = getattr(module, "num_features", None)
     if not isinstance(width, int):
         raise ValueError(
-            f"num_features of the {role} must be an int, {type(module).__name__} has {width!r}"
+            f"num_features of the {role} must be an int, got {width!r} of {type(module).__name__}"
         )
     return width
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ValueError unless the value is above 0."""
+    if not value > 0:
+        raise ValueError(f"{name} must be above 0, got {value}")
+
+
+def check_same_shape(names: str, x: Tensor, y: Tensor) -> None:
+    """Raise ValueError unless both tensors are (n, D) of the same shape."""
+    if x.dim() != 2 or x.shape != y.shape:
+        raise ValueError(f"{names} must be (n, D) tensors of the same shape, got {shapes(x, y)}")
+
+
+def shapes(*tensors: Tensor | None) -> str:
+    """Shapes for an error: "(4, 3), (4, 2) and None"."""
+    *first, last = ["None" if x is None else str(tuple(x.shape)) for x in tensors]
+    return f"{', '.join(first)} and {last}" if first else last

@@ -29,6 +29,7 @@ from sslzoo.memory import memory_buffers
 from sslzoo.optim import RunLength, Schedule, ScheduleLR, all_alike
 from sslzoo.random import run_seed
 from sslzoo.trust import (
+    PLAIN,
     forget_other_files,
     hyper_parameters,
     module_of,
@@ -39,8 +40,6 @@ from sslzoo.trust import (
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
 GroupsFactory = Callable[[nn.Module], list]
-
-PLAIN = (bool, int, float, str, type(None))
 
 
 def _is_plain(value: Any) -> bool:

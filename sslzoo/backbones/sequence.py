@@ -85,9 +85,9 @@ class SequenceEncoder(nn.Module):
 
     def forward(self, x: Tensor | Padded) -> Tensor:
         """The pooled contexts (B, D')."""
-        c, lengths = self.forward_frames(x)
+        frames = self.forward_frames(x)
+        c, lengths = frames
         if self.pool == "last":
             last = (lengths - 1).clamp_min(0)[:, None, None].expand(-1, 1, c.shape[2])
             return c.gather(1, last)[:, 0]
-        inside = (torch.arange(c.shape[1], device=c.device) < lengths[:, None])[..., None]
-        return (c * inside).sum(1) / lengths.clamp_min(1)[:, None]
+        return (c * frames.mask[..., None]).sum(1) / lengths.clamp_min(1)[:, None]

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from sslzoo.batch import length_mask
 from sslzoo.checks import check_at_least, check_choice
 from sslzoo.layers import GlobalBatchNorm
 
@@ -114,7 +115,7 @@ class WaveEncoder(nn.Module):
             x = norm(conv(x)).relu()
             if lengths is not None:  # beyond its length, a waveform must be zero at each layer
                 lengths = _after(lengths, *size)
-                x = x * (torch.arange(x.shape[2], device=x.device) < lengths[:, None])[:, None]
+                x = x * length_mask(lengths, x.shape[2])[:, None]
         return x.transpose(1, 2)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -10,11 +9,13 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from sslzoo.atomic_write import replacing
 from sslzoo.batch import as_batch
 from sslzoo.callbacks.evaluation import eval_loaders
 from sslzoo.distributed import rank
 from sslzoo.eval.attention import attention_picture, cls_attention
 from sslzoo.eval.loaders import EvalLoaders
+from sslzoo.run_folder import folder_of
 
 
 class AttentionMaps(Callback):
@@ -45,7 +46,7 @@ class AttentionMaps(Callback):
         eval_loaders(trainer, self.loaders, "AttentionMaps")  # fail at once, not after training
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective
+        folder = folder_of(trainer)
         if rank() != 0:
             return
         loaders = eval_loaders(trainer, self.loaders, "AttentionMaps")
@@ -58,5 +59,5 @@ class AttentionMaps(Callback):
         shown = torch.cat(images)[: self.count]
         encoder = cast(Any, pl_module).encoder() if hasattr(pl_module, "encoder") else pl_module
         maps = cls_attention(cast(nn.Module, encoder), shown)
-        folder.mkdir(parents=True, exist_ok=True)
-        attention_picture(shown, maps).save(folder / f"{self.filename}.png")
+        with replacing(folder / f"{self.filename}.png") as part:
+            attention_picture(shown, maps).save(part)

@@ -103,24 +103,14 @@ def eval_loaders(trainer: Trainer, given: EvalLoaders | None, who: str) -> EvalL
     return loaders
 
 
-def classes(label: Tensor | None, who: str) -> Tensor:
-    """Convert labels of any dtype, (n,) or (n, 1), to classes (n,) int64."""
-    if label is None:
-        raise ValueError(f"the data must have labels for {who}, {NO_LABELS}")
-    if label.ndim == 2 and label.shape[1] == 1:
-        label = label[:, 0]
-    if label.ndim != 1:
-        raise ValueError(
-            f"labels must be (B,), one class per sample, for {who}, got {tuple(label.shape)}"
-        )
-    return label.to(torch.int64)
-
-
-def number_of_classes(loaders: EvalLoaders, who: str) -> int:
-    """Number of classes according to the data module, never inferred from a batch."""
+def labeled_loaders(
+    trainer: Trainer, given: EvalLoaders | None, who: str
+) -> tuple[EvalLoaders, Iterable[Any], int]:
+    """Return the loaders as `eval_loaders`, that of the query set, and the number of classes."""
+    loaders = eval_loaders(trainer, given, who)
     if loaders.num_classes is None:
         raise ValueError(f"the data must have labels for {who}, {NO_LABELS}")
-    return loaders.num_classes
+    return loaders, query_set(loaders, who), loaders.num_classes
 
 
 def query_set(loaders: EvalLoaders, who: str) -> Iterable[Any]:

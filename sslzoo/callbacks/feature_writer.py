@@ -9,8 +9,10 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import save_file
 
+from sslzoo.atomic_write import replacing
 from sslzoo.distributed import rank
 from sslzoo.eval.features import Features, collect, gather_features
+from sslzoo.run_folder import folder_of
 
 
 class FeatureWriter(Callback):
@@ -61,7 +63,7 @@ class FeatureWriter(Callback):
         own = collect(self._outputs, device)
         self._outputs = []
         everything = gather_features(own)
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective
+        folder = folder_of(trainer)
         if rank() == 0:
             path = self._write(folder, everything)
             print(f"{len(everything.index)} features written to {path}")
@@ -71,10 +73,10 @@ class FeatureWriter(Callback):
         if everything.label is not None:
             arrays["label"] = everything.label
         arrays = {name: x.cpu().contiguous() for name, x in arrays.items()}
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.filename}.{self.format}"
-        if self.format == "safetensors":
-            save_file(arrays, path)
-        else:
-            np.savez(path, **{name: x.numpy() for name, x in arrays.items()})  # type: ignore[arg-type]
+        with replacing(path) as part:
+            if self.format == "safetensors":
+                save_file(arrays, part)
+            else:
+                np.savez(part, **{name: x.numpy() for name, x in arrays.items()})  # type: ignore[arg-type]
         return path

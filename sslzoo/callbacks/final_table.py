@@ -17,18 +17,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from sslzoo.callbacks.evaluation import (
-    classes,
-    embed,
-    eval_loaders,
-    number_of_classes,
-    query_set,
-)
+from sslzoo.atomic_write import atomic_write
+from sslzoo.callbacks.evaluation import embed, labeled_loaders
+from sslzoo.checks import check_classes
 from sslzoo.distributed import rank
 from sslzoo.eval.features import Features, extract, gather_features
 from sslzoo.eval.knn import knn_top1
 from sslzoo.eval.linear import linear_probe
 from sslzoo.eval.loaders import EvalLoaders
+from sslzoo.run_folder import folder_of
 
 ROWS = {"trained": "trained encoder", "untrained": "untrained encoder", "raw": "raw pixels"}
 
@@ -75,7 +72,7 @@ class FinalTable(Callback):
         """Score the encoder while the device and all ranks are available; later they are not."""
         self.scores["trained"] = self._score_encoder(trainer, pl_module)
         self.scores["raw"] = self._score_raw(trainer, pl_module)
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective
+        self._folder = folder_of(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table and the path of the checkpoint, which is saved in `on_train_end`."""
@@ -91,23 +88,22 @@ class FinalTable(Callback):
         self.scores = dict(state_dict["scores"])
 
     def _score_encoder(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        loaders = eval_loaders(trainer, self.loaders, "FinalTable")
-        query = query_set(loaders, "FinalTable")
+        loaders, query, num_classes = labeled_loaders(trainer, self.loaders, "FinalTable")
         bank = embed(trainer, pl_module, loaders, loaders.bank, self.features)
         asked = embed(trainer, pl_module, loaders, query, self.features)
-        return self._score(bank, asked, number_of_classes(loaders, "FinalTable"))
+        return self._score(bank, asked, num_classes)
 
     def _score_raw(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        loaders = eval_loaders(trainer, self.loaders, "FinalTable")
+        loaders, query, num_classes = labeled_loaders(trainer, self.loaders, "FinalTable")
         device = pl_module.device
         bank = extract(pl_module, loaders.bank, loaders, _flatten, device)
-        query = extract(pl_module, query_set(loaders, "FinalTable"), loaders, _flatten, device)
-        return self._score(bank, query, number_of_classes(loaders, "FinalTable"))
+        asked = extract(pl_module, query, loaders, _flatten, device)
+        return self._score(bank, asked, num_classes)
 
     def _score(self, bank: Features, query: Features, num_classes: int) -> dict[str, float]:
         """Compute both accuracies, the linear probe's on rank 0 only."""
-        bank = bank._replace(label=classes(bank.label, "FinalTable"))
-        query = query._replace(label=classes(query.label, "FinalTable"))
+        bank = bank._replace(label=check_classes("FinalTable", bank.label))
+        query = query._replace(label=check_classes("FinalTable", query.label))
         setting = [(self.k, self.temperature)]
         knn = knn_top1(
             query.features,
@@ -132,8 +128,7 @@ class FinalTable(Callback):
 
     def _write(self, path: Path, checkpoint: str) -> None:
         about = {"k": self.k, "temperature": self.temperature, "checkpoint": checkpoint}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"scores": self.scores, **about}, indent=2) + "\n")
+        atomic_write(path, json.dumps({"scores": self.scores, **about}, indent=2) + "\n")
 
     def _print(self, checkpoint: str, folder: Path) -> None:
         table = Table("accuracy", f"kNN (k {self.k}, T {self.temperature:g})", "linear probe")

@@ -8,14 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from sslzoo.callbacks.evaluation import (
-    Evaluation,
-    classes,
-    embed,
-    eval_loaders,
-    number_of_classes,
-    query_set,
-)
+from sslzoo.callbacks.evaluation import Evaluation, embed, labeled_loaders
+from sslzoo.checks import check_classes
 from sslzoo.eval.features import gather_features
 from sslzoo.eval.loaders import EvalLoaders
 
@@ -52,14 +46,10 @@ class OnlineAccuracy(Evaluation):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raise errors that an evaluation would raise before training starts."""
-        loaders = eval_loaders(trainer, self.loaders, "OnlineAccuracy")
-        number_of_classes(loaders, "OnlineAccuracy")
-        query_set(loaders, "OnlineAccuracy")
+        labeled_loaders(trainer, self.loaders, "OnlineAccuracy")
 
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        loaders = eval_loaders(trainer, self.loaders, "OnlineAccuracy")
-        num_classes = number_of_classes(loaders, "OnlineAccuracy")
-        query = query_set(loaders, "OnlineAccuracy")
+        loaders, query, num_classes = labeled_loaders(trainer, self.loaders, "OnlineAccuracy")
         own = embed(trainer, pl_module, loaders, query, self.features)
         if own.features.shape[1] != num_classes:
             raise ValueError(
@@ -69,7 +59,7 @@ class OnlineAccuracy(Evaluation):
         every = gather_features(own)
         label = every.label
         if label is None or label.shape != every.features.shape:
-            label = classes(label, "OnlineAccuracy")
+            label = check_classes("OnlineAccuracy", label)
         values: dict[str, float] = {}
         for name, metric in (self.metrics or _accuracies(num_classes)).items():
             metric = metric.to(every.features.device)

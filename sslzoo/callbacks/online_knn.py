@@ -8,14 +8,8 @@ from __future__ import annotations
 
 from lightning.pytorch import LightningModule, Trainer
 
-from sslzoo.callbacks.evaluation import (
-    Evaluation,
-    classes,
-    embed,
-    eval_loaders,
-    number_of_classes,
-    query_set,
-)
+from sslzoo.callbacks.evaluation import Evaluation, embed, labeled_loaders
+from sslzoo.checks import check_classes
 from sslzoo.eval.knn import knn_top1
 from sslzoo.eval.loaders import EvalLoaders
 
@@ -48,21 +42,17 @@ class OnlineKNN(Evaluation):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raise errors that an evaluation would raise before training starts."""
-        loaders = eval_loaders(trainer, self.loaders, "OnlineKNN")
-        number_of_classes(loaders, "OnlineKNN")
-        query_set(loaders, "OnlineKNN")
+        labeled_loaders(trainer, self.loaders, "OnlineKNN")
 
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        loaders = eval_loaders(trainer, self.loaders, "OnlineKNN")
-        num_classes = number_of_classes(loaders, "OnlineKNN")
-        query = query_set(loaders, "OnlineKNN")
+        loaders, query, num_classes = labeled_loaders(trainer, self.loaders, "OnlineKNN")
         bank = embed(trainer, pl_module, loaders, loaders.bank, self.features)
         asked = embed(trainer, pl_module, loaders, query, self.features)
         accuracies = knn_top1(
             asked.features,
-            classes(asked.label, "OnlineKNN"),
+            check_classes("OnlineKNN", asked.label),
             bank.features,
-            classes(bank.label, "OnlineKNN"),
+            check_classes("OnlineKNN", bank.label),
             num_classes,
             self.settings,
             bank.index,

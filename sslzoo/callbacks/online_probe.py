@@ -19,11 +19,11 @@ from sslzoo.batch import Batch
 from sslzoo.callbacks.evaluation import (
     NO_LABELS,
     Evaluation,
-    classes,
     embed,
     eval_loaders,
     query_set,
 )
+from sslzoo.checks import check_classes
 from sslzoo.distributed import sum_over_ranks
 from sslzoo.eval.features import eval_mode
 from sslzoo.eval.loaders import EvalLoaders
@@ -80,13 +80,15 @@ class OnlineProbe(Evaluation):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         view, label = _view_and_label(batch)
+        if label is None:
+            raise ValueError(f"the data must have labels for OnlineProbe, {NO_LABELS}")
         precision = trainer.precision_plugin
         forward = getattr(pl_module, self.features)
         devices = [pl_module.device.index or 0] if pl_module.device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.no_grad(), eval_mode(pl_module):
             with precision.forward_context():
                 features = forward(precision.convert_input(view)).detach().float()
-            self.step(features, classes(label, "OnlineProbe"))
+            self.step(features, check_classes("OnlineProbe", label))
 
     @torch.no_grad()
     def step(self, features: Tensor, label: Tensor) -> None:
@@ -114,7 +116,7 @@ class OnlineProbe(Evaluation):
         asked = embed(trainer, pl_module, loaders, query, self.features)
         self._make(asked.features)
         scores = self._standardize(asked.features, update=False) @ self.state["weight"].T
-        right = (scores.argmax(1) == classes(asked.label, "OnlineProbe")).sum()
+        right = (scores.argmax(1) == check_classes("OnlineProbe", asked.label)).sum()
         sums = torch.stack([right, torch.full_like(right, len(scores))])
         correct, total = sum_over_ranks(sums).tolist()
         return {"val/probe_top1": correct / total}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,13 +11,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from sslzoo.atomic_write import atomic_write
 from sslzoo.batch import Tokens
-from sslzoo.callbacks.evaluation import Evaluation, classes, embed, query_set
+from sslzoo.callbacks.evaluation import Evaluation, embed, query_set
+from sslzoo.checks import check_classes
 from sslzoo.distributed import rank
 from sslzoo.eval.features import Features, extract, gather_features
 from sslzoo.eval.linear import linear_probe
 from sslzoo.eval.loaders import EvalLoaders
 from sslzoo.eval.similarity import bag_of_words, mean_of_tokens, scored_spearman
+from sslzoo.run_folder import folder_of
 
 ROWS = {
     "trained": "trained encoder",
@@ -96,11 +98,10 @@ class SentenceTable(Callback):
         self._score_encoder(trainer, pl_module, "trained")
         num_ids = int(cast(Any, pl_module.backbone).num_ids)
         self._score_plain(trainer, pl_module, "words", lambda text: bag_of_words(text, num_ids))
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective
+        folder = folder_of(trainer)
         if rank() == 0:
             ordered = {row: self.scores[row] for row in ROWS if row in self.scores}
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / self.filename).write_text(json.dumps(ordered, indent=1) + "\n")
+            atomic_write(folder / self.filename, json.dumps(ordered, indent=1) + "\n")
             self._print()
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,9 +143,9 @@ class SentenceTable(Callback):
             query = gather_features(encode(loaders, query_set(loaders, "SentenceTable")))
             scores["linear"] = linear_probe(
                 bank.features,
-                classes(bank.label, "SentenceTable"),
+                check_classes("SentenceTable", bank.label),
                 query.features,
-                classes(query.label, "SentenceTable"),
+                check_classes("SentenceTable", query.label),
                 loaders.num_classes,
             )
         return scores

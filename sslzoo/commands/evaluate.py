@@ -29,6 +29,7 @@ from sslzoo.commands.configs import find_config
 from sslzoo.commands.zoo import TRUST
 from sslzoo.distributed import barrier, rank
 from sslzoo.eval.suite import OF_LABELS, Suite
+from sslzoo.run_folder import RunFolder
 from sslzoo.runs.encoders import build_data, read_model, untrained
 from sslzoo.runs.evaluation import (
     Found,
@@ -67,7 +68,7 @@ def check_seeds(seeds: Sequence[int], suite: Suite) -> None:
 
 def _first_run(words: Sequence[str]) -> str | None:
     """First run directory, whose data is used if no other is named."""
-    return next((word for word in words if (Path(word) / "config.yaml").is_file()), None)
+    return next((word for word in words if RunFolder(Path(word)).config_file.is_file()), None)
 
 
 def _section(words: Sequence[str], on: str | None) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def _section(words: Sequence[str], on: str | None) -> dict[str, Any]:
     if on is not None:
         path = Path(find_config(on))
     elif run is not None:
-        path = Path(run) / "config.yaml"
+        path = RunFolder(Path(run)).config_file
     else:
         raise ValueError(
             "--on must be a config whose data to evaluate on, since the model "

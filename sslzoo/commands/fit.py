@@ -38,12 +38,11 @@ from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.progress import ProgressBar
 from sslzoo.commands.configs import config_folders, find_config, known_configs
 from sslzoo.file_kind import other_kind
-from sslzoo.runs.provenance import RECORD, provenance
-from sslzoo.trainable import PLAIN
-from sslzoo.trust import forget_other_files
+from sslzoo.run_folder import CHECKPOINTS, RECORD, RunFolder, is_version, versions
+from sslzoo.runs.provenance import provenance
+from sslzoo.trust import PLAIN, forget_other_files
 from sslzoo.zoo.safe_read import read
 
-LAST = "last.ckpt"
 NOT_WRITTEN = "Unable to serialize instance"  # jsonargparse's text for an object
 
 
@@ -85,7 +84,7 @@ def _run_folder(config: str | None) -> str:
     for folder in config_folders():
         if path.is_relative_to(folder.resolve()):
             return str(Path("runs") / path.relative_to(folder.resolve()).with_suffix(""))
-    if path.stem == "config" and path.parent.name.startswith("version_"):
+    if path.stem == "config" and is_version(path.parent):
         return str(path.parent.parent)
     return str(Path("runs") / path.stem)
 
@@ -190,9 +189,7 @@ def _checkpoint_of_this_config(trainer: Trainer, which: str) -> str:
     savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     folders = [Path(saver.dirpath) for saver in savers if saver.dirpath]
     root = Path(trainer.default_root_dir)
-    versions = [path for path in root.glob("version_*") if path.name[8:].isdigit()]
-    versions.sort(key=lambda path: int(path.name[8:]), reverse=True)
-    for folder in (*folders, *(version / "checkpoints" for version in versions)):
+    for folder in (*folders, *(run.checkpoint.parent for run in versions(root))):
         lasts = sorted(folder.glob("last*.ckpt"), key=lambda path: path.stat().st_mtime)
         if which == "last" and lasts:
             return str(lasts[-1])
@@ -202,7 +199,7 @@ def _checkpoint_of_this_config(trainer: Trainer, which: str) -> str:
                 f"sslzoo: --ckpt_path must be 'last' or one of {names}, got 'best', which only "
                 "the process that trained knows"
             )
-    looked = ", ".join(map(str, folders or [root / "version_N" / "checkpoints"]))
+    looked = ", ".join(map(str, folders or [root / "version_N" / CHECKPOINTS]))
     raise SystemExit(
         f"sslzoo: --ckpt_path must be a path, since {looked} has no checkpoint, got {which!r}"
     )
@@ -217,7 +214,7 @@ def _refuse_what_is_no_checkpoint(path: Path, weights_only: bool) -> None:
                 held = list(saved)[:3] if isinstance(saved, Mapping) else type(saved).__name__
                 raise ValueError(f"{path} must be a Lightning checkpoint, got {held!r:.200}")
     except (ValueError, OSError) as error:
-        inner = path / "checkpoints" / LAST
+        inner = RunFolder(path).checkpoint
         more = f"; its checkpoint is {inner}" if inner.is_file() else ""
         if "could run code" in str(error) and _has_lightning_key(path):
             more = "; if you trust it, pass --weights_only=false"

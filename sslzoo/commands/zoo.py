@@ -83,6 +83,7 @@ def _verify(given: argparse.Namespace) -> None:
 
 
 def _add(given: argparse.Namespace) -> None:
+    from sslzoo.run_folder import RunFolder
     from sslzoo.zoo.save import add_checkpoint, add_run
 
     run, folder = Path(given.run), None if given.to is None else Path(given.to)
@@ -93,7 +94,7 @@ def _add(given: argparse.Namespace) -> None:
     other = {key: getattr(given, key) for key in ("prefix", "layout", "method")}
     other = {key: value for key, value in other.items() if value is not None}
     if given.backbone is not None:
-        file = checkpoint or (run / "checkpoints" / "last.ckpt" if run.is_dir() else run)
+        file = checkpoint or (RunFolder(run).checkpoint if run.is_dir() else run)
         card = add_checkpoint(file, given.backbone, *about, **other)
     elif other:
         raise ValueError(f"--backbone must be given with --{next(iter(other))}, got none")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslzoo.batch import Batch, Padded
+from sslzoo.batch import Batch, Padded, length_mask
 from sslzoo.checks import check_at_least, check_interval
 from sslzoo.data.datamodule import PredictOn, SampleDataModule, SampleSet, Sets
 from sslzoo.data.inputs import FrameInput
@@ -94,18 +94,15 @@ class SequenceArrays(SampleDataModule):
     per sequence, after which values are zero. An npy file holds the values alone. Labels that are
     not integers are regression targets. Evaluation reads whole sequences.
 
+    For the other arguments see `SampleDataModule`.
+
     Args:
         root: the folder.
         window: frames of a training window, at a random position; None: all T.
-        batch_size: size of the global batch, over all ranks.
         standardize: whether each feature is standardized by its training mean and deviation.
         val_fraction: fraction of each class of the training file to hold out for validation.
-        eval_batch_size: batch size in evaluation.
         num_workers: loader processes; None: 0.
         seed: seed of batches and windows; None: the run's seed.
-        train_fraction: fraction of the training set to use, stratified.
-        predict_on: the set that `predict` runs on.
-        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
     noun = "sequences"
@@ -157,7 +154,7 @@ class SequenceArrays(SampleDataModule):
         width = train.values.shape[2]
         self.input = FrameInput([0.0] * width, [1.0] * width)
         if self.standardize:
-            frames = np.arange(train.values.shape[1]) < train.frames().numpy()[:, None]
+            frames = length_mask(train.frames(), train.values.shape[1]).numpy()
             own = np.asarray(train.values, dtype=np.float64)[frames]  # (frames of all, F)
             self.input = FrameInput(own.mean(0).tolist(), own.std(0).clip(1e-6).tolist())
         labels = [x.labels for x in (train, query) if x is not None and x.labels is not None]

@@ -358,9 +358,8 @@ class SampleDataModule(LightningDataModule, ABC):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Make the views on the batch's device."""
-        if self.trainer is None or not self.trainer.training:
-            return self.eval_views(batch)
-        return self.train_views(batch, self.trainer.current_epoch)
+        epoch = self._trainer_epoch()
+        return self.eval_views(batch) if epoch is None else self.train_views(batch, epoch)
 
     def _in_precision(self, batch: Batch) -> Batch:
         """Convert views to the trainer's `precision`, which converts batches only on loading."""
@@ -374,6 +373,7 @@ class SampleDataModule(LightningDataModule, ABC):
         )
 
     def _trainer_epoch(self) -> int | None:
+        """The epoch in training; None otherwise."""
         training = self.trainer is not None and self.trainer.training
         return self.trainer.current_epoch if training else None  # type: ignore[union-attr]
 

@@ -191,9 +191,8 @@ class FrameInput:
     def __call__(self, sequences: Tensor | Padded) -> Tensor | Padded:
         if not isinstance(sequences, Padded):
             return self._scaled(sequences)
-        values, lengths = sequences
-        inside = torch.arange(values.shape[1], device=values.device) < lengths[:, None]
-        return Padded(self._scaled(values) * inside[..., None], lengths)
+        values = self._scaled(sequences.values) * sequences.mask[..., None]
+        return Padded(values, sequences.lengths)
 
     def fingerprint(self) -> str:
         """Hash of everything the preprocessing depends on."""

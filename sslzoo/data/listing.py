@@ -143,6 +143,49 @@ def list_classes(
     return Listing(paths, torch.tensor(labels), list(classes))
 
 
+def list_folders(
+    root: str,
+    train_dir: str,
+    val_dir: str | None,
+    val_fraction: float | None,
+    labels: bool,
+    extensions: tuple[str, ...],
+    more: str = "",
+) -> tuple[Listing, Listing | None]:
+    """The training and the validation files below a folder.
+
+    Args:
+        root: the folder.
+        train_dir: training folder inside `root`; without it and a validation, `root` itself.
+        val_dir: validation folder inside `root`; None: no validation.
+        val_fraction: fraction of each class to hold out for validation, instead of `val_dir`.
+        labels: whether sub-folders are classes; False: no validation.
+        extensions: of the files.
+        more: what else the error proposes.
+
+    Raises:
+        ValueError: a folder is missing or empty, or a class is empty or unknown.
+    """
+    path = check_folder(root, "root")
+    inner = path / train_dir
+    whole = inner if inner.is_dir() else path
+    if not labels:
+        return list_unlabeled(whole, "root", extensions), None
+    if val_fraction is not None:
+        return list_classes(whole, "root", extensions).split(val_fraction)
+    if val_dir is None:
+        return list_classes(whole, "root", extensions), None
+    missing = [name for name in (train_dir, val_dir) if not (path / name).is_dir()]
+    if missing:
+        raise ValueError(
+            f"root {root!r} must hold the folders {[train_dir, val_dir]}, but lacks {missing}; set "
+            "train_dir and val_dir, or val_dir=null for no validation, or val_fraction to "
+            f"split one folder of classes, or labels=false for files without labels{more}"
+        )
+    train = list_classes(inner, "the training folder", extensions)
+    return train, list_classes(path / val_dir, "the validation folder", extensions, train.classes)
+
+
 def check_known(names: Iterable[str], classes: Sequence[str], source: str) -> None:
     """Refuse class names of an evaluation set that the training set lacks.
 

@@ -61,14 +61,8 @@ def with_views(
         ValueError: on use, for an image or a loader of another kind.
     """
     return _WithViews(
-        datamodule,
-        transform,
-        eval_view,
-        batch_size,
-        num_classes,
-        crop_in_workers,
-        seed,
-        predict_on,
+        *(datamodule, transform, eval_view, batch_size, num_classes, crop_in_workers),
+        *(seed, predict_on),
     )
 
 
@@ -84,16 +78,8 @@ class _WithViews(ImageDataModule):
         seed: int | None,
         predict_on: PredictOn,
     ) -> None:
-        super().__init__(
-            transform,
-            1 if batch_size is None else batch_size,
-            eval_view,
-            256,
-            None,
-            seed,
-            1.0,
-            predict_on,
-        )
+        batch = 1 if batch_size is None else batch_size
+        super().__init__(transform, batch, eval_view, 256, None, seed, 1.0, predict_on)
         self.inner = datamodule
         self._own_batch = batch_size is not None
         self._classes = num_classes

@@ -6,17 +6,15 @@ and the settings of the extraction. Writes are atomic.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from sslzoo.atomic_write import replacing
 from sslzoo.distributed import gather_objects, rank, world_size
 from sslzoo.eval.features import Features
 
@@ -61,17 +59,10 @@ def _read(path: Path) -> Features | None:
 
 
 def _write(path: Path, features: Features) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: value.detach().cpu().contiguous()
         for name, value in features._asdict().items()
         if value is not None
     }
-    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    os.close(handle)
-    try:
+    with replacing(path) as part:
         save_file(tensors, part)
-        os.replace(part, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)

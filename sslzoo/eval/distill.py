@@ -13,17 +13,17 @@ Deviations:
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sslzoo.batch import Batch, View
+from sslzoo.batch import Batch
 from sslzoo.eval.classifier import Classifier
-from sslzoo.eval.fine_tune import RANDOM, only_view, start_from
+from sslzoo.eval.downstream import RANDOM, Downstream, only_view, start_from
 from sslzoo.losses import soft_cross_entropy
 from sslzoo.optim import Schedule, all_alike
-from sslzoo.trainable import GroupsFactory, OptimizerFactory, Trainable
+from sslzoo.trainable import GroupsFactory, OptimizerFactory
 
 
-class Distill(Trainable):
+class Distill(Downstream):
     """Distillation by cross-entropy between the teacher's and the student's probabilities.
 
     Args:
@@ -57,44 +57,23 @@ class Distill(Trainable):
         schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
-        super().__init__(optimizer, schedule, parameter_groups)
+        super().__init__(model, weights, optimizer, schedule, parameter_groups)
         classes = model.classifier.out_features, teacher.classifier.out_features
         if classes[0] != classes[1]:
             raise ValueError(
                 "student and teacher must have equally many classes, got "
                 f"{classes[0]} and {classes[1]}"
             )
-        self.model = model
         self.teacher = teacher.requires_grad_(False)
-        self.teacher_weights, self.weights = teacher_weights, weights
-        self.temperature = temperature
+        self.teacher_weights, self.temperature = teacher_weights, temperature
 
-    def train(self, mode: bool = True) -> Distill:
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        self.train()  # Lightning keeps train flags, and warns of eval mode before this hook
+    def frozen(self) -> nn.Module:
+        return self.teacher
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        if self.step == 0:  # a resumed run has its own weights
-            start_from(self.model, self.weights, "weights")
+        if self.step == 0:
             start_from(self.teacher, self.teacher_weights, "teacher_weights", whole=True)
-
-    def forward(self, view: View) -> Tensor:
-        """Compute the student's logits. Shapes: (B, ...) -> (B, C)."""
-        return self.model(view)
-
-    def features(self, view: View) -> Tensor:
-        """Compute the features of the student's backbone. Shapes: (B, ...) -> (B, num_features)."""
-        return self.model.backbone(view)
-
-    def encoder(self) -> Classifier:
-        """The module behind `forward`."""
-        return self.model
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         x = only_view(batch, "Distill")

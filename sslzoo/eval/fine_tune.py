@@ -12,19 +12,19 @@ Deviations:
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from sslzoo.batch import Batch, View, label_of
-from sslzoo.eval.classifier import Classifier, load_weights
+from sslzoo.batch import Batch
+from sslzoo.checks import check_classes
+from sslzoo.eval.classifier import Classifier
+from sslzoo.eval.downstream import Downstream, only_view
 from sslzoo.eval.mixing import Mixed, Mixing
 from sslzoo.losses import cross_entropy
 from sslzoo.optim import Schedule, all_alike
-from sslzoo.trainable import GroupsFactory, OptimizerFactory, Trainable
-
-RANDOM = "random"
+from sslzoo.trainable import GroupsFactory, OptimizerFactory
 
 
-class FineTune(Trainable):
+class FineTune(Downstream):
     """Supervised training of a classifier by cross-entropy.
 
     `sslzoo.callbacks.OnlineAccuracy` measures its accuracy.
@@ -62,67 +62,21 @@ class FineTune(Trainable):
         schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
     ):
-        super().__init__(optimizer, schedule, parameter_groups)
-        self.model = model
-        self.weights, self.train_backbone = weights, train_backbone
+        super().__init__(model, weights, optimizer, schedule, parameter_groups)
+        self.train_backbone = train_backbone
         self.label_smoothing, self.mixing = label_smoothing, mixing
         if not train_backbone:
             model.backbone.requires_grad_(False)
 
-    def train(self, mode: bool = True) -> FineTune:
-        super().train(mode)
-        if not self.train_backbone:
-            self.model.backbone.eval()
-        return self
-
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        self.train()  # Lightning keeps train flags, and warns of eval mode before this hook
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        if self.step == 0:  # a resumed run has its own weights
-            start_from(self.model, self.weights, "weights")
-
-    def forward(self, view: View) -> Tensor:
-        """Compute logits. Shapes: (B, ...) -> (B, C)."""
-        return self.model(view)
-
-    def features(self, view: View) -> Tensor:
-        """Compute the backbone's features. Shapes: (B, ...) -> (B, num_features)."""
-        return self.model.backbone(view)
-
-    def encoder(self) -> Classifier:
-        """The module behind `forward`."""
-        return self.model
+    def frozen(self) -> nn.Module | None:
+        return None if self.train_backbone else self.model.backbone
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         view = only_view(batch, "FineTune")
-        label = label_of(batch, "FineTune").long()  # (B,)
+        label = check_classes("FineTune", batch.label)  # (B,)
         mixed = Mixed(view, 1.0, label)
         if self.mixing is not None:
             mixed = self.mixing(view, label, self.seed, self.step)
         logits = self.model(mixed.images)  # (B, C)
         loss = mixed.loss(lambda y: cross_entropy(logits, y, self.label_smoothing), label)
         return {"cross_entropy": loss}
-
-
-def start_from(model: Classifier, weights: str | None, name: str, whole: bool = False) -> None:
-    """Load the initial weights unless they are "random"; raise if none were given."""
-    if weights is None:
-        raise ValueError(
-            f"{name} must be the checkpoint to start from (--model.{name} "
-            f"RUN/checkpoints/last.ckpt) or {RANDOM!r}, got None"
-        )
-    if weights != RANDOM:
-        load_weights(model, weights, whole)
-
-
-def only_view(batch: Batch, who: str) -> View:
-    """Return the single view of a batch, or raise an error if there are several."""
-    if len(batch.views) != 1:
-        raise ValueError(
-            f"{who} must have one view per sample, as from sslzoo.transforms.crop_view, got "
-            f"{len(batch.views)}"
-        )
-    return batch.views[0]

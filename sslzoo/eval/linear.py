@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslzoo.checks import check_at_least, check_labeled
+
 EVERY = 5  # every fifth sample is held out to choose the L2 weight
 
 
@@ -79,11 +81,8 @@ def _accuracy(x: Tensor, labels: Tensor, weight: Tensor) -> float:
 
 def checked_labels(name: str, features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Return the labels as int64 on the features' device, or raise a ValueError."""
-    if features.ndim != 2 or labels.shape != features.shape[:1] or not len(features):
-        raise ValueError(
-            f"{name}: features must be (n, D) and labels (n,), "
-            f"got {tuple(features.shape)} and {tuple(labels.shape)}"
-        )
+    check_labeled(f"{name}: features and labels", features, labels)
+    check_at_least(f"{name}: the number of samples", len(features), 1)
     if not features.isfinite().all():
         raise ValueError(f"{name}: features must be finite, got NaN or infinity")
     labels = labels.to(features.device, torch.int64)

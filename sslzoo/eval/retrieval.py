@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sslzoo.checks import check_labeled
 from sslzoo.distributed import gather_rows, row_layout, sum_over_ranks
 from sslzoo.eval.knn.search import on_grid
 
@@ -68,9 +69,7 @@ def retrieval(
     rows = query if bank is None else bank
     labels = query_labels if bank_labels is None else bank_labels
     for x, y in ((query, query_labels), (rows, labels)):
-        if x.ndim != 2 or y.shape != x.shape[:1]:
-            shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
-            raise ValueError(f"features must be (n, D) and labels (n,), got {shapes}")
+        check_labeled("features and labels of retrieval", x, y)
     start = row_layout(len(rows)).start
     asked = on_grid(query)
     every, classes = gather_rows(on_grid(rows)), gather_rows(labels.to(torch.int64))

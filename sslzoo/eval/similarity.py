@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslzoo.batch import Tokens
+from sslzoo.batch import Tokens, length_mask
 from sslzoo.eval.features import Features, gather_features
 
 
@@ -96,5 +96,6 @@ def mean_of_tokens(tokens: Tokens, embedding: Tensor) -> Tensor:
 
 
 def _words(tokens: Tokens) -> Tensor:
-    positions = torch.arange(tokens.ids.shape[1], device=tokens.ids.device)
-    return (positions > 0) & (positions < tokens.lengths[:, None] - 1)
+    words = length_mask(tokens.lengths - 1, tokens.ids.shape[1])
+    words[:, :1] = False
+    return words

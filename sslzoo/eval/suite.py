@@ -15,6 +15,7 @@ from typing import Literal, cast, get_args
 
 from torch import Tensor
 
+from sslzoo.checks import check_classes
 from sslzoo.eval.features import Features, gather_features, take_fraction
 from sslzoo.eval.knn import knn_top1
 from sslzoo.eval.linear import linear_probe
@@ -173,14 +174,7 @@ class Suite:
 
 
 def _labeled(features: Features | None, name: str) -> tuple[Features, Tensor]:
-    if features is None or features.label is None:
-        raise ValueError(
-            f"the {name} must have one label per sample for kNN, linear probe and retrieval, got "
-            "none"
-        )
-    label = features.label
-    if label.ndim == 2 and label.shape[1] == 1:
-        label = label[:, 0]
-    if label.ndim != 1:
-        raise ValueError(f"labels must be (n,), one class per sample, got {tuple(label.shape)}")
-    return features._replace(label=label.long()), label.long()
+    who = f"kNN, linear probe and retrieval (the {name})"
+    label = check_classes(who, None if features is None else features.label)
+    assert features is not None
+    return features._replace(label=label), label

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslzoo.checks import check_positive, shapes
 from sslzoo.distributed import Rows, gather, row_layout, world_size
 from sslzoo.layers.precision import at_least_float32, no_autocast
-from sslzoo.losses.checks import check_positive, shapes
 from sslzoo.losses.positives import own_pairs
 
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from sslzoo.checks import check_same_shape
 from sslzoo.distributed import global_sum, row_layout
 from sslzoo.layers.precision import at_least_float32, no_autocast
-from sslzoo.losses.checks import check_same_shape
 from sslzoo.losses.cross_products import off_diagonal_square
 
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslzoo.checks import check_labeled, check_positive, check_same_shape
 from sslzoo.distributed import row_layout, world_size
 from sslzoo.layers.precision import at_least_float32, no_autocast
-from sslzoo.losses.checks import check_positive, check_same_shape, shapes
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -31,9 +31,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
     Raises:
         ValueError: for other shapes.
     """
-    if logits.dim() != 2 or labels.shape != logits.shape[:1]:
-        got = shapes(logits, labels)
-        raise ValueError(f"logits must be (n, C) and labels (n,), got {got}")
+    check_labeled("logits and labels", logits, labels)
     with no_autocast(logits):
         total = F.cross_entropy(
             at_least_float32(logits), labels, reduction="sum", label_smoothing=label_smoothing

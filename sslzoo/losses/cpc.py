@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sslzoo.checks import shapes
 from sslzoo.distributed import Rows, gather, row_layout, world_size
 from sslzoo.layers.precision import at_least_float32, no_autocast
-from sslzoo.losses.checks import shapes
 
 
 def cpc_info_nce(

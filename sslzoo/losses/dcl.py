@@ -22,10 +22,10 @@ import math
 import torch
 from torch import Tensor
 
+from sslzoo.checks import check_positive, check_same_shape
 from sslzoo.distributed import gather, row_layout, world_size
 from sslzoo.layers.precision import l2_normalize, no_autocast
 from sslzoo.losses.blockwise import RowBlocks
-from sslzoo.losses.checks import check_positive, check_same_shape
 
 
 def dcl(z1: Tensor, z2: Tensor, temperature: float, sigma: float | None = None) -> Tensor:

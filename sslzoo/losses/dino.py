@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslzoo.checks import check_positive, shapes
 from sslzoo.distributed import row_layout, world_size
 from sslzoo.layers.precision import at_least_float32, no_autocast
 from sslzoo.losses.blockwise import entries_per_block, needs_gradient
-from sslzoo.losses.checks import check_positive, shapes
 from sslzoo.losses.online_softmax import add_block
 
 # Logits per block: the size of a core's cache on a CPU, 32 MiB on a GPU.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sslzoo.losses.checks import shapes
+from sslzoo.checks import shapes
 from sslzoo.losses.dino import distillation
 
 

@@ -15,10 +15,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sslzoo.checks import check_positive, check_same_shape, shapes
 from sslzoo.distributed import gather, row_layout, world_size
 from sslzoo.layers.precision import at_least_float32, no_autocast
 from sslzoo.losses.blockwise import attach_gradient, entries_per_block, needs_gradient
-from sslzoo.losses.checks import check_positive, check_same_shape, shapes
 from sslzoo.losses.online_softmax import online_softmax
 
 # Logits per block: the size of a core's cache on a CPU, few launches on a GPU.

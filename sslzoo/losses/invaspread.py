@@ -19,10 +19,10 @@ import math
 import torch
 from torch import Tensor
 
+from sslzoo.checks import check_positive, check_same_shape
 from sslzoo.distributed import gather_rows, row_layout, world_size
 from sslzoo.layers.precision import at_least_float32, no_autocast
 from sslzoo.losses.blockwise import RowBlocks
-from sslzoo.losses.checks import check_positive, check_same_shape
 
 
 def invaspread(f1: Tensor, f2: Tensor, temperature: float, negative_weight: float = 1.0) -> Tensor:

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from sslzoo.checks import check_positive
 from sslzoo.distributed import gather, row_layout, world_size
 from sslzoo.layers.precision import at_least_float32, no_autocast
 from sslzoo.losses.blockwise import MIN_DISTANCE, RowBlocks
-from sslzoo.losses.checks import check_positive
 from sslzoo.losses.positives import find_positives
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslzoo.checks import shapes
 from sslzoo.distributed import row_layout, world_size
 from sslzoo.layers.precision import at_least_float32, no_autocast
-from sslzoo.losses.checks import shapes
 
 
 def masked_features(prediction: Tensor, target: Tensor) -> Tensor:

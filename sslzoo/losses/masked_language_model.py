@@ -15,9 +15,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslzoo.checks import shapes
 from sslzoo.distributed import sum_over_ranks, world_size
 from sslzoo.layers.precision import at_least_float32, no_autocast
-from sslzoo.losses.checks import shapes
 
 
 def masked_language_model(logits: Tensor, targets: Tensor, real: Tensor) -> Tensor:

@@ -26,9 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslzoo.checks import shapes
 from sslzoo.distributed import Rows, gather, rank, row_layout, world_size
 from sslzoo.layers.precision import at_least_float32, no_autocast
-from sslzoo.losses.checks import shapes
 from sslzoo.losses.positives import own_pairs
 
 Measure = Literal["JSD", "GAN", "KL", "RKL", "X2", "H2", "W1"]

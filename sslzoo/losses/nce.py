@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslzoo.checks import check_positive, check_same_shape, shapes
 from sslzoo.distributed import row_layout, sum_over_ranks, world_size
 from sslzoo.layers.precision import at_least_float32, no_autocast
 from sslzoo.losses.blockwise import attach_gradient, entries_per_block, needs_gradient
-from sslzoo.losses.checks import check_positive, check_same_shape, shapes
 from sslzoo.losses.online_softmax import online_softmax
 
 # Entries per block: small enough for the cores' caches on a CPU, few launches on a GPU.

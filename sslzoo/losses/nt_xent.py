@@ -16,10 +16,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sslzoo.checks import check_positive, check_same_shape
 from sslzoo.distributed import gather, row_layout, world_size
 from sslzoo.layers.precision import l2_normalize, no_autocast
 from sslzoo.losses.blockwise import attach_gradient, entries_per_block, needs_gradient
-from sslzoo.losses.checks import check_positive, check_same_shape
 
 # Side of a square block and entries per block, timed at D = 128: 1024 keeps a block in the
 # second-level cache of a core; a GPU prefers fewer and larger launches.

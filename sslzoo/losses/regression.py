@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from sslzoo.checks import check_same_shape
 from sslzoo.distributed import row_layout, world_size
 from sslzoo.layers.precision import l2_normalize, no_autocast
-from sslzoo.losses.checks import check_same_shape
 
 
 def regression(p: Tensor, z: Tensor) -> Tensor:

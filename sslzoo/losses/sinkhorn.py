@@ -17,9 +17,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sslzoo.checks import check_positive, shapes
 from sslzoo.distributed import Rows, gather_rows, rank, world_size
 from sslzoo.layers.precision import at_least_float32, no_autocast
-from sslzoo.losses.checks import check_positive, shapes
 
 
 @torch.no_grad()

@@ -15,10 +15,10 @@ import math
 
 from torch import Tensor
 
+from sslzoo.checks import check_positive
 from sslzoo.distributed import gather, row_layout, world_size
 from sslzoo.layers.precision import l2_normalize, no_autocast
 from sslzoo.losses.blockwise import RowBlocks
-from sslzoo.losses.checks import check_positive
 from sslzoo.losses.positives import find_positives
 
 

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sslzoo.checks import check_positive, shapes
 from sslzoo.distributed import row_layout, world_size
 from sslzoo.layers.precision import at_least_float32, no_autocast
 from sslzoo.losses.blockwise import RowBlocks
-from sslzoo.losses.checks import check_positive, shapes
 
 
 def swapped_prediction(

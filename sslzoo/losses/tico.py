@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from sslzoo.checks import check_same_shape, shapes
 from sslzoo.distributed import global_sum, row_layout, world_size
 from sslzoo.layers.precision import at_least_float32, no_autocast
-from sslzoo.losses.checks import check_same_shape, shapes
 
 
 class TiCoTerms(NamedTuple):

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sslzoo.checks import check_positive
 from sslzoo.distributed import gather, row_layout, sum_over_ranks, world_size
 from sslzoo.layers.precision import l2_normalize, no_autocast
 from sslzoo.losses.blockwise import MIN_DISTANCE, RowBlocks
-from sslzoo.losses.checks import check_positive
 from sslzoo.losses.positives import find_positives
 
 

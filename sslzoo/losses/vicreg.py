@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from sslzoo.checks import check_same_shape
 from sslzoo.distributed import Rows, global_sum, row_layout, world_size
 from sslzoo.layers.precision import at_least_float32, no_autocast
-from sslzoo.losses.checks import check_same_shape
 from sslzoo.losses.cross_products import off_diagonal_square
 
 _EPS = 1e-4  # added to the variance, as in the code

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sslzoo.batch import Tokens
+from sslzoo.batch import Tokens, length_mask
 from sslzoo.random import Keys
 
 
@@ -53,14 +53,14 @@ def mask_tokens(
     """
     ids, lengths = tokens
     size = ids.shape[1]
-    positions = torch.arange(size, device=ids.device)
-    allowed = (positions > 0) & (positions < lengths[:, None] - 1)
+    allowed = length_mask(lengths - 1, size)
+    allowed[:, :1] = False
     words = (lengths - 2).clamp_min(0)
     count = (words.double() * fraction + 0.5).long().clamp_min(1).minimum(words)
     most = max(1, int((size - 2) * fraction + 0.5))  # the longest sentence's
     score = keys.uniform("mask: where", size).masked_fill(~allowed, 2.0)
     chosen = score.argsort(dim=1, stable=True)[:, :most]
-    real = positions[:most] < count[:, None]
+    real = length_mask(count, most)
     old = ids.gather(1, chosen)
     how = keys.uniform("mask: how", most)
     drawn = keys.integers("mask: which", num_ids, most)

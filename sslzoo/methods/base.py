@@ -9,12 +9,13 @@ Lightning Trainer on one device or under DDP, and in a plain loop (docs/plain_lo
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sslzoo.batch import Batch, View, as_batch
+from sslzoo.checks import check_num_features
 from sslzoo.distributed import row_layout
 from sslzoo.optim import Schedule, all_alike
 from sslzoo.random import Keys
@@ -44,7 +45,7 @@ def output_dim(backbone: nn.Module, *heads: nn.Module) -> int:
     Raises:
         ValueError: a head without `in_features` and `out_features`, or with the wrong width.
     """
-    width = int(cast(Any, backbone).num_features)
+    width = check_num_features(backbone, "backbone")
     for head in heads:
         in_dim, out_dim = getattr(head, "in_features", None), getattr(head, "out_features", None)
         name = type(head).__name__
@@ -116,11 +117,7 @@ class SSLMethod(Trainable):
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(optimizer, schedule, parameter_groups)
-        if not isinstance(getattr(backbone, "num_features", None), int):
-            raise ValueError(
-                f"backbone must have the attribute num_features (int), got "
-                f"{type(backbone).__name__} with {getattr(backbone, 'num_features', None)!r}"
-            )
+        check_num_features(backbone, "backbone")
         self.backbone = backbone
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:

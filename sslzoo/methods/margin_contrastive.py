@@ -19,7 +19,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch, label_of
+from sslzoo.batch import Batch
+from sslzoo.checks import check_classes
 from sslzoo.layers.precision import l2_normalize
 from sslzoo.losses import margin_contrastive
 from sslzoo.methods.base import (
@@ -73,7 +74,7 @@ class MarginContrastive(SSLMethod):
         self.margin, self.normalize, self.uses_labels = margin, normalize, uses_labels
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        y = label_of(batch, "MarginContrastive") if self.uses_labels else None  # (B,)
+        y = check_classes("MarginContrastive", batch.label) if self.uses_labels else None  # (B,)
         x = torch.stack(batch.views, dim=1).flatten(0, 1)  # (VB, C, H, W), sample by sample
         z = self.projector(self.backbone(x)).unflatten(0, (-1, len(batch.views)))  # (B, V, D)
         if self.normalize:

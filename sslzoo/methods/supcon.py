@@ -15,7 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch, label_of
+from sslzoo.batch import Batch
+from sslzoo.checks import check_classes
 from sslzoo.losses import sup_con
 from sslzoo.methods.base import (
     GroupsFactory,
@@ -67,7 +68,7 @@ class SupCon(SSLMethod):
         self.temperature, self.base_temperature = temperature, base_temperature
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        y = label_of(batch, "SupCon")  # (B,)
+        y = check_classes("SupCon", batch.label)  # (B,)
         x = torch.stack(batch.views, dim=1).flatten(0, 1)  # (VB, C, H, W), sample by sample
         z = self.projector(self.backbone(x)).unflatten(0, (-1, len(batch.views)))  # (B, V, D)
         return {"sup_con": sup_con(z, y, self.temperature, self.base_temperature)}

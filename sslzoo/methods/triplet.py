@@ -21,7 +21,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch, label_of
+from sslzoo.batch import Batch
+from sslzoo.checks import check_classes
 from sslzoo.losses import triplet
 from sslzoo.methods.base import (
     GroupsFactory,
@@ -79,7 +80,7 @@ class Triplet(SSLMethod):
         self.mean_over: Literal["all", "nonzero"] = mean_over
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        y = label_of(batch, "Triplet") if self.uses_labels else None  # (B,)
+        y = check_classes("Triplet", batch.label) if self.uses_labels else None  # (B,)
         x = torch.stack(batch.views, dim=1).flatten(0, 1)  # (VB, C, H, W), sample by sample
         z = self.projector(self.backbone(x)).unflatten(0, (-1, len(batch.views)))  # (B, V, D)
         loss = triplet(z, y, self.margin, self.mining, self.squared, self.mean_over)

@@ -9,15 +9,15 @@ and a weight or gradient of norm 0 gets neither scaling nor decay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
+
+from sslzoo.optim.momentum import Group, MomentumOptimizer, Tensors
 
 
-class LARC(Optimizer):
+class LARC(MomentumOptimizer):
     """SGD with momentum on gradients scaled by a trust ratio per parameter.
 
     g <- ratio * (g + weight_decay * w); buffer <- momentum * buffer + g; w <- w - lr * buffer,
@@ -46,12 +46,6 @@ class LARC(Optimizer):
         eps: float = 1e-8,
         adapt: bool = True,
     ):
-        if lr < 0 or not 0 <= momentum < 1 or weight_decay < 0:
-            raise ValueError(
-                "lr and weight_decay must be at least 0 and momentum in [0, 1), got lr, momentum, "
-                "weight_decay of "
-                f"{lr}, {momentum}, {weight_decay}"
-            )
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -63,22 +57,7 @@ class LARC(Optimizer):
         }
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            self._step_group(group)
-        return loss
-
-    def _step_group(self, group: dict[str, Any]) -> None:
-        weights = [p for p in group["params"] if p.grad is not None]
-        if not weights:
-            return
-        grads = [p.grad for p in weights]
-        buffers = [self._buffer(p) for p in weights]
+    def _update(self, group: Group, weights: Tensors, grads: Tensors, buffers: Tensors) -> None:
         if group["adapt"]:
             grads = _scaled(weights, grads, group)
         elif group["weight_decay"]:
@@ -87,14 +66,8 @@ class LARC(Optimizer):
         torch._foreach_add_(buffers, grads)
         torch._foreach_add_(weights, buffers, alpha=-group["lr"])
 
-    def _buffer(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        return state["momentum_buffer"]
 
-
-def _scaled(weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+def _scaled(weights: Tensors, grads: Tensors, group: Group) -> Tensors:
     """Add weight decay to each gradient and scale it, without a device synchronization."""
     decay = group["weight_decay"]
     w_norms = torch.stack(list(torch._foreach_norm(weights)))

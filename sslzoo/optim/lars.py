@@ -7,15 +7,15 @@ and is tested against golden arrays of both repositories.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
+
+from sslzoo.optim.momentum import Group, MomentumOptimizer, Tensors
 
 
-class LARS(Optimizer):
+class LARS(MomentumOptimizer):
     """LARS update: w <- w - lr * (momentum buffer of trust * (g + weight_decay * w)).
 
     trust = eta |w| / |g + weight_decay w|, or 1 where either norm is 0 or the group says
@@ -45,12 +45,6 @@ class LARS(Optimizer):
         momentum_style: Literal["byol", "simclr", "simclr_popular"] = "byol",
         adapt: bool = True,
     ):
-        if lr < 0 or not 0 <= momentum < 1 or weight_decay < 0:
-            raise ValueError(
-                "lr and weight_decay must be at least 0 and momentum in [0, 1), got lr, momentum, "
-                "weight_decay of "
-                f"{lr}, {momentum}, {weight_decay}"
-            )
         if momentum_style not in ("byol", "simclr", "simclr_popular"):
             raise ValueError(
                 "momentum_style must be 'byol', 'simclr' or 'simclr_popular', got "
@@ -67,22 +61,7 @@ class LARS(Optimizer):
         }
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            self._step_group(group)
-        return loss
-
-    def _step_group(self, group: dict[str, Any]) -> None:
-        weights = [p for p in group["params"] if p.grad is not None]
-        if not weights:
-            return
-        grads = [p.grad for p in weights]
-        buffers = [self._buffer(p) for p in weights]
+    def _update(self, group: Group, weights: Tensors, grads: Tensors, buffers: Tensors) -> None:
         lr, momentum, style = group["lr"], group["momentum"], group["momentum_style"]
         if group["weight_decay"]:
             grads = list(torch._foreach_add(grads, weights, alpha=group["weight_decay"]))
@@ -106,15 +85,7 @@ class LARS(Optimizer):
             torch._foreach_add_(update, scaled, alpha=inside)
         torch._foreach_add_(weights, update, alpha=-1.0 if style == "simclr" else -lr)
 
-    def _buffer(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        return state["momentum_buffer"]
-
-    def _scaled(
-        self, weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]
-    ) -> list[Tensor]:
+    def _scaled(self, weights: Tensors, grads: Tensors, group: Group) -> Tensors:
         """Scale each gradient by its trust ratio, without a device synchronization."""
         if not group["adapt"]:
             return grads

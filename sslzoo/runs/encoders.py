@@ -11,7 +11,8 @@ from torch import nn
 
 import sslzoo
 from sslzoo.data.inputs import TextInput
-from sslzoo.trust import build, build_trusted, read_config
+from sslzoo.run_folder import RunFolder
+from sslzoo.trust import build
 from sslzoo.zoo.build import build_backbone
 from sslzoo.zoo.preprocess import vocabulary
 from sslzoo.zoo.safe_read import read
@@ -88,16 +89,17 @@ def read_model(name: str, trust: bool = False) -> Model:
         about = {} if card is None else json.loads(card.to_json())
         saved = folder if folder.suffix == ".ckpt" and folder.is_file() else None
         return Model(name, given, about, checkpoint=saved)
-    config, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
-    if not config.is_file() or not checkpoint.is_file():
+    run = RunFolder(folder)
+    checkpoint = run.checkpoint
+    if not run.config_file.is_file() or not checkpoint.is_file():
         raise ValueError(
             f"a run directory must have config.yaml and checkpoints/last.ckpt, got {name!r}"
         )
-    content = read_config(config)
+    content = run.config()
     encoder: Any = sslzoo.load(str(checkpoint), trust=trust)
     data = None
     if getattr(encoder, "preprocess", None) is None:  # a checkpoint from version 0.1
-        data = build_data(content["data"], str(config), trust)
+        data = build_data(content["data"], str(run.config_file), trust)
     return Model(name, encoder, content, data, checkpoint)
 
 
@@ -114,9 +116,7 @@ def build_data(
     Raises:
         ValueError: the section names a class that a file may not name, or does not fit the class.
     """
-    if trust:
-        return build_trusted(section, LightningDataModule)  # type: ignore[no-any-return]
-    return build(section, LightningDataModule, where)  # type: ignore[no-any-return]
+    return build(section, LightningDataModule, where, trust)  # type: ignore[no-any-return]
 
 
 def untrained(model: Model, trust: bool = False) -> nn.Module:

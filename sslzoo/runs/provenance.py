@@ -12,7 +12,6 @@ from typing import Any
 import sslzoo
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm")
-RECORD = "run.json"  # in the run directory: command and provenance
 
 
 def provenance() -> dict[str, Any]:

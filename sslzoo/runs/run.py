@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sslzoo.runs.provenance import RECORD
-from sslzoo.trust import read_config
+from sslzoo.run_folder import RunFolder, read_metrics
 
 Table = dict[str, dict[str, float]]  # row -> column -> value
 
@@ -71,37 +69,24 @@ def _names(paths: list[Path]) -> list[str]:
 
 
 def _read(folder: Path, name: str) -> Run:
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise ValueError(f"a run directory must have config.yaml, got {str(folder)!r} without it")
-    record = folder / RECORD
-    return Run(
-        name,
-        folder,
-        read_config(path),
-        path.read_text(),
-        json.loads(record.read_text()) if record.is_file() else {},
-        read_curves(folder / "metrics.csv"),
-        _results(folder),
-    )
+    run = RunFolder(folder)
+    config = run.config()
+    text, curves = run.config_file.read_text(), read_curves(run.metrics_file)
+    return Run(name, folder, config, text, run.record(), curves, _results(folder))
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
     """Read each column of a CSVLogger's file; empty if there is no file."""
     curves: dict[str, Curve] = {}
-    if not path.is_file():
-        return curves
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            for name, cell in row.items():
-                if name in ("step", "epoch", None) or not cell or not row.get("step"):
-                    continue
-                curve = curves.setdefault(name, Curve([], [], 0))
-                if math.isfinite(float(cell)):
-                    curve.steps.append(int(row["step"]))
-                    curve.values.append(float(cell))
-                else:
-                    curves[name] = curve._replace(num_not_finite=curve.num_not_finite + 1)
+    for step, name, value in read_metrics(path):
+        if not step:
+            continue
+        curve = curves.setdefault(name, Curve([], [], 0))
+        if math.isfinite(value):
+            curve.steps.append(int(step))
+            curve.values.append(value)
+        else:
+            curves[name] = curve._replace(num_not_finite=curve.num_not_finite + 1)
     return curves
 
 

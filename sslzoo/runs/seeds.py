@@ -12,10 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sslzoo.runs.provenance import RECORD
+from sslzoo.run_folder import RunFolder
 from sslzoo.runs.results import summary
-from sslzoo.trust import read_config
-from sslzoo.zoo.save import last_validation
 
 
 def results_of_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -29,16 +27,9 @@ def results_of_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """
     alike: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
     for folder in folders:
-        config = _config(folder)
+        config = RunFolder(folder).config()
         alike.setdefault(_without_seed(config), []).append((folder, config))
     return [_result(runs) for runs in alike.values()]
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise ValueError(f"a run directory must have config.yaml, got {str(folder)!r} without it")
-    return read_config(path)
 
 
 def _without_seed(config: dict[str, Any]) -> str:
@@ -55,14 +46,13 @@ def _result(runs: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
     if len(set(seeds)) < len(seeds):
         names = [str(folder) for folder, _ in runs]
         raise ValueError(f"runs of one config must have distinct seeds, got {seeds} for {names}")
-    rows = [last_validation(folder / "metrics.csv") for folder, _ in runs]
+    rows = [RunFolder(folder).last_validation() for folder, _ in runs]
     for (path, _), row in zip(runs, rows, strict=True):
         if not row:
             raise ValueError(f"metrics.csv of {str(path)!r} must have validation metrics, got none")
-    record = folder / RECORD
     title = str(folder) if len(runs) == 1 else f"{folder} and {len(runs) - 1} more seeds"
     return {
         "models": [{"model": title, **summary(seeds, rows), "config": config}],
         "seeds": seeds,
-        **(json.loads(record.read_text()) if record.is_file() else {}),
+        **RunFolder(folder).record(),
     }

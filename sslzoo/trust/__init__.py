@@ -1,7 +1,7 @@
 """Trust: build objects that a file describes, from allowed classes only."""
 
 from sslzoo.trust.admit import PACKAGES, UntrustedError, admit
-from sslzoo.trust.build import LOADERS, build, build_trusted, shell
+from sslzoo.trust.build import LOADERS, PLAIN, build, build_trusted, shell
 from sslzoo.trust.checkpoint import hyper_parameters, module_of, read_checkpoint
 from sslzoo.trust.fill import check_fit, fill
 from sslzoo.trust.pickles import refuse_deep_pickles
@@ -11,6 +11,7 @@ from sslzoo.trust.run_files import forget_other_files, read_config, refuse_objec
 __all__ = [
     "LOADERS",
     "PACKAGES",
+    "PLAIN",
     "UntrustedError",
     "admit",
     "build",

@@ -44,7 +44,7 @@ _UNBUILDABLE = (
 LOADERS = ("sslzoo.load", "sslzoo.zoo.load", "sslzoo.zoo.load.load", "sslzoo.zoo.loading.load")
 
 
-def build(spec: Any, base: type, where: str, **given: Any) -> Any:
+def build(spec: Any, base: type, where: str, trust: bool = False, **given: Any) -> Any:
     """Build the object of a `class_path` and its `init_args`, or of a class path alone.
 
     It draws its initial weights from a generator of its own.
@@ -53,12 +53,15 @@ def build(spec: Any, base: type, where: str, **given: Any) -> Any:
         spec: plain data from a file.
         base: required class, such as `nn.Module`.
         where: the file, for errors.
+        trust: whether the user wrote the spec, so that any class may be built (`build_trusted`).
         given: arguments from the caller that replace the file's.
 
     Raises:
         UntrustedError: a class in it, at any depth, may not be named by a file.
         ValueError: an argument is unknown or missing, or a value has the wrong type.
     """
+    if trust:
+        return build_trusted(spec, base, **given)
     with torch.random.fork_rng(devices=[]):
         try:
             return _Builder(where).make(spec, base, given)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sslzoo.trust import build, build_trusted, check_fit, fill, shell
+from sslzoo.trust import build, check_fit, fill, shell
 from sslzoo.zoo.safe_read import check_finite, tensors_by_name
 
 
@@ -27,10 +27,7 @@ def build_backbone(
         ValueError: the class does not exist, a file may not name it, it is not an nn.Module, or
             the arguments do not fit.
     """
-    if not trust:
-        made: nn.Module = build(backbone, nn.Module, where)
-        return made
-    return build_trusted(dict(backbone), nn.Module)  # type: ignore[no-any-return]
+    return build(backbone, nn.Module, where, trust)  # type: ignore[no-any-return]
 
 
 def filled(

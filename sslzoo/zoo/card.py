@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sslzoo.checks import check_num_features
 from sslzoo.zoo.cache import plain_name
 
 if TYPE_CHECKING:
@@ -152,6 +153,15 @@ class Card:
         if self.preprocessing is None or self.kind != "image":
             raise ValueError(f"{self.name!r} must be an encoder of images, got one of {self.kind}")
         return image_view(self.preprocessing)
+
+    def check_width(self, encoder: object) -> None:
+        """Raise ValueError unless the encoder has the card's `num_features`."""
+        width = check_num_features(encoder, f"encoder of {self.name!r}")
+        if width != self.num_features:
+            raise ValueError(
+                f"num_features must be {self.num_features}, as on the card of {self.name!r}, got "
+                f"{width} of {type(encoder).__name__}"
+            )
 
     def to_json(self) -> str:
         """Serialize the card for `read_card`, omitting empty fields."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import sslzoo
+from sslzoo.atomic_write import atomic_write
 
 # A connection over which fewer than STALL_BYTES arrive within STALL_SECONDS is closed.
 STALL_SECONDS = 60.0
@@ -404,7 +405,7 @@ def _write(answer: Any, watch: _Watch, part: Path, wanted: Wanted, url: str, hal
         discard(part)
         if size and version and answer.headers.get("Accept-Ranges") == "bytes":
             about = {"url": url, "version": version, "size": size}
-            _about(part).write_text(json.dumps(about))
+            atomic_write(_about(part), json.dumps(about))
     with part.open("ab") as file, _bar(wanted.name, size) as advance:
         advance(have)
         try:

@@ -17,7 +17,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from sslzoo.atomic_write import atomic_write, check_target
+from sslzoo.atomic_write import atomic_write, check_target, replacing
 from sslzoo.zoo.save import save
 
 Format = Literal["safetensors", "timm", "torchvision", "torch.export", "onnx"]
@@ -62,23 +62,17 @@ def export(
     if to not in writers:
         raise ValueError(f"the format must be one of {list(FORMATS)}, got {to!r}")
     encoder.eval()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.part{path.suffix}")
     draw = torch.Generator().manual_seed(0)
     x = torch.rand(3, channels, size, size, generator=draw)
-    try:
-        with torch.no_grad():
-            exported = writers[to](encoder, part, x[:2], model)
-            wanted, got = encoder(x), exported(x)
+    with replacing(path) as part, torch.no_grad():
+        exported = writers[to](encoder, part, x[:2], model)
+        wanted, got = encoder(x), exported(x)
         error = (got - wanted).abs().max() / wanted.abs().max()
         if got.shape != wanted.shape or not error <= _TOLERANCE:
             raise ValueError(
                 f"the features of {to} must be torch's up to {_TOLERANCE:g} of the largest, got an "
                 f"error of {error:.2g}"
             )
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

@@ -174,12 +174,8 @@ def _encoder(
             f"{str(path)!r} must have a card next to it, got none; or pass backbone=, the module "
             "that it fills"
         )
-    width = getattr(encoder, "num_features", None)
-    if card is not None and width != card.num_features:
-        raise ValueError(
-            f"num_features must be {card.num_features}, as on the card of {card.name!r}, got "
-            f"{width} of {type(encoder).__name__}"
-        )
+    if card is not None:
+        card.check_width(encoder)
     return encoder
 
 

@@ -22,7 +22,7 @@ from sslzoo.data import (
 )
 from sslzoo.data.inputs import AudioViews
 from sslzoo.transforms.image.eval_view import EvalView
-from sslzoo.trust import build, build_trusted
+from sslzoo.trust import build
 from sslzoo.zoo.card import complaints_of_preprocessing, image_view
 
 TOKENIZER = "tokenizer"  # key in the weights' metadata: the JSON of a `WordPiece`
@@ -47,7 +47,7 @@ def preprocessor(
         ValueError: it names a class that does not exist, or a text encoder has no tokenizer.
     """
     about = dict(preprocessing or {})
-    make = build_trusted if trust else partial(build, where=where)
+    make = partial(build, where=where, trust=trust)
     match about.pop("kind", "image") if about else None:
         case "image":
             return image_view(about)
@@ -157,9 +157,7 @@ def describe(
 def _build_data(data: dict[str, Any], where: str, trust: bool) -> Any:
     """Build the data module of a run's config."""
     try:
-        if trust:
-            return build_trusted(data, LightningDataModule)
-        return build(data, LightningDataModule, where)
+        return build(data, LightningDataModule, where, trust)
     except ValueError:
         raise
     except Exception as error:  # a user's constructor may raise anything

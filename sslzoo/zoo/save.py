@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import os
@@ -17,8 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from sslzoo.atomic_write import atomic_write
-from sslzoo.trust import LOADERS, fill, read_config
+from sslzoo.atomic_write import atomic_write, replacing
+from sslzoo.checks import check_num_features
+from sslzoo.run_folder import RunFolder
+from sslzoo.trust import LOADERS, fill
 from sslzoo.zoo.build import build_backbone, complete, under
 from sslzoo.zoo.cache import home, unwritable
 from sslzoo.zoo.card import Card
@@ -64,16 +65,11 @@ def save(
             if not kept.isfinite().all():
                 raise ValueError(f"{name} must be finite in {dtype}, got NaN or infinity")
         state[name] = kept.contiguous().clone()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
     try:
-        save_file(state, part, metadata={"format": "pt", **(metadata or {})})
-        part.chmod(0o644)
-        part.replace(path)
+        with replacing(path) as part:
+            save_file(state, part, metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from None
-    finally:
-        part.unlink(missing_ok=True)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -116,7 +112,7 @@ def save_with_card(
             card = dataclasses.replace(
                 card, features=fixed_features(load(str(part), trust=trust), card)
             )
-            part.with_suffix(".json").write_text(card.to_json())
+            atomic_write(part.with_suffix(".json"), card.to_json())
         except (ValueError, OSError) as error:  # its paths are those of the temporary folder
             raise type(error)(str(error).replace(name, str(folder))) from error
         try:
@@ -180,15 +176,15 @@ def add_run(
             name is invalid, or the entry already exists. Nothing is left.
     """
     _check_new(name)
-    config_path = run / "config.yaml"
-    checkpoint = checkpoint or run / "checkpoints" / "last.ckpt"
+    files = RunFolder(run)
+    config_path, checkpoint = files.config_file, checkpoint or files.checkpoint
     for path in (config_path, checkpoint):
         if not path.is_file():
             raise FileNotFoundError(
                 f"a run directory must have {path}, got none in {str(run)!r}; for a checkpoint of "
                 "other code, pass --backbone"
             )
-    config = read_config(config_path)
+    config = files.config()
     method, backbone = _named(config, config_path)
     saved = read(checkpoint)
     encoder = _trained(checkpoint, method, trust)
@@ -201,7 +197,7 @@ def add_run(
         file=f"{name}.safetensors",
         method=method,
         backbone=_backbone(backbone),
-        num_features=_width(encoder, f"the encoder of {method}"),
+        num_features=check_num_features(encoder, f"encoder of {method}"),
         data=data,
         preprocessing=preprocessing,
         license={"code": "MIT", "weights": license},
@@ -209,7 +205,7 @@ def add_run(
         epochs=epoch + 1 if isinstance(epoch, int) else None,
         seeds=[seed] if type(seed) is int else [],
         protocol="the run's last validation",
-        score=_scores(run / "metrics.csv"),
+        score={k: v for k, v in files.last_validation().items() if 0 <= v <= 1},  # fractions
     )
     return save_with_card(encoder, card, folder or home() / "entries", dtype, metadata, trust)
 
@@ -239,15 +235,6 @@ def _trained(checkpoint: Path, method: str, trust: bool) -> nn.Module:
     except Exception as error:  # a user's constructor may raise anything
         line = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{method} of {checkpoint} cannot be built: {line}") from error
-
-
-def _width(encoder: nn.Module, what: str) -> int:
-    width = getattr(encoder, "num_features", None)
-    if not isinstance(width, int):
-        raise ValueError(
-            f"num_features of {what} must be an int, got {width!r} of {type(encoder).__name__}"
-        )
-    return width
 
 
 def _preprocessing(
@@ -302,7 +289,7 @@ def add_checkpoint(
     _check_new(name)
     saved = read(checkpoint)
     encoder = build_backbone(backbone, trust=True).eval()
-    width = _width(encoder, str(backbone))
+    width = check_num_features(encoder, "backbone")
     state = (
         under(saved, prefix, str(checkpoint))
         if layout is None
@@ -365,23 +352,3 @@ def _check_vocabulary(saved: Mapping[str, Any], tokenizer: str | None) -> None:
             f"the tokenizer's digest must be that of the run, {digest[:12]}, got {now[:12]}; use "
             "the training text of the run"
         )
-
-
-def _scores(metrics: Path) -> dict[str, float]:
-    """Last value of every validation metric that is a fraction in [0, 1]."""
-    return {name: value for name, value in last_validation(metrics).items() if 0 <= value <= 1}
-
-
-def last_validation(metrics: Path) -> dict[str, float]:
-    """Last value of every validation metric in a run's metrics.csv."""
-    last: dict[str, float] = {}
-    if metrics.is_file():
-        try:
-            with metrics.open() as file:
-                for row in csv.DictReader(file):
-                    for name, text in row.items():
-                        if name and name.startswith("val/") and text:
-                            last[name] = float(text)
-        except (ValueError, csv.Error) as error:
-            raise ValueError(f"{metrics} must hold the metrics of a run: {error}") from None
-    return last

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from torch import nn
 
+from sslzoo.run_folder import RunFolder
 from sslzoo.trust import check_fit, shell
 from sslzoo.zoo.build import complete
 from sslzoo.zoo.cache import ANY, check, fetch, forget, is_url, place, refuse_malformed
@@ -108,7 +109,7 @@ def _nowhere(name: str) -> str:
 def _refuse_irregular(path: Path) -> None:
     if path.exists() and not path.is_file() and not Path(f"{path}.index").is_file():
         kind = "a folder" if path.is_dir() else "a device or a pipe"
-        last = path / "checkpoints" / "last.ckpt"
+        last = RunFolder(path).checkpoint
         more = f"; its weights are in {str(last)!r}" if last.is_file() else ""
         raise ValueError(f"weights must be a file, got {str(path)!r}, which is {kind}{more}")
 
@@ -179,12 +180,7 @@ def _fits(card: Card | None, who: str, trust: bool) -> Callable[[Path], None]:
         if encoder is None:
             return
         check_fit(encoder, complete(state, encoder, str(path)), str(path))
-        width = getattr(encoder, "num_features", None)
-        if width != card.num_features:
-            raise ValueError(
-                f"num_features must be {card.num_features}, as on the card of {card.name!r}, got "
-                f"{width} of {type(encoder).__name__}"
-            )
+        card.check_width(encoder)
 
     return parse
 

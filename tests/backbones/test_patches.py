@@ -82,7 +82,7 @@ def test_sizes_that_leave_a_rest_are_named(options: dict[str, Any], message: str
 
 
 def test_wrong_parts_are_named() -> None:
-    with pytest.raises(ValueError, match=r"num_features .* Linear has None"):
+    with pytest.raises(ValueError, match=r"num_features .* got None of Linear"):
         PatchGrid(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"16 pixels, or 20 for mosaics.*18 x 18"):
         PatchGrid(Pooled(6), 16, 4, 3)(image(18))

@@ -90,7 +90,7 @@ def test_recurrent_is_torchs(cell: Any, layers: int) -> None:
 
 
 def test_wrong_parts_are_named() -> None:
-    with pytest.raises(ValueError, match="Linear has None"):
+    with pytest.raises(ValueError, match="got None of Linear"):
         SequenceEncoder(nn.Linear(2, 2), Recurrent(2))
     with pytest.raises(ValueError, match=r"in_features 6 .* Recurrent has 5 and 256"):
         SequenceEncoder(encoder(), Recurrent(5))

@@ -254,7 +254,7 @@ def test_wrong_values_are_named():
     bank[3, 2] = torch.nan
     with pytest.raises(ValueError, match="bank features must be finite"):
         knn_predict(query, bank, labels, 3, 5)
-    with pytest.raises(ValueError, match=r"labels must be \(m,\), .* got \(40, 3\)"):
+    with pytest.raises(ValueError, match=r"labels must be .*, got \(40, 3\)"):
         knn_predict(query, bank, torch.zeros(40, 3), 3, 5)
 
 

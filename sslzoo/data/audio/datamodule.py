@@ -25,7 +25,7 @@ from sslzoo.data.audio.waveforms import (
 )
 from sslzoo.data.datamodule import OnBroken, PredictOn, SampleDataModule, Sets, default_workers
 from sslzoo.data.inputs import AudioViews, WaveformInput, as_config
-from sslzoo.data.listing import Listing, check_folder, list_classes, list_unlabeled
+from sslzoo.data.listing import Listing, check_folder, list_folders, list_unlabeled
 from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.random import sample_keys
@@ -191,12 +191,11 @@ class AudioFolder(AudioDataModule):
        query set, such as `{n: [0, 1, 2, 3, 4]}` (or `val_fraction`).
     4. `labels: false`: all files below `<root>/train`, or else below `<root>`.
 
+    For the other arguments see `AudioDataModule`.
+
     Args:
         root: the folder.
-        transform: see `AudioDataModule`.
         window: see `AudioDataModule`; 20480 in CPC's paper.
-        batch_size: see `AudioDataModule`.
-        rate: see `AudioDataModule`.
         train_dir: training folder inside `root` (layout 1).
         val_dir: validation folder inside `root` (layout 1); None: no validation.
         val_fraction: fraction of each class to hold out for validation.
@@ -205,17 +204,6 @@ class AudioFolder(AudioDataModule):
         label: the field with the class; None: no classes.
         group: the field with the group, for `batches`.
         query: the values per field of the query set.
-        batches: see `AudioDataModule`.
-        short: see `AudioDataModule`.
-        decode: see `AudioDataModule`.
-        on_broken: see `AudioDataModule`.
-        eval_window: see `AudioDataModule`.
-        eval_batch_size: see `AudioDataModule`.
-        num_workers: see `AudioDataModule`.
-        seed: see `AudioDataModule`.
-        train_fraction: see `AudioDataModule`.
-        predict_on: see `AudioDataModule`.
-        drop_last: see `AudioDataModule`.
     """
 
     def __init__(
@@ -266,26 +254,12 @@ class AudioFolder(AudioDataModule):
         self.pattern, self.label, self.group, self.query = pattern, label, group, query
 
     def files(self) -> tuple[Listing, Listing | None]:
-        root = check_folder(self.root, "root")
         if self.pattern is not None:
-            return self._by_pattern(root, self.pattern)
-        inner = root / self.train_dir
-        whole = inner if inner.is_dir() else root
-        if not self.labels:
-            return list_unlabeled(whole, "root", SOUND_EXTENSIONS), None
-        train = list_classes(whole, "the training folder", SOUND_EXTENSIONS)
-        if self.val_fraction is not None:
-            return train.split(self.val_fraction)
-        if self.val_dir is None:
-            return train, None
-        outer = root / self.val_dir
-        if not (inner.is_dir() and outer.is_dir()):
-            raise ValueError(
-                f"root {self.root!r} must hold the folders {[self.train_dir, self.val_dir]}; set "
-                "train_dir and val_dir, or val_dir=null for no validation, or val_fraction to "
-                "split one folder of classes, or pattern for classes in file names, or labels=false"
-            )
-        return train, list_classes(outer, "the validation folder", SOUND_EXTENSIONS, train.classes)
+            return self._by_pattern(check_folder(self.root, "root"), self.pattern)
+        return list_folders(
+            *(self.root, self.train_dir, self.val_dir, self.val_fraction, self.labels),
+            *(SOUND_EXTENSIONS, ", or pattern for classes in file names"),
+        )
 
     def _by_pattern(self, root: Path, pattern: str) -> tuple[Listing, Listing | None]:
         paths = list_unlabeled(root, "root", SOUND_EXTENSIONS).paths

@@ -35,9 +35,10 @@ class LibriSpeech(AudioDataModule):
     set is all files, unless `train_split` and `test_split` list the utterances. CPC's split is by
     utterance, as is `val_fraction`.
 
+    For the other arguments see `AudioDataModule`.
+
     Args:
         root: the folder that holds the subset, such as `LibriSpeech`.
-        transform: see `AudioDataModule`.
         subset: name of the subset, such as train-clean-100.
         train_split: file with the training utterances (`103-1240-0000`), one per line.
         test_split: file with the query set's utterances, likewise.
@@ -45,19 +46,7 @@ class LibriSpeech(AudioDataModule):
         phones: file with an utterance and its phone numbers per line
             (`converted_aligned_phones.txt`); utterances that it lacks are excluded.
         window: see `AudioDataModule`; 20480, 1.28 s, in the paper.
-        batch_size: see `AudioDataModule`.
-        rate: see `AudioDataModule`.
         batches: see `AudioDataModule`; groups are speakers, and CPC_audio uses "same_group".
-        short: see `AudioDataModule`.
-        decode: see `AudioDataModule`.
-        on_broken: see `AudioDataModule`.
-        eval_window: see `AudioDataModule`.
-        eval_batch_size: see `AudioDataModule`.
-        num_workers: see `AudioDataModule`.
-        seed: see `AudioDataModule`.
-        train_fraction: see `AudioDataModule`.
-        predict_on: see `AudioDataModule`.
-        drop_last: see `AudioDataModule`.
     """
 
     def __init__(

@@ -33,24 +33,12 @@ class SpeechCommands(AudioDataModule):
 
     The official lists name the validation and the test files; all others are the training set.
 
+    For the other arguments see `AudioDataModule`.
+
     Args:
         root: the folder with the words and the official lists.
-        transform: see `AudioDataModule`.
         query: the list that evaluation scores, "validation" or "test".
         window: see `AudioDataModule`; the default is one second.
-        batch_size: see `AudioDataModule`.
-        rate: see `AudioDataModule`.
-        batches: see `AudioDataModule`.
-        short: see `AudioDataModule`.
-        decode: see `AudioDataModule`.
-        on_broken: see `AudioDataModule`.
-        eval_window: see `AudioDataModule`.
-        eval_batch_size: see `AudioDataModule`.
-        num_workers: see `AudioDataModule`.
-        seed: see `AudioDataModule`.
-        train_fraction: see `AudioDataModule`.
-        predict_on: see `AudioDataModule`.
-        drop_last: see `AudioDataModule`.
     """
 
     def __init__(

@@ -82,24 +82,11 @@ def _folder(root: str, layout: tuple[str, list[str], list[str]]) -> Path:
     return folder
 
 
-class CIFAR10(ImageDataModule):
-    """CIFAR-10 from `<root>/cifar-10-batches-py`.
-
-    Args:
-        root: the folder that holds `cifar-10-batches-py`.
-        transform: makes the training views.
-        batch_size: size of the global batch, over all ranks.
-        download: download missing data with torchvision.
-        eval_view: the evaluation view; None: derived from `transform`, see `ImageDataModule`.
-        eval_batch_size: batch size in evaluation.
-        num_workers: loader processes; None: 0, since the data is in memory.
-        seed: seed of batches and views; None: the run's seed.
-        train_fraction: fraction of the training set to use, stratified.
-        predict_on: the set that `predict` runs on.
-        drop_last: drop the last batch of an epoch if it is incomplete.
-    """
+class _CIFAR(ImageDataModule):
+    """Base class of CIFAR-10 and CIFAR-100; a subclass implements `read`."""
 
     known_side = 32
+    official: str  # name of torchvision's class
 
     def __init__(
         self,
@@ -116,15 +103,8 @@ class CIFAR10(ImageDataModule):
         drop_last: bool = True,
     ) -> None:
         super().__init__(
-            transform,
-            batch_size,
-            eval_view,
-            eval_batch_size,
-            num_workers,
-            seed,
-            train_fraction,
-            predict_on,
-            drop_last,
+            *(transform, batch_size, eval_view, eval_batch_size, num_workers, seed),
+            *(train_fraction, predict_on, drop_last),
         )
         self.root = root
         self.download = download
@@ -134,35 +114,40 @@ class CIFAR10(ImageDataModule):
         if self.download:
             from torchvision import datasets
 
-            datasets.CIFAR10(self.root, download=True)
+            getattr(datasets, self.official)(self.root, download=True)
+
+
+class CIFAR10(_CIFAR):
+    """CIFAR-10 from `<root>/cifar-10-batches-py`.
+
+    For the other arguments see `ImageDataModule`.
+
+    Args:
+        root: the folder that holds `cifar-10-batches-py`.
+        download: download missing data with torchvision.
+    """
+
+    official = "CIFAR10"
 
     def read(self) -> ImageSets:
         """Read the training and test images into memory."""
         folder = _folder(self.root, _TEN)
-        return ImageSets(
-            _read_set(folder, _TEN[1], b"labels"), _read_set(folder, _TEN[2], b"labels"), 10
-        )
+        train, query = (_read_set(folder, names, b"labels") for names in _TEN[1:])
+        return ImageSets(train, query, 10)
 
 
-class CIFAR100(ImageDataModule):
+class CIFAR100(_CIFAR):
     """CIFAR-100 from `<root>/cifar-100-python`, with its 100 fine or 20 coarse labels.
+
+    For the other arguments see `ImageDataModule`.
 
     Args:
         root: the folder that holds `cifar-100-python`.
-        transform: makes the training views.
-        batch_size: size of the global batch, over all ranks.
         coarse: whether the labels are the 20 superclasses.
         download: download missing data with torchvision.
-        eval_view: the evaluation view; None: derived from `transform`, see `ImageDataModule`.
-        eval_batch_size: batch size in evaluation.
-        num_workers: loader processes; None: 0, since the data is in memory.
-        seed: seed of batches and views; None: the run's seed.
-        train_fraction: fraction of the training set to use, stratified.
-        predict_on: the set that `predict` runs on.
-        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
-    known_side = 32
+    official = "CIFAR100"
 
     def __init__(
         self,
@@ -180,26 +165,10 @@ class CIFAR100(ImageDataModule):
         drop_last: bool = True,
     ) -> None:
         super().__init__(
-            transform,
-            batch_size,
-            eval_view,
-            eval_batch_size,
-            num_workers,
-            seed,
-            train_fraction,
-            predict_on,
-            drop_last,
+            *(root, transform, batch_size, download, eval_view, eval_batch_size, num_workers),
+            *(seed, train_fraction, predict_on, drop_last),
         )
-        self.root = root
         self.coarse = coarse
-        self.download = download
-
-    def prepare_data(self) -> None:
-        """Download the data if `download` is set."""
-        if self.download:
-            from torchvision import datasets
-
-            datasets.CIFAR100(self.root, download=True)
 
     def read(self) -> ImageSets:
         """Read the training and test images into memory."""

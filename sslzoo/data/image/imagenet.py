@@ -23,19 +23,13 @@ class ImageNet(ImageDataModule):
 
     The EXIF orientation is ignored, as in the official loaders. Workers decode and crop.
 
+    For the other arguments see `ImageDataModule`.
+
     Args:
         root: the folder that holds `train/` and `val/`.
-        transform: makes the training views.
-        batch_size: size of the global batch, over all ranks.
         on_broken: raise an "error" for an unreadable image, or "skip" and count it.
         eval_view: the evaluation view; None: derived from `transform` (resize 256, center crop 224
             for training crops of 224), see `ImageDataModule`.
-        eval_batch_size: batch size in evaluation.
-        num_workers: processes that decode and crop; None: one per core, at most 8.
-        seed: seed of batches and views; None: the run's seed.
-        train_fraction: fraction of the training set to use, stratified.
-        predict_on: the set that `predict` runs on.
-        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
     def __init__(
@@ -54,15 +48,8 @@ class ImageNet(ImageDataModule):
     ) -> None:
         check_choice("on_broken", on_broken, get_args(OnBroken))
         super().__init__(
-            transform,
-            batch_size,
-            eval_view,
-            eval_batch_size,
-            num_workers,
-            seed,
-            train_fraction,
-            predict_on,
-            drop_last,
+            *(transform, batch_size, eval_view, eval_batch_size, num_workers, seed),
+            *(train_fraction, predict_on, drop_last),
         )
         self.root = root
         self.on_broken: OnBroken = on_broken

@@ -21,17 +21,12 @@ from sslzoo.transforms.image.views import Views
 class MNIST5k(ImageDataModule):
     """MNIST-5k, which needs no download: `pip install 'sslzoo[demo]'`.
 
+    For the other arguments see `ImageDataModule`.
+
     Args:
-        transform: makes the training views.
-        batch_size: size of the global batch, over all ranks.
         channels: 1, or 3 to repeat the gray channel for color transforms and pretrained backbones.
-        eval_view: the evaluation view; None: derived from `transform`, see `ImageDataModule`.
-        eval_batch_size: batch size in evaluation.
-        num_workers: loader processes; None: 0, since the data is in memory.
         seed: seed of batches and views; None: the run's seed. The split does not depend on it.
         train_fraction: fraction of the 4,000 images to use, stratified.
-        predict_on: the set that `predict` runs on.
-        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
     known_side = 28
@@ -51,15 +46,8 @@ class MNIST5k(ImageDataModule):
     ) -> None:
         check_choice("channels", channels, (1, 3))
         super().__init__(
-            transform,
-            batch_size,
-            eval_view,
-            eval_batch_size,
-            num_workers,
-            seed,
-            train_fraction,
-            predict_on,
-            drop_last,
+            *(transform, batch_size, eval_view, eval_batch_size, num_workers, seed),
+            *(train_fraction, predict_on, drop_last),
         )
         self.channels = channels
 

@@ -98,6 +98,8 @@ class MultiViewFolder(ImageDataModule):
     C channels, which `backbones.Towers` splits. The EXIF orientation is ignored, since modalities
     are aligned as stored.
 
+    For the other arguments see `ImageDataModule`.
+
     Args:
         root: the folder.
         modalities: at least two; an image comes first.
@@ -105,17 +107,10 @@ class MultiViewFolder(ImageDataModule):
         space: color space of the image; "lab" and "ycbcr" split it into two views.
         scale: range of the crop's fraction of the image area.
         flip: probability of a horizontal flip.
-        batch_size: size of the global batch, over all ranks.
         train_dir: training folder inside `root`; `root` itself if it is missing without `val_dir`.
         val_dir: validation folder inside `root`; None: no validation.
         labels: whether the folders inside a modality are classes.
         resize: shorter side in evaluation, before the center crop; None: no resize.
-        eval_batch_size: batch size in evaluation.
-        num_workers: loader processes; None: one per core, at most 8.
-        seed: seed of batches and views; None: the run's seed.
-        train_fraction: fraction of the training set to use.
-        predict_on: the set that `predict` runs on.
-        drop_last: drop the last batch of an epoch if it is incomplete.
 
     Attributes:
         channels: channels of each training view, in order, for `Towers`.
@@ -157,15 +152,8 @@ class MultiViewFolder(ImageDataModule):
         views = Views([View(crop, [ColorSpace(space), Normalize(mean, std)])], self.channels)
         eval_view = EvalView(size, resize, mean, std, space=space)
         super().__init__(
-            views,
-            batch_size,
-            eval_view,
-            eval_batch_size,
-            num_workers,
-            seed,
-            train_fraction,
-            predict_on,
-            drop_last,
+            *(views, batch_size, eval_view, eval_batch_size, num_workers, seed),
+            *(train_fraction, predict_on, drop_last),
         )
         self.root = root
         self.modalities = modalities

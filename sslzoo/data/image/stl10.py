@@ -47,20 +47,13 @@ def _read_part(folder: Path, part: str) -> ArrayImages:
 class STL10(ImageDataModule):
     """STL-10 from `<root>/stl10_binary`; evaluation uses its labeled training and test images.
 
+    For the other arguments see `ImageDataModule`.
+
     Args:
         root: the folder that holds `stl10_binary`.
-        transform: makes the training views.
-        batch_size: size of the global batch, over all ranks.
         train_on: the 100,000 "unlabeled" images, the 5,000 labeled ones ("train"), or both
             ("train+unlabeled", labeled first, without their labels).
         download: download missing data with torchvision.
-        eval_view: the evaluation view; None: derived from `transform`, see `ImageDataModule`.
-        eval_batch_size: batch size in evaluation.
-        num_workers: loader processes; None: 0, since the data is in memory.
-        seed: seed of batches and views; None: the run's seed.
-        train_fraction: fraction of the training set to use.
-        predict_on: the set that `predict` runs on.
-        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
     known_side = 96
@@ -82,15 +75,8 @@ class STL10(ImageDataModule):
     ) -> None:
         check_choice("train_on", train_on, get_args(TrainOn))
         super().__init__(
-            transform,
-            batch_size,
-            eval_view,
-            eval_batch_size,
-            num_workers,
-            seed,
-            train_fraction,
-            predict_on,
-            drop_last,
+            *(transform, batch_size, eval_view, eval_batch_size, num_workers, seed),
+            *(train_fraction, predict_on, drop_last),
         )
         self.root = root
         self.train_on = train_on

@@ -195,20 +195,13 @@ class TextDataModule(SampleDataModule):
 class TextLines(TextDataModule):
     """A file with one sentence per line, with optional labeled sentences and pairs.
 
+    For the other arguments see `TextDataModule`.
+
     Args:
         root: the training text file.
-        transform: makes the training views.
-        tokenizer: text to ids; a `WordPiece` without a file is trained on the training text.
-        batch_size: size of the global batch, over all ranks.
-        max_length: tokens of a view, including [CLS] and [SEP]; longer text is truncated.
         labeled_train: file of `label<TAB>sentence` lines for probe training.
         labeled_test: file of `label<TAB>sentence` lines that evaluation scores.
         pairs: CSV files of (sentence, sentence, score) rows, by the name of their metric.
-        eval_batch_size: batch size in evaluation.
-        num_workers: processes that read and tokenize; 0: the main process.
-        seed: seed of batches and views; None: the run's seed.
-        predict_on: the set that `predict` runs on.
-        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
     def __init__(
@@ -228,15 +221,8 @@ class TextLines(TextDataModule):
         drop_last: bool = True,
     ) -> None:
         super().__init__(
-            transform,
-            tokenizer,
-            batch_size,
-            max_length,
-            eval_batch_size,
-            num_workers,
-            seed,
-            predict_on,
-            drop_last,
+            *(transform, tokenizer, batch_size, max_length, eval_batch_size, num_workers),
+            *(seed, predict_on, drop_last),
         )
         if (labeled_train is None) != (labeled_test is None):
             raise ValueError(
@@ -265,17 +251,11 @@ class STSB(TextDataModule):
     Cer et al., SemEval 2017, https://arxiv.org/abs/1708.00055: 5,749 pairs for training (10,536
     distinct sentences), 1,500 "dev" and 1,379 "test" pairs with scores from 0 to 5.
 
+    For the other arguments see `TextDataModule`.
+
     Args:
         root: the folder with train.csv, dev.csv and test.csv of (sentence, sentence, score) rows,
             or the parent of such a folder `stsb`.
-        transform: makes the training views.
-        tokenizer: text to ids; a `WordPiece` without a file is trained on the training sentences.
-        batch_size: size of the global batch, over all ranks.
-        max_length: tokens of a view, including [CLS] and [SEP]; longer text is truncated.
-        eval_batch_size: batch size in evaluation.
-        num_workers: processes that tokenize; 0: the main process.
-        seed: seed of batches and views; None: the run's seed.
-        drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
     def __init__(
@@ -291,15 +271,8 @@ class STSB(TextDataModule):
         drop_last: bool = True,
     ) -> None:
         super().__init__(
-            transform,
-            tokenizer,
-            batch_size,
-            max_length,
-            eval_batch_size,
-            num_workers,
-            seed,
-            "train",
-            drop_last,
+            *(transform, tokenizer, batch_size, max_length, eval_batch_size, num_workers),
+            *(seed, "train", drop_last),
         )
         self.root = root
 
@@ -316,21 +289,14 @@ class STSB(TextDataModule):
 class HFText(TextDataModule):
     """The text of a Hugging Face data set by name, with optional labels for evaluation.
 
+    For the other arguments see `TextDataModule`.
+
     Args:
         name: a name such as "wikitext" or "ag_news", or a folder.
-        transform: makes the training views.
-        tokenizer: text to ids; a `WordPiece` without a file is trained on the training text.
         subset: configuration of the data set, such as "wikitext-103-raw-v1".
         column: column with the text.
         label: column with the classes; None: no evaluation with labels.
         test_split: split that evaluation scores.
-        batch_size: size of the global batch, over all ranks.
-        max_length: tokens of a view, including [CLS] and [SEP]; longer text is truncated.
-        eval_batch_size: batch size in evaluation.
-        num_workers: processes that read and tokenize; 0: the main process.
-        seed: seed of batches and views; None: the run's seed.
-        predict_on: the set that `predict` runs on.
-        drop_last: drop the last batch of an epoch if it is incomplete.
         local_files_only: refuse a name that would be downloaded. It is set when the config of a run
             directory is read without `trust`.
     """
@@ -354,15 +320,8 @@ class HFText(TextDataModule):
         local_files_only: bool = False,
     ) -> None:
         super().__init__(
-            transform,
-            tokenizer,
-            batch_size,
-            max_length,
-            eval_batch_size,
-            num_workers,
-            seed,
-            predict_on,
-            drop_last,
+            *(transform, tokenizer, batch_size, max_length, eval_batch_size, num_workers),
+            *(seed, predict_on, drop_last),
         )
         self.name, self.subset, self.column = name, subset, column
         self.label, self.test_split = label, test_split

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sslzoo.checks import check_classes
 from sslzoo.distributed import row_layout, sum_over_ranks
 from sslzoo.eval.knn.search import (
     INDEX_BITS,
@@ -107,13 +108,10 @@ def _check(name: str, wrong: Tensor, wanted: str) -> None:
 def _prepare(
     query: Tensor, bank: Tensor, labels: Tensor, num_classes: int, index: Tensor | None
 ) -> tuple[Tensor, Bank]:
-    if labels.ndim != 1:
-        raise ValueError(
-            f"the kNN bank labels must be (m,), one class per sample, got {tuple(labels.shape)}"
-        )
+    labels = check_classes("kNN", labels)
     if query.device.type == "mps":  # it has no float64
         query, bank, labels = query.cpu(), bank.cpu(), labels.cpu()
-    labels = labels.to(bank.device, torch.int64)
+    labels = labels.to(bank.device)
     outside = (labels < 0) | (labels >= num_classes)
     _check("the kNN bank labels", outside, f"in 0..{num_classes - 1}")
     layout = row_layout(len(bank))

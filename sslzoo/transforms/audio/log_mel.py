@@ -13,7 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sslzoo.batch import Padded
+from sslzoo.batch import Padded, length_mask
 from sslzoo.checks import check_at_least
 from sslzoo.random import Keys
 from sslzoo.transforms.audio.waveform import to_float
@@ -95,5 +95,4 @@ class LogMel:
         lack = max(0, self.window - waves.values.shape[1])
         spectrum = self.spectrum(torch.nn.functional.pad(waves.values, (0, lack)))
         lengths = (1 + (waves.lengths - self.window) // self.hop).clamp_min(1)
-        inside = torch.arange(spectrum.shape[1], device=spectrum.device) < lengths[:, None]
-        return Padded(spectrum * inside[..., None], lengths)
+        return Padded(spectrum * length_mask(lengths, spectrum.shape[1])[..., None], lengths)

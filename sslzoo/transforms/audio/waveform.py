@@ -47,9 +47,7 @@ class Waveform:
         """Normalize whole waveforms, zero after each one's own samples."""
         if not isinstance(waves, Padded):
             return self._scaled(waves)
-        values = self._scaled(waves.values)
-        inside = torch.arange(values.shape[1], device=values.device) < waves.lengths[:, None]
-        return Padded(values * inside, waves.lengths)
+        return Padded(self._scaled(waves.values) * waves.mask, waves.lengths)
 
     def _scaled(self, waves: Tensor) -> Tensor:
         return (to_float(waves) - self.mean) / self.std

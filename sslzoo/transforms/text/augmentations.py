@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sslzoo.batch import Tokens
+from sslzoo.batch import Tokens, length_mask
 from sslzoo.checks import check_interval
 from sslzoo.random import Keys
 from sslzoo.transforms.text.special import Special
@@ -109,10 +109,9 @@ def draw_spans(
     """
     size = max(tokens.ids.shape[1], most)
     items = tokens.lengths - count * (width - 1)
-    positions = torch.arange(size, device=tokens.ids.device)
-    score = keys.uniform(purpose, size).masked_fill(positions >= items[:, None], 2.0)
+    score = keys.uniform(purpose, size).masked_fill(~length_mask(items, size), 2.0)
     item = score.argsort(dim=1, stable=True)[:, :most]
-    missing = positions[:most] >= count[:, None]
+    missing = ~length_mask(count, most)
     before = (item[:, None] < item[:, :, None]) & ~missing[:, None]  # (B, S, S)
     start = item + before.sum(2) * (width[:, None] - 1)
     return Spans(start.masked_fill(missing, size), width[:, None])
@@ -228,8 +227,7 @@ class Substitution:
 
 
 def _inside(tokens: Tokens) -> Tensor:
-    positions = torch.arange(tokens.ids.shape[1], device=tokens.ids.device)
-    return positions < tokens.lengths[:, None]
+    return length_mask(tokens.lengths, tokens.ids.shape[1])
 
 
 def _num_tokens(lengths: Tensor, fraction: float) -> Tensor:

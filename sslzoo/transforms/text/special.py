@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from sslzoo.batch import Tokens
+from sslzoo.batch import Tokens, length_mask
 
 
 class Special(NamedTuple):
@@ -26,6 +26,5 @@ def with_special(tokens: Tokens, special: Special) -> Tokens:
     edge = ids.new_full((len(ids), 1), special.cls)
     framed = torch.cat([edge, ids, torch.full_like(edge, special.pad)], dim=1)
     framed = framed.scatter(1, lengths[:, None] + 1, special.sep)
-    positions = torch.arange(framed.shape[1], device=ids.device)
-    framed = framed.masked_fill(positions >= lengths[:, None] + 2, special.pad)
+    framed = framed.masked_fill(~length_mask(lengths + 2, framed.shape[1]), special.pad)
     return Tokens(framed, lengths + 2)

@@ -1,0 +1,98 @@
+"""Run directory: the files that `sslzoo fit` writes to runs/<config>/version_N."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+
+from sslzoo.trust import read_config
+
+CHECKPOINTS, LAST, RECORD = "checkpoints", "last.ckpt", "run.json"
+_VERSION = "version_"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of a run directory.
+
+    Args:
+        path: the directory.
+    """
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """Path of the run's config."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Path of the last checkpoint."""
+        return self.path / CHECKPOINTS / LAST
+
+    @property
+    def metrics_file(self) -> Path:
+        """Path of the CSV file of the logged metrics."""
+        return self.path / "metrics.csv"
+
+    def config(self) -> dict[str, Any]:
+        """Read the run's config.
+
+        Raises:
+            ValueError: the directory has no config, or see `read_config`.
+        """
+        if not self.config_file.is_file():
+            raise ValueError(f"a run directory must have config.yaml, got {str(self.path)!r}")
+        return read_config(self.config_file)
+
+    def record(self) -> dict[str, Any]:
+        """Read the command, versions, commit and date of the run; empty for older runs."""
+        path = self.path / RECORD
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def last_validation(self) -> dict[str, float]:
+        """Read the last value of every validation metric."""
+        rows = read_metrics(self.metrics_file)
+        return {name: value for _, name, value in rows if name.startswith("val/")}
+
+
+def read_metrics(path: Path) -> Iterator[tuple[str | None, str, float]]:
+    """Read the logged values of a CSVLogger's file as (step, name, value); none without a file.
+
+    Raises:
+        ValueError: a value is not a number, or the file is not CSV.
+    """
+    if not path.is_file():
+        return
+    try:
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                for name, cell in row.items():
+                    if name not in ("step", "epoch", None) and cell:
+                        yield row.get("step"), name, float(cell)
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} must hold the metrics of a run: {error}") from None
+
+
+def is_version(folder: Path) -> bool:
+    """Whether a folder has the name of a run directory, version_N."""
+    return folder.name.startswith(_VERSION) and folder.name.removeprefix(_VERSION).isdigit()
+
+
+def versions(root: Path) -> list[RunFolder]:
+    """The run directories in a folder, the newest first."""
+    found = [path for path in root.glob(f"{_VERSION}*") if is_version(path)]
+    found.sort(key=lambda path: int(path.name.removeprefix(_VERSION)), reverse=True)
+    return [RunFolder(path) for path in found]
+
+
+def folder_of(trainer: Trainer) -> Path:
+    """The run directory of a trainer; collective, since `log_dir` is."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
