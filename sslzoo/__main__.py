@@ -1,13 +1,13 @@
 """Self-supervised learning: pre-train, evaluate, share.
 
-    sslzoo fit | validate | test | predict --config NAME    shipped configs, or a file of yours
-    sslzoo eval RUN|NAME|FILE... [--on CONFIG]              what encoders are worth on data
-    sslzoo report RUN...                                    one HTML page of runs, side by side
-    sslzoo zoo list | info | fetch | verify | add | push    trained encoders by name
-    sslzoo export NAME --format FORMAT --to FILE            encoders for other programs
-    sslzoo --version
+    sslzoo fit | validate | test | predict --config NAME    run a shipped config or your own file
+    sslzoo eval RUN|NAME|FILE... [--on CONFIG]              evaluate encoders on labeled data
+    sslzoo report RUN...                                    compare runs in one HTML page
+    sslzoo zoo list | info | fetch | verify | add | push    find, download and share encoders
+    sslzoo export NAME --format FORMAT --to FILE            export an encoder to other formats
+    sslzoo --version                                        print the version
 
-Each has its own --help; `python -m sslzoo` is the same command. A verb imports what it needs.
+Each verb has its own --help; `python -m sslzoo` is the same command.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TRAINER = ("fit", "validate", "test", "predict")
 
 
 def main() -> None:
-    """Run what the process was asked for."""
+    """Run the verb in `sys.argv`; each verb imports only what it needs."""
     verb = sys.argv[1] if len(sys.argv) > 1 else ""
     if verb == "--version":
         print(sslzoo.__version__)

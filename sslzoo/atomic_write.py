@@ -14,7 +14,7 @@ def check_target(path: Path) -> None:
         FileExistsError: the path is a folder, a device or a pipe.
     """
     if path.exists() and not path.is_file():
-        raise FileExistsError(f"a path for a file wanted, got {str(path)!r}, which is no file")
+        raise FileExistsError(f"the path must not be a folder or a device, got {str(path)!r}")
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

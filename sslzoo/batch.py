@@ -2,7 +2,7 @@
 
 A data module yields a `Batch` whose single view is the raw sample (uint8 image, int16
 waveform, token ids); on the device its transform turns that into a `Batch` of the views that
-the method wants. Methods see nothing else of the data.
+the method expects. Methods see no other data.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Tokens(NamedTuple):
     @property
     def mask(self) -> Tensor:
         """Mask (B, L) bool, True inside a sentence and always at the first position."""
-        places = torch.arange(self.ids.shape[1], device=self.ids.device)
-        return places < self.lengths.clamp_min(1)[:, None]
+        positions = torch.arange(self.ids.shape[1], device=self.ids.device)
+        return positions < self.lengths.clamp_min(1)[:, None]
 
 
 class Batch(NamedTuple):
@@ -57,7 +57,7 @@ class Batch(NamedTuple):
     """
 
     views: list[View]
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    index: Tensor  # type: ignore[assignment]  # overrides tuple.index
     label: Tensor | None = None
 
 
@@ -83,7 +83,7 @@ def as_batch(data: Any) -> Batch:
         if len(data) == 2 and isinstance(first, Tensor) and isinstance(last, Tensor):
             return _foreign([first], last)
     raise ValueError(
-        "a batch is a Batch(views, index, label), [view, view, ...] or (views, label), got "
+        "a batch must be Batch(views, index, label), [view, view, ...] or (views, label), got "
         f"{type(data).__name__}"
     )
 
@@ -96,8 +96,9 @@ def index_of(batch: Batch, wanted_by: str) -> Tensor:
     """Return the samples' indices (B,), or raise an error that says how to get them."""
     if len(batch.index) == 0:
         raise ValueError(
-            f"{wanted_by} keeps a row for every training sample and this batch has no index; "
-            "wrap the data module in sslzoo.data.with_views, or yield Batch(views, index, label)"
+            f"the batch must have an index for {wanted_by}, which keeps one row per training "
+            "sample, got none; wrap the data module in sslzoo.data.with_views, or yield "
+            "Batch(views, index, label)"
         )
     return batch.index
 
@@ -106,5 +107,5 @@ def label_of(batch: Batch, wanted_by: str) -> Tensor:
     """Return the samples' classes (B,), or raise an error that describes the labels found."""
     if batch.label is None or batch.label.dim() != 1:
         given = None if batch.label is None else tuple(batch.label.shape)
-        raise ValueError(f"{wanted_by} wants one class for each sample, labels (B,); got {given}")
+        raise ValueError(f"labels must be (B,), one class per sample, for {wanted_by}, got {given}")
     return batch.label

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import _functional_collectives as funcol
 
-_host_groups: dict[Any, Any] = {}  # default group -> gloo group, which spares the device
+_host_groups: dict[Any, Any] = {}  # default group -> gloo group of the same ranks
 
 
 def is_distributed() -> bool:

@@ -19,5 +19,5 @@ def other_kind(path: Path) -> str | None:
     if not head:
         return "it is empty"
     if _HTML.match(head):
-        return f"an HTML page (to log in, or of an error?) begins with {head[:32]!r}"
+        return f"it is an HTML page (perhaps a login or an error), which begins with {head[:32]!r}"
     return None

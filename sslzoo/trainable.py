@@ -77,8 +77,9 @@ class Trainable(LightningModule, ABC):
         super().__init__()
         if schedule is not None and not isinstance(schedule, Schedule):
             raise ValueError(
-                "schedule must be one of sslzoo.optim, such as WarmupCosine(warmup_epochs=10), got "
-                f"{schedule!r:.100}; a method of yours annotates it as `schedule: Schedule | None`"
+                "schedule must be a Schedule, such as sslzoo.optim.WarmupCosine(warmup_epochs=10), "
+                f"got {schedule!r:.100}; annotate the argument of {type(self).__name__} as "
+                "`schedule: Schedule | None`"
             )
         for name, given in (("optimizer", optimizer), ("parameter_groups", parameter_groups)):
             if given is not None and not callable(given):
@@ -119,7 +120,7 @@ class Trainable(LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         if self._optimizer is None:
             raise ValueError(
-                f"{type(self).__name__} was built without an optimizer; pass "
+                f"the optimizer of {type(self).__name__} must be a function, got None; pass "
                 "optimizer=lambda params: torch.optim.SGD(params, lr=...)"
             )
         optimizer = self._optimizer(self._parameter_groups(self))
@@ -143,7 +144,7 @@ class Trainable(LightningModule, ABC):
     def _trainer_run_length(self) -> RunLength:
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
-            raise ValueError("schedules need the run's length: set trainer.max_epochs or max_steps")
+            raise ValueError("trainer.max_epochs or max_steps must be set, got a run without end")
         batches = int(self.trainer.num_training_batches)
         return RunLength(int(total), max(1, -(-batches // self.trainer.accumulate_grad_batches)))
 
@@ -160,8 +161,8 @@ class Trainable(LightningModule, ABC):
         strategy = self.trainer.strategy
         if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
             raise ValueError(
-                "sslzoo is proven on a single device and under DDP; got the strategy "
-                f"{type(strategy).__name__}"
+                "the Trainer's strategy must be a single device or DDP, the only ones that sslzoo "
+                f"supports, got {type(strategy).__name__}"
             )
         if isinstance(strategy, DDPStrategy):
             self._ddp_params_and_buffers_to_ignore = memory_buffers(self)
@@ -200,13 +201,12 @@ class Trainable(LightningModule, ABC):
         trust: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Load a Lightning checkpoint that may name only the classes `sslzoo.trust` allows.
+        """Load a Lightning checkpoint that names only classes that `sslzoo.trust` allows.
 
         Args:
             checkpoint_path: a path or an open file, read as tensors and plain values.
             map_location: see `LightningModule.load_from_checkpoint`.
-            hparams_file: see there, for modules that were built in Python; plain values, which
-                name no classes.
+            hparams_file: see there; a YAML file of plain values for a module built in Python.
             strict: see there.
             weights_only: ignored: only tensors and plain values are ever read.
             trust: whether the file may name any class that Python can import (`sslzoo.load`).
@@ -233,8 +233,8 @@ class Trainable(LightningModule, ABC):
         ]
         if hparams_file is None and missing:
             raise ValueError(
-                f"{where} was saved from a {cls.__name__} built in Python, whose objects are not "
-                f"in the file: give {cls.__name__}.load_from_checkpoint {', '.join(missing)}"
+                f"{cls.__name__}.load_from_checkpoint must be given {', '.join(missing)}, since "
+                f"{where} was saved from a {cls.__name__} built in Python and lacks these objects"
             )
         if hasattr(checkpoint_path, "seek"):
             checkpoint_path.seek(0)
@@ -252,7 +252,7 @@ class Trainable(LightningModule, ABC):
 
     def on_train_start(self) -> None:
         schedule = self.lr_schedulers()
-        if isinstance(schedule, ScheduleLR):  # it determines the length of a resumed run
+        if isinstance(schedule, ScheduleLR):  # the schedule sets the length of a resumed run
             self.run_length = schedule.run_length
         if self._rng_to_restore is not None:  # after every random draw of the start-up
             torch.set_rng_state(self._rng_to_restore["cpu"].cpu())

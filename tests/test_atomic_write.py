@@ -17,5 +17,5 @@ def test_what_cannot_be_written_leaves_what_stood_there(tmp_path: Path) -> None:
     assert path.read_text() == "first"
     assert list(path.parent.iterdir()) == [path]
     assert path.stat().st_mode & 0o777 == 0o644
-    with pytest.raises(FileExistsError, match="which is no file"):
+    with pytest.raises(FileExistsError, match="must not be a folder"):
         atomic_write(tmp_path, "text")

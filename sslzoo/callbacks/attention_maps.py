@@ -38,7 +38,7 @@ class AttentionMaps(Callback):
     ) -> None:
         super().__init__()
         if count < 1:
-            raise ValueError(f"a count of at least 1 wanted, got {count}")
+            raise ValueError(f"count must be at least 1, got {count}")
         self.count, self.filename, self.loaders = count, filename, loaders
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

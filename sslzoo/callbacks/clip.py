@@ -39,7 +39,7 @@ class ClipPerParameter(Callback):
 
     def __init__(self, max_norm: float = 3.0):
         if not max_norm > 0:
-            raise ValueError(f"ClipPerParameter wants a max_norm above 0, got {max_norm}")
+            raise ValueError(f"max_norm must be above 0, got {max_norm}")
         self.max_norm = max_norm
 
     def on_before_optimizer_step(
@@ -48,8 +48,8 @@ class ClipPerParameter(Callback):
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             raise ValueError(
-                "clipping needs unscaled gradients: precision bf16-mixed or fused: false wanted, "
-                "got a fused optimizer with 16-mixed"
+                "gradients must be unscaled to be clipped, got a fused optimizer with precision "
+                "16-mixed; use bf16-mixed or set fused: false"
             )
         parameters = (p for group in optimizer.param_groups for p in group["params"])
         clip_per_parameter(parameters, self.max_norm)

@@ -36,7 +36,7 @@ class EMA(Callback):
 
     def __init__(self, momentum: Schedule | float, when: Literal["after_step", "before_forward"]):
         if when not in ("after_step", "before_forward"):
-            raise ValueError(f"when is after_step or before_forward, got {when!r}")
+            raise ValueError(f"when must be 'after_step' or 'before_forward', got {when!r}")
         self.momentum, self.when = as_schedule(momentum), when
         self._done = -1  # the last step that was applied
         self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
@@ -56,7 +56,10 @@ class EMA(Callback):
             ours = dict(student.named_parameters())
             if theirs.keys() != ours.keys():
                 odd = sorted(theirs.keys() ^ ours.keys())
-                raise ValueError(f"student and teacher differ in their parameters: {odd[:5]}")
+                raise ValueError(
+                    "student and teacher must have the same parameters, got only in one of them: "
+                    f"{odd[:5]}"
+                )
             students += ours.values()
             teachers += (theirs[name] for name in ours)
         return students, teachers

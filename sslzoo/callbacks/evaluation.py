@@ -19,7 +19,7 @@ from torch import Tensor
 from sslzoo.eval.features import Features, extract
 from sslzoo.eval.loaders import EvalLoaders
 
-NO_LABELS = "the data has no labels; use OnlineSpectrum, which needs none"
+NO_LABELS = "got none; use OnlineSpectrum, which needs no labels"
 
 
 class Evaluation(Callback, ABC):
@@ -92,9 +92,8 @@ def eval_loaders(trainer: Trainer, given: EvalLoaders | None, who: str) -> EvalL
     make = getattr(getattr(trainer, "datamodule", None), "eval_dataloaders", None)
     if make is None:
         raise ValueError(
-            f"{who} has no data to evaluate on: pass {who}(loaders=EvalLoaders(bank, query, "
-            "transform, num_classes, sharded)), or train with a data module that has "
-            "eval_dataloaders()"
+            f"the data module must have eval_dataloaders() for {who}, got none; pass "
+            f"{who}(loaders=EvalLoaders(bank, query, transform, num_classes, sharded)) instead"
         )
     loaders = make()
     if not isinstance(loaders, EvalLoaders):
@@ -107,27 +106,29 @@ def eval_loaders(trainer: Trainer, given: EvalLoaders | None, who: str) -> EvalL
 def classes(label: Tensor | None, who: str) -> Tensor:
     """Convert labels of any dtype, (n,) or (n, 1), to classes (n,) int64."""
     if label is None:
-        raise ValueError(f"{who} needs labels, but {NO_LABELS}")
+        raise ValueError(f"the data must have labels for {who}, {NO_LABELS}")
     if label.ndim == 2 and label.shape[1] == 1:
         label = label[:, 0]
     if label.ndim != 1:
-        raise ValueError(f"{who} wants one class a sample, (B,), got labels {tuple(label.shape)}")
+        raise ValueError(
+            f"labels must be (B,), one class per sample, for {who}, got {tuple(label.shape)}"
+        )
     return label.to(torch.int64)
 
 
 def number_of_classes(loaders: EvalLoaders, who: str) -> int:
     """Number of classes according to the data module, never inferred from a batch."""
     if loaders.num_classes is None:
-        raise ValueError(f"{who} needs labels, but {NO_LABELS}")
+        raise ValueError(f"the data must have labels for {who}, {NO_LABELS}")
     return loaders.num_classes
 
 
 def query_set(loaders: EvalLoaders, who: str) -> Iterable[Any]:
-    """The loader of the query set, which is scored."""
+    """Return the loader of the query set, or raise an error if there is none."""
     if loaders.query is None:
         raise ValueError(
-            f"{who} needs a query set, but EvalLoaders.query is None (no validation set); "
-            "OnlineSpectrum needs none"
+            f"the data must have a validation set (EvalLoaders.query) for {who}, got none; use "
+            "OnlineSpectrum, which needs none"
         )
     return loaders.query
 
@@ -144,7 +145,9 @@ def embed(
     precision = trainer.precision_plugin
     forward = getattr(pl_module, features, None)
     if forward is None:
-        raise ValueError(f"{type(pl_module).__name__} has no method {features!r} to evaluate")
+        raise ValueError(
+            f"features must be a method of {type(pl_module).__name__}, which has no {features!r}"
+        )
 
     def in_precision(view: Any) -> Tensor:
         with precision.forward_context():

@@ -30,7 +30,7 @@ class FeatureWriter(Callback):
     ) -> None:
         super().__init__()
         if format not in ("safetensors", "npz"):
-            raise ValueError(f"format 'safetensors' or 'npz' wanted, got {format!r}")
+            raise ValueError(f"format must be 'safetensors' or 'npz', got {format!r}")
         self.filename = filename
         self.format = format
         self._outputs: list[Features] = []
@@ -49,7 +49,7 @@ class FeatureWriter(Callback):
     ) -> None:
         if not isinstance(outputs, dict) or not {"features", "index"} <= outputs.keys():
             raise ValueError(
-                "FeatureWriter wants predict_step to return a dict of features, index and label, "
+                "predict_step must return a dict of features, index and label for FeatureWriter, "
                 f"got {sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__}"
             )
         label = outputs.get("label")

@@ -38,7 +38,10 @@ class FreezeUntil(Callback):
 
     def __init__(self, module: str, epochs: float = 0.0, steps: int = 0):
         if (epochs and steps) or epochs < 0 or steps < 0:
-            raise ValueError(f"epochs or steps, at least 0, wanted, got {epochs} and {steps}")
+            raise ValueError(
+                "epochs and steps must be at least 0 and not both above 0, got "
+                f"{epochs} and {steps}"
+            )
         self.module, self.epochs, self.steps = module, epochs, steps
 
     def drop(self, method: Clock) -> None:
@@ -53,7 +56,7 @@ class FreezeUntil(Callback):
             return method.get_submodule(self.module)
         except AttributeError as error:
             raise ValueError(
-                f"a module of {type(method).__name__} wanted, got {self.module!r}"
+                f"module must be a submodule of {type(method).__name__}, got {self.module!r}"
             ) from error
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -29,7 +29,9 @@ class CommitMemory(Callback):
 
     def __init__(self, refresh_every_n_epochs: int = 0):
         if refresh_every_n_epochs < 0:
-            raise ValueError(f"refresh_every_n_epochs is at least 0, got {refresh_every_n_epochs}")
+            raise ValueError(
+                f"refresh_every_n_epochs must be at least 0, got {refresh_every_n_epochs}"
+            )
         self.refresh_every_n_epochs = refresh_every_n_epochs
         self._committed = 0
 
@@ -40,8 +42,7 @@ class CommitMemory(Callback):
             slots = len(memory.rows) if isinstance(memory, MemoryBank | ClusterMemory) else samples
             if samples not in (None, slots):
                 raise ValueError(
-                    f"the memory bank has {slots} rows and the training set {samples} "
-                    f"samples; set bank_size: {samples}"
+                    f"bank_size must be {samples}, the size of the training set, got {slots}"
                 )
             for buffer in memory.buffers():
                 broadcast_(buffer)  # DDP does not: all ranks need the same initial rows

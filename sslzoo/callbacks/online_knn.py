@@ -44,7 +44,7 @@ class OnlineKNN(Evaluation):
         temperatures = list(temperature) if isinstance(temperature, list) else [temperature]
         self.settings = [(k, t) for k in ks for t in temperatures]
         if not self.settings:
-            raise ValueError(f"at least one k and one temperature wanted, got {ks}, {temperatures}")
+            raise ValueError(f"k and temperature must not be empty, got {ks} and {temperatures}")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raise errors that an evaluation would raise before training starts."""

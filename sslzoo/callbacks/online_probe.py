@@ -72,7 +72,9 @@ class OnlineProbe(Evaluation):
         if self.num_classes is None and self.loaders is not None:
             self.num_classes = self.loaders.num_classes
         if self.num_classes is None:
-            raise ValueError(f"OnlineProbe has no num_classes: pass it, or {NO_LABELS}")
+            raise ValueError(
+                f"num_classes must be given to OnlineProbe or known from the data, {NO_LABELS}"
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -103,7 +105,10 @@ class OnlineProbe(Evaluation):
 
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         if not self.state:
-            raise ValueError("OnlineProbe is not trained: fit, or load a checkpoint that has it")
+            raise ValueError(
+                "OnlineProbe must be trained to evaluate, got no state; run fit first, or load a "
+                "checkpoint that was saved with OnlineProbe"
+            )
         loaders = eval_loaders(trainer, self.loaders, "OnlineProbe")
         query = query_set(loaders, "OnlineProbe")
         asked = embed(trainer, pl_module, loaders, query, self.features)
@@ -135,7 +140,9 @@ class OnlineProbe(Evaluation):
             }
         if self.state["mean"].shape[0] != width:
             wanted = self.state["mean"].shape[0]
-            raise ValueError(f"OnlineProbe was trained on features of {wanted}, got {width}")
+            raise ValueError(
+                f"features must be (n, {wanted}), as OnlineProbe was trained, got {width} columns"
+            )
         self.state = {name: x.to(features.device) for name, x in self.state.items()}
 
     def _standardize(self, features: Tensor, update: bool) -> Tensor:
@@ -162,5 +169,6 @@ def _view_and_label(batch: Any) -> tuple[Tensor, Tensor | None]:
         views, label = batch
         return (views[0] if isinstance(views, (tuple, list)) else views), label
     raise ValueError(
-        f"OnlineProbe wants a Batch or a pair (views, labels), got {type(batch).__name__}"
+        "a batch must be a Batch or a pair (views, labels) for OnlineProbe, got "
+        f"{type(batch).__name__}"
     )

@@ -37,7 +37,7 @@ class OnlinePrototypes(Evaluation):
     separate samples that its prototypes do not, so that `OnlineSpectrum` detects nothing.
 
     Args:
-        max_samples: number of samples over all ranks; each has a row of K.
+        max_samples: number of samples over all ranks.
         every_n_epochs: training epochs between two evaluations; the last always has one.
         loaders: as for OnlineKNN; None: the data module's.
         features: name of the module's method from a view to probabilities (B, K).
@@ -59,7 +59,7 @@ class OnlinePrototypes(Evaluation):
         if max_samples < 2:
             raise ValueError(f"max_samples must be at least 2, got {max_samples}")
         if not 0 <= grace <= 1:
-            raise ValueError(f"grace must be a share of the run, in [0, 1], got {grace}")
+            raise ValueError(f"grace must be in [0, 1], a fraction of the run, got {grace}")
         self.max_samples, self.least, self.grace = max_samples, least, grace
         self._warned = False
 
@@ -74,9 +74,9 @@ class OnlinePrototypes(Evaluation):
         if count < self.least and not self._warned and not self._too_early(trainer):
             self._warned = True
             rank_zero_warn(
-                f"the prototypes of {type(pl_module).__name__} have collapsed: they tell samples "
-                f"apart as {count:.2f} would (least {self.least:g}); docs/collapse.md says what "
-                "this means and where to look",
+                f"the prototypes of {type(pl_module).__name__} have collapsed: their effective "
+                f"number is {count:.2f} (should be at least {self.least:g}); docs/collapse.md "
+                "explains causes and remedies",
                 category=CollapseWarning,
             )
         return {"val/effective_prototypes": count}

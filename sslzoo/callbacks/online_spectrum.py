@@ -28,7 +28,7 @@ class OnlineSpectrum(Evaluation):
         every_n_epochs: training epochs between two evaluations; the last always has one.
         loaders: as for OnlineKNN; None: the data module's.
         features: name of the module's method from a view to (B, D).
-        least_rank: minimum effective rank; below 2 the features have less than two directions of
+        least_rank: minimum effective rank; below 2 the features have fewer than two directions of
             similar size.
         least_spread: minimum spread. The spread is at most the square root of 1 - the mean cosine
             of two samples, and 1 for features uniform on the sphere; below 0.05 that cosine is
@@ -68,8 +68,8 @@ class OnlineSpectrum(Evaluation):
             return
         self._warned = True
         rank_zero_warn(
-            f"the features of {self.features!r} have collapsed: effective rank {rank:.2f} (least "
-            f"{self.least_rank:g}), spread {spread:.3f} (least {self.least_spread:g}); "
-            "docs/collapse.md says what this means and where to look",
+            f"the features of {self.features!r} have collapsed: the effective rank is {rank:.2f} "
+            f"(should be at least {self.least_rank:g}) and the spread {spread:.3f} (should be at "
+            f"least {self.least_spread:g}); docs/collapse.md explains causes and remedies",
             category=CollapseWarning,
         )

@@ -39,8 +39,8 @@ def pair_loaders(trainer: Trainer, who: str) -> dict[str, EvalLoaders]:
     make = getattr(getattr(trainer, "datamodule", None), "similarity_dataloaders", None)
     if make is None:
         raise ValueError(
-            f"{who} needs a data module with similarity_dataloaders(), such as sslzoo.data.STSB or "
-            "TextLines(pairs=...)"
+            f"the data module must have similarity_dataloaders() for {who}, got none; use one such "
+            "as sslzoo.data.STSB or TextLines(pairs=...)"
         )
     return make()
 
@@ -59,7 +59,7 @@ class OnlineSpearman(Evaluation):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raise errors that an evaluation would raise before training starts."""
         if not pair_loaders(trainer, "OnlineSpearman"):
-            raise ValueError("OnlineSpearman needs scored pairs, the data module has none")
+            raise ValueError("the data must have scored pairs for OnlineSpearman, got none")
 
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         scores = {}

@@ -18,7 +18,7 @@ class Clock(Protocol):
 
 
 class WeightDecaySchedule(Callback):
-    """Set the weight decay at step k to schedule(k) in every group with a nonzero decay.
+    """Set each nonzero weight decay to schedule(k) at step k.
 
     Groups with a weight decay of 0 (biases and norms, see `optim.exempt_bias_and_norm`) keep it.
 
@@ -36,7 +36,7 @@ class WeightDecaySchedule(Callback):
         """Set the decay of the next step; a plain loop calls it before each step."""
         value = self.schedule(method.step, method.run_length)
         if not value > 0:  # after a resume, such a group would look like one without decay
-            raise ValueError(f"a weight decay above 0 wanted, got {value} at step {method.step}")
+            raise ValueError(f"weight decay must be above 0, got {value} at step {method.step}")
         for group in optimizer.param_groups:
             if group["weight_decay"] != 0:
                 group["weight_decay"] = value

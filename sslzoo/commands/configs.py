@@ -8,7 +8,7 @@ import sslzoo
 
 
 def config_folders() -> list[Path]:
-    """Folders of the named configs: in the wheel, and next to the package in a clone."""
+    """Folders of the shipped configs, in the wheel or next to the package."""
     package = Path(sslzoo.__file__).parent
     return [
         folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()

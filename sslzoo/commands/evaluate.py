@@ -4,14 +4,15 @@
     sslzoo eval NAME RUN/checkpoints/last.ckpt --on CONFIG --data.root FOLDER
 
 A model is a run directory, or anything that `sslzoo.load` takes. Features are extracted once and
-cached by a hash of weights and data; with `--devices N` each rank computes a part. Several runs
-(for example, of several seeds) also give mean and standard deviation; so does one run with few
-labels, which `--seeds` draw. Results go to a JSON file, and `sslzoo eval --table` makes a table of
-such files, and of the directories of runs that were validated with labels.
+cached by a hash of weights and data; with `--devices N` each rank computes a part. Several runs,
+such as of several seeds, also give mean and standard deviation; so does one run with few labels,
+which `--seeds` draw. `--output` writes a JSON file; `sslzoo eval --table` prints the table of such
+files, and of the directories of runs that were validated with labels.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import sys
@@ -45,18 +46,22 @@ from sslzoo.trust import read_config
 from sslzoo.zoo.cache import home
 
 
+class HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keep the line breaks of a parser's description."""
+
+
 def check_seeds(seeds: Sequence[int], suite: Suite) -> None:
-    """Raise for seeds that have no effect or are repeated.
+    """Check that the seeds have an effect and are distinct.
 
     Raises:
-        ValueError: the error names the seeds given and those allowed.
+        ValueError: a seed is repeated, there is none, or all labels are used.
     """
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds wants different numbers, at least one, got {list(seeds)}")
+        raise ValueError(f"--seeds must be one or more distinct numbers, got {list(seeds)}")
     if suite.train_fraction == 1:
         raise ValueError(
-            "--seeds draw the labels that are known, so they want --suite.train_fraction below 1 "
-            "(0.01, 0.1), got 1.0; with all labels an evaluation draws nothing"
+            "--suite.train_fraction must be below 1, such as 0.01 or 0.1, with --seeds, which draw "
+            "the labeled subset, got 1.0"
         )
 
 
@@ -74,31 +79,35 @@ def _section(words: Sequence[str], on: str | None) -> dict[str, Any]:
         path = Path(run) / "config.yaml"
     else:
         raise ValueError(
-            "--on CONFIG (or a run's config.yaml) wanted, whose data is evaluated on; got "
-            f"{words[0]!r}, which is no run's folder"
+            "--on must be a config whose data to evaluate on, since the model "
+            f"{words[0]!r} is not a run directory, got none"
         )
     if not path.is_file():
-        raise ValueError(f"no config file {on!r}")
+        raise ValueError(f"--on must be a config file or the name of a shipped one, got {on!r}")
     content = read_config(path)
     if "data" not in content:
-        raise ValueError(f"{str(path)!r} has no `data`")
+        raise ValueError(f"{str(path)!r} must have the key `data`, got {list(content)!r:.200}")
     return content["data"]  # type: ignore[no-any-return]
 
 
 def _parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(prog="sslzoo eval", description=__doc__)
-    parser.add_argument("models", nargs="+", help="run folders, zoo names, files or addresses")
-    parser.add_argument("--on", type=str | None, help="config whose data is evaluated on")
+    parser = jsonargparse.ArgumentParser(
+        prog="sslzoo eval", description=__doc__, formatter_class=HelpFormatter
+    )
+    parser.add_argument("models", nargs="+", help="run directories, zoo names, files or URLs")
+    parser.add_argument("--on", type=str | None, help="config whose data to evaluate on")
     parser.add_subclass_arguments(LightningDataModule, "data")
     parser.add_class_arguments(Suite, "suite")
     parser.add_argument(
-        "--seeds", type=list[int] | None, help="of the labels that suite.train_fraction leaves"
+        "--seeds", type=list[int] | None, help="seeds that draw the labels of suite.train_fraction"
     )
-    parser.add_argument("--untrained", type=bool, default=False, help="also the net untrained")
-    parser.add_argument("--cache", type=str | None, help='folder of features; "none" for none')
-    parser.add_argument("--accelerator", type=str, default="auto")
-    parser.add_argument("--devices", type=int, default=1)
-    parser.add_argument("--output", type=str | None, help="JSON file of the results")
+    parser.add_argument(
+        "--untrained", type=bool, default=False, help="also evaluate each encoder untrained"
+    )
+    parser.add_argument("--cache", type=str | None, help='folder of cached features, or "none"')
+    parser.add_argument("--accelerator", type=str, default="auto", help="cpu, cuda or auto")
+    parser.add_argument("--devices", type=int, default=1, help="number of ranks")
+    parser.add_argument("--output", type=str | None, help="JSON file to write the results to")
     parser.add_argument("--trust", action="store_true", help=TRUST)
     return parser
 
@@ -142,8 +151,8 @@ def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, A
     """Evaluate every requested model, then print and write the results.
 
     Raises:
-        ValueError: the data module has no `eval_dataloaders`; an encoder expects other samples than
-            it has; a requested protocol needs more than it has; or see `check_seeds`.
+        ValueError: the data module has no `eval_dataloaders`, other samples than an encoder
+            expects, or less than a protocol needs; or see `check_seeds`.
         OSError: the results cannot be written; they are printed before.
     """
     if given.output is not None:
@@ -171,7 +180,7 @@ def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, A
         known = as_known_to(model, data, name == own)
         made = None if cache is None else fingerprint_of(known)
         if cache is not None and made is None:
-            note(f"features are not cached: {type(data).__name__} tells no fingerprint() of them")
+            note(f"features are not cached, since {type(data).__name__} has no fingerprint()")
             cache = None
         todo = {name: model.encoder}
         if given.untrained:
@@ -202,5 +211,5 @@ def _fitting(suite: Suite, found: Found) -> Suite:
     named = suite.fitting(found.bank, found.query, found.num_classes, found.pairs)
     assert named.protocols is not None
     if suite.protocols is None and not set(named.protocols) & set(OF_LABELS):
-        note(f"without {', '.join(OF_LABELS)}: the data has no query set with a class a sample")
+        note(f"skipped {', '.join(OF_LABELS)}: the data has no query set with one class per sample")
     return named

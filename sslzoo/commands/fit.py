@@ -44,7 +44,7 @@ from sslzoo.trust import forget_other_files
 from sslzoo.zoo.safe_read import read
 
 LAST = "last.ckpt"
-NOT_WRITTEN = "Unable to serialize instance"  # what jsonargparse writes instead of an object
+NOT_WRITTEN = "Unable to serialize instance"  # jsonargparse's text for an object
 
 
 def _with_config_paths(args: Sequence[str]) -> tuple[list[str], str | None]:
@@ -70,9 +70,9 @@ def _with_config_paths(args: Sequence[str]) -> tuple[list[str], str | None]:
 def _existing_config(name: str) -> str:
     path = find_config(name)
     if not Path(path).is_file():
-        shipped = "\n  ".join(known_configs())
         raise SystemExit(
-            f"sslzoo: no config file {name!r}, and none is shipped under that name:\n  {shipped}"
+            f"sslzoo: --config must be a file or the name of a shipped config, got {name!r}; "
+            f"the shipped ones are {', '.join(known_configs())}"
         )
     return path
 
@@ -178,7 +178,7 @@ class SSLZooCLI(LightningCLI):
         return kwargs
 
     def predict(self, **kwargs: Any) -> None:
-        """Predict without a list in memory, since FeatureWriter writes the features."""
+        """Predict without keeping the features in memory, since FeatureWriter writes them."""
         self.trainer.predict(**{**kwargs, "return_predictions": False})
 
 
@@ -198,10 +198,13 @@ def _checkpoint_of_this_config(trainer: Trainer, which: str) -> str:
             return str(lasts[-1])
         if which == "best" and (known := sorted(folder.glob("*.ckpt"))):
             names = ", ".join(map(str, known))
-            raise SystemExit(f"sslzoo: --ckpt_path best is not known here: give one of {names}")
+            raise SystemExit(
+                f"sslzoo: --ckpt_path must be 'last' or one of {names}, got 'best', which only "
+                "the process that trained knows"
+            )
     looked = ", ".join(map(str, folders or [root / "version_N" / "checkpoints"]))
     raise SystemExit(
-        f"sslzoo: --ckpt_path {which}: there is no checkpoint in {looked}: give a path"
+        f"sslzoo: --ckpt_path must be a path, since {looked} has no checkpoint, got {which!r}"
     )
 
 
@@ -212,12 +215,12 @@ def _refuse_what_is_no_checkpoint(path: Path, weights_only: bool) -> None:
             saved = read(path)
             if not isinstance(saved, Mapping) or "pytorch-lightning_version" not in saved:
                 held = list(saved)[:3] if isinstance(saved, Mapping) else type(saved).__name__
-                raise ValueError(f"{path} is no checkpoint of a run, it holds {held!r:.200}")
+                raise ValueError(f"{path} must be a Lightning checkpoint, got {held!r:.200}")
     except (ValueError, OSError) as error:
         inner = path / "checkpoints" / LAST
         more = f"; its checkpoint is {inner}" if inner.is_file() else ""
         if "could run code" in str(error) and _has_lightning_key(path):
-            more = "; --weights_only=false reads it all the same, if you trust it"
+            more = "; if you trust it, pass --weights_only=false"
         raise SystemExit(f"sslzoo: --ckpt_path: {error}{more}") from None
 
 
@@ -239,7 +242,7 @@ def _refuse_a_config_that_does_not_load_again(parser: Any, config: Any) -> None:
                     _refuse(name, value.removeprefix(NOT_WRITTEN))
             if parser.dump(parser.parse_string(text), skip_none=False) == text:
                 return
-            why = "reads back as another one"
+            why = "reads back differently"
     except Exception as error:
         named = re.findall(r'key "([^"]+)"', str(error))
         why = f"cannot be read back: {named[-1] if named else str(error).splitlines()[0]}"
@@ -248,7 +251,7 @@ def _refuse_a_config_that_does_not_load_again(parser: Any, config: Any) -> None:
     for name, value in _leaves(config):
         if not (isinstance(value, PLAIN) or hasattr(value, "__fspath__") or callable(value)):
             _refuse(name, repr(value))
-    raise SystemExit(f"sslzoo: this run could not be loaded again, since its config {why}")
+    raise SystemExit(f"sslzoo: the config must read back unchanged to load the run, but it {why}")
 
 
 def _refuse_hyperparameters_that_do_not_load_again(module: Any, name: str) -> None:
@@ -265,9 +268,8 @@ def _refuse_hyperparameters_that_do_not_load_again(module: Any, name: str) -> No
 
 def _refuse(name: str, value: str) -> NoReturn:
     raise SystemExit(
-        f"sslzoo: this run could not be loaded again, since {name} must be a number, a text, a "
-        f"list or dict of these, or class_path with init_args, got {value.strip()}; set it in the "
-        "config"
+        f"sslzoo: {name} must be a number, a string, a list or dict of these, or class_path with "
+        f"init_args, so that the run can be loaded again, got {value.strip()}; set it in the config"
     )
 
 
@@ -289,7 +291,7 @@ def _say_where_bfloat16_is_slow(trainer: Trainer) -> None:
     without = torch.backends.cpu.get_cpu_capability() in ("NO AVX", "DEFAULT", "AVX2")
     if bfloat16 and without and isinstance(trainer.accelerator, CPUAccelerator):
         rank_zero_info(
-            f"precision is {trainer.precision}, for which this processor has no instructions: "
+            f"this processor has no instructions for precision {trainer.precision}; "
             "--trainer.precision=32-true will be many times faster"
         )
 
@@ -337,8 +339,8 @@ def run(args: Sequence[str] | None = None) -> SSLZooCLI:
     except pickle.UnpicklingError as error:
         named = " ".join(_named_code(str(error)).split())
         raise SystemExit(
-            "sslzoo: the checkpoint holds more than tensors and plain values, and reading it could "
-            f"run code: {named}; --weights_only=false reads it all the same, if you trust it"
+            "sslzoo: the checkpoint must hold only tensors and plain values, since others could "
+            f"run code: {named}; if you trust it, pass --weights_only=false"
         ) from None
     finally:
         if args is not None:

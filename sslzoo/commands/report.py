@@ -1,10 +1,10 @@
-"""`sslzoo report`: one run, or several side by side, as one HTML file.
+"""`sslzoo report`: compare runs in one HTML page.
 
     sslzoo report runs/simclr/folder_small_10ep/version_0
     sslzoo report RUN RUN --results eval.json --root FOLDER --output report.html
 
-Curves, tables and configs come from the run directories; maps, neighbors, views and attention from
-the last checkpoint and the run's own data. If these are missing, the page says so.
+Curves, tables and configs come from the run directories; maps, neighbors, views and attention maps
+from the last checkpoint and the run's own data. The page names what could not be read.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, TextIO
 import jsonargparse
 
 from sslzoo.atomic_write import atomic_write
+from sslzoo.commands.evaluate import HelpFormatter
 from sslzoo.commands.zoo import TRUST
 from sslzoo.data.datamodule import SampleDataModule
 from sslzoo.data.image.datamodule import ImageDataModule
@@ -31,7 +32,7 @@ from sslzoo.runs.run import Run, evaluation, read_runs
 
 
 def look(run: Run, samples: int, images: int, root: str | None, trust: bool = False) -> Looked:
-    """Compute everything in the report that needs a run's encoder and data.
+    """Compute the parts of the report that need a run's encoder and data.
 
     Args:
         run: the run, with its last checkpoint.
@@ -45,13 +46,13 @@ def look(run: Run, samples: int, images: int, root: str | None, trust: bool = Fa
     """
     section = copy.deepcopy(run.config.get("data"))
     if not section:
-        raise ValueError("its config has no data")
+        raise ValueError("the config must have the key `data`, got none")
     if root is not None:
         section.setdefault("init_args", {})["root"] = root
     set_seed(run.config)
     data = build_data(section, str(run.folder), trust)
     if not isinstance(data, SampleDataModule):
-        raise ValueError(f"{type(data).__name__} is no data module of sslzoo's")
+        raise ValueError(f"data must be a data module of sslzoo, got {type(data).__name__}")
     encoder = read_model(str(run.folder), trust).encoder.eval()
     data.prepare_data()
     data.setup("validate")
@@ -80,7 +81,7 @@ def write(
     Args:
         folders: run directories, `runs/<config>/version_N`.
         output: the file; None: `report.html` in the first run directory.
-        results: files of `sslzoo eval --output`, besides those in the run directories.
+        results: more files that `sslzoo eval --output` wrote.
         root: current `root` of the data, if it has moved.
         samples: number of test samples for maps, spectrum and neighbors.
         images: rows of the views and of the attention maps.
@@ -96,7 +97,9 @@ def write(
         OSError: a file cannot be read or written.
     """
     if samples < 3 or images < 1:
-        raise ValueError(f"samples >= 3 and images >= 1 wanted, got {samples} and {images}")
+        raise ValueError(
+            f"samples must be at least 3 and images at least 1, got {samples} and {images}"
+        )
     runs = read_runs(list(folders))
     tables = [(Path(path).name, evaluation(read_result(Path(path)))) for path in results]
     looked: dict[str, Looked] = {}
@@ -106,7 +109,7 @@ def write(
             looked[run.name] = look(run, samples, images, root, trust)
         except (ValueError, OSError, ImportError) as error:
             line = " ".join(str(error).split())
-            notices.append(f"{run.name}: without maps, neighbors and views, since {line}")
+            notices.append(f"{run.name}: skipped maps, neighbors and views: {line}")
             warnings.warn(notices[-1], stacklevel=2)
     page = render(runs, looked, layout or Layout(), tables, notices)
     target = Path(output) if output is not None else runs[0].folder / "report.html"
@@ -115,14 +118,18 @@ def write(
 
 
 def _parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(prog="sslzoo report", description=__doc__)
-    parser.add_argument("runs", nargs="+", help="folders of runs, runs/<config>/version_N")
+    parser = jsonargparse.ArgumentParser(
+        prog="sslzoo report", description=__doc__, formatter_class=HelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", help="run directories, runs/<config>/version_N")
     parser.add_argument("--output", type=str | None, help="default: report.html in the first run")
-    parser.add_argument("--results", type=list[str], default=[], help="files of sslzoo eval")
-    parser.add_argument("--root", type=str | None, help="where the data is now")
-    parser.add_argument("--samples", type=int, default=2000, help="of the test set")
-    parser.add_argument("--images", type=int, default=8, help="rows of views and attention")
-    parser.add_argument("--pictures", type=bool, default=True, help="false: only what is logged")
+    parser.add_argument("--results", type=list[str], default=[], help="outputs of sslzoo eval")
+    parser.add_argument("--root", type=str | None, help="root folder of the data, if it has moved")
+    parser.add_argument("--samples", type=int, default=2000, help="number of test samples to map")
+    parser.add_argument("--images", type=int, default=8, help="rows of views and attention maps")
+    parser.add_argument(
+        "--pictures", type=bool, default=True, help="false: show only logged values"
+    )
     parser.add_class_arguments(Layout, "layout")
     parser.add_argument("--trust", action="store_true", help=TRUST)
     return parser

@@ -1,7 +1,6 @@
-"""Commands: `sslzoo zoo list | info | fetch | verify | add | push` and `sslzoo export`.
+"""`sslzoo zoo` and `sslzoo export`: find, download, share and export trained encoders.
 
-Each subcommand imports only what it needs: lists and cards appear at once, whereas importing
-methods and data takes seconds.
+Each subcommand imports only what it needs, since importing methods and data takes seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ LEGEND = "; ".join(f"{state}: {meaning}" for state, meaning in STATES.items())
 def _list(given: argparse.Namespace) -> None:
     names = list_models(given.pattern)
     if not names:
-        raise ValueError(f"no entry of the zoo is a {given.pattern!r}")
+        raise ValueError(f"the pattern must match an entry of the zoo, got {given.pattern!r}")
     for name in names:
         card = card_named(name)
         best = next((f"{metric} {value:.3f}" for metric, value in card.score.items()), "-")
@@ -55,7 +54,7 @@ def _matching(names: Sequence[str], here: bool = False) -> list[str]:
         ]
         if not matches:
             where = "on this machine" if here else "of the zoo"
-            raise ValueError(f"no entry {where} is a {name!r}")
+            raise ValueError(f"the pattern must match an entry {where}, got {name!r}")
         found += matches
     return found
 
@@ -97,7 +96,7 @@ def _add(given: argparse.Namespace) -> None:
         file = checkpoint or (run / "checkpoints" / "last.ckpt" if run.is_dir() else run)
         card = add_checkpoint(file, given.backbone, *about, **other)
     elif other:
-        raise ValueError(f"--backbone wanted, which --{next(iter(other))} goes with")
+        raise ValueError(f"--backbone must be given with --{next(iter(other))}, got none")
     else:
         card = add_run(run, *about, checkpoint=checkpoint, trust=given.trust)
     print(card.to_json(), end="")
@@ -111,7 +110,9 @@ def _push(given: argparse.Namespace) -> None:
         refuse_others(entries()[given.name])  # before their file is downloaded
     found = locate(given.name)
     if found.card is None:
-        raise ValueError(f"{given.name!r} has no card beside it")
+        raise ValueError(
+            f"{given.name!r} must have a card to be pushed, got none; `sslzoo zoo add` makes one"
+        )
     print(push(found.card, found.path, given.repository))
 
 
@@ -131,10 +132,10 @@ def _export(given: argparse.Namespace) -> None:
         view = card.preprocessing or {}
     kind = view.get("kind", "image")
     if kind != "image":
-        raise ValueError(f"{given.name!r} takes {kind}; export tries encoders on images")
+        raise ValueError(f"{given.name!r} must be an encoder of images to export, got {kind}")
     size, channels = given.size or view.get("size"), given.channels or channels_of(view)
     if size is None:
-        raise ValueError(f"{given.name!r} does not say what images it takes: pass --size")
+        raise ValueError(f"--size must be given, since {given.name!r} records no image size")
     print(export(encoder, Path(given.to), given.format, size, given.model, channels))
 
 
@@ -144,69 +145,75 @@ def class_or_json(text: str) -> dict[str, Any]:
     return named
 
 
-HASHED: dict[str, Any] = {"help": f"of the file; {ANY!r} where nobody published one"}
-
-
-# Help text of the flag --trust.
-TRUST = "let the file name any class that Python can import: it runs as your own code does"
+# Help texts of the flags --sha256 and --trust.
+HASHED: dict[str, Any] = {"help": f"hash of the file, or {ANY!r} if none is published"}
+TRUST = "let the file name any class that Python can import, whose code then runs"
 
 
 def _zoo_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sslzoo zoo", description="Encoders by name.")
+    parser = argparse.ArgumentParser(
+        prog="sslzoo zoo", description="Find, download and share trained encoders."
+    )
     zoo = parser.add_subparsers(required=True, metavar="VERB")
 
     verb = zoo.add_parser(
         "list",
-        help="names, widths, scores, licenses, and whether the weights are here",
-        epilog=f"The last column. {LEGEND}.",
+        help="list names, widths, scores, licenses and whether the weights are downloaded",
+        epilog=f"Values of the last column: {LEGEND}.",
     )
-    verb.add_argument("pattern", nargs="?", default="*", help="with * and ?")
+    verb.add_argument("pattern", nargs="?", default="*", help="name, may contain * and ?")
     verb.set_defaults(act=_list)
 
-    verb = zoo.add_parser("info", help="an entry's card")
-    verb.add_argument("name")
+    verb = zoo.add_parser("info", help="print the card of an entry")
+    verb.add_argument("name", help="name of the entry")
     verb.set_defaults(act=_info)
 
-    verb = zoo.add_parser("fetch", help="download, check and print the path")
-    verb.add_argument("names", nargs="+", help="with * and ?")
+    verb = zoo.add_parser("fetch", help="download and check weights, and print their paths")
+    verb.add_argument("names", nargs="+", help="names, may contain * and ?")
     verb.add_argument("--sha256", **HASHED)
-    verb.add_argument("--strict", action="store_true", help="refuse a file of unknown hash")
+    verb.add_argument("--strict", action="store_true", help="refuse a file without published hash")
     verb.set_defaults(act=_fetch)
 
-    verb = zoo.add_parser("verify", help="hash, class, shapes and features against the card")
-    verb.add_argument("names", nargs="*", help="with * and ?; default: all on this machine")
+    verb = zoo.add_parser("verify", help="check hash, class, shapes and features against the card")
+    verb.add_argument(
+        "names", nargs="*", help="names, may contain * and ?; default: all on this machine"
+    )
     verb.add_argument("--sha256", **HASHED)
     verb.add_argument("--trust", action="store_true", help=TRUST)
     verb.set_defaults(act=_verify)
 
-    verb = zoo.add_parser("add", help="make an entry of a run or a checkpoint of yours")
-    verb.add_argument("run", help="runs/<config>/version_N; with --backbone any checkpoint")
-    verb.add_argument("--name", required=True)
-    verb.add_argument("--data", required=True, help="what it was trained on, in words")
-    verb.add_argument("--license", required=True, help="of the weights")
-    verb.add_argument("--to", help="folder (default: your own entries, which load by name)")
-    verb.add_argument("--dtype", choices=["float32", "float16"], default="float32")
-    verb.add_argument("--size", type=int, help="of the images, where the run does not say it")
-    verb.add_argument("--mean", type=float, nargs="+", help="of their channels, likewise")
-    verb.add_argument("--std", type=float, nargs="+", help="likewise")
-    verb.add_argument("--channels", type=int, help="of the images; default: as many as means, or 3")
-    verb.add_argument("--ckpt_path", help="default: the run's last.ckpt")
+    verb = zoo.add_parser("add", help="make an entry from your own run or checkpoint")
+    verb.add_argument("run", help="run directory; with --backbone also any checkpoint")
+    verb.add_argument("--name", required=True, help="name of the new entry")
+    verb.add_argument("--data", required=True, help="description of the training data")
+    verb.add_argument("--license", required=True, help="license of the weights")
+    verb.add_argument("--to", help="folder to write to (default: the cache, which loads by name)")
+    verb.add_argument(
+        "--dtype", choices=["float32", "float16"], default="float32", help="type of the weights"
+    )
+    verb.add_argument("--size", type=int, help="image size, if the run does not record it")
+    verb.add_argument("--mean", type=float, nargs="+", help="mean per channel, likewise")
+    verb.add_argument("--std", type=float, nargs="+", help="standard deviation per channel")
+    verb.add_argument("--channels", type=int, help="of the images (default: those of --mean, or 3)")
+    verb.add_argument("--ckpt_path", help="checkpoint to use (default: the run's last.ckpt)")
     verb.add_argument(
         "--backbone",
         type=class_or_json,
-        help="what the checkpoint of another training fills: a class path, or JSON of class_path "
+        help="module that a checkpoint of other code fills: a class path, or JSON of class_path "
         "and init_args",
     )
     names = verb.add_mutually_exclusive_group()
-    names.add_argument("--prefix", help="of the backbone's names in it (default: backbone.)")
-    names.add_argument("--layout", help="lightly, solo_learn, ...: whose names they are")
-    verb.add_argument("--method", help="what trained it")
+    names.add_argument(
+        "--prefix", help="prefix of the backbone's keys in that checkpoint (default: backbone.)"
+    )
+    names.add_argument("--layout", help="library that wrote that checkpoint: lightly, ...")
+    verb.add_argument("--method", help="name of the method that trained it")
     verb.add_argument("--trust", action="store_true", help=TRUST)
     verb.set_defaults(act=_add)
 
-    verb = zoo.add_parser("push", help="upload an entry of yours to the Hugging Face Hub")
-    verb.add_argument("name")
-    verb.add_argument("repository", help="OWNER/NAME")
+    verb = zoo.add_parser("push", help="upload your own entry to the Hugging Face Hub")
+    verb.add_argument("name", help="name of the entry")
+    verb.add_argument("repository", help="repository on the Hub, OWNER/NAME")
     verb.set_defaults(act=_push)
     return parser
 
@@ -214,13 +221,15 @@ def _zoo_parser() -> argparse.ArgumentParser:
 def _export_parser() -> argparse.ArgumentParser:
     from sslzoo.zoo.export import FORMATS
 
-    parser = argparse.ArgumentParser(prog="sslzoo export", description="For other programs.")
-    parser.add_argument("name", help="an entry, a path or an address")
-    parser.add_argument("--format", choices=FORMATS, required=True)
-    parser.add_argument("--to", required=True, help="the file")
-    parser.add_argument("--model", help="of timm or torchvision, for those two")
-    parser.add_argument("--size", type=int, help="of the images, where no card or run says it")
-    parser.add_argument("--channels", type=int, help="likewise")
+    parser = argparse.ArgumentParser(
+        prog="sslzoo export", description="Export an encoder to other formats."
+    )
+    parser.add_argument("name", help="name of an entry, path or URL")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="format of the file")
+    parser.add_argument("--to", required=True, help="file to write")
+    parser.add_argument("--model", help="model of timm or torchvision, for those two formats")
+    parser.add_argument("--size", type=int, help="image size, if no card or run records it")
+    parser.add_argument("--channels", type=int, help="channels of the images, likewise")
     parser.add_argument("--sha256", **HASHED)
     parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.set_defaults(act=_export)

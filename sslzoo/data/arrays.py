@@ -209,7 +209,7 @@ def _load(root: Path, name: str) -> ArraySequences | None:
     if path is None:
         if name == "val":
             return None
-        raise ValueError(f"{str(root)!r} must hold {name}.npz or {name}.npy, it has neither")
+        raise ValueError(f"{str(root)!r} must hold {name}.npz or {name}.npy, got neither")
     parts: dict[str, Any] = {}
     if path.suffix == ".npy":
         parts["values"] = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -95,7 +95,7 @@ class SampleDataModule(LightningDataModule, ABC):
         drop_last: drop the last batch of an epoch if it is incomplete.
     """
 
-    noun = "samples"  # what error messages call them
+    noun = "samples"  # name of the samples in error messages
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class SampleDataModule(LightningDataModule, ABC):
         self._seed = seed
         self._sets: Any = None
         self._train_loader: TrainLoader | None = None
-        self._loader_state: dict[str, int] | None = None  # of a checkpoint, for the next loader
+        self._loader_state: dict[str, int] | None = None  # from a checkpoint
 
     @abstractmethod
     def read(self) -> Any:

@@ -99,7 +99,7 @@ def list_unlabeled(root: str | Path, name: str, extensions: tuple[str, ...]) -> 
     paths = list_files(path, extensions)
     if not paths:
         raise ValueError(
-            f"{name} {str(path)!r} must hold files of {', '.join(extensions)}, it has none"
+            f"{name} {str(path)!r} must hold files of {', '.join(extensions)}, got none"
         )
     return Listing(paths)
 
@@ -124,7 +124,7 @@ def list_classes(
     path = check_folder(root, name)
     folders = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
-        raise ValueError(f"{name} {str(path)!r} must hold one sub-folder per class, it has none")
+        raise ValueError(f"{name} {str(path)!r} must hold one sub-folder per class, got none")
     classes = folders if classes is None else classes
     check_known(folders, classes, f"{name} {str(path)!r}")
     paths: list[str] = []

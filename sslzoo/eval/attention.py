@@ -43,7 +43,7 @@ def cls_attention(vit: nn.Module, images: Tensor) -> Tensor:
     known &= hasattr(getattr(net, "patch_embed", None), "dynamic_feat_size")
     if not known or getattr(net, "cls_token", None) is None:
         name = type(vit).__name__
-        raise ValueError(f"a ViT of timm's blocks with a class token wanted, got {name}")
+        raise ValueError(f"vit must be a timm ViT with a class token, got {name}")
     seen: list[Tensor] = []
     hook = attention.attn_drop.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     fused, attention.fused_attn = attention.fused_attn, False

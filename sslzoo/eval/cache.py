@@ -1,6 +1,6 @@
-"""Feature cache: one file per rank, keyed by a hash of everything the features depend on.
+"""Feature cache: one file per rank, keyed by a hash of all inputs.
 
-The file name is that hash: of the module's class, parameters and buffers, the data's fingerprint,
+The file name is the hash of the module's class, parameters and buffers, the data's fingerprint,
 and the settings of the extraction. Writes are atomic.
 """
 
@@ -24,7 +24,7 @@ from sslzoo.eval.features import Features
 def cached_features(
     folder: Path | None, key: str, compute: Callable[[], Features]
 ) -> tuple[Features, bool]:
-    """Load this rank's features from the cache if every rank has its file, otherwise compute them.
+    """Load this rank's features if every rank has its file, otherwise compute them.
 
     Args:
         folder: the cache folder; None: always compute.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sslzoo.backbones import ViT
 from sslzoo.batch import View
+from sslzoo.checks import check_num_features
 from sslzoo.layers import GlobalBatchNorm
 from sslzoo.trust import fill, module_of, read_checkpoint
 
@@ -65,7 +66,9 @@ class LastBlocks(nn.Module):
     def __init__(self, backbone: nn.Module, num_blocks: int = 4, mean_patches: bool = False):
         super().__init__()
         if not isinstance(backbone, ViT) or not backbone.num_prefix:
-            raise ValueError(f"a ViT with a class token wanted, got {type(backbone).__name__}")
+            raise ValueError(
+                f"backbone must be a ViT with a class token, got {type(backbone).__name__}"
+            )
         self.backbone = backbone
         self.num_blocks, self.mean_patches = num_blocks, mean_patches
         self.num_features = backbone.num_features * (num_blocks + mean_patches)
@@ -94,12 +97,7 @@ class Classifier(nn.Module):
         self, backbone: nn.Module, num_classes: int, init_std: float = 0.01, norm: bool = False
     ):
         super().__init__()
-        width = getattr(backbone, "num_features", None)
-        if not isinstance(width, int):
-            raise ValueError(
-                f"a backbone needs the attribute num_features (int), {type(backbone).__name__} "
-                f"has {width!r}"
-            )
+        width = check_num_features(backbone, "backbone")
         self.backbone = backbone
         self.norm = GlobalBatchNorm(width, eps=1e-6, affine=False) if norm else nn.Identity()
         self.classifier = nn.Linear(width, num_classes)
@@ -126,14 +124,14 @@ def load_weights(model: Classifier, path: str, whole: bool = False) -> None:
         ValueError: the parameters do not match; the message names them.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint at {path!r}")
+        raise FileNotFoundError(f"weights must be an existing file, got {path!r}")
     if path.endswith(".safetensors"):
         if whole:
-            raise ValueError(f"{path!r} is an encoder, a run that trained a classifier is wanted")
+            raise ValueError(f"{path!r} must be a checkpoint of a classifier, got an encoder")
         if isinstance(model.backbone, Headed):
             raise ValueError(
-                f"{path!r} is an encoder, the classifier also wants {model.backbone.num_layers} "
-                "layers of its head: give the run's checkpoint, or the backbone without Headed"
+                f"{path!r} must hold {model.backbone.num_layers} layers of the projector for "
+                "Headed, got an encoder; use the run's checkpoint, or the backbone without Headed"
             )
         return _fill_encoder(model, load_file(path), path)
     run = module_of(read_checkpoint(path), path)
@@ -143,16 +141,19 @@ def load_weights(model: Classifier, path: str, whole: bool = False) -> None:
         return fill(model, trained.state_dict(), path)
     if whole:
         raise ValueError(
-            f"{path!r} holds a {type(run).__name__}, a run that trained a classifier is wanted"
+            f"{path!r} must be a checkpoint of a classifier, got one of {type(run).__name__}"
         )
     encoder = getattr(run, "encoder", None)
     if not callable(encoder):
-        raise ValueError(f"{path!r} holds a {type(run).__name__}, which has no encoder()")
+        raise ValueError(
+            f"the method in {path!r} must have encoder(), got {type(run).__name__} without it"
+        )
     if not isinstance(model.backbone, Headed):
         return _fill_encoder(model, encoder().state_dict(), path)
     if "projector" not in parts:
         raise ValueError(
-            f"{path!r} holds a {type(run).__name__}, which has no projector for Headed"
+            f"the method in {path!r} must have a projector for Headed, got {type(run).__name__} "
+            "without it"
         )
     _fill_encoder(model, encoder().state_dict(), path)
     head = cast(Any, parts["projector"]).first(model.backbone.num_layers)
@@ -160,12 +161,12 @@ def load_weights(model: Classifier, path: str, whole: bool = False) -> None:
 
 
 def _encoder_of(model: Classifier) -> nn.Module:
-    """The module that pre-training had."""
+    """The part of the backbone that was pre-trained."""
     backbone = model.backbone
     return backbone.backbone if isinstance(backbone, Headed | LastBlocks) else backbone
 
 
 def _fill_encoder(model: Classifier, saved: Mapping[str, Tensor], path: str) -> None:
-    """`fill` the module that pre-training had."""
+    """`fill` the part of the backbone that was pre-trained."""
     encoder = _encoder_of(model)
     fill(encoder, encoder.taken_from(saved) if isinstance(encoder, ViT) else saved, path)

@@ -24,7 +24,7 @@ from sslzoo.trainable import GroupsFactory, OptimizerFactory, Trainable
 
 
 class Distill(Trainable):
-    """Distillation by cross-entropy between the teacher's and the student's probabilities per view.
+    """Distillation by cross-entropy between the teacher's and the student's probabilities.
 
     Args:
         model: the student.
@@ -61,7 +61,8 @@ class Distill(Trainable):
         classes = model.classifier.out_features, teacher.classifier.out_features
         if classes[0] != classes[1]:
             raise ValueError(
-                f"student and teacher want the same classes, got {classes[0]} and {classes[1]}"
+                "student and teacher must have equally many classes, got "
+                f"{classes[0]} and {classes[1]}"
             )
         self.model = model
         self.teacher = teacher.requires_grad_(False)

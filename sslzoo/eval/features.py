@@ -55,7 +55,8 @@ def _as_batch(raw: Any, start: int) -> Batch:
     if isinstance(raw, (tuple, list)) and len(raw) == 2 and isinstance(raw[0], Tensor):
         return Batch([raw[0]], torch.arange(start, start + len(raw[0])), raw[1])
     raise ValueError(
-        f"evaluation loaders yield Batch or a pair (images, labels), got {type(raw).__name__}"
+        "evaluation loaders must yield a Batch or a pair (images, labels), got "
+        f"{type(raw).__name__}"
     )
 
 
@@ -104,7 +105,9 @@ def extract(
     """
     forward = getattr(module, features, None) if isinstance(features, str) else features
     if forward is None:
-        raise ValueError(f"{type(module).__name__} has no method {features!r} to evaluate")
+        raise ValueError(
+            f"features must be a method of {type(module).__name__}, which has no {features!r}"
+        )
     if device is None:
         parameter = next(module.parameters(), None)
         device = "cpu" if parameter is None else parameter.device
@@ -115,7 +118,7 @@ def extract(
             output = forward(batch.views[0])
             if not isinstance(output, Tensor) or output.ndim != 2:
                 got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-                raise ValueError(f"evaluation wants features (B, D) from forward, got {got}")
+                raise ValueError(f"the features to evaluate must be (B, D), got {got}")
             parts.append(Features(output.float(), batch.label, batch.index))
     own = collect(parts, device)
     if limit is None:
@@ -139,7 +142,7 @@ def collect(parts: list[Features], device: torch.device | str) -> Features:
         like = parts[0].features.shape[1:], of_label
     known = [other for other in gather_objects(like) if other is not None]
     if not known:
-        raise ValueError("the evaluation loader yields no batch on any rank")
+        raise ValueError("the evaluation loader must yield at least one batch, got none")
     if parts:
         features = torch.cat([part.features for part in parts]).to(device)
         index = torch.cat([part.index for part in parts]).to(device, torch.int64)

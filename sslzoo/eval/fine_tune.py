@@ -111,18 +111,18 @@ def start_from(model: Classifier, weights: str | None, name: str, whole: bool = 
     """Load the initial weights unless they are "random"; raise if none were given."""
     if weights is None:
         raise ValueError(
-            f"{name} is None: give the checkpoint to start from (--model.{name} "
-            f"RUN/checkpoints/last.ckpt), or {RANDOM!r}"
+            f"{name} must be the checkpoint to start from (--model.{name} "
+            f"RUN/checkpoints/last.ckpt) or {RANDOM!r}, got None"
         )
     if weights != RANDOM:
         load_weights(model, weights, whole)
 
 
 def only_view(batch: Batch, who: str) -> View:
-    """The only view of a batch with one view."""
+    """Return the single view of a batch, or raise an error if there are several."""
     if len(batch.views) != 1:
         raise ValueError(
-            f"{who} trains on one view of a sample, as sslzoo.transforms.crop_view makes, got "
+            f"{who} must have one view per sample, as from sslzoo.transforms.crop_view, got "
             f"{len(batch.views)}"
         )
     return batch.views[0]

@@ -41,14 +41,16 @@ def extract_frames(
     """
     frames: Any = getattr(encoder, "forward_frames", None)
     if frames is None:
-        raise ValueError(f"an encoder with forward_frames wanted, got {type(encoder).__name__}")
+        raise ValueError(
+            f"encoder must have forward_frames, got {type(encoder).__name__} without it"
+        )
     features, labels, index = [], [], []
     with isolate_rng(), eval_mode(encoder):
         for raw in own_batches(loader, loaders):
             batch = loaders.transform(move_data_to_device(raw, device))
             if batch.label is None or batch.label.dim() != 2:
                 got = None if batch.label is None else tuple(batch.label.shape)
-                raise ValueError(f"labels (B, T) of frames wanted, got {got}")
+                raise ValueError(f"labels must be (B, T), one per frame, got {got}")
             made: Padded = frames(batch.views[0])
             given = (batch.label >= 0).sum(1)
             for row, (have, want) in enumerate(
@@ -59,5 +61,5 @@ def extract_frames(
                 labels.append(batch.label[row, want - count : want])
                 index.append(batch.index[row].expand(count))
     if not features:
-        raise ValueError("the loader yields no batch on this rank")
+        raise ValueError("the loader must yield at least one batch on every rank, got none")
     return Features(torch.cat(features), torch.cat(labels), torch.cat(index))

@@ -81,15 +81,15 @@ def checked_labels(name: str, features: Tensor, labels: Tensor, num_classes: int
     """Return the labels as int64 on the features' device, or raise a ValueError."""
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(features):
         raise ValueError(
-            f"{name}: features (n, D) and labels (n,) wanted, "
+            f"{name}: features must be (n, D) and labels (n,), "
             f"got {tuple(features.shape)} and {tuple(labels.shape)}"
         )
     if not features.isfinite().all():
-        raise ValueError(f"{name}: finite features wanted, got some that are not")
+        raise ValueError(f"{name}: features must be finite, got NaN or infinity")
     labels = labels.to(features.device, torch.int64)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
-        raise ValueError(f"{name}: labels 0..{num_classes - 1} wanted, got {low}..{high}")
+        raise ValueError(f"{name}: labels must be in 0..{num_classes - 1}, got {low}..{high}")
     return labels
 
 
@@ -144,9 +144,9 @@ def _choose(
 ) -> float:
     """Choose the L2 weight from a descending list by accuracy on the held-out fifth."""
     # Every fifth sample in class order, so that sorted data is split evenly too.
-    place = torch.empty_like(labels)
-    place[labels.argsort(stable=True)] = torch.arange(len(labels), device=labels.device)
-    held = place % EVERY == EVERY - 1
+    position = torch.empty_like(labels)
+    position[labels.argsort(stable=True)] = torch.arange(len(labels), device=labels.device)
+    held = position % EVERY == EVERY - 1
     kept, kept_labels = features[~held], labels[~held]
     x, x_held = standardize(kept, features[held])
     best, best_accuracy = weights[0], -1.0

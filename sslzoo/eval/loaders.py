@@ -22,7 +22,7 @@ class EvalLoaders(NamedTuple):
         num_classes: None if the data has no labels: only label-free metrics can be computed.
         sharded: whether the loaders yield this rank's batches only. Then rank r of W has the
             whole batches r, r + W, ... of one fixed sequence, so that the contents of a batch never
-            depend on W; some ranks may have one batch less than others, or none.
+            depend on W; some ranks may have one batch fewer than others, or none.
         ordered: whether samples come in the order of their index; length-bucketed ones do not.
     """
 

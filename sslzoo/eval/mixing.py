@@ -34,7 +34,7 @@ class Mixed(NamedTuple):
     partner: Tensor
 
     def loss(self, loss: Callable[[Tensor], Tensor], labels: Tensor) -> Tensor:
-        """Loss of the mixed labels, given a `loss` of labels that is linear in one-hot targets."""
+        """Loss of the mixed labels, given a `loss` that is linear in one-hot targets."""
         if self.share == 1:
             return loss(labels)
         return self.share * loss(labels) + (1 - self.share) * loss(self.partner)
@@ -61,11 +61,11 @@ class Mixing:
     ) -> None:
         if min(mixup, cutmix) < 0 or max(mixup, cutmix) == 0:
             raise ValueError(
-                f"mixup or cutmix above 0, none below it, wanted, got {mixup} and {cutmix}"
+                f"mixup and cutmix must be at least 0 and not both 0, got {mixup} and {cutmix}"
             )
         if not 0 <= switch <= 1 or not 0 <= probability <= 1:
             raise ValueError(
-                f"switch and probability in [0, 1] wanted, got {switch} and {probability}"
+                f"switch and probability must be in [0, 1], got {switch} and {probability}"
             )
         self.mixup, self.cutmix = mixup, cutmix
         self.switch, self.probability = switch, probability
@@ -84,8 +84,8 @@ class Mixing:
         """
         if images.dim() != 4 or len(images) % 2:
             raise ValueError(
-                "mixing wants images (B, C, H, W) with an even number on every rank, got "
-                f"{tuple(images.shape)}; drop_last leaves out a short batch"
+                "images to mix must be (B, C, H, W) with an even B on every rank, got "
+                f"{tuple(images.shape)}; set drop_last=True to skip a short last batch"
             )
         draw = np.random.default_rng((seed, step))
         if draw.random() >= self.probability:

@@ -1,8 +1,8 @@
 """MLP probe: a classifier with one hidden layer on cached features.
 
-CPC's paper (https://arxiv.org/abs/1807.03748, section 3.1) reports it beside the linear probe: it
-finds information that the features hold, but not linearly. The result is deterministic, since the
-probe has its own generator.
+CPC's paper (https://arxiv.org/abs/1807.03748, section 3.1) reports it besides the linear probe,
+since it also finds information that is not linearly separable. It is deterministic, since it has
+its own generator.
 Shapes: n samples, D width, C classes.
 """
 
@@ -44,8 +44,8 @@ def mlp_probe(
     Returns:
         Fraction in [0, 1].
     """
-    train_labels = checked_labels("hidden probe, training set", train, train_labels, num_classes)
-    test_labels = checked_labels("hidden probe, test set", test, test_labels, num_classes)
+    train_labels = checked_labels("MLP probe, training set", train, train_labels, num_classes)
+    test_labels = checked_labels("MLP probe, test set", test, test_labels, num_classes)
     x, asked = standardize(train.float(), test.float())
     with torch.random.fork_rng([]), torch.enable_grad():
         torch.manual_seed(seed)

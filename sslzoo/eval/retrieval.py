@@ -61,24 +61,24 @@ def retrieval(
         ValueError: for other shapes, a K below 1, or no query with a relevant row.
     """
     if (bank is None) != (bank_labels is None):
-        raise ValueError("bank and bank_labels come together, got one of them")
+        raise ValueError("bank and bank_labels must be given together, got one of them")
     if min(ks, default=0) < 1:
-        raise ValueError(f"recall@K wants K of at least 1, got {list(ks)}")
+        raise ValueError(f"K of recall@K must be at least 1, got {list(ks)}")
     itself = bank is None
     rows = query if bank is None else bank
     labels = query_labels if bank_labels is None else bank_labels
     for x, y in ((query, query_labels), (rows, labels)):
         if x.ndim != 2 or y.shape != x.shape[:1]:
             shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
-            raise ValueError(f"retrieval wants features (n, D) and labels (n,), got {shapes}")
+            raise ValueError(f"features must be (n, D) and labels (n,), got {shapes}")
     start = row_layout(len(rows)).start
     asked = on_grid(query)
     every, classes = gather_rows(on_grid(rows)), gather_rows(labels.to(torch.int64))
-    place = torch.arange(len(every), device=every.device)  # the index of each gathered row
+    position = torch.arange(len(every), device=every.device)  # of each gathered row
     if index is not None:
         order = gather_rows(index.to(torch.int64)).argsort(stable=True)
         every, classes = every[order], classes[order]
-        place = order.argsort()
+        position = order.argsort()
     asked_ks = [1, *ks]  # K = 1 is the purity
     sums = torch.zeros(2 + len(asked_ks), dtype=torch.float64, device=query.device)
     for first in range(0, len(asked), TILE):
@@ -86,19 +86,19 @@ def retrieval(
         similarity = asked[few].double() @ every.T.double()
         relevant = query_labels[few, None] == classes
         if itself:
-            own = place[start + first : start + first + len(similarity)]
+            own = position[start + first : start + first + len(similarity)]
             similarity.scatter_(1, own[:, None], -torch.inf)
             relevant.scatter_(1, own[:, None], False)
         sums += _scores(similarity, relevant, asked_ks)
     total = sum_over_ranks(sums).tolist()
     if not total[0]:
-        raise ValueError("no query has a sample of its class to find")
+        raise ValueError("a query must have another sample of its class to rank, got none")
     mean, purity, *recall = (value / total[0] for value in total[1:])
     return Retrieval(mean, dict(zip(ks, recall, strict=True)), purity, int(total[0]))
 
 
 def _scores(similarity: Tensor, relevant: Tensor, ks: Sequence[int]) -> Tensor:
-    """Sums over queries: number that count, average precision, hits among the first K."""
+    """Sums over queries: number with a relevant row, average precision, hits in the first K."""
     order = similarity.argsort(dim=1, descending=True, stable=True)
     hit = relevant.gather(1, order).double()
     found = hit.cumsum(1)

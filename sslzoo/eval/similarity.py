@@ -32,10 +32,11 @@ def spearman(x: Tensor, y: Tensor) -> float:
     """
     if x.ndim != 1 or x.shape != y.shape or len(x) < 2:
         raise ValueError(
-            f"two (n,) of at least 2 values wanted, got {tuple(x.shape)} and {tuple(y.shape)}"
+            "x and y must be (n,) of the same length, at least 2, got "
+            f"{tuple(x.shape)} and {tuple(y.shape)}"
         )
     if not bool((x.isfinite() & y.isfinite()).all()):
-        raise ValueError("finite values wanted, got some that are not")
+        raise ValueError("x and y must be finite, got NaN or infinity")
     a, b = (ranks - ranks.mean() for ranks in (_ranks(x), _ranks(y)))
     return float((a @ b) / (a.norm() * b.norm()).clamp_min(1e-12))
 
@@ -61,7 +62,7 @@ def pair_spearman(features: Tensor, score: Tensor) -> float:
     """
     if len(features) != len(score) or len(score) % 2 or not torch.equal(score[::2], score[1::2]):
         raise ValueError(
-            "features (2n, D) and scores (2n,), each pair's twice, wanted; got "
+            "features must be (2n, D) and score (2n,) with each pair's value twice, got "
             f"{tuple(features.shape)} and {tuple(score.shape)}"
         )
     cosine = F.cosine_similarity(features[::2].double(), features[1::2].double(), dim=1)
@@ -78,7 +79,7 @@ def scored_spearman(own: Features) -> float:
     """
     every = gather_features(own)
     if every.label is None:
-        raise ValueError("scored pairs wanted, these have no scores")
+        raise ValueError("pairs must have scores as labels, got none")
     return pair_spearman(every.features, every.label.double())
 
 
@@ -95,5 +96,5 @@ def mean_of_tokens(tokens: Tokens, embedding: Tensor) -> Tensor:
 
 
 def _words(tokens: Tokens) -> Tensor:
-    places = torch.arange(tokens.ids.shape[1], device=tokens.ids.device)
-    return (places > 0) & (places < tokens.lengths[:, None] - 1)
+    positions = torch.arange(tokens.ids.shape[1], device=tokens.ids.device)
+    return (positions > 0) & (positions < tokens.lengths[:, None] - 1)

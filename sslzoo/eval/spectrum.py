@@ -16,7 +16,7 @@ ROW_BLOCK = 1024
 def _check(features: Tensor, least: int) -> None:
     if features.ndim != 2 or features.shape[0] < least:
         raise ValueError(
-            f"features (n, D) of at least {least} samples wanted, got {tuple(features.shape)}"
+            f"features must be (n, D) with n at least {least}, got {tuple(features.shape)}"
         )
 
 
@@ -69,16 +69,19 @@ def alignment(x: Tensor, y: Tensor, alpha: float = 2.0) -> Tensor:
     """
     _check(x, 1)
     if x.shape != y.shape:
-        raise ValueError(f"pairs wanted, got {tuple(x.shape)} and {tuple(y.shape)}")
+        raise ValueError(
+            f"x and y must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
     difference = F.normalize(x.float(), dim=1) - F.normalize(y.float(), dim=1)
     return difference.norm(dim=1).pow(alpha).mean()
 
 
 @torch.no_grad()
 def uniformity(features: Tensor, t: float = 2.0) -> Tensor:
-    """Log of the mean Gaussian potential of all pairs on the unit sphere; 0 means collapse. Scalar.
+    """Log of the mean Gaussian potential of all pairs on the unit sphere. Scalar.
 
-    Wang and Isola, ICML 2020: log of the mean of exp(-t |x_i - x_j|^2) over i < j (t 2).
+    Wang and Isola, ICML 2020: log of the mean of exp(-t |x_i - x_j|^2) over i < j (t 2). It is 0
+    after a collapse.
 
     Args:
         features: (n, D), normalized here, n at least 2.

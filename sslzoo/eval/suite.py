@@ -39,15 +39,14 @@ class Suite:
     """The evaluation protocols to run, and their settings.
 
     Args:
-        protocols: of "knn", "linear", "retrieval" (all of which read labels), "label_free" and
-            "similarity" (of scored pairs); None: all that the data allows.
+        protocols: some of "knn", "linear", "retrieval" (which read labels), "label_free" and
+            "similarity" (which reads scored pairs); None: all that the data allows.
         k: numbers of neighbors of kNN, each combined with each temperature; `KNN` has the
             papers' values.
         temperature: temperatures of kNN's vote.
-        l2: weights among which the linear probe chooses on held-out training samples.
-        recall: K of recall@K.
-        rank_samples: number of bank samples, the first by index, that effective rank and
-            uniformity are computed on.
+        l2: L2 weights; the linear probe chooses the best on held-out training samples.
+        recall: values of K for recall@K.
+        rank_samples: number of bank samples for effective rank and uniformity, the first by index.
         train_fraction: fraction of the bank's labels that kNN and the linear probe use, the same
             in each class; 0.01 and 0.1 are the semi-supervised settings.
 
@@ -67,12 +66,13 @@ class Suite:
     def __post_init__(self) -> None:
         asked = PROTOCOLS if self.protocols is None else self.protocols
         if not asked or set(asked) - set(PROTOCOLS):
-            raise ValueError(f"protocols are some of {', '.join(PROTOCOLS)}, got {self.protocols}")
+            raise ValueError(f"protocols must be among {list(PROTOCOLS)}, got {self.protocols}")
         if not 0 < self.train_fraction <= 1:
             raise ValueError(f"train_fraction must be in (0, 1], got {self.train_fraction}")
         if self.train_fraction < 1 and not set(asked) & set(OF_BANK_LABELS):
             raise ValueError(
-                f"train_fraction {self.train_fraction} wants knn or linear, got {self.protocols}"
+                "protocols must include 'knn' or 'linear' with a train_fraction below 1 "
+                f"({self.train_fraction}), got {self.protocols}"
             )
 
     def fitting(
@@ -127,14 +127,16 @@ class Suite:
             values |= self._label_free(bank)
         if "similarity" in protocols:
             if not pairs:
-                raise ValueError("similarity wants scored pairs, the data has none")
+                raise ValueError("the data must have scored pairs for 'similarity', got none")
             values |= {f"spearman_{name}": scored_spearman(own) for name, own in pairs.items()}
         if not set(protocols) & set(OF_LABELS):
             return values
         asked, labels = _labeled(query, "query set")
         known, _ = _labeled(bank, "training set")
         if num_classes is None:
-            raise ValueError("kNN, linear probe and retrieval want labeled data, it has none")
+            raise ValueError(
+                "the data must have labels for kNN, linear probe and retrieval, got none"
+            )
         few = ""
         if self.train_fraction < 1:
             few = f"_{100 * self.train_fraction:g}pct"
@@ -173,11 +175,12 @@ class Suite:
 def _labeled(features: Features | None, name: str) -> tuple[Features, Tensor]:
     if features is None or features.label is None:
         raise ValueError(
-            f"kNN, linear probe and retrieval want a {name} with a label a sample, got none"
+            f"the {name} must have one label per sample for kNN, linear probe and retrieval, got "
+            "none"
         )
     label = features.label
     if label.ndim == 2 and label.shape[1] == 1:
         label = label[:, 0]
     if label.ndim != 1:
-        raise ValueError(f"one class a sample wanted, labels (n,), got {tuple(label.shape)}")
+        raise ValueError(f"labels must be (n,), one class per sample, got {tuple(label.shape)}")
     return features._replace(label=label.long()), label.long()

@@ -1,4 +1,4 @@
-"""Batch norm over the global batch, or over equal groups of it, for any number of ranks.
+"""Batch norm over the global batch or equal groups of it, for any ranks.
 
 Groups reproduce the per-GPU batch norm of the papers' code: the global batch, in rank order, is
 split into G blocks of N / G rows, and each is normalized by its own statistics. So a result depends
@@ -145,7 +145,7 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 def whole_groups(rows: Rows, groups: int) -> bool:
-    """Whether every group has several rows, all on one rank; the same result on every rank."""
+    """Whether every group has several rows, all on one rank; equal on all ranks."""
     size = rows.total // groups
     return size > 1 and all(n % size == 0 for n in rows.counts)
 

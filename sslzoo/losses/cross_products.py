@@ -51,7 +51,7 @@ def _by_columns(x: Tensor, y: Tensor) -> Tensor:
         products.diagonal(part.start).zero_()
         value = value + torch.linalg.vector_norm(products, dim=1).square().sum()
         blocks.add_slope(part, products.mul_(slope))
-    # Every rank has the whole value, and the gradient by its own rows: divided by W, both count
+    # Every rank has the whole value and the gradient by its own rows: divided by W, both count
     # once in the sum over ranks.
     return global_sum(blocks.total(value) / world_size())
 

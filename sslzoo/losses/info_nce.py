@@ -1,4 +1,4 @@
-"""InfoNCE: cross entropy of a query's own key among a queue's keys or the global batch's.
+"""InfoNCE: cross entropy of a query's own key among a queue or the batch.
 
 Van den Oord, Li and Vinyals, 2018, https://arxiv.org/abs/1807.03748, equation 4; with a queue He
 et al., CVPR 2020, https://arxiv.org/abs/1911.05722, equation 1.

@@ -63,7 +63,7 @@ def pair_cross_entropy(
     """`scale` times the sum over anchors of logsumexp(other rows) - positive, on dot products.
 
     Args:
-        keys: (M, D), rows 2i and 2i + 1 a pair.
+        keys: (M, D), where rows 2i and 2i + 1 are a pair.
         own: (first, count) of the rows that are anchors, for keys of any norm. None: all rows are
             anchors, no norm is above 1 and exp(-2 / temperature) is representable; then half of
             the similarities suffice, because they are symmetric.

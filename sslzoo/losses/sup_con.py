@@ -25,7 +25,7 @@ from sslzoo.losses.positives import find_positives
 def sup_con(
     z: Tensor, label: Tensor | None, temperature: float, base_temperature: float = 0.07
 ) -> Tensor:
-    """Mean over anchors of the mean cross entropy of each of their positives among all rows.
+    """Mean cross entropy of each anchor's positives among all rows.
 
     Positives are the other rows of the anchor's label, its other views included; the mean is
     multiplied by temperature / base_temperature.

@@ -1,4 +1,4 @@
-"""Triplet loss: an anchor is closer to its positive than to a negative, by a margin.
+"""Triplet loss: an anchor is closer to its positive than to negatives, by a margin.
 
 Schroff, Kalenichenko and Philbin, FaceNet, CVPR 2015, https://arxiv.org/abs/1503.03832, equation
 3 and section 3.2 (semi-hard). Hermans, Beyer and Leibe, In Defense of the Triplet Loss, 2017,

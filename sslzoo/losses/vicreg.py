@@ -22,7 +22,7 @@ _EPS = 1e-4  # added to the variance, as in the code
 
 
 class VICRegTerms(NamedTuple):
-    """The three terms, unweighted; the mean over ranks of each is that of the global batch."""
+    """The three unweighted terms, whose mean over ranks is that of the global batch."""
 
     invariance: Tensor
     variance: Tensor

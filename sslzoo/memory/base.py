@@ -1,4 +1,4 @@
-"""Memory: rows kept between steps, staged on each rank and committed for all ranks at once.
+"""Memory: rows kept between steps, staged per rank and committed on all ranks.
 
 Every rank has the same rows. The buffers have their full size from construction and are saved in
 checkpoints; staged rows are not: a commit writes them, and loading a state discards them. A step

@@ -26,8 +26,8 @@ from sslzoo.random import run_seed
 class Queue(Memory):
     """First-in, first-out queue of (K, D) rows.
 
-    Initial rows are normalized Gaussian vectors, equal on all ranks. Of more than K rows per step,
-    the last K are kept.
+    Initial rows are normalized Gaussian vectors, equal on all ranks. If a step has more than K
+    rows, the last K are kept.
 
     Args:
         size: K; 65536 in the paper.

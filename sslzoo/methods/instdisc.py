@@ -39,7 +39,7 @@ from sslzoo.optim import Schedule, all_alike
 
 
 class InstDisc(SSLMethod):
-    """Classify every image as its own class, whose prototype is a row of a memory bank.
+    """Classify every image as its own class, with a memory bank as prototypes.
 
     Args:
         backbone: (B, C, H, W) -> (B, num_features).

@@ -33,7 +33,7 @@ from sslzoo.optim import Schedule, all_alike
 
 
 class Triplet(SSLMethod):
-    """Bring a view closer to its image's other view than to other images, by a margin.
+    """Bring views of one image closer than those of other images, by a margin.
 
     Args:
         backbone: (B, C, H, W) -> (B, num_features).

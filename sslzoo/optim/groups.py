@@ -20,8 +20,8 @@ def all_alike(module: nn.Module) -> list[dict[str, Any]]:
 def exempt_bias_and_norm(module: nn.Module) -> list[dict[str, Any]]:
     """Two groups: 1-D parameters (biases, norm scales) get neither decay nor adaptation.
 
-    The rule of SimCLR, BYOL, Barlow Twins and DINO. The second group carries
-    `weight_decay=0` and, for `LARS`, `adapt=False`; torch's own optimizers ignore `adapt`.
+    SimCLR, BYOL, Barlow Twins and DINO do so. The second group carries `weight_decay=0` and, for
+    `LARS`, `adapt=False`; torch's own optimizers ignore `adapt`.
     """
     decayed: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []
@@ -44,7 +44,9 @@ def exempt_bias_norm_and_classifier(module: nn.Module) -> list[dict[str, Any]]:
     named = module.named_modules()
     heads = [child for name, child in named if name.rpartition(".")[2] == "classifier"]
     if not heads:
-        raise ValueError(f"{type(module).__name__} has no layer called classifier to exempt")
+        raise ValueError(
+            f"the module must have a layer named classifier, got {type(module).__name__} without it"
+        )
     inside = {parameter for head in heads for parameter in head.parameters()}
     groups = exempt_bias_and_norm(module)
     decayed = [p for p in groups[0]["params"] if p not in inside]
@@ -54,7 +56,7 @@ def exempt_bias_norm_and_classifier(module: nn.Module) -> list[dict[str, Any]]:
 
 
 class ConstantRateFor:
-    """Groups that keep the named parts of a method at their base rate, whatever the schedule.
+    """Groups that keep parts of a method at their base rate, whatever the schedule.
 
     SimSiam's predictor needs this (`--fix-pred-lr`). The parts get groups of their own, marked
     `constant_rate=True` for `Schedule`; torch's optimizers ignore and save the mark.
@@ -81,7 +83,7 @@ class ConstantRateFor:
         for name in self.parts:
             if name not in known:
                 children = [child for child, _ in module.named_children()]
-                raise ValueError(f"parts are modules of the method, {children}; got {name!r}")
+                raise ValueError(f"parts must be modules of the method {children}, got {name!r}")
         constant = {id(p) for name in self.parts for p in known[name].parameters()}
         groups = self.groups(module)
         moving = [[p for p in group["params"] if id(p) not in constant] for group in groups]
@@ -101,7 +103,7 @@ class BiasAndNormRate:
 
     def __init__(self, lr: float):
         if lr < 0:
-            raise ValueError(f"a rate is at least 0, got {lr}")
+            raise ValueError(f"lr must be at least 0, got {lr}")
         self.lr = lr
 
     def __call__(self, module: nn.Module) -> list[dict[str, Any]]:
@@ -127,7 +129,7 @@ class LayerDecay:
 
     def __init__(self, rate: float = 0.75, weight_decay: float = 0.05):
         if not 0 < rate <= 1:
-            raise ValueError(f"rate is above 0 and at most 1, got {rate}")
+            raise ValueError(f"rate must be in (0, 1], got {rate}")
         self.rate, self.weight_decay = rate, weight_decay
 
     def __call__(self, module: nn.Module) -> list[dict[str, Any]]:
@@ -140,7 +142,8 @@ class LayerDecay:
         blocks = [int(found[1]) for name, _ in named if (found := _BLOCK.search(name))]
         if not blocks:
             raise ValueError(
-                f"a ViT's blocks.0, blocks.1, ... wanted, {type(module).__name__} has none"
+                "the module must contain a ViT with blocks.0, blocks.1, ..., got "
+                f"{type(module).__name__} without them"
             )
         last = max(blocks) + 2
         groups: dict[tuple[int, bool], dict[str, Any]] = {}

@@ -48,7 +48,8 @@ class LARC(Optimizer):
     ):
         if lr < 0 or not 0 <= momentum < 1 or weight_decay < 0:
             raise ValueError(
-                "LARC wants lr >= 0, 0 <= momentum < 1, weight_decay >= 0, got "
+                "lr and weight_decay must be at least 0 and momentum in [0, 1), got lr, momentum, "
+                "weight_decay of "
                 f"{lr}, {momentum}, {weight_decay}"
             )
         defaults = {

@@ -47,12 +47,14 @@ class LARS(Optimizer):
     ):
         if lr < 0 or not 0 <= momentum < 1 or weight_decay < 0:
             raise ValueError(
-                "LARS wants lr >= 0, 0 <= momentum < 1, weight_decay >= 0, got "
+                "lr and weight_decay must be at least 0 and momentum in [0, 1), got lr, momentum, "
+                "weight_decay of "
                 f"{lr}, {momentum}, {weight_decay}"
             )
         if momentum_style not in ("byol", "simclr", "simclr_popular"):
             raise ValueError(
-                f"momentum_style is byol, simclr or simclr_popular, got {momentum_style!r}"
+                "momentum_style must be 'byol', 'simclr' or 'simclr_popular', got "
+                f"{momentum_style!r}"
             )
         defaults = {
             "lr": lr,

@@ -165,8 +165,8 @@ class WarmupCosine(Schedule):
         end_factor: value at the end.
         every: "step", or "epoch": constant within an epoch.
         run_length_on_resume: see `Schedule`.
-        warmup_has_peak: the last warm-up step has the value 1 already, and the first step after
-            it has it again: numpy's linspace, in SwAV and DINO.
+        warmup_has_peak: whether the last warm-up step already has the value 1, like the first
+            step after it, as in SwAV and DINO (numpy's linspace).
     """
 
     def __init__(
@@ -225,7 +225,7 @@ class WarmupLinear(Schedule):
 def _check_warmup(epochs: float, fraction: float) -> None:
     if epochs and fraction:
         raise ValueError(
-            f"only one of warmup_epochs and warmup_fraction may be set, got {epochs} and {fraction}"
+            f"warmup_epochs and warmup_fraction must not both be set, got {epochs} and {fraction}"
         )
     if epochs < 0 or not 0 <= fraction <= 1:
         raise ValueError(

@@ -55,9 +55,9 @@ class ScheduleLR(LRScheduler):
             self.run_length = saved
             if saved != asked:
                 rank_zero_info(
-                    f"{type(self.schedule).__name__} keeps the run length of its checkpoint, "
-                    f"{saved.total_steps} steps (this run: {asked.total_steps}); to use the new "
-                    "one, set run_length_on_resume: new in the schedule's init_args"
+                    f"{type(self.schedule).__name__} keeps the {saved.total_steps} steps of the "
+                    f"checkpoint's run, not the {asked.total_steps} of this run; to change that, "
+                    "set run_length_on_resume: new in the schedule's init_args"
                 )
         for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = lr

@@ -83,7 +83,7 @@ def render(
         looked: outputs by the run's name, without runs whose weights or data are missing.
         layout: which maps, and how many neighbors.
         results: evaluation tables besides those in the run directories.
-        notices: what is missing from the page, and why.
+        notices: the parts that are missing from the page, with reasons.
     """
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["cell"] = _cell
@@ -143,12 +143,12 @@ def _tables(
     }
     if any(last.values()):
         note = "Logged during training, each at its own last step."
-        tables.append(("Last of each metric", last, note))
+        tables.append(("Last value of each metric", last, note))
     if looked:
         of_samples = {name: statistics(look.samples) for name, look in looked.items()}
         for name, look in looked.items():
             of_samples[name] |= _purity(look.samples)
-        note = "Computed here, of the samples that the maps show: not a protocol of any paper."
+        note = "Computed on the samples that the maps show; not a protocol of any paper."
         tables.append(("Features of the samples", of_samples, note))
     for run in runs:
         tables += [(f"{run.name}: {title}", table, "") for title, table in run.results.items()]

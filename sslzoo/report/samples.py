@@ -55,7 +55,7 @@ def seen(encoder: nn.Module, data: SampleDataModule, count: int, num_inputs: int
     whole = getattr(sets, "query", None)
     whole = getattr(sets, "train", None) if whole is None else whole
     if whole is None or not hasattr(whole, "subset"):
-        raise ValueError(f"{type(data).__name__} has no set whose samples could be shown")
+        raise ValueError(f"{type(data).__name__} must have a query or training set, got neither")
     rows = torch.linspace(0, len(whole) - 1, min(count, len(whole))).round().long()
     features: list[Tensor] = []
     labels: list[Tensor] = []
@@ -70,7 +70,7 @@ def seen(encoder: nn.Module, data: SampleDataModule, count: int, num_inputs: int
             batch = data.eval_views(raw)
             output = encoder(batch.views[0])
             if not isinstance(output, Tensor) or output.ndim != 2:
-                raise ValueError(f"features (n, D) wanted, {type(encoder).__name__} has others")
+                raise ValueError(f"the features of {type(encoder).__name__} must be (n, D)")
             features.append(output.float())
             if raw.label is not None:
                 labels.append(raw.label)
@@ -131,7 +131,7 @@ def plane(features: Tensor, kind: str) -> np.ndarray:
         ImportError: umap-learn is not installed.
     """
     if len(features) < 3:
-        raise ValueError(f"a map wants at least 3 samples, got {len(features)}")
+        raise ValueError(f"features must have at least 3 rows for a map, got {len(features)}")
     x = torch.nn.functional.normalize(features, dim=1).numpy()
     few = min(50, *x.shape)
     if kind == "pca":
@@ -144,9 +144,12 @@ def plane(features: Tensor, kind: str) -> np.ndarray:
         try:
             from umap import UMAP
         except ImportError as error:
-            raise ImportError("the map 'umap' needs `pip install umap-learn`") from error
+            raise ImportError(
+                "the map 'umap' needs the package umap-learn, which is not installed; run: "
+                "pip install umap-learn"
+            ) from error
         return UMAP(n_components=2, metric="cosine", n_jobs=1, random_state=0).fit_transform(x)
-    raise ValueError(f"maps are some of pca, tsne, umap, got {kind!r}")
+    raise ValueError(f"maps must be among ['pca', 'tsne', 'umap'], got {kind!r}")
 
 
 def set_seed(config: dict[str, Any]) -> None:

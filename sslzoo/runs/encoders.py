@@ -39,7 +39,7 @@ class Model(NamedTuple):
         """The preprocessing that the encoder expects; None if unknown.
 
         Raises:
-            ValueError: a run's data is missing, or has another vocabulary now.
+            ValueError: a run's data is missing, or its vocabulary has changed.
         """
         if self.trained_on is None:
             return getattr(self.encoder, "preprocess", None)
@@ -47,12 +47,12 @@ class Model(NamedTuple):
         try:
             own = None if give is None else give()
         except (ValueError, OSError) as error:
-            raise ValueError(f"the data that {self.name!r} was trained on: {error}") from None
+            raise ValueError(f"the training data of {self.name!r} is needed: {error}") from None
         self.check_vocabulary(own)
         return own
 
     def check_vocabulary(self, given: Any) -> None:
-        """Raise if token ids are from another vocabulary than the checkpoint's.
+        """Check that token ids are from the checkpoint's vocabulary.
 
         Args:
             given: the preprocessing of the samples, for any kind of data.
@@ -65,9 +65,9 @@ class Model(NamedTuple):
         wanted, now = vocabulary(read(self.checkpoint)), given.tokenizer.digest
         if wanted not in (None, now):
             raise ValueError(
-                f"{self.name!r} was trained with another vocabulary (its digest is "
-                f"{wanted[:12]}, that of the tokenizer here {now[:12]}): has the text changed, or "
-                "is it another data's? An entry of the zoo and a run's folder bring their own"
+                f"the tokenizer's digest must be that of {self.name!r}, {wanted[:12]}, got "
+                f"{now[:12]}; use the training text of the run, or give its run directory or zoo "
+                "entry, which include the tokenizer"
             )
 
 
@@ -90,7 +90,9 @@ def read_model(name: str, trust: bool = False) -> Model:
         return Model(name, given, about, checkpoint=saved)
     config, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
     if not config.is_file() or not checkpoint.is_file():
-        raise ValueError(f"a run has config.yaml and checkpoints/last.ckpt, {name!r} has not both")
+        raise ValueError(
+            f"a run directory must have config.yaml and checkpoints/last.ckpt, got {name!r}"
+        )
     content = read_config(config)
     encoder: Any = sslzoo.load(str(checkpoint), trust=trust)
     data = None
@@ -130,6 +132,9 @@ def untrained(model: Model, trust: bool = False) -> nn.Module:
     init = model.config.get("model", {}).get("init_args", {})
     backbone = init.get("backbone") or model.config.get("backbone")
     if backbone is None:
-        raise ValueError(f"{model.name!r} does not say how its backbone is built")
+        raise ValueError(
+            f"{model.name!r} must have a config or card with its backbone, got none; omit "
+            "--untrained"
+        )
     seed_everything(0, verbose=False)
     return build_backbone(backbone, model.name, trust).eval()

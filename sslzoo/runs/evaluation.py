@@ -26,7 +26,7 @@ from sslzoo.runs.results import Metrics
 
 
 def note(text: str) -> None:
-    """Print a note on the results for the user, once."""
+    """Print a note on the results to stderr, on rank 0."""
     if rank() == 0:
         print(f"sslzoo eval: {text}", file=sys.stderr)
 
@@ -42,8 +42,8 @@ def loaders_of(data: LightningDataModule) -> EvalLoaders:
     if not isinstance(loaders, EvalLoaders):
         got = "no such method" if make is None else f"one that returns {type(loaders).__name__}"
         raise ValueError(
-            "a data module with eval_dataloaders() -> sslzoo.eval.loaders.EvalLoaders wanted, "
-            f"{type(data).__name__} has {got}"
+            f"{type(data).__name__} must have eval_dataloaders() that returns "
+            f"sslzoo.eval.loaders.EvalLoaders, got {got}"
         )
     return loaders
 
@@ -71,18 +71,18 @@ def as_known_to(model: Model, data: LightningDataModule, on_own: bool) -> Lightn
     except ValueError as error:
         if not on_own:
             raise
-        note(f"{error}; samples are made as the {kind} given makes them")
+        note(f"{error}; using the preprocessing of {kind} instead")
         given = None
     else:
         if given is None and type(model.trained_on) is not type(data):
-            note(f"{model.name} does not say what it takes; samples are made as {kind} makes them")
+            note(f"{model.name} records no preprocessing; using that of {kind}")
     if given is not None:
         take: Callable[[Any], LightningDataModule] | None = getattr(data, "with_input", None)
         known = data if take is None else take(given)
         if known is data:
             note(
-                f"samples are made as {kind} makes them, which cannot be told to make them as "
-                f"{model.name} does ({type(given).__name__})"
+                f"using the preprocessing of {kind}, which cannot use that of {model.name} "
+                f"({type(given).__name__})"
             )
         data = known
     give = getattr(data, "encoder_input", None)

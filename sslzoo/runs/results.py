@@ -49,14 +49,14 @@ def read_result(path: Path) -> dict[str, Any]:
         table([content])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"a result file of `sslzoo eval --output` wanted, got {str(path)!r} "
-            f"({type(error).__name__}: {error})"
+            f"{str(path)!r} must be a result file of `sslzoo eval --output`, got "
+            f"{type(error).__name__}: {error}"
         ) from None
     return content
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Make a Markdown table with one row per model of each file and one column per metric.
+    """Make a Markdown table with one row per model and one column per metric.
 
     A model that was evaluated with several seeds has mean ± standard deviation over them.
     """

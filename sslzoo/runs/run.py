@@ -58,7 +58,7 @@ def read_runs(folders: list[str]) -> list[Run]:
     paths = [Path(folder) for folder in folders]
     whole = [path.resolve() for path in paths]
     if len(set(whole)) < len(whole):
-        raise ValueError(f"each run once wanted, got {folders}")
+        raise ValueError(f"the run directories must be distinct, got {folders}")
     return [_read(path, name) for path, name in zip(paths, _names(whole), strict=True)]
 
 
@@ -73,7 +73,7 @@ def _names(paths: list[Path]) -> list[str]:
 def _read(folder: Path, name: str) -> Run:
     path = folder / "config.yaml"
     if not path.is_file():
-        raise ValueError(f"a run's folder with config.yaml wanted, got {str(folder)!r}")
+        raise ValueError(f"a run directory must have config.yaml, got {str(folder)!r} without it")
     record = folder / RECORD
     return Run(
         name,

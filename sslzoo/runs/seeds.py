@@ -37,7 +37,7 @@ def results_of_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     if not path.is_file():
-        raise ValueError(f"a run's folder with config.yaml wanted, got {str(folder)!r}")
+        raise ValueError(f"a run directory must have config.yaml, got {str(folder)!r} without it")
     return read_config(path)
 
 
@@ -54,11 +54,11 @@ def _result(runs: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
     seeds = [int(config["seed_everything"]) for _, config in runs]
     if len(set(seeds)) < len(seeds):
         names = [str(folder) for folder, _ in runs]
-        raise ValueError(f"runs of one config and several seeds wanted, {names} have {seeds}")
+        raise ValueError(f"runs of one config must have distinct seeds, got {seeds} for {names}")
     rows = [last_validation(folder / "metrics.csv") for folder, _ in runs]
     for (path, _), row in zip(runs, rows, strict=True):
         if not row:
-            raise ValueError(f"{str(path)!r} has no validation in its metrics.csv")
+            raise ValueError(f"metrics.csv of {str(path)!r} must have validation metrics, got none")
     record = folder / RECORD
     title = str(folder) if len(runs) == 1 else f"{folder} and {len(runs) - 1} more seeds"
     return {

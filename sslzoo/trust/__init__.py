@@ -1,4 +1,4 @@
-"""Trust: which classes a file may name, and how objects are built from them safely."""
+"""Trust: build objects that a file describes, from allowed classes only."""
 
 from sslzoo.trust.admit import PACKAGES, UntrustedError, admit
 from sslzoo.trust.build import LOADERS, build, build_trusted, shell

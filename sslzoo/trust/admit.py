@@ -51,9 +51,9 @@ class UntrustedError(ValueError):
 
     def __init__(self, name: object, why: str, where: str) -> None:
         super().__init__(
-            f"{where} names {name!r}, which {why}; a file may name classes of sslzoo, torch.nn and "
-            "torch.optim, and classes of your own that your program has imported. If you trust "
-            "this file, say so: trust=True, or --trust on the command line"
+            f"{where} must name only classes of sslzoo, torch.nn and torch.optim, or your own that "
+            f"your program has imported, got {name!r}, which {why}; if you trust the file, pass "
+            "trust=True (--trust on the command line)"
         )
 
 
@@ -80,7 +80,7 @@ def admit(name: Any, base: type, where: str, result: type = object) -> Any:
         found = _of_the_user(name, result if base is object else base, where)
     given = found if isinstance(found, type) else _returned(found)
     if base is not object and not _is_protocol(base) and not _is_subclass(given, base):
-        raise ValueError(f"{where} names {name!r} where a {base.__name__} is wanted")
+        raise ValueError(f"{where}: a class must be a {base.__name__}, got {name!r}")
     return found
 
 
@@ -91,12 +91,12 @@ def _ours(name: str, where: str) -> Any:
     else:
         fine = isinstance(found, FunctionType) and _is_public(found)
     if not fine:
-        raise UntrustedError(name, "is no class and no factory that a file may name", where)
+        raise UntrustedError(name, "is neither a class nor a public factory function", where)
     module, qualname = found.__module__, found.__qualname__
     if not _within(module, PACKAGES):
         raise UntrustedError(name, f"is defined in {module}", where)
     if _attribute(sys.modules[module], qualname) is not found:
-        raise UntrustedError(name, f"is not {module}.{qualname}, which it says it is", where)
+        raise UntrustedError(name, f"is not the {module}.{qualname} that it claims to be", where)
     return found
 
 
@@ -112,7 +112,7 @@ def _follow(name: str, where: str) -> Any:
         raise ValueError(f"{where} names {name!r}, which cannot be imported: {error}") from None
     found = _attribute(module, ".".join(parts))
     if found is None:
-        raise UntrustedError(name, "leads to no class of that package", where)
+        raise UntrustedError(name, "does not exist in that package", where)
     return found
 
 
@@ -149,16 +149,16 @@ def _of_the_user(name: str, base: type, where: str) -> type:
     module = sys.modules.get(path)
     found = None if module is None else _attribute(module, qualname)
     if module is not None and isinstance(found, FunctionType) and _is_users_own(module):
-        raise UntrustedError(name, "is a function and no class", where)
+        raise UntrustedError(name, "is a function", where)
     if module is None or not isinstance(found, type):
-        raise UntrustedError(name, "is no class of sslzoo or torch", where)
+        raise UntrustedError(name, "is not a class of sslzoo or torch", where)
     if not _is_users_own(module) or found.__module__ != module.__name__:
         raise UntrustedError(name, f"is defined in {found.__module__}", where)
     if base is object or _is_protocol(base):
-        why = "is a class of your own, where no type hint says which class is wanted"
+        why = "is your own class for an argument without a type hint"
         raise UntrustedError(name, why, where)
     if not _is_subclass(found, base):
-        raise UntrustedError(name, f"is no {base.__name__}, which is wanted there", where)
+        raise UntrustedError(name, f"is not the {base.__name__} that is required there", where)
     return found
 
 

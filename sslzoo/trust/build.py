@@ -35,7 +35,7 @@ _WITHHELD = {
     "download": False,
     "local_files_only": True,
 }
-# What constructors raise if arguments do not fit, besides ValueError.
+# Errors besides ValueError that constructors raise if arguments do not fit.
 _UNBUILDABLE = (
     *(TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError),
     *(AssertionError, MemoryError),
@@ -90,7 +90,7 @@ def shell(spec: Any, base: type, where: str) -> Any:
 
 
 def build_trusted(spec: dict[str, Any], base: type, **given: Any) -> Any:
-    """Build what the user names, as `sslzoo fit` does: any class or function.
+    """Build any class or function that the user names, as `sslzoo fit` does.
 
     Args:
         spec: `class_path` and `init_args`.
@@ -116,7 +116,8 @@ def build_trusted(spec: dict[str, Any], base: type, **given: Any) -> Any:
             return parser.instantiate(parsed)["made"]
     except (jsonargparse.ArgumentError, TypeError) as error:
         text = " ".join(str(error).split()).removeprefix('Parser key "made": ')
-        raise ValueError(f"no {base.__name__} {spec.get('class_path')!r}: {text}") from None
+        path = spec.get("class_path")
+        raise ValueError(f"{path!r} must be a {base.__name__} that can be built: {text}") from None
 
 
 def _class_paths(spec: Any) -> Iterator[str]:
@@ -151,7 +152,11 @@ def _import(name: str) -> None:
 
 
 class _Builder:
-    """Args: where: the file, for errors."""
+    """Builder of the objects of one file.
+
+    Args:
+        where: the file, for errors.
+    """
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -172,10 +177,10 @@ class _Builder:
 
     def _network(self, args: Mapping[str, Any], base: type) -> Any:
         """Build the encoder of the entry or file that a run started from, without its weights."""
-        loading = importlib.import_module("sslzoo.zoo.load")  # of a layer above
+        loading = importlib.import_module("sslzoo.zoo.load")  # a higher import layer
         found = loading.network(args.get("name"))
         if not isinstance(found, base):
-            raise ValueError(f"{self.where} names an encoder where a {base.__name__} is wanted")
+            raise ValueError(f"{self.where}: a class must be a {base.__name__}, got an encoder")
         return found
 
     def _split(self, spec: Any) -> tuple[str, dict[str, Any]]:
@@ -183,16 +188,20 @@ class _Builder:
         if isinstance(spec, str):
             return renamed_class(spec), {}
         if not isinstance(spec, Mapping) or not isinstance(spec.get("class_path"), str):
-            raise ValueError(f"{self.where}: class_path and init_args wanted, got {spec!r:.200}")
+            raise ValueError(
+                f"{self.where}: an object must be class_path and init_args, got {spec!r:.200}"
+            )
         unknown = sorted(set(spec) - {"class_path", "init_args", "dict_kwargs"})
         if unknown:
-            raise ValueError(f"{self.where}: class_path and init_args wanted, got {unknown} too")
+            raise ValueError(
+                f"{self.where}: an object must be class_path and init_args only, got {unknown}"
+            )
         args: dict[str, Any] = {}
         for key in ("init_args", "dict_kwargs"):
             part = spec.get(key) or {}
             if not isinstance(part, Mapping) or not all(isinstance(k, str) for k in part):
                 raise ValueError(
-                    f"{self.where}: {key} must be arguments by name, got {part!r:.200}"
+                    f"{self.where}: {key} must be a dictionary of arguments, got {part!r:.200}"
                 )
             args |= part
         name = spec["class_path"]
@@ -210,7 +219,8 @@ class _Builder:
         unknown = sorted(set(args) - named)
         if unknown and not takes_more:
             raise ValueError(
-                f"{self.where}: {name} has no argument {unknown[0]!r}, it takes {sorted(named)}"
+                f"{self.where}: an argument of {name} must be one of {sorted(named)}, got "
+                f"{unknown[0]!r}"
             )
         made = {
             key: self._convert(value, hints.get(key, Any), f"{name}.{key}")
@@ -259,7 +269,9 @@ class _Builder:
         if hint in (bool, str):
             return self._checked(value, isinstance(value, hint), hint.__name__, at)
         if not isinstance(hint, type):
-            raise ValueError(f"{self.where}: {at} has the type {hint}, which no file can give")
+            raise ValueError(
+                f"{self.where}: {at} must be {hint}, which no file can contain, got {value!r:.200}"
+            )
         if not isinstance(value, str | Mapping):
             self._checked(value, False, f"class_path and init_args of a {hint.__name__}", at)
         if isinstance(value, Mapping) and "class_path" not in value:  # its arguments

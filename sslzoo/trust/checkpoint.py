@@ -20,7 +20,7 @@ from sslzoo.trust.fill import check_fit
 from sslzoo.trust.pickles import refuse_deep_pickles
 from sslzoo.trust.renamed import renamed_class
 
-# What torch raises for a file that is damaged or of another kind.
+# Errors that torch raises for a file that is damaged or of another kind.
 _DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError)
 
 
@@ -42,7 +42,7 @@ def read_checkpoint(path: Any) -> dict[str, Any]:
         raise
     except _DAMAGED as error:
         text = " ".join(str(error).split())
-        raise ValueError(f"{path} is no checkpoint of tensors and values: {text:.200}") from None
+        raise ValueError(f"{path} must hold only tensors and plain values: {text:.200}") from None
     if not isinstance(saved, dict):
         raise ValueError(f"{path} must be a Lightning checkpoint, got a {type(saved).__name__}")
     return saved
@@ -56,7 +56,7 @@ def hyper_parameters(saved: Any, where: str) -> dict[str, Any]:
     """
     found = saved.get("hyper_parameters", {}) if isinstance(saved, Mapping) else {}
     if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
-        raise ValueError(f"{where}: hyper_parameters must be values by name, got {found!r:.200}")
+        raise ValueError(f"{where}: hyper_parameters must be a dictionary, got {found!r:.200}")
     return dict(found)
 
 
@@ -90,12 +90,14 @@ def module_of(
     if name is None:
         encoder = "" if whole else ", or sslzoo.load(PATH, backbone=NET) for the encoder alone"
         raise ValueError(
-            f"{where} does not name its class, as checkpoints of the command do: use "
+            f"{where} must name its class, as checkpoints of `sslzoo fit` do, got none; use "
             f"YourMethod.load_from_checkpoint{encoder}"
         )
     state = saved.get("state_dict")
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{where}: state_dict must be tensors by name, got {type(state).__name__}")
+        raise ValueError(
+            f"{where}: state_dict must be a dictionary of tensors, got {type(state).__name__}"
+        )
     if not whole and not trust:
         args = _without_factories(admit(name, base, where), args)
     spec = {"class_path": name, "init_args": args}
@@ -113,7 +115,7 @@ def module_of(
         try:
             module.on_load_checkpoint(dict(saved))
         except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"{where} has no state of {name}: {error!r}") from error
+            raise ValueError(f"{where} must hold the state of {name}, got {error!r}") from error
     module.load_state_dict(dict(state), strict=strict)
     return module
 

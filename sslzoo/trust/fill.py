@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def check_fit(module: nn.Module, saved: Mapping[str, Tensor], path: str) -> None:
-    """Raise unless weights match a module's names and shapes exactly.
+    """Check that weights match a module's names and shapes exactly.
 
     Args:
         module: on any device, including "meta".
@@ -31,7 +31,7 @@ def check_fit(module: nn.Module, saved: Mapping[str, Tensor], path: str) -> None
         raise ValueError(
             f"{path!r} does not fit {type(module).__name__}: {len(wrong)} of {len(own)} tensors "
             f"differ in name or shape, such as {wrong[:3]} ({len(missing)} missing, "
-            f"{len(unwanted)} not wanted, {len(shapes)} of another shape)"
+            f"{len(unwanted)} unexpected, {len(shapes)} of another shape)"
         )
 
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 from sslzoo.file_kind import other_kind
 
 _DEEPEST = 100  # maximum nesting; checkpoints have ten levels
-_ZIP = b"PK\x03\x04"  # how torch distinguishes its two formats
+_ZIP = b"PK\x03\x04"  # first bytes of the newer of torch's two formats
 _OLD_PICKLES = 5  # pickles before the numbers in a torch file from before 1.6
 
 
@@ -72,9 +72,11 @@ def _refuse_deep(file: IO[bytes], path: Path, kind: str) -> None:
                 stack += [depth] * len(opcode.stack_after)
     except Exception as error:
         line = other_kind(path) or " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} is not a whole {kind}: {line}") from None
+        raise ValueError(f"{path} is not a valid {kind}: {line}") from None
     if deepest > _DEEPEST:
-        raise ValueError(f"{path} is no checkpoint: it has {deepest} values within each other")
+        raise ValueError(
+            f"{path} must have values nested at most {_DEEPEST} levels deep, got {deepest}"
+        )
 
 
 def _take(stack: list[int | None], kinds: list[str]) -> list[int]:

@@ -27,20 +27,24 @@ def read_config(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         line = " ".join(str(error).split())
-        raise ValueError(f"{path} is not the YAML of a run: {line}") from None
+        raise ValueError(f"{path} is not a valid config: {line}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is not the YAML of a run: it holds a {type(content).__name__}")
+        raise ValueError(
+            f"{path} is not a valid config: it must be a dictionary, got {type(content).__name__}"
+        )
     if _num_values(content, {}, _DEEPEST) > _MOST_VALUES:
         raise ValueError(
-            f"{path} is not the YAML of a run: it is nested too deeply, or more than "
-            f"{_MOST_VALUES} values once its aliases are followed"
+            f"{path} is not a valid config: with aliases expanded, it must have at most "
+            f"{_MOST_VALUES} values, nested at most {_DEEPEST} levels deep"
         )
     for name in _SECTIONS:
         if content.get(name, {}) is None:
             del content[name]
         elif not isinstance(content.get(name, {}), dict):
             kind = type(content[name]).__name__
-            raise ValueError(f"{path} is not the YAML of a run: its {name} is a {kind}")
+            raise ValueError(
+                f"{path} is not a valid config: {name} must be a dictionary, got {kind}"
+            )
     return content
 
 
@@ -105,10 +109,10 @@ def refuse_objects(hparams_file: str | os.PathLike[str]) -> None:
         with get_filesystem(path).open(path, "r") as file:
             tags = [getattr(event, "tag", None) or "" for event in yaml.parse(file)]
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     for tag in tags:
         if tag.startswith(_TAG) and ":" in tag.removeprefix(_TAG):  # not for tuples and numbers
             raise ValueError(
-                f"{path} names {tag.removeprefix(_TAG)!r}, and hyper-parameters are plain values: "
-                "pass it as an argument"
+                f"hyperparameters in {path} must be plain values, got "
+                f"{tag.removeprefix(_TAG)!r}; pass it as an argument instead"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_PLACES = {
+_MODULES = {
     "LAYOUTS": "converters",
     "Card": "card",
     "Layout": "converters",
@@ -18,11 +18,11 @@ _PLACES = {
     "read_card": "card",
     "verify": "verifying",
 }
-__all__ = list(_PLACES)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
     """Import each part on first use: the cache, for example, does not need torch."""
-    if name in _PLACES:
-        return getattr(importlib.import_module(f"sslzoo.zoo.{_PLACES[name]}"), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"sslzoo.zoo.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'sslzoo.zoo' has no attribute {name!r}")

@@ -71,7 +71,7 @@ def complete(
         ValueError: the file contains no state, or a nested one that only a layout finds; integers
             where the encoder has floats, or vice versa; NaN or infinity.
     """
-    state = tensors_by_name(state, f"{path}: without a layout a file")
+    state = tensors_by_name(state, f"{path} (without a layout)")
     own = encoder.state_dict()
     wrong = [
         f"{name}: {state[name].dtype} for {value.dtype}"
@@ -81,7 +81,7 @@ def complete(
     if wrong:
         raise ValueError(
             f"{path} does not fit {type(encoder).__name__}: {len(wrong)} of {len(own)} tensors "
-            f"have floats for whole numbers or the other way round, such as {wrong[:3]}"
+            f"have floats for integers or vice versa, such as {wrong[:3]}"
         )
     check_finite(state, path)
     counts = {n: value for n, value in own.items() if n.endswith(".num_batches_tracked")}
@@ -102,7 +102,9 @@ def under(saved: Any, prefix: str, path: str) -> dict[str, Tensor]:
         if isinstance(name, str) and name.startswith(prefix)
     }
     if not kept or not all(isinstance(value, Tensor) for value in kept.values()):
-        raise ValueError(f"{path} has no tensors under {prefix!r}, it has {list(named)[:5]!r:.200}")
+        raise ValueError(
+            f"{path} must have tensors under {prefix!r}, got {list(named)[:5]!r:.200}; set --prefix"
+        )
     return kept
 
 

@@ -6,9 +6,9 @@ enforced from then on, even if nobody published one (trust on first use).
 
 Environment:
     SSLZOO_HOME: the folder (default: $XDG_CACHE_HOME/sslzoo or ~/.cache/sslzoo).
-    SSLZOO_OFFLINE: 1: nothing is fetched. HF_HUB_OFFLINE: nothing of hf://.
-    SSLZOO_MIRROR: a folder or an address under which files lie by their names; it is asked first.
-    HF_ENDPOINT: what hf:// stands for (default: https://huggingface.co).
+    SSLZOO_OFFLINE: 1 forbids downloads; HF_HUB_OFFLINE=1 forbids those of hf:// URLs.
+    SSLZOO_MIRROR: folder or URL of a mirror, which is tried first; it has files by their names.
+    HF_ENDPOINT: server of hf:// URLs (default: https://huggingface.co).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def place(owner: str, file: str) -> Path:
     """
     if not plain_name(file):
         if is_url(owner):
-            raise ValueError(f"an address must end in the name of a file, got {_short(owner)}")
+            raise ValueError(f"a URL must end in a file name, got {_short(owner)}")
         raise ValueError(f"a file's name must be plain (no path), got {_short(file)}")
     if is_url(owner):
         owner = hashlib.sha256(owner.encode()).hexdigest()[:16]
@@ -120,18 +120,18 @@ def check(path: Path, sha256: str | None, md5: str | None = None, name: str | No
         got = hashes[kind].hexdigest()
         if wanted not in (None, ANY) and not got.startswith(str(wanted).lower()):
             name = name or path.name
-            raise ValueError(f"{name} has the {kind} {got}, {wanted} wanted: another file")
+            raise ValueError(f"the {kind} of {name} must be {wanted}, got {got}")
     return hashes["sha256"].hexdigest()
 
 
 def refuse_malformed(sha256: str | None) -> None:
-    """Raise for a malformed hash prefix; an empty one would match every hash.
+    """Refuse a malformed hash prefix, since an empty one would match every hash.
 
     Raises:
         ValueError: the text is not a prefix of a hash.
     """
     if sha256 not in (None, ANY) and not re.fullmatch(r"[0-9a-fA-F]{8,64}", str(sha256)):
-        raise ValueError(f"sha256 is 8 to 64 hex digits, or {ANY!r}; got {sha256!r}")
+        raise ValueError(f"sha256 must be 8 to 64 hex digits or {ANY!r}, got {sha256!r}")
 
 
 def hash_in_name(file: str) -> str | None:
@@ -194,7 +194,7 @@ def fetch(
     who: str | None = None,
     most: int | None = None,
 ) -> Path:
-    """Return a file from the cache, or download it from the first URL with a valid copy.
+    """Return a cached file, or download it from the first URL with a valid copy.
 
     If its hash is unknown, the first download is trusted: its sha256 is recorded next to it and
     enforced from then on, even after the file itself was removed.
@@ -269,9 +269,9 @@ def _forbidden_by(url: str) -> str | None:
 
 def _unavailable(target: Path, wrong: str, urls: Sequence[str]) -> Exception:
     variables = sorted({_forbidden_by(url) or "" for url in urls})
-    why = f"{variables[0]} is set" if variables else "it has no address"
+    why = f"{variables[0]} is set" if variables else "it has no URL"
     kind = ValueError if target.is_file() else FileNotFoundError
-    return kind(f"{wrong} and {why}" if variables else f"{wrong}, and {why}")
+    return kind(f"{wrong}, and {why}")
 
 
 def _mirrored(target: Path, known: bool) -> list[str]:
@@ -304,7 +304,7 @@ def _locked(target: Path) -> Iterator[None]:
                     break
             except FileNotFoundError:
                 if not _writable(lock.parent):
-                    raise unwritable(target, "there is no such folder") from None
+                    raise unwritable(target, "the folder does not exist") from None
             except OSError as error:
                 raise unwritable(target, error.strerror or str(error)) from None
             held.close()
@@ -329,8 +329,8 @@ def _writable(folder: Path) -> bool:
 def unwritable(target: Path, why: str) -> OSError:
     """Make the error for a cache that cannot be written."""
     return OSError(
-        f"the cache {home()} cannot be written ({target.parent}: {why}): set SSLZOO_HOME to a "
-        "folder that can"
+        f"the cache {home()} cannot be written ({target.parent}: {why}); set SSLZOO_HOME to a "
+        "writable folder"
     )
 
 
@@ -377,9 +377,8 @@ def _first(
     else:
         raise _summed_up(target, failed)
     raise ValueError(
-        f"nobody published a hash of {target.name}: pass sha256='...' of the file that you trust; "
-        "or leave out strict=True (or pass sha256='any') to take what comes, whose hash is "
-        "enforced from then on"
+        f"{target.name} must have a published hash with strict=True, got none; pass sha256='...' "
+        "of a file that you trust, or sha256='any' to trust the first download"
     )
 
 
@@ -397,8 +396,8 @@ def _summed_up(target: Path, failed: Sequence[Exception]) -> Exception:
     absent = all(isinstance(error, FileNotFoundError) for error in failed)
     kind = FileNotFoundError if absent else OSError
     return kind(
-        f"{target.name} cannot be fetched: {reasons}; or download it by hand and pass its path, "
-        "of an entry as file=PATH"
+        f"{target.name} cannot be fetched: {reasons}; you can download it by hand and pass its "
+        "path (file=PATH for an entry)"
     )
 
 
@@ -416,7 +415,7 @@ def _refuse_other(
         except ValueError as error:
             text = str(error)
             if known.recorded:
-                text += f" than at its first use (to accept it, remove {note_of(target)})"
+                text += f", unlike at its first use (to accept it, remove {note_of(target)})"
             raise ValueError(f"{text}; {_beginning(part)}") from None
         try:
             if parse is not None:
@@ -424,7 +423,7 @@ def _refuse_other(
         except (ValueError, OSError) as error:
             text, began = str(error).replace(str(part), str(target)), _beginning(part)
             told = "" if began in text else f", {began}"
-            raise ValueError(f"it gives no {target.name} that can be read{told}: {text}") from None
+            raise ValueError(f"the download is not a valid {target.name}{told}: {text}") from None
     except BaseException:
         download.discard(part)
         raise
@@ -434,4 +433,4 @@ def _refuse_other(
 def _beginning(part: Path) -> str:
     with part.open("rb") as file:
         head = file.read(32)
-    return other_kind(part) or f"what came begins with {head!r}"
+    return other_kind(part) or f"the download begins with {head!r}"

@@ -1,6 +1,6 @@
 """Model card: metadata of a trained encoder, as a dataclass and a JSON file.
 
-It contains what was trained (method, backbone class, data, recipe, commit, epochs, seeds), the
+It contains the training (method, backbone class, data, recipe, commit, epochs, seeds), the
 quality (protocol, score), the license and the file (sha256, urls, layout).
 """
 
@@ -38,7 +38,7 @@ def _is_class(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("class_path"), str)
 
 
-_COUNT = "a whole number above 0", lambda v: type(v) is int and 0 < v < _LARGEST_COUNT
+_COUNT = "an integer above 0", lambda v: type(v) is int and 0 < v < _LARGEST_COUNT
 _SHARE = "a number above 0 and at most 1", lambda v: _is_number(v) and 0 < v <= 1
 _NUMBERS = (
     "a list of numbers",
@@ -96,7 +96,7 @@ class Card:
         layout: layout of the encoder in a file of another code base, see `LAYOUTS`; None:
             safetensors under the encoder's own names.
         source: origin of the file: repository, commit.
-        note: what is unverified, and what differs.
+        note: unverified facts, and differences from the authors' code.
     """
 
     name: str
@@ -125,7 +125,7 @@ class Card:
 
     def __post_init__(self) -> None:
         for wrong in _complaints(self):
-            raise ValueError(f"the card of {self.name!r} {wrong}")
+            raise ValueError(f"card of {self.name!r}: {wrong}")
 
     @property
     def non_commercial(self) -> bool:
@@ -150,7 +150,7 @@ class Card:
             ValueError: the encoder is not for images.
         """
         if self.preprocessing is None or self.kind != "image":
-            raise ValueError(f"{self.name!r} is not an encoder of images: it takes {self.kind}")
+            raise ValueError(f"{self.name!r} must be an encoder of images, got one of {self.kind}")
         return image_view(self.preprocessing)
 
     def to_json(self) -> str:
@@ -176,27 +176,27 @@ def _complaints(card: Card) -> list[str]:
         }
         kinds = {kind.partition("[")[0].strip() for kind in hint.split("|")}
         if not any(fits and kind in kinds for kind, fits in allowed.items()):
-            wrong.append(f"wants {hint} as {name}, got {value!r}")
+            wrong.append(f"{name} must be {hint}, got {value!r}")
     if wrong:
         return wrong
     for name in ("name", "file"):  # names of a folder and of a file in the cache
         if not plain_name(getattr(card, name)):
-            wrong.append(f"wants a plain file name as {name}, got {getattr(card, name)!r:.100}")
+            wrong.append(f"{name} must be a plain file name, got {getattr(card, name)!r:.100}")
     if not isinstance(card.backbone.get("class_path"), str):
-        wrong.append(f"wants a class_path in backbone, got {card.backbone!r}")
+        wrong.append(f"backbone must have a class_path, got {card.backbone!r}")
     texts = all(isinstance(text, str) for text in card.license.values())
     if set(card.license) != _LICENSES or not texts:
-        wrong.append(f"wants licenses of {sorted(_LICENSES)}, got {card.license!r}")
+        wrong.append(f"license must have texts for {sorted(_LICENSES)}, got {card.license!r}")
     for name, least, most in (("sha256", 8, 64), ("md5", 6, 32)):
         digest = getattr(card, name)
         hexadecimal = digest is None or set(digest) <= set(string.hexdigits.lower())
         if digest is not None and not (hexadecimal and least <= len(digest) <= most):
-            wrong.append(f"wants {least} to {most} hex digits as {name}, got {digest!r}")
+            wrong.append(f"{name} must be {least} to {most} hex digits, got {digest!r}")
     if card.preprocessing is not None:
         wrong += complaints_of_preprocessing(card.preprocessing)
     for metric, value in card.score.items():
         if not isinstance(value, float) or not 0 <= value <= 1:
-            wrong.append(f"wants scores in 0..1, got {metric}: {value!r}")
+            wrong.append(f"scores must be in 0..1, got {metric}: {value!r}")
     return wrong
 
 
@@ -204,14 +204,15 @@ def complaints_of_preprocessing(given: dict[str, Any]) -> list[str]:
     """List the errors in a card's preprocessing."""
     kind = given.get("kind", "image")
     if kind not in list(_KINDS):  # a list is not hashable
-        return [f"wants a kind of {sorted(_KINDS)} as preprocessing, got {kind!r}"]
+        return [f"kind of the preprocessing must be one of {sorted(_KINDS)}, got {kind!r}"]
     needed, allowed = _KINDS[kind]
     if needed - given.keys() or given.keys() - allowed.keys() - {"kind"}:
         return [
-            f"wants {sorted(needed)} and of {sorted(allowed)} only as preprocessing, got {given!r}"
+            f"preprocessing must have the keys {sorted(needed)} and no others than "
+            f"{sorted(allowed)}, got {given!r}"
         ]
     wrong = [
-        f"wants {what} as {key} of its preprocessing, got {given[key]!r}"
+        f"{key} of the preprocessing must be {what}, got {given[key]!r}"
         for key, (what, fits) in allowed.items()
         if key in given and not fits(given[key]) and (key in needed or given[key] is not None)
     ]
@@ -219,7 +220,7 @@ def complaints_of_preprocessing(given: dict[str, Any]) -> list[str]:
         return wrong
     channels = channels_of(given)
     if any(given.get(key) and len(given[key]) != channels for key in ("mean", "std")):
-        return [f"wants a mean and a std for each of {channels} channels, got {given!r}"]
+        return [f"mean and std must have {channels} numbers, one per channel, got {given!r}"]
     return []
 
 
@@ -277,7 +278,7 @@ def read_card(path: Path) -> Card:
         OSError: the file cannot be read.
     """
     if path.stat().st_size > LARGEST:
-        raise ValueError(f"{path} is too large for a card: at most {LARGEST} bytes wanted")
+        raise ValueError(f"a card must have at most {LARGEST} bytes, got more in {path}")
     try:
         raw = json.loads(
             path.read_bytes().decode(),
@@ -290,7 +291,7 @@ def read_card(path: Path) -> Card:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(raw, dict):
-        raise ValueError(f"{path} is not a card of the zoo: a JSON object wanted")
+        raise ValueError(f"{path} is not a card of the zoo: it must be a JSON object")
     _refuse_odd(raw, path, 1)
     return card_of(raw, str(path))
 
@@ -299,7 +300,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for name, value in pairs:
         if name in made:
-            raise ValueError(f"the key {name!r:.100} stands there twice")
+            raise ValueError(f"keys must be unique, got {name!r:.100} twice")
         made[name] = value
     return made
 
@@ -317,7 +318,9 @@ def _refuse_odd(value: Any, path: Path, depth: int) -> None:
     if depth > _DEEPEST:
         raise ValueError(f"{path} is not a card of the zoo: it is nested too deeply")
     if isinstance(value, str) and _CONTROL.search(value):
-        raise ValueError(f"{path} is not a card of the zoo: control characters in {value!r:.100}")
+        raise ValueError(
+            f"{path} is not a card of the zoo: it has control characters in {value!r:.100}"
+        )
     for part in value if isinstance(value, list) else ():
         _refuse_odd(part, path, depth + 1)
     for name, part in value.items() if isinstance(value, dict) else ():

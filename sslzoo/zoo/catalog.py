@@ -29,10 +29,10 @@ _HASH_IN_NAME = re.compile(r"-[0-9a-f]{8,64}\.")
 # States of an entry's weights, as printed by `sslzoo zoo list`.
 STATES = {
     "here": "the weights are on this machine",
-    "published hash": "can be fetched, and must have the hash on its card or in the file's name",
-    "first use": "can be fetched; nobody published a hash, so that of the first download is "
-    "recorded and enforced from then on",
-    "by hand": "has no address: download it as the note says, and pass file=PATH",
+    "published hash": "can be fetched, and must match the hash on its card or in its file name",
+    "first use": "can be fetched; no hash is published, so that of the first download is recorded "
+    "and enforced from then on",
+    "by hand": "has no URL; download it as its note explains, and pass file=PATH",
 }
 
 
@@ -51,7 +51,7 @@ def _card_at(path: Path, changed: int, own: bool) -> Card | str:
     except (ValueError, OSError) as error:
         if not own:
             raise
-        warnings.warn(f"skipped: {error}", stacklevel=2)
+        warnings.warn(f"skipped a card: {error}", stacklevel=2)
         return str(error)
 
 
@@ -77,9 +77,10 @@ def _read_all() -> tuple[dict[str, Card], dict[str, str]]:
 
 
 def entries() -> dict[str, Card]:
-    """All entries by name; of cards with the same name the first is used, files before official.
+    """All entries by name.
 
-    A file among the user's own that is not a card is skipped with a warning.
+    The first of several cards with the same name is used, card files before the authors'
+    checkpoints. A file among the user's own that is not a card is skipped with a warning.
 
     Raises:
         ValueError: one of the library's own files is not a card.
@@ -107,8 +108,8 @@ def card_named(name: str) -> Card:
         if name in broken:
             raise ValueError(broken[name])
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
-        told = f"; close: {close}" if close else ""
-        raise ValueError(f"no entry of the zoo and no file is named {name!r}{told}")
+        told = f"; similar names: {close}" if close else ""
+        raise ValueError(f"the model must be an entry of the zoo or a file, got {name!r}{told}")
     return known[name]
 
 

@@ -1,7 +1,7 @@
 """Converters: turn other code bases' checkpoints into the state of our encoders.
 
 Our backbones have timm's parameter names, which for ResNets are torchvision's. A layout therefore
-states where the encoder is in the file, which name prefixes to change, and what to omit. Every
+states where the encoder is in the file, and which name prefixes to change and to omit. Every
 name in a file must be either converted or listed as omitted; any other is an error.
 """
 
@@ -58,7 +58,7 @@ def convert(saved: Any, layout: str, path: str = "the file") -> tuple[dict[str, 
         ValueError: the layout does not exist, or the file does not have it.
     """
     if layout not in LAYOUTS:
-        raise ValueError(f"layout is one of {sorted(LAYOUTS)}, got {layout!r}")
+        raise ValueError(f"layout must be one of {sorted(LAYOUTS)}, got {layout!r}")
     how = LAYOUTS[layout]
     try:
         state = _part(saved, how.part, layout)
@@ -71,7 +71,7 @@ def convert(saved: Any, layout: str, path: str = "the file") -> tuple[dict[str, 
     if not kept:
         names = [str(name) for name in list(state)[:3]]
         raise ValueError(
-            f"nothing of a {layout!r} checkpoint is in {path}, which has the names {names}"
+            f"{path} must have an encoder in the layout {layout!r}, got the names {names}"
         )
     return kept, dropped
 
@@ -81,7 +81,7 @@ def _part(saved: Any, keys: tuple[str, ...], layout: str) -> Any:
         present = [k for k in key.split("|") if isinstance(saved, Mapping) and k in saved]
         if not present:
             names = list(saved)[:5] if isinstance(saved, Mapping) else type(saved).__name__
-            raise ValueError(f"a {layout!r} checkpoint has {key!r}, the file has {names}")
+            raise ValueError(f"a {layout!r} checkpoint must have {key!r}, got {names}")
         saved = saved[present[0]]
     return saved
 
@@ -103,8 +103,8 @@ def _renamed(state: Any, how: Layout, layout: str) -> tuple[dict[str, Tensor], l
             unknown.append(full)
     if unknown:
         raise ValueError(
-            f"a {layout!r} checkpoint has no {unknown[:3]} ({len(unknown)} names are neither the "
-            "encoder's nor known to be left out)"
+            f"a {layout!r} checkpoint must have only names of the encoder and of known other "
+            f"parts, got {len(unknown)} others, such as {unknown[:3]}"
         )
     return kept, dropped
 
@@ -124,7 +124,7 @@ def _lightly(state: Any) -> tuple[dict[str, Tensor], list[str]]:
         unknown = sorted({a for a, _, _ in first.values()} - children.keys())
         if unknown:
             raise ValueError(
-                f"lightly: children {sorted(children)} of a ResNet wanted, got {unknown}"
+                f"the children of lightly's ResNet must be {sorted(children)}, got {unknown}"
             )
         kept = {
             f"{children[a]}.{rest.replace('shortcut.', 'downsample.')}": kept[name]
@@ -156,7 +156,7 @@ def _simclr_layers(convs: list[Tensor]) -> tuple[list[str], list[str]]:
     norms = ["conv1.1", "conv1.4", "bn1"] if deep else ["bn1"]
     wide = sum(kernel.shape[-1] == 3 for kernel in convs) - (3 if deep else 0)
     if wide not in _STAGES:
-        raise ValueError(f"a SimCLR ResNet has {sorted(_STAGES)} blocks, the file has {wide}")
+        raise ValueError(f"a SimCLR ResNet must have {sorted(_STAGES)} blocks, got {wide}")
     # Selective kernels: one convolution gives two streams, so it is twice as wide as the block.
     pooled = deep
     names = list(stem)
@@ -164,9 +164,9 @@ def _simclr_layers(convs: list[Tensor]) -> tuple[list[str], list[str]]:
         for i in range(blocks):
             at = f"layer{stage}.{i}"
             if i == 0:
-                place = 1 if pooled else 0  # after the pooling
-                names.append(f"{at}.downsample.{place}")
-                norms.append(f"{at}.downsample.{place + 1}")
+                first = 1 if pooled else 0  # after the pooling
+                names.append(f"{at}.downsample.{first}")
+                norms.append(f"{at}.downsample.{first + 1}")
             if deep:
                 mixing = f"{at}.conv2.mixing"
                 names += [f"{at}.conv1", f"{at}.conv2.conv", f"{mixing}.0", f"{mixing}.3"]
@@ -186,7 +186,9 @@ def _simclr(state: Any) -> tuple[dict[str, Tensor], list[str]]:
     }
     dropped, unknown = [], []
     if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
-        raise ValueError(f"SimCLR has variables by name, the file has a {type(state).__name__}")
+        raise ValueError(
+            f"a SimCLR checkpoint must have variables by name, got a {type(state).__name__}"
+        )
     for name, value in state.items():
         match = _TF_NAME.search(name)
         if name.startswith(_TF_BASE) and match:
@@ -198,7 +200,7 @@ def _simclr(state: Any) -> tuple[dict[str, Tensor], list[str]]:
             dropped.append(name)  # heads, global_step, the optimizer's slots
     if unknown or not numbered["conv2d"]:
         raise ValueError(
-            f"SimCLR's variables are convolutions and batch norms under {_TF_BASE}; the file has "
+            f"SimCLR's variables must be convolutions and batch norms under {_TF_BASE}, got "
             f"{(unknown or list(state))[:3]}"
         )
     convs, norms = (
@@ -209,8 +211,8 @@ def _simclr(state: Any) -> tuple[dict[str, Tensor], list[str]]:
     names, norm_names = _simclr_layers(kernels)
     if (len(names), len(norm_names)) != (len(convs), len(norms)):
         raise ValueError(
-            f"{len(names)} convolutions and {len(norm_names)} batch norms wanted, the file has "
-            f"{len(convs)} and {len(norms)}"
+            f"a SimCLR ResNet must have {len(names)} convolutions and {len(norm_names)} batch "
+            f"norms, got {len(convs)} and {len(norms)}"
         )
     kept = {f"{name}.weight": kernel for name, kernel in zip(names, kernels, strict=True)}
     for name, layer in zip(norm_names, norms, strict=True):
@@ -223,7 +225,7 @@ def _oihw(kernel: Any) -> Tensor:
     """Transpose a kernel (H, W, in, out) -> (out, in, H, W)."""
     tensor = _numbers(kernel)
     if tensor.dim() != 4:
-        raise ValueError(f"a kernel (H, W, in, out) wanted, got the shape {tuple(tensor.shape)}")
+        raise ValueError(f"a kernel must be (H, W, in, out), got {tuple(tensor.shape)}")
     return tensor.permute(3, 2, 0, 1).contiguous()
 
 
@@ -234,7 +236,7 @@ def _flat(values: Any) -> Tensor:
 def _numbers(values: Any) -> Tensor:
     array = np.asarray(values)
     if array.dtype.kind not in "iuf":
-        raise ValueError(f"an array of numbers wanted, got a {type(values).__name__}")
+        raise ValueError(f"weights must be an array of numbers, got a {type(values).__name__}")
     return torch.tensor(array)
 
 
@@ -257,7 +259,7 @@ def _haiku_layer(module: str) -> str | None:
         return {"initial_conv": "conv1", "initial_batchnorm": "bn1"}[inside]
     match = _HK_BLOCK.match(inside)
     if not match:
-        raise ValueError(f"BYOL's ResNet has no {module!r}")
+        raise ValueError(f"a module must be one of BYOL's ResNet, got {module!r}")
     at = f"layer{int(match[1]) + 1}.{match[2]}"
     if match[3] in ("shortcut_conv", "shortcut_batchnorm"):
         return f"{at}.downsample.{0 if match[3] == 'shortcut_conv' else 1}"
@@ -267,13 +269,13 @@ def _haiku_layer(module: str) -> str | None:
 
 def _byol(state: Any) -> tuple[dict[str, Tensor], list[str]]:
     if not isinstance(state, ByolState):
-        raise ValueError(f"BYOL's state has online_params, the file has a {type(state).__name__}")
+        raise ValueError(f"BYOL's state must have online_params, got a {type(state).__name__}")
     for modules in (state.online_params, state.online_state):
         if not isinstance(modules, Mapping) or not all(
             isinstance(module, str) and isinstance(arrays, Mapping)
             for module, arrays in modules.items()
         ):
-            raise ValueError("BYOL has arrays by module and name, the file has something else")
+            raise ValueError("BYOL's state must be arrays by module and name, got other values")
     kept: dict[str, Tensor] = {}
     dropped = []
     for module, arrays in state.online_params.items():
@@ -285,7 +287,7 @@ def _byol(state: Any) -> tuple[dict[str, Tensor], list[str]]:
                 kept[f"{layer}.{_HK_ARRAY[name]}"] = _oihw(value) if name == "w" else _flat(value)
             else:
                 raise ValueError(
-                    f"BYOL's {module!r} has {sorted(_HK_ARRAY)}, the file has {name!r}"
+                    f"BYOL's {module!r} must have {sorted(_HK_ARRAY)} only, got {name!r}"
                 )
     for module, arrays in state.online_state.items():
         ending = next((e for e in _HK_STATE if module.endswith(e)), "")

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import sslzoo
 
-# A connection over which less than STALL_BYTES arrive within STALL_SECONDS is closed.
+# A connection over which fewer than STALL_BYTES arrive within STALL_SECONDS is closed.
 STALL_SECONDS = 60.0
 STALL_BYTES = 1 << 16
 _ATTEMPTS = 5  # attempts per URL, as long as each of them makes progress
@@ -45,17 +45,19 @@ def resolved(url: str) -> str:
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError as error:
-        raise ValueError(f"an address is wanted, got {url!r}: {error}") from None
+        raise ValueError(f"a URL must be valid, got {url!r}: {error}") from None
     if parts.scheme == "hf":
         owner, (repository, _, path) = parts.netloc, parts.path.lstrip("/").partition("/")
         repository, _, revision = repository.partition("@")
         if not (owner and repository and path):
-            raise ValueError(f"hf://OWNER/REPOSITORY[@REVISION]/PATH wanted, got {url!r}")
+            raise ValueError(
+                f"an hf:// URL must be hf://OWNER/REPOSITORY[@REVISION]/PATH, got {url!r}"
+            )
         return _hub_address(f"{owner}/{repository}", path, urllib.parse.unquote(revision))
     if parts.scheme not in ("https", "http", "file"):
-        raise ValueError(f"an address of hf://, https:// or file:// wanted, got {url!r}")
+        raise ValueError(f"a URL must begin with hf://, https:// or file://, got {url!r}")
     if parts.scheme != "file" and not parts.hostname:
-        raise ValueError(f"an address with a host wanted (https://HOST/PATH), got {url!r}")
+        raise ValueError(f"a URL must have a host (https://HOST/PATH), got {url!r}")
     return url
 
 
@@ -88,7 +90,7 @@ def local_path(url: str) -> Path:
     parts = urllib.parse.urlsplit(url)
     path = urllib.request.url2pathname(parts.path)
     if parts.netloc not in ("", "localhost") or not path or "\0" in path:
-        raise ValueError(f"an address file:///PATH wanted, got {url!r}")
+        raise ValueError(f"a file:// URL must be file:///PATH, got {url!r}")
     return Path(path)
 
 
@@ -151,7 +153,7 @@ def download(url: str, part: Path, wanted: Wanted) -> None:
         else:
             forget_half(part)
             return
-    raise OSError(f"it broke off {_ATTEMPTS} times: {broken}")
+    raise OSError(f"the connection broke {_ATTEMPTS} times: {broken}")
 
 
 def ask(url: str, wanted: Wanted) -> None:
@@ -185,7 +187,7 @@ def _refuse_irregular(path: Path) -> None:
     if not path.exists():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
     if not path.is_file():
-        raise ValueError(f"{str(path)!r} must be a file, and is a folder or a device")
+        raise ValueError(f"{str(path)!r} must be a file, got a folder or a device")
 
 
 def _copy(path: Path, part: Path, wanted: Wanted) -> None:
@@ -202,9 +204,9 @@ def _refuse_size(size: int | None, have: int, part: Path, wanted: Wanted) -> Non
     if size is None:
         return
     if wanted.most is not None and size > wanted.most:
-        raise ValueError(f"it has {size} bytes, at most {wanted.most} wanted")
+        raise ValueError(f"the file must have at most {wanted.most} bytes, got {size}")
     if size - have > shutil.disk_usage(part.parent).free:
-        raise OSError(errno.ENOSPC, f"{size - have} bytes wanted")
+        raise OSError(errno.ENOSPC, f"{size - have} bytes needed")
 
 
 # -- requests
@@ -269,7 +271,7 @@ def _broken_off(error: Exception, watch: _Watch, what: str) -> _BrokenOffError:
     if not watch.stalled and not isinstance(error, httpx2.ReadTimeout):
         return _BrokenOffError(what)
     stalled = _BrokenOffError(
-        f"it stalls: less than {STALL_BYTES} bytes came within {STALL_SECONDS:g} seconds"
+        f"the server stalls: fewer than {STALL_BYTES} bytes came within {STALL_SECONDS:g} seconds"
     )
     stalled.stalled = True
     return stalled
@@ -301,18 +303,16 @@ def _follow(client: Any, request: Any, wanted: Wanted) -> Any:
     for _ in range(_REDIRECTS):
         url = request.url
         if url.scheme == "http" and url.host not in _LOCAL and not wanted.hashed:
-            raise ValueError("http:// only for a file whose sha256 is known; https:// otherwise")
+            raise ValueError(f"sha256 must be given for an http:// URL, got none for {url}")
         answer = client.send(request, stream=True)
         following = answer.next_request
         if following is None:
             return answer
         answer.close()
         if following.url.scheme not in {"https", url.scheme}:
-            raise ValueError(
-                f"it redirects to {following.url}; from https:// only https:// is safe"
-            )
+            raise ValueError(f"a redirect from https:// must lead to https://, got {following.url}")
         request = following
-    raise OSError(f"it redirects more than {_REDIRECTS} times")
+    raise OSError(f"the server redirects more than {_REDIRECTS} times")
 
 
 def _refuse_status(answer: Any) -> None:
@@ -322,7 +322,7 @@ def _refuse_status(answer: Any) -> None:
     reason = answer.headers.get("X-Error-Message") or answer.reason_phrase  # the Hub's or HTTP's
     text = "".join(c for c in f"HTTP {status} {reason}"[:300] if c.isprintable()).strip()
     if status == 401:
-        text += " (for a file of the Hub: is the name right, and does `hf auth login` help?)"
+        text += " (for a file on the Hub, check its name, or log in with `hf auth login`)"
     # S3 answers 403 for a missing file if listing is not public.
     if status in (403, 404, 410):
         raise FileNotFoundError(text)
@@ -396,7 +396,7 @@ def _write(answer: Any, watch: _Watch, part: Path, wanted: Wanted, url: str, hal
         raise _ChangedError
     encoding = answer.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
-        raise OSError(f"it answers in the encoding {encoding!r}, which was not asked for")
+        raise OSError(f"the server must not encode the file, got the encoding {encoding!r}")
     size, version = _size(answer), _version(answer)
     have = half.bytes if answer.status_code == 206 else 0
     _refuse_size(size, have, part, wanted)
@@ -413,15 +413,15 @@ def _write(answer: Any, watch: _Watch, part: Path, wanted: Wanted, url: str, hal
                 file.write(chunk)
                 advance(len(chunk))
                 if wanted.most is not None and file.tell() > wanted.most:
-                    raise ValueError(f"it has more than the {wanted.most} bytes wanted")
+                    raise ValueError(f"the file must have at most {wanted.most} bytes, got more")
         except httpx2.TransportError as error:
-            came = f"{file.tell()} of {'unknown' if size is None else size} bytes came"
+            came = f"only {file.tell()} of {'unknown' if size is None else size} bytes came"
             raise _broken_off(error, watch, came) from None
         file.flush()
         os.fsync(file.fileno())
         got = file.tell()
     if size is not None and got != size:
-        raise _BrokenOffError(f"{got} of {size} bytes came")
+        raise _BrokenOffError(f"only {got} of {size} bytes came")
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ def export(
         "onnx": _onnx,
     }
     if to not in writers:
-        raise ValueError(f"the format is one of {list(FORMATS)}, got {to!r}")
+        raise ValueError(f"the format must be one of {list(FORMATS)}, got {to!r}")
     encoder.eval()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.stem}.part{path.suffix}")
@@ -72,7 +72,10 @@ def export(
             wanted, got = encoder(x), exported(x)
         error = (got - wanted).abs().max() / wanted.abs().max()
         if got.shape != wanted.shape or not error <= _TOLERANCE:
-            raise ValueError(f"{to} gives other features than torch: {error:.2g} of the largest")
+            raise ValueError(
+                f"the features of {to} must be torch's up to {_TOLERANCE:g} of the largest, got an "
+                f"error of {error:.2g}"
+            )
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -90,7 +93,7 @@ def _named_like(encoder: nn.Module, reference: Any, part: Path, whose: str) -> A
     wrong = sorted(own.keys() ^ state.keys())
     wrong += [n for n in own.keys() & state.keys() if own[n].shape != state[n].shape]
     if wrong:
-        raise ValueError(f"{whose} has other tensors than the encoder, such as {wrong[:3]}")
+        raise ValueError(f"{whose} must have the encoder's tensors, got others such as {wrong[:3]}")
     reference.load_state_dict(state)
     save(reference, part)
     return reference.eval()
@@ -110,7 +113,7 @@ def _torchvision_names(encoder: nn.Module, part: Path, x: Tensor, model: str | N
         )
     reference: Any = torchvision.models.get_model(model)
     if not isinstance(reference, torchvision.models.ResNet):
-        raise ValueError(f"torchvision's ResNets have timm's names, {model!r} is none")
+        raise ValueError(f"model (--model) must be a ResNet for torchvision, got {model!r}")
     reference.fc = nn.Identity()
     return _named_like(encoder, reference, part, f"torchvision's {model}")
 
@@ -132,7 +135,10 @@ def _onnx(encoder: nn.Module, part: Path, x: Tensor, model: str | None) -> Any:
         import onnxruntime
         import onnxscript  # noqa: F401 - torch's exporter writes with it
     except ImportError as error:
-        raise ImportError(f"ONNX needs `pip install 'sslzoo[export]'`: {error}") from None
+        raise ImportError(
+            f"the format onnx needs packages that are not installed ({error}); run: "
+            "pip install 'sslzoo[export]'"
+        ) from None
     torch.onnx.export(
         _to_program(encoder, x),
         f=str(part),

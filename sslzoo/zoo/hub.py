@@ -37,7 +37,10 @@ def refuse_others(card: Card) -> None:
         ValueError: the card describes weights released by others.
     """
     if card.layout is not None:
-        raise ValueError(f"{card.name!r} is its authors' ({card.source}): push your own")
+        raise ValueError(
+            f"an entry to push must be your own, got {card.name!r}, which its authors released "
+            f"({card.source})"
+        )
 
 
 def push(card: Card, weights: Path, repository: str, api: Api | None = None) -> str:
@@ -55,7 +58,7 @@ def push(card: Card, weights: Path, repository: str, api: Api | None = None) -> 
     """
     refuse_others(card)
     if len([part for part in repository.split("/") if part]) != 2:
-        raise ValueError(f"OWNER/NAME wanted, got {repository!r}")
+        raise ValueError(f"repository must be OWNER/NAME, got {repository!r}")
     if api is None:
         from huggingface_hub import HfApi
 
@@ -71,5 +74,5 @@ def push(card: Card, weights: Path, repository: str, api: Api | None = None) -> 
             api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=repository)
     except Exception as error:  # errors of the Hub's client and of its HTTP client
         text = " ".join(str(error).split()) or type(error).__name__
-        raise OSError(f"{repository!r} is not pushed: {text}") from error
+        raise OSError(f"cannot push to {repository!r}: {text}") from error
     return f"hf://{repository}/{card.file}"

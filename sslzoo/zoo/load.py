@@ -92,7 +92,8 @@ def load(
         check_finite(module.state_dict(), str(path))
     elif whole:
         raise ValueError(
-            f"{str(path)!r} holds no whole method: a Lightning checkpoint of ours does"
+            f"{str(path)!r} must be a Lightning checkpoint of sslzoo with whole=True, got a file "
+            "of weights"
         )
     else:
         if layout in (None, "torchvision"):
@@ -117,20 +118,20 @@ def network(name: str) -> nn.Module:
     The checkpoint of a run that started from a zoo encoder contains its own weights.
 
     Args:
-        name: see `load`; URLs are not allowed.
+        name: see `load`, but not a URL.
 
     Raises:
         ValueError: the name is a URL, or see `load`.
         OSError: the file does not exist.
     """
     if is_url(str(name)):
-        raise UntrustedError("sslzoo.load", f"would fetch {name!r}", "a file")
+        raise UntrustedError("sslzoo.load", f"would download {name!r}", "a file")
     found = locate(name)
     if found.card is not None:
         return build_backbone(found.card.backbone, str(found.path))
     saved = read(found.path)
     if not _is_checkpoint(saved):
-        raise ValueError(f"{str(found.path)!r} does not say how its encoder is built")
+        raise ValueError(f"{str(found.path)!r} must have a card that names its class, got none")
     return _encoder_of(module_of(saved, str(found.path)), found.path, train=True)
 
 
@@ -146,7 +147,7 @@ def _refuse_no_weights(saved: Any, where: str) -> None:
     parts = saved.values() if isinstance(saved, Mapping) else ()
     if not any(isinstance(part, Tensor | Mapping) for part in parts):
         held = list(saved)[:3] if isinstance(saved, Mapping) else type(saved).__name__
-        raise ValueError(f"{where!r} holds no weights by name, it holds {held!r:.200}")
+        raise ValueError(f"{where!r} must have tensors by name, got {held!r:.200}")
 
 
 def _is_checkpoint(saved: Any) -> bool:
@@ -161,8 +162,8 @@ def _encoder(
         surplus = sorted(full.keys() - backbone.state_dict().keys())
         if surplus and all(name.startswith(LAYOUTS["torchvision"].drop or ()) for name in surplus):
             raise ValueError(
-                f"{str(path)!r} has {surplus} too, which the backbone has not: pass "
-                "layout='torchvision', which leaves a classifier out"
+                f"{str(path)!r} must have only the tensors of the backbone, got {surplus} too; "
+                "pass layout='torchvision', which omits a classifier"
             )
         fill(backbone, full, str(path))
         encoder = backbone
@@ -170,13 +171,14 @@ def _encoder(
         encoder = filled(card.backbone, state, str(path), trust)
     else:
         raise ValueError(
-            f"{str(path)!r} has no card beside it: pass backbone=, the module that it fills"
+            f"{str(path)!r} must have a card next to it, got none; or pass backbone=, the module "
+            "that it fills"
         )
     width = getattr(encoder, "num_features", None)
     if card is not None and width != card.num_features:
         raise ValueError(
-            f"{type(encoder).__name__} gives {width} features, the card of {card.name!r} says "
-            f"{card.num_features}"
+            f"num_features must be {card.num_features}, as on the card of {card.name!r}, got "
+            f"{width} of {type(encoder).__name__}"
         )
     return encoder
 
@@ -210,7 +212,10 @@ def _of_run(
 def _encoder_of(method: LightningModule, path: Path, train: bool) -> nn.Module:
     give = getattr(method, "encoder", None)
     if not callable(give):
-        raise ValueError(f"{str(path)!r} holds a {type(method).__name__}, which has no encoder()")
+        raise ValueError(
+            f"the method in {str(path)!r} must have encoder(), got {type(method).__name__} without "
+            "it"
+        )
     encoder: nn.Module = give()
     if train and isinstance(method, SSLMethod):
         for student, teacher in method.teacher_pairs():

@@ -67,7 +67,7 @@ def preprocessor(
 def _trained(text: str | None) -> TextTokenizer:
     if text is None:
         raise ValueError(
-            "an encoder of text has no tokenizer in its metadata, and its preprocessing names none"
+            "an encoder of text must have a tokenizer in its metadata or preprocessing, got none"
         )
     return WordPiece.from_json(text)
 
@@ -97,7 +97,7 @@ def of_checkpoint(saved: Any) -> tuple[dict[str, Any] | None, dict[str, str]]:
         about = state.get("preprocessing")
         if isinstance(about, dict):
             for wrong in complaints_of_preprocessing(about):
-                raise ValueError(f"the data module's state in the checkpoint {wrong}")
+                raise ValueError(f"the data module's state in the checkpoint: {wrong}")
             text = state.get("tokenizer_json")
             return about, {TOKENIZER: text} if isinstance(text, str) else {}
     return None, {}
@@ -162,7 +162,7 @@ def _build_data(data: dict[str, Any], where: str, trust: bool) -> Any:
         return build(data, LightningDataModule, where)
     except ValueError:
         raise
-    except Exception as error:  # whatever the constructor of a user's class raises
+    except Exception as error:  # a user's constructor may raise anything
         raise ValueError(f"the run's data module cannot be built: {_line(error)}") from error
 
 
@@ -171,7 +171,7 @@ def _read(module: Any) -> None:
         module.setup("validate")
     except OSError:
         raise
-    except Exception as error:  # likewise
+    except Exception as error:  # a user's setup may raise anything
         raise ValueError(f"the run's data cannot be read: {_line(error)}") from error
 
 
@@ -195,7 +195,7 @@ def with_view(
         return preprocessing
     kept = dict(preprocessing or {"range": [0.0, 1.0]})
     if kept.get("kind", "image") != "image":
-        raise ValueError(f"{sorted(view)} are of images, the run was trained on {kept['kind']}")
+        raise ValueError(f"{sorted(view)} must be omitted without images, got {kept['kind']}")
     if "size" in view:
         kept = {key: value for key, value in kept.items() if key not in ("resize", "fraction")}
     return kept | dict(view)

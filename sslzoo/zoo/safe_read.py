@@ -2,8 +2,7 @@
 
 Safetensors and JSON hold data only. torch's own files are read with `weights_only=True`; other
 pickles through an unpickler that has stand-ins for numeric arrays and for the containers of one
-code base, and refuses every other name. No content of a file can change an object that exists
-before the file is read and after.
+code base, and refuses every other name. No file can change an object outside its own contents.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ def read(path: Path) -> Any:
     if Path(f"{path}.index").is_file():
         return read_tensorflow(path)
     if not path.is_file():
-        kind = "a folder or a device is" if path.exists() else "no file"
-        raise FileNotFoundError(f"{kind} at {str(path)!r}")
+        kind = "a folder or a device" if path.exists() else "no file"
+        raise FileNotFoundError(f"there is {kind} at {str(path)!r}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in (".pkl", ".pickle"):
@@ -60,21 +59,21 @@ def tensors_by_name(held: Any, who: str) -> Mapping[str, torch.Tensor]:
 
     Args:
         held: the result of `read`, or a part of it.
-        who: what should have tensors by name, for the error: "a 'moco' checkpoint".
+        who: description of the contents for the error, such as "a 'moco' checkpoint".
 
     Raises:
         ValueError: the contents are something else.
     """
     if not isinstance(held, Mapping):
-        raise ValueError(f"{who} has tensors by name, the file has a {type(held).__name__}")
+        raise ValueError(f"{who} must have tensors by name, got a {type(held).__name__}")
     wrong = {type(name).__name__ for name in held if not isinstance(name, str)}
     wrong |= {type(v).__name__ for v in held.values() if not isinstance(v, torch.Tensor)}
     if wrong:
-        raise ValueError(f"{who} has tensors by name, the file has {sorted(wrong)} too")
+        raise ValueError(f"{who} must have tensors by name, got also {sorted(wrong)}")
     for name, tensor in held.items():
         odd = _oddity(tensor)
         if odd is not None:
-            raise ValueError(f"{who} has plain tensors, the file has {odd} as {name!r}")
+            raise ValueError(f"{who} must have plain tensors, got {odd} as {name!r}")
     return held
 
 
@@ -82,7 +81,7 @@ _PACKED = re.compile(r"float4|bits|int[1-7]$")  # types smaller than a byte, whi
 
 
 def _oddity(tensor: torch.Tensor) -> str | None:
-    """Why a tensor is not a plain numeric array in this process's memory; None if it is."""
+    """Describe a tensor that is not a plain numeric array in memory; None if it is one."""
     if tensor.is_nested:
         return "a nested tensor"
     if tensor.layout is not torch.strided:
@@ -110,7 +109,7 @@ def check_finite(state: Mapping[str, torch.Tensor], where: str) -> None:
     """
     for name, tensor in state.items():
         if not _finite(tensor):
-            raise ValueError(f"{where} holds NaN or infinity in {name!r}")
+            raise ValueError(f"{where} must be finite, got NaN or infinity in {name!r}")
 
 
 def _finite(tensor: torch.Tensor) -> bool:
@@ -140,7 +139,7 @@ def refuse_nan(held: Any, where: str) -> None:
         seen.add(id(part))
         if isinstance(part, torch.Tensor):
             if _oddity(part) is None and not _finite(part) and bool(part.isnan().any()):
-                raise ValueError(f"{where} holds NaN in {name.lstrip('.')!r}")
+                raise ValueError(f"{where} must not have NaN, got NaN in {name.lstrip('.')!r}")
         elif isinstance(part, Mapping):
             waiting += [(f"{name}.{key}"[:200], value) for key, value in part.items()]
         elif isinstance(part, list | tuple):
@@ -156,14 +155,14 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _not_whole(path: Path, kind: str, error: BaseException | str) -> ValueError:
     text = other_kind(path) or (_last_line(error) if str(error) else type(error).__name__)
-    return ValueError(f"{path} is not a whole {kind}: {text}")
+    return ValueError(f"{path} is not a valid {kind}: {text}")
 
 
 def _code(path: Path, what: str, named: str) -> ValueError:
     named = _printable(named).rstrip(".")
     return ValueError(
-        f"{path} holds more than {what}, and reading it could run code: {named}; of a module save "
-        "its state_dict() instead"
+        f"{path} must hold only {what}, since others could run code: {named}; save the "
+        "state_dict() of a module instead"
     )
 
 
@@ -208,7 +207,7 @@ def _read_torch(path: Path) -> Any:
         if not names:
             raise _not_whole(path, "torch file", said) from None
         raise _code(path, "tensors and plain values", names[0]) from None
-    except Exception as error:  # whatever torch's rebuilding functions raise for forged arguments
+    except Exception as error:  # torch raises anything for forged arguments
         raise _not_whole(path, "torch file", error) from None
     finally:
         # torch empties this list at the end of a load, but not if the load fails; then the next
@@ -230,13 +229,13 @@ def _refuse_packed(path: Path) -> None:
         return  # an older format, or torch raises the error
     if any(part.filename.rpartition("/")[2] == "constants.pkl" for part in parts):
         raise ValueError(
-            f"{path} holds a TorchScript program, and reading it could run code: save its "
-            "state_dict() instead"
+            f"{path} must hold only tensors, since others could run code: it is a TorchScript "
+            "program; save its state_dict() instead"
         )
     packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
     if packed or sum(part.file_size for part in parts) > path.stat().st_size:
         raise ValueError(
-            f"{path} is not a torch file: its {len(parts)} entries are larger than the file itself"
+            f"{path} is not a valid torch file: its {len(parts)} entries are larger than the file"
         )
 
 
@@ -246,7 +245,7 @@ def _refuse_archive(path: Path) -> None:
         tarfile.open(path, "r:").close()
     except Exception:  # not a tar, or none that tarfile can parse
         return
-    raise ValueError(f"{path} is not a whole torch file: it is a tar archive, as torch 0.1 wrote")
+    raise ValueError(f"{path} is not a valid torch file: it is a tar archive, as of torch 0.1")
 
 
 class _Closed(pickle._Unpickler):  # the pure-Python one, whose opcodes can be replaced
@@ -284,7 +283,7 @@ def _unpickled(unpickler: _Closed, path: Path, what: str) -> Any:
         if "asks for" in str(error):
             raise _code(path, what, str(error)) from None
         raise _not_whole(path, "pickle", error) from None
-    except Exception as error:  # whatever forged arguments cause
+    except Exception as error:  # forged arguments may raise anything
         raise _not_whole(path, "pickle", error) from None
 
 
@@ -338,7 +337,7 @@ class _OldUnpickler(_Closed):
     def persistent_load(self, pid: Any) -> Any:
         kind, *about = pid
         if kind == "module":
-            return about[0]  # its class; its source text is ignored
+            return about[0]  # the module's class; its source text is ignored
         dtype, key, _, count, view = about
         if key not in self.storages:
             self.left -= count * dtype.itemsize
@@ -363,7 +362,7 @@ def _read_old_torch(path: Path) -> Any:
         keys = load()
         try:
             if (magic, protocol, about["little_endian"]) != (_OLD_MAGIC, _OLD_PROTOCOL, True):
-                raise ValueError("another protocol, or another order of bytes")
+                raise ValueError("it has another protocol or byte order")
             for key in keys:
                 _fill_storage(unpickler.storages[key], file)
         except Exception as error:
@@ -374,14 +373,14 @@ def _read_old_torch(path: Path) -> Any:
 def _fill_storage(storage: torch.Tensor, file: Any) -> None:
     (count,) = struct.unpack("<q", file.read(8))
     if count != len(storage):
-        raise ValueError(f"{count} numbers for a storage of {len(storage)}")
+        raise ValueError(f"it has {count} numbers for a storage of {len(storage)}")
     raw = file.read(count * storage.element_size())
     if raw:
         storage.copy_(torch.frombuffer(bytearray(raw), dtype=storage.dtype))
 
 
 def _last_line(error: BaseException | str) -> str:
-    text = str(error).partition(" This is an internal miniz error")[0]  # and torch's guesses
+    text = str(error).partition(" This is an internal miniz error")[0]  # torch's guesses
     lines = [line for line in text.split("\n") if line.strip()]
     return _printable(lines[-1]) if lines else "it ends too early"
 
@@ -465,8 +464,8 @@ _MULTIARRAY = {
     "_reconstruct": _Array,
     "scalar": lambda dtype, raw: dtype.array((), raw).item(),
 }
-# What torch files may name besides tensors: the training's arguments, and numpy scalars that a
-# schedule left in the optimizer.
+# Classes that torch files may name besides tensors: the training's arguments, and numpy scalars
+# that a schedule left in the optimizer.
 _STAND_INS: dict[str, Any] = {
     **dict.fromkeys(_PICKLED_MODULES, _PickledModule),
     **dict.fromkeys(("argparse.Namespace", "pathlib.PosixPath"), _StandIn),
@@ -527,7 +526,8 @@ def read_tensorflow(prefix: Path) -> dict[str, np.ndarray]:
     """
     if importlib.util.find_spec("tensorflow") is None:
         raise ImportError(
-            f"reading the TensorFlow checkpoint {prefix} needs `pip install 'sslzoo[convert]'`"
+            f"reading the TensorFlow checkpoint {prefix} needs the package tensorflow, which is "
+            "not installed; run: pip install 'sslzoo[convert]'"
         )
     with tempfile.TemporaryDirectory() as folder:
         arrays = Path(folder, "arrays.npz")
@@ -535,7 +535,7 @@ def read_tensorflow(prefix: Path) -> dict[str, np.ndarray]:
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if done.returncode != 0:
             raise ValueError(
-                f"{prefix} is not a whole TensorFlow checkpoint: {_last_line(done.stderr)}"
+                f"{prefix} is not a valid TensorFlow checkpoint: {_last_line(done.stderr)}"
             )
         with np.load(arrays) as saved:
             return dict(saved)

@@ -62,7 +62,7 @@ def save(
         if kept.is_floating_point():
             kept = kept.half() if dtype == "float16" else kept.float()
             if not kept.isfinite().all():
-                raise ValueError(f"{name} has values that are not finite in {dtype}")
+                raise ValueError(f"{name} must be finite in {dtype}, got NaN or infinity")
         state[name] = kept.contiguous().clone()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
@@ -104,7 +104,9 @@ def save_with_card(
     path = folder / card.file
     beside = path.with_suffix(".json")
     if path.exists() or beside.exists():
-        raise ValueError(f"{path} is there already: take another name, or remove it and its card")
+        raise ValueError(
+            f"the file must not exist yet, got {path}; use another name, or remove it and its card"
+        )
     with _made(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".adding-") as name:
         part = Path(name) / card.file
         try:
@@ -183,8 +185,8 @@ def add_run(
     for path in (config_path, checkpoint):
         if not path.is_file():
             raise FileNotFoundError(
-                f"{str(run)!r} is not a run of the command: no {path}; of any other checkpoint "
-                "--backbone says what it fills"
+                f"a run directory must have {path}, got none in {str(run)!r}; for a checkpoint of "
+                "other code, pass --backbone"
             )
     config = read_config(config_path)
     method, backbone = _named(config, config_path)
@@ -221,8 +223,8 @@ def _named(config: dict[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
             value = value.get(key) if isinstance(value, dict) else None
         if not isinstance(value, str):
             raise ValueError(
-                f"{path} names no {'.'.join(keys)}, so it does not say what the encoder is: "
-                "--backbone does, and --prefix which tensors of the checkpoint are its"
+                f"{path} must have {'.'.join(keys)}, got none; pass --backbone, and --prefix for "
+                "its tensors in the checkpoint"
             )
         found[keys[-2]] = value
     return found["model"], config["model"]["init_args"]["backbone"]
@@ -234,17 +236,16 @@ def _trained(checkpoint: Path, method: str, trust: bool) -> nn.Module:
         return load(str(checkpoint), trust=trust).eval()
     except (ValueError, OSError, ImportError):
         raise
-    except Exception as error:  # whatever the constructor of a user's method raises
+    except Exception as error:  # a user's constructor may raise anything
         line = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{checkpoint} holds no {method} that can be built: {line}") from error
+        raise ValueError(f"{method} of {checkpoint} cannot be built: {line}") from error
 
 
 def _width(encoder: nn.Module, what: str) -> int:
     width = getattr(encoder, "num_features", None)
     if not isinstance(width, int):
         raise ValueError(
-            f"a backbone with num_features wanted, {what} is a {type(encoder).__name__} and has "
-            f"{width!r}"
+            f"num_features of {what} must be an int, got {width!r} of {type(encoder).__name__}"
         )
     return width
 
@@ -331,11 +332,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # a file's name, not a 
 def _check_new(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise ValueError(
-            "a name must have letters, digits, '.', '_' and '-' alone, begin with a letter or a "
-            f"digit, and have at most 200 of them, got {name!r}"
+            "the name must be at most 200 letters, digits, '.', '_' and '-', beginning with a "
+            f"letter or a digit, got {name!r}"
         )
     if name in entries():
-        raise ValueError(f"there is an entry {name!r} already: take another name")
+        raise ValueError(f"the name must be new, got that of the existing entry {name!r}")
 
 
 def _epochs_begun(saved: Any) -> int | None:
@@ -354,15 +355,15 @@ def _backbone(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_vocabulary(saved: Mapping[str, Any], tokenizer: str | None) -> None:
-    """Raise if the vocabulary is not the one that the run was trained with."""
+    """Check that the vocabulary is the one that the run was trained with."""
     digest = vocabulary(saved)
     if tokenizer is None or digest is None:
         return
     now = hashlib.sha256(tokenizer.encode()).hexdigest()
     if now != digest:
         raise ValueError(
-            "the vocabulary that the run's data gives is not the run's (its digest is "
-            f"{now[:12]}, the run's {digest[:12]}): has the text changed?"
+            f"the tokenizer's digest must be that of the run, {digest[:12]}, got {now[:12]}; use "
+            "the training text of the run"
         )
 
 
@@ -382,5 +383,5 @@ def last_validation(metrics: Path) -> dict[str, float]:
                         if name and name.startswith("val/") and text:
                             last[name] = float(text)
         except (ValueError, csv.Error) as error:
-            raise ValueError(f"{metrics} does not hold the metrics of a run: {error}") from None
+            raise ValueError(f"{metrics} must hold the metrics of a run: {error}") from None
     return last

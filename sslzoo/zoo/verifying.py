@@ -45,7 +45,7 @@ def fixed_sample(card: Card) -> Any:
 
 @torch.no_grad()
 def fixed_features(encoder: nn.Module, card: Card) -> list[float]:
-    """First features of the fixed sample, in eval mode and float32; none for an unknown kind.
+    """First features of the fixed sample in eval mode; none for an unknown kind.
 
     Args:
         encoder: a loaded encoder with `preprocess`.
@@ -62,14 +62,16 @@ def fixed_features(encoder: nn.Module, card: Card) -> list[float]:
         features = loaded(loaded.preprocess(fixed_sample(card)))
     except Exception as error:  # errors of torch, timm and any user code
         raise ValueError(
-            f"{card.name!r} does not take a sample made by {card.preprocessing}: {error}"
+            f"{card.name!r} cannot encode a sample preprocessed by {card.preprocessing}: {error}"
         ) from error
     if not isinstance(features, Tensor):
-        raise ValueError(f"{card.name!r} gives a {type(features).__name__}, features wanted")
+        raise ValueError(
+            f"the features of {card.name!r} must be a tensor, got a {type(features).__name__}"
+        )
     if features.shape != (1, card.num_features) or not features.isfinite().all():
         raise ValueError(
-            f"{card.name!r} gives features of shape {tuple(features.shape)}, finite ones of "
-            f"(1, {card.num_features}) wanted"
+            f"the features of {card.name!r} must be finite and (1, {card.num_features}), got "
+            f"{tuple(features.shape)}"
         )
     return [round(value, 6) for value in features[0, :KEPT].tolist()]
 
@@ -92,13 +94,13 @@ def verify(name: str, sha256: str | None = None, trust: bool = False) -> Card:
     encoder: Any = load(name, sha256=sha256, trust=trust)
     card = getattr(encoder, "card", None)
     if not isinstance(card, Card):
-        raise ValueError(f"{name!r} has no card to be held to")
+        raise ValueError(f"{name!r} must have a card to be verified, got none")
     got = torch.tensor(fixed_features(encoder, card))
     if len(got) and card.features:
         wanted = torch.tensor(card.features)
         if (got - wanted).abs().max() > _TOLERANCE * wanted.abs().max():
             raise ValueError(
-                f"{card.name!r} gives features {got.tolist()} for the fixed input, its card says "
-                f"{card.features}"
+                f"{card.name!r} must give the features {card.features} of its card for the fixed "
+                f"input, got {got.tolist()}"
             )
     return card

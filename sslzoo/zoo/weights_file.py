@@ -1,4 +1,4 @@
-"""Weights files: resolve a name, path or URL to a local file, downloading it if needed."""
+"""Weights files: resolve a name, path or URL to a local, downloaded file."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ def _text(what: str, given: Any) -> str:
         ValueError: the argument is something else, or cannot be a path.
     """
     text = os.fspath(given) if isinstance(given, os.PathLike) else given
-    kinds = "an entry of the zoo, a path or an address" if what == "name" else "a path"
+    kinds = "an entry of the zoo, a path or a URL" if what == "name" else "a path"
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{what} must be {kinds}, got {given!r}")
     if "\0" in text or len(text) > _LONGEST:
         raise ValueError(
-            f"{what} must be {kinds} of at most {_LONGEST} characters and without NUL, got "
-            f"{text[:80]!r} of {len(text)}"
+            f"{what} must be {kinds} of at most {_LONGEST} characters, without NUL, got "
+            f"{text[:80]!r} with {len(text)}"
         )
     return text
 
@@ -102,7 +102,7 @@ def _nowhere(name: str) -> str:
             card_named(name)
         except ValueError as error:
             return str(error)
-    return f"no file at {name!r}"
+    return f"there is no file at {name!r}"
 
 
 def _refuse_irregular(path: Path) -> None:
@@ -110,7 +110,7 @@ def _refuse_irregular(path: Path) -> None:
         kind = "a folder" if path.is_dir() else "a device or a pipe"
         last = path / "checkpoints" / "last.ckpt"
         more = f"; its weights are in {str(last)!r}" if last.is_file() else ""
-        raise ValueError(f"a file of weights must be a file, and {str(path)!r} is {kind}{more}")
+        raise ValueError(f"weights must be a file, got {str(path)!r}, which is {kind}{more}")
 
 
 def _card_beside(path: Path) -> Card | None:
@@ -182,8 +182,8 @@ def _fits(card: Card | None, who: str, trust: bool) -> Callable[[Path], None]:
         width = getattr(encoder, "num_features", None)
         if width != card.num_features:
             raise ValueError(
-                f"{type(encoder).__name__} gives {width} features, the card of {card.name!r} says "
-                f"{card.num_features}"
+                f"num_features must be {card.num_features}, as on the card of {card.name!r}, got "
+                f"{width} of {type(encoder).__name__}"
             )
 
     return parse
@@ -194,7 +194,7 @@ def _from_address(url: str, sha256: str | None, strict: bool, trust: bool) -> Fo
 
     A file:// URL is read in place: the file may change, and is not a download.
     """
-    resolved(url)  # raises if it is not a URL
+    resolved(url)  # raises for an invalid URL
     parts = urlsplit(url)
     if parts.scheme == "file":
         return _from_file(url, sha256, strict)
@@ -225,6 +225,6 @@ def _from_file(url: str, sha256: str | None, strict: bool) -> Found:
     published = card is not None and (card.sha256 or card.md5)
     if strict and sha256 is None and not published:
         raise ValueError(
-            f"nobody published a hash of {url}: pass sha256='...', or leave out strict=True"
+            f"{url} must have a published hash with strict=True, got none; pass sha256='...'"
         )
     return _local(path, card, sha256)

@@ -64,5 +64,5 @@ def test_wrong_settings_are_named() -> None:
         ClipPerParameter(0)
     optimizer = torch.optim.AdamW(_parameters([torch.ones(2)]), fused=True)
     scaled: Any = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=object()))
-    with pytest.raises(ValueError, match="fused optimizer with 16-mixed"):
+    with pytest.raises(ValueError, match="fused optimizer with precision 16-mixed"):
         ClipPerParameter(1.0).on_before_optimizer_step(scaled, None, optimizer)  # type: ignore[arg-type]

@@ -95,7 +95,7 @@ def test_the_method_itself_keeps_its_features_apart(tmp_path) -> None:
 
 
 def test_the_threshold_can_be_moved(tmp_path) -> None:
-    with pytest.warns(CollapseWarning, match=r"least 30\), spread"):
+    with pytest.warns(CollapseWarning, match=r"at least 30\) and the spread"):
         fit(SimSiam, tmp_path, least_rank=30.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error", CollapseWarning)

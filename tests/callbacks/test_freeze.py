@@ -113,5 +113,5 @@ def test_wrong_settings_are_named() -> None:
     with pytest.raises(ValueError, match="got -1 and 0"):
         FreezeUntil("projector", epochs=-1)
     method, _ = toy()
-    with pytest.raises(ValueError, match="a module of BYOL wanted, got 'last'"):
+    with pytest.raises(ValueError, match="must be a submodule of BYOL, got 'last'"):
         FreezeUntil("last").on_train_start(None, method)  # type: ignore[arg-type]

@@ -92,5 +92,5 @@ def test_the_curve_is_the_authors(name: str, first: int) -> None:
 def test_no_decay_cannot_be_scheduled() -> None:
     parameter = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.AdamW([parameter], weight_decay=0.1)
-    with pytest.raises(ValueError, match="above 0 wanted, got 0"):
+    with pytest.raises(ValueError, match="must be above 0, got 0"):
         WeightDecaySchedule(ConstantSchedule(0.0)).update(Toy(Pooled(4)), optimizer)

@@ -129,7 +129,7 @@ def test_a_table_is_of_results_alone(
     with pytest.raises(SystemExit):
         evaluate.main(["--table", str(path)])
     said = capsys.readouterr().err
-    assert f"a result file of `sslzoo eval --output` wanted, got '{path}'" in said
+    assert f"'{path}' must be a result file of `sslzoo eval --output`, got" in said
 
 
 def test_results_do_not_replace_what_is_no_file(
@@ -137,7 +137,7 @@ def test_results_do_not_replace_what_is_no_file(
 ) -> None:
     with pytest.raises(SystemExit):
         evaluate.main([str(finished), f"--output={tmp_path}"])
-    assert "a path for a file wanted" in capsys.readouterr().err
+    assert "must not be a folder or a device" in capsys.readouterr().err
 
 
 def test_the_batch_size_changes_nothing(finished: Path, tmp_path: Path) -> None:
@@ -284,8 +284,8 @@ def test_two_ranks_give_the_numbers_of_one(finished: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--seeds=[0,1]"], "want --suite.train_fraction below 1 .* got 1.0"),
-        ([*FEW, "--seeds=[1,1]"], r"--seeds wants different numbers, .* got \[1, 1\]"),
+        (["--seeds=[0,1]"], "--suite.train_fraction must be below 1, .* got 1.0"),
+        ([*FEW, "--seeds=[1,1]"], r"--seeds must be one or more distinct numbers, got \[1, 1\]"),
     ],
 )
 def test_seeds_that_draw_nothing_are_refused(
@@ -305,8 +305,8 @@ def test_errors_say_what_was_wanted(
 ) -> None:
     with pytest.raises(SystemExit):
         evaluate.main(["byol-small_resnet-cifar10jpeg"])
-    assert "whose data is evaluated on; got 'byol-small" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"a run has config\.yaml and checkpoints/last\.ckpt"):
+    assert "--on must be a config whose data to evaluate on" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"must have config\.yaml and checkpoints/last\.ckpt"):
         read_model(str(tmp_path))
     with pytest.raises(SystemExit):
         evaluated(str(finished), "--suite.protocols=[knm]", output=tmp_path / "r.json")

@@ -278,7 +278,7 @@ def test_text_has_what_needs_no_labels(
     of_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = evaluated(of_text, *SUITE, output=tmp_path / "r.json")
-    assert "without knn, linear, retrieval: the data has no query set" in capsys.readouterr().err
+    assert "skipped knn, linear, retrieval: the data has no query set" in capsys.readouterr().err
     assert result["suite"]["protocols"] == ["label_free", "similarity"]
     got = result["models"][0]["metrics"]
     loaders = data_of(of_text).similarity_dataloaders()["dev"]
@@ -288,17 +288,19 @@ def test_text_has_what_needs_no_labels(
     assert set(got) == names
     other = metrics(of_text, "--data.eval_batch_size=5", output=tmp_path / "o.json")
     assert other == pytest.approx(got, rel=1e-4)
-    assert capsys.readouterr().err.count("without knn") == 1
+    assert capsys.readouterr().err.count("skipped knn") == 1
 
 
 def test_a_protocol_that_was_asked_for_is_not_left_out(
     of_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refused(of_text, "--suite.protocols=[knn]", output=tmp_path / "r.json", capsys=capsys)
-    assert "kNN, linear probe and retrieval want a query set with a label a sample" in said
+    assert (
+        "the query set must have one label per sample for kNN, linear probe and retrieval" in said
+    )
     few = "--suite.train_fraction=0.1"
     said = refused(of_text, few, output=tmp_path / "r.json", capsys=capsys)
-    assert "train_fraction 0.1 wants knn or linear, got ['label_free', 'similarity']" in said
+    assert "train_fraction below 1 (0.1), got ['label_free', 'similarity']" in said
     only = metrics(of_text, "--suite.protocols=[similarity]", output=tmp_path / "r.json")
     assert set(only) == {"spearman_dev", "spearman_test"}
 
@@ -347,14 +349,14 @@ def test_text_that_has_changed_is_refused(
     config["data"]["init_args"]["root"] = str(tmp_path / "gone")
     (moved / "config.yaml").write_text(yaml.safe_dump(config))
     got = metrics(moved, f"--data.root={here}", output=tmp_path / "r.json")  # it has moved
-    assert "samples are made as the STSB given makes them" in capsys.readouterr().err
+    assert "using the preprocessing of STSB instead" in capsys.readouterr().err
     assert got == metrics(of_text, output=tmp_path / "o.json")
     on = ["--on", moved / "config.yaml", f"--data.root={root}"]
     said = refused(moved, *on, output=tmp_path / "x.json", capsys=capsys)
-    assert re.search(r"the data that '.*run' was trained on: .*gone", said)
+    assert re.search(r"the training data of '.*run' is needed: .*gone", said)
     write_pairs(here, [*sentences(), "a zebra"])
     said = refused(moved, f"--data.root={here}", output=tmp_path / "x.json", capsys=capsys)
-    assert "was trained with another vocabulary" in said
+    assert "the tokenizer's digest must be that of" in said
 
 
 def test_changed_sentences_have_an_alignment(of_text: Path) -> None:
@@ -436,7 +438,7 @@ def test_targets_that_are_no_classes(
     on = ["--on", of_arrays / "config.yaml", f"--data.root={root}"]
     got = metrics(of_arrays, *on, output=tmp_path / "r.json")
     assert set(got) == {"effective_rank", "feature_std", "uniformity"}
-    assert "no query set with a class a sample" in capsys.readouterr().err
+    assert "no query set with one class per sample" in capsys.readouterr().err
 
 
 # -- several modalities
@@ -517,8 +519,8 @@ def test_a_module_of_the_contract_is_measured_without_a_cache(
     args = [name, name, *named(TheirImages, tmp_path), *SUITE]
     rows = evaluated(*args, output=tmp_path / "r.json", cache=cache)["models"]
     said = capsys.readouterr().err
-    assert said.count("features are not cached: TheirImages tells no fingerprint()") == 1
-    assert "samples are made as TheirImages makes them" in said
+    assert said.count("features are not cached, since TheirImages has no fingerprint()") == 1
+    assert "using the preprocessing of TheirImages" in said
     assert not cache.exists()
     loaders = TheirImages().eval_dataloaders()
     encoder = read_model(name).encoder
@@ -530,12 +532,12 @@ def test_a_module_of_the_contract_is_measured_without_a_cache(
 
 @pytest.mark.parametrize(
     ("cls", "got"),
-    [(TheirTraining, "has no such method"), (TheirMistake, "has one that returns list")],
+    [(TheirTraining, "got no such method"), (TheirMistake, "got one that returns list")],
 )
 def test_a_module_without_the_contract_is_refused(
     cls: type, got: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["simclr-small_resnet-cifar10jpeg", *named(cls, tmp_path)]
     said = refused(*args, output=tmp_path / "r.json", capsys=capsys)
-    assert "a data module with eval_dataloaders() -> sslzoo.eval.loaders.EvalLoaders wanted" in said
-    assert f"{cls.__name__} {got}" in said
+    returns = "eval_dataloaders() that returns sslzoo.eval.loaders.EvalLoaders"
+    assert f"{cls.__name__} must have {returns}, {got}" in said

@@ -31,7 +31,7 @@ def test_errors_say_what_was_expected(folder: Path, tmp_path: Path) -> None:
         ([*simclr, torchs], ["Schedule"]),
         ([*simclr, "--data.batch_size=100"], ["batch"]),
         ([*simclr, f"--data.root={tmp_path / 'nowhere'}"], ["nowhere"]),
-        ([*instdisc, "--model.init_args.bank_size=61"], ["61 rows", "60"]),
+        ([*instdisc, "--model.init_args.bank_size=61"], ["bank_size must be 60", "got 61"]),
     ]
     for args, wanted in cases:
         text = failure(args, tmp_path)

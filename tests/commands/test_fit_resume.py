@@ -90,13 +90,13 @@ class Own:
 def test_what_is_no_checkpoint_of_a_run_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     lightnings = {"pytorch-lightning_version": "2.6.6", "state_dict": {}}
     files = {
-        "page.html": "page.html is not a whole torch file: an HTML page",
-        "empty.ckpt": "empty.ckpt is not a whole torch file: it is empty",
-        "cut.ckpt": "cut.ckpt is not a whole torch file",
-        "weights.pth": r"weights.pth is no checkpoint of a run, it holds \['conv1.weight'\]",
-        "list.pth": "list.pth is no checkpoint of a run, it holds 'list'",
-        "module.pth": r"could run code: .*Linear.*save its state_dict\(\) instead$",
-        "own.ckpt": r"could run code: .*Own.*--weights_only=false reads it all the same",
+        "page.html": "page.html is not a valid torch file: it is an HTML page",
+        "empty.ckpt": "empty.ckpt is not a valid torch file: it is empty",
+        "cut.ckpt": "cut.ckpt is not a valid torch file",
+        "weights.pth": r"weights.pth must be a Lightning checkpoint, got \['conv1.weight'\]",
+        "list.pth": "list.pth must be a Lightning checkpoint, got 'list'",
+        "module.pth": r"could run code: .*Linear.*save the state_dict\(\) of a module instead$",
+        "own.ckpt": r"could run code: .*Own.*if you trust it, pass --weights_only=false",
         "none.ckpt": "no file at '.*none.ckpt'",
         "version_3": r"a folder .*; its checkpoint is .*version_3/checkpoints/last\.ckpt",
     }
@@ -125,12 +125,12 @@ def test_last_is_the_newest_run_s_last_checkpoint(folder: Path, tmp_path: Path) 
     given += ["--trainer.callbacks=null", "--trainer.limit_train_batches=1"]
     for which in ("last", "best"):
         said = refusal([*given, f"--ckpt_path={which}"])
-        assert re.search(rf"--ckpt_path {which}: there is no checkpoint in .*version_N", said), said
+        assert re.search(rf"since .*version_N.* has no checkpoint, got '{which}'", said), said
     fit.run([*given, "--trainer.max_epochs=1"])
     resumed = fit.run([*given, "--trainer.max_epochs=2", "--ckpt_path=last"])
     assert resumed.model.step == 2
     assert torch.load(tmp_path / "out/version_1/checkpoints/last.ckpt")["global_step"] == 2
-    assert "give one of" in refusal([*given, "--ckpt_path=best"])
+    assert "must be 'last' or one of" in refusal([*given, "--ckpt_path=best"])
 
 
 def refusal(args: list[str]) -> str:

@@ -100,7 +100,7 @@ def test_info_is_the_card(capsys: pytest.CaptureFixture[str]) -> None:
     card = json.loads(said(capsys, "zoo", "info", NAME))
     assert card["sha256"] == entries()[NAME].sha256
     assert [url.rpartition("/")[2] for url in card["urls"]] == [f"{NAME}.safetensors"]
-    assert "close" in failure(capsys, "zoo", "info", "simclr")
+    assert "similar names" in failure(capsys, "zoo", "info", "simclr")
 
 
 def test_fetch_prints_the_path(
@@ -119,7 +119,7 @@ def test_fetch_prints_the_path(
     file = sslzoo.zoo.card_named("dino-vits16-imagenet").file
     (tmp_path / "home" / "dino-vits16-imagenet" / file).write_bytes(b"<html>Log in")
     told = failure(capsys, "zoo", "fetch", "--strict", "dino-vits16-imagenet")
-    assert "nobody published a hash" in told
+    assert "must have a published hash" in told
     assert "an HTML page" in failure(capsys, "zoo", "fetch", "dino-vits16-imagenet")
 
 
@@ -134,7 +134,7 @@ def test_a_folder_of_entries_that_cannot_be_made_names_the_variable(
 
 def test_a_pattern_without_an_entry_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert failure(capsys, "zoo", "list", "nothing*") == (
-        "sslzoo: no entry of the zoo is a 'nothing*'\n"
+        "sslzoo: the pattern must match an entry of the zoo, got 'nothing*'\n"
     )
 
 
@@ -146,7 +146,9 @@ def test_verify_and_fetch_take_patterns(capsys: pytest.CaptureFixture[str]) -> N
     assert [Path(path).stem for path in paths] == names
     assert "nowhere" in failure(capsys, "zoo", "fetch", "file:///nowhere?x=1", "--sha256", "0" * 64)
     for verb, where in (("verify", "on this machine"), ("fetch", "of the zoo")):
-        assert f"no entry {where} is a 'nothing*'" in failure(capsys, "zoo", verb, "nothing*")
+        assert f"the pattern must match an entry {where}, got 'nothing*'" in failure(
+            capsys, "zoo", verb, "nothing*"
+        )
 
 
 def test_verify_finds_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -154,14 +156,14 @@ def test_verify_finds_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path
     path = write(tmp_path, SmallResNet((8, 16)), features=[9.0, 9.0, 9.0, 9.0])
     text = failure(capsys, "zoo", "verify", NAME, str(path))
     assert f"right {NAME}" in text
-    assert f"WRONG {path}: 'tiny' gives features" in text
+    assert f"WRONG {path}: 'tiny' must give the features" in text
 
 
 def test_an_encoder_of_sequences_is_not_exported_as_one_of_images(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     asked = ["export", "cpc-gru_small-pendulum", "--format", "onnx", "--to", str(tmp_path / "x")]
-    assert "takes frames; export tries encoders on images" in failure(capsys, *asked)
+    assert "must be an encoder of images to export, got frames" in failure(capsys, *asked)
     assert not (tmp_path / "x").exists()
 
 
@@ -194,11 +196,11 @@ def test_a_run_becomes_an_entry_that_loads_by_name(
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, trained[f"backbone.{name}"]), name
     assert said(capsys, "zoo", "verify", str(weights)) == f"right {weights}\n"
-    assert "there already" in failure(
+    assert "must not exist yet" in failure(
         capsys, "zoo", "add", str(version), *about, "--to", str(tmp_path / "zoo"), "--size", "16"
     )
     text = failure(capsys, "zoo", "add", str(tmp_path), *about)
-    assert "not a run of the command" in text
+    assert "a run directory must have" in text
 
 
 def test_a_checkpoint_is_exported_at_the_size_that_it_was_trained_at(
@@ -325,10 +327,14 @@ def test_any_lightning_checkpoint_becomes_an_entry(
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, trained[f"net.{name}"]), name
     assert said(capsys, "zoo", "verify", "theirs") == "right theirs\n"
-    assert "an entry 'theirs' already" in failure(capsys, *named)
+    assert "the name must be new, got that of the existing entry 'theirs'" in failure(
+        capsys, *named
+    )
     add[4] = NAME  # of an entry that came with the package
-    assert f"an entry '{NAME}' already" in failure(capsys, *add, "--backbone", SMALL)
-    assert f"an entry '{NAME}' already" in failure(capsys, *add)
+    assert f"must be new, got that of the existing entry '{NAME}'" in failure(
+        capsys, *add, "--backbone", SMALL
+    )
+    assert f"must be new, got that of the existing entry '{NAME}'" in failure(capsys, *add)
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec.*")
@@ -337,13 +343,19 @@ def test_a_checkpoint_that_does_not_fit_what_is_said_of_it_is_refused(
 ) -> None:
     add = ["zoo", "add", str(their_checkpoint), *ABOUT]
     for more, text in (
-        ([], "not a run of the command.*--backbone says what it fills"),
-        (["--prefix", "net."], "--backbone wanted, which --prefix goes with"),
-        (["--backbone", SMALL], r"no tensors under 'backbone\.', it has \['net\."),
+        ([], "a run directory must have .*pass --backbone"),
+        (["--prefix", "net."], "--backbone must be given with --prefix, got none"),
+        (["--backbone", SMALL], r"must have tensors under 'backbone\.', got \['net\."),
         (["--backbone", SMALL, "--prefix", ""], "does not fit SmallResNet"),
-        (["--backbone", SMALL, "--layout", "moco"], "nothing of|has no"),
-        (["--backbone", "torch.nn.Flatten"], "with num_features wanted.*Flatten.*has None"),
-        (["--backbone", SMALL, "--prefix", "net.", "--mean", "1"], r"wants \['size'\]"),
+        (["--backbone", SMALL, "--layout", "moco"], "must have"),
+        (
+            ["--backbone", "torch.nn.Flatten"],
+            "num_features of .*Flatten.* must be an int, got None",
+        ),
+        (
+            ["--backbone", SMALL, "--prefix", "net.", "--mean", "1"],
+            r"must have the keys \['size'\]",
+        ),
     ):
         assert re.search(text, failure(capsys, *add, *more)), (more, text)
     assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
@@ -356,7 +368,7 @@ def test_images_that_the_encoder_does_not_take_are_refused(
     gray = SMALL.replace("[8, 16]", '[8, 16], "in_chans": 1')
     add = ["zoo", "add", str(tmp_path / "gray.safetensors"), *ABOUT]
     text = failure(capsys, *add, "--backbone", gray, "--prefix", "", "--size", "8")
-    assert "does not take a sample made by {'range': [0.0, 1.0], 'size': 8}" in text
+    assert "cannot encode a sample preprocessed by {'range': [0.0, 1.0], 'size': 8}" in text
     assert not (tmp_path / "home").exists()
     for more in (["--channels", "1"], ["--mean", "0.5", "--std", "0.5"]):
         named = [*add, "--backbone", gray, "--prefix", "", "--size", "8", *more]
@@ -434,7 +446,7 @@ def test_a_card_appears_under_its_name_by_a_rename(
 def test_values_beyond_the_precision_are_refused_and_leave_nothing(tmp_path: Path) -> None:
     net = nn.Linear(2, 2)
     nn.init.constant_(net.bias, 1e6)
-    with pytest.raises(ValueError, match="bias has values that are not finite in float16"):
+    with pytest.raises(ValueError, match="bias must be finite in float16"):
         save(net, tmp_path / "net.safetensors", "float16")
     assert not list(tmp_path.iterdir())
 
@@ -485,15 +497,15 @@ def no_encoder_class(content: dict[str, Any]) -> None:
 
 
 CONFIGS: dict[str, tuple[Any, str]] = {
-    "no YAML": (lambda content: "model: [", "config.yaml is not the YAML of a run"),
-    "deep YAML": (lambda content: "[" * 5000, "config.yaml is not the YAML of a run"),
-    "a list": (lambda content: "- a\n", "it holds a list"),
-    "nothing": (lambda content: "\n", "it holds a NoneType"),
-    "bytes": (lambda content: "a: \x00", "config.yaml is not the YAML of a run"),
-    "no model": (without("model"), "names no model.class_path"),
-    "no class": (without("model", "class_path"), "names no model.class_path"),
-    "no arguments": (without("model", "init_args"), "names no model.init_args.backbone"),
-    "no backbone": (without("model", "init_args", "backbone"), "--backbone does, and --prefix"),
+    "no YAML": (lambda content: "model: [", "config.yaml is not a valid config"),
+    "deep YAML": (lambda content: "[" * 5000, "config.yaml is not a valid config"),
+    "a list": (lambda content: "- a\n", "must be a dictionary, got list"),
+    "nothing": (lambda content: "\n", "must be a dictionary, got NoneType"),
+    "bytes": (lambda content: "a: \x00", "config.yaml is not a valid config"),
+    "no model": (without("model"), "must have model.class_path"),
+    "no class": (without("model", "class_path"), "must have model.class_path"),
+    "no arguments": (without("model", "init_args"), "must have model.init_args.backbone"),
+    "no backbone": (without("model", "init_args", "backbone"), "pass --backbone, and --prefix"),
     "other widths": (other_widths, "does not fit SmallResNet"),
     "other class": (no_encoder_class, "Tanh"),
 }
@@ -531,12 +543,15 @@ def too_many_channels(saved: dict[str, Any]) -> None:
 
 
 CHECKPOINTS: dict[str, tuple[Any, str]] = {
-    "NaN": (nan_weights, "holds NaN or infinity in"),
-    "no encoder()": (mute, "which has no encoder()"),
-    "preprocessing": (wrong_preprocessing, "as size of its preprocessing, got 'large'"),
-    "channels": (too_many_channels, "does not take a sample"),
+    "NaN": (nan_weights, "got NaN or infinity in"),
+    "no encoder()": (mute, "must have encoder()"),
+    "preprocessing": (
+        wrong_preprocessing,
+        "size of the preprocessing must be an integer above 0, got 'large'",
+    ),
+    "channels": (too_many_channels, "cannot encode a sample"),
     "no tensors": (lambda saved: saved["state_dict"].clear(), "ckpt"),
-    "no torch file": (None, "is not a whole torch file"),
+    "no torch file": (None, "is not a valid torch file"),
 }
 
 
@@ -571,7 +586,7 @@ def test_a_name_that_is_no_file_s_is_refused(
     about = [f"--name={name}", "--data", "d", "--license", "l"]
     for more in ([], ["--backbone", SMALL], ["--to", str(tmp_path / "zoo")]):
         line = failure(capsys, "zoo", "add", str(version), *about, *more)
-        assert "a name must have letters, digits" in line
+        assert "must be at most 200 letters, digits" in line
         assert line.count("\n") == 1
     assert every_path(tmp_path) == before
 
@@ -675,9 +690,9 @@ def test_push_uploads_weights_card_and_page() -> None:
     assert push(card_named(NAME), WEIGHTS, "me/mine", api) == f"hf://me/mine/{NAME}.safetensors"
     assert set(api.files) == {f"{NAME}.safetensors", f"{NAME}.json", "README.md"}
     assert b"0.6269" in api.files["README.md"]
-    with pytest.raises(ValueError, match="its authors'"):
+    with pytest.raises(ValueError, match="which its authors released"):
         push(card_named("dino-vits16-imagenet"), WEIGHTS, "me/mine", api)
-    with pytest.raises(ValueError, match="OWNER/NAME wanted"):
+    with pytest.raises(ValueError, match="must be OWNER/NAME"):
         push(card_named(NAME), WEIGHTS, "mine", api)
 
 
@@ -692,7 +707,7 @@ def test_a_push_that_fails_is_one_line(
         with monkeypatch.context() as patch:
             patch.setattr(Recorder, step, refuse)
             text = failure(capsys, "zoo", "push", NAME, "me/mine")
-        assert text == "sslzoo: 'me/mine' is not pushed: 401 Client Error no token\n"
+        assert text == "sslzoo: cannot push to 'me/mine': 401 Client Error no token\n"
 
 
 def test_others_weights_are_refused_before_they_are_fetched(
@@ -700,7 +715,7 @@ def test_others_weights_are_refused_before_they_are_fetched(
 ) -> None:
     monkeypatch.setenv("SSLZOO_OFFLINE", "1")
     text = failure(capsys, "zoo", "push", "moco_v2-resnet50-imagenet-800ep", "me/mine")
-    assert "its authors'" in text
+    assert "which its authors released" in text
 
 
 # -- export
@@ -728,11 +743,11 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path: Path) -> None
     net = SmallResNet((8, 16))
     to = tmp_path / "net.safetensors"
     for form, model, text in (
-        ("timm", "resnet18", "other tensors than the encoder"),
+        ("timm", "resnet18", "must have the encoder's tensors"),
         ("timm", "resnet", r"model \(--model\) must be one of timm's"),
-        ("torchvision", "vit_b_16", "is none"),
+        ("torchvision", "vit_b_16", "must be a ResNet"),
         ("torchvision", None, r"model \(--model\) must be one of torchvision's"),
-        ("tensorrt", None, "format is one of"),
+        ("tensorrt", None, "format must be one of"),
     ):
         with pytest.raises(ValueError, match=text):
             export(net, to, form, 16, model)  # type: ignore[arg-type]
@@ -745,8 +760,8 @@ def test_what_is_no_file_is_not_replaced(
     os.mkfifo(tmp_path / "pipe")
     for to in (tmp_path / "pipe", tmp_path):  # seen before the entry is looked for
         asked = ["export", "no entry", "--format", "safetensors", "--to", str(to)]
-        assert f"a path for a file wanted, got '{to}'" in failure(capsys, *asked)
-        with pytest.raises(FileExistsError, match="which is no file"):
+        assert f"must not be a folder or a device, got '{to}'" in failure(capsys, *asked)
+        with pytest.raises(FileExistsError, match="must not be a folder"):
             export(SmallResNet((8, 16)), to, "safetensors", 16)
     assert (tmp_path / "pipe").is_fifo()
     assert len(list(tmp_path.iterdir())) == 1
@@ -755,7 +770,7 @@ def test_what_is_no_file_is_not_replaced(
 def test_an_encoder_that_the_reference_does_not_equal_is_refused(tmp_path: Path) -> None:
     net: Any = timm_backbone("resnet18")
     net.maxpool = nn.AvgPool2d(3, 2, 1)  # the same names, other features
-    with pytest.raises(ValueError, match="other features than torch"):
+    with pytest.raises(ValueError, match="must be torch's up to"):
         export(net, tmp_path / "net.safetensors", "timm", 64, "resnet18")
     assert not list(tmp_path.iterdir())
 
@@ -836,4 +851,4 @@ def test_the_command_has_the_verbs(
     monkeypatch.setattr(sys, "argv", ["sslzoo", "zoo", "info", "nothing"])
     with pytest.raises(SystemExit):
         command.main()
-    assert capsys.readouterr().err.startswith("sslzoo: no entry of the zoo")
+    assert capsys.readouterr().err.startswith("sslzoo: the model must be an entry of the zoo")

@@ -243,18 +243,18 @@ def test_labels_of_any_dtype(dtype):
 
 def test_wrong_values_are_named():
     query, _, bank, labels = make(9, 40, 8, 3)
-    with pytest.raises(ValueError, match="k = 41 neighbors wanted from a bank of 40"):
+    with pytest.raises(ValueError, match=r"k must be at most 40 .* got 41"):
         knn_predict(query, bank, labels, 3, 41)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         knn_predict(query, bank, labels, 3, 0)
     with pytest.raises(ValueError, match="temperature must be at least"):
         knn_predict(query, bank, labels, 3, 5, 0.0)
-    with pytest.raises(ValueError, match=r"classes 0\.\.1 wanted"):
+    with pytest.raises(ValueError, match=r"labels must be in 0\.\.1"):
         knn_predict(query, bank, labels, 2, 5)
     bank[3, 2] = torch.nan
-    with pytest.raises(ValueError, match="bank features: finite numbers"):
+    with pytest.raises(ValueError, match="bank features must be finite"):
         knn_predict(query, bank, labels, 3, 5)
-    with pytest.raises(ValueError, match=r"labels \(m,\), got \(40, 3\)"):
+    with pytest.raises(ValueError, match=r"labels must be \(m,\), .* got \(40, 3\)"):
         knn_predict(query, bank, torch.zeros(40, 3), 3, 5)
 
 

@@ -78,7 +78,7 @@ def test_quickstart_size_takes_seconds():
 
 def test_wrong_values_are_named():
     x, y = make(20, 4, 3)
-    with pytest.raises(ValueError, match=r"training set: labels 0\.\.1 wanted, got 0\.\.2"):
+    with pytest.raises(ValueError, match=r"training set: labels must be in 0\.\.1, got 0\.\.2"):
         linear_probe(x, y, x, y, 2)
     with pytest.raises(ValueError, match=r"test set: .* got \(20, 4\) and \(19,\)"):
         linear_probe(x, y, x, y[1:], 3)

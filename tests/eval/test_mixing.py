@@ -102,9 +102,9 @@ def test_two_ranks_mix_as_one_process_does(ranks: Ranks) -> None:
 
 def test_what_cannot_be_mixed_is_refused() -> None:
     images, labels = batch(3)
-    with pytest.raises(ValueError, match=r"even number on every rank, got \(3, 3, 9, 7\)"):
+    with pytest.raises(ValueError, match=r"even B on every rank, got \(3, 3, 9, 7\)"):
         Mixing()(images, labels, 0, 0)
-    with pytest.raises(ValueError, match="above 0, none below it, wanted, got 0 and 0"):
+    with pytest.raises(ValueError, match="at least 0 and not both 0, got 0 and 0"):
         Mixing(0, 0)
-    with pytest.raises(ValueError, match=r"in \[0, 1\] wanted, got 2 and 1"):
+    with pytest.raises(ValueError, match=r"in \[0, 1\], got 2 and 1"):
         Mixing(switch=2)

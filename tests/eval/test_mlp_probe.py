@@ -23,5 +23,5 @@ def test_an_exclusive_or_wants_a_hidden_layer() -> None:
 
 def test_wrong_labels_are_named() -> None:
     x, label = torch.randn(6, 2), torch.tensor([0, 1, 2, 0, 1, 2])
-    with pytest.raises(ValueError, match=r"hidden probe, training set: labels 0\.\.1 wanted"):
+    with pytest.raises(ValueError, match=r"MLP probe, training set: labels must be in 0\.\.1"):
         mlp_probe(x, label, x, label, 2)

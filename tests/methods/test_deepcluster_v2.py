@@ -182,7 +182,7 @@ def test_value_is_the_authors_formula() -> None:
 
 
 def test_a_bank_of_another_size_than_the_data_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"24 rows .* 23 samples; set bank_size: 23"):
+    with pytest.raises(ValueError, match=r"bank_size must be 23, .*, got 24"):
         run(method(bank_size=24))
 
 

@@ -96,7 +96,7 @@ def test_schedules_multiply_by_the_layers_scale_and_after_a_resume() -> None:
 
 
 def test_wrong_input_is_named() -> None:
-    with pytest.raises(ValueError, match="Linear has none"):
+    with pytest.raises(ValueError, match="Linear without them"):
         LayerDecay()(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=r"at most 1, got 1\.5"):
+    with pytest.raises(ValueError, match=r"\(0, 1\], got 1\.5"):
         LayerDecay(1.5)

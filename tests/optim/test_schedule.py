@@ -258,7 +258,7 @@ def test_an_extended_run_keeps_its_length_unless_asked() -> None:
 
 
 def test_two_durations_are_refused() -> None:
-    with pytest.raises(ValueError, match="only one of warmup_epochs and warmup_fraction"):
+    with pytest.raises(ValueError, match="warmup_epochs and warmup_fraction must not both"):
         ScheduleLR(sgd(1.0), WarmupCosine(warmup_epochs=1, warmup_fraction=0.1), RunLength(10, 1))
 
 
@@ -292,7 +292,7 @@ def test_groups_of_constant_rate_keep_their_other_options() -> None:
 
 
 def test_an_unknown_part_is_named() -> None:
-    with pytest.raises(ValueError, match=r"\['body', 'head'\]; got 'predictor'"):
+    with pytest.raises(ValueError, match=r"\['body', 'head'\], got 'predictor'"):
         ConstantRateFor(["predictor"])(TwoParts())
 
 

@@ -175,7 +175,7 @@ def test_several_runs_stand_side_by_side(finished: Path, other: Path, tmp_path: 
     result = {"models": [{"model": "m<1>", "metrics": {"knn_top1_k20_t0.07": 0.123456}}]}
     (tmp_path / "eval.json").write_text(json.dumps(result))
     target = tmp_path / "both.html"
-    with pytest.warns(UserWarning, match=r"without maps.*checkpoints/last.ckpt"):
+    with pytest.warns(UserWarning, match=r"skipped maps.*checkpoints/last.ckpt"):
         report.write(
             [str(finished), str(other)],
             str(target),
@@ -209,8 +209,8 @@ def test_without_data_the_logged_part_is_there(finished: Path, tmp_path: Path) -
     ("args", "message"),
     [
         (["{empty}"], "config.yaml"),
-        (["{run}", "{run}"], "each run once"),
-        (["{run}", "--samples=2"], "samples >= 3"),
+        (["{run}", "{run}"], "must be distinct"),
+        (["{run}", "--samples=2"], "samples must be at least 3"),
         (["{run}", "--results", "[{run}/run.json]"], "sslzoo eval --output"),
     ],
 )

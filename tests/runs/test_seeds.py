@@ -51,11 +51,11 @@ def test_seeds_of_one_config_are_one_row(
 def test_what_is_no_result_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = made(tmp_path / "first", 3, 0.1, [0.5])
     again = made(tmp_path / "again", 3, 0.1, [0.6])
-    with pytest.raises(ValueError, match=r"several seeds wanted.*have \[3, 3\]"):
+    with pytest.raises(ValueError, match=r"must have distinct seeds, got \[3, 3\]"):
         results_of_runs([first, again])
     silent = made(tmp_path / "silent", 4, 0.1, [])
-    with pytest.raises(ValueError, match="no validation in its metrics"):
+    with pytest.raises(ValueError, match="must have validation metrics"):
         results_of_runs([silent])
     with pytest.raises(SystemExit):
         evaluate.main(["--table", str(tmp_path)])
-    assert "a run's folder with config.yaml wanted" in capsys.readouterr().err
+    assert "a run directory must have config.yaml" in capsys.readouterr().err

@@ -127,7 +127,7 @@ def test_an_error_rules_no_terminal(value: Any) -> None:
         ({"rows": [1, "b"]}, r"rows"),
         ({"nets": [3]}, r"nets"),
         ({"either": "nothing"}, "is not the dotted name"),
-        ({"other": 1}, "has no argument 'other', it takes"),
+        ({"other": 1}, "must be one of .* got 'other'"),
         ({"later": object()}, "later must be plain data"),
     ],
 )
@@ -148,20 +148,20 @@ def test_a_value_of_another_type_is_named(args: dict[str, Any], said: str) -> No
     ],
 )
 def test_nothing_else_is_named_at_any_depth(args: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"names|has no argument"):
+    with pytest.raises(ValueError, match=r"must name|an argument of"):
         typed(**args)
 
 
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        (None, "class_path and init_args wanted, got None"),
-        ([NET], "class_path and init_args wanted"),
-        ({}, "class_path and init_args wanted"),
-        ({"class_path": 3}, "class_path and init_args wanted"),
-        ({**NET, "more": 1}, r"got \['more'\] too"),
-        ({**NET, "init_args": [1]}, "init_args must be arguments by name"),
-        ({**NET, "init_args": {1: 2}}, "init_args must be arguments by name"),
+        (None, "must be class_path and init_args, got None"),
+        ([NET], "must be class_path and init_args"),
+        ({}, "must be class_path and init_args"),
+        ({"class_path": 3}, "must be class_path and init_args"),
+        ({**NET, "more": 1}, r"only, got \['more'\]"),
+        ({**NET, "init_args": [1]}, "init_args must be a dictionary of arguments"),
+        ({**NET, "init_args": {1: 2}}, "init_args must be a dictionary of arguments"),
         ({"class_path": "torch.nn.Linear", "init_args": {"in_features": 3}}, "missing a required"),
         (
             {"class_path": "torch.nn.Linear", "init_args": {"in_features": -1, "out_features": 2}},
@@ -211,7 +211,7 @@ def test_a_run_that_started_from_an_entry_is_built_without_its_weights(tmp_path:
     for loader in ("sslzoo.load", "sslzoo.zoo.load"):
         made = build({"class_path": loader, "init_args": {"name": name}}, nn.Module, "x.ckpt")
         assert made.num_features == entries()[name].num_features
-    with pytest.raises(UntrustedError, match="would fetch"):
+    with pytest.raises(UntrustedError, match="would download"):
         build(
             {"class_path": "sslzoo.load", "init_args": {"name": "https://x.y/z.ckpt"}},
             nn.Module,

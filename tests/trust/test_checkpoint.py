@@ -75,7 +75,7 @@ def test_the_encoder_is_built_without_what_only_training_needs(tmp_path: Path) -
     for name in ("optimizer", "schedule", "parameter_groups"):
         path = write(tmp_path, saved(**{name: evil}))
         assert sslzoo.load(path).num_features == 16, "what is not built is not judged"
-        with pytest.raises(UntrustedError, match=r"last\.ckpt names 'os\.system'"):
+        with pytest.raises(UntrustedError, match=r"last\.ckpt must name only .* got 'os\.system'"):
             sslzoo.load(path, whole=True)
 
 
@@ -97,7 +97,7 @@ def test_an_optimizer_of_the_user_s_own_is_one(tmp_path: Path) -> None:
     for method in (sslzoo.load(path, whole=True), SimCLR.load_from_checkpoint(path)):
         assert method._optimizer.func is OwnSGD
     net = {"class_path": f"{__name__}.OwnNet"}
-    with pytest.raises(UntrustedError, match="is no Optimizer, which is wanted there"):
+    with pytest.raises(UntrustedError, match="is not the Optimizer that is required there"):
         sslzoo.load(write(tmp_path, saved(optimizer=net)), whole=True)
 
 
@@ -105,7 +105,7 @@ def test_a_class_loads_its_own_checkpoints_by_the_same_rule(tmp_path: Path) -> N
     path = write(tmp_path, saved())
     assert SimCLR.load_from_checkpoint(path).temperature == 0.3
     assert SimCLR.load_from_checkpoint(path, temperature=0.7).temperature == 0.7
-    with pytest.raises(ValueError, match=r"SimCLR' where a BYOL is wanted"):
+    with pytest.raises(ValueError, match=r"must be a BYOL, got 'sslzoo.methods.SimCLR'"):
         BYOL.load_from_checkpoint(path)
     evil = {"class_path": "os.system", "init_args": {"command": "false"}}
     with pytest.raises(UntrustedError, match=r"os\.system"):
@@ -146,9 +146,13 @@ def test_lightning_s_instantiator_builds_nothing_of_a_file(
 def test_hyper_parameters_in_yaml_name_no_objects(tmp_path: Path, tag: str) -> None:
     path, named = write(tmp_path, saved()), tmp_path / "hparams.yaml"
     named.write_text(f"optimizer: !!python/{tag} ''\n")
-    with pytest.raises(ValueError, match=r"hparams\.yaml names '(name|module|object):"):
+    with pytest.raises(
+        ValueError, match=r"hparams\.yaml must be plain values, got '(name|module|object):"
+    ):
         SimCLR.load_from_checkpoint(path, hparams_file=named)
-    with pytest.raises(ValueError, match=r"hparams\.yaml names '(name|module|object):"):
+    with pytest.raises(
+        ValueError, match=r"hparams\.yaml must be plain values, got '(name|module|object):"
+    ):
         ImageFolder.load_from_checkpoint(path, hparams_file=named)
 
 
@@ -222,7 +226,7 @@ def test_the_user_s_own_class_loads_by_import_or_by_a_trusting_word(tmp_path: Pa
     path = write(tmp_path, content)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(tmp_path))
-        with pytest.raises(UntrustedError, match=r"names 'own_net\.Net'.*trust=True, or --trust"):
+        with pytest.raises(UntrustedError, match=r"got 'own_net\.Net'.*trust=True \(--trust"):
             sslzoo.load(path)
         assert type(sslzoo.load(path, trust=True)).__module__ == "own_net"
         assert type(sslzoo.load(path)).__module__ == "own_net", "it is imported now"
@@ -277,9 +281,11 @@ def test_a_module_built_in_python_gives_its_backbone_to_another(tmp_path: Path) 
         assert torch.equal(net.state_dict()[name], value)
     with pytest.raises(ValueError, match=r"does not fit SmallResNet"):
         sslzoo.load(path, backbone=SmallResNet((8, 24)))
-    with pytest.raises(ValueError, match=r"give SimCLR.load_from_checkpoint backbone=..., proj"):
+    with pytest.raises(
+        ValueError, match=r"SimCLR.load_from_checkpoint must be given backbone=..., proj"
+    ):
         SimCLR.load_from_checkpoint(path)
-    with pytest.raises(ValueError, match=r"load_from_checkpoint projector=\.\.\.$"):
+    with pytest.raises(ValueError, match=r"must be given projector=\.\.\., since"):
         SimCLR.load_from_checkpoint(path, backbone=net)
     SimCLR.load_from_checkpoint(path, backbone=net, projector=nn.Linear(16, 4))
 
@@ -320,15 +326,15 @@ def test_the_module_s_objects_may_be_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"hyper_parameters": 3}, "hyper_parameters must be values by name"),
-        ({"hyper_parameters": {3: 4}}, "hyper_parameters must be values by name"),
-        ({"hyper_parameters": {}}, "does not name its class"),
-        ({"hyper_parameters": {"_class_path": 3}}, "class_path and init_args wanted"),
-        ({"state_dict": None}, "state_dict must be tensors by name"),
-        ({"state_dict": {"a": 1}}, "state_dict must be tensors by name"),
+        ({"hyper_parameters": 3}, "hyper_parameters must be a dictionary"),
+        ({"hyper_parameters": {3: 4}}, "hyper_parameters must be a dictionary"),
+        ({"hyper_parameters": {}}, "must name its class"),
+        ({"hyper_parameters": {"_class_path": 3}}, "must be class_path and init_args"),
+        ({"state_dict": None}, "state_dict must be a dictionary of tensors"),
+        ({"state_dict": {"a": 1}}, "state_dict must be a dictionary of tensors"),
         ({"state_dict": {}}, "does not fit SimCLR"),
-        ({"sslzoo": {"step": 3}}, "has no state of"),
-        ({"sslzoo": 3}, "has no state of"),
+        ({"sslzoo": {"step": 3}}, "must hold the state of"),
+        ({"sslzoo": 3}, "must hold the state of"),
     ],
 )
 def test_what_is_wrong_with_a_checkpoint_is_one_sentence(
@@ -343,7 +349,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     content = saved()
     name = next(name for name in content["state_dict"] if name.startswith("backbone."))
     content["state_dict"][name][0] = float("nan")
-    with pytest.raises(ValueError, match=r"last\.ckpt holds NaN or infinity in"):
+    with pytest.raises(ValueError, match=r"last\.ckpt must be finite, got NaN or infinity in"):
         sslzoo.load(write(tmp_path, content))
 
 
@@ -371,10 +377,10 @@ def test_what_is_too_deep_to_be_hashed_or_shown_is_one_sentence(
         SimCLR.load_from_checkpoint,
         partial(load_weights, Classifier(SmallResNet((8, 16)), 2)),
     ):
-        with pytest.raises(ValueError, match=r"has [12]00\d+ values within each other"):
+        with pytest.raises(ValueError, match=r"nested at most 100 levels deep, got [12]00\d+"):
             read(str(path))
     config = ["--config", "simclr/folder_small_10ep", f"--data.root={tmp_path}"]
-    with pytest.raises(SystemExit, match=r"has [12]00\d+ values within each other"):
+    with pytest.raises(SystemExit, match=r"nested at most 100 levels deep, got [12]00\d+"):
         fit.run(["fit", *config, f"--ckpt_path={path}"])
 
 
@@ -401,6 +407,6 @@ def test_arguments_of_version_0_1_are_kept_by_a_module_built_in_python(tmp_path:
 def test_a_truncated_checkpoint_is_one_sentence(tmp_path: Path) -> None:
     path = Path(write(tmp_path, saved()))
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ValueError, match="is no checkpoint of tensors and values") as raised:
+    with pytest.raises(ValueError, match="must hold only tensors and plain values") as raised:
         SimCLR.load_from_checkpoint(path)
     assert "\n" not in str(raised.value)

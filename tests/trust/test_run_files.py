@@ -36,7 +36,7 @@ def test_a_config_that_is_none_is_one_sentence(
     tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.yaml").write_text(BROKEN[kind])
-    with pytest.raises(ValueError, match=r"config\.yaml is not the YAML of a run"):
+    with pytest.raises(ValueError, match=r"config\.yaml is not a valid config"):
         read_config(tmp_path / "config.yaml")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
@@ -48,7 +48,7 @@ def test_a_config_that_is_none_is_one_sentence(
         with pytest.raises(SystemExit):
             act()
         said = capsys.readouterr().err.strip()
-        assert "is not the YAML of a run" in said, said
+        assert "is not a valid config" in said, said
         assert "\n" not in said, said
 
 

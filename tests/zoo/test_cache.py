@@ -110,9 +110,9 @@ def test_a_download_that_breaks_off_leaves_nothing(server: Site) -> None:
 
 
 def test_a_wrong_hash_leaves_nothing(server: Site) -> None:
-    with pytest.raises(ValueError, match=f"{'0' * 64} wanted"):
+    with pytest.raises(ValueError, match=f"must be {'0' * 64}, got"):
         fetch([f"{server.url}/weights.bin"], target(), "0" * 64)
-    with pytest.raises(ValueError, match=r"md5 .* 00000000 wanted"):
+    with pytest.raises(ValueError, match=r"md5 of .* must be 00000000, got"):
         fetch([f"{server.url}/weights.bin"], target(), DIGEST, md5="00000000")
     assert left() == []
 
@@ -127,13 +127,13 @@ def test_a_damaged_file_is_fetched_again_where_its_hash_is_known(
         assert fetch(urls, target(), wanted, md5).read_bytes() == CONTENT
         assert left() == ["weights.bin", "weights.bin.sha256"]
     target().write_bytes(CONTENT[:-1])
-    with pytest.raises(ValueError, match=r"another file, and it has no address"):
+    with pytest.raises(ValueError, match=r"got [0-9a-f]*, and it has no URL"):
         fetch([], target(), DIGEST)
-    with pytest.raises(ValueError, match="another file"):
+    with pytest.raises(ValueError, match=r"must be 0{64}, got"):
         fetch(urls, target(), "0" * 64)
     assert target().read_bytes() == CONTENT[:-1], "replaced by a right one only"
     monkeypatch.setenv("SSLZOO_OFFLINE", "1")
-    with pytest.raises(ValueError, match=r"another file and SSLZOO_OFFLINE is set"):
+    with pytest.raises(ValueError, match=r"must be .*, and SSLZOO_OFFLINE is set"):
         fetch(urls, target(), DIGEST)
 
 
@@ -147,7 +147,7 @@ def test_a_hash_too_short_to_tell_is_refused(server: Site, tmp_path: Path, diges
         lambda: sslzoo.load("simclr-small_resnet-cifar10jpeg", sha256=digest),
         lambda: sslzoo.zoo.locate(path.as_uri(), digest),
     ):
-        with pytest.raises(ValueError, match="sha256 is 8 to 64 hex digits"):
+        with pytest.raises(ValueError, match="sha256 must be 8 to 64 hex digits"):
             ask()
     assert left() == []
 
@@ -253,7 +253,7 @@ def test_the_first_use_is_trusted_said_and_enforced(
     assert fetch(urls, target()).read_bytes() == CONTENT
     target().unlink()  # the note still says what is wanted
     for wanted in (None, "any"):
-        with pytest.raises(ValueError, match=rf"another file than at its first.*{note}") as caught:
+        with pytest.raises(ValueError, match=rf"unlike at its first use.*{note}") as caught:
             fetch(urls, target(), wanted)
         assert "b'a new version'" in str(caught.value)
     note.unlink()
@@ -265,13 +265,13 @@ def test_the_first_use_is_trusted_said_and_enforced(
 
 def test_strict_asks_for_a_hash(server: Site) -> None:
     urls = [f"{server.url}/weights.bin"]
-    with pytest.raises(ValueError, match=r"nobody published a hash of weights.bin: pass sha256="):
+    with pytest.raises(ValueError, match=r"weights.bin must have a published hash .* pass sha256="):
         fetch(urls, target(), strict=True)
     with pytest.raises(FileNotFoundError, match="HTTP 404"):  # told first: no hash would help
         fetch([f"{server.url}/absent"], target(), strict=True)
     with pytest.raises(OSError, match="refused"):
         fetch(["http://127.0.0.1:9/weights.bin"], target(), strict=True)
-    with pytest.raises(ValueError, match="http:// only"):
+    with pytest.raises(ValueError, match="must be given for an http:// URL"):
         fetch(["http://nowhere.invalid/weights.bin"], target())
     assert left() == []
     for wanted in (DIGEST, "any"):
@@ -287,7 +287,7 @@ def test_a_published_hash_goes_over_that_of_the_first_use(server: Site) -> None:
     assert fetch(urls, target(), DIGEST[:8]).read_bytes() == CONTENT
     target().write_bytes(b"damaged")  # the whole hash was written down
     server.files["/weights.bin"] = b"tampered with"
-    with pytest.raises(ValueError, match=f"{DIGEST} wanted"):
+    with pytest.raises(ValueError, match=f"must be {DIGEST}, got"):
         fetch(urls, target(), DIGEST[:8])
 
 
@@ -305,7 +305,7 @@ def test_the_hash_in_a_name_is_enforced(server: Site) -> None:
     right = place("entry", f"net-{DIGEST[:8]}.bin")
     assert fetch([f"{server.url}/weights.bin"], right, strict=True).read_bytes() == CONTENT
     for wanted in (None, "any"):
-        with pytest.raises(ValueError, match="d0f474de wanted: another file"):
+        with pytest.raises(ValueError, match="must be d0f474de, got"):
             fetch([f"{server.url}/weights.bin"], place("entry", "net-d0f474de.bin"), wanted)
 
 
@@ -318,7 +318,7 @@ def test_what_cannot_be_read_takes_no_place(server: Site) -> None:
 
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         fetch([f"{server.url}/weights.bin"], target(), parse=parse)
-    for part in (server.url, str(target()), "an HTML page (to log in", "b'<!DOCTYPE html>"):
+    for part in (server.url, str(target()), "an HTML page (perhaps", "b'<!DOCTYPE html>"):
         assert part in str(caught.value)
     assert ".part" not in str(caught.value)
     assert left() == []
@@ -346,7 +346,7 @@ def test_no_name_leads_out_of_the_cache(
         with pytest.raises(ValueError, match="name must be plain"):
             place(owner, file)
     for field in ("name", "file"):
-        with pytest.raises(ValueError, match=f"wants a plain file name as {field}"):
+        with pytest.raises(ValueError, match=f"{field} must be a plain file name"):
             sslzoo.zoo.card_of(small_card(**{field: name}), "here")
     assert list(tmp_path.rglob("*")) == []
 
@@ -365,7 +365,7 @@ def test_hub_addresses_are_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1/")
     assert resolved("hf://o/n/b") == "http://127.0.0.1:1/o/n/resolve/main/b"
     for wrong in ("hf://owner/name", "hf://owner", "ftp://host/file", "https://", "https:///a"):
-        with pytest.raises(ValueError, match=r"wanted.*, got"):
+        with pytest.raises(ValueError, match=r"must .*, got"):
             resolved(wrong)
 
 
@@ -415,7 +415,7 @@ def test_without_a_network_no_hash_is_asked_for(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(
         OSError,
-        match=r"cannot be fetched: http://127.0.0.1:9/.*refused.*download it by hand.* file=PATH",
+        match=r"cannot be fetched: http://127.0.0.1:9/.*refused.*download it by hand.*file=PATH",
     ):
         sslzoo.load("hf://owner/name/tiny.safetensors")
     for malformed in ("hf://owner/name", "hf://owner/name.safetensors", "hf://x"):
@@ -431,7 +431,7 @@ def test_weights_without_a_card_are_trusted_at_first_use(
     del server.files["/owner/name/resolve/main/tiny.json"]
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     address = "hf://owner/name/tiny.safetensors"
-    with pytest.raises(ValueError, match="nobody published a hash of tiny"):
+    with pytest.raises(ValueError, match=r"tiny.safetensors must have a published hash"):
         locate(address, strict=True)
     assert left() == []
     for sha256 in ("any", None):
@@ -448,7 +448,7 @@ def test_any_reaches_a_file_whose_card_has_no_hash(
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     hub(server, SmallResNet((8, 16)), tmp_path, sha256=None)
     address = "hf://owner/name/tiny.safetensors"
-    with pytest.raises(ValueError, match="nobody published a hash of tiny"):
+    with pytest.raises(ValueError, match=r"tiny.safetensors must have a published hash"):
         locate(address, strict=True)
     assert left() == []
     found = locate(address, "any", strict=True)
@@ -473,8 +473,8 @@ def test_an_entry_is_held_to_its_card_before_it_is_kept(
     broken = {
         "does not fit SmallResNet": {**state, "more": torch.ones(1)},
         "1 of another shape": {**state, first: torch.ones(1)},
-        "holds NaN or infinity": {**state, first: state[first] / 0},
-        "floats for whole numbers": {**state, first: state[first].long()},
+        "got NaN or infinity": {**state, first: state[first] / 0},
+        "floats for integers": {**state, first: state[first].long()},
     }
     for said, tensors in broken.items():
         save_file(tensors, path)
@@ -495,10 +495,10 @@ def test_a_file_of_this_machine_is_read_where_it_is(server: Site, tmp_path: Path
         save_file(net.state_dict(), path)
         loaded: Any = sslzoo.load(path.as_uri(), SmallResNet((8, 16)))
         torch.testing.assert_close(loaded.stem.weight, net.stem.weight)
-    with pytest.raises(ValueError, match="nobody published a hash"):
+    with pytest.raises(ValueError, match="must have a published hash"):
         locate(path.as_uri(), strict=True)
     assert locate(path.as_uri(), "any", strict=True).path == path
-    with pytest.raises(ValueError, match="another file"):
+    with pytest.raises(ValueError, match=r"must be 0{64}, got"):
         locate(path.as_uri(), "0" * 64)
     assert left() == []
 
@@ -518,6 +518,6 @@ def test_a_card_from_elsewhere_names_backbones_only(
     path = hub(server, SmallResNet((8, 16)), tmp_path, backbone={"class_path": "subprocess.Popen"})
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     for address in (path.as_uri(), "hf://owner/name/tiny.safetensors"):
-        with pytest.raises(ValueError, match=r"names .subprocess\.Popen., which is defined in"):
+        with pytest.raises(ValueError, match=r"got .subprocess\.Popen., which is defined in"):
             sslzoo.load(address)
     assert left() == []

@@ -165,11 +165,11 @@ def test_every_name_is_mapped_or_left_out_and_none_is_missing(case: Case) -> Non
 
 def test_a_name_that_is_neither_is_an_error() -> None:
     state = {"module.encoder_q.conv1.weight": torch.zeros(1), "module.extra.weight": torch.zeros(1)}
-    with pytest.raises(ValueError, match=r"no \['module.extra.weight'\]"):
+    with pytest.raises(ValueError, match=r"such as \['module.extra.weight'\]"):
         convert({"state_dict": state}, "moco")
-    with pytest.raises(ValueError, match=r"'moco' checkpoint has 'state_dict', the file has"):
+    with pytest.raises(ValueError, match=r"'moco' checkpoint must have 'state_dict', got"):
         convert({"model": state}, "moco")
-    with pytest.raises(ValueError, match="nothing of a 'moco' checkpoint"):
+    with pytest.raises(ValueError, match="must have an encoder in the layout 'moco'"):
         convert({"state_dict": {"module.queue": torch.zeros(1)}}, "moco")
     with pytest.raises(ValueError, match="tensors by name"):
         convert({"state_dict": {"a": 1}}, "moco")
@@ -215,14 +215,14 @@ def test_what_is_no_state_is_an_error(kind: str, layout: str) -> None:
     for key in reversed(LAYOUTS[layout].part):
         held = {key.partition("|")[0]: held}
     for saved in (held, NO_STATES[kind]):
-        with pytest.raises(ValueError, match=r"the file has|nothing of a"):
+        with pytest.raises(ValueError, match=r"must "):
             convert(saved, layout)
 
 
 def test_what_is_no_state_is_an_error_without_a_layout_too(tmp_path: Path) -> None:
     for held in (torch.ones(3), [torch.ones(3)], {"model": {"a": torch.ones(3)}}):
         torch.save(held, tmp_path / "net.pt")
-        with pytest.raises(ValueError, match=r"holds no weights by name|does not fit"):
+        with pytest.raises(ValueError, match=r"must have tensors by name|does not fit"):
             sslzoo.load(str(tmp_path / "net.pt"), SmallResNet((8, 16)))
 
 
@@ -231,10 +231,10 @@ def test_what_is_no_state_is_an_error_without_a_layout_too(tmp_path: Path) -> No
     [
         (None, "arrays by module and name"),
         ({"res_net50/~/initial_conv": np.ones(3)}, "arrays by module and name"),
-        ({"res_net50/~/initial_conv": {"v": np.ones(3)}}, "the file has 'v'"),
-        ({"res_net50/~/initial_conv": {"w": np.ones(3)}}, r"got the shape \(3,\)"),
+        ({"res_net50/~/initial_conv": {"v": np.ones(3)}}, "got 'v'"),
+        ({"res_net50/~/initial_conv": {"w": np.ones(3)}}, r"must be \(H, W, in, out\), got \(3,\)"),
         ({"res_net50/~/initial_batchnorm": {"scale": {}}}, "got a dict"),
-        ({"res_net50/~/block_group_0/~/block_0/~/conv": {}}, "no 'res_net50/~/block"),
+        ({"res_net50/~/block_group_0/~/block_0/~/conv": {}}, "got 'res_net50/~/block"),
     ],
 )
 def test_what_is_no_state_of_byols_is_an_error(params: Any, said: str) -> None:
@@ -245,7 +245,7 @@ def test_what_is_no_state_of_byols_is_an_error(params: Any, said: str) -> None:
 
 def test_variables_of_other_ranks_are_no_simclr() -> None:
     for value in (np.ones(3), "text"):
-        with pytest.raises(ValueError, match="wanted, got"):
+        with pytest.raises(ValueError, match=r"must be .*, got"):
             convert({"base_model/conv2d/kernel": value}, "simclr")
 
 
@@ -536,7 +536,7 @@ def test_a_damaged_tensorflow_checkpoint_is_refused(tmp_path: Path) -> None:
     prefix = tensorflow_checkpoint({"base_model/conv2d/kernel": np.ones((3, 3, 2, 4))}, tmp_path)
     (data,) = tmp_path.glob("model.ckpt-3.data-*")
     data.write_bytes(data.read_bytes()[:-50])
-    with pytest.raises(ValueError, match=r"not a whole TensorFlow checkpoint: .*Error"):
+    with pytest.raises(ValueError, match=r"not a valid TensorFlow checkpoint: .*Error"):
         read(prefix)
 
 

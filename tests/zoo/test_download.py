@@ -84,7 +84,8 @@ def test_a_redirect_stays_as_safe_as_it_was(secure: Site, server: Site, known: b
     assert server.asked == ["/up"]
     server.files["/out"] = redirect("http://nowhere.invalid/weights.bin")
     with pytest.raises(
-        (ValueError, OSError), match="http:// only" if not known else "nowhere|Name"
+        (ValueError, OSError),
+        match="must be given for an http:// URL" if not known else "nowhere|Name",
     ):
         fetch([f"{server.url}/out"], target(), wanted)
     secure.files["/round"] = redirect("/round")
@@ -113,7 +114,9 @@ def test_a_server_that_stalls_is_left(
     site = server if kind == "http" else secure
     site.files["/weights.bin"] = behavior
     began = time.monotonic()
-    with pytest.raises(OSError, match=r"it stalls: less than 65536 bytes came within 0.3 seconds"):
+    with pytest.raises(
+        OSError, match=r"the server stalls: fewer than 65536 bytes came within 0.3 seconds"
+    ):
         fetch([f"{site.url}/weights.bin"], target(), DIGEST)
     assert time.monotonic() - began < 5
     assert left() == []
@@ -141,7 +144,9 @@ def test_a_broken_download_goes_on_where_it_broke_off(server: Site) -> None:
 
 def test_a_later_call_resumes_and_an_end_without_progress_is_said(server: Site) -> None:
     server.ranges, server.cut = True, 100_000
-    with pytest.raises(OSError, match="it broke off 5 times: 500000 of 2097152 bytes came"):
+    with pytest.raises(
+        OSError, match="the connection broke 5 times: only 500000 of 2097152 bytes came"
+    ):
         fetch([f"{server.url}/weights.bin"], target())
     assert left() == ["weights.bin.part.bin", "weights.bin.part.bin.from"]
     server.cut = 0
@@ -223,7 +228,7 @@ def test_an_absurd_length_is_one_sentence(server: Site, length: str) -> None:
 
 def test_a_size_is_kept_to(server: Site, tmp_path: Path) -> None:
     part = tmp_path / "part"
-    with pytest.raises(ValueError, match="it has 2097152 bytes, at most 1000 wanted"):
+    with pytest.raises(ValueError, match="at most 1000 bytes, got 2097152"):
         download.download(f"{server.url}/weights.bin", part, Wanted("weights", most=1000))
 
     def endless(handler: Any) -> None:
@@ -233,7 +238,7 @@ def test_a_size_is_kept_to(server: Site, tmp_path: Path) -> None:
             handler.wfile.write(b"{" * 10_000)
 
     server.files["/weights.bin"] = endless
-    with pytest.raises(ValueError, match="more than the 1000 bytes wanted"):
+    with pytest.raises(ValueError, match="at most 1000 bytes, got more"):
         download.download(f"{server.url}/weights.bin", part, Wanted("weights", most=1000))
     assert not part.exists()
 
@@ -247,7 +252,7 @@ def test_bytes_that_are_packed_are_not_taken_for_the_file(server: Site) -> None:
         handler.wfile.write(b"x" * 10)
 
     server.files["/weights.bin"] = answer
-    with pytest.raises(OSError, match="encoding 'gzip', which was not asked for"):
+    with pytest.raises(OSError, match="got the encoding 'gzip'"):
         fetch([f"{server.url}/weights.bin"], target(), hashlib.sha256(b"x" * 10).hexdigest())
     assert server.headers[0]["Accept-Encoding"] == "identity"
 

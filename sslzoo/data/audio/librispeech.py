@@ -99,7 +99,7 @@ class LibriSpeech(AudioDataModule):
         folder = check_folder(Path(self.root).expanduser() / self.subset, "root with the subset")
         paths = list_files(folder, (".flac",))
         if not paths:
-            raise ValueError(f"{folder} must hold <speaker>/<chapter>/*.flac, it has none")
+            raise ValueError(f"{folder} must hold <speaker>/<chapter>/*.flac, got none")
         fields = parse_fields([str(Path(path).relative_to(folder)) for path in paths], PATTERN)
         speakers, names = field_labels(fields, "speaker")
         utterances = [field["utterance"] for field in fields]
@@ -129,7 +129,7 @@ def _rows(utterances: list[str], split: str) -> torch.Tensor:
     if len(rows) < len(wanted):
         lacking = sorted(wanted - set(utterances))
         raise ValueError(
-            f"the subset must have all utterances of {split!r}, it lacks {len(lacking)}: "
+            f"the subset must have all utterances of {split!r}, but lacks {len(lacking)}: "
             f"{lacking[:3]}"
         )
     return torch.tensor(rows)
@@ -144,7 +144,7 @@ def _with_phones(listing: Listing, utterances: list[str], phones: str) -> tuple[
     rows = [i for i, utterance in enumerate(utterances) if utterance in known]
     if not rows:
         raise ValueError(
-            f"{phones!r} must have phones of the subset's {len(utterances)} utterances, it has none"
+            f"{phones!r} must have phones of the subset's {len(utterances)} utterances, got none"
         )
     kept = [utterances[i] for i in rows]
     aligned = [known[utterance] for utterance in kept]

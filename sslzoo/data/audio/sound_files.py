@@ -55,7 +55,7 @@ def num_samples(path: str, rate: int) -> int:
         raise SoundFileError(f"cannot read the sound file {path} ({error})") from error
     length = header.frames * rate // header.samplerate
     if length < 1:
-        raise SoundFileError(f"a sound file must have samples, {path} has none")
+        raise SoundFileError(f"a sound file must have samples, got none in {path}")
     return int(length)
 
 

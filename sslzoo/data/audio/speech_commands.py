@@ -85,14 +85,14 @@ class SpeechCommands(AudioDataModule):
         root = check_folder(self.root, "root")
         missing = [name for name in LISTS.values() if not (root / name).is_file()]
         if missing:
-            raise ValueError(f"root {self.root!r} must hold Speech Commands, it lacks {missing}")
+            raise ValueError(f"root {self.root!r} must hold Speech Commands, but lacks {missing}")
         paths = [
             path
             for path in list_files(root, (".wav",))
             if Path(path).parent.name != "_background_noise_"
         ]
         if not paths:
-            raise ValueError(f"root {self.root!r} must hold <word>/*.wav, it has none")
+            raise ValueError(f"root {self.root!r} must hold <word>/*.wav, got none")
         names = [Path(path).relative_to(root).as_posix() for path in paths]
         fields = parse_fields(names, PATTERN)
         labels, words = field_labels(fields, "word")
@@ -104,6 +104,6 @@ class SpeechCommands(AudioDataModule):
         if not len(train) or not len(query):
             raise ValueError(
                 f"root {self.root!r} must hold training files and files of "
-                f"{LISTS[self.query]}, it has {len(train)} and {len(query)}"
+                f"{LISTS[self.query]}, got {len(train)} and {len(query)}"
             )
         return listing.take(train), listing.take(query)

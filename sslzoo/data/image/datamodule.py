@@ -55,7 +55,7 @@ class ImageDataModule(SampleDataModule):
     """
 
     noun = "images"
-    known_side: int | None = None  # of every image, if it is known before reading
+    known_side: int | None = None  # side of every image, if known before reading
 
     def __init__(
         self,

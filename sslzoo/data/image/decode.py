@@ -23,7 +23,7 @@ BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, 
           Image.DecompressionBombError)  # fmt: skip
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap width and height
 _CHUNK = 256  # images that a process decodes at a time
-_MANY = 4096  # images from which processes pay off (starting one takes a fifth of a second)
+_MANY = 4096  # number of images above which processes pay off (each takes 0.2 s to start)
 
 
 class UnequalSizesError(ValueError):
@@ -52,7 +52,7 @@ def upright_size(image: Image.Image, upright: bool = True) -> tuple[int, int]:
 
 
 def reduce(image: Image.Image, spare: float) -> None:
-    """Let the JPEG decoder reduce an image by up to 8, to twice the needed size or more.
+    """Let the JPEG decoder downscale an image to no less than twice the needed size.
 
     Args:
         image: an image that is not decoded yet; only a JPEG is reduced.

@@ -114,7 +114,7 @@ class ImageFolder(ImageDataModule):
         missing = [name for name in wanted if not (root / name).is_dir()]
         if missing:
             raise ValueError(
-                f"root {self.root!r} must hold the folders {wanted}, it lacks {missing}; set "
+                f"root {self.root!r} must hold the folders {wanted}, but lacks {missing}; set "
                 "train_dir and val_dir, or val_dir=null for no validation, or val_fraction to "
                 "split one folder of classes, or labels=false for images without labels"
             )

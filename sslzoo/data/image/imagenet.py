@@ -75,7 +75,7 @@ class ImageNet(ImageDataModule):
         if missing:
             raise ValueError(
                 f"root {self.root!r} must hold ImageNet's train/<class>/ and val/<class>/ (the "
-                f"validation images sorted into class folders), it lacks {missing}"
+                f"validation images sorted into class folders), but lacks {missing}"
             )
         train = list_classes(root / "train", "ImageNet's train/", IMAGE_EXTENSIONS)
         query = list_classes(root / "val", "ImageNet's val/", IMAGE_EXTENSIONS, train.classes)

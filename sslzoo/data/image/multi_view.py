@@ -367,7 +367,7 @@ def _files(folder: Path) -> dict[str, str]:
             raise ValueError(f"a sample must have one file, got {found[name]} and {path}")
         found[name] = str(path)
     if not found:
-        raise ValueError(f"{str(folder)!r} must hold files ({', '.join(_EXTENSIONS)}), it has none")
+        raise ValueError(f"{str(folder)!r} must hold files ({', '.join(_EXTENSIONS)}), got none")
     return found
 
 

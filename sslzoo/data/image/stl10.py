@@ -27,7 +27,7 @@ _PIXELS = 3 * 96 * 96
 def _read_images(path: Path) -> Tensor:
     raw = np.fromfile(path, dtype=np.uint8)
     if len(raw) == 0 or len(raw) % _PIXELS:
-        raise ValueError(f"{path} must hold whole 96x96 images, it has {len(raw)} bytes")
+        raise ValueError(f"{path} must hold whole 96x96 images, got {len(raw)} bytes")
     # The files are column-major: (N, C, W, H).
     columns = torch.from_numpy(raw).view(-1, 3, 96, 96)
     return columns.transpose(2, 3).contiguous()
@@ -38,7 +38,7 @@ def _read_part(folder: Path, part: str) -> ArrayImages:
     labels = np.fromfile(folder / f"{part}_y.bin", dtype=np.uint8).astype(np.int64) - 1
     if len(labels) != len(images) or labels.min() < 0 or labels.max() > 9:
         raise ValueError(
-            f"{folder / part}_y.bin must hold {len(images)} labels from 1 to 10, it has "
+            f"{folder / part}_y.bin must hold {len(images)} labels from 1 to 10, got "
             f"{len(labels)} from {labels.min() + 1} to {labels.max() + 1}"
         )
     return ArrayImages(images, torch.from_numpy(labels))

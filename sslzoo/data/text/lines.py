@@ -77,7 +77,7 @@ class FileLines:
             sizes.append(size[size > 0])
         self._starts, self._sizes = np.concatenate(starts), np.concatenate(sizes)
         if not len(self._starts):
-            raise ValueError(f"a text file must have a line of text, {str(path)!r} has none")
+            raise ValueError(f"a text file must have a line of text, got none in {str(path)!r}")
         self._map: mmap.mmap | None = None
 
     def _bounds(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:

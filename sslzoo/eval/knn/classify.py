@@ -80,7 +80,7 @@ def _neighbors(
     sizes = torch.tensor([len(query), len(bank.rows)], dtype=torch.int64, device=query.device)
     num_queries, num_rows = sum_over_ranks(sizes).tolist()
     if k > num_rows:
-        raise ValueError(f"k = {k} neighbors wanted from a bank of {num_rows} rows")
+        raise ValueError(f"k must be at most {num_rows} (the bank's size), got {k}")
     width = query.shape[1]
     if num_queries * num_rows * width <= SMALL:
         return search(query, bank, k, exact=True)
@@ -101,31 +101,33 @@ def _check(name: str, wrong: Tensor, wanted: str) -> None:
     """Raise the same error on every rank if a value is invalid on any rank."""
     count = int(sum_over_ranks(wrong.sum()).item())
     if count:
-        raise ValueError(f"{name}: {wanted}, but {count} of all ranks' rows are not")
+        raise ValueError(f"{name} must be {wanted}, got {count} rows that are not")
 
 
 def _prepare(
     query: Tensor, bank: Tensor, labels: Tensor, num_classes: int, index: Tensor | None
 ) -> tuple[Tensor, Bank]:
     if labels.ndim != 1:
-        raise ValueError(f"kNN wants one class a sample, labels (m,), got {tuple(labels.shape)}")
+        raise ValueError(
+            f"the kNN bank labels must be (m,), one class per sample, got {tuple(labels.shape)}"
+        )
     if query.device.type == "mps":  # it has no float64
         query, bank, labels = query.cpu(), bank.cpu(), labels.cpu()
     labels = labels.to(bank.device, torch.int64)
     outside = (labels < 0) | (labels >= num_classes)
-    _check("kNN bank labels", outside, f"classes 0..{num_classes - 1} wanted")
+    _check("the kNN bank labels", outside, f"in 0..{num_classes - 1}")
     layout = row_layout(len(bank))
     if index is None:
         index = layout.start + torch.arange(len(bank), device=bank.device)
     index = index.to(bank.device, torch.int64)
-    _check("kNN bank index", (index < 0) | (index >= 1 << INDEX_BITS), "0..2**32-1 wanted")
+    _check("the kNN bank index", (index < 0) | (index >= 1 << INDEX_BITS), "in 0..2**32-1")
     own = first_occurrence(index, layout)
     own = own[index[own].argsort(stable=True)]
     query = on_grid(query)
     in_order = torch.equal(own, torch.arange(len(bank), device=own.device))
     bank = on_grid(bank if in_order else bank[own])  # spares a copy of the whole bank
-    _check("kNN query features", query.sum(1).isnan(), "finite numbers wanted")
-    _check("kNN bank features", bank.sum(1).isnan(), "finite numbers wanted")
+    _check("the kNN query features", query.sum(1).isnan(), "finite")
+    _check("the kNN bank features", bank.sum(1).isnan(), "finite")
     return query, Bank(bank, labels[own], index[own])
 
 
@@ -136,7 +138,7 @@ def _check_settings(settings: Sequence[tuple[int, float]]) -> None:
         if temperature < 0.002:  # exp(1 / 0.002) is still a float64
             raise ValueError(f"the kNN temperature must be at least 0.002, got {temperature}")
     if not settings:
-        raise ValueError("kNN wants at least one (k, temperature), got none")
+        raise ValueError("the kNN settings must be at least one pair (k, temperature), got none")
 
 
 @torch.no_grad()
@@ -215,5 +217,5 @@ def knn_top1(
             right[column] += (predicted == truth).sum()
     *correct, total = sum_over_ranks(right).tolist()
     if total == 0:
-        raise ValueError("kNN wants at least one query, got none on any rank")
+        raise ValueError("kNN must have at least one query, got none on any rank")
     return [count / total for count in correct]

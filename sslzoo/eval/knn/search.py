@@ -29,7 +29,7 @@ QUERY_TILE = 768
 # float64 numbers of candidates at a time: a core's cache, or few launches.
 RESCORED = {"cpu": 1 << 18, "cuda": 1 << 23}
 FEWER = 8  # kernel launches limit an accelerator: it takes that many tiles of rows at once
-BANK_TILE = 4096  # rows of the bank in one product: their float64, or their similarities, are hot
+BANK_TILE = 4096  # bank rows per product, so that their copies stay in the cache
 BLOCK = 65536  # columns per selection: 192 MiB per rank, 1.5 GiB on a GPU
 
 
@@ -54,9 +54,9 @@ class Neighbors(NamedTuple):
 
 
 def on_grid(x: Tensor) -> Tensor:
-    """L2-normalize rows in float64 and round to the grid; NaN where a row is not finite.
+    """L2-normalize rows in float64 and round to the grid.
 
-    Shapes: (n, D) -> (n, D) float32.
+    Shapes: (n, D) -> (n, D) float32; NaN where a row is not finite.
     """
     out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     tile = at_once(QUERY_TILE, x.device)
@@ -132,8 +132,8 @@ def _largest(values: Tensor, k: int, largest: Tensor | None = None) -> Tensor:
         largest = None  # `largest` was for the first stage only
     column = values.topk(min(k, values.shape[1]), dim=1, sorted=False).indices
     for size, next_group, next_member, best in reversed(chosen):
-        place = column // size
-        column = best.gather(1, place) * next_group + (column - place * size) * next_member
+        group = column // size
+        column = best.gather(1, group) * next_group + (column - group * size) * next_member
     return column
 
 
@@ -274,11 +274,11 @@ def rescore(query: Tensor, bank: Bank, found: Neighbors, k: int) -> tuple[Neighb
     keys = [found.key[:0]]
     for own, tile in _tiles(row_layout(query.shape[0]), query.device):
         wanted = _index_of(gather_rows(found.key[own], tile))
-        place = torch.searchsorted(bank.index, wanted).clamp_max(max(len(bank.index) - 1, 0))
+        row = torch.searchsorted(bank.index, wanted).clamp_max(max(len(bank.index) - 1, 0))
         here = torch.full_like(wanted, LOWEST)
         if len(bank.index):
-            similarity = _rescored(gather_rows(query[own], tile), bank.rows, place)
-            here = torch.where(bank.index[place] == wanted, _keys(similarity, wanted), LOWEST)
+            similarity = _rescored(gather_rows(query[own], tile), bank.rows, row)
+            here = torch.where(bank.index[row] == wanted, _keys(similarity, wanted), LOWEST)
         keys.append(_from_all_ranks(here, tile).amax(0))
     key, order = torch.cat(keys).topk(k, dim=1)
     cut = similarity_of(found.key[:, -1])

@@ -75,7 +75,7 @@ def hue_(planes: Tensor, turns: Tensor) -> None:
 
 
 def fast_hue_(planes: Tensor, turns: Tensor) -> None:
-    """Rotate the colors about the gray axis by a 3x3 matrix, which keeps the channels' mean.
+    """Rotate the colors about the gray axis, which keeps the channels' mean.
 
     This equals `hue_` for thirds of a turn, is close to it for weak colors, and costs a fifth.
     Shapes: planes (3, B, H, W), changed in place; turns (B,).

@@ -20,7 +20,7 @@ from sslzoo.transforms.image.layout import to_planes
 from sslzoo.transforms.image.normalize import check_mean_std, normalize_
 from sslzoo.transforms.image.resample import Interpolation, center_crop, crop_planes, pixels_of
 
-_ROUNDING = 0.01  # beyond [0, 1], of images that were resized
+_ROUNDING = 0.01  # tolerance of resized images outside [0, 1]
 
 
 @final
@@ -102,7 +102,7 @@ class EvalView:
         if self.mean is not None and self.std is not None:
             found |= {"mean": _floats(self.mean), "std": _floats(self.std)}
         if self.space == "rgb":
-            del found["space"]  # no change of the colors, of which images may have one alone
+            del found["space"]  # the default, which also allows gray images
         return {key: value for key, value in found.items() if value is not None}
 
     def _center(self, images: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ class WordDeletion:
     def __call__(self, tokens: Tokens, keys: Keys, special: Special) -> Tokens:
         inside = _inside(tokens)
         deleted = choose(_num_tokens(tokens.lengths, self.fraction), inside, keys, "word deletion")
-        first = deleted & ~torch.nn.functional.pad(deleted, (1, 0))[:, :-1]  # of its run
+        first = deleted & ~torch.nn.functional.pad(deleted, (1, 0))[:, :-1]  # first of its run
         ids = tokens.ids.masked_fill(deleted, special.deleted)
         return shorten(ids, inside & (first | ~deleted), special)
 

@@ -45,7 +45,7 @@ class TableFile:
         most = max(map(len, found.values()), default=0)
         if not most:
             raise ValueError(
-                f"{self.path!r} must have a word with a neighbor in the vocabulary, it has none"
+                f"{self.path!r} must have a word with a neighbor in the vocabulary, got none"
             )
         table = torch.zeros(tokenizer.num_ids, most, dtype=torch.int64)
         counts = torch.zeros(tokenizer.num_ids, dtype=torch.int64)

@@ -80,9 +80,9 @@ def test_phones_go_with_the_last_frames(tmp_path: Path) -> None:
     assert len(alone) == 7  # one more than there are labels
     torch.testing.assert_close(found.features[4:], alone[1:])
     speakers = libri(tmp_path).eval_dataloaders()
-    with pytest.raises(ValueError, match=r"labels \(B, T\) of frames wanted, got \(3,\)"):
+    with pytest.raises(ValueError, match=r"labels must be \(B, T\), one per frame, got \(3,\)"):
         extract_frames(model, speakers.bank, speakers, "cpu")
-    with pytest.raises(ValueError, match="forward_frames wanted, got Linear"):
+    with pytest.raises(ValueError, match="must have forward_frames, got Linear"):
         extract_frames(torch.nn.Linear(2, 2), loaders.bank, loaders, "cpu")
 
 
@@ -90,13 +90,13 @@ def test_what_librispeech_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"root with the subset must be a folder.*clean-100"):
         libri(tmp_path)
     (tmp_path / "train-clean-100").mkdir()
-    with pytest.raises(ValueError, match="it has none"):
+    with pytest.raises(ValueError, match="got none"):
         libri(tmp_path)
     librispeech(tmp_path)
     with pytest.raises(ValueError, match="must exist, got 'nowhere'"):
         libri(tmp_path, phones="nowhere")
     (tmp_path / "other.txt").write_text("1-2-3 4\n")
-    with pytest.raises(ValueError, match="18 utterances, it has none"):
+    with pytest.raises(ValueError, match="18 utterances, got none"):
         libri(tmp_path, phones=str(tmp_path / "other.txt"))
     with pytest.raises(ValueError, match="val_fraction must be None with test_split"):
         libri(tmp_path, test_split="a", val_fraction=0.1)
@@ -131,8 +131,8 @@ def test_what_speech_commands_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got 'train'"):
         SpeechCommands(str(tmp_path), Waveform(), "train")  # type: ignore[arg-type]
     (tmp_path / "testing_list.txt").write_text("")
-    with pytest.raises(ValueError, match=r"files of testing_list\.txt, it has 11 and 0"):
+    with pytest.raises(ValueError, match=r"files of testing_list\.txt, got 11 and 0"):
         SpeechCommands(str(tmp_path), Waveform()).setup("fit")
     (tmp_path / "testing_list.txt").unlink()
-    with pytest.raises(ValueError, match=r"it lacks \['testing_list\.txt'\]"):
+    with pytest.raises(ValueError, match=r"but lacks \['testing_list\.txt'\]"):
         SpeechCommands(str(tmp_path), Waveform()).setup("fit")

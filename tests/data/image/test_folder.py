@@ -281,9 +281,9 @@ def test_errors_before_training_name_what_is_wrong(tmp_path: Path):
     cases = [
         ({"root": tmp_path / "none"}, "must be a folder, got .*none', which does not exist"),
         ({"root": tmp_path / "file"}, "which is a file"),
-        ({"root": tmp_path / "empty"}, r"it lacks \['train', 'val'\]; set train_dir"),
-        ({"root": tmp_path / "empty", "labels": False}, "must hold files of .* it has none"),
-        ({"root": tmp_path / "empty", "val_dir": None}, "one sub-folder per class, it has none"),
+        ({"root": tmp_path / "empty"}, r"but lacks \['train', 'val'\]; set train_dir"),
+        ({"root": tmp_path / "empty", "labels": False}, "must hold files of .* got none"),
+        ({"root": tmp_path / "empty", "val_dir": None}, "one sub-folder per class, got none"),
         ({"root": root}, r"must hold a file of .* none in: \['fox'\]"),
     ]
     for options, message in cases:

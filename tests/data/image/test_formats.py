@@ -129,7 +129,7 @@ def test_stl10_trains_on_any_part_and_evaluates_on_labels(tmp_path: Path, part: 
 def test_a_short_stl10_file_is_named(tmp_path: Path):
     write_stl10(tmp_path)
     (tmp_path / "stl10_binary" / "test_X.bin").write_bytes(b"123")
-    with pytest.raises(ValueError, match=r"test_X.bin must hold whole 96x96 images, it has 3"):
+    with pytest.raises(ValueError, match=r"test_X.bin must hold whole 96x96 images, got 3"):
         STL10(str(tmp_path), PlainViews()).setup()
 
 
