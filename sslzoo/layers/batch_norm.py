@@ -40,7 +40,8 @@ class GlobalBatchNorm(_BatchNorm):
     Args:
         num_features: C.
         eps: value added to the variance.
-        momentum: weight of the new statistics in the running ones.
+        momentum: weight of the new statistics in the running ones; None: 1 / number of batches, a
+            cumulative average, as `torch.optim.swa_utils.update_bn` sets it.
         affine: whether to learn weight and bias.
         track_running_stats: whether to keep running statistics for evaluation.
         groups: G, which must divide N. G > 1 exchanges row counts on the host.
@@ -48,14 +49,14 @@ class GlobalBatchNorm(_BatchNorm):
         act: module applied last.
 
     Raises:
-        ValueError: G is less than 1 or does not divide N, or momentum is None.
+        ValueError: G is less than 1 or does not divide N.
     """
 
     def __init__(
         self,
         num_features: int,
         eps: float = 1e-5,
-        momentum: float = 0.1,
+        momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
         groups: int = 1,
@@ -63,8 +64,6 @@ class GlobalBatchNorm(_BatchNorm):
         act: nn.Module | None = None,
     ) -> None:
         check_at_least("groups", groups, 1)
-        if momentum is None:
-            raise ValueError("momentum must be in [0, 1], got None")
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
         self.groups = groups
         self.drop = drop
@@ -78,7 +77,6 @@ class GlobalBatchNorm(_BatchNorm):
         if of_batch and (self.groups > 1 or world_size() > 1):
             out = self._normalize(input)
         else:
-            assert self.momentum is not None
             tracked = self.track_running_stats or not self.training
             out = F.batch_norm(
                 input,
@@ -87,7 +85,7 @@ class GlobalBatchNorm(_BatchNorm):
                 self.weight,
                 self.bias,
                 of_batch,
-                self.momentum,
+                self._update_weight(),
                 self.eps,
             )
         if self.drop is not None:
@@ -104,11 +102,19 @@ class GlobalBatchNorm(_BatchNorm):
                 input, self.weight, self.bias, self.eps, self.groups, parts
             )
         if self.training and self.running_mean is not None and self.running_var is not None:
-            assert self.momentum is not None
+            weight = self._update_weight()
             with torch.no_grad():
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-                self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
+                self.running_var.lerp_(var.to(self.running_var.dtype), weight)
         return out  # type: ignore[no-any-return]
+
+    def _update_weight(self) -> float:
+        """Weight of this batch's statistics in the running ones."""
+        if self.momentum is not None:
+            return self.momentum
+        if not self.training or self.num_batches_tracked is None:
+            return 0.0
+        return 1.0 / float(self.num_batches_tracked)  # torch's reads it on the host, too
 
     def _group_by_group(
         self, input: Tensor, parts: tuple[Part, ...]

@@ -107,7 +107,7 @@ def _global(old: nn.Module, groups: int) -> nn.Module:
     new = GlobalBatchNorm(
         old.num_features,
         old.eps,
-        old.momentum,  # type: ignore[arg-type]
+        old.momentum,
         affine=False,
         track_running_stats=False,
         groups=groups,

@@ -239,6 +239,26 @@ def test_a_root_batch_norm_returns_its_replacement() -> None:
     assert (again.groups, again.running_mean is root.running_mean) == (1, True)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_without_momentum_statistics_are_the_mean_over_batches(groups: int) -> None:
+    """As `update_bn` asks of every batch norm, and Lightning's StochasticWeightAveraging."""
+    batches = [_data((12, 3, 2, 5))[0] * scale for scale in (1.0, 2.0, 4.0)]
+    norm = convert_batch_norm(nn.Sequential(nn.BatchNorm2d(3, momentum=None)), groups)[0].double()
+    of_each = []
+    for x in batches:
+        alone = _norm(groups, momentum=1.0)
+        alone(x)
+        of_each.append(torch.stack([alone.running_mean, alone.running_var]))
+        norm(x)
+    mean = torch.stack(of_each).mean(0)
+    torch.testing.assert_close(torch.stack([norm.running_mean, norm.running_var]), mean)
+    model = nn.Sequential(_norm(groups))
+    torch.optim.swa_utils.update_bn(batches, model)
+    torch.testing.assert_close(torch.stack([model[0].running_mean, model[0].running_var]), mean)
+    model.eval()(batches[0])
+    torch.testing.assert_close(model[0].running_mean, mean[0])
+
+
 class _Strange(nn.BatchNorm2d):
     pass
 
@@ -248,8 +268,6 @@ def test_wrong_use_is_named() -> None:
         convert_batch_norm(nn.Sequential(_Strange(3)))
     with pytest.raises(ValueError, match="at least 1, got 0"):
         GlobalBatchNorm(3, groups=0)
-    with pytest.raises(ValueError, match="got None"):
-        convert_batch_norm(nn.BatchNorm1d(3, momentum=None))
     with pytest.raises(ValueError, match="must divide the global batch of 5, got 2"):
         GlobalBatchNorm(3, groups=2)(torch.ones(5, 3))
     with pytest.raises(ValueError, match=r"\(n, 3\).*got \(5, 4\)"):
