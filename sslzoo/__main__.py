@@ -12,6 +12,7 @@ Each verb has its own --help; `python -m sslzoo` is the same command.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +24,8 @@ _TRAINER = ("fit", "validate", "test", "predict")
 def main() -> None:
     """Run the verb in `sys.argv`; each verb imports only what it needs."""
     verb = sys.argv[1] if len(sys.argv) > 1 else ""
+    if "" not in sys.path and os.getcwd() not in sys.path:  # as `python -m` has it, but behind all
+        sys.path.append(os.getcwd())
     if verb == "--version":
         print(sslzoo.__version__)
     elif verb in ("", "--help", "-h"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from lightning import Trainer
 
 import sslzoo
 from sslzoo.commands import fit
-from tests.commands.command import ENVIRONMENT
+from tests.commands.command import ENVIRONMENT, run_process
 
 ASK = """
 import sys
@@ -63,3 +64,13 @@ def test_bfloat16_without_instructions_for_it_is_named(
     )
     assert bool(told) == said
     assert all("--trainer.precision=32-true" in text for text in told)
+
+
+def test_a_module_of_the_current_directory_is_found(tmp_path: Path) -> None:
+    (tmp_path / "my_data.py").write_text(
+        "from sslzoo.data import ImageFolder\nclass MyData(ImageFolder): ...\n"
+    )
+    (tmp_path / "torch.py").write_text("raise RuntimeError('imported for its name')\n")
+    asked = ["fit", "--config", "simclr/folder_small_10ep", "--data=my_data.MyData"]
+    asked += ["--data.root=somewhere", "--print_config"]
+    assert "class_path: my_data.MyData" in run_process(asked, tmp_path).stdout
