@@ -7,7 +7,9 @@ the method expects. Methods see no other data.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,6 +72,90 @@ class Batch(NamedTuple):
     label: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class ViewSpec:
+    """The views that a method takes.
+
+    Args:
+        least: smallest number of views.
+        most: largest number; None: any.
+        alike: how many of the first views must have one shape; None: all.
+        kind: "any"; "images": tensors (B, C, H, W); "tokens": `Tokens`.
+        size: (H, W) that images must have; None: any.
+    """
+
+    least: int = 1
+    most: int | None = None
+    alike: int | None = 0
+    kind: Literal["any", "images", "tokens"] = "any"
+    size: tuple[int, int] | None = None
+
+    def check_number(self, number: int, who: str) -> None:
+        """Refuse another number of views.
+
+        Raises:
+            ValueError: names who takes how many, and the number.
+        """
+        if self.least <= number and (self.most is None or number <= self.most):
+            return
+        wanted = f"{self.least}" if self.most == self.least else f"at least {self.least}"
+        if self.most not in (None, self.least):
+            wanted = f"{self.least} to {self.most}"
+        raise ValueError(
+            f"{who} must have {wanted} view{'s' * (wanted != '1')} per sample, got {number}; a "
+            "transform of sslzoo.transforms makes views, and sslzoo.data.with_views puts it on any "
+            "data module of (sample, label)"
+        )
+
+    def check(self, batch: Batch, who: str) -> None:
+        """Refuse a batch whose views are others; reads shapes alone.
+
+        Raises:
+            ValueError: names what the views must be, and the shapes and types that they have.
+        """
+        self.check_number(len(batch.views), who)
+        got = describe_views(batch.views)
+        parts = [part for view in batch.views for part in _tensors(view)]
+        if len({len(part) for part in parts}) > 1:
+            raise ValueError(f"the views of {who} must have equally many samples, got {got}")
+        if self.kind == "tokens":
+            if not all(isinstance(view, Tokens) for view in batch.views):
+                raise ValueError(f"the views of {who} must be Tokens(ids, lengths), got {got}")
+            return
+        if any(isinstance(x, Tensor) and not x.is_floating_point() for x in batch.views):
+            raise ValueError(
+                f"the views of {who} must be floating-point tensors, as a transform of "
+                f"sslzoo.transforms makes them from integers, got {got}"
+            )
+        images = all(isinstance(view, Tensor) and view.ndim == 4 for view in batch.views)
+        if self.kind == "images" and not images:
+            raise ValueError(f"the views of {who} must be images (B, C, H, W), got {got}")
+        if self.size and any(tuple(view.shape[2:]) != self.size for view in batch.views):
+            height, width = self.size
+            raise ValueError(
+                f"the views of {who} must have the {height}x{width} pixels of its patch grid, got "
+                f"{got}"
+            )
+        first = [_tensors(view)[0].shape for view in batch.views[: self.alike]]
+        if len(set(first)) > 1:
+            which = f"first {self.alike} views" if self.alike else "views"
+            raise ValueError(f"the {which} of {who} must have one shape, got {got}")
+
+
+def _tensors(view: View) -> tuple[Tensor, ...]:
+    return (view,) if isinstance(view, Tensor) else tuple(view)
+
+
+def describe_views(views: Sequence[View]) -> str:
+    """Shapes and types for an error: "(4, 3, 8, 8) float32 and (4, 3, 8, 8) uint8"."""
+    told = []
+    for view in views:
+        parts = [f"{tuple(x.shape)} {str(x.dtype).rpartition('.')[2]}" for x in _tensors(view)]
+        name = "" if isinstance(view, Tensor) else type(view).__name__
+        told.append(f"{name}({', '.join(parts)})" if name else parts[0])
+    return " and ".join(told)
+
+
 def as_batch(data: Any) -> Batch:
     """Convert the output of any loader to a `Batch`.
 
@@ -87,14 +173,21 @@ def as_batch(data: Any) -> Batch:
         first, last = data[0], data[-1]
         if isinstance(first, list | tuple) and len(data) == 2:
             return _foreign(list(first), last)
+        if len(data) == 2 and _is_labeled(first, last):
+            return _foreign([first], last)
         if all(isinstance(view, Tensor) and view.ndim > 1 for view in data):
             return _foreign(list(data), None)
-        if len(data) == 2 and isinstance(first, Tensor) and isinstance(last, Tensor):
-            return _foreign([first], last)
     raise ValueError(
         "a batch must be Batch(views, index, label), [view, view, ...] or (views, label), got "
         f"{type(data).__name__}"
     )
+
+
+def _is_labeled(view: Any, label: Any) -> bool:
+    """Whether two tensors are samples and their labels, not two views of the samples."""
+    if not isinstance(view, Tensor) or not isinstance(label, Tensor):
+        return False
+    return label.ndim <= 1 or label.ndim < min(view.ndim, 3)  # classes, or multi-hot
 
 
 def _foreign(views: list[View], label: Tensor | None) -> Batch:

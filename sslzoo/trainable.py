@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sslzoo.batch import Batch, as_batch
+from sslzoo.batch import Batch, ViewSpec, as_batch, describe_views
 from sslzoo.distributed import gather_objects, rank, sum_over_ranks, world_size
 from sslzoo.memory import memory_buffers
 from sslzoo.optim import RunLength, Schedule, ScheduleLR, all_alike
@@ -63,9 +63,11 @@ class Trainable(LightningModule, ABC):
         step: optimizer steps taken so far, the argument of every schedule; saved.
         run_length: length of the run; saved, and kept when a finished run is extended.
         uses_labels: whether `losses` reads the batch's labels.
+        takes: the views that `losses` takes; the first batch of a run is checked against it.
     """
 
     uses_labels: bool = False
+    takes: ViewSpec = ViewSpec()
 
     def __init__(
         self,
@@ -90,6 +92,7 @@ class Trainable(LightningModule, ABC):
         self._optimizer, self._schedule = optimizer, schedule
         self._parameter_groups = parameter_groups
         self.step = 0
+        self._has_trained = False
         self.run_length = RunLength(1, 1)
         self._rng_to_restore: dict[str, Any] | None = None
         self._keep_plain_hyperparameters(inspect.currentframe())
@@ -101,7 +104,7 @@ class Trainable(LightningModule, ABC):
     # -- training
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        terms = self.losses(as_batch(batch))
+        terms = self._checked_losses(as_batch(batch))
         loss = torch.stack(list(terms.values())).sum()
         if self._logs_now():
             values = torch.stack([loss, *terms.values()]).detach()
@@ -146,6 +149,25 @@ class Trainable(LightningModule, ABC):
             raise ValueError("trainer.max_epochs or max_steps must be set, got a run without end")
         batches = int(self.trainer.num_training_batches)
         return RunLength(int(total), max(1, -(-batches // self.trainer.accumulate_grad_batches)))
+
+    def _checked_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Compute `losses`; what the first batch of a run is wrong with is named before a step."""
+        name = type(self).__name__
+        self.takes.check(batch, name)
+        if self._has_trained:
+            return self.losses(batch)
+        try:
+            terms = self.losses(batch)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, AssertionError, AttributeError, IndexError) as error:
+            line = " ".join(str(error).split())
+            raise ValueError(
+                f"{name} cannot train on views of {describe_views(batch.views)}: "
+                f"{type(error).__name__}: {line:.300}"
+            ) from error
+        self._has_trained = True
+        return terms
 
     def _logs_now(self) -> bool:
         if self._trainer is None:

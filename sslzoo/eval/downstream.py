@@ -6,7 +6,7 @@ from abc import abstractmethod
 
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch, View
+from sslzoo.batch import Batch, View, ViewSpec
 from sslzoo.eval.classifier import Classifier, load_weights
 from sslzoo.optim import Schedule
 from sslzoo.trainable import GroupsFactory, OptimizerFactory, Trainable
@@ -24,6 +24,8 @@ class Downstream(Trainable):
         schedule: see `Trainable`.
         parameter_groups: see `Trainable`.
     """
+
+    takes = ViewSpec(1, 1)
 
     def __init__(
         self,

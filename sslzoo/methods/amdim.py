@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, ViewSpec
 from sslzoo.losses import amdim_nce
 from sslzoo.methods.base import (
     GroupsFactory,
@@ -53,6 +53,8 @@ class AMDIM(SSLMethod):
         >>> list(method.losses(batch))
         ['1_to_5', '1_to_7', '5_to_5', 'scores']
     """
+
+    takes = ViewSpec(2, 2, alike=None, kind="images")
 
     def __init__(
         self,

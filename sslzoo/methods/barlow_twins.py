@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch, View
+from sslzoo.batch import Batch, View, ViewSpec
 from sslzoo.layers import GlobalBatchNorm
 from sslzoo.layers.precision import at_least_float32
 from sslzoo.losses import barlow_twins
@@ -55,6 +55,8 @@ class BarlowTwins(SSLMethod):
         >>> list(method.losses(batch))
         ['barlow_twins']
     """
+
+    takes = ViewSpec(2, 2)
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ import torch
 from lightning import Callback
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch, View
+from sslzoo.batch import Batch, View, ViewSpec
 from sslzoo.callbacks.ema import EMA
 from sslzoo.losses import regression
 from sslzoo.methods.base import (
@@ -63,6 +63,8 @@ class BYOL(SSLMethod):
         >>> list(method.losses(batch))
         ['regression']
     """
+
+    takes = ViewSpec(2, 2)
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch, Tokens
+from sslzoo.batch import Batch, Tokens, ViewSpec
 from sslzoo.heads import MLMHead
 from sslzoo.losses import masked_language_model, nt_xent
 from sslzoo.masks.token import mask_tokens
@@ -88,6 +88,8 @@ class CLEAR(SSLMethod):
         mlm_head.tie(self._text_backbone.token_embedding)
         self.temperature, self.mlm_weight = temperature, mlm_weight
         self.mask_fraction, self.mask_id = mask_fraction, mask_id
+        number = 3 if mlm_weight else 2  # two augmented views, and the text itself
+        self.takes = ViewSpec(number, 3, kind="tokens")
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         keys = step_keys(self, batch)

@@ -25,7 +25,7 @@ from lightning import Callback
 from torch import Tensor, nn
 
 from sslzoo.backbones.towers import Towers
-from sslzoo.batch import Batch, View, index_of
+from sslzoo.batch import Batch, View, ViewSpec, index_of
 from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.heads.per_view import PerView
 from sslzoo.layers.precision import l2_normalize
@@ -104,6 +104,7 @@ class CMC(SSLMethod):
         dim, M = output_dim(backbone, projector), len(projector.widths)
         _check(backbone, projector, mode)
         self.projector = projector
+        self.takes = ViewSpec(1, M)
         self.banks: Any = nn.ModuleList(
             MemoryBank(
                 bank_size, dim, getattr(torch, bank_dtype), bank_momentum, M * run_seed() + j

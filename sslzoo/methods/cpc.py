@@ -27,7 +27,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, ViewSpec
 from sslzoo.distributed import Rows, row_layout
 from sslzoo.losses import cpc_info_nce
 from sslzoo.methods.base import (
@@ -74,6 +74,8 @@ class CPC(SSLMethod):
         >>> list(method.losses(batch))
         ['info_nce']
     """
+
+    takes = ViewSpec(1, 1)
 
     def __init__(
         self,

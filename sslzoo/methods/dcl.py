@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, ViewSpec
 from sslzoo.losses import dcl
 from sslzoo.methods.base import (
     GroupsFactory,
@@ -51,6 +51,8 @@ class DCL(SSLMethod):
         >>> list(method.losses(batch))
         ['dcl']
     """
+
+    takes = ViewSpec(2, 2, alike=None)
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch, View
+from sslzoo.batch import Batch, View, ViewSpec
 from sslzoo.heads import MI1x1ConvNet, PriorDiscriminator
 from sslzoo.losses import dim_fenchel_dual, discriminator_loss, generator_loss, gradient_penalty
 from sslzoo.methods.base import (
@@ -83,6 +83,8 @@ class DeepInfoMax(SSLMethod):
         >>> list(method.losses(batch))
         ['local', 'global', 'prior', 'discriminator']
     """
+
+    takes = ViewSpec(1, 1, kind="images")
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ from lightning import Callback
 from torch import Tensor, nn
 
 from sslzoo.backbones import multi_crop
-from sslzoo.batch import Batch, index_of
+from sslzoo.batch import Batch, ViewSpec, index_of
 from sslzoo.callbacks.clusters import ClusterEpochs
 from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.layers.precision import l2_normalize, no_autocast
@@ -92,6 +92,7 @@ class DeepClusterV2(SSLMethod):
         dim = output_dim(backbone, projector)
         self.projector = projector
         self.assigned, self.temperature = tuple(crops_for_assign), temperature
+        self.takes = ViewSpec(1 + max(self.assigned))
         self.k_means_iterations = k_means_iterations
         self.clusters = ClusterMemory(
             bank_size, dim, num_prototypes, len(self.assigned), getattr(torch, bank_dtype)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sslzoo.backbones import multi_crop
 from sslzoo.backbones.vit import without_drop_path
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, ViewSpec
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.freeze import FreezeUntil
 from sslzoo.callbacks.memory import CommitMemory
@@ -68,6 +68,8 @@ class DINO(SSLMethod):
         >>> list(method.losses(batch))
         ['dino']
     """
+
+    takes = ViewSpec(2)
 
     def __init__(
         self,

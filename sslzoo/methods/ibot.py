@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from sslzoo.backbones import multi_crop
 from sslzoo.backbones.vit import without_drop_path
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, ViewSpec
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.freeze import FreezeUntil
 from sslzoo.callbacks.memory import CommitMemory
@@ -80,6 +80,8 @@ class IBOT(SSLMethod):
         >>> list(method.losses(batch))
         ['cls', 'patch']
     """
+
+    takes = ViewSpec(2, alike=2, kind="images")
 
     def __init__(
         self,

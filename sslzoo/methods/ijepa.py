@@ -24,7 +24,7 @@ from lightning import Callback
 from torch import Tensor, nn
 
 from sslzoo.backbones import ViT
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, ViewSpec
 from sslzoo.callbacks.ema import EMA
 from sslzoo.heads import IJEPAPredictor
 from sslzoo.losses import masked_features
@@ -91,6 +91,8 @@ class IJEPA(SSLMethod):
         self.predictor, self.masks = predictor, masks or MultiBlock()
         self.momentum = LinearSchedule(0.996, 1.0) if momentum is None else as_schedule(momentum)
         self.teacher_backbone = frozen_copy(backbone)
+        side = backbone.grid * backbone.patch_size
+        self.takes = ViewSpec(1, 1, kind="images", size=(side, side))
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.backbone, self.teacher_backbone)]

@@ -29,7 +29,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, ViewSpec
 from sslzoo.distributed import row_layout
 from sslzoo.losses import cpc_info_nce
 from sslzoo.methods.base import (
@@ -75,6 +75,8 @@ class ImageCPC(SSLMethod):
         >>> list(method.losses(batch))
         ['down', 'left']
     """
+
+    takes = ViewSpec(1, 1, kind="images")
 
     def __init__(
         self,

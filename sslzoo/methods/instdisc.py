@@ -23,7 +23,7 @@ import torch
 from lightning import Callback
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch, View, index_of
+from sslzoo.batch import Batch, View, ViewSpec, index_of
 from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.layers.precision import l2_normalize
 from sslzoo.losses import bank_softmax, nce, nce_constant, proximal
@@ -67,6 +67,8 @@ class InstDisc(SSLMethod):
     """
 
     z_constant: Tensor
+
+    takes = ViewSpec(1, 1)
 
     def __init__(
         self,

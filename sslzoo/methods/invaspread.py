@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch, View
+from sslzoo.batch import Batch, View, ViewSpec
 from sslzoo.layers.precision import l2_normalize
 from sslzoo.losses import invaspread
 from sslzoo.methods.base import (
@@ -50,6 +50,8 @@ class InvaSpread(SSLMethod):
         >>> list(method.losses(batch))
         ['invaspread']
     """
+
+    takes = ViewSpec(2, 2, alike=None)
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from sslzoo.backbones import ViT
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, ViewSpec
 from sslzoo.heads import MAEDecoder
 from sslzoo.losses import masked_pixels
 from sslzoo.methods.base import (
@@ -81,6 +81,8 @@ class MAE(SSLMethod):
                 f"got {mask_ratio}, which keeps {self.num_kept}"
             )
         self.decoder = decoder
+        side = backbone.grid * backbone.patch_size
+        self.takes = ViewSpec(1, 1, kind="images", size=(side, side))
         self.normalize_pixels = normalize_pixels
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

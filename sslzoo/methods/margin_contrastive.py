@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, ViewSpec
 from sslzoo.checks import check_classes
 from sslzoo.layers.precision import l2_normalize
 from sslzoo.losses import margin_contrastive
@@ -56,6 +56,8 @@ class MarginContrastive(SSLMethod):
         >>> list(method.losses(batch))
         ['margin_contrastive']
     """
+
+    takes = ViewSpec(2, alike=None)
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ import torch
 from lightning import Callback
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, ViewSpec
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.distributed import gather_rows, row_layout
@@ -68,6 +68,8 @@ class MoCo(SSLMethod):
         >>> list(method.losses(batch))
         ['info_nce']
     """
+
+    takes = ViewSpec(2, 2)
 
     def __init__(
         self,

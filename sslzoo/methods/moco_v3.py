@@ -17,7 +17,7 @@ import torch
 from lightning import Callback
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, ViewSpec
 from sslzoo.callbacks.ema import EMA
 from sslzoo.layers.precision import l2_normalize
 from sslzoo.losses import batch_info_nce
@@ -60,6 +60,8 @@ class MoCoV3(SSLMethod):
         >>> list(method.losses(batch))
         ['info_nce']
     """
+
+    takes = ViewSpec(2, 2)
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ import torch
 from lightning import Callback
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, ViewSpec
 from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.layers.precision import l2_normalize, no_autocast
 from sslzoo.losses import batch_info_nce
@@ -58,6 +58,8 @@ class NNCLR(SSLMethod):
         >>> list(method.losses(batch))
         ['info_nce']
     """
+
+    takes = ViewSpec(2, 2)
 
     def __init__(
         self,

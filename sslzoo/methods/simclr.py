@@ -26,7 +26,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, ViewSpec
 from sslzoo.losses import nt_xent
 from sslzoo.methods.base import (
     GroupsFactory,
@@ -59,6 +59,8 @@ class SimCLR(SSLMethod):
         >>> list(method.losses(batch))
         ['nt_xent']
     """
+
+    takes = ViewSpec(2, 2, alike=None)
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch, Tokens
+from sslzoo.batch import Batch, Tokens, ViewSpec
 from sslzoo.layers.precision import l2_normalize
 from sslzoo.losses import batch_info_nce
 from sslzoo.methods.base import (
@@ -50,6 +50,8 @@ class SimCSE(SSLMethod):
         >>> list(method.losses(batch))
         ['info_nce']
     """
+
+    takes = ViewSpec(1, 1, kind="tokens")
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch, View
+from sslzoo.batch import Batch, View, ViewSpec
 from sslzoo.losses import negative_cosine
 from sslzoo.methods.base import (
     GroupsFactory,
@@ -48,6 +48,8 @@ class SimSiam(SSLMethod):
         >>> list(method.losses(batch))
         ['negative_cosine']
     """
+
+    takes = ViewSpec(2, 2)
 
     def __init__(
         self,

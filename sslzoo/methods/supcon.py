@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, ViewSpec
 from sslzoo.checks import check_classes
 from sslzoo.losses import sup_con
 from sslzoo.methods.base import (
@@ -51,6 +51,8 @@ class SupCon(SSLMethod):
     """
 
     uses_labels = True
+
+    takes = ViewSpec(2, alike=None)
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslzoo.backbones import multi_crop
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, ViewSpec
 from sslzoo.callbacks.freeze import FreezeUntil
 from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.distributed import rank, world_size
@@ -105,6 +105,7 @@ class SwAV(SSLMethod):
         self.projector = projector
         self.prototypes = nn.Linear(dim, num_prototypes, bias=False)
         self.assigned = tuple(crops_for_assign)
+        self.takes = ViewSpec(max(2, 1 + max(self.assigned)))
         width = len(self.assigned) * dim  # a row has all assigned crops of a sample
         self.queue = Queue(queue_size, width, empty=True) if queue_size else None
         self.temperature, self.queue_from_epoch = temperature, queue_from_epoch

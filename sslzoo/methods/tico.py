@@ -27,7 +27,7 @@ import torch
 from lightning import Callback
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch, View
+from sslzoo.batch import Batch, View, ViewSpec
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.layers.precision import l2_normalize
@@ -67,6 +67,8 @@ class TiCo(SSLMethod):
         >>> list(method.losses(batch))
         ['invariance', 'contrast']
     """
+
+    takes = ViewSpec(2, 2)
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, ViewSpec
 from sslzoo.checks import check_classes
 from sslzoo.losses import triplet
 from sslzoo.methods.base import (
@@ -58,6 +58,8 @@ class Triplet(SSLMethod):
         >>> list(method.losses(batch))
         ['triplet']
     """
+
+    takes = ViewSpec(2, alike=None)
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch, View
+from sslzoo.batch import Batch, View, ViewSpec
 from sslzoo.losses import vicreg
 from sslzoo.methods.base import (
     GroupsFactory,
@@ -48,6 +48,8 @@ class VICReg(SSLMethod):
         >>> list(method.losses(batch))
         ['invariance', 'variance', 'covariance']
     """
+
+    takes = ViewSpec(2, 2)
 
     def __init__(
         self,
