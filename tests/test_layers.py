@@ -42,11 +42,15 @@ def test_one_file_names_torch_distributed() -> None:
 
 def test_importing_has_no_side_effect(tmp_path: Path) -> None:
     code = (
-        "import sys, warnings, random, torch\n"
+        "import sys, warnings, random, sslzoo\n"
+        "assert 'torch' not in sys.modules and 'sslzoo.zoo' not in sys.modules\n"
+        "import torch\n"
         "import lightning, timm, torchvision  # their side effects are theirs\n"
         "before = (list(warnings.filters), torch.get_rng_state().sum(), random.getstate(),\n"
         "          torch.get_num_threads(), torch.get_default_dtype())\n"
-        "import sslzoo, sslzoo.methods, sslzoo.data, sslzoo.transforms\n"
+        "import sslzoo.methods, sslzoo.data, sslzoo.transforms\n"
+        "assert 'sslzoo.zoo' not in sys.modules\n"
+        "assert 'simclr-small_resnet-cifar10jpeg' in sslzoo.list_models('simclr*')\n"
         "after = (list(warnings.filters), torch.get_rng_state().sum(), random.getstate(),\n"
         "         torch.get_num_threads(), torch.get_default_dtype())\n"
         "assert before == after\n"

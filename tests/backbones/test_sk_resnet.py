@@ -178,7 +178,7 @@ def test_gradient_reaches_every_parameter(
 
 
 def test_width_multiplies_every_channel() -> None:
-    narrow, wide = (simclr_v2_resnet(14, width, 0.0625) for width in (1, 2))
+    narrow, wide = (on_meta(14, width, 0.0625) for width in (1, 2))
     for (name, a), (_, b) in zip(narrow.named_parameters(), wide.named_parameters(), strict=True):
         for dim, (m, n) in enumerate(zip(a.shape[:2], b.shape[:2], strict=True)):
             kept = (name == "conv1.0.weight" and dim == 1) or m == n == 32  # the mixing's least

@@ -23,6 +23,7 @@ def pairs(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_becomes_a_row(tmp_path: Path) -> None:
     folder = pairs(tmp_path / "stsb")
     output = tmp_path / "text.json"

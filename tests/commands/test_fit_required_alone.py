@@ -131,7 +131,6 @@ from pathlib import Path
 
 import torch
 
-import sslzoo
 import sslzoo.methods
 
 made = Path(sys.argv[1])
@@ -142,7 +141,6 @@ for folder in sorted(path for path in made.iterdir() if path.is_dir()):
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert all(torch.equal(value, saved[name]) for name, value in method.state_dict().items())
     assert method.step in (2, 4), method.step
-    assert isinstance(sslzoo.load(str(made / f"{folder.name}.safetensors")), torch.nn.Module)
     print(folder.name)
 """
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.commands.command import ENVIRONMENT, arguments, checkpoint, run
+from tests.commands.command import arguments, checkpoint, run
 
 
 @pytest.fixture(scope="module")
@@ -32,26 +30,6 @@ def test_everything_is_written_under_the_run_folder(finished: Path) -> None:
         rows = list(csv.DictReader(file))
     assert any(row["train/nce"] for row in rows)
     assert any(row.get("val/knn_top1_k20_t0.07") for row in rows)
-
-
-def test_loads_again_by_its_class_alone_in_a_fresh_process(finished: Path) -> None:
-    code = (
-        "import sys, torch\n"
-        "from sslzoo.methods import InstDisc\n"
-        "method = InstDisc.load_from_checkpoint(sys.argv[1], weights_only=True)\n"
-        "assert method.bank.rows.shape == (60, 128), method.bank.rows.shape\n"
-        "assert method.step == 10, method.step\n"
-        "saved = torch.load(sys.argv[1], weights_only=True)['state_dict']\n"
-        "assert all(torch.equal(v, saved[k]) for k, v in method.state_dict().items())\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(checkpoint(finished))],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_validate_gives_the_number_of_the_fit(finished: Path, tmp_path: Path) -> None:

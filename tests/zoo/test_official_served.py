@@ -277,6 +277,6 @@ def test_a_published_hash_is_enforced(
     if card.md5 or card.sha256:  # a name's hash is less than the user's word
         asked.append({"sha256": hashes_of(path)["sha256"]})
     for told in asked:
-        with pytest.raises(ValueError, match=f"{published(card)} wanted"):
+        with pytest.raises(ValueError, match=f"must be {published(card)}"):
             sslzoo.load(name, **told)
     assert not kept()

@@ -150,7 +150,7 @@ def test_a_checkpoint_that_says_nothing_gives_nothing() -> None:
     [{"size": "32"}, {"kind": "smell"}, {"kind": ["image"]}, {"size": 8, "path": "/etc"}, {}],
 )
 def test_a_checkpoint_that_says_something_else_is_refused(wrong: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="state in the checkpoint wants"):
+    with pytest.raises(ValueError, match="data module's state in the checkpoint: "):
         of_checkpoint(through_a_file({"preprocessing": wrong}, tmp_path))
 
 
@@ -219,7 +219,7 @@ def test_an_encoder_that_gives_no_features_is_refused(tmp_path: Path) -> None:
     )
     net: Any = Pair()
     net.preprocess = card.preprocess()
-    with pytest.raises(ValueError, match="gives a tuple, features wanted"):
+    with pytest.raises(ValueError, match="the features of 'pair' must be a tensor, got a tuple"):
         fixed_features(net, card)
 
 
