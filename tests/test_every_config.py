@@ -202,7 +202,17 @@ def given_root(section: dict[str, Any]) -> dict[str, Any]:
     return {**section, "init_args": {**section["init_args"], **made_up}}
 
 
-@every_config()
+def first_of_imagenet(name: str) -> bool:
+    """Whether a recipe is of another data set, or the first of its method on ImageNet."""
+    folder, _, recipe = name.partition("/")
+    others = [n for n in NAMES if n.startswith(f"{folder}/imagenet")]
+    return not recipe.startswith("imagenet") or name == others[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if first_of_imagenet(n) else pytest.mark.slow) for n in NAMES],
+)
 def test_takes_a_step(name: str) -> None:
     config = yaml.safe_load(Path(find_config(name)).read_text())
     model, index = config["model"]["init_args"], torch.arange(BATCH)
