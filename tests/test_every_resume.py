@@ -24,7 +24,7 @@ from sslzoo.callbacks import OnlineProbe
 from sslzoo.data.datamodule import SampleDataModule, SampleSet, Sets
 from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
-from sslzoo.methods import InstDisc
+from sslzoo.methods import InstDisc, SimCLR
 from sslzoo.optim import WarmupCosine
 from sslzoo.trainable import Trainable
 from tests.toys import build, data_like, every_trainable, rows
@@ -243,3 +243,22 @@ def test_what_an_epoch_end_logs_is_not_lost(tmp_path: Path) -> None:
     train(InstDisc, resumed, whole / "batch=6.ckpt", callbacks=[got])
     assert len(wanted.seen) == EPOCHS - 1
     assert got.seen == wanted.seen[-2:]
+
+
+def test_dropout_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keyed draws need no generator; torch's dropout does."""
+
+    original = toy
+
+    def noisy(cls: type[Trainable]) -> tuple[Any, Data]:
+        method, data = original(cls)
+        method.projector = torch.nn.Sequential(torch.nn.Dropout(0.5), method.projector)
+        return method, data
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{__name__}.toy", noisy)
+        train(SimCLR, whole)
+        train(SimCLR, killed, kill_at=2)
+        train(SimCLR, killed, killed / "batch=2.ckpt")
+    assert differences(whole / f"end={STEPS}.ckpt", killed / f"end={STEPS}.ckpt") == []

@@ -348,7 +348,7 @@ class _Syncs(TorchDispatchMode):
         return out
 
 
-WITHOUT_WAITS = ["simclr_v2", "digits", "byol", "instdisc_cifar", "mae_fine_tune", "moco_v2", "dim"]
+WITHOUT_WAITS = ["simclr_v2", "digits", "byol", "mae_fine_tune", "moco_v2", "cpc"]
 WITHOUT_WAITS += ["amdim_cifar", "cpc_v2", "dino"]
 
 
