@@ -120,6 +120,12 @@ class SSLZooCLI(LightningCLI):
 
     config_path: str | None = None
     command: str | None = None
+    verb: str | None = None
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Give the verb in use alone: each takes a tenth of the start-up to build."""
+        every = LightningCLI.subcommands()
+        return {self.verb: every[self.verb]} if self.verb in every else every
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand == "fit":
@@ -254,6 +260,8 @@ def _refuse_a_config_that_does_not_load_again(parser: Any, config: Any) -> None:
 def _refuse_hyperparameters_that_do_not_load_again(module: Any, name: str) -> None:
     """Exit if a checkpoint of the run could not be loaded with `weights_only=True`."""
     for key, value in _leaves(dict(module.hparams) if module is not None else {}, name):
+        if isinstance(value, PLAIN):
+            continue
         file = io.BytesIO()
         try:
             torch.save(value, file)
@@ -317,6 +325,7 @@ def run(args: Sequence[str] | None = None) -> SSLZooCLI:
     # Lightning 2.6 reads a torch attribute that torch 2.14 deprecates.
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
     SSLZooCLI.command = shlex.join(["sslzoo", *arguments])
+    SSLZooCLI.verb = arguments[0] if arguments else None
     arguments, SSLZooCLI.config_path = _with_config_paths(arguments)
     # The first word stays: Lightning starts the other ranks with it.
     saved, sys.argv = sys.argv, [sys.argv[0], *arguments]
