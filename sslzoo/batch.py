@@ -114,32 +114,40 @@ class ViewSpec:
             ValueError: names what the views must be, and the shapes and types that they have.
         """
         self.check_number(len(batch.views), who)
-        got = describe_views(batch.views)
-        parts = [part for view in batch.views for part in _tensors(view)]
+        views = batch.views
+        parts = [part for view in views for part in _tensors(view)]
         if len({len(part) for part in parts}) > 1:
-            raise ValueError(f"the views of {who} must have equally many samples, got {got}")
+            raise ValueError(
+                f"the views of {who} must have equally many samples, got {describe_views(views)}"
+            )
         if self.kind == "tokens":
-            if not all(isinstance(view, Tokens) for view in batch.views):
-                raise ValueError(f"the views of {who} must be Tokens(ids, lengths), got {got}")
+            if not all(isinstance(view, Tokens) for view in views):
+                raise ValueError(
+                    f"the views of {who} must be Tokens(ids, lengths), got {describe_views(views)}"
+                )
             return
-        if any(isinstance(x, Tensor) and not x.is_floating_point() for x in batch.views):
+        if any(isinstance(x, Tensor) and not x.is_floating_point() for x in views):
             raise ValueError(
                 f"the views of {who} must be floating-point tensors, as a transform of "
-                f"sslzoo.transforms makes them from integers, got {got}"
+                f"sslzoo.transforms makes them from integers, got {describe_views(views)}"
             )
-        images = all(isinstance(view, Tensor) and view.ndim == 4 for view in batch.views)
+        images = all(isinstance(view, Tensor) and view.ndim == 4 for view in views)
         if self.kind == "images" and not images:
-            raise ValueError(f"the views of {who} must be images (B, C, H, W), got {got}")
-        if self.size and any(tuple(view.shape[2:]) != self.size for view in batch.views):
+            raise ValueError(
+                f"the views of {who} must be images (B, C, H, W), got {describe_views(views)}"
+            )
+        if self.size and any(tuple(view.shape[2:]) != self.size for view in views):
             height, width = self.size
             raise ValueError(
                 f"the views of {who} must have the {height}x{width} pixels of its patch grid, got "
-                f"{got}"
+                f"{describe_views(views)}"
             )
-        first = [_tensors(view)[0].shape for view in batch.views[: self.alike]]
+        first = [_tensors(view)[0].shape for view in views[: self.alike]]
         if len(set(first)) > 1:
             which = f"first {self.alike} views" if self.alike else "views"
-            raise ValueError(f"the {which} of {who} must have one shape, got {got}")
+            raise ValueError(
+                f"the {which} of {who} must have one shape, got {describe_views(views)}"
+            )
 
 
 def _tensors(view: View) -> tuple[Tensor, ...]:
@@ -169,13 +177,19 @@ def as_batch(data: Any) -> Batch:
     """
     if isinstance(data, Batch):
         return data
+    if isinstance(data, Padded | Tokens):
+        return _foreign([data], None)
     if isinstance(data, list | tuple) and data:
         first, last = data[0], data[-1]
-        if isinstance(first, list | tuple) and len(data) == 2:
+        several = isinstance(first, list | tuple) and not isinstance(first, Padded | Tokens)
+        if several and len(data) == 2:
             return _foreign(list(first), last)
         if len(data) == 2 and _is_labeled(first, last):
             return _foreign([first], last)
-        if all(isinstance(view, Tensor) and view.ndim > 1 for view in data):
+        if all(
+            isinstance(view, Padded | Tokens) or (isinstance(view, Tensor) and view.ndim > 1)
+            for view in data
+        ):
             return _foreign(list(data), None)
     raise ValueError(
         "a batch must be Batch(views, index, label), [view, view, ...] or (views, label), got "
@@ -184,14 +198,18 @@ def as_batch(data: Any) -> Batch:
 
 
 def _is_labeled(view: Any, label: Any) -> bool:
-    """Whether two tensors are samples and their labels, not two views of the samples."""
-    if not isinstance(view, Tensor) or not isinstance(label, Tensor):
+    """Whether two values are samples and their labels, not two views of the samples."""
+    if not isinstance(label, Tensor):
+        return False
+    if isinstance(view, Padded | Tokens):
+        return True
+    if not isinstance(view, Tensor):
         return False
     return label.ndim <= 1 or label.ndim < min(view.ndim, 3)  # classes, or multi-hot
 
 
 def _foreign(views: list[View], label: Tensor | None) -> Batch:
-    return Batch(views, views[0].new_empty(0).long(), label)
+    return Batch(views, _tensors(views[0])[0].new_empty(0).long(), label)
 
 
 def index_of(batch: Batch, wanted_by: str) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from sslzoo.backbones import SmallResNet
-from sslzoo.batch import Batch, Padded, Tokens
+from sslzoo.batch import Batch, Padded, Tokens, as_batch
 from sslzoo.heads import MLP
 from sslzoo.methods import BYOL, SimCLR
 from sslzoo.trainable import Trainable
@@ -89,6 +89,19 @@ def test_another_number_of_views_is_refused(cls: type[Trainable], number: int) -
 def test_another_kind_of_batch_trains_or_is_refused(cls: type[Trainable], kind: str) -> None:
     method, batch = build(cls)
     trained(method, KINDS[kind](batch))
+
+
+def test_sequences_with_lengths_are_one_view() -> None:
+    """Their lengths are neither labels nor a second view."""
+    padded, label = Padded(torch.rand(N, 9), torch.full((N,), 7)), torch.arange(N)
+    for view in (padded, TEXT):
+        assert as_batch(view).views == [view]
+        assert as_batch(view).label is None
+        labeled = as_batch([view, label])
+        assert labeled.views == [view]
+        assert labeled.label is label
+        assert as_batch([view, view]).views == [view, view]
+        assert as_batch([[view, view], label]).views == [view, view]
 
 
 @pytest.mark.parametrize("method", [SimCLR, BYOL])
