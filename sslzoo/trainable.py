@@ -16,9 +16,11 @@ from typing import Any, cast
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -26,7 +28,7 @@ from torch.optim import Optimizer
 from sslzoo.batch import Batch, ViewSpec, as_batch, describe_views
 from sslzoo.distributed import gather_objects, rank, sum_over_ranks, world_size
 from sslzoo.memory import memory_buffers
-from sslzoo.optim import RunLength, Schedule, ScheduleLR, all_alike
+from sslzoo.optim import Clock, RunLength, Schedule, ScheduleLR, all_alike
 from sslzoo.random import run_seed
 from sslzoo.trust import (
     PLAIN,
@@ -60,8 +62,7 @@ class Trainable(LightningModule, ABC):
         parameter_groups: called with the module; decides which parameters get weight decay.
 
     Attributes:
-        step: optimizer steps taken so far, the argument of every schedule; saved.
-        run_length: length of the run; saved, and kept when a finished run is extended.
+        clock: counts the steps of the optimizer that trains; saved.
         uses_labels: whether `losses` reads the batch's labels.
         takes: the views that `losses` takes; the first batch of a run is checked against it.
     """
@@ -91,15 +92,89 @@ class Trainable(LightningModule, ABC):
                 )
         self._optimizer, self._schedule = optimizer, schedule
         self._parameter_groups = parameter_groups
-        self.step = 0
+        self.clock = Clock()
+        self._saved_clock: dict[str, Any] | None = None
+        self._max_epochs: int | None = None
         self._has_trained = False
-        self.run_length = RunLength(1, 1)
         self._rng_to_restore: dict[str, Any] | None = None
         self._keep_plain_hyperparameters(inspect.currentframe())
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Compute the loss terms by name, gathering over ranks inside; their sum is minimized."""
+
+    # -- the clock
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken so far, the argument of every schedule."""
+        return self.clock.step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self.clock.step = step
+
+    @property
+    def run_length(self) -> RunLength:
+        """Length of the run; kept when a finished run is extended."""
+        return self.clock.run_length
+
+    @run_length.setter
+    def run_length(self, run_length: RunLength) -> None:
+        self.clock.run_length = run_length
+
+    def _follow(self, optimizer: Optimizer) -> None:
+        """Start the clock of an optimizer, at 0 or where the checkpoint of this run was saved."""
+        if self.clock.follows(optimizer):
+            return
+        self.clock.follow(optimizer)
+        if self._trainer is not None:
+            self.run_length = self._trainer_run_length()
+        if self._saved_clock is not None:
+            self.clock.load_state_dict(self._saved_clock)
+            self._saved_clock = None
+
+    def _trainer_run_length(self) -> RunLength:
+        """Length of the run that the trainer is about to start."""
+        trainer, epochs, steps = self.trainer, self._last_epoch(), self.trainer.max_steps
+        if epochs == steps == -1:
+            raise ValueError("trainer.max_epochs or max_steps must be set, got a run without end")
+        trainer.fit_loop.setup_data()
+        batches = trainer.num_training_batches
+        if batches == float("inf"):
+            if steps == -1:
+                raise ValueError(
+                    "trainer.max_steps, or limit_train_batches as a number of batches, must be "
+                    "set, since the training loader has no length, got neither"
+                )
+            return RunLength(steps, 0)
+        per_epoch = max(1, -(-int(batches) // self._accumulated_batches()))
+        ends = [per_epoch * max(1, epochs - trainer.current_epoch)] if epochs != -1 else []
+        if steps != -1:
+            ends.append(max(1, steps - trainer.global_step))
+        return RunLength(min(ends), per_epoch)
+
+    def _last_epoch(self) -> int:
+        """`max_epochs` before any callback extends it, as averaging of weights does."""
+        return cast(int, self.trainer.max_epochs if self._max_epochs is None else self._max_epochs)
+
+    def _accumulated_batches(self) -> int:
+        """Batches per optimizer step, of the Trainer or of the callback that sets them."""
+        factors = {self.trainer.accumulate_grad_batches}
+        for callback in cast(Any, self.trainer).callbacks:
+            if isinstance(callback, GradientAccumulationScheduler):
+                factors = {
+                    factor
+                    for epoch, factor in callback.scheduling.items()
+                    if self._last_epoch() == -1 or epoch < self._last_epoch()
+                }
+        if len(factors) > 1:
+            raise ValueError(
+                "GradientAccumulationScheduler must keep one number of batches for the whole run, "
+                "since schedules count in epochs of equally many optimizer steps, got "
+                f"{sorted(factors)}"
+            )
+        return factors.pop()
 
     # -- training
 
@@ -126,29 +201,14 @@ class Trainable(LightningModule, ABC):
                 "optimizer=lambda params: torch.optim.SGD(params, lr=...)"
             )
         optimizer = self._optimizer(self._parameter_groups(self))
-        optimizer.register_step_post_hook(self._count_step)
-        if self._trainer is None:
+        self._follow(optimizer)
+        if self._trainer is None or self._schedule is None:
             return optimizer
-        run_length = self._trainer_run_length()
-        if self.step == 0:  # a resumed run keeps its own length, see on_train_start
-            self.run_length = run_length
-        if self._schedule is None:
-            return optimizer
-        schedule = ScheduleLR(optimizer, self._schedule, run_length)
+        schedule = ScheduleLR(optimizer, self._schedule, self._trainer_run_length())
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
-
-    def _count_step(self, *_: Any) -> None:
-        self.step += 1
-
-    def _trainer_run_length(self) -> RunLength:
-        total = self.trainer.estimated_stepping_batches
-        if total == float("inf"):
-            raise ValueError("trainer.max_epochs or max_steps must be set, got a run without end")
-        batches = int(self.trainer.num_training_batches)
-        return RunLength(int(total), max(1, -(-batches // self.trainer.accumulate_grad_batches)))
 
     def _checked_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Compute `losses`; what the first batch of a run is wrong with is named before a step."""
@@ -185,6 +245,8 @@ class Trainable(LightningModule, ABC):
                 "the Trainer's strategy must be a single device or DDP, the only ones that sslzoo "
                 f"supports, got {type(strategy).__name__}"
             )
+        self._saved_clock = None
+        self._max_epochs = getattr(self.trainer, "max_epochs", None)
         if isinstance(strategy, DDPStrategy):
             self._ddp_params_and_buffers_to_ignore = memory_buffers(self)
 
@@ -195,8 +257,7 @@ class Trainable(LightningModule, ABC):
         if self.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self.device)
         checkpoint["sslzoo"] = {
-            "step": self.step,
-            "horizon": list(self.run_length),
+            **self.clock.state_dict(),
             "rng": gather_objects(state),
         }
 
@@ -204,9 +265,12 @@ class Trainable(LightningModule, ABC):
         saved = checkpoint.get("sslzoo")
         if saved is None:
             return
-        self.step = saved["step"]
-        self.run_length = RunLength(*saved["horizon"])
-        if self._trainer is not None and isinstance(self.trainer.precision_plugin, DoublePrecision):
+        self.clock.load_state_dict(saved)
+        if self._trainer is None:
+            return
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.optimizers:
+            self._saved_clock = saved  # for the optimizer that is not configured yet
+        if isinstance(self.trainer.precision_plugin, DoublePrecision):
             self.double()  # Lightning 2.6 does so after copying the weights, too late
         states = saved["rng"]
         self._rng_to_restore = states[rank()] if rank() < len(states) else None
@@ -270,10 +334,17 @@ class Trainable(LightningModule, ABC):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         forget_other_files(self.trainer)
+        self._has_trained = False
+        for optimizer in self.trainer.optimizers[:1]:
+            self._follow(optimizer)  # a subclass may have configured it
 
     def on_train_start(self) -> None:
         schedule = self.lr_schedulers()
-        if isinstance(schedule, ScheduleLR):  # the schedule sets the length of a resumed run
+        if not self.clock.resumed:  # a callback may have changed the batch size
+            self.run_length = self._trainer_run_length()
+            if isinstance(schedule, ScheduleLR):
+                schedule.set_run_length(self.run_length)
+        elif isinstance(schedule, ScheduleLR):
             self.run_length = schedule.run_length
         if self._rng_to_restore is not None:  # after every random draw of the start-up
             torch.set_rng_state(self._rng_to_restore["cpu"].cpu())

@@ -128,9 +128,9 @@ SLIPS = [
     ),
     Slip(
         "the step is not restored from a checkpoint",
-        "sslzoo/trainable.py",
-        'self.step = saved["step"]',
-        'self.step = 0 * saved["step"]',
+        "sslzoo/optim/clock.py",
+        'self.run_length = state["step"]',
+        'self.run_length = 0 * state["step"]',
         (RESUME,),
     ),
     Slip(

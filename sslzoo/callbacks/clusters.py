@@ -21,6 +21,7 @@ class Clustered(Protocol):
 
     clusters: ClusterMemory
     seed: int
+    step: int
 
     def remember(self, batch: Batch) -> None:
         """Stage the batch's embeddings in `clusters`."""
@@ -40,7 +41,8 @@ class ClusterEpochs(Callback):
         self._epoch = -1  # epoch of the current clusters
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._epoch = int(cast(Clustered, pl_module).clusters.epoch)
+        method = cast(Clustered, pl_module)
+        self._epoch = int(method.clusters.epoch) if method.step else -1
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._epoch < 0:

@@ -67,6 +67,8 @@ class EMA(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         method = cast(Student, pl_module)
         self._done = method.step - 1
+        if not method.run_length.steps_per_epoch:
+            self.momentum(method.step, method.run_length)  # refuses epochs of unknown length
         self._pairs = self._parameters(method)
 
     def on_train_batch_start(

@@ -46,7 +46,7 @@ class FreezeUntil(Callback):
 
     def drop(self, method: Clock) -> None:
         """Drop the gradients while frozen; a plain loop calls it before `optimizer.step()`."""
-        steps = self.steps or self.epochs * method.run_length.steps_per_epoch
+        steps = self.steps or method.run_length.steps(self.epochs)
         if method.step < steps:
             for parameter in self._frozen(method).parameters():
                 parameter.grad = None

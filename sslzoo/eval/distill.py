@@ -70,10 +70,9 @@ class Distill(Downstream):
     def frozen(self) -> nn.Module:
         return self.teacher
 
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        if self.step == 0:
-            start_from(self.teacher, self.teacher_weights, "teacher_weights", whole=True)
+    def load_initial_weights(self) -> None:
+        super().load_initial_weights()
+        start_from(self.teacher, self.teacher_weights, "teacher_weights", whole=True)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         x = only_view(batch, "Distill")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -37,10 +38,15 @@ class Downstream(Trainable):
     ):
         super().__init__(optimizer, schedule, parameter_groups)
         self.model, self.weights = model, weights
+        self._has_weights = False
 
     @abstractmethod
     def frozen(self) -> nn.Module | None:
         """The module that is not trained, if there is one."""
+
+    def load_initial_weights(self) -> None:
+        """Load the weights that training starts from."""
+        start_from(self.model, self.weights, "weights")
 
     def train(self, mode: bool = True) -> Downstream:
         super().train(mode)
@@ -51,12 +57,18 @@ class Downstream(Trainable):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        self.train()  # Lightning keeps train flags, and warns of eval mode before this hook
+        self.train()  # Lightning keeps train flags
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        if self.step == 0:  # a resumed run has its own weights
-            start_from(self.model, self.weights, "weights")
+        Trainable.train(self)  # Lightning warns of eval mode before `on_train_start`
+        if not self._has_weights:
+            self.load_initial_weights()
+        self._has_weights = True
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._has_weights = True
 
     def forward(self, view: View) -> Tensor:
         """Compute logits. Shapes: (B, ...) -> (B, C)."""

@@ -142,7 +142,7 @@ class SwAV(SSLMethod):
 
     @property
     def queue_has_begun(self) -> bool:
-        return self.step >= self.queue_from_epoch * self.run_length.steps_per_epoch
+        return self.step >= self.run_length.steps(self.queue_from_epoch)
 
     @torch.no_grad()
     def assign(self, z: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Schedules, parameter groups, and the optimizers missing from torch and timm."""
 
+from sslzoo.optim.clock import Clock
 from sslzoo.optim.groups import (
     BiasAndNormRate,
     ConstantRateFor,
@@ -28,6 +29,7 @@ __all__ = [
     "LARC",
     "LARS",
     "BiasAndNormRate",
+    "Clock",
     "ConstantRateFor",
     "ConstantSchedule",
     "CosineSchedule",

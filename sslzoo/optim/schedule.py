@@ -20,11 +20,29 @@ class RunLength(NamedTuple):
 
     Args:
         total_steps: optimizer steps of the run.
-        steps_per_epoch: optimizer steps of one epoch (after accumulation).
+        steps_per_epoch: optimizer steps of one epoch (after accumulation); 0: unknown.
     """
 
     total_steps: int
     steps_per_epoch: int
+
+    def steps(self, epochs: float) -> float:
+        """Optimizer steps of some epochs.
+
+        Raises:
+            ValueError: the length of an epoch is unknown.
+        """
+        if epochs and not self.steps_per_epoch:
+            raise ValueError(
+                "trainer.limit_train_batches must be the number of batches per epoch, since the "
+                f"training loader has no length and a schedule counts in epochs, got {epochs:g} "
+                "epochs of unknown length"
+            )
+        return epochs * self.steps_per_epoch
+
+    def epoch_start(self, step: int) -> int:
+        """Step at which the epoch of step `step` begins."""
+        return step - step % int(self.steps(1))
 
     def fraction(self, step: int) -> float:
         """Fraction of the run completed before step `step`, in [0, 1]."""
@@ -101,11 +119,11 @@ class LinearSchedule(Schedule):
 
     def __call__(self, step: int, run_length: RunLength) -> float:
         if self.every == "epoch":
-            step -= step % run_length.steps_per_epoch
-        delay = self.delay * run_length.steps_per_epoch
+            step = run_length.epoch_start(step)
+        delay = run_length.steps(self.delay)
         length = run_length.total_steps - delay
         if self.epochs is not None:
-            length = self.epochs * run_length.steps_per_epoch
+            length = run_length.steps(self.epochs)
         done = min(1.0, max(0.0, step - delay) / max(1.0, length))
         return self.start + (self.end - self.start) * done
 
@@ -131,7 +149,7 @@ class StepSchedule(Schedule):
         self.run_length_on_resume, self.warmup_steps = run_length_on_resume, warmup_steps
 
     def __call__(self, step: int, run_length: RunLength) -> float:
-        epochs = step / run_length.steps_per_epoch
+        epochs = step / run_length.steps(1)
         dropped = self.gamma ** sum(epochs >= milestone for milestone in self.milestones)
         return dropped * min(1.0, step / self.warmup_steps) if self.warmup_steps else dropped
 
@@ -148,7 +166,7 @@ class WarmupConstant(Schedule):
         self.warmup_epochs, self.run_length_on_resume = warmup_epochs, run_length_on_resume
 
     def __call__(self, step: int, run_length: RunLength) -> float:
-        warmup = round(self.warmup_epochs * run_length.steps_per_epoch)
+        warmup = round(run_length.steps(self.warmup_epochs))
         return min(1.0, step / warmup) if warmup else 1.0
 
 
@@ -186,7 +204,7 @@ class WarmupCosine(Schedule):
 
     def __call__(self, step: int, run_length: RunLength) -> float:
         if self.every == "epoch":
-            step -= step % run_length.steps_per_epoch
+            step = run_length.epoch_start(step)
         warmup = _warmup_steps(self.warmup_epochs, self.warmup_fraction, run_length)
         if step < warmup:
             rises = max(1, warmup - self.warmup_has_peak)
@@ -236,5 +254,5 @@ def _check_warmup(epochs: float, fraction: float) -> None:
 
 def _warmup_steps(epochs: float, fraction: float, run_length: RunLength) -> int:
     if epochs:
-        return round(epochs * run_length.steps_per_epoch)
+        return round(run_length.steps(epochs))
     return round(fraction * run_length.total_steps)

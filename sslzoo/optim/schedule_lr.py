@@ -59,5 +59,13 @@ class ScheduleLR(LRScheduler):
                     f"checkpoint's run, not the {asked.total_steps} of this run; to change that, "
                     "set run_length_on_resume: new in the schedule's init_args"
                 )
+        self._set_rates()
+
+    def set_run_length(self, run_length: RunLength) -> None:
+        """Follow a run of another length from now on."""
+        self.run_length = run_length
+        self._set_rates()
+
+    def _set_rates(self) -> None:
         for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = lr
