@@ -27,6 +27,7 @@ from sslzoo.batch import Batch, Tokens
 from sslzoo.callbacks import OnlinePrototypes, OnlineSpectrum
 from sslzoo.commands.configs import config_folders, find_config, known_configs
 from sslzoo.data import AudioDataModule, TextDataModule
+from sslzoo.layers import GlobalBatchNorm
 from sslzoo.random import sample_keys
 from sslzoo.runs.encoders import build_data
 from sslzoo.trainable import Trainable
@@ -39,28 +40,48 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 NAMES = known_configs()
+
+
+@functools.cache
+def content(name: str) -> dict[str, Any]:
+    return yaml.safe_load(Path(find_config(name)).read_text())
+
+
 NOT_OF_IMAGES = ("AudioFolder", "LibriSpeech", "SequenceArrays", "SpeechCommands")
-SEQUENCES = [
-    name
-    for name in NAMES
-    if yaml.safe_load(Path(find_config(name)).read_text())["data"]["class_path"].endswith(
-        NOT_OF_IMAGES
-    )
-]
+SEQUENCES = [name for name in NAMES if content(name)["data"]["class_path"].endswith(NOT_OF_IMAGES)]
 BATCH = 8
 
 
-def every_config() -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("name", NAMES)
+def first_of_imagenet(name: str) -> bool:
+    """Whether a recipe is of another data set, or the first of its method on ImageNet."""
+    folder, _, recipe = name.partition("/")
+    others = [n for n in NAMES if n.startswith(f"{folder}/imagenet")]
+    return not recipe.startswith("imagenet") or name == others[0]
+
+
+def every_config(others_are_slow: bool = False) -> pytest.MarkDecorator:
+    """One config after the other, so that all tests of it share one model."""
+    slow = [others_are_slow and not first_of_imagenet(name) for name in NAMES]
+    names = [
+        pytest.param(n, marks=[pytest.mark.slow] * s) for n, s in zip(NAMES, slow, strict=True)
+    ]
+    return pytest.mark.parametrize("name", names, scope="module")
+
+
+class WithoutHyperparameters(LightningCLI):
+    """Leaves out the writing of the config that a run would save, a quarter of the time."""
+
+    def _dump_config(self) -> None:
+        self.config_dump: dict[str, Any] = {}
 
 
 def load(name: str, *overrides: str) -> LightningCLI:
     """Model and data module of a config; a path that it wants from the user is made up."""
-    content = yaml.safe_load(Path(find_config(name)).read_text())
+    given = content(name)
     args = [f"--config={find_config(name)}", "--trainer.logger=false", *overrides]
-    if content["data"]["init_args"].get("root", "set") is None:
+    if given["data"]["init_args"].get("root", "set") is None:
         args.append("--data.init_args.root=somewhere")
-    return LightningCLI(
+    return WithoutHyperparameters(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
@@ -122,6 +143,9 @@ def pre_training_of(methods: set[str]) -> list[str]:
     return [name for name in own if "sslzoo.methods." in Path(find_config(name)).read_text()]
 
 
+CAN_COLLAPSE = pre_training_of(EMBEDDED | ASSIGNING | {"ijepa"})
+
+
 def watched(name: str, callback: type[Callback]) -> Tensor:
     """What the config's callback of this class reads of 4 images."""
     method = copy.deepcopy(on_meta(name).model).eval()
@@ -131,8 +155,7 @@ def watched(name: str, callback: type[Callback]) -> Tensor:
         return getattr(method, watch.features)(torch.rand(4, 3, size, size, device="meta"))
 
 
-@pytest.mark.parametrize("name", pre_training_of(EMBEDDED | ASSIGNING | {"ijepa"}))
-def test_methods_without_negatives_are_watched_for_collapse(name: str) -> None:
+def assert_watched_for_collapse(name: str) -> None:
     callbacks = on_meta(name).trainer.callbacks
     assert any(isinstance(callback, OnlineSpectrum) for callback in callbacks)
     if name.split("/")[0] in EMBEDDED:
@@ -158,13 +181,15 @@ def test_instantiates(name: str) -> None:
     assert isinstance(model, Trainable)
     if "hf_encoder" in Path(find_config(name)).read_text():
         return
-    section = yaml.safe_load(Path(find_config(name)).read_text())["model"]
+    section = content(name)["model"]
     with torch.device("meta"):
         made = build(section, LightningModule, name)  # as `sslzoo.load` builds it
     assert type(made) is type(model)
     assert repr(made) == repr(model)
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     assert {key: value.shape for key, value in made.state_dict().items()} == shapes
+    if name in CAN_COLLAPSE:
+        assert_watched_for_collapse(name)
 
 
 def views_of(name: str, config: dict[str, Any], index: Tensor) -> list[Any]:
@@ -202,24 +227,17 @@ def given_root(section: dict[str, Any]) -> dict[str, Any]:
     return {**section, "init_args": {**section["init_args"], **made_up}}
 
 
-def first_of_imagenet(name: str) -> bool:
-    """Whether a recipe is of another data set, or the first of its method on ImageNet."""
-    folder, _, recipe = name.partition("/")
-    others = [n for n in NAMES if n.startswith(f"{folder}/imagenet")]
-    return not recipe.startswith("imagenet") or name == others[0]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=() if first_of_imagenet(n) else pytest.mark.slow) for n in NAMES],
-)
+@every_config(others_are_slow=True)
 def test_takes_a_step(name: str) -> None:
-    config = yaml.safe_load(Path(find_config(name)).read_text())
+    config = content(name)
     model, index = config["model"]["init_args"], torch.arange(BATCH)
     uses_labels = getattr(on_meta(name).model, "uses_labels", False)
     views = views_of(name, config, index)
     batch = Batch(views, index, index % 3 if uses_labels else None)
     method = copy.deepcopy(on_meta(name).model)
+    for module in method.modules():
+        if isinstance(module, GlobalBatchNorm):
+            module.groups = 1  # 16 groups in 53 layers take ten seconds on the meta device
     optimizer = method.configure_optimizers()
     losses = method.losses(tree_map_only(Tensor, lambda x: x.to("meta"), batch))
     torch.stack(list(losses.values())).sum().backward()
@@ -239,7 +257,7 @@ OF_IMAGES = [name for name in OF_IMAGES if name not in SEQUENCES]
 
 @pytest.mark.parametrize("name", OF_IMAGES)
 def test_evaluation_follows_training(name: str) -> None:
-    section = given_root(yaml.safe_load(Path(find_config(name)).read_text())["data"])
+    section = given_root(content(name)["data"])
     data: Any = build_data(section)
     view, training = data.eval_view, data.transform
     looks = training.eval_view(training.trained_size)
@@ -285,7 +303,7 @@ def test_official_config_runs_two_steps_at_224_pixels(
     name: str, photographs: Path, tmp_path: Path
 ) -> None:
     """On 16 images, 4 a batch, with the recipe's own network, heads and views."""
-    model = yaml.safe_load(Path(find_config(name)).read_text())["model"]["init_args"]
+    model = content(name)["model"]["init_args"]
     overrides = [
         "--trainer.max_steps=2",
         "--trainer.max_epochs=1",

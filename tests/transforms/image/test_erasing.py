@@ -51,7 +51,7 @@ def timm_mask(monkeypatch: pytest.MonkeyPatch, height: int, width: int, draws: _
 def test_rectangles_equal_timms_for_the_same_draws(
     height: int, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch, erasing = 200, RandomErasing(0.25)
+    batch, erasing = 200 if height < 224 else 40, RandomErasing(0.25)
     keys = sample_keys(0, 0, torch.arange(batch))
     chosen, unit, place, key = erasing.draw(keys)
     got = erasing.apply(torch.full((3, batch, height, width), 7.0), chosen, unit, place, key)
@@ -63,7 +63,7 @@ def test_rectangles_equal_timms_for_the_same_draws(
         assert bool(chosen[row]) == bool(apply[row] < 0.25)
         wanted = torch.where(mask, noise[:, row], 7.0)
         assert torch.equal(got[:, row], wanted)
-    assert 30 < chosen.sum() < 75
+    assert 0.15 < chosen.double().mean() < 0.375
 
 
 def test_nothing_is_erased_where_no_attempt_fits() -> None:
