@@ -227,7 +227,28 @@ class Trainable(LightningModule, ABC):
                 f"{type(error).__name__}: {line:.300}"
             ) from error
         self._has_trained = True
+        if self._trainer is not None:
+            self._check_monitors(terms)
         return terms
+
+    def _check_monitors(self, terms: dict[str, Tensor]) -> None:
+        """Refuse a monitor that nothing logs, where everything that logs is known."""
+        callbacks: list[Any] = cast(Any, self.trainer).callbacks
+        known: list[str] = ["train/loss", *(f"train/{name}" for name in terms)]
+        for part in (self, *callbacks):
+            if not type(part).__module__.startswith(("sslzoo.", "lightning.")):
+                return
+            names = part.metric_names() if hasattr(part, "metric_names") else []
+            if names is None:
+                return
+            known += names
+        for callback in callbacks:
+            monitor = getattr(callback, "monitor", None)
+            if monitor not in (None, "epoch", "step", *known):
+                raise ValueError(
+                    f"the monitor of {type(callback).__name__} must be one of {', '.join(known)}, "
+                    f"got {monitor!r}"
+                )
 
     def _logs_now(self) -> bool:
         if self._trainer is None:

@@ -12,6 +12,7 @@ from torch import nn
 from sslzoo.atomic_write import replacing
 from sslzoo.batch import as_batch
 from sslzoo.callbacks.evaluation import eval_loaders
+from sslzoo.callbacks.rehearsal import first_batch
 from sslzoo.distributed import rank
 from sslzoo.eval.attention import attention_picture, cls_attention
 from sslzoo.eval.loaders import EvalLoaders
@@ -43,7 +44,10 @@ class AttentionMaps(Callback):
         self.count, self.filename, self.loaders = count, filename, loaders
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        eval_loaders(trainer, self.loaders, "AttentionMaps")  # fail at once, not after training
+        loaders = eval_loaders(trainer, self.loaders, "AttentionMaps")
+        first = first_batch(loaders.bank if loaders.query is None else loaders.query)
+        shown = loaders.transform(move_data_to_device(first, pl_module.device)).views[0]
+        cls_attention(_encoder(pl_module), shown)  # fail at once, not after training
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = folder_of(trainer)
@@ -57,7 +61,10 @@ class AttentionMaps(Callback):
             if sum(map(len, images)) >= self.count:
                 break
         shown = torch.cat(images)[: self.count]
-        encoder = cast(Any, pl_module).encoder() if hasattr(pl_module, "encoder") else pl_module
-        maps = cls_attention(cast(nn.Module, encoder), shown)
+        maps = cls_attention(_encoder(pl_module), shown)
         with replacing(folder / f"{self.filename}.png") as part:
             attention_picture(shown, maps).save(part)
+
+
+def _encoder(pl_module: LightningModule) -> nn.Module:
+    return cast(Any, pl_module).encoder() if hasattr(pl_module, "encoder") else pl_module

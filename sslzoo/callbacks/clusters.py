@@ -13,6 +13,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from sslzoo.batch import Batch, as_batch
+from sslzoo.callbacks.rehearsal import require
 from sslzoo.memory import ClusterMemory
 
 
@@ -41,6 +42,7 @@ class ClusterEpochs(Callback):
         self._epoch = -1  # epoch of the current clusters
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        require(pl_module, "ClusterEpochs", "clusters", "remember", "step", "seed")
         method = cast(Clustered, pl_module)
         self._epoch = int(method.clusters.epoch) if method.step else -1
 

@@ -13,6 +13,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from sslzoo.callbacks.rehearsal import require
 from sslzoo.optim import RunLength, Schedule, as_schedule
 
 
@@ -65,7 +66,18 @@ class EMA(Callback):
         return students, teachers
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        require(pl_module, "EMA", "teacher_pairs", "step", "run_length")
         method = cast(Student, pl_module)
+        if not method.teacher_pairs():
+            raise ValueError(
+                f"the module must have a teacher for EMA, got {type(method).__name__} without one"
+            )
+        count = sum(isinstance(callback, EMA) for callback in cast(Any, trainer).callbacks)
+        if count > 1:
+            raise ValueError(
+                f"EMA must be given once, since {type(method).__name__} brings its own, got "
+                f"{count}; set the method's momentum instead"
+            )
         self._done = method.step - 1
         if not method.run_length.steps_per_epoch:
             self.momentum(method.step, method.run_length)  # refuses epochs of unknown length

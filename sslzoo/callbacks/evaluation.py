@@ -8,18 +8,17 @@ does not run in validation loops inside fit.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from sslzoo.callbacks.rehearsal import NO_LABELS, check_labels, embed_first, first_batch
 from sslzoo.eval.features import Features, extract
 from sslzoo.eval.loaders import EvalLoaders
-
-NO_LABELS = "got none; use OnlineSpectrum, which needs no labels"
 
 
 class Evaluation(Callback, ABC):
@@ -46,6 +45,23 @@ class Evaluation(Callback, ABC):
         self.every_n_epochs = every_n_epochs
         self.loaders = loaders
         self.features = features
+        self._evaluated = -1  # the last epoch of this run that was evaluated
+
+    def metric_names(self) -> list[str] | None:
+        """Full names of the metrics, or None if they are known after an evaluation only."""
+        return None
+
+    def rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raise what an evaluation would raise, from two samples, before the first step."""
+        loaders = eval_loaders(trainer, self.loaders, type(self).__name__)
+        rehearse(trainer, pl_module, loaders, self.features)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluated = -1
+        self.rehearse(trainer, pl_module)
+        for callback in cast(Any, trainer).callbacks:
+            if getattr(callback, "monitor", None) is not None:
+                _wait_for_evaluations(callback, self.metric_names() or [])
 
     @abstractmethod
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
@@ -65,10 +81,44 @@ class Evaluation(Callback, ABC):
         self._run(trainer, pl_module)
 
     def _run(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluated = trainer.current_epoch
         for name, value in self.evaluate(trainer, pl_module).items():
             scalar = torch.tensor(value, dtype=torch.float32, device=pl_module.device)
             # Every rank has the same value, so max changes nothing and avoids Lightning's warning.
             pl_module.log(name, scalar, prog_bar=True, sync_dist=True, reduce_fx="max")
+
+
+def _wait_for_evaluations(callback: Any, names: list[str]) -> None:
+    """Let `ModelCheckpoint` and `EarlyStopping` act in the epochs that evaluate their metric.
+
+    Lightning 2.6 would fail in an epoch before the first evaluation, and read an old value in every
+    epoch between two.
+    """
+    if callback.monitor in names:
+        for flag in ("_save_on_train_epoch_end", "_check_on_train_epoch_end"):
+            if hasattr(callback, flag):
+                setattr(callback, flag, True)
+    act: Callable[..., None] = callback.on_train_epoch_end
+    if hasattr(act, "waits"):
+        return
+
+    def on_train_epoch_end(trainer: Trainer, pl_module: LightningModule) -> None:
+        if _is_evaluated(trainer, callback.monitor):
+            act(trainer, pl_module)
+
+    on_train_epoch_end.waits = True  # type: ignore[attr-defined]
+    callback.on_train_epoch_end = on_train_epoch_end
+
+
+def _is_evaluated(trainer: Trainer, metric: str) -> bool:
+    """Whether a metric is not an evaluation's, or was computed in this epoch."""
+    known = metric in trainer.callback_metrics
+    for callback in cast(Any, trainer).callbacks:
+        if isinstance(callback, Evaluation) and callback._evaluated != trainer.current_epoch:
+            names = callback.metric_names()
+            if metric in names if names is not None else not known:
+                return False
+    return True
 
 
 def is_last_step(trainer: Trainer) -> bool:
@@ -101,6 +151,37 @@ def eval_loaders(trainer: Trainer, given: EvalLoaders | None, who: str) -> EvalL
             f"eval_dataloaders() must return EvalLoaders, got {type(loaders).__name__}"
         )
     return loaders
+
+
+def rehearse(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    loaders: EvalLoaders,
+    features: str,
+    labels_for: str | None = None,
+) -> Tensor | None:
+    """Embed the first samples of the bank, and check the labels of bank and query set.
+
+    Args:
+        trainer: gives the precision.
+        pl_module: the module whose features are evaluated.
+        loaders: where the samples come from.
+        features: name of the module's method.
+        labels_for: who needs one class per sample; None: labels are not read.
+
+    Returns:
+        Features (B, D), or None if the first samples are unreadable.
+
+    Raises:
+        ValueError: what an evaluation would raise.
+    """
+    first = first_batch(loaders.bank)
+    if labels_for is not None:
+        assert loaders.num_classes is not None
+        check_labels(loaders.bank, first, loaders.num_classes, labels_for)
+        query = query_set(loaders, labels_for)
+        check_labels(query, first_batch(query), loaders.num_classes, labels_for)
+    return embed_first(trainer, pl_module, loaders, first, features)
 
 
 def labeled_loaders(

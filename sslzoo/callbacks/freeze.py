@@ -12,6 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
 
+from sslzoo.callbacks.rehearsal import require
 from sslzoo.optim import RunLength
 
 
@@ -60,6 +61,7 @@ class FreezeUntil(Callback):
             ) from error
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        require(pl_module, "FreezeUntil", "step", "run_length")
         self._frozen(cast(Clock, pl_module))  # fail at once if the name is wrong
 
     def on_before_optimizer_step(

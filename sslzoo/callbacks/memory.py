@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from sslzoo.callbacks.rehearsal import require
 from sslzoo.distributed import broadcast_
 from sslzoo.eval.features import extract
 from sslzoo.eval.loaders import EvalLoaders
@@ -36,7 +37,10 @@ class CommitMemory(Callback):
         self._committed = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        require(pl_module, "CommitMemory", "step")
         self._committed = cast(Any, pl_module).step
+        if self.refresh_every_n_epochs:
+            self._check_refresh(trainer, pl_module)
         samples = getattr(getattr(trainer, "datamodule", None), "num_samples", None)
         for memory in memories(pl_module):
             slots = len(memory.rows) if isinstance(memory, MemoryBank | ClusterMemory) else samples
@@ -46,6 +50,19 @@ class CommitMemory(Callback):
                 )
             for buffer in memory.buffers():
                 broadcast_(buffer)  # DDP does not: all ranks need the same initial rows
+
+    def _check_refresh(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        require(pl_module, "CommitMemory(refresh_every_n_epochs)", "embed")
+        if not any(isinstance(memory, MemoryBank) for memory in memories(pl_module)):
+            raise ValueError(
+                "the module must have a MemoryBank for CommitMemory(refresh_every_n_epochs), got "
+                f"{type(pl_module).__name__} without one"
+            )
+        if not hasattr(getattr(trainer, "datamodule", None), "eval_dataloaders"):
+            raise ValueError(
+                "the data module must have eval_dataloaders() for "
+                "CommitMemory(refresh_every_n_epochs), got none; set refresh_every_n_epochs: 0"
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from sslzoo.callbacks.evaluation import Evaluation, embed, labeled_loaders
+from sslzoo.callbacks.rehearsal import check_labels, embed_first, first_batch
 from sslzoo.checks import check_classes
 from sslzoo.eval.features import gather_features
 from sslzoo.eval.loaders import EvalLoaders
@@ -48,14 +50,27 @@ class OnlineAccuracy(Evaluation):
         """Raise errors that an evaluation would raise before training starts."""
         labeled_loaders(trainer, self.loaders, "OnlineAccuracy")
 
+    def rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loaders, query, num_classes = labeled_loaders(trainer, self.loaders, "OnlineAccuracy")
+        first = first_batch(query)
+        logits = embed_first(trainer, pl_module, loaders, first, self.features)
+        if logits is None:
+            return
+        self._check_logits(pl_module, logits, num_classes)
+        if first.label is None or first.label.shape != logits.shape:
+            check_labels(query, first, num_classes, "OnlineAccuracy")
+
+    def _check_logits(self, pl_module: LightningModule, logits: Tensor, num_classes: int) -> None:
+        if logits.shape[1] != num_classes:
+            raise ValueError(
+                f"{type(pl_module).__name__}.{self.features} must give {num_classes} logits, the "
+                f"number of classes of the data, got {logits.shape[1]}"
+            )
+
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         loaders, query, num_classes = labeled_loaders(trainer, self.loaders, "OnlineAccuracy")
         own = embed(trainer, pl_module, loaders, query, self.features)
-        if own.features.shape[1] != num_classes:
-            raise ValueError(
-                f"{type(pl_module).__name__}.{self.features} must give {num_classes} logits, the "
-                f"number of classes of the data, got {own.features.shape[1]}"
-            )
+        self._check_logits(pl_module, own.features, num_classes)
         every = gather_features(own)
         label = every.label
         if label is None or label.shape != every.features.shape:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from lightning.pytorch import LightningModule, Trainer
 
-from sslzoo.callbacks.evaluation import Evaluation, embed, labeled_loaders
+from sslzoo.callbacks.evaluation import Evaluation, embed, labeled_loaders, rehearse
+from sslzoo.callbacks.rehearsal import num_samples
 from sslzoo.checks import check_classes
-from sslzoo.eval.knn import knn_top1
+from sslzoo.eval.knn.classify import check_settings, knn_top1
 from sslzoo.eval.loaders import EvalLoaders
 
 
@@ -37,12 +38,21 @@ class OnlineKNN(Evaluation):
         ks = [k] if isinstance(k, int) else list(k)
         temperatures = list(temperature) if isinstance(temperature, list) else [temperature]
         self.settings = [(k, t) for k in ks for t in temperatures]
-        if not self.settings:
-            raise ValueError(f"k and temperature must not be empty, got {ks} and {temperatures}")
+        check_settings(self.settings)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raise errors that an evaluation would raise before training starts."""
         labeled_loaders(trainer, self.loaders, "OnlineKNN")
+
+    def metric_names(self) -> list[str]:
+        return [f"val/knn_top1_k{k}_t{temperature:g}" for k, temperature in self.settings]
+
+    def rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loaders = labeled_loaders(trainer, self.loaders, "OnlineKNN")[0]
+        rehearse(trainer, pl_module, loaders, self.features, "OnlineKNN")
+        size, most = num_samples(loaders.bank), max(k for k, _ in self.settings)
+        if size is not None and most > size:
+            raise ValueError(f"k must be at most {size} (the bank's size), got {most}")
 
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         loaders, query, num_classes = labeled_loaders(trainer, self.loaders, "OnlineKNN")
@@ -57,5 +67,4 @@ class OnlineKNN(Evaluation):
             self.settings,
             bank.index,
         )
-        names = [f"val/knn_top1_k{k}_t{temperature:g}" for k, temperature in self.settings]
-        return dict(zip(names, accuracies, strict=True))
+        return dict(zip(self.metric_names(), accuracies, strict=True))

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from sslzoo.batch import Batch
 from sslzoo.callbacks.evaluation import (
-    NO_LABELS,
     Evaluation,
     embed,
     eval_loaders,
     query_set,
+    rehearse,
 )
+from sslzoo.callbacks.rehearsal import NO_LABELS, check_labels
 from sslzoo.checks import check_classes
 from sslzoo.distributed import sum_over_ranks
 from sslzoo.eval.features import eval_mode
@@ -74,6 +75,24 @@ class OnlineProbe(Evaluation):
         if self.num_classes is None:
             raise ValueError(
                 f"num_classes must be given to OnlineProbe or known from the data, {NO_LABELS}"
+            )
+
+    def metric_names(self) -> list[str]:
+        return ["val/probe_top1"]
+
+    def rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loaders = eval_loaders(trainer, self.loaders, "OnlineProbe")
+        loaders = loaders._replace(num_classes=self.num_classes)
+        rehearse(trainer, pl_module, loaders, self.features, "OnlineProbe")
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.state:
+            assert self.num_classes is not None
+            view, label = _view_and_label(batch)
+            check_labels(
+                None, Batch([view], torch.empty(0), label), self.num_classes, "OnlineProbe"
             )
 
     def on_train_batch_end(

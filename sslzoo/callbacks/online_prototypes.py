@@ -66,6 +66,9 @@ class OnlinePrototypes(Evaluation):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._warned = False
 
+    def metric_names(self) -> list[str]:
+        return ["val/effective_prototypes"]
+
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         loaders = eval_loaders(trainer, self.loaders, "OnlinePrototypes")
         loader = loaders.bank if loaders.query is None else loaders.query

@@ -54,6 +54,9 @@ class OnlineSpectrum(Evaluation):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._warned = False
 
+    def metric_names(self) -> list[str]:
+        return ["val/effective_rank", "val/feature_std"]
+
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         loaders = eval_loaders(trainer, self.loaders, "OnlineSpectrum")
         loader = loaders.bank if loaders.query is None else loaders.query

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sslzoo.atomic_write import atomic_write
 from sslzoo.batch import Tokens
-from sslzoo.callbacks.evaluation import Evaluation, embed, query_set
+from sslzoo.callbacks.evaluation import Evaluation, embed, query_set, rehearse
+from sslzoo.callbacks.rehearsal import require
 from sslzoo.checks import check_classes
 from sslzoo.distributed import rank
 from sslzoo.eval.features import Features, extract, gather_features
@@ -63,6 +64,10 @@ class OnlineSpearman(Evaluation):
         if not pair_loaders(trainer, "OnlineSpearman"):
             raise ValueError("the data must have scored pairs for OnlineSpearman, got none")
 
+    def rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for loaders in pair_loaders(trainer, "OnlineSpearman").values():
+            rehearse(trainer, pl_module, loaders, self.features)
+
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         scores = {}
         for name, loaders in pair_loaders(trainer, "OnlineSpearman").items():
@@ -91,6 +96,8 @@ class SentenceTable(Callback):
         self.scores: dict[str, dict[str, float]] = {}  # row -> column -> fraction
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        require(pl_module, "SentenceTable", "backbone")
+        require(cast(Any, pl_module.backbone), "SentenceTable", "num_ids", "token_embedding")
         if trainer.global_step == 0:
             self._score_encoder(trainer, pl_module, "untrained")
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol, cast
 from lightning import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
+from sslzoo.callbacks.rehearsal import require
 from sslzoo.optim import RunLength, Schedule
 
 
@@ -40,6 +41,15 @@ class WeightDecaySchedule(Callback):
         for group in optimizer.param_groups:
             if group["weight_decay"] != 0:
                 group["weight_decay"] = value
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        require(pl_module, "WeightDecaySchedule", "step", "run_length")
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        if not any(group.get("weight_decay") for group in groups):
+            raise ValueError(
+                "weight_decay must be above 0 in the optimizer for WeightDecaySchedule, which "
+                "leaves groups of 0 as they are, got 0 in every group"
+            )
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any

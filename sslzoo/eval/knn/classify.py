@@ -129,7 +129,12 @@ def _prepare(
     return query, Bank(bank, labels[own], index[own])
 
 
-def _check_settings(settings: Sequence[tuple[int, float]]) -> None:
+def check_settings(settings: Sequence[tuple[int, float]]) -> None:
+    """Refuse no pair at all, k below 1, and a temperature below 0.002.
+
+    Raises:
+        ValueError: names the number and its bound.
+    """
     for k, temperature in settings:
         if k < 1:
             raise ValueError(f"k, the number of neighbors, must be at least 1, got {k}")
@@ -170,7 +175,7 @@ def knn_predict(
     Raises:
         ValueError: k larger than the bank, a label outside 0..C-1, features that are not finite.
     """
-    _check_settings([(k, temperature)])
+    check_settings([(k, temperature)])
     query, rows = _prepare(query, bank, bank_labels, num_classes, bank_index)
     found = _neighbors(query, rows, num_classes, [(k, temperature)])
     return _vote(found, num_classes, k, temperature)
@@ -200,7 +205,7 @@ def knn_top1(
     Returns:
         One fraction in [0, 1] per setting, the same on every rank.
     """
-    _check_settings(settings)
+    check_settings(settings)
     query, rows = _prepare(query, bank, bank_labels, num_classes, bank_index)
     found = _neighbors(query, rows, num_classes, settings)
     labels = query_labels.to(query.device, torch.int64)
