@@ -255,7 +255,7 @@ class Trainable(LightningModule, ABC):
             return False
         stepped = self.trainer.fit_loop.epoch_loop._batches_that_stepped
         every: int = cast(Any, self.trainer).log_every_n_steps
-        return (stepped + 1) % every == 0 or stepped == 0
+        return every > 0 and ((stepped + 1) % every == 0 or stepped == 0)
 
     # -- ranks and strategies
 

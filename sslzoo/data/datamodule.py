@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import os
 from abc import ABC, abstractmethod
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
@@ -239,7 +239,7 @@ class SampleDataModule(LightningDataModule, ABC):
         """Loader of this rank's part of each global training batch."""
         sampler = self._sampler()
         source, workers = self.train_source(sampler), self._workers(self.sets.train)
-        self._train_loader = TrainLoader(source, sampler, workers, self._trainer_epoch)
+        self._train_loader = TrainLoader(source, sampler, workers, self._sampled_epoch)
         if self._loader_state is not None:
             self._train_loader.load_state_dict(self._loader_state)
             self._loader_state = None
@@ -276,7 +276,10 @@ class SampleDataModule(LightningDataModule, ABC):
         return super().load_from_checkpoint(checkpoint_path, *args[:2], **plain)
 
     def val_dataloader(self) -> SingleBatchLoader:
-        """A single batch; callbacks evaluate on `eval_dataloaders`."""
+        """A single batch, whole for any `limit_val_batches`; callbacks use `eval_dataloaders`."""
+        limit = getattr(self.trainer, "limit_val_batches", None)
+        if isinstance(limit, float) and 0 < limit < 1:
+            self.trainer.limit_val_batches = 1  # type: ignore[union-attr]
         return SingleBatchLoader(self.eval_source(self._query()))
 
     def test_dataloader(self) -> SingleBatchLoader:
@@ -376,6 +379,12 @@ class SampleDataModule(LightningDataModule, ABC):
         """The epoch in training; None otherwise."""
         training = self.trainer is not None and self.trainer.training
         return self.trainer.current_epoch if training else None  # type: ignore[union-attr]
+
+    def _sampled_epoch(self) -> int | None:
+        """The epoch whose batches are drawn: always the first with `overfit_batches`."""
+        epoch = self._trainer_epoch()
+        overfits = epoch is not None and cast(Any, self.trainer).overfit_batches > 0
+        return 0 if overfits else epoch
 
     def _query(self) -> Any:
         sets = self.sets
