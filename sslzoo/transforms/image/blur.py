@@ -1,7 +1,7 @@
 """Gaussian blur: SimCLR's and BYOL's kernel with zero padding, and PIL's three box passes.
 
-PIL's blur, and on accelerators both, are products with banded matrices along the two axes, in
-blocks that cover little more than the band.
+The Gaussian kernel is applied as products with banded matrices along the two axes, in blocks that
+cover little more than the band; PIL's boxes as sums of a few shifted images.
 Shapes: planes (C, B, H, W), changed in place; sigma (B,) in pixels.
 """
 
@@ -22,6 +22,8 @@ from sslzoo.transforms.image.layout import on_rows
 _BLOCK = 56  # rows of the result per product; at 224 pixels and radius 11, a quarter is multiplied
 _NO_WEIGHT = 1e-10  # weight of a tap that is lost in a float32 sum
 _PIL_PASSES = 3  # box passes of ImageFilter.GaussianBlur
+_PIL_ONE = 2.0**24  # the weights of a box sum to it
+_PIL_PIXELS = 1 << 15  # pixels of a channel that are blurred at a time on a CPU
 
 # Rows a to b and columns c to d of one square matrix per sample, (B, b - a, d - c).
 Band = Callable[[int, int, int, int], Tensor]
@@ -110,52 +112,80 @@ def _blur_by_bands(planes: Tensor, sigma: Tensor, radius: int) -> None:
     planes.copy_(_multiply(_multiply(planes, band, radius, rows=False), band, radius, rows=True))
 
 
-def _box_matrix(sigma: Tensor, length: int, reach: int) -> Tensor:
-    """The matrix of one of PIL's box passes along an axis, edges repeated, (B, length, length).
+def _box_weights(sigma: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+    """Integer weights of one of PIL's box passes, and what is added before the shift by 24 bits.
 
     The box of a fractional half-width l + a has the variance sigma^2 / 3 (Gwosdek et al.,
-    Theoretical foundations of Gaussian convolution by extended box filtering, 2011).
+    Theoretical foundations of Gaussian convolution by extended box filtering, 2011). The rounding
+    is that of Pillow's BoxBlur.c, which computes in float32.
+
+    Returns:
+        The weight at distance 0, ..., `reach`, (reach + 1, B, 1, 1), and the summand (B, 1, 1),
+        int32, for pixels of -128..127.
     """
-    variance = sigma * sigma / _PIL_PASSES
-    whole = (((12 * variance + 1).sqrt() - 1) / 2).floor()
+    variance = sigma.float().square() / _PIL_PASSES
+    whole = (((12 * variance.double() + 1).sqrt().float().double() - 1) / 2).floor().float()
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
-    part = part / (6 * (variance - (whole + 1) ** 2))
-    pixel = torch.arange(length, device=sigma.device)[:, None]
-    tap = torch.arange(-reach, length + reach, device=sigma.device)
-    distance = (tap - pixel).abs().to(sigma.dtype)
-    # The weight is 1 inside the box, fractional on its rim, and 0 outside.
-    weights = (whole[:, None, None] + 1 - distance).clamp_(0, 1)
-    rim = (1 - (whole[:, None, None] + 1 - distance).abs()).clamp_min_(0)
-    weights += part[:, None, None] * rim
-    weights /= (2 * (whole + part) + 1)[:, None, None]
-    matrix = weights[:, :, reach : reach + length].clone()
-    matrix[:, :, 0] += weights[:, :, :reach].sum(2)
-    matrix[:, :, -1] += weights[:, :, reach + length :].sum(2)
-    return matrix
+    part = part / (6 * (variance - (whole + 1) * (whole + 1)))
+    inside = (_PIL_ONE / ((whole + part) * 2 + 1)).floor().double()
+    rest = _PIL_ONE - (2 * whole + 1).double() * inside
+    rim = (rest / 2).floor()
+    distance = torch.arange(reach + 1, device=sigma.device)[:, None]
+    weights = inside * (distance <= whole) + rim * (distance == whole + 1)
+    # The weights of 128, which each pixel lacks, sum to 2^24 or, if the rest is odd, to 2^24 - 1.
+    summand = _PIL_ONE / 2 - 128 * (rest - 2 * rim)
+    return weights.int()[:, :, None, None], summand.int()[:, None, None]
+
+
+def _box_passes(pixels: Tensor, weights: Tensor, summand: Tensor, dim: int) -> Tensor:
+    """PIL's three box passes along an axis, edges repeated, as exact sums of int32.
+
+    Shapes: pixels (C, B, H, W) int32 in -128..127.
+    """
+    reach, length, shape = len(weights) - 1, pixels.shape[dim], list(pixels.shape)
+    shape[dim] += 2 * reach
+    padded = pixels.new_empty(shape)
+    left, inner, right = padded.split([reach, length, reach], dim)
+    inner.copy_(pixels)
+    first, last = inner.narrow(dim, 0, 1), inner.narrow(dim, length - 1, 1)
+    total, pair = torch.empty_like(pixels), torch.empty_like(pixels)
+    for _ in range(_PIL_PASSES):
+        left.copy_(first.expand_as(left))
+        right.copy_(last.expand_as(right))
+        torch.addcmul(summand, inner, weights[0], out=total)
+        for distance in range(1, reach + 1):
+            before = padded.narrow(dim, reach - distance, length)
+            torch.add(before, padded.narrow(dim, reach + distance, length), out=pair)
+            total.addcmul_(pair, weights[distance])
+        torch.bitwise_right_shift(total, 24, out=inner)
+    return inner
 
 
 def pil_blur_(planes: Tensor, sigma: Tensor, largest: float) -> None:
     """PIL's GaussianBlur(radius=sigma): three box passes along rows and three along columns.
 
-    As in PIL, the input and the result of each pass are rounded to bytes.
+    It equals PIL to the byte: the input and the result of each pass are bytes, and the weights
+    Pillow's integers. On a CPU, a few samples at a time stay in the cache.
 
     Args:
         planes: (C, B, H, W) in [0, 1], changed in place.
         sigma: (B,).
-        largest: upper bound of sigma, which bounds the band.
+        largest: upper bound of sigma, which bounds the width of the box.
     """
-    variance = largest * largest / _PIL_PASSES
-    reach = math.floor((math.sqrt(12 * variance + 1) - 1) / 2) + 1
-    result = planes.mul_(255).round_()
-    for rows in (True, False):
-        box = _box_matrix(sigma, planes.shape[3 if rows else 2], reach)
-
-        def band(a: int, b: int, c: int, d: int, box: Tensor = box) -> Tensor:
-            return box[:, a:b, c:d]
-
-        for _ in range(_PIL_PASSES):
-            result = _multiply(result, band, reach, rows).round_()
-    torch.mul(result, 1 / 255, out=planes)
+    reach = math.floor((math.sqrt(12 * largest * largest / _PIL_PASSES + 1) - 1) / 2) + 1
+    weights, summand = _box_weights(sigma, reach)
+    batch, height, width = planes.shape[1:]
+    on_cpu = planes.device.type == "cpu"
+    step = max(1, _PIL_PIXELS // (height * width)) if on_cpu else max(1, batch)
+    for start in range(0, batch, step):
+        part = planes[:, start : start + step]
+        own, added = weights[:, start : start + step], summand[start : start + step]
+        if on_cpu:
+            own = own[: 1 + int(own.flatten(1).any(1).nonzero().max())]
+        pixels = part.mul(255).round_().sub_(128).int()
+        for dim in (3, 2):
+            pixels = _box_passes(pixels, own, added, dim)
+        part.copy_(pixels.to(planes.dtype).add_(128).mul_(1 / 255))
 
 
 class _RandomBlur(ABC):

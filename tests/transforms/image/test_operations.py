@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
+from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 
@@ -232,9 +234,21 @@ def test_blur_and_solarize_equal_pils() -> None:
     image = planes_of(golden["image"]) / 255
     for sigma in ("0.1", "0.7", "2.0"):
         got = in_place(pil_blur_, image, torch.tensor([float(sigma)]), 2.0)
-        want = torch.from_numpy(golden[f"blur_{sigma}"]) / 255
-        assert (image_of(got) - want).abs().max() <= 1 / 255 + 1e-6
+        want = torch.from_numpy(golden[f"blur_{sigma}"])
+        assert torch.equal((image_of(got) * 255).round(), want.to(image.dtype))
     assert_close_to_golden(image_of(in_place(solarize_, image)) * 255, golden["solarize"], 1e-5)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (7, 40), (2, 3)])
+def test_blur_equals_pillows_to_the_byte_for_every_sigma(size: tuple[int, int]) -> None:
+    sigma = torch.arange(0.1, 6, 0.05)
+    noise = np.random.default_rng(0).integers(0, 256, (len(sigma), *size, 3), dtype=np.uint8)
+    planes = torch.from_numpy(noise).permute(3, 0, 1, 2) / 255
+    pil_blur_(planes, sigma, 6.0)
+    got = (planes * 255).round().byte().permute(1, 2, 3, 0).numpy()
+    for image, width, blurred in zip(noise, sigma.tolist(), got, strict=True):
+        want = Image.fromarray(image).filter(ImageFilter.GaussianBlur(width))
+        np.testing.assert_array_equal(blurred, np.asarray(want))
 
 
 def test_blur_does_not_depend_on_the_other_samples() -> None:
