@@ -58,7 +58,7 @@ def test_killed_in_mid_epoch_and_resumed_ends_with_the_same_bits(
 
     run([*arguments(folder, killed), *saving, f"--ckpt_path={last}"], tmp_path)
     wanted = weights(whole / "version_0" / "checkpoints" / "last.ckpt")
-    got = weights(killed / "version_1" / "checkpoints" / "last.ckpt")
+    got = weights(killed / "version_0" / "checkpoints" / "last.ckpt")
     assert wanted.keys() == got.keys()
     for name, value in wanted.items():
         assert torch.equal(value, got[name]), name
