@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
@@ -39,7 +39,7 @@ from sslzoo.commands import checkpoints
 from sslzoo.commands.checkpoints import CheckpointFiles
 from sslzoo.commands.configs import config_folders, find_config, known_configs
 from sslzoo.commands.loadable import refuse_config, refuse_hyperparameters
-from sslzoo.commands.run_directory import KeepMetrics, OwnFiles, RunDirectory, SaveRun
+from sslzoo.commands.run_directory import KeepMetrics, Resumed, RunDirectory, SaveRun
 from sslzoo.commands.stop import RunTrainer, SaveAndStop
 from sslzoo.run_folder import is_version, run_of
 
@@ -124,6 +124,7 @@ class SSLZooCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer", default={})
+        self.resumed = Resumed()
         root = config.get("default_root_dir") or self._root()
         kwargs["default_root_dir"] = root
         if config.get("logger") in (None, True):
@@ -144,7 +145,7 @@ class SSLZooCLI(LightningCLI):
         plugins = _as_list(config.get("plugins"))
         if not any(isinstance(p, CheckpointIO) for p in plugins):
             kwargs["plugins"] = [*plugins, CheckpointFiles()]
-        kwargs["callbacks"] = [*callbacks, OwnFiles(self._resumed()), KeepMetrics(), self.stop]
+        kwargs["callbacks"] = [*callbacks, self.resumed, KeepMetrics(), self.stop]
         trainer = super().instantiate_trainer(**kwargs)
         _say_where_bfloat16_is_slow(trainer)
         return trainer
@@ -191,9 +192,7 @@ class SSLZooCLI(LightningCLI):
         return kwargs
 
     def _say_where_it_goes_on(self, given: str) -> None:
-        for callback in cast(Any, self.trainer).callbacks:
-            if isinstance(callback, OwnFiles):
-                callback.resumed = Path(given).resolve()
+        self.resumed.checkpoint = Path(given).resolve()
         run = self.directory.continued
         for folder in [run] if run is not None else self.directory.claimed[:1]:
             how = "in the same directory" if run is not None else "as a new run"

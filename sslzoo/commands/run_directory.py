@@ -253,15 +253,14 @@ class SaveRun(SaveConfigCallback):
                     file.write(content)
 
 
-class OwnFiles(Callback):
-    """Prevent a resumed run from removing other files than its own checkpoints.
+class Resumed(Callback):
+    """Let a resumed run write and remove its own checkpoints alone.
 
-    Args:
-        resumed: the checkpoint; in its own folder, the run goes on writing last.ckpt.
+    Attributes:
+        checkpoint: that of the resumed run; in its own folder, the run goes on writing last.ckpt.
     """
 
-    def __init__(self, resumed: str | None = None) -> None:
-        self.resumed = None if resumed is None else Path(resumed).resolve()
+    checkpoint: Path | None = None
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -289,7 +288,7 @@ class OwnFiles(Callback):
         return [
             saver
             for saver in savers
-            if self.resumed and Path(saver.dirpath or "").resolve() == self.resumed.parent
+            if self.checkpoint and Path(saver.dirpath or "").resolve() == self.checkpoint.parent
         ]
 
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
@@ -138,13 +139,18 @@ class SaveAndStop(Checkpoint):
 
 
 class RunTrainer(Trainer):
-    """A Trainer that makes up for the end that a run resumed from its last step has missed.
+    """A Trainer that resumes at the end of an epoch and of training too.
 
     Lightning 2.6 returns at once from a run whose steps are all taken: an evaluation at the end of
-    the last epoch or of training, during which the run was killed, would never be made.
+    the last epoch or of training, during which the run was killed, would never be made. And with
+    `max_steps`, it resumes from the end of an epoch as if from its middle, at the wrong epoch.
     """
 
     def _run_stage(self) -> Any:
+        epochs = cast(Any, self.fit_loop.epoch_progress).current
+        at_end = epochs.ready == epochs.started == epochs.processed
+        if self.ckpt_path and at_end and self.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            _Loop.restarting.fset(self.fit_loop, False)  # type: ignore[attr-defined]
         result = super()._run_stage()
         stops = [c for c in cast(Any, self).callbacks if isinstance(c, SaveAndStop)]
         missed = stops and not stops[0].has_started and self.fit_loop.max_batches
