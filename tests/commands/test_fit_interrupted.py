@@ -38,15 +38,21 @@ class Killed(BaseException):
 
 
 class KillAt(Callback):
-    """Ends the process in a hook at a step; what was not yet written is lost."""
+    """Ends the process in a hook at a step; what was not yet written is lost.
 
-    def __init__(self, hook: str = "", step: int = 0) -> None:
-        self.step = step
+    Args:
+        number: a signal that the process gets instead.
+    """
+
+    def __init__(self, hook: str = "", step: int = 0, number: int = 0) -> None:
+        self.step, self.number = step, number
         if hook:
             setattr(self, hook, self._kill)
 
-    def _kill(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if trainer.global_step == self.step:
+    def _kill(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
+        if trainer.global_step == self.step and self.number:
+            signal.raise_signal(self.number)
+        elif trainer.global_step == self.step:
             trainer.loggers[0].experiment.metrics = []  # type: ignore[attr-defined]
             raise Killed
 
@@ -106,46 +112,82 @@ def test_killed_in_the_last_evaluation_and_resumed_writes_what_the_unbroken_run_
     assert all(ends[0][name].equal(ends[1][name]) for name in ends[0])
 
 
+@pytest.mark.parametrize(
+    ("number", "hook", "step", "saved"),
+    [
+        (signal.SIGTERM, "on_train_batch_end", 3, 3),
+        (signal.SIGINT, "on_train_epoch_end", 2, 2),
+        (signal.SIGINT, "on_train_end", 4, None),
+        (signal.SIGTERM, "setup", 0, None),
+    ],
+)
+def test_signal_saves_and_exits_with_its_code(
+    number: signal.Signals,
+    hook: str,
+    step: int,
+    saved: int | None,
+    whole: dict[str, Path],
+    folder: Path,
+    tmp_path: Path,
+) -> None:
+    out, before = tmp_path / "run", [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    args = [*arguments(folder, out, "simclr"), *SMALL, "--trainer.max_epochs=2"]
+    last = out / "version_0" / "checkpoints" / "last.ckpt"
+    own = {"hook": hook, "step": step, "number": int(number)}
+    dies = [f"--trainer.callbacks+={__name__}.KillAt"]
+    dies += [f"--trainer.callbacks.{name}={value}" for name, value in own.items()]
+    done = run([*args, *dies], tmp_path, check=False)
+    assert done.returncode == 128 + number, done.stderr
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    assert f"stopped by {number.name}: saved {last if saved else 'nothing'}" in done.stderr
+    assert out.exists() == (hook != "setup"), "a failed start leaves nothing"
+    if saved is not None:
+        assert torch.load(last, weights_only=True)["global_step"] == saved
+    if hook != "setup":
+        run([*args, f"--ckpt_path={last}"], tmp_path)
+        assert written(out) == written(whole["epochs=2"])
+
+
 SLOWLY = """
-import time
+import os, time
+from pathlib import Path
 from lightning import Callback
 
 
 class Slowly(Callback):
-    def on_train_batch_end(self, *args):
-        time.sleep(0.3)
+    def on_train_batch_end(self, trainer, *args):
+        Path(f"{os.getpid()}.{trainer.global_step}").touch()
+        time.sleep(0.5)
 """
 
 
-def test_signals_save_and_runs_of_one_instant_share_nothing(
+def test_stopped_runs_of_one_instant_share_nothing_and_resume_exactly(
     whole: dict[str, Path], folder: Path, tmp_path: Path
 ) -> None:
+    """Two processes: one is stopped behind its step, one is killed within its step."""
     out = tmp_path / "run"
     (tmp_path / "slowly.py").write_text(SLOWLY)
-    args = [*arguments(folder, out, "simclr"), *SMALL, "--trainer.max_epochs=2"]
+    args = [*arguments(folder, out, "simclr"), *SMALL, *SAVES_EVERY_STEP, "--trainer.max_epochs=2"]
     environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     starts = {"cwd": tmp_path, "env": environment, "stderr": subprocess.PIPE, "text": True}
     command = [*COMMAND, *args, "--trainer.callbacks+=slowly.Slowly"]
-    processes = [subprocess.Popen(command, **starts) for _ in range(2)]  # type: ignore[call-overload]
-    saved = [out / f"version_{i}" / "checkpoints" / "last.ckpt" for i in range(2)]
-    deadline = time.monotonic() + 120
-    while not all(path.exists() for path in saved) and time.monotonic() < deadline:
+    numbers = (signal.SIGTERM, signal.SIGKILL)
+    processes = [subprocess.Popen(command, **starts) for _ in numbers]  # type: ignore[call-overload]
+    waiting, deadline = dict(zip(processes, numbers, strict=True)), time.monotonic() + 120
+    while waiting and time.monotonic() < deadline:
         time.sleep(0.02)
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    for process, number in zip(processes, numbers, strict=True):
-        process.send_signal(number)
-    named = []
+        for process in [p for p in waiting if (tmp_path / f"{p.pid}.3").exists()]:
+            process.send_signal(waiting.pop(process))
     for process, number in zip(processes, numbers, strict=True):
         said = process.communicate(timeout=60)[1]
-        assert process.returncode == 128 + number, said
-        (line,) = (line for line in said.splitlines() if "stopped by" in line)
-        assert line.startswith(f"sslzoo: stopped by {number.name}: saved "), said
-        named.append(Path(line.rpartition(" ")[2]))
-    assert sorted(named) == saved
-    for path in saved:
-        step = torch.load(path, weights_only=True)["global_step"]
-        assert step < 4, "stopped before the end"
+        assert process.returncode == (143 if number == signal.SIGTERM else -9), said
+        assert ("sslzoo: stopped by SIGTERM: saved " in said) == (number == signal.SIGTERM)
+    assert {path.name for path in out.iterdir()} == {"version_0", "version_1"}
+    wanted = weights(whole["epochs=2"] / "version_0/checkpoints/last.ckpt")
+    for version in out.iterdir():
+        path = version / "checkpoints" / "last.ckpt"
+        assert torch.load(path, weights_only=True)["global_step"] < 4, "stopped before the end"
         run([*args, f"--ckpt_path={path}"], tmp_path)
-        assert written(path.parents[1]) == written(whole["epochs=2"] / "version_0")
-        got, wanted = weights(path), weights(whole["epochs=2"] / "version_0/checkpoints/last.ckpt")
+        assert written(version) == written(whole["epochs=2"] / "version_0")
+        got = weights(path)
         assert all(got[name].equal(wanted[name]) for name in wanted)
