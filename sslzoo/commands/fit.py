@@ -40,7 +40,7 @@ from sslzoo.commands.checkpoints import CheckpointFiles
 from sslzoo.commands.configs import config_folders, find_config, known_configs
 from sslzoo.commands.loadable import refuse_config, refuse_hyperparameters
 from sslzoo.commands.run_directory import KeepMetrics, Resumed, RunDirectory, SaveRun
-from sslzoo.commands.stop import RunTrainer, SaveAndStop
+from sslzoo.commands.stop import RunTrainer, SaveAndStop, last_saved
 from sslzoo.run_folder import is_version, run_of
 
 VERBS = ("fit", "validate", "test", "predict")
@@ -201,9 +201,12 @@ class SSLZooCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
-        except BaseException:
+        except BaseException as error:
             if hasattr(self, "directory") and not self.stop.has_trained:
                 self.directory.undo()
+            last = last_saved(self.trainer)
+            if isinstance(error, OSError) and last:
+                raise OSError(f"{_line(error)}; the last checkpoint is {last}") from error
             raise
 
     def predict(self, **kwargs: Any) -> None:
@@ -249,9 +252,14 @@ def _one_sentence(is_command: bool) -> Iterator[None]:
     except (OSError, ValueError, MisconfigurationException) as error:
         if not is_command or not _is_users(error):
             raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        caught = "Original Traceback" in str(error)  # in a worker of a DataLoader
-        raise SystemExit(f"sslzoo: {lines[-1] if caught else ' '.join(lines)}") from error
+        raise SystemExit(f"sslzoo: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    """An error's message in one line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    caught = "Original Traceback" in str(error)  # in a worker of a DataLoader
+    return lines[-1] if caught else " ".join(line.strip() for line in lines)
 
 
 def _is_users(error: Exception) -> bool:

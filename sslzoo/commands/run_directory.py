@@ -54,7 +54,7 @@ class MetricsFile(ExperimentWriter):
     def save(self) -> None:
         if not self.metrics:
             return
-        if not self._path.exists() or not {*self.metrics_keys}.issuperset(*self.metrics):
+        if not self._path.exists() or set().union(*self.metrics) - {*self.metrics_keys}:
             self._write([*read_rows(self._path), *self.metrics])
         else:
             size = self._path.stat().st_size
@@ -69,12 +69,12 @@ class MetricsFile(ExperimentWriter):
 
     def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace the whole file, with a column for each name."""
-        self.metrics_keys = sorted({name for row in rows for name in row})
+        names = sorted({name for row in rows for name in row})
         with replacing(self._path) as part, part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.metrics_keys)
+            writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(rows)
-        self.num_rows = len(rows)
+        self.metrics_keys, self.num_rows = names, len(rows)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -71,20 +71,18 @@ class SaveAndStop(Checkpoint):
             if launcher is not None:
                 launcher.kill(number)
         if not self._defers or (again == number == signal.SIGINT):
-            self._exit("")
+            self._exit()
 
-    def _exit(self, checkpoint: str) -> None:
-        """Exit with the code that a shell gives to the signal."""
+    def _exit(self, saved: str | None = None) -> None:
+        """Exit with the code that a shell gives to the signal; the line names the checkpoint."""
         assert self._asked is not None
         self._defers = False
         trainer = self._trainer
         if trainer is None or trainer.is_global_zero:
-            what = f"saved {checkpoint}; go on with: sslzoo fit --ckpt_path {checkpoint}"
-            print(
-                f"sslzoo: stopped by {self._asked.name}: {what if checkpoint else 'saved nothing'}",
-                file=sys.stderr,
-                flush=True,
-            )
+            last = saved or last_saved(trainer)
+            what = "saved" if saved else "the last checkpoint is" if last else "no checkpoint"
+            line = f"sslzoo: stopped by {self._asked.name}: {what} {last or ''}".rstrip()
+            print(line, file=sys.stderr, flush=True)
         # Lightning kills all ranks as soon as one that it started exits with another code than 0.
         own = trainer is not None and not trainer.is_global_zero
         started = own and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher)  # type: ignore[union-attr]
@@ -122,7 +120,7 @@ class SaveAndStop(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._defers = False
         if self._asked is not None and world_size() == 1:
-            self._exit("")
+            self._exit()
 
     @staticmethod
     def _is_time(step: int) -> bool:
@@ -131,11 +129,18 @@ class SaveAndStop(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
         if not savers:
-            self._exit("")
+            self._exit()
         folder = savers[0].dirpath or folder_of(trainer) / CHECKPOINTS
         path = str(Path(folder) / LAST)
         trainer.save_checkpoint(path)
         self._exit(path)
+
+
+def last_saved(trainer: Trainer | None) -> str | None:
+    """Path of the last checkpoint that this process saved or went on from; None without one."""
+    callbacks = [] if trainer is None else trainer.checkpoint_callbacks
+    savers = [c for c in callbacks if isinstance(c, ModelCheckpoint)]
+    return next((s._last_checkpoint_saved for s in savers if s._last_checkpoint_saved), None)
 
 
 class RunTrainer(Trainer):

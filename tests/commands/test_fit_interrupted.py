@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from sslzoo.commands.run_directory import read_rows
+from sslzoo.commands.run_directory import MetricsFile, read_rows
 from tests.commands.command import COMMAND, ENVIRONMENT, arguments, run, weights
 
 SAVES_EVERY_STEP = [
@@ -132,6 +133,8 @@ def test_signal_saves_and_exits_with_its_code(
 ) -> None:
     out, before = tmp_path / "run", [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     args = [*arguments(folder, out, "simclr"), *SMALL, "--trainer.max_epochs=2"]
+    ends = {"on_train_end": "the last checkpoint is {}", "setup": "no checkpoint"}
+    said = ends.get(hook, "saved {}")
     last = out / "version_0" / "checkpoints" / "last.ckpt"
     own = {"hook": hook, "step": step, "number": int(number)}
     dies = [f"--trainer.callbacks+={__name__}.KillAt"]
@@ -139,13 +142,73 @@ def test_signal_saves_and_exits_with_its_code(
     done = run([*args, *dies], tmp_path, check=False)
     assert done.returncode == 128 + number, done.stderr
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
-    assert f"stopped by {number.name}: saved {last if saved else 'nothing'}" in done.stderr
+    assert f"stopped by {number.name}: {said.format(last)}" in done.stderr
     assert out.exists() == (hook != "setup"), "a failed start leaves nothing"
     if saved is not None:
         assert torch.load(last, weights_only=True)["global_step"] == saved
     if hook != "setup":
+        assert not list(last.parent.glob("*.part*"))
         run([*args, f"--ckpt_path={last}"], tmp_path)
         assert written(out) == written(whole["epochs=2"])
+
+
+class FullDisk(Callback):
+    """No file may grow beyond some bytes from a hook at a step on."""
+
+    def __init__(self, hook: str = "setup", step: int = 0, size: int = 0) -> None:
+        self.step, self.size = step, size
+        setattr(self, hook, self._fill)
+
+    def _fill(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        if trainer.global_step == self.step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.RLIM_INFINITY))
+
+
+@pytest.mark.parametrize(
+    ("hook", "step", "size"), [("on_train_epoch_end", 4, 10_000), ("setup", 0, 100)]
+)
+def test_full_disk_ends_in_a_sentence_and_leaves_the_last_checkpoint_whole(
+    hook: str, step: int, size: int, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    args = [*arguments(folder, out, "simclr"), *SMALL, "--trainer.max_epochs=3"]
+    args += [f"--trainer.callbacks+={__name__}.FullDisk", f"--trainer.callbacks.hook={hook}"]
+    args += [f"--trainer.callbacks.step={step}", f"--trainer.callbacks.size={size}"]
+    try:
+        done = run(args, tmp_path, check=False)
+    finally:
+        infinite = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        resource.setrlimit(resource.RLIMIT_FSIZE, infinite)
+    said = done.stderr.splitlines()[-1]
+    assert done.returncode == 1
+    assert said.startswith("sslzoo: [Errno 27] File too large: "), done.stderr
+    assert "Traceback" not in done.stderr
+    if hook == "setup":
+        assert not out.exists()
+        return
+    last = out / "version_0" / "checkpoints" / "last.ckpt"
+    assert said.endswith(f"; the last checkpoint is {last}")
+    assert torch.load(last, weights_only=True)["global_step"] == 2
+    assert {path.suffix for path in last.parent.iterdir()} == {".ckpt"}, "no part of a file is left"
+    steps = [row["step"] for row in read_rows(out / "version_0" / "metrics.csv")]
+    assert steps == ["0", "1", "2", "3"]
+
+
+def test_metrics_file_has_whole_rows_on_a_full_disk(tmp_path: Path) -> None:
+    file = MetricsFile(str(tmp_path), [{"step": 0, "a": 0.123}])
+    before = (tmp_path / "metrics.csv").read_bytes()
+    for names in ("a", "b"):  # a row more, and a column more
+        file.log_metrics({names: 1 / 3}, 1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, resource.RLIM_INFINITY))
+        try:
+            with pytest.raises(OSError, match="too large"):
+                file.save()
+        finally:
+            infinite = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            resource.setrlimit(resource.RLIMIT_FSIZE, infinite)
+        assert (tmp_path / "metrics.csv").read_bytes() == before
+    file.save()
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.csv")] == ["0", "1", "1"]
 
 
 SLOWLY = """

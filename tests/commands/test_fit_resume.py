@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from sslzoo.commands import fit
+from sslzoo.commands.checkpoints import LIGHTNINGS
+from sslzoo.commands.run_directory import read_rows
+from sslzoo.methods import SimCLR
 from tests.commands.command import arguments, run
 
 
@@ -87,3 +92,80 @@ def refusal(args: list[str]) -> str:
     with pytest.raises(SystemExit) as caught:
         fit.run(args)
     return str(caught.value)
+
+
+class Other(SimCLR):
+    """A method of another name."""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_checkpoint_of_another_module_is_refused_by_every_verb(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    given = [*arguments(folder, out, "simclr"), "--trainer.limit_train_batches=1"]
+    given += ["--trainer.callbacks=null", "--trainer.limit_val_batches=0"]
+    run([*given, "--trainer.max_epochs=1"], tmp_path)
+    last = out / "version_0" / "checkpoints" / "last.ckpt"
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    saved = torch.load(last, weights_only=True)
+    backbone = "--model.init_args.backbone"
+    small = [f"{backbone}=sslzoo.backbones.SmallResNet", f"{backbone}.init_args.widths=[8,256]"]
+    sgd = ["--model.init_args.optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.1}}"]
+    cases: dict[str, tuple[list[str], str]] = {
+        "class": ([f"--model={__name__}.Other"], r"the model must be .*SimCLR.*, got .*\.Other"),
+        "shape": (small, r"does not fit SimCLR: .* in name or shape"),
+        "optimizer": (sgd, r"optimizer .*class_path must be 'torch.optim.AdamW', got .*SGD"),
+    }
+    for name, (changes, wanted) in cases.items():
+        for verb in ("fit", "validate", "test", "predict") if name == "class" else ("fit",):
+            said = refusal([verb, *given[1:], *changes, f"--ckpt_path={last}"])
+            assert re.search(wanted, said), said
+    edits: dict[str, tuple[dict[str, Any], str]] = {
+        "future": ({LIGHTNINGS: "99.0"}, "must be at most .*, got 99.0; update lightning"),
+        "no version": ({LIGHTNINGS: 3}, "must be a version, got 3"),
+        "weights": ({"optimizer_states": None}, "must be a whole checkpoint, got .* without opt"),
+        "tensors": ({"state_dict": {"a": 1}}, "state_dict of .* must be tensors by name"),
+        "loops": ({"loops": [1]}, "loops of .* must be a dictionary, got list"),
+    }
+    for name, (edit, wanted) in edits.items():
+        path = tmp_path / f"{name}.ckpt"
+        torch.save({k: v for k, v in {**saved, **edit}.items() if v is not None}, path)
+        said = refusal([*given, f"--ckpt_path={path}"])
+        assert re.search(wanted, said), said
+        assert len(said.splitlines()) == 1
+    after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert after == before, "a refused run writes nothing"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_checkpoint_alone_goes_on_with_the_config_of_its_run(folder: Path, tmp_path: Path) -> None:
+    given = [*arguments(folder, tmp_path / "out", "simclr"), "--trainer.limit_val_batches=0"]
+    run([*given, "--trainer.callbacks=null", "--trainer.max_epochs=1"], tmp_path)
+    moved = tmp_path / "elsewhere" / "version_3"
+    (tmp_path / "out" / "version_0").rename(moved.parent.mkdir() or moved)  # type: ignore[func-returns-value]
+    config = moved / "config.yaml"
+    text = config.read_text().replace(f"default_root_dir: {tmp_path / 'out'}", "default_root_dir:")
+    config.write_text(text)
+    last = moved / "checkpoints" / "last.ckpt"
+    reads: list[Path] = []
+    with pytest.MonkeyPatch.context() as patch:
+        load = torch.load
+        patch.setattr(torch, "load", lambda *a, **k: (reads.append(a[0]), load(*a, **k))[1])
+        resumed = fit.run(["fit", f"--ckpt_path={last}", "--trainer.max_epochs=2"])
+    assert len(reads) == 1, "the file is read once"
+    assert resumed.model.step == 10
+    assert [path.name for path in moved.parent.iterdir()] == ["version_3"]
+    assert {path.name for path in last.parent.iterdir()} == {"last.ckpt", "epoch=1-step=10.ckpt"}
+    steps = [row["step"] for row in read_rows(moved / "metrics.csv")]
+    assert [float(step) for step in steps] == list(range(10))
+    assert yaml.safe_load(config.read_text())["ckpt_path"] is None
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "elsewhere"}
+
+    (tmp_path / "copy.ckpt").write_bytes(last.read_bytes())
+    said = refusal(["fit", f"--ckpt_path={tmp_path / 'copy.ckpt'}"])
+    assert "--config or --model must be given" in said
+    hostile = text.replace("torch.optim.AdamW", "os.system")
+    config.write_text(hostile)
+    said = refusal(["fit", f"--ckpt_path={last}"])
+    assert re.search(rf"got 'os.system'.*or pass --config {config}, which is your word", said), said
