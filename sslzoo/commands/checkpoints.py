@@ -216,6 +216,8 @@ def _check_parts(saved: Mapping[str, Any], path: Path, verb: str) -> None:
                 f"{name} of {path} must be a {'list' if kind is list else 'dictionary'}, "
                 f"got {type(saved[name]).__name__}"
             )
+    if verb == "fit" and not saved["optimizer_states"]:
+        raise ValueError(f"optimizer_states of {path} must have a state per optimizer, got none")
 
 
 def _check_module(saved: Mapping[str, Any], path: Path, verb: str, model: LightningModule) -> None:

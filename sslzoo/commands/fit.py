@@ -107,6 +107,7 @@ class SSLZooCLI(LightningCLI):
     config_path: str | None = None
     verb: str | None = None
     stop: SaveAndStop
+    saved = False  # whether a checkpoint was read
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Give the verb in use alone: each takes a tenth of the start-up to build."""
@@ -175,12 +176,16 @@ class SSLZooCLI(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if kwargs.get("weights_only") is None:
             kwargs["weights_only"] = True
-        given, saved = kwargs.get("ckpt_path") or "", {}
+        given: Any = kwargs.get("ckpt_path")
+        saved: dict[str, Any] = {}
         with _refusals():
+            if given == "":
+                raise ValueError("--ckpt_path must be a path, last or null, got ''")
             if given in ("last", "best"):
                 given = kwargs["ckpt_path"] = checkpoints.last_checkpoint(self.trainer, given)
             if given and checkpoints.is_local(given):
                 saved = checkpoints.read_for(given, subcommand, self.model, kwargs["weights_only"])
+        self.saved = bool(saved)
         if saved:
             files = self.trainer.strategy.checkpoint_io
             if isinstance(files, CheckpointFiles):
@@ -204,6 +209,12 @@ class SSLZooCLI(LightningCLI):
         except BaseException as error:
             if hasattr(self, "directory") and not self.stop.has_trained:
                 self.directory.undo()
+            if self.saved and _is_in_restore(error):
+                name = f"{type(self.model).__module__}.{type(self.model).__qualname__}"
+                raise ValueError(
+                    f"--ckpt_path must hold the state of a run of {name}, got "
+                    f"{type(error).__name__}: {_line(error)}"
+                ) from error
             last = last_saved(self.trainer)
             if isinstance(error, OSError) and last:
                 raise OSError(f"{_line(error)}; the last checkpoint is {last}") from error
@@ -255,18 +266,26 @@ def _one_sentence(is_command: bool) -> Iterator[None]:
         raise SystemExit(f"sslzoo: {_line(error)}") from error
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     """An error's message in one line."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     caught = "Original Traceback" in str(error)  # in a worker of a DataLoader
     return lines[-1] if caught else " ".join(line.strip() for line in lines)
 
 
+def _is_in_restore(error: BaseException) -> bool:
+    """Whether Lightning raises an error while it takes the state of a checkpoint."""
+    files = [Path(frame.filename).name for frame in traceback.extract_tb(error.__traceback__)]
+    known = not isinstance(error, Exception) or isinstance(error, OSError | torch.OutOfMemoryError)
+    return "checkpoint_connector.py" in files and not known
+
+
 def _is_users(error: Exception) -> bool:
     if not isinstance(error, ValueError):
         return True
-    frames = traceback.extract_tb(error.__traceback__)
-    return Path(frames[-1].filename).is_relative_to(Path(sslzoo.__file__).parent)
+    file = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    ours = file.is_relative_to(Path(sslzoo.__file__).parent)
+    return ours or file.name == "checkpoint_connector.py"
 
 
 def _named_code(text: str) -> str:

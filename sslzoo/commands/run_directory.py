@@ -88,11 +88,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def rows_of(run: RunFolder, saved: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The metrics that a run had logged when it saved a checkpoint, in memory or in its file."""
     rows, log = read_rows(run.metrics_file), saved.get(LOG)
-    if not isinstance(log, Mapping):  # a checkpoint from version 0.1
+    if not isinstance(log, Mapping) or not isinstance(log.get("num_rows"), int):  # version 0.1
         last = saved.get("global_step", 0)
         return [row for row in rows if not row.get("step") or float(row["step"]) < last]
     rows = rows[: log["num_rows"]]
-    return [*rows, dict(log["pending"])] if log["pending"] else rows
+    pending = log.get("pending")
+    return [*rows, dict(pending)] if pending and isinstance(pending, Mapping) else rows
 
 
 class KeepMetrics(Callback):
@@ -141,7 +142,7 @@ class RunDirectory:
     def __init__(self, trainer: Any, resumed: RunFolder | None, saved: Mapping[str, Any]) -> None:
         self.claimed: list[RunFolder] = []
         self.continued: RunFolder | None = None
-        self._before: dict[Path, bytes | None] = {}
+        self._before: dict[Path, bytes] = {}
         self._root = _first_missing(Path(trainer.default_root_dir))
         if cast(Any, rank_zero_only).rank == 0 and not trainer.fast_dev_run:
             try:
@@ -176,9 +177,7 @@ class RunDirectory:
             self.claimed.append(folders[whole])
         elif folders[whole] not in self.claimed and self.continued is None:
             self.continued = folders[whole]
-            for name in _FILES[:-1]:
-                path = folders[whole].path / name
-                self._before[path] = path.read_bytes() if path.is_file() else None
+            self._before = {path: path.read_bytes() for path in _files(folders[whole])}
         return folders[whole]
 
     def undo(self) -> None:
@@ -187,14 +186,14 @@ class RunDirectory:
             self._undo()
 
     def _undo(self) -> None:
+        for run in [*self.claimed, *([self.continued] if self.continued else [])]:
+            for path in _files(run):
+                if path not in self._before:
+                    path.unlink()
         for path, content in self._before.items():
-            if content is None:
-                path.unlink(missing_ok=True)
-            elif path.read_bytes() != content:
+            if not path.exists() or path.read_bytes() != content:
                 atomic_write(path, content)
         for run in self.claimed:
-            for path in (path for name in _FILES for path in run.path.glob(name)):
-                path.unlink()
             with contextlib.suppress(OSError):  # it holds what is not ours
                 (run.path / CHECKPOINTS).rmdir()
             with contextlib.suppress(OSError):
@@ -202,6 +201,11 @@ class RunDirectory:
         if self._root is not None:
             for folder in [*(run.path.parent for run in self.claimed)]:
                 _remove_empty(folder, self._root)
+
+
+def _files(run: RunFolder) -> list[Path]:
+    """The files that a command writes before its first step."""
+    return [path for name in _FILES for path in run.path.glob(name)]
 
 
 def _first_missing(path: Path) -> Path | None:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn
@@ -24,7 +24,7 @@ from sslzoo.run_folder import CHECKPOINTS, LAST, folder_of
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class SaveAndStop(Checkpoint):
+class SaveAndStop(Callback):
     """Save last.ckpt behind the current step at SIGTERM or SIGINT, and exit with 143 or 130.
 
     The run resumes from it bit for bit. Outside of training, and at a second SIGINT, it exits at
@@ -152,12 +152,14 @@ class RunTrainer(Trainer):
     """
 
     def _run_stage(self) -> Any:
+        callbacks = cast(Any, self).callbacks
+        callbacks.sort(key=lambda c: isinstance(c, SaveAndStop))  # it saves what all others did
         epochs = cast(Any, self.fit_loop.epoch_progress).current
         at_end = epochs.ready == epochs.started == epochs.processed
         if self.ckpt_path and at_end and self.fit_loop.epoch_loop.batch_progress.is_last_batch:
             _Loop.restarting.fset(self.fit_loop, False)  # type: ignore[attr-defined]
         result = super()._run_stage()
-        stops = [c for c in cast(Any, self).callbacks if isinstance(c, SaveAndStop)]
+        stops = [c for c in callbacks if isinstance(c, SaveAndStop)]
         missed = stops and not stops[0].has_started and self.fit_loop.max_batches
         if self.state.fn == TrainerFn.FITTING and self.ckpt_path and missed:
             rank_zero_info("all steps of this run are taken: only its last evaluation is made")

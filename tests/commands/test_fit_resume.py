@@ -127,6 +127,7 @@ def test_checkpoint_of_another_module_is_refused_by_every_verb(
         "weights": ({"optimizer_states": None}, "must be a whole checkpoint, got .* without opt"),
         "tensors": ({"state_dict": {"a": 1}}, "state_dict of .* must be tensors by name"),
         "loops": ({"loops": [1]}, "loops of .* must be a dictionary, got list"),
+        "none": ({"optimizer_states": []}, "must have a state per optimizer, got none"),
     }
     for name, (edit, wanted) in edits.items():
         path = tmp_path / f"{name}.ckpt"
@@ -134,6 +135,11 @@ def test_checkpoint_of_another_module_is_refused_by_every_verb(
         said = refusal([*given, f"--ckpt_path={path}"])
         assert re.search(wanted, said), said
         assert len(said.splitlines()) == 1
+    inner = last.with_name("inner.ckpt")  # found when the state is restored
+    torch.save({**saved, "loops": {}}, inner)
+    with pytest.raises(ValueError, match=r"must hold the state of a run of .*SimCLR, got KeyError"):
+        fit.run([*given, f"--ckpt_path={inner}"])
+    inner.unlink()
     after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert after == before, "a refused run writes nothing"
 
