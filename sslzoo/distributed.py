@@ -178,3 +178,26 @@ def barrier() -> None:
     """Wait for every rank."""
     if is_distributed():
         dist.barrier(group=_host_group())
+
+
+def agree_on_step(step: int) -> int | None:
+    """Agree on the step at which all ranks stop, without a collective in any other step.
+
+    Each rank calls it at the end of each step, from when it was asked to stop. No rank can end the
+    step behind the one at which the last rank was asked before it knows all the others' steps.
+
+    Args:
+        step: number of optimizer steps that this rank has taken.
+
+    Returns:
+        The step after which all ranks stop; None until every rank was asked.
+    """
+    if not is_distributed():
+        return step
+    store = dist.distributed_c10d._get_default_store()
+    names = [f"sslzoo/stop/{r}" for r in range(world_size())]
+    if not store.check([names[rank()]]):
+        store.set(names[rank()], str(step))
+    if not store.check(names):
+        return None
+    return max(int(store.get(name)) for name in names) + 1

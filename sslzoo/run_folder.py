@@ -28,6 +28,11 @@ class RunFolder:
     path: Path
 
     @property
+    def number(self) -> int:
+        """N of version_N."""
+        return int(self.path.name.removeprefix(_VERSION))
+
+    @property
     def config_file(self) -> Path:
         """Path of the run's config."""
         return self.path / "config.yaml"
@@ -88,9 +93,32 @@ def is_version(folder: Path) -> bool:
 
 def versions(root: Path) -> list[RunFolder]:
     """The run directories in a folder, the newest first."""
-    found = [path for path in root.glob(f"{_VERSION}*") if is_version(path)]
-    found.sort(key=lambda path: int(path.name.removeprefix(_VERSION)), reverse=True)
-    return [RunFolder(path) for path in found]
+    found = [RunFolder(path) for path in root.glob(f"{_VERSION}*") if is_version(path)]
+    return sorted(found, key=lambda run: run.number, reverse=True)
+
+
+def claim(root: Path) -> RunFolder:
+    """Create the next run directory in a folder; no other process can claim the same.
+
+    Raises:
+        OSError: the directory cannot be created.
+    """
+    number = max((run.number + 1 for run in versions(root)), default=0)
+    while True:
+        path = root / f"{_VERSION}{number}"
+        try:
+            path.mkdir(parents=True)
+            return RunFolder(path)
+        except FileExistsError:
+            number += 1
+
+
+def run_of(checkpoint: Path) -> RunFolder | None:
+    """The run directory that a checkpoint is in; None if it is in no run directory."""
+    folder = checkpoint.absolute().parent
+    run = RunFolder(folder.parent)
+    inside = folder.name == CHECKPOINTS and is_version(run.path) and run.config_file.is_file()
+    return run if inside else None
 
 
 def folder_of(trainer: Trainer) -> Path:

@@ -11,6 +11,7 @@ from torch import Tensor
 from sslzoo import distributed
 from sslzoo.distributed import (
     Rows,
+    agree_on_step,
     barrier,
     broadcast_,
     gather,
@@ -148,3 +149,18 @@ def test_collectives_compile_without_graph_break(ranks: Ranks) -> None:
         want = x.square().sum() * (rank + 1) + x.sum(0).square().sum()
         torch.testing.assert_close(value, want)
         torch.testing.assert_close(grad, 6 * x[rank] + 4 * x.sum(0))
+
+
+def _steps_until_stop(rank: int, asked: list[int]) -> int:
+    """Take steps, each of which waits for all ranks; the rank is asked to stop during one."""
+    for step in range(1, 9):
+        barrier()
+        if step >= asked[rank] and agree_on_step(step) == step:
+            return step
+    return -1
+
+
+def test_ranks_stop_behind_the_same_step(ranks: Ranks) -> None:
+    """Asked at steps 2 and 3, both stop at 4: then each has seen that the other was asked."""
+    assert ranks(2, _steps_until_stop, [3, 2]) == [4, 4]
+    assert agree_on_step(5) == 5

@@ -9,61 +9,73 @@ Modules and data modules are named by class path; nothing is looked up in a regi
 from __future__ import annotations
 
 import importlib.util
-import io
-import json
 import pickle
 import re
 import shlex
 import sys
+import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-import yaml
-from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.fabric.utilities.cloud_io import get_filesystem
+from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar as AnyProgressBar
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 import sslzoo.data
-import sslzoo.methods  # noqa: F401 (what is imported has short names, --model SimCLR)
+import sslzoo.methods
 from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.progress import ProgressBar
+from sslzoo.commands import checkpoints
+from sslzoo.commands.checkpoints import CheckpointFiles
 from sslzoo.commands.configs import config_folders, find_config, known_configs
-from sslzoo.file_kind import other_kind
-from sslzoo.run_folder import CHECKPOINTS, RECORD, RunFolder, is_version, versions
-from sslzoo.runs.provenance import provenance
-from sslzoo.trust import PLAIN, forget_other_files
-from sslzoo.zoo.safe_read import read
+from sslzoo.commands.loadable import refuse_config, refuse_hyperparameters
+from sslzoo.commands.run_directory import KeepMetrics, Resumed, RunDirectory, SaveRun
+from sslzoo.commands.stop import RunTrainer, SaveAndStop, last_saved
+from sslzoo.run_folder import is_version, run_of
 
-NOT_WRITTEN = "Unable to serialize instance"  # jsonargparse's text for an object
+VERBS = ("fit", "validate", "test", "predict")
 
 
 def _with_config_paths(args: Sequence[str]) -> tuple[list[str], str | None]:
     """Replace each `--config NAME` by its path; return the arguments and the last path.
 
     Configs move to the front, after the subcommand, so that all other arguments override them
-    wherever they are given.
+    wherever they are given. Without any, `--ckpt_path FILE` implies the config of FILE's run.
     """
-    configs: list[str] = []
+    configs, others = _taken(args, ("--config", "-c"))
+    paths = [_existing_config(name) for name in configs]
+    given = _taken(others, ("--ckpt_path",))[0]
+    described = any(arg.partition("=")[0] in ("--model", "--data") for arg in others)
+    helps = {"--help", "-h", "--print_config"} & set(others)
+    if others[:1] and others[0] in VERBS and given and not (paths or described or helps):
+        with _refusals():
+            paths = [checkpoints.implied_config(given[-1])]
+    named = [f"--config={path}" for path in paths]
+    return others[:1] + named + others[1:], paths[-1] if paths else None
+
+
+def _taken(args: Sequence[str], names: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Values of an option, given as `--name VALUE` or `--name=VALUE`, and all other arguments."""
+    values: list[str] = []
     others: list[str] = []
     rest = iter(args)
     for arg in rest:
-        if arg in ("--config", "-c"):
-            configs.append(_existing_config(next(rest, "")))
-        elif arg.startswith("--config="):
-            configs.append(_existing_config(arg.removeprefix("--config=")))
+        name, equals, value = arg.partition("=")
+        if name in names and (equals == "" or name.startswith("--")):
+            values.append(value if equals else next(rest, ""))
         else:
             others.append(arg)
-    named = [f"--config={path}" for path in configs]
-    return others[:1] + named + others[1:], configs[-1] if configs else None
+    return values, others
 
 
 def _existing_config(name: str) -> str:
@@ -89,38 +101,13 @@ def _run_folder(config: str | None) -> str:
     return str(Path("runs") / path.stem)
 
 
-class SaveRun(SaveConfigCallback):
-    """Write `run.json`, the run's provenance, next to the saved config."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.folder = trainer.log_dir  # collective, and `save_config` is called on rank 0 only
-        super().setup(trainer, pl_module, stage)
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        assert self.folder is not None
-        about = {
-            "command": SSLZooCLI.command,
-            "accelerator": trainer.accelerator.name(),
-            "ranks": trainer.world_size,
-            **provenance(),
-        }
-        with get_filesystem(self.folder).open(f"{self.folder}/{RECORD}", "w") as file:
-            file.write(json.dumps(about, indent=1) + "\n")
-
-
-class OwnFiles(Callback):
-    """Prevent a resumed run from removing other files than its own checkpoints."""
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        forget_other_files(trainer)
-
-
 class SSLZooCLI(LightningCLI):
     """LightningCLI in subclass mode for both module and data module."""
 
     config_path: str | None = None
-    command: str | None = None
     verb: str | None = None
+    stop: SaveAndStop
+    saved = False  # whether a checkpoint was read
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Give the verb in use alone: each takes a tenth of the start-up to build."""
@@ -129,21 +116,21 @@ class SSLZooCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand == "fit":
-            _refuse_a_config_that_does_not_load_again(self._parser("fit"), self.config["fit"])
+            refuse_config(self._parser("fit"), self.config["fit"])
 
     def after_instantiate_classes(self) -> None:
         if self.subcommand == "fit":
-            _refuse_hyperparameters_that_do_not_load_again(self.model, "model")
-            _refuse_hyperparameters_that_do_not_load_again(self.datamodule, "data")
+            refuse_hyperparameters(self.model, "model")
+            refuse_hyperparameters(self.datamodule, "data")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer", default={})
-        root = config.get("default_root_dir") or _run_folder(self.config_path)
+        self.resumed = Resumed()
+        root = config.get("default_root_dir") or self._root()
         kwargs["default_root_dir"] = root
         if config.get("logger") in (None, True):
             kwargs["logger"] = _default_loggers(str(root))
-        callbacks = config.get("callbacks") or []
-        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        callbacks = _as_list(config.get("callbacks"))
         if config.get("enable_progress_bar") is not False and not any(
             isinstance(c, AnyProgressBar) for c in callbacks
         ):
@@ -156,10 +143,24 @@ class SSLZooCLI(LightningCLI):
             isinstance(c, FeatureWriter) for c in callbacks
         ):
             callbacks.append(FeatureWriter())
-        kwargs["callbacks"] = [*callbacks, OwnFiles()]
+        plugins = _as_list(config.get("plugins"))
+        if not any(isinstance(p, CheckpointIO) for p in plugins):
+            kwargs["plugins"] = [*plugins, CheckpointFiles()]
+        kwargs["callbacks"] = [*callbacks, self.resumed, KeepMetrics(), self.stop]
         trainer = super().instantiate_trainer(**kwargs)
         _say_where_bfloat16_is_slow(trainer)
         return trainer
+
+    def _resumed(self) -> str | None:
+        """Path of the checkpoint that `fit` resumes from; None: it starts anew, or unknown yet."""
+        given = self._get(self.config, "ckpt_path")
+        return given if self.subcommand == "fit" and given and checkpoints.is_local(given) else None
+
+    def _root(self) -> str:
+        """The folder of the resumed run, or runs/ and the config's name."""
+        resumed = self._resumed()
+        run = None if resumed is None else run_of(Path(resumed))
+        return _run_folder(self.config_path) if run is None else str(run.path.parent)
 
     def _parse_ckpt_path(self) -> None:
         """Take weights and state from `--ckpt_path`, never classes or arguments.
@@ -175,119 +176,53 @@ class SSLZooCLI(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if kwargs.get("weights_only") is None:
             kwargs["weights_only"] = True
-        given = kwargs.get("ckpt_path")
-        if given in ("last", "best"):
-            given = kwargs["ckpt_path"] = _checkpoint_of_this_config(self.trainer, given)
-        if given and given != "hpc" and not re.match(r"registry\b|\w+://", given):
-            _refuse_what_is_no_checkpoint(Path(given), kwargs["weights_only"])
+        given: Any = kwargs.get("ckpt_path")
+        saved: dict[str, Any] = {}
+        with _refusals():
+            if given == "":
+                raise ValueError("--ckpt_path must be a path, last or null, got ''")
+            if given in ("last", "best"):
+                given = kwargs["ckpt_path"] = checkpoints.last_checkpoint(self.trainer, given)
+            if given and checkpoints.is_local(given):
+                saved = checkpoints.read_for(given, subcommand, self.model, kwargs["weights_only"])
+        self.saved = bool(saved)
+        if saved:
+            files = self.trainer.strategy.checkpoint_io
+            if isinstance(files, CheckpointFiles):
+                files.keep(given, saved)
+        resumed = run_of(Path(given)) if saved and subcommand == "fit" else None
+        self.directory = RunDirectory(self.trainer, resumed, saved)
+        if saved and subcommand == "fit":
+            self._say_where_it_goes_on(given)
         return kwargs
+
+    def _say_where_it_goes_on(self, given: str) -> None:
+        self.resumed.checkpoint = Path(given).resolve()
+        run = self.directory.continued
+        for folder in [run] if run is not None else self.directory.claimed[:1]:
+            how = "in the same directory" if run is not None else "as a new run"
+            rank_zero_info(f"resuming from {given} {how}: {folder.path}")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException as error:
+            if hasattr(self, "directory") and not self.stop.has_trained:
+                self.directory.undo()
+            if self.saved and _is_in_restore(error):
+                name = f"{type(self.model).__module__}.{type(self.model).__qualname__}"
+                raise ValueError(
+                    f"--ckpt_path must hold the state of a run of {name}, got "
+                    f"{type(error).__name__}: {_line(error)}"
+                ) from error
+            last = last_saved(self.trainer)
+            if isinstance(error, OSError) and last:
+                raise OSError(f"{_line(error)}; the last checkpoint is {last}") from error
+            raise
 
     def predict(self, **kwargs: Any) -> None:
         """Predict without keeping the features in memory, since FeatureWriter writes them."""
         self.trainer.predict(**{**kwargs, "return_predictions": False})
-
-
-def _checkpoint_of_this_config(trainer: Trainer, which: str) -> str:
-    """Last checkpoint of the newest run in this run's parent directory.
-
-    Lightning would search this run's own version, which has none, and start from scratch.
-    """
-    savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-    folders = [Path(saver.dirpath) for saver in savers if saver.dirpath]
-    root = Path(trainer.default_root_dir)
-    for folder in (*folders, *(run.checkpoint.parent for run in versions(root))):
-        lasts = sorted(folder.glob("last*.ckpt"), key=lambda path: path.stat().st_mtime)
-        if which == "last" and lasts:
-            return str(lasts[-1])
-        if which == "best" and (known := sorted(folder.glob("*.ckpt"))):
-            names = ", ".join(map(str, known))
-            raise SystemExit(
-                f"sslzoo: --ckpt_path must be 'last' or one of {names}, got 'best', which only "
-                "the process that trained knows"
-            )
-    looked = ", ".join(map(str, folders or [root / "version_N" / CHECKPOINTS]))
-    raise SystemExit(
-        f"sslzoo: --ckpt_path must be a path, since {looked} has no checkpoint, got {which!r}"
-    )
-
-
-def _refuse_what_is_no_checkpoint(path: Path, weights_only: bool) -> None:
-    """Exit if a file is missing, damaged, or not a run's checkpoint."""
-    try:
-        if weights_only or not path.is_file() or other_kind(path):
-            saved = read(path)
-            if not isinstance(saved, Mapping) or "pytorch-lightning_version" not in saved:
-                held = list(saved)[:3] if isinstance(saved, Mapping) else type(saved).__name__
-                raise ValueError(f"{path} must be a Lightning checkpoint, got {held!r:.200}")
-    except (ValueError, OSError) as error:
-        inner = RunFolder(path).checkpoint
-        more = f"; its checkpoint is {inner}" if inner.is_file() else ""
-        if "could run code" in str(error) and _has_lightning_key(path):
-            more = "; if you trust it, pass --weights_only=false"
-        raise SystemExit(f"sslzoo: --ckpt_path: {error}{more}") from None
-
-
-def _has_lightning_key(path: Path) -> bool:
-    """Whether the beginning of a file, without loading it, contains Lightning's key."""
-    with path.open("rb") as file:
-        return b"pytorch-lightning_version" in file.read(1 << 24)
-
-
-def _refuse_a_config_that_does_not_load_again(parser: Any, config: Any) -> None:
-    """Exit if config.yaml could not be written, or would be read back differently."""
-    exits, parser.exit_on_error = parser.exit_on_error, False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an argument that cannot be written is refused below
-            text = parser.dump(config, skip_none=False)
-            for name, value in _leaves(yaml.safe_load(text)):
-                if isinstance(value, str) and value.startswith(NOT_WRITTEN):
-                    _refuse(name, value.removeprefix(NOT_WRITTEN))
-            if parser.dump(parser.parse_string(text), skip_none=False) == text:
-                return
-            why = "reads back differently"
-    except Exception as error:
-        named = re.findall(r'key "([^"]+)"', str(error))
-        why = f"cannot be read back: {named[-1] if named else str(error).splitlines()[0]}"
-    finally:
-        parser.exit_on_error = exits
-    for name, value in _leaves(config):
-        if not (isinstance(value, PLAIN) or hasattr(value, "__fspath__") or callable(value)):
-            _refuse(name, repr(value))
-    raise SystemExit(f"sslzoo: the config must read back unchanged to load the run, but it {why}")
-
-
-def _refuse_hyperparameters_that_do_not_load_again(module: Any, name: str) -> None:
-    """Exit if a checkpoint of the run could not be loaded with `weights_only=True`."""
-    for key, value in _leaves(dict(module.hparams) if module is not None else {}, name):
-        if isinstance(value, PLAIN):
-            continue
-        file = io.BytesIO()
-        try:
-            torch.save(value, file)
-            file.seek(0)
-            torch.load(file, weights_only=True)
-        except Exception:
-            _refuse(key, repr(value))
-
-
-def _refuse(name: str, value: str) -> NoReturn:
-    raise SystemExit(
-        f"sslzoo: {name} must be a number, a string, a list or dict of these, or class_path with "
-        f"init_args, so that the run can be loaded again, got {value.strip()}; set it in the config"
-    )
-
-
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """All leaf values of a config with their full names."""
-    if isinstance(value, Namespace):
-        value = vars(value)
-    if isinstance(value, dict | list | tuple):
-        parts = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, part in parts:
-            yield from _leaves(part, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value
 
 
 def _say_where_bfloat16_is_slow(trainer: Trainer) -> None:
@@ -301,17 +236,72 @@ def _say_where_bfloat16_is_slow(trainer: Trainer) -> None:
         )
 
 
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """End the command with one sentence if a checkpoint or its config cannot be used."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"sslzoo: {error}") from None
+
+
+@contextmanager
+def _one_sentence(is_command: bool) -> Iterator[None]:
+    """End the process's own command with one sentence if the user can mend the error.
+
+    That is an error of the system (a full disk, a missing folder), a ValueError that sslzoo raises,
+    or Lightning's error about its arguments; from Python they are raised as they are.
+    """
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        named = " ".join(_named_code(str(error)).split())
+        raise SystemExit(
+            "sslzoo: the checkpoint must hold only tensors and plain values, since others could "
+            f"run code: {named}; if you trust it, pass --weights_only=false"
+        ) from None
+    except (OSError, ValueError, MisconfigurationException) as error:
+        if not is_command or not _is_users(error):
+            raise
+        raise SystemExit(f"sslzoo: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    """An error's message in one line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    caught = "Original Traceback" in str(error)  # in a worker of a DataLoader
+    return lines[-1] if caught else " ".join(line.strip() for line in lines)
+
+
+def _is_in_restore(error: BaseException) -> bool:
+    """Whether Lightning raises an error while it takes the state of a checkpoint."""
+    files = [Path(frame.filename).name for frame in traceback.extract_tb(error.__traceback__)]
+    known = not isinstance(error, Exception) or isinstance(error, OSError | torch.OutOfMemoryError)
+    return "checkpoint_connector.py" in files and not known
+
+
+def _is_users(error: Exception) -> bool:
+    if not isinstance(error, ValueError):
+        return True
+    file = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    ours = file.is_relative_to(Path(sslzoo.__file__).parent)
+    return ours or file.name == "checkpoint_connector.py"
+
+
 def _named_code(text: str) -> str:
     """Extract from torch's long message the sentence that names the code."""
     found = re.search(r"WeightsUnpickler error:\s*(.+?)(?:\n|$)", text)
     return found[1] if found else text[:200]
 
 
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [] if value is None else [value]
+
+
 def _default_loggers(root: str) -> list[Logger]:
-    csv = CSVLogger(root, name="")
-    loggers: list[Logger] = [csv]
+    loggers: list[Logger] = [CSVLogger(root, name="")]
     if importlib.util.find_spec("tensorboard") is not None:
-        loggers.append(TensorBoardLogger(root, name="", version=csv.version))
+        loggers.append(TensorBoardLogger(root, name=""))
     return loggers
 
 
@@ -324,30 +314,28 @@ def run(args: Sequence[str] | None = None) -> SSLZooCLI:
     arguments = list(sys.argv[1:] if args is None else args)
     # Lightning 2.6 reads a torch attribute that torch 2.14 deprecates.
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
-    SSLZooCLI.command = shlex.join(["sslzoo", *arguments])
+    SaveRun.command = shlex.join(["sslzoo", *arguments])
     SSLZooCLI.verb = arguments[0] if arguments else None
-    arguments, SSLZooCLI.config_path = _with_config_paths(arguments)
-    # The first word stays: Lightning starts the other ranks with it.
-    saved, sys.argv = sys.argv, [sys.argv[0], *arguments]
-    try:
-        return SSLZooCLI(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            trainer_defaults={"enable_model_summary": False},
-            save_config_callback=SaveRun,
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={"prog": "sslzoo"},
-        )
-    except pickle.UnpicklingError as error:
-        named = " ".join(_named_code(str(error)).split())
-        raise SystemExit(
-            "sslzoo: the checkpoint must hold only tensors and plain values, since others could "
-            f"run code: {named}; if you trust it, pass --weights_only=false"
-        ) from None
-    finally:
-        if args is not None:
-            sys.argv = saved
+    SSLZooCLI.stop = SaveAndStop()
+    saved = sys.argv
+    with _one_sentence(args is None), SSLZooCLI.stop.on_signals():
+        arguments, SSLZooCLI.config_path = _with_config_paths(arguments)
+        # The first word stays: Lightning starts the other ranks with it.
+        sys.argv = [sys.argv[0], *arguments]
+        try:
+            return SSLZooCLI(
+                LightningModule,
+                LightningDataModule,
+                trainer_class=RunTrainer,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                trainer_defaults={"enable_model_summary": False},
+                save_config_callback=SaveRun,
+                save_config_kwargs={"overwrite": True},
+                parser_kwargs={"prog": "sslzoo"},
+            )
+        finally:
+            if args is not None:
+                sys.argv = saved

@@ -1,67 +1,21 @@
-"""A run that is killed and resumed."""
+"""Which checkpoints `--ckpt_path` takes, and which it refuses."""
 
 from __future__ import annotations
 
 import re
-import signal
-import subprocess
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from sslzoo.commands import fit
-from tests.commands.command import COMMAND, ENVIRONMENT, arguments, run, weights
-
-SLOW_DOWN = """
-import time
-from lightning import Callback
-
-
-class Slowly(Callback):
-    def on_train_batch_end(self, *args):
-        time.sleep(0.3)
-"""
-
-
-def test_killed_in_mid_epoch_and_resumed_ends_with_the_same_bits(
-    folder: Path, tmp_path: Path
-) -> None:
-    saving = [
-        "--trainer.max_epochs=3",
-        "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
-        "--trainer.callbacks.save_last=true",
-        "--trainer.callbacks.every_n_train_steps=1",
-    ]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run([*arguments(folder, whole), *saving], tmp_path)
-
-    (tmp_path / "slow_down.py").write_text(SLOW_DOWN)
-    slow = [*arguments(folder, killed), *saving, "--trainer.callbacks+=slow_down.Slowly"]
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
-    last = killed / "version_0" / "checkpoints" / "last.ckpt"
-    with subprocess.Popen(
-        [*COMMAND, *slow], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
-    ) as process:
-        deadline = time.monotonic() + 120
-        step = 0
-        while step < 7 and time.monotonic() < deadline:  # 5 steps an epoch: epoch 1, step 2
-            time.sleep(0.05)
-            try:
-                step = torch.load(last, weights_only=True)["global_step"]
-            except Exception:  # not there yet, or half written
-                step = 0
-        process.send_signal(signal.SIGKILL)
-    assert 7 <= step < 10, f"killed in the middle of the second epoch, got step {step}"
-
-    run([*arguments(folder, killed), *saving, f"--ckpt_path={last}"], tmp_path)
-    wanted = weights(whole / "version_0" / "checkpoints" / "last.ckpt")
-    got = weights(killed / "version_1" / "checkpoints" / "last.ckpt")
-    assert wanted.keys() == got.keys()
-    for name, value in wanted.items():
-        assert torch.equal(value, got[name]), name
+from sslzoo.commands.checkpoints import LIGHTNINGS
+from sslzoo.commands.run_directory import read_rows
+from sslzoo.methods import SimCLR
+from tests.commands.command import arguments, run
 
 
 def test_a_checkpoint_cannot_name_what_a_resumed_run_removes(folder: Path, tmp_path: Path) -> None:
@@ -129,7 +83,8 @@ def test_last_is_the_newest_run_s_last_checkpoint(folder: Path, tmp_path: Path) 
     fit.run([*given, "--trainer.max_epochs=1"])
     resumed = fit.run([*given, "--trainer.max_epochs=2", "--ckpt_path=last"])
     assert resumed.model.step == 2
-    assert torch.load(tmp_path / "out/version_1/checkpoints/last.ckpt")["global_step"] == 2
+    assert torch.load(tmp_path / "out/version_0/checkpoints/last.ckpt")["global_step"] == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["version_0"]
     assert "must be 'last' or one of" in refusal([*given, "--ckpt_path=best"])
 
 
@@ -137,3 +92,86 @@ def refusal(args: list[str]) -> str:
     with pytest.raises(SystemExit) as caught:
         fit.run(args)
     return str(caught.value)
+
+
+class Other(SimCLR):
+    """A method of another name."""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_checkpoint_of_another_module_is_refused_by_every_verb(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    given = [*arguments(folder, out, "simclr"), "--trainer.limit_train_batches=1"]
+    given += ["--trainer.callbacks=null", "--trainer.limit_val_batches=0"]
+    run([*given, "--trainer.max_epochs=1"], tmp_path)
+    last = out / "version_0" / "checkpoints" / "last.ckpt"
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    saved = torch.load(last, weights_only=True)
+    backbone = "--model.init_args.backbone"
+    small = [f"{backbone}=sslzoo.backbones.SmallResNet", f"{backbone}.init_args.widths=[8,256]"]
+    sgd = ["--model.init_args.optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.1}}"]
+    cases: dict[str, tuple[list[str], str]] = {
+        "class": ([f"--model={__name__}.Other"], r"the model must be .*SimCLR.*, got .*\.Other"),
+        "shape": (small, r"does not fit SimCLR: .* in name or shape"),
+        "optimizer": (sgd, r"optimizer .*class_path must be 'torch.optim.AdamW', got .*SGD"),
+    }
+    for name, (changes, wanted) in cases.items():
+        for verb in ("fit", "validate", "test", "predict") if name == "class" else ("fit",):
+            said = refusal([verb, *given[1:], *changes, f"--ckpt_path={last}"])
+            assert re.search(wanted, said), said
+    edits: dict[str, tuple[dict[str, Any], str]] = {
+        "future": ({LIGHTNINGS: "99.0"}, "must be at most .*, got 99.0; update lightning"),
+        "no version": ({LIGHTNINGS: 3}, "must be a version, got 3"),
+        "weights": ({"optimizer_states": None}, "must be a whole checkpoint, got .* without opt"),
+        "tensors": ({"state_dict": {"a": 1}}, "state_dict of .* must be tensors by name"),
+        "loops": ({"loops": [1]}, "loops of .* must be a dictionary, got list"),
+        "none": ({"optimizer_states": []}, "must have a state per optimizer, got none"),
+    }
+    for name, (edit, wanted) in edits.items():
+        path = tmp_path / f"{name}.ckpt"
+        torch.save({k: v for k, v in {**saved, **edit}.items() if v is not None}, path)
+        said = refusal([*given, f"--ckpt_path={path}"])
+        assert re.search(wanted, said), said
+        assert len(said.splitlines()) == 1
+    inner = last.with_name("inner.ckpt")  # found when the state is restored
+    torch.save({**saved, "loops": {}}, inner)
+    with pytest.raises(ValueError, match=r"must hold the state of a run of .*SimCLR, got KeyError"):
+        fit.run([*given, f"--ckpt_path={inner}"])
+    inner.unlink()
+    after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert after == before, "a refused run writes nothing"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_checkpoint_alone_goes_on_with_the_config_of_its_run(folder: Path, tmp_path: Path) -> None:
+    given = [*arguments(folder, tmp_path / "out", "simclr"), "--trainer.limit_val_batches=0"]
+    run([*given, "--trainer.callbacks=null", "--trainer.max_epochs=1"], tmp_path)
+    moved = tmp_path / "elsewhere" / "version_3"
+    (tmp_path / "out" / "version_0").rename(moved.parent.mkdir() or moved)  # type: ignore[func-returns-value]
+    config = moved / "config.yaml"
+    text = config.read_text().replace(f"default_root_dir: {tmp_path / 'out'}", "default_root_dir:")
+    config.write_text(text)
+    last = moved / "checkpoints" / "last.ckpt"
+    reads: list[Path] = []
+    with pytest.MonkeyPatch.context() as patch:
+        load = torch.load
+        patch.setattr(torch, "load", lambda *a, **k: (reads.append(a[0]), load(*a, **k))[1])
+        resumed = fit.run(["fit", f"--ckpt_path={last}", "--trainer.max_epochs=2"])
+    assert len(reads) == 1, "the file is read once"
+    assert resumed.model.step == 10
+    assert [path.name for path in moved.parent.iterdir()] == ["version_3"]
+    assert {path.name for path in last.parent.iterdir()} == {"last.ckpt", "epoch=1-step=10.ckpt"}
+    steps = [row["step"] for row in read_rows(moved / "metrics.csv")]
+    assert [float(step) for step in steps] == list(range(10))
+    assert yaml.safe_load(config.read_text())["ckpt_path"] is None
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "elsewhere"}
+
+    (tmp_path / "copy.ckpt").write_bytes(last.read_bytes())
+    said = refusal(["fit", f"--ckpt_path={tmp_path / 'copy.ckpt'}"])
+    assert "--config or --model must be given" in said
+    hostile = text.replace("torch.optim.AdamW", "os.system")
+    config.write_text(hostile)
+    said = refusal(["fit", f"--ckpt_path={last}"])
+    assert re.search(rf"got 'os.system'.*or pass --config {config}, which is your word", said), said

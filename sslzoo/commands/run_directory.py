@@ -1,0 +1,305 @@
+"""Run directory of a command: claimed by one process, continued on resume, undone on error."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from lightning import LightningModule, Trainer
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol, get_filesystem
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.trainer.states import TrainerFn
+
+from sslzoo.atomic_write import atomic_write, replacing
+from sslzoo.run_folder import CHECKPOINTS, LAST, RECORD, RunFolder, claim
+from sslzoo.runs.provenance import provenance
+from sslzoo.trust import forget_other_files
+
+LOG = "sslzoo_log"  # a checkpoint's key: the metrics that were logged when it was saved
+_FILES = ("config.yaml", RECORD, "metrics.csv", "hparams.yaml", "events.out.tfevents*")
+
+
+class MetricsFile(ExperimentWriter):
+    """Writer of metrics.csv that begins with a resumed run's rows; no write leaves half a row.
+
+    Args:
+        log_dir: the run directory.
+        rows: rows that the file begins with.
+    """
+
+    def __init__(self, log_dir: str, rows: Sequence[Mapping[str, Any]] = ()) -> None:
+        super().__init__(log_dir)
+        self._path = Path(self.metrics_file_path)
+        self.num_rows = 0
+        if rows or self._path.exists():
+            self._write(rows)
+
+    def _check_log_dir_exists(self) -> None:
+        """Keep the files of a run that is resumed; Lightning would remove its metrics."""
+
+    def log_metrics(self, metrics_dict: dict[str, Any], step: int | None = None) -> None:
+        super().log_metrics(metrics_dict, step)
+        self.num_rows += 1
+
+    def save(self) -> None:
+        if not self.metrics:
+            return
+        if not self._path.exists() or set().union(*self.metrics) - {*self.metrics_keys}:
+            self._write([*read_rows(self._path), *self.metrics])
+        else:
+            size = self._path.stat().st_size
+            try:
+                with self._path.open("a", newline="") as file:
+                    csv.DictWriter(file, self.metrics_keys).writerows(self.metrics)
+            except OSError:
+                with self._path.open("r+") as file:
+                    file.truncate(size)
+                raise
+        self.metrics = []
+
+    def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the whole file, with a column for each name."""
+        names = sorted({name for row in rows for name in row})
+        with replacing(self._path) as part, part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(rows)
+        self.metrics_keys, self.num_rows = names, len(rows)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a CSVLogger's file; none without a file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [{k: v for k, v in row.items() if k is not None} for row in csv.DictReader(file)]
+
+
+def rows_of(run: RunFolder, saved: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The metrics that a run had logged when it saved a checkpoint, in memory or in its file."""
+    rows, log = read_rows(run.metrics_file), saved.get(LOG)
+    if not isinstance(log, Mapping) or not isinstance(log.get("num_rows"), int):  # version 0.1
+        last = saved.get("global_step", 0)
+        return [row for row in rows if not row.get("step") or float(row["step"]) < last]
+    rows = rows[: log["num_rows"]]
+    pending = log.get("pending")
+    return [*rows, dict(pending)] if pending and isinstance(pending, Mapping) else rows
+
+
+class KeepMetrics(Callback):
+    """Write the metrics logged before a checkpoint to disk, and the pending ones into it.
+
+    `ModelCheckpoint` saves before Lightning writes the metrics of the step or the epoch.
+    """
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        pending = _pending(trainer)
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger) and isinstance(logger.experiment, MetricsFile):
+                logger.save()
+                checkpoint[LOG] = {"num_rows": logger.experiment.num_rows, "pending": pending}
+                return
+
+
+def _pending(trainer: Trainer) -> dict[str, Any]:
+    """The row that Lightning will log after the running hook."""
+    if not trainer.training or trainer.interrupted:
+        return {}
+    connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop
+    at_epoch_end = connector._first_loop_iter is None
+    if not at_epoch_end and (loop._should_accumulate() or not connector.should_update_logs):
+        return {}
+    values = convert_tensors_to_scalars(connector.metrics["log"])
+    if not values:
+        return {}
+    step = loop._batches_that_stepped - int(at_epoch_end)
+    return {"epoch": trainer.current_epoch, "step": step, **values}
+
+
+class RunDirectory:
+    """The directory of one command: claims it, or goes on in a resumed run's, and can undo that.
+
+    Args:
+        trainer: its loggers, and without any its root directory, are set to the directory.
+        resumed: the run that is resumed.
+        saved: contents of the checkpoint that it is resumed from.
+    """
+
+    def __init__(self, trainer: Any, resumed: RunFolder | None, saved: Mapping[str, Any]) -> None:
+        self.claimed: list[RunFolder] = []
+        self.continued: RunFolder | None = None
+        self._before: dict[Path, bytes] = {}
+        self._root = _first_missing(Path(trainer.default_root_dir))
+        if cast(Any, rank_zero_only).rank == 0 and not trainer.fast_dev_run:
+            try:
+                self._set_up(trainer, resumed, saved)
+            except BaseException:
+                self.undo()
+                raise
+
+    def _set_up(self, trainer: Any, resumed: RunFolder | None, saved: Mapping[str, Any]) -> None:
+        folders: dict[Path, RunFolder] = {}
+        if resumed is not None:
+            folders[resumed.path.parent.resolve()] = resumed
+        if not trainer.loggers and not SLURMEnvironment.detect():
+            trainer._default_root_dir = str(
+                self._enter(Path(trainer.default_root_dir), folders).path
+            )
+        for logger in trainer.loggers:
+            if not isinstance(logger, CSVLogger | TensorBoardLogger):
+                continue
+            if logger._version is not None or not _is_local_file_protocol(logger.root_dir):
+                continue
+            run = self._enter(Path(logger.root_dir), folders)
+            logger._version = run.number
+            if isinstance(logger, CSVLogger):
+                rows = rows_of(run, saved) if run is resumed else []
+                logger._experiment = MetricsFile(logger.log_dir, rows)
+
+    def _enter(self, root: Path, folders: dict[Path, RunFolder]) -> RunFolder:
+        whole = root.resolve()
+        if whole not in folders:
+            folders[whole] = claim(root)
+            self.claimed.append(folders[whole])
+        elif folders[whole] not in self.claimed and self.continued is None:
+            self.continued = folders[whole]
+            self._before = {path: path.read_bytes() for path in _files(folders[whole])}
+        return folders[whole]
+
+    def undo(self) -> None:
+        """Remove the files of a run that took no step, and restore those of a resumed one."""
+        with contextlib.suppress(OSError):  # a full disk is the error to report
+            self._undo()
+
+    def _undo(self) -> None:
+        for run in [*self.claimed, *([self.continued] if self.continued else [])]:
+            for path in _files(run):
+                if path not in self._before:
+                    path.unlink()
+        for path, content in self._before.items():
+            if not path.exists() or path.read_bytes() != content:
+                atomic_write(path, content)
+        for run in self.claimed:
+            with contextlib.suppress(OSError):  # it holds what is not ours
+                (run.path / CHECKPOINTS).rmdir()
+            with contextlib.suppress(OSError):
+                run.path.rmdir()
+        if self._root is not None:
+            for folder in [*(run.path.parent for run in self.claimed)]:
+                _remove_empty(folder, self._root)
+
+
+def _files(run: RunFolder) -> list[Path]:
+    """The files that a command writes before its first step."""
+    return [path for name in _FILES for path in run.path.glob(name)]
+
+
+def _first_missing(path: Path) -> Path | None:
+    """The topmost folder of a path that does not exist yet."""
+    missing = [part for part in (path, *path.parents) if not part.exists()]
+    return missing[-1] if missing else None
+
+
+def _remove_empty(folder: Path, top: Path) -> None:
+    """Remove empty folders from one up to another."""
+    for part in (folder, *folder.parents):
+        try:
+            part.rmdir()
+        except OSError:
+            return
+        if part == top:
+            return
+
+
+class SaveRun(SaveConfigCallback):
+    """Write config.yaml, and `run.json`, the run's provenance."""
+
+    command: str | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.folder = trainer.log_dir  # collective, and `save_config` is called on rank 0 only
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert self.folder is not None
+        about = {
+            "command": self.command,
+            "accelerator": trainer.accelerator.name(),
+            "ranks": trainer.world_size,
+            **provenance(),
+        }
+        config = self.config.clone()
+        config["ckpt_path"] = None  # that of this command, not of those that name its config.yaml
+        text = self.parser.dump(config, skip_none=False)
+        for name, content in (("config.yaml", text), (RECORD, json.dumps(about, indent=1) + "\n")):
+            path = f"{self.folder}/{name}"
+            if _is_local_file_protocol(path):
+                atomic_write(Path(path), content)
+            else:
+                with get_filesystem(path).open(path, "w") as file:
+                    file.write(content)
+
+
+class Resumed(Callback):
+    """Let a resumed run write and remove its own checkpoints alone.
+
+    Attributes:
+        checkpoint: that of the resumed run; in its own folder, the run goes on writing last.ckpt.
+    """
+
+    checkpoint: Path | None = None
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Name the run's files as this command does, which may have been given another path."""
+        for saver in self._of_this_run(trainer):
+            state = checkpoint["callbacks"].get(saver.state_key)
+            was, now = (state or {}).get("dirpath"), saver.dirpath
+            if isinstance(was, str):
+                checkpoint["callbacks"][saver.state_key] = _renamed(state, f"{was}", f"{now}")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        forget_other_files(trainer)
+        lasts = {saver.last_model_path for saver in self._of_this_run(trainer)}
+        for saver in self._of_this_run(trainer):
+            last = f"{saver.dirpath}/{LAST}"
+            if saver.save_last and not saver.last_model_path and last not in lasts:
+                saver.last_model_path = last
+                lasts.add(last)
+            saver._last_checkpoint_saved = saver.last_model_path
+
+    def _of_this_run(self, trainer: Trainer) -> list[ModelCheckpoint]:
+        """The callbacks that write to the folder of the resumed checkpoint."""
+        savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        return [
+            saver
+            for saver in savers
+            if self.checkpoint and Path(saver.dirpath or "").resolve() == self.checkpoint.parent
+        ]
+
+
+def _renamed(value: Any, was: str, now: str) -> Any:
+    """Replace a folder at the beginning of every path in the state of a callback."""
+    if isinstance(value, Mapping):
+        return {_renamed(k, was, now): _renamed(v, was, now) for k, v in value.items()}
+    if isinstance(value, str) and (value == was or value.startswith(f"{was}/")):
+        return now + value.removeprefix(was)
+    return value
