@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,43 @@ def check_positive(name: str, value: float) -> None:
     """Raise ValueError unless the value is above 0."""
     if not value > 0:
         raise ValueError(f"{name} must be above 0, got {value}")
+
+
+def check_mlp_ratio(mlp_ratio: float, width: int) -> None:
+    """Refuse a ratio of hidden to token width that leaves no hidden unit.
+
+    Raises:
+        ValueError: names the ratio, and the width.
+    """
+    check_positive("mlp_ratio", mlp_ratio)
+    if mlp_ratio == math.inf or int(width * mlp_ratio) < 1:
+        raise ValueError(
+            f"mlp_ratio must be finite and at least 1 / {width}, for one hidden unit, got "
+            f"{mlp_ratio}"
+        )
+
+
+def check_sides(name: str, value: object) -> tuple[int, int]:
+    """Height and width, from the side of a square or from both.
+
+    Raises:
+        ValueError: it is neither a whole number above 0 nor two of them.
+    """
+    sides = (value, value) if isinstance(value, int) else value
+    if (
+        not isinstance(sides, tuple | list)
+        or len(sides) != 2
+        or any(not isinstance(side, int) or isinstance(side, bool) or side < 1 for side in sides)
+    ):
+        raise ValueError(
+            f"{name} must be a whole number above 0, or two of them (height, width), got {value!r}"
+        )
+    return sides[0], sides[1]
+
+
+def as_side(sides: tuple[int, int]) -> int | tuple[int, int]:
+    """The shortest form of height and width: one number for a square."""
+    return sides[0] if sides[0] == sides[1] else sides
 
 
 def check_same_shape(names: str, x: Tensor, y: Tensor) -> None:

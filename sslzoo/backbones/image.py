@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from sslzoo.checks import check_choice, check_interval
+from sslzoo.checks import check_choice, check_interval, check_sides
 from sslzoo.layers import GlobalBatchNorm, convert_batch_norm, convert_to_group_norm
 
 Norm = Literal["batch", "group"]
@@ -33,7 +33,7 @@ def timm_backbone(
     bn_groups: int = 1,
     in_chans: int = 3,
     drop_path_rate: float = 0.0,
-    img_size: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
     zero_init_last: bool | None = None,
     norm: Norm = "batch",
     options: dict[str, Any] | None = None,
@@ -46,7 +46,8 @@ def timm_backbone(
         bn_groups: groups into which batch norm splits the global batch; 1: no split.
         in_chans: channels of the input.
         drop_path_rate: rate of stochastic depth, for models that have it.
-        img_size: side of the images in pixels, for models with a fixed size (ViT).
+        img_size: side of the images in pixels, or (height, width), for models with a fixed size
+            (ViT).
         zero_init_last: whether the last batch norm of each residual block has an initial scale of
             0 (SimCLR: true, InstDisc: false), for ResNets; None: the model's default.
         norm: "batch", or "group" for group norm and weight standardization
@@ -61,7 +62,7 @@ def timm_backbone(
     if drop_path_rate:
         further["drop_path_rate"] = drop_path_rate
     if img_size is not None:
-        further["img_size"] = img_size
+        further["img_size"] = check_sides("img_size", img_size)
     if zero_init_last is not None:
         further["zero_init_last"] = zero_init_last
     if not timm.is_model(name.split(".")[0]):

@@ -4,7 +4,7 @@ Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, https://arxiv.org/
 Initializations: facebookresearch/dino at 7c446df, moco-v3 at c349e6e, mae at efb2a80, ijepa at
 52c1ae9. Parameters have timm's names, which are also those of that code.
 
-Shapes: B images, a grid of g x g patches, L = g * g patches, D width, K visible patches.
+Shapes: B images, a grid of h x w patches, L = h * w patches, D width, K visible patches.
 """
 
 from __future__ import annotations
@@ -20,24 +20,41 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslzoo.checks import check_choice, check_interval
+from sslzoo.checks import (
+    as_side,
+    check_at_least,
+    check_choice,
+    check_interval,
+    check_mlp_ratio,
+    check_positive,
+    check_sides,
+)
 from sslzoo.layers import Init, initialize_blocks, sincos_positions
 
 Positions = Literal["learned", "mae", "moco_v3"]
 Pool = Literal["token", "mean", "mean_before_norm"]
+Sides = int | tuple[int, int]
 
 
-def resample_positions(positions: Tensor, height: int, width: int) -> Tensor:
+def resample_positions(
+    positions: Tensor, height: int, width: int, grid: tuple[int, int] | None = None
+) -> Tensor:
     """Resample positions to another grid by bicubic interpolation, as DINO does.
 
     DINO's scale is that of a grid larger by 0.1 patches, without antialiasing. timm's
     (`dynamic_img_size`) is exact and antialiased, so smaller grids differ.
     Shapes: (1, L, D) -> (1, height * width, D).
+
+    Args:
+        positions: (1, L, D).
+        height: rows of the new grid.
+        width: columns of the new grid.
+        grid: rows and columns of the positions; None: they are equal.
     """
-    side = math.isqrt(positions.shape[1])
-    square = positions.unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    scale = ((height + 0.1) / side, (width + 0.1) / side)
-    moved = F.interpolate(square, scale_factor=scale, mode="bicubic", align_corners=False)
+    grid = grid or (math.isqrt(positions.shape[1]),) * 2
+    table = positions.unflatten(1, grid).permute(0, 3, 1, 2)
+    scale = ((height + 0.1) / grid[0], (width + 0.1) / grid[1])
+    moved = F.interpolate(table, scale_factor=scale, mode="bicubic", align_corners=False)
     return moved.flatten(2).transpose(1, 2)
 
 
@@ -68,7 +85,8 @@ class ViT(nn.Module):
 
     Attributes:
         num_features: D.
-        grid: g, patches per side of the images that `net` was built for.
+        grid: patches per side of the images that `net` was built for, or (h, w) if they are not
+            square.
         patch_size: side of a patch in pixels.
         num_prefix: 1 with a class token, else 0.
 
@@ -89,7 +107,8 @@ class ViT(nn.Module):
         _check(net, pool, positions, init)
         parts: Any = net
         self.num_features: int = parts.embed_dim
-        self.grid: int = parts.patch_embed.grid_size[0]
+        self._grid: tuple[int, int] = tuple(parts.patch_embed.grid_size)
+        self.grid: Sides = as_side(self._grid)
         self.patch_size: int = parts.patch_embed.patch_size[0]
         self.num_prefix: int = parts.num_prefix_tokens
         self.pool = pool
@@ -102,7 +121,7 @@ class ViT(nn.Module):
         _initialize(self, init)
         if positions != "learned":
             first: Literal["column", "row"] = "column" if positions == "mae" else "row"
-            table = sincos_positions(self.grid, self.grid, self.num_features, first)
+            table = sincos_positions(*self._grid, self.num_features, first)
             table = F.pad(table, (0, 0, self.num_prefix, 0))  # the class token's is zero
             self.pos_embed = nn.Parameter(table[None], requires_grad=False)
         if freeze_patches:
@@ -155,8 +174,8 @@ class ViT(nn.Module):
                 raise ValueError("mask_token of the ViT must be True to use mask, got False")
             patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
         prefix, positions = self.pos_embed.tensor_split([self.num_prefix], dim=1)
-        if (height, width) != (self.grid, self.grid):
-            positions = resample_positions(positions, height, width)
+        if (height, width) != self._grid:
+            positions = resample_positions(positions, height, width, self._grid)
         tokens = patches + positions
         if keep is not None:
             tokens = tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[2]))
@@ -207,9 +226,12 @@ def _check(net: VisionTransformer, pool: str, positions: str, init: str) -> None
         )
     if net.patch_embed.output_fmt != "NHWC":
         raise ValueError("dynamic_img_size of the VisionTransformer must be True, got False")
-    grid = net.patch_embed.grid_size
-    if grid[0] != grid[1]:
-        raise ValueError(f"the grid of patches must be square, got {tuple(grid)}")
+    sides, patch = tuple(net.patch_embed.img_size), tuple(net.patch_embed.patch_size)
+    if patch[0] != patch[1] or any(side % patch[0] for side in sides):
+        raise ValueError(
+            f"img_size must be a multiple of a square patch, got {as_side(sides)} with patches of "
+            f"{patch[0]} x {patch[1]} pixels"
+        )
     check_choice("pool", pool, get_args(Pool))
     if pool == "token" and not net.has_class_token:
         raise ValueError("pool must be a mean without a class token, got 'token'")
@@ -236,7 +258,7 @@ def _initialize(vit: ViT, init: Init) -> None:
 
 def timm_vit(
     name: str = "vit_small_patch16_224",
-    img_size: int | None = None,
+    img_size: Sides | None = None,
     patch_size: int | None = None,
     num_heads: int | None = None,
     in_chans: int = 3,
@@ -247,12 +269,15 @@ def timm_vit(
     init: Init = "dino",
     mask_token: bool = False,
     freeze_patches: bool = False,
+    mlp_ratio: float | None = None,
+    qkv_bias: bool | None = None,
 ) -> nn.Module:
     """A randomly initialized timm VisionTransformer by name.
 
     Args:
         name: vit_tiny_patch16_224, vit_small_patch16_224, vit_base_patch16_224, ...
-        img_size: side of the images in pixels for the positions; others interpolate them.
+        img_size: side of the images in pixels for the positions, or (height, width); images of
+            other sizes interpolate them. None: the name's.
         patch_size: side of a patch in pixels; None: the name's.
         num_heads: number of attention heads; None: the name's. MoCo v3's ViT-S has 12.
         in_chans: channels of the images.
@@ -264,8 +289,21 @@ def timm_vit(
         init: see `ViT`.
         mask_token: see `ViT`.
         freeze_patches: see `ViT`.
+        mlp_ratio: hidden width of the MLPs over that of the tokens; None: the name's, mostly 4.
+        qkv_bias: whether the projections to q, k and v have a bias; None: the name's, mostly True.
+
+    Raises:
+        ValueError: the name is not that of a VisionTransformer, or a value is out of range.
     """
-    asked = {"img_size": img_size, "patch_size": patch_size, "num_heads": num_heads}
+    asked = {
+        "img_size": None if img_size is None else check_sides("img_size", img_size),
+        "patch_size": patch_size,
+        "num_heads": num_heads,
+        "mlp_ratio": mlp_ratio,
+        "qkv_bias": qkv_bias,
+    }
+    if mlp_ratio is not None:
+        check_positive("mlp_ratio", mlp_ratio)
     if not timm.is_model(name):
         close = timm.list_models("vit_*_patch*")[:5]
         raise ValueError(f"name must be a timm model, got {name!r}; such as {close}")
@@ -287,7 +325,7 @@ def timm_vit(
 
 
 def small_vit(
-    img_size: int = 32,
+    img_size: Sides = 32,
     patch_size: int = 4,
     width: int = 128,
     depth: int = 6,
@@ -300,6 +338,8 @@ def small_vit(
     init: Init = "dino",
     mask_token: bool = False,
     freeze_patches: bool = False,
+    mlp_ratio: float = 4.0,
+    qkv_bias: bool = True,
 ) -> nn.Module:
     """A ViT of any size, by default for images of 32 pixels on CPUs.
 
@@ -319,9 +359,19 @@ def small_vit(
         init: see `ViT`.
         mask_token: see `ViT`.
         freeze_patches: see `ViT`.
+        mlp_ratio: hidden width of the MLPs over D.
+        qkv_bias: whether the projections to q, k and v have a bias.
+
+    Raises:
+        ValueError: a value is out of range, or width not a multiple of num_heads.
     """
+    for name, value in (("width", width), ("depth", depth), ("num_heads", num_heads)):
+        check_at_least(name, value, 1)
+    if width % num_heads:
+        raise ValueError(f"width must be a multiple of num_heads {num_heads}, got {width}")
+    check_mlp_ratio(mlp_ratio, width)
     net = VisionTransformer(
-        img_size=img_size,
+        img_size=check_sides("img_size", img_size),
         patch_size=patch_size,
         in_chans=in_chans,
         num_classes=0,
@@ -331,6 +381,8 @@ def small_vit(
         num_heads=num_heads,
         class_token=class_token,
         drop_path_rate=drop_path_rate,
+        mlp_ratio=mlp_ratio,
+        qkv_bias=qkv_bias,
         dynamic_img_size=True,
     )
     return ViT(net, pool, positions, init, mask_token, freeze_patches)

@@ -3,7 +3,7 @@
 Assran et al., CVPR 2023, https://arxiv.org/abs/2301.08243. Reference code: facebookresearch/ijepa
 at 52c1ae9, src/models/vision_transformer.py. The blocks are timm's.
 
-Shapes: B images, g x g patches, K context patches, M targets of R patches, D feature width.
+Shapes: B images, h x w patches, K context patches, M targets of R patches, D feature width.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from timm.layers import LayerNorm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from sslzoo.checks import as_side, check_mlp_ratio, check_sides
 from sslzoo.layers import initialize_blocks, sincos_positions
 
 
@@ -21,24 +22,39 @@ class IJEPAPredictor(nn.Module):
 
     Args:
         token_dim: D, the encoder's `num_features`.
-        grid: g of the encoder.
+        grid: patches per side of the encoder's images, or (h, w) if they are not square.
         width: width of the predictor's tokens; 384 in the paper.
         depth: number of blocks; 12 for ViT-H in the paper, 6 by default in the code.
         num_heads: number of attention heads; the encoder's in the code, 16 for ViT-H.
+        mlp_ratio: hidden width of the MLPs over `width`; 4 in the paper.
+
+    Raises:
+        ValueError: `width` is not a multiple of num_heads, or a value is out of range.
     """
 
     def __init__(
-        self, token_dim: int, grid: int, width: int = 384, depth: int = 12, num_heads: int = 16
+        self,
+        token_dim: int,
+        grid: int | tuple[int, int],
+        width: int = 384,
+        depth: int = 12,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
     ):
         super().__init__()
         if width % num_heads:
             raise ValueError(f"width must be a multiple of num_heads {num_heads}, got {width}")
-        self.token_dim, self.grid = token_dim, grid
+        check_mlp_ratio(mlp_ratio, width)
+        sides = check_sides("grid", grid)
+        self.token_dim, self.grid = token_dim, as_side(sides)
         self.embed = nn.Linear(token_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(sincos_positions(grid, grid, width)[None], False)
+        self.pos_embed = nn.Parameter(sincos_positions(*sides, width)[None], False)
         self.blocks = nn.Sequential(
-            *(Block(width, num_heads, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth))
+            *(
+                Block(width, num_heads, mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
+                for _ in range(depth)
+            )
         )
         self.norm = LayerNorm(width)
         self.project = nn.Linear(width, token_dim)

@@ -3,7 +3,7 @@
 He, Chen, Xie, Li, Dollar and Girshick, CVPR 2022, https://arxiv.org/abs/2111.06377. Reference
 code: facebookresearch/mae at efb2a80, models_mae.py. The blocks are timm's.
 
-Shapes: B images, g x g patches of P x P pixels and C channels, L = g * g, K visible patches.
+Shapes: B images, h x w patches of P x P pixels and C channels, L = h * w, K visible patches.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sslzoo.checks import as_side, check_mlp_ratio, check_sides
 from sslzoo.layers import initialize_blocks, sincos_positions
 
 
@@ -22,36 +23,44 @@ class MAEDecoder(nn.Module):
 
     Args:
         token_dim: width of the encoder's tokens, its `num_features`.
-        grid: g of the encoder.
+        grid: patches per side of the encoder's images, or (h, w) if they are not square.
         patch_size: P of the encoder.
         width: width of the decoder's tokens; 512 in the paper.
         depth: number of blocks; 8 in the paper.
         num_heads: number of attention heads; 16 in the paper.
         channels: C.
+        mlp_ratio: hidden width of the MLPs over `width`; 4 in the paper.
+
+    Raises:
+        ValueError: `width` is not a multiple of num_heads, or a value is out of range.
     """
 
     def __init__(
         self,
         token_dim: int,
-        grid: int,
+        grid: int | tuple[int, int],
         patch_size: int,
         width: int = 512,
         depth: int = 8,
         num_heads: int = 16,
         channels: int = 3,
+        mlp_ratio: float = 4.0,
     ):
         super().__init__()
         if width % num_heads:
             raise ValueError(f"width must be a multiple of num_heads {num_heads}, got {width}")
-        self.token_dim, self.grid, self.patch_size = token_dim, grid, patch_size
+        check_mlp_ratio(mlp_ratio, width)
+        sides = check_sides("grid", grid)
+        self.token_dim, self.grid, self.patch_size = token_dim, as_side(sides), patch_size
         self.embed = nn.Linear(token_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        table = F.pad(
-            sincos_positions(grid, grid, width), (0, 0, 1, 0)
-        )  # zeros for the class token
+        table = F.pad(sincos_positions(*sides, width), (0, 0, 1, 0))  # zeros for the class token
         self.pos_embed = nn.Parameter(table[None], requires_grad=False)
         self.blocks = nn.Sequential(
-            *(Block(width, num_heads, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth))
+            *(
+                Block(width, num_heads, mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
+                for _ in range(depth)
+            )
         )
         self.norm = LayerNorm(width)
         self.predict = nn.Linear(width, patch_size**2 * channels)

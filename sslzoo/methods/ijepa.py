@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from sslzoo.backbones import ViT
 from sslzoo.batch import Batch, ViewSpec
 from sslzoo.callbacks.ema import EMA
+from sslzoo.checks import check_sides
 from sslzoo.heads import IJEPAPredictor
 from sslzoo.losses import masked_features
 from sslzoo.masks import MultiBlock
@@ -42,7 +43,8 @@ from sslzoo.optim import LinearSchedule, Schedule, as_schedule, exempt_bias_and_
 class IJEPA(SSLMethod):
     """Predict the teacher's features of target blocks from a context block.
 
-    `forward` is the teacher's mean over patches, as in the paper.
+    `forward` is the teacher's mean over patches, as in the paper. With several context blocks
+    (`MultiBlock.num_contexts`), each predicts all targets by itself.
 
     Args:
         backbone: a ViT without class token and with `pool="mean"`, in the paper with
@@ -91,8 +93,14 @@ class IJEPA(SSLMethod):
         self.predictor, self.masks = predictor, masks or MultiBlock()
         self.momentum = LinearSchedule(0.996, 1.0) if momentum is None else as_schedule(momentum)
         self.teacher_backbone = frozen_copy(backbone)
-        side = backbone.grid * backbone.patch_size
-        self.takes = ViewSpec(1, 1, kind="images", size=(side, side))
+        rows, columns = check_sides("grid", backbone.grid)
+        if min(rows, columns) < 2:
+            raise ValueError(
+                "the grid of the backbone must have at least 2 rows and 2 columns, since a block "
+                f"is smaller, got {(rows, columns)}"
+            )
+        size = rows * backbone.patch_size, columns * backbone.patch_size
+        self.takes = ViewSpec(1, 1, kind="images", size=size)
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.backbone, self.teacher_backbone)]
@@ -108,10 +116,19 @@ class IJEPA(SSLMethod):
         keys, grid = step_keys(self, batch), self.predictor.grid
         context, targets = self.masks.draw(keys, grid, self.seed, self.step)
         z, h = self.predict(view, context, targets), self.target(view, targets)
+        h = h if context.dim() == 2 else h[:, None].expand_as(z)
         return {"masked_features": masked_features(z, h)}
 
     def predict(self, view: Tensor, context: Tensor, targets: Tensor) -> Tensor:
-        """Predicted features of the targets, from the context alone. (B, M, R, D)."""
+        """Predicted features of the targets, from the context alone.
+
+        Shapes: context (B, K), targets (B, M, R) -> (B, M, R, D); with E contexts (B, E, K), each
+        by itself, (B, E, M, R, D).
+        """
+        if context.dim() == 3:
+            E = context.shape[1]
+            view, targets = (x.repeat_interleave(E, 0) for x in (view, targets))
+            return self.predict(view, context.flatten(0, 1), targets).unflatten(0, (-1, E))
         tokens = cast(ViT, self.backbone).forward_tokens(view, keep=context)
         return self.predictor(tokens, context, targets)
 

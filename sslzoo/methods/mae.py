@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sslzoo.backbones import ViT
 from sslzoo.batch import Batch, ViewSpec
+from sslzoo.checks import check_sides
 from sslzoo.heads import MAEDecoder
 from sslzoo.losses import masked_pixels
 from sslzoo.methods.base import (
@@ -73,7 +74,8 @@ class MAE(SSLMethod):
             raise ValueError(
                 f"decoder must have the backbone's width, grid and patch size {ours}, got {theirs}"
             )
-        self.num_patches = backbone.grid**2
+        rows, columns = check_sides("grid", backbone.grid)
+        self.num_patches = rows * columns
         self.num_kept = int(self.num_patches * (1 - mask_ratio))
         if not 0 < self.num_kept < self.num_patches:
             raise ValueError(
@@ -81,8 +83,8 @@ class MAE(SSLMethod):
                 f"got {mask_ratio}, which keeps {self.num_kept}"
             )
         self.decoder = decoder
-        side = backbone.grid * backbone.patch_size
-        self.takes = ViewSpec(1, 1, kind="images", size=(side, side))
+        size = rows * backbone.patch_size, columns * backbone.patch_size
+        self.takes = ViewSpec(1, 1, kind="images", size=size)
         self.normalize_pixels = normalize_pixels
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from sslzoo.backbones import ViT, small_vit, timm_vit, without_drop_path
 from sslzoo.backbones.vit import resample_positions
 from sslzoo.layers import sincos_positions
+from tests import plain_transformer as plain
 from tests.golden import assert_close_to_golden, load
 
 
@@ -275,3 +277,74 @@ def test_what_is_left_out_is_refused() -> None:
         toy().forward_tokens(torch.rand(1, 3, 8, 8), mask=torch.zeros(1, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="must be a timm VisionTransformer"):
         timm_vit("eva02_tiny_patch14_224", img_size=28)
+
+
+@pytest.mark.parametrize("options", [{}, {"mlp_ratio": 1.5, "qkv_bias": False}])
+@pytest.mark.parametrize("size", [(8, 16), (16, 8), 8])
+def test_any_size_and_blocks_are_those_written_by_hand(size: Any, options: dict[str, Any]) -> None:
+    vit = toy(img_size=size, **options).double()
+    for parameter in vit.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    height, width = (size, size) if isinstance(size, int) else size
+    x, state = torch.randn(2, 3, height, width, dtype=torch.float64), vit.state_dict()
+    embed = state["patch_embed.proj.weight"].flatten(1)
+    tokens = plain.patches(x, 4) @ embed.T + state["patch_embed.proj.bias"]
+    tokens = torch.cat([state["cls_token"].expand(2, -1, -1), tokens], 1) + state["pos_embed"]
+    wanted = plain.norm(plain.blocks(tokens, state, 2, 1e-6), state, "norm", 1e-6)
+    torch.testing.assert_close(vit.forward_tokens(x), wanted)
+    hidden = int(8 * options.get("mlp_ratio", 4))
+    assert state["blocks.0.mlp.fc1.weight"].shape == (hidden, 8)
+    assert ("blocks.0.attn.qkv.bias" in state) == options.get("qkv_bias", True)
+    sides = (height // 4, width // 4)
+    assert vit.grid == (sides[0] if sides[0] == sides[1] else sides)
+
+
+@pytest.mark.parametrize("positions", ["mae", "moco_v3"])
+def test_fixed_positions_of_a_grid_that_is_not_square(positions: Any) -> None:
+    vit = toy(img_size=(8, 12), positions=positions)
+    for row in range(2):
+        for column in range(3):
+            first, second = (column, row) if positions == "mae" else (row, column)
+            angles = [at * f for at in (first, second) for f in (1.0, 0.01)]
+            wanted = [function(a) for i in (0, 2) for function in (math.sin, math.cos)
+                      for a in angles[i : i + 2]]  # fmt: skip
+            got = vit.pos_embed[0, 1 + row * 3 + column]
+            torch.testing.assert_close(got, torch.tensor(wanted))
+
+
+def test_positions_of_a_grid_that_is_not_square_move_along_their_sides() -> None:
+    """A ramp along one side stays a ramp along that side."""
+    rows = torch.arange(4.0)[:, None].expand(4, 2).reshape(1, 8, 1)
+    moved = resample_positions(rows, 8, 3, (4, 2)).view(8, 3)
+    torch.testing.assert_close(moved, moved[:, :1].expand(8, 3))
+    assert (moved[:, 0].diff() > 0).all()
+    vit = toy(img_size=(16, 8))
+    assert vit(torch.rand(2, 3, 16, 8)).shape == vit(torch.rand(2, 3, 8, 16)).shape == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"img_size": (8, 0)}, r"img_size must be .*, got \(8, 0\)"),
+        ({"img_size": (8, 8, 8)}, r"img_size must be .*, got \(8, 8, 8\)"),
+        ({"img_size": 8.0}, r"img_size must be .*, got 8\.0"),
+        ({"img_size": (8, 10)}, r"img_size must be a multiple .*, got \(8, 10\)"),
+        ({"img_size": 10}, "img_size must be a multiple .*, got 10"),
+        ({"mlp_ratio": 0.0}, r"mlp_ratio must be above 0, got 0\.0"),
+        ({"mlp_ratio": math.nan}, "mlp_ratio must be above 0, got nan"),
+        ({"mlp_ratio": 0.1}, r"mlp_ratio must be .* at least 1 / 8, .* got 0\.1"),
+        ({"num_heads": 3}, "width must be a multiple of num_heads 3, got 8"),
+        ({"depth": 0}, "depth must be at least 1, got 0"),
+    ],
+)
+def test_wrong_sizes_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        toy(**options)
+
+
+def test_timm_names_take_the_same() -> None:
+    with torch.device("meta"):
+        vit = timm_vit("vit_tiny_patch16_224", (64, 128), mlp_ratio=2.0, qkv_bias=False)
+    assert vit.grid == (4, 8)
+    assert vit.blocks[0].mlp.fc1.out_features == 384
+    assert vit.blocks[0].attn.qkv.bias is None

@@ -100,3 +100,54 @@ def test_places_are_uniform() -> None:
 def test_wrong_input_is_named() -> None:
     with pytest.raises(ValueError, match="got 0 and 10"):
         MultiBlock(num_targets=0)
+
+
+@pytest.mark.parametrize("grid", [(4, 12), (12, 4)])
+def test_blocks_of_a_grid_that_is_not_square(grid: tuple[int, int]) -> None:
+    rows, columns = grid
+    masks = MultiBlock(num_targets=2, min_keep=4, num_contexts=2)
+    lowest, rightmost = 0, 0
+    for step in range(10):
+        contexts, targets = masks.draw(keys(60), grid, 0, step)
+        assert contexts.max() < rows * columns
+        assert contexts.shape[:2] == (60, 2)
+        for block in targets.flatten(0, 1):
+            row, column = block // columns, block % columns
+            sides = [int(x.max() - x.min()) + 1 for x in (row, column)]
+            assert math.prod(sides) == len(block) == len(as_set(block)), "a rectangle"
+            lowest, rightmost = max(lowest, int(row.max())), max(rightmost, int(column.max()))
+    assert (lowest, rightmost) == (rows - 2, columns - 2), "the code's range ends early"
+
+
+def test_size_of_a_grid_that_is_not_square_by_hand() -> None:
+    # 4 x 12: int(48 * 0.25) = 12; sqrt(12 * 0.75) = 3, sqrt(12 / 0.75) = 4
+    assert block_size((4, 12), (0.25, 0.25), (0.75, 0.75), 0.0) == (3, 4)
+    assert block_size((4, 12), (1.0, 1.0), (1.0, 1.0), 0.0) == (3, 7)  # rows below 4
+
+
+def test_each_context_is_a_block_of_its_own_without_the_targets() -> None:
+    few = MultiBlock(num_targets=1, target_scale=(0.1, 0.1), context_scale=(0.3, 0.3), min_keep=2)
+    several = MultiBlock(1, (0.1, 0.1), (0.75, 1.5), (0.3, 0.3), 2, num_contexts=3)
+    overlap = MultiBlock(1, (0.1, 0.1), (0.75, 1.5), (0.3, 0.3), 2, 3, allow_overlap=True)
+    one, targets = few.draw(keys(40), 8, 0, 0)
+    contexts, _ = several.draw(keys(40), 8, 0, 0)
+    whole, same = overlap.draw(keys(40), 8, 0, 0)
+    assert contexts.shape == (40, 3, one.shape[1])
+    assert torch.equal(same, targets)
+    assert whole.shape[2] == 16  # 4 x 4 of int(64 * 0.3) = 19 patches
+    met = 0
+    for image in range(40):
+        assert len({tuple(block) for block in contexts[image].tolist()}) > 1
+        for context, block in zip(contexts[image], whole[image], strict=True):
+            row, column = block // 8, block % 8
+            assert [int(x.max() - x.min()) for x in (row, column)] == [3, 3]
+            left = as_set(block) - as_set(targets[image])
+            assert as_set(context) <= left
+            met += len(left) < len(block)
+    assert met > 10, "targets and contexts overlap where it is allowed"
+
+
+@pytest.mark.parametrize("options", [{"num_contexts": 0}, {"num_contexts": -1}])
+def test_wrong_contexts_are_named(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="num_contexts must be at least 1, got"):
+        MultiBlock(**options)

@@ -6,18 +6,24 @@ from typing import Any
 
 import pytest
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from sslzoo.backbones import ViT, small_vit
+from sslzoo.backbones import small_vit
 from sslzoo.batch import Batch
 from sslzoo.heads import IJEPAPredictor
 from sslzoo.losses import masked_features
 from sslzoo.masks import MultiBlock
 from sslzoo.methods import IJEPA
+from sslzoo.methods.base import step_keys
 from sslzoo.optim import CosineSchedule, LinearSchedule, RunLength, ScheduleLR, WarmupCosine
 from tests.golden import assert_close_to_golden, load
 
+OPTIONS: dict[str, Any] = {
+    "class_token": False,
+    "pool": "mean",
+    "positions": "mae",
+    "init": "ijepa",
+}
 # golden name -> ours
 PREDICTOR = {
     "mask_token": "mask_token",
@@ -48,24 +54,10 @@ def arrays(z: dict[str, Any], group: str) -> dict[str, Tensor]:
 def test_features_predictions_loss_and_gradients() -> None:
     z = load("ijepa/step.npz")
     hyper = z["meta"]["hyper"]
-    vit = ViT(
-        VisionTransformer(
-            img_size=hyper["img"],
-            patch_size=hyper["ps"],
-            embed_dim=hyper["ed"],
-            depth=hyper["dep"],
-            num_heads=hyper["h"],
-            mlp_ratio=hyper["enc_mlp_ratio"],
-            num_classes=0,
-            global_pool="",
-            class_token=False,
-            dynamic_img_size=True,
-        ),
-        pool="mean",
-        positions="mae",
-        init="ijepa",
-    )
-    predictor = IJEPAPredictor(hyper["ed"], 4, hyper["pd"], hyper["pdep"], hyper["ph"])
+    sizes = (hyper[name] for name in ("img", "ps", "ed", "dep", "h"))
+    vit = small_vit(*sizes, **OPTIONS, mlp_ratio=hyper["enc_mlp_ratio"])
+    sizes = (hyper[name] for name in ("pd", "pdep", "ph", "pred_mlp_ratio"))
+    predictor = IJEPAPredictor(hyper["ed"], 4, *sizes)
     method = IJEPA(vit, predictor)
     weights = arrays(z, "enc") | arrays(z, "pred") | arrays(z, "target")
     before = method.state_dict()
@@ -131,7 +123,7 @@ def test_momentum_is_a_line_over_the_run() -> None:
 
 def toy() -> IJEPA:
     torch.manual_seed(0)
-    vit = small_vit(16, 2, 16, 1, 2, class_token=False, pool="mean", positions="mae", init="ijepa")
+    vit = small_vit(16, 2, 16, 1, 2, **OPTIONS)
     return IJEPA(vit, IJEPAPredictor(16, 8, 8, 1, 2), MultiBlock(num_targets=2))
 
 
@@ -186,3 +178,41 @@ def test_wrong_parts_are_refused() -> None:
         IJEPA(vit, predictor)
     with pytest.raises(ValueError, match="multiple of num_heads 4, got 10"):
         IJEPAPredictor(16, 8, width=10, num_heads=4)
+
+
+def several(**options: Any) -> IJEPA:
+    torch.manual_seed(0)
+    vit = small_vit((8, 12), 2, 16, 1, 2, **OPTIONS)
+    masks = MultiBlock(num_targets=2, min_keep=3, **options)
+    method = IJEPA(vit, IJEPAPredictor(16, (4, 6), 8, 1, 2), masks)
+    with torch.no_grad():
+        method.backbone.norm.weight.mul_(2)  # student and teacher differ
+    return method
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_several_contexts_are_the_codes_in_its_order(overlap: bool) -> None:
+    """The code stacks masks first: predictions by (target, context, image), targets repeated."""
+    method = several(num_contexts=3, allow_overlap=overlap)
+    assert method.takes.size == (8, 12)
+    view = torch.rand(4, 3, 8, 12, generator=torch.Generator().manual_seed(1))
+    batch = Batch([view], torch.arange(4))
+    contexts, targets = method.masks.draw(step_keys(method, batch), (4, 6), method.seed, 0)
+    assert contexts.shape[:2] == (4, 3)
+    features = method.teacher_backbone.forward_tokens(view)
+    features = nn.functional.layer_norm(features, (16,))
+    errors = []
+    for m in range(2):
+        wanted = torch.stack([features[b, targets[b, m]] for b in range(4)])
+        for e in range(3):
+            tokens = method.backbone.forward_tokens(view, keep=contexts[:, e])
+            got = method.predictor(tokens, contexts[:, e], targets[:, m : m + 1])[:, 0]
+            errors.append(nn.functional.smooth_l1_loss(got, wanted))
+    loss = method.losses(batch)["masked_features"]
+    torch.testing.assert_close(loss, torch.stack(errors).mean())
+
+
+def test_a_grid_without_room_for_a_smaller_block_is_refused() -> None:
+    vit = small_vit((2, 8), 2, 16, 1, 2, **OPTIONS)
+    with pytest.raises(ValueError, match=r"at least 2 rows and 2 columns.*, got \(1, 4\)"):
+        IJEPA(vit, IJEPAPredictor(16, (1, 4), 8, 1, 2))

@@ -168,3 +168,23 @@ def test_wrong_parts_are_refused() -> None:
         MAE(small_vit(8, 2, 16, 1, 2, class_token=False, pool="mean"), decoder)
     with pytest.raises(ValueError, match="multiple of num_heads 4, got 10"):
         MAEDecoder(16, 4, 2, width=10, num_heads=4)
+
+
+def test_images_that_are_not_square_are_reconstructed_patch_by_patch() -> None:
+    torch.manual_seed(0)
+    vit = small_vit((4, 6), 2, width=16, depth=1, num_heads=2, positions="mae", init="mae")
+    method = MAE(vit, MAEDecoder(16, (2, 3), 2, width=8, depth=1, num_heads=2), 0.5)
+    assert (method.num_patches, method.num_kept, method.takes.size) == (6, 3, (4, 6))
+    x = torch.rand(4, 3, 4, 6, generator=torch.Generator().manual_seed(1))
+    batch = Batch([x], torch.arange(4))
+    order = step_keys(method, batch).permutation("mask", 6)
+    pixels, errors = method.reconstruct(x, order), []
+    for image in range(4):
+        for patch in order[image, 3:].tolist():
+            row, column = 2 * (patch // 3), 2 * (patch % 3)
+            target = x[image, :, row : row + 2, column : column + 2].permute(1, 2, 0).flatten()
+            target = (target - target.mean()) / (target.var() + 1e-6).sqrt()
+            errors.append((pixels[image, patch] - target).square().mean())
+    torch.testing.assert_close(method.losses(batch)["masked_pixels"], torch.stack(errors).mean())
+    with pytest.raises(ValueError, match="must have the 4x6 pixels"):
+        method.takes.check(Batch([x.mT], torch.arange(4)), "MAE")
