@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sslzoo.checks import check_positive, check_same_shape
 from sslzoo.distributed import gather, row_layout, world_size
-from sslzoo.layers.precision import l2_normalize, no_autocast
+from sslzoo.layers.precision import at_least_float32, l2_normalize, no_autocast
 from sslzoo.losses.blockwise import attach_gradient, entries_per_block, needs_gradient
 
 # Side of a square block and entries per block, timed at D = 128: 1024 keeps a block in the
@@ -29,15 +29,17 @@ _BLOCK = {"cpu": 1 << 21, "cuda": 1 << 25}
 _RANGE = {torch.float32: 80.0, torch.float64: 690.0}
 
 
-def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float, normalize: bool = True) -> Tensor:
     """Mean cross entropy of each view's positive among the batch's other 2N - 1 views.
 
     The positive is the other view of the same sample; the batch is the global one.
 
     Args:
-        z1: (n, D) first views' projections; L2-normalized here (squared norm at least 1e-12).
+        z1: (n, D) first views' projections.
         z2: (n, D) second views' projections, row i the positive of z1's row i.
         temperature: divides the cosines; 0.1 on ImageNet, 0.5 on CIFAR-10 in the paper.
+        normalize: whether the rows are L2-normalized here (squared norm at least 1e-12); otherwise
+            similarities are dot products (the code's hidden_norm=False).
 
     Returns:
         Scalar whose mean over ranks is the loss of the global batch.
@@ -48,10 +50,11 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     check_same_shape("z1 and z2", z1, z2)
     check_positive("temperature", temperature)
     with no_autocast(z1):
-        z = l2_normalize(torch.stack([z1, z2], dim=1), eps=1e-6)  # (n, 2, D)
+        z = torch.stack([z1, z2], dim=1)  # (n, 2, D)
+        z = l2_normalize(z, eps=1e-6) if normalize else at_least_float32(z)
         rows = row_layout(len(z))
         keys = gather(z, rows).flatten(0, 1)  # (M, D): rows 2i and 2i + 1 are a pair
-        symmetric = world_size() == 1 and 2 / temperature <= _RANGE[keys.dtype]
+        symmetric = normalize and world_size() == 1 and 2 / temperature <= _RANGE[keys.dtype]
         own = None if symmetric else (2 * rows.start, 2 * len(z))
         scale = world_size() / (2 * rows.total)
         return pair_cross_entropy(keys, own, temperature, scale)

@@ -45,6 +45,8 @@ class SimCLR(SSLMethod):
         projector: g; num_features -> 128 in the paper (`heads.simclr_projector`, and
             `heads.simclr_v2_projector` in version 2).
         temperature: tau of NT-Xent: 0.1 for ImageNet, 0.5 for CIFAR-10 (the repository's README).
+        normalize: whether NT-Xent L2-normalizes the projections; False is the code's
+            hidden_norm=False, whose similarities are dot products.
         optimizer: see `SSLMethod`; LARS in the paper.
         schedule: see `SSLMethod`; 10 epochs of warm-up (5 % of all epochs in version 2), then a
             cosine in the paper.
@@ -67,6 +69,7 @@ class SimCLR(SSLMethod):
         backbone: nn.Module,
         projector: nn.Module,
         temperature: float = 0.1,
+        normalize: bool = True,
         optimizer: OptimizerFactory | None = None,
         schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
@@ -74,10 +77,10 @@ class SimCLR(SSLMethod):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
         output_dim(backbone, projector)
         self.projector = projector
-        self.temperature = temperature
+        self.temperature, self.normalize = temperature, normalize
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         x = torch.stack(batch.views, dim=1).flatten(0, 1)  # (2B, C, H, W), sample by sample
         z = self.projector(self.backbone(x))  # (2B, D)
         z1, z2 = z.unflatten(0, (-1, 2)).unbind(1)
-        return {"nt_xent": nt_xent(z1, z2, self.temperature)}
+        return {"nt_xent": nt_xent(z1, z2, self.temperature, self.normalize)}

@@ -186,18 +186,31 @@ def test_wrong_input_is_named(shapes: Any, temperature: float, message: str) -> 
         nt_xent(torch.ones(shapes[0]), torch.ones(shapes[1]), temperature)
 
 
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+def test_rows_of_any_norm_are_the_references(ranks: Ranks, temperature: float) -> None:
+    views = _views(6)
+    loss = partial(nt_xent, temperature=temperature, normalize=False)
+    slow = partial(reference, temperature=temperature, normalize=False)
+    got, want = value_and_gradients(loss, views, 2), value_and_gradients(slow, views, 2)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+    assert_ranks_equal_one(ranks, loss, views, 2, (4, 2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = loss(*(view.bfloat16() for view in views))
+    assert half.dtype == torch.float32
+    rounded = slow(*(view.bfloat16().double() for view in views))
+    torch.testing.assert_close(half.double(), rounded, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_golden_one_process(number: int) -> None:
     golden = load(f"simclr/ntxent_{number}.npz")
     n, temperature = golden["meta"]["hyper"]["N"], golden["meta"]["hyper"]["temperature"]
     hidden = torch.from_numpy(golden["hidden"]).requires_grad_()
-    if golden["meta"]["hyper"]["hidden_norm"]:
-        value = nt_xent(hidden[:n], hidden[n:], temperature)
+    normalize = golden["meta"]["hyper"]["hidden_norm"]
+    value = nt_xent(hidden[:n], hidden[n:], temperature, normalize)
+    similarity = hidden[:n] @ hidden[n:].T
+    if normalize:
         similarity = F.normalize(hidden[:n]) @ F.normalize(hidden[n:]).T
-    else:  # the official option, which no recipe uses: the loss on dot products
-        keys = torch.stack([hidden[:n], hidden[n:]], dim=1).flatten(0, 1)
-        value = pair_cross_entropy(keys, (0, 2 * n), temperature, 1 / (2 * n))
-        similarity = hidden[:n] @ hidden[n:].T
     value.backward()
     assert_close_to_golden(2 * value, golden["loss"])
     assert_close_to_golden(2 * hidden.grad, golden["grad_hidden"])
