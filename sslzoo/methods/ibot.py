@@ -4,8 +4,8 @@ Zhou, Wei, Wang, Shen, Xie, Yuille and Kong, ICLR 2022, https://arxiv.org/abs/21
 Reference code: bytedance/ibot at da316d8.
 
 Deviations:
-    1. One head serves class and patch tokens, as in the paper's recipes; the code's default has
-       separate prototypes for patches.
+    1. One head serves class and patch tokens by default, as in the paper's recipes; the code's
+       default has separate prototypes for patches, which are `patch_prototypes` here.
     2. A mask is built from at most 60 attempted rectangles, and at most 10 in a row that do not
        fit; the code only has the second limit (`masks.BlockMasks`).
     3. Heads and losses see as many patches per crop as a mask can have, masked ones first; the
@@ -18,6 +18,7 @@ Deviations:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -31,7 +32,8 @@ from sslzoo.batch import Batch, ViewSpec
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.freeze import FreezeUntil
 from sslzoo.callbacks.memory import CommitMemory
-from sslzoo.heads import DINOHead
+from sslzoo.checks import check_interval
+from sslzoo.heads import DINOHead, Prototypes
 from sslzoo.losses import dino, ibot_patches, teacher_probabilities
 from sslzoo.masks import BlockMasks
 from sslzoo.memory import Center
@@ -60,9 +62,14 @@ class IBOT(SSLMethod):
         teacher_patch_temperature: tau_t' of patches at each optimizer step; 0.04 rising to 0.07
             over 30 epochs in the paper.
         center_momentum: momentum of both centers; 0.9 in the paper.
+        patch_center_momentum: momentum of the patches' center (the code's center_momentum2); None:
+            center_momentum.
         momentum: momentum of the teacher at each optimizer step; None: CosineSchedule(0.996, 1.0),
             the paper's.
-        patch_weight: weight of the patches' loss; 1 in the paper.
+        cls_weight: weight of the class tokens' loss (lambda1); 1 in the paper.
+        patch_weight: weight of the patches' loss (lambda2); 1 in the paper.
+        patch_prototypes: prototypes of the patches (the code's shared_head=False), which take the
+            projector's bottleneck; None: the projector's own. 8192 in the code.
         freeze_last_layer_epochs: epochs in which the student's prototypes are frozen; 1 in the
             code.
         optimizer: see `SSLMethod`; AdamW in the paper.
@@ -95,6 +102,9 @@ class IBOT(SSLMethod):
         momentum: Schedule | float | None = None,
         patch_weight: float = 1.0,
         freeze_last_layer_epochs: float = 1.0,
+        cls_weight: float = 1.0,
+        patch_center_momentum: float | None = None,
+        patch_prototypes: Prototypes | None = None,
         optimizer: OptimizerFactory | None = None,
         schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
@@ -109,21 +119,41 @@ class IBOT(SSLMethod):
         self.projector = projector
         self.teacher_backbone = without_drop_path(frozen_copy(backbone))
         self.teacher_projector = frozen_copy(projector)
-        self.center, self.patch_center = (Center(dim, center_momentum) for _ in range(2))
+        self.patch_prototypes, patch_dim = patch_prototypes, dim
+        if patch_prototypes is not None:
+            width = projector.last_layer.in_features
+            if patch_prototypes.in_features != width:
+                raise ValueError(
+                    f"patch_prototypes must have in_features {width}, the projector's bottleneck, "
+                    f"got {patch_prototypes.in_features}"
+                )
+            patch_dim = patch_prototypes.out_features
+            self.teacher_patch_prototypes = frozen_copy(patch_prototypes)
+        if patch_center_momentum is None:
+            patch_center_momentum = center_momentum
+        self.center = Center(dim, center_momentum)
+        self.patch_center = Center(patch_dim, patch_center_momentum)
         self.masks = masks or BlockMasks()
         self.student_temperature = student_temperature
         self.momentum = CosineSchedule(0.996, 1.0) if momentum is None else as_schedule(momentum)
         self.teacher_temperature = as_schedule(teacher_temperature)
         self.teacher_patch_temperature = as_schedule(teacher_patch_temperature)
-        self.patch_weight = patch_weight
+        for name, weight in (("cls_weight", cls_weight), ("patch_weight", patch_weight)):
+            check_interval(name, weight, 0, math.inf, "[)")
+        self.cls_weight, self.patch_weight = cls_weight, patch_weight
         self.freeze_last_layer_epochs = freeze_last_layer_epochs
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        return [(self.backbone, self.teacher_backbone), (self.projector, self.teacher_projector)]
+        pairs = [(self.backbone, self.teacher_backbone), (self.projector, self.teacher_projector)]
+        if self.patch_prototypes is None:
+            return pairs
+        return [*pairs, (self.patch_prototypes, self.teacher_patch_prototypes)]
 
     def configure_callbacks(self) -> list[Callback]:
-        freeze = FreezeUntil("projector.last_layer", self.freeze_last_layer_epochs)
-        return [EMA(self.momentum, when="after_step"), CommitMemory(), freeze]
+        frozen = ["projector.last_layer"]
+        frozen += [] if self.patch_prototypes is None else ["patch_prototypes"]
+        freeze = [FreezeUntil(name, self.freeze_last_layer_epochs) for name in frozen]
+        return [EMA(self.momentum, when="after_step"), CommitMemory(), *freeze]
 
     def encoder(self) -> nn.Module:
         """The teacher's backbone, which the paper evaluates."""
@@ -144,11 +174,11 @@ class IBOT(SSLMethod):
         m_first, first = (x[:, :M] for x in m.sort(dim=1, descending=True, stable=True))
         t_cls, t_patch = self.teacher(u, first)  # (B, 2, K), (2B, M, K)
         s_cls, s_patch = self.student(u, m, first, batch.views[2:])  # (B, V, D), (2B, M, D)
-        v, g = self.projector.last_layer.weight_v, self.projector.last_layer.weight_g
+        C, P = self.projector.last_layer, self.patch_prototypes or self.projector.last_layer
         tau = self.student_temperature
-        loss_cls = dino(s_cls, v, g, t_cls, tau)
-        loss_patch = ibot_patches(s_patch, v, g, t_patch, m_first, tau)
-        return {"cls": loss_cls, "patch": self.patch_weight * loss_patch}
+        loss_cls = dino(s_cls, C.weight_v, C.weight_g, t_cls, tau)
+        loss_patch = ibot_patches(s_patch, P.weight_v, P.weight_g, t_patch, m_first, tau)
+        return {"cls": self.cls_weight * loss_cls, "patch": self.patch_weight * loss_patch}
 
     def student(
         self, u: Tensor, m: Tensor, first: Tensor, small: Sequence[Tensor]
@@ -171,18 +201,20 @@ class IBOT(SSLMethod):
         Shapes: u (2B, C, S, S), first (2B, M) -> (B, 2, K), (2B, M, K).
         """
         head = self.teacher_projector
+        shared = self.patch_prototypes is None
+        patches = head.last_layer if shared else self.teacher_patch_prototypes
         z = head.bottleneck(cast(Any, self.teacher_backbone).forward_tokens(u))  # (2B, 1 + L, D)
         cls = head.last_layer(z[:, 0]).unflatten(0, (-1, 2))
         t_cls = teacher_probabilities(
             cls, self.center.read(), self.at_step(self.teacher_temperature)
         )
         t_patch = teacher_probabilities(
-            head.last_layer(_select(z[:, 1:], first)),
+            patches(_select(z[:, 1:], first)),
             self.patch_center.read(),
             self.at_step(self.teacher_patch_temperature),
         )
         self.center.stage(cls.mean(dim=(0, 1)), len(u))
-        self.patch_center.stage(head.last_layer(z[:, 1:].mean(dim=(0, 1))), len(u))
+        self.patch_center.stage(patches(z[:, 1:].mean(dim=(0, 1))), len(u))
         return t_cls, t_patch
 
     def assignments(self, view: Tensor) -> Tensor:

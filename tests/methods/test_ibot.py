@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from sslzoo.backbones import small_vit
 from sslzoo.batch import Batch
-from sslzoo.heads import DINOHead
+from sslzoo.callbacks.freeze import FreezeUntil
+from sslzoo.heads import DINOHead, Prototypes
 from sslzoo.masks import BlockMasks
 from sslzoo.memory import commit_memories
 from sslzoo.methods import IBOT
@@ -34,13 +37,24 @@ def scores(head: DINOHead, tokens: Tensor) -> Tensor:
     return head(tokens.flatten(0, -2)).unflatten(0, tokens.shape[:-1])
 
 
+@pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("small", [0, 2])
-def test_a_step_is_the_papers_with_every_patch_scored(small: int) -> None:
+def test_a_step_is_the_papers_with_every_patch_scored(small: int, separate: bool) -> None:
     method = toy(
         teacher_temperature=ConstantSchedule(0.05),
         teacher_patch_temperature=LinearSchedule(0.04, 0.07, 2),
+        cls_weight=2.0,
         patch_weight=0.5,
+        patch_center_momentum=0.6 if separate else None,
+        patch_prototypes=Prototypes(6, 7) if separate else None,
     )
+    student_patches = method.patch_prototypes if separate else method.projector.last_layer
+    teacher_patches = method.teacher_projector.last_layer
+    if separate:
+        teacher_patches = method.teacher_patch_prototypes
+        assert method.teacher_pairs()[2] == (student_patches, teacher_patches)
+        with torch.no_grad():
+            teacher_patches.weight_v.normal_()
     method.run_length, method.step = RunLength(40, 10), 5  # a quarter of the way up: 0.0475
     with torch.no_grad():
         method.backbone.norm.weight.mul_(2)  # student and teacher differ
@@ -52,14 +66,16 @@ def test_a_step_is_the_papers_with_every_patch_scored(small: int) -> None:
     students, teachers, patches = [], [], []
     for i, view in enumerate(data.views):
         mask = masks[:, i] if i < 2 else None
-        student = scores(method.projector, method.backbone.forward_tokens(view, mask=mask)) / 0.1
-        students.append(student[:, 0].log_softmax(-1))
+        tokens = method.backbone.forward_tokens(view, mask=mask)
+        student = scores(method.projector, tokens[:, 0]) / 0.1
+        students.append(student.log_softmax(-1))
         if i < 2:
-            teacher = scores(method.teacher_projector, method.teacher_backbone.forward_tokens(view))
-            teachers.append(teacher[:, 0])
-            patches.append(teacher[:, 1:])
-            q = ((teacher[:, 1:] - patch_center) / 0.0475).softmax(-1)
-            each = -(q * student[:, 1:].log_softmax(-1)).sum(-1)
+            student = student_patches(method.projector.bottleneck(tokens[:, 1:])) / 0.1
+            tokens = method.teacher_backbone.forward_tokens(view)
+            teachers.append(scores(method.teacher_projector, tokens[:, 0]))
+            patches.append(teacher_patches(method.teacher_projector.bottleneck(tokens[:, 1:])))
+            q = ((patches[-1] - patch_center) / 0.0475).softmax(-1)
+            each = -(q * student.log_softmax(-1)).sum(-1)
             count = mask.sum(1).clamp(min=1)
             patch_loss.append(((each * mask).sum(1) / count).mean())
     for i, teacher in enumerate(teachers):
@@ -67,15 +83,21 @@ def test_a_step_is_the_papers_with_every_patch_scored(small: int) -> None:
         cls_loss += [-(q * s).sum(-1).mean() for j, s in enumerate(students) if i != j]
     assert 0 < masks.sum() < masks.numel()
     terms = method.losses(data)
-    wanted = torch.stack(cls_loss).mean(), 0.5 * torch.stack(patch_loss).mean()
+    wanted = 2 * torch.stack(cls_loss).mean(), 0.5 * torch.stack(patch_loss).mean()
     torch.testing.assert_close(terms["cls"], wanted[0], rtol=1e-9, atol=0)
     torch.testing.assert_close(terms["patch"], wanted[1], rtol=1e-9, atol=0)
     commit_memories(method)
-    for memory, before, logits in (
-        (method.center, center, torch.cat(teachers)),
-        (method.patch_center, patch_center, torch.cat(patches).flatten(0, 1)),
+    m_patches = 0.6 if separate else 0.9
+    for memory, before, logits, m in (
+        (method.center, center, torch.cat(teachers), 0.9),
+        (
+            method.patch_center,
+            patch_center,
+            torch.cat(patches).flatten(0, 1),
+            m_patches,
+        ),
     ):
-        torch.testing.assert_close(memory.read(), 0.9 * before + 0.1 * logits.mean(0))
+        torch.testing.assert_close(memory.read(), m * before + (1 - m) * logits.mean(0))
 
 
 def test_masks_differ_by_view_and_step_and_not_by_batch() -> None:
@@ -128,3 +150,31 @@ def test_without_masks_it_is_dino_and_the_patches_cost_nothing() -> None:
 def test_a_backbone_without_mask_token_is_named() -> None:
     with pytest.raises(ValueError, match="mask_token=True, got ViT"):
         IBOT(small_vit(8, 4, width=16, depth=1, num_heads=2), DINOHead(16, 10, 8, 6))
+
+
+def test_both_prototypes_are_frozen_at_first() -> None:
+    """The code drops the gradients of every parameter named last_layer, so also of last_layer2."""
+    method = toy(patch_prototypes=Prototypes(6, 7, fixed_length=False))
+    method.run_length = RunLength(40, 10)
+    for step, frozen in ((0, True), (9, True), (10, False)):
+        method.step = step
+        sum(method.losses(batch()).values()).backward()
+        for callback in method.configure_callbacks():
+            if isinstance(callback, FreezeUntil):
+                callback.drop(method)
+        for layer in (method.projector.last_layer, method.patch_prototypes):
+            assert (layer.weight_v.grad is None) == frozen
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cls_weight": -1.0}, r"cls_weight must be in \[0, inf\), got -1\.0"),
+        ({"patch_weight": float("nan")}, r"patch_weight must be in \[0, inf\), got nan"),
+        ({"patch_center_momentum": 1.0}, "momentum in .*got 10 and 1.0"),
+        ({"patch_prototypes": Prototypes(5, 7)}, "in_features 6, .*bottleneck, got 5"),
+    ],
+)
+def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        toy(**options)
