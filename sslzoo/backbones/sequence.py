@@ -49,14 +49,23 @@ class SequenceEncoder(nn.Module):
         context: causal network (B, T, D) -> (B, T, D'), with `in_features` and `out_features`
             (`heads.Recurrent`).
         pool: the "mean" (Greedy InfoMax) or the "last" (CPC_audio) context.
+        reverse: whether a context sees its own and the later frames, not the earlier ones, so that
+            `methods.CPC` predicts earlier ones (the --cpc_mode reverse of CPC_audio).
 
     Attributes:
         num_features: D'.
         frame_features: D.
+
+    Raises:
+        ValueError: the widths do not fit, or the last context is pooled in reverse.
     """
 
     def __init__(
-        self, encoder: nn.Module, context: nn.Module, pool: Literal["mean", "last"] = "mean"
+        self,
+        encoder: nn.Module,
+        context: nn.Module,
+        pool: Literal["mean", "last"] = "mean",
+        reverse: bool = False,
     ):
         super().__init__()
         width = check_num_features(encoder, "encoder")
@@ -67,13 +76,31 @@ class SequenceEncoder(nn.Module):
                 f"{type(context).__name__} has {takes!r} and {gives!r}"
             )
         check_choice("pool", pool, ("mean", "last"))
+        if reverse and pool == "last":
+            raise ValueError(
+                "pool must be 'mean' with reverse=True, since the last context has seen one frame "
+                "only, got 'last'"
+            )
         self.encoder, self.context, self.pool = encoder, context, pool
+        self.reverse = reverse
         self.frame_features, self.num_features = width, gives
 
     def forward_parts(self, x: Tensor | Padded) -> tuple[Tensor, Tensor]:
         """Frames z (B, T, D) and contexts c (B, T, D')."""
         z = self.encoder(*x) if isinstance(x, Padded) else self.encoder(x)
+        if self.reverse:
+            return z, self.flip(self.context(self.flip(z, x)), x)
         return z, self.context(z)
+
+    def flip(self, frames: Tensor, x: Tensor | Padded) -> Tensor:
+        """Reverse the frames (B, T, .) of each sequence of x in time; padding stays at the end."""
+        if not isinstance(x, Padded):
+            return frames.flip(1)
+        encoder: Any = self.encoder
+        lengths = encoder.num_frames(x.lengths)[:, None]
+        t = torch.arange(frames.shape[1], device=frames.device)
+        order = torch.where(t < lengths, lengths - 1 - t, t)
+        return frames.gather(1, order[..., None].expand_as(frames))
 
     def forward_frames(self, x: Tensor | Padded) -> Padded:
         """Contexts (B, T, D') with the number of frames per sequence."""

@@ -1,19 +1,25 @@
-"""Recurrent: a GRU or LSTM as the context network of a sequence.
+"""Recurrent: a GRU, LSTM or plain RNN as the context network of a sequence.
 
 CPC's context network for audio: a GRU in the paper (https://arxiv.org/abs/1807.03748), an LSTM in
-facebookresearch/CPC_audio at b98a1bd. The state is zero at the start of each sequence.
+facebookresearch/CPC_audio at b98a1bd, whose --arMode also has both others. The state is zero at the
+start of each sequence.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from sslzoo.checks import check_choice
+
+Cell = Literal["gru", "lstm", "rnn"]
+_MODULES = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
+
 
 class Recurrent(nn.Module):
-    """A GRU or LSTM. Shapes: (B, T, D) -> (B, T, D').
+    """A GRU, LSTM or plain RNN. Shapes: (B, T, D) -> (B, T, D').
 
     Parameters have the names, shapes and initialization of torch's modules; unlike `nn.GRU`, the
     functional call compiles to one graph.
@@ -21,7 +27,7 @@ class Recurrent(nn.Module):
     Args:
         in_features: D.
         out_features: D'; 256 in the paper and in CPC_audio.
-        cell: "gru" or "lstm".
+        cell: "gru", "lstm", or "rnn", a plain one with tanh.
         layers: number of layers; 1 in the paper.
     """
 
@@ -29,12 +35,11 @@ class Recurrent(nn.Module):
         self,
         in_features: int,
         out_features: int = 256,
-        cell: Literal["gru", "lstm"] = "gru",
+        cell: Cell = "gru",
         layers: int = 1,
     ):
         super().__init__()
-        if cell not in ("gru", "lstm"):
-            raise ValueError(f'cell must be "gru" or "lstm", got {cell!r}')
+        check_choice("cell", cell, get_args(Cell))
         if min(in_features, out_features, layers) < 1:
             raise ValueError(
                 "in_features, out_features and layers must be at least 1, got "
@@ -42,7 +47,7 @@ class Recurrent(nn.Module):
             )
         self.in_features, self.out_features = in_features, out_features
         self.cell, self.layers = cell, layers
-        made = (nn.GRU if cell == "gru" else nn.LSTM)(in_features, out_features, layers)
+        made = _MODULES[cell](in_features, out_features, layers)
         for name, parameter in made.named_parameters():
             self.register_parameter(name, parameter)
 
@@ -55,6 +60,7 @@ class Recurrent(nn.Module):
         x = x.to(weights[0].dtype)  # autocast on a CPU leaves recurrences alone
         start = x.new_zeros(self.layers, len(x), self.out_features)
         options = (True, self.layers, 0.0, self.training, False, True)  # with bias, batch first
-        if self.cell == "gru":
-            return torch.gru(x, start, weights, *options)[0]
-        return torch.lstm(x, (start, start), weights, *options)[0]
+        if self.cell == "lstm":
+            return torch.lstm(x, (start, start), weights, *options)[0]
+        recur = torch.gru if self.cell == "gru" else torch.rnn_tanh
+        return recur(x, start, weights, *options)[0]

@@ -47,7 +47,7 @@ class CPC(SSLMethod):
 
     Args:
         backbone: with `forward_parts`, x -> frames z (B, T, D) and contexts c (B, T, D')
-            (`backbones.SequenceEncoder`).
+            (`backbones.SequenceEncoder`). With its `reverse` the K earlier frames are predicted.
         predictor: W_k, (B, P, D') -> (B, P, K, D), with `num_steps` K (`heads.LinearSteps`); K is
             12 in the paper.
         num_negatives: negatives per context: 10 in Greedy InfoMax, 128 in CPC_audio.
@@ -116,6 +116,8 @@ class CPC(SSLMethod):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         backbone: Any = self.backbone
         z, c = backbone.forward_parts(batch.views[0])  # (B, T, D), (B, T, D')
+        if getattr(backbone, "reverse", False):
+            z, c = (backbone.flip(part, batch.views[0]) for part in (z, c))
         frames, steps = z.shape[1], self.num_steps
         if frames <= steps:
             raise ValueError(

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sslzoo.backbones import SequenceEncoder, WaveEncoder
-from sslzoo.batch import Batch
+from sslzoo.backbones import FrameMLP, SequenceEncoder, WaveEncoder
+from sslzoo.batch import Batch, Padded
 from sslzoo.distributed import row_layout
 from sslzoo.heads import LinearSteps, Recurrent
 from sslzoo.losses import cpc_info_nce
@@ -232,3 +232,85 @@ def test_golden_loss_of_greedy_infomax(sampling: int) -> None:
     assert_close_to_golden(c.grad, data["grad_c"])
     assert_close_to_golden(z.grad, data["grad_z"])
     assert_close_to_golden(predictor.linear.weight.grad, data["grad:predictor.weight"])
+
+
+class Told(nn.Module):
+    """An encoder or context of given frames."""
+
+    def __init__(self, frames: Tensor) -> None:
+        super().__init__()
+        self.frames, self.num_features = frames, frames.shape[2]
+        self.in_features = self.out_features = frames.shape[2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.frames
+
+
+def test_golden_step_in_reverse() -> None:
+    """The whole method: CPC_audio's --cpc_mode reverse."""
+    data = load("cpc/cpc_audio_criterion_reverse.npz")
+    c, z = (torch.from_numpy(data[name]).requires_grad_() for name in "cz")
+    steps = data["meta"]["hyper"]["nPredicts"]
+    weights = [data[f"param:wPrediction.predictors.{k}.weight"] for k in range(steps)]
+    predictor = LinearSteps(6, 6, steps)
+    predictor.linear.weight = nn.Parameter(torch.cat([*map(torch.from_numpy, weights)]))
+    backbone = SequenceEncoder(Told(z), Told(c.flip(1)), reverse=True)
+    options = {"negatives": "other_frames", "score": "mean", "whole_steps": True}
+    net = CPC(backbone, predictor, num_negatives=5, sum_steps=True, **options)
+    drawn = torch.from_numpy(data["neg_flat_idx"]).transpose(1, 2)
+    net._draw = lambda *_: drawn  # type: ignore[method-assign]
+    loss = net.losses(Batch([torch.zeros(3, 10)], torch.arange(3)))["info_nce"]
+    assert_close_to_golden(loss, data["loss"].sum())
+    loss.backward()
+    assert_close_to_golden(c.grad, data["grad_c"])
+    assert_close_to_golden(z.grad, data["grad_z"])
+
+
+@pytest.mark.parametrize("cell", ["gru", "rnn"])
+def test_reverse_is_the_method_on_reversed_frames(cell: Any) -> None:
+    torch.manual_seed(0)
+    nets = [
+        CPC(SequenceEncoder(Frames(), Recurrent(3, 4, cell), reverse=reverse), LinearSteps(4, 3, 2))
+        for reverse in (False, True)
+    ]
+    nets[1].load_state_dict(nets[0].state_dict())
+    x = torch.randn(4, 7, 3)
+    forward, backward = (
+        net.losses(Batch([view], torch.arange(4)))
+        for net, view in zip(nets, (x.flip(1), x), strict=True)
+    )
+    torch.testing.assert_close(forward, backward)
+    contexts = nets[1].backbone.forward_parts(x)[1]
+    x[:, 3:] += 1
+    moved = nets[1].backbone.forward_parts(x)[1]
+    assert not torch.isclose(moved[:, :3], contexts[:, :3]).all(dim=2).any(), "later frames count"
+    x[:, :3] -= 5
+    torch.testing.assert_close(nets[1].backbone.forward_parts(x)[1][:, 3:], moved[:, 3:])
+
+
+def test_padding_does_not_change_a_reversed_sequence() -> None:
+    torch.manual_seed(0)
+    backbone = SequenceEncoder(FrameMLP(3, 4), Recurrent(4, 5), reverse=True)
+    x, lengths = torch.randn(2, 6, 3), torch.tensor([4, 6])
+    features = backbone(Padded(x, lengths))
+    for i, length in enumerate(lengths.tolist()):
+        torch.testing.assert_close(features[i], backbone(x[i : i + 1, :length])[0])
+    with pytest.raises(ValueError, match=r"pool must be 'mean' with reverse=True, .* got 'last'"):
+        SequenceEncoder(FrameMLP(3, 4), Recurrent(4, 5), "last", reverse=True)
+
+
+def test_a_plain_rnn_is_its_recurrence_and_torchs() -> None:
+    torch.manual_seed(0)
+    ours, theirs = Recurrent(3, 4, "rnn", 2), nn.RNN(3, 4, 2, batch_first=True)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 5, 3)
+    torch.testing.assert_close(ours(x), theirs(x)[0])
+    state, one = torch.zeros(2, 4), Recurrent(3, 4, "rnn")
+    for t in range(5):
+        state = torch.tanh(
+            x[:, t] @ one.weight_ih_l0.T + one.bias_ih_l0
+            + state @ one.weight_hh_l0.T + one.bias_hh_l0
+        )  # fmt: skip
+        torch.testing.assert_close(one(x)[:, t], state)
+    with pytest.raises(ValueError, match=r"cell must be one of .*, got 'RNN'"):
+        Recurrent(3, 4, "RNN")  # type: ignore[arg-type]
