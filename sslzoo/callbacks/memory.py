@@ -43,7 +43,9 @@ class CommitMemory(Callback):
             self._check_refresh(trainer, pl_module)
         samples = getattr(getattr(trainer, "datamodule", None), "num_samples", None)
         for memory in memories(pl_module):
-            slots = len(memory.rows) if isinstance(memory, MemoryBank | ClusterMemory) else samples
+            slots = getattr(pl_module, "bank_size", samples)
+            if isinstance(memory, MemoryBank | ClusterMemory):
+                slots = len(memory.rows)
             if samples not in (None, slots):
                 raise ValueError(
                     f"bank_size must be {samples}, the size of the training set, got {slots}"

@@ -39,7 +39,9 @@ _DENSE = 12
 _Block = tuple[slice, Tensor, Callable[[Tensor], Tensor]]
 
 
-def nce_constant(f: Tensor, bank: Tensor, index: Tensor, temperature: float) -> Tensor:
+def nce_constant(
+    f: Tensor, bank: Tensor, index: Tensor, temperature: float, num_data: int | None = None
+) -> Tensor:
     """Normalizing constant Z: M times the global batch's mean of exp(f v / T).
 
     Finite in float32 for temperatures of at least 1 / 88.
@@ -49,6 +51,8 @@ def nce_constant(f: Tensor, bank: Tensor, index: Tensor, temperature: float) -> 
         bank: (M, D) memory bank.
         index: (n, K + 1) sampled bank rows, column 0 the positives.
         temperature: T; 0.07 in the paper.
+        num_data: M of the formula; None: the number of the bank's rows. With a queue it is the
+            number of training samples.
 
     Returns:
         Scalar without gradient, the same on every rank.
@@ -62,7 +66,7 @@ def nce_constant(f: Tensor, bank: Tensor, index: Tensor, temperature: float) -> 
             sums[0] += (dots / temperature).exp().sum()
         sums[1].fill_(index.numel())
         total, count = sum_over_ranks(sums)
-        return total / count * len(bank)
+        return total / count * (len(bank) if num_data is None else num_data)
 
 
 def nce(
@@ -72,6 +76,7 @@ def nce(
     z_constant: Tensor | float,
     temperature: float,
     eps: float = 1e-7,
+    num_data: int | None = None,
 ) -> Tensor:
     """Noise-contrastive estimation against K samples of uniform noise.
 
@@ -85,6 +90,7 @@ def nce(
         z_constant: Z, from `nce_constant` of the first batch.
         temperature: T; 0.07 in the paper.
         eps: 1e-7 in the reference code.
+        num_data: M of the noise c; see `nce_constant`.
 
     Returns:
         Scalar, a sum over K and a mean over the batch; its mean over ranks is the loss of the
@@ -101,7 +107,7 @@ def nce(
         f = at_least_float32(f)
         z = z_constant if isinstance(z_constant, Tensor) else f.new_full((), z_constant)
         log_z = z.to(f.dtype).log()
-        c = K / len(bank)
+        c = K / (len(bank) if num_data is None else num_data)
         offset = log_z + torch.log(log_z.new_full((), c + eps))
 
         def terms(scores: Tensor) -> tuple[Tensor, Tensor]:

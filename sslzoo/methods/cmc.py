@@ -13,11 +13,15 @@ Deviations:
     4. num_negatives=0, the softmax over a whole bank, is InstDisc's; the code only has a softmax
        over the K + 1 sampled scores, `softmax=True`.
     5. Every normalizing constant Z is a float. So are those of the code's banks, but that of its
-       queue (`MemoryMoCo`, which this class does not have) is truncated to an integer.
+       queue (MemoryMoCo, memory="queue" here) is truncated to an integer.
+    6. The code has its queue in its MoCo alone (train_moco_ins.py), between two crops of an image,
+       and shuffles keys between GPUs. Here the keys are those of another view of the same crop, as
+       in PyContrast's CMCMoCo, with batch norm over the global batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -26,19 +30,22 @@ from torch import Tensor, nn
 
 from sslzoo.backbones.towers import Towers
 from sslzoo.batch import Batch, View, ViewSpec, index_of
+from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.memory import CommitMemory
+from sslzoo.checks import check_at_least, check_choice
 from sslzoo.heads.per_view import PerView
 from sslzoo.layers.precision import l2_normalize
-from sslzoo.losses import bank_softmax, nce, nce_constant, sampled_softmax
-from sslzoo.memory import MemoryBank
+from sslzoo.losses import bank_softmax, info_nce, nce, nce_constant, sampled_softmax
+from sslzoo.memory import MemoryBank, Queue
 from sslzoo.methods.base import (
     GroupsFactory,
     OptimizerFactory,
     SSLMethod,
+    frozen_copy,
     output_dim,
     step_keys,
 )
-from sslzoo.optim import Schedule, all_alike
+from sslzoo.optim import Schedule, all_alike, as_schedule
 from sslzoo.random import run_seed
 
 
@@ -57,7 +64,7 @@ class CMC(SSLMethod):
             L2-normalized here.
         bank_size: number of training samples; each view's bank has one row per sample.
         num_negatives: K, shared by all pairs of views: 16384 in the code, 4096 for its released
-            ResNets; 0 for the full softmax over a bank.
+            ResNets; 0 for the full softmax over a bank. The size of each queue, if there are.
         softmax: whether the loss is the cross entropy of the K + 1 scores (the code's --softmax)
             instead of NCE.
         mode: "full_graph" contrasts every pair of views, "core_view" the first view with each
@@ -65,6 +72,10 @@ class CMC(SSLMethod):
         temperature: tau; 0.07 in the paper, 0.1 on STL-10.
         bank_momentum: m of v <- normalize(m v + (1 - m) z); 0.5 in the code.
         bank_dtype: type of the banks' rows; bfloat16 halves the 656 MB of an ImageNet bank.
+        memory: "bank", or "queue": the negatives are the K newest keys of the other view, from a
+            momentum encoder (the code's MemoryMoCo). Then `bank_momentum` and `bank_dtype` do not
+            apply, and `bank_size` is only in NCE's noise and constant.
+        momentum: momentum of the queue's encoder at each optimizer step; None: 0.999, the code's.
         optimizer: see `SSLMethod`; SGD in the paper.
         schedule: see `SSLMethod`; steps at epochs 120, 160 and 200 in the code.
         parameter_groups: see `SSLMethod`; all parameters are decayed in the code.
@@ -96,6 +107,8 @@ class CMC(SSLMethod):
         temperature: float = 0.07,
         bank_momentum: float = 0.5,
         bank_dtype: Literal["float32", "bfloat16"] = "float32",
+        memory: Literal["bank", "queue"] = "bank",
+        momentum: Schedule | float | None = None,
         optimizer: OptimizerFactory | None = None,
         schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
@@ -105,12 +118,25 @@ class CMC(SSLMethod):
         _check(backbone, projector, mode)
         self.projector = projector
         self.takes = ViewSpec(1, M)
-        self.banks: Any = nn.ModuleList(
-            MemoryBank(
-                bank_size, dim, getattr(torch, bank_dtype), bank_momentum, M * run_seed() + j
+        seeds = [M * run_seed() + j for j in range(M)]
+        check_choice("memory", memory, ("bank", "queue"))
+        if memory == "queue":
+            _check_queue(bank_size, num_negatives, bank_momentum, bank_dtype)
+            self.bank_size = bank_size
+            self.queues: Any = nn.ModuleList(Queue(num_negatives, dim, seed) for seed in seeds)
+            self.key_backbone, self.key_projector = frozen_copy(backbone), frozen_copy(projector)
+            self.momentum = as_schedule(0.999 if momentum is None else momentum)
+        elif momentum is not None:
+            raise ValueError(
+                f"momentum must be left out without memory='queue', got {momentum}; the weight of "
+                "a bank's old rows is bank_momentum"
             )
-            for j in range(M)
-        )
+        else:
+            dtype = getattr(torch, bank_dtype)
+            self.banks: Any = nn.ModuleList(
+                MemoryBank(bank_size, dim, dtype, bank_momentum, seed) for seed in seeds
+            )
+        self.memory = memory
         self.num_negatives, self.temperature = num_negatives, temperature
         self.softmax = softmax
         # (i, j): anchors of view i against the bank of view j
@@ -120,17 +146,26 @@ class CMC(SSLMethod):
         self._has_constants = False
         self.register_load_state_dict_post_hook(CMC._recall_constants)
 
+    def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        if self.memory == "bank":
+            return []
+        return [(self.backbone, self.key_backbone), (self.projector, self.key_projector)]
+
     def configure_callbacks(self) -> list[Callback]:
-        return [CommitMemory()]
+        if self.memory == "bank":
+            return [CommitMemory()]
+        return [EMA(self.momentum, when="after_step"), CommitMemory()]
 
     def project(self, view: View) -> Tensor:
         """L2-normalized embeddings of all views, as in the banks. (B, ...) -> (B, M, D)."""
         return l2_normalize(self.projector(self.backbone(view)))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        index = index_of(batch, "CMC")
         view = batch.views[0] if len(batch.views) == 1 else tuple(batch.views)
         z = self.project(view).unbind(1)  # z_1 .. z_M, (B, D) each
+        if self.memory == "queue":
+            return self.contrast_keys(z, self.keys(view).unbind(1))
+        index = index_of(batch, "CMC")
         sampled = index[:, None]
         if self.num_negatives:
             sampled = self.banks[0].sample(index, step_keys(self, batch), self.num_negatives)
@@ -151,13 +186,55 @@ class CMC(SSLMethod):
             return bank_softmax(z_i, bank, sampled[:, 0], tau)
         if self.softmax:
             return sampled_softmax(z_i, bank, sampled, tau)
-        Z = self.z_constants[i, j]
+        return self._nce(z_i, i, j, bank, sampled)
+
+    def _nce(self, z_i: Tensor, i: int, j: int, rows: Tensor, sampled: Tensor) -> Tensor:
+        Z, tau = self.z_constants[i, j], self.temperature
+        M = self.bank_size if self.memory == "queue" else len(rows)
         if not self._has_constants:
-            Z.copy_(nce_constant(z_i.detach(), bank, sampled, tau))
-        return nce(z_i, bank, sampled, Z, tau)
+            Z.copy_(nce_constant(z_i.detach(), rows, sampled, tau, M))
+        return nce(z_i, rows, sampled, Z, tau, num_data=M)
+
+    @torch.no_grad()
+    def keys(self, view: View) -> Tensor:
+        """L2-normalized keys of all views, for the queues. (B, ...) -> (B, M, D)."""
+        return l2_normalize(self.key_projector(self.key_backbone(view)))
+
+    def contrast_keys(self, z: Sequence[Tensor], k: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Losses of the anchors z against the other views' keys k and queues; M x (B, D) each."""
+        terms: dict[str, Tensor] = {}
+        B, K = len(z[0]), self.num_negatives
+        own = torch.arange(B, device=z[0].device)[:, None]
+        queued = torch.arange(B, B + K, device=own.device).expand(B, -1)
+        for i, j in self.directions:
+            queue = self.queues[j].read()
+            if self.softmax:
+                terms[f"softmax_{i}_{j}"] = info_nce(z[i], k[j], queue, self.temperature)
+            else:
+                rows = torch.cat([k[j], queue])  # (B + K, D)
+                sampled = torch.cat([own, queued], dim=1)
+                terms[f"nce_{i}_{j}"] = self._nce(z[i], i, j, rows, sampled)
+        self._has_constants |= not self.softmax
+        for queue, k_j in zip(self.queues, k, strict=True):
+            queue.stage(k_j)
+        return terms
 
     def _recall_constants(self, _: Any) -> None:
         self._has_constants = bool((self.z_constants > 0).any())
+
+
+def _check_queue(bank_size: int, num_negatives: int, bank_momentum: float, bank_dtype: str) -> None:
+    check_at_least("bank_size", bank_size, 1)
+    if num_negatives < 1:
+        raise ValueError(
+            "num_negatives must be at least 1 with memory='queue', since it is the queue's size, "
+            f"got {num_negatives}"
+        )
+    if (bank_momentum, bank_dtype) != (0.5, "float32"):
+        raise ValueError(
+            "bank_momentum and bank_dtype must be left out with memory='queue', got "
+            f"{bank_momentum} and {bank_dtype!r}"
+        )
 
 
 def _check(backbone: nn.Module, projector: PerView, mode: str) -> None:

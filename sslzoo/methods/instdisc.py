@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from sslzoo.batch import Batch, View, ViewSpec, index_of
 from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.layers.precision import l2_normalize
-from sslzoo.losses import bank_softmax, nce, nce_constant, proximal
+from sslzoo.losses import bank_softmax, nce, nce_constant, proximal, sampled_softmax
 from sslzoo.memory import MemoryBank
 from sslzoo.methods.base import (
     GroupsFactory,
@@ -45,13 +45,15 @@ class InstDisc(SSLMethod):
         backbone: (B, C, H, W) -> (B, num_features).
         projector: num_features -> D, one Linear to 128 in the paper; L2-normalized here.
         bank_size: number of training samples; the bank has one row per sample.
-        num_negatives: K of NCE, 4096 in the code; 0 for the full softmax over the bank.
+        num_negatives: K, 4096 in the code; 0 for the full softmax over the bank.
         temperature: tau; 0.07 in the paper, 0.1 in the code's recommended CIFAR-10 setting.
         bank_momentum: m of v <- normalize(m v + (1 - m) f); 0.5 in the code.
         bank_dtype: type of the bank's rows; bfloat16 halves the 656 MB of ImageNet's bank.
         proximal_weight: lambda of the proximal term; 30 with bank_momentum 0 in the paper's figure
             (reported).
         refresh_every_n_epochs: recompute the whole bank every n epochs; 0: never.
+        softmax: whether the loss is the cross entropy of the K + 1 sampled scores instead of NCE,
+            as in the authors' updated ImageNet model (K 65536) and HobbitLong/CMC's --softmax.
         optimizer: see `SSLMethod`; SGD in the paper.
         schedule: see `SSLMethod`; steps at epochs 120 and 160 in the paper.
         parameter_groups: see `SSLMethod`; all parameters are decayed in the code.
@@ -81,6 +83,7 @@ class InstDisc(SSLMethod):
         bank_dtype: Literal["float32", "bfloat16"] = "float32",
         proximal_weight: float = 0.0,
         refresh_every_n_epochs: int = 0,
+        softmax: bool = False,
         optimizer: OptimizerFactory | None = None,
         schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
@@ -90,6 +93,7 @@ class InstDisc(SSLMethod):
         dim = output_dim(backbone, projector)
         self.bank = MemoryBank(bank_size, dim, getattr(torch, bank_dtype), bank_momentum)
         self.num_negatives, self.temperature = num_negatives, temperature
+        self.softmax = softmax
         self.proximal_weight = proximal_weight
         self.refresh_every_n_epochs = refresh_every_n_epochs
         self.register_buffer("z_constant", torch.tensor(-1.0))  # Z; set by the first batch
@@ -106,19 +110,25 @@ class InstDisc(SSLMethod):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         index = index_of(batch, "InstDisc")
         f = self.embed(batch.views[0])  # (B, D)
-        V, tau, K = self.bank.rows, self.temperature, self.num_negatives  # V: (M, D)
-        if K == 0:
-            terms = {"softmax": bank_softmax(f, V, index, tau)}
+        if self.num_negatives == 0:
+            terms = {"softmax": bank_softmax(f, self.bank.rows, index, self.temperature)}
         else:
-            sampled = self.bank.sample(index, step_keys(self, batch), K)  # (B, 1 + K)
-            if not self._has_constant:
-                self.z_constant.copy_(nce_constant(f.detach(), V, sampled, tau))
-                self._has_constant = True
-            terms = {"nce": nce(f, V, sampled, self.z_constant, tau)}
+            sampled = self.bank.sample(index, step_keys(self, batch), self.num_negatives)
+            terms = self.contrast(f, sampled)
         if self.proximal_weight:
             terms["proximal"] = self.proximal_weight * proximal(f, self.bank.read(index))
         self.bank.stage(index, f)
         return terms
+
+    def contrast(self, f: Tensor, sampled: Tensor) -> dict[str, Tensor]:
+        """Loss of the features f (B, D) against sampled rows (B, 1 + K), the positives first."""
+        V, tau = self.bank.rows, self.temperature  # V: (M, D)
+        if self.softmax:
+            return {"softmax": sampled_softmax(f, V, sampled, tau)}
+        if not self._has_constant:
+            self.z_constant.copy_(nce_constant(f.detach(), V, sampled, tau))
+            self._has_constant = True
+        return {"nce": nce(f, V, sampled, self.z_constant, tau)}
 
     def _recall_constant(self, _: Any) -> None:
         self._has_constant = bool(self.z_constant > 0)

@@ -210,3 +210,79 @@ def test_wrong_parts_are_named() -> None:
         Towers([nn.ReLU()], [3])
     with pytest.raises(ValueError, match=r"7 channels, or views of \[3, 4\], got \[3\]"):
         towers(torch.rand(2, 3, 1, 1))
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_golden_queue(softmax: bool) -> None:
+    """Their queries are our first view's anchors, their keys those of the second."""
+    golden = load(f"cmc/moco_queue_{'softmax' if softmax else 'nce'}.npz")
+    hyper = golden["meta"]["hyper"]
+    sizes = {"bank_size": hyper["n_data"], "num_negatives": hyper["K"]}
+    method = given(
+        2, 6, memory="queue", softmax=softmax, temperature=hyper["T"], mode="core_view", **sizes
+    )
+    method.queues[1].rows.copy_(torch.from_numpy(golden["queue_before"]))
+    name = "softmax" if softmax else "nce"
+    for step in range(4):
+        q, k = (torch.from_numpy(golden[f"{x}{step}"]) for x in "qk")
+        views = [x.clone().requires_grad_() for x in (q, k)]
+        z, keys = method.project([v[:, :, None, None] for v in views]).unbind(1), (q, k)
+        terms = method.contrast_keys(z, keys)
+        if not softmax:
+            if step == 0:  # deviation 5: theirs is truncated
+                assert int(method.z_constants[0, 1]) == golden["Z0"].item()
+                method.z_constants[0, 1] = golden["Z0"].item()
+                method.queues[1]._staged.clear()
+                terms = method.contrast_keys(z, keys)
+            assert golden[f"Z{step}"].item() == method.z_constants[0, 1]
+        loss = terms[f"{name}_0_1"]
+        loss.backward()
+        assert_close_to_golden(loss.flatten(), golden[f"loss{step}"].reshape(1))
+        wanted = torch.from_numpy(golden[f"grad_q{step}"])
+        tangent = wanted - (wanted * q).sum(1, keepdim=True) * q
+        assert_close_to_golden(views[0].grad, tangent)
+        commit_memories(method)
+        assert_close_to_golden(method.queues[1].rows, golden[f"queue_after{step}"])
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_queues_hold_the_other_views_keys_of_the_momentum_encoder(softmax: bool) -> None:
+    towers = Towers([SmallResNet((4, 8), in_chans=1), SmallResNet((4, 6), in_chans=2)], (1, 2))
+    heads = PerView([nn.Linear(8, 5), nn.Linear(6, 5)])
+    sizes = {"bank_size": 9, "num_negatives": 7, "temperature": 0.5}
+    method = CMC(towers, heads, memory="queue", softmax=softmax, **sizes)
+    assert [pair[0] for pair in method.teacher_pairs()] == [method.backbone, method.projector]
+    with torch.no_grad():
+        method.projector.heads[0].weight.mul_(-1)  # student and teacher differ
+    image = torch.rand(4, 3, 8, 8)
+    queues = [queue.rows.clone() for queue in method.queues]
+    z = method.project(image).unbind(1)
+    k = F.normalize(method.key_projector(method.key_backbone(image)), dim=2).unbind(1)
+    terms = method.losses(Batch([image], torch.arange(0)))  # no index is needed
+    for i, j in ((0, 1), (1, 0)):
+        logits = torch.cat([(z[i] * k[j]).sum(1, keepdim=True), z[i] @ queues[j].T], 1) / 0.5
+        wanted = F.cross_entropy(logits, torch.zeros(4, dtype=torch.int64))
+        if not softmax:
+            p, c = logits.exp() / (logits.exp().mean() * 9), 7 / 9
+            own = torch.log(p[:, 0] / (p[:, 0] + c + 1e-7))
+            wanted = -(own.sum() + torch.log(c / (p[:, 1:] + c + 1e-7)).sum()) / 4
+        torch.testing.assert_close(terms[f"{'softmax' if softmax else 'nce'}_{i}_{j}"], wanted)
+    assert all(not p.requires_grad for p in method.key_backbone.parameters())
+    commit_memories(method)
+    for queue, keys in zip(method.queues, k, strict=True):
+        torch.testing.assert_close(queue.rows[:4], keys)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"memory": "moco"}, "memory must be one of .*, got 'moco'"),
+        ({"memory": "queue", "num_negatives": 0}, "num_negatives must be at least 1 .*, got 0"),
+        ({"memory": "queue", "bank_size": 0}, "bank_size must be at least 1, got 0"),
+        ({"memory": "queue", "bank_momentum": 0.9}, "must be left out .*, got 0.9 and 'float32'"),
+        ({"momentum": 0.9}, "momentum must be left out .*, got 0.9"),
+    ],
+)
+def test_arguments_of_the_other_memory_are_refused(options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        given(2, 3, **({"bank_size": 5, "num_negatives": 4} | options))
