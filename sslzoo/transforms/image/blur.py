@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sslzoo.checks import check_at_least
 from sslzoo.random import Keys
 from sslzoo.transforms.image.layout import on_rows
 
@@ -220,10 +221,28 @@ class GaussianBlur(_RandomBlur):
     """Blur with a kernel of a tenth of the height, padded with zeros (SimCLR, BYOL).
 
     The radius is SimCLR's (height // 10) // 2, which equals BYOL's int(height / 20).
+
+    Args:
+        p: probability per sample.
+        sigma: range of the width in pixels, drawn per sample.
+        kernel_size: width of the kernel in pixels; an even one is enlarged by 1, as in SimCLR.
+            None: a tenth of the height.
+
+    Raises:
+        ValueError: for a kernel_size below 1.
     """
 
+    def __init__(
+        self, p: float, sigma: tuple[float, float] = (0.1, 2.0), kernel_size: int | None = None
+    ) -> None:
+        super().__init__(p, sigma)
+        if kernel_size is not None:
+            check_at_least("kernel_size", kernel_size, 1)
+        self.kernel_size = kernel_size
+
     def blur_(self, planes: Tensor, sigma: Tensor) -> None:
-        if radius := planes.shape[2] // 20:
+        size = planes.shape[2] // 10 if self.kernel_size is None else self.kernel_size
+        if radius := size // 2:
             gaussian_blur_(planes, sigma, radius)
 
 

@@ -58,6 +58,7 @@ def simclr_views(
     interpolation: Interpolation = "bicubic",
     mean: Numbers = None,
     std: Numbers = None,
+    blur_kernel: int | None = None,
 ) -> Views:
     """SimCLR's two views.
 
@@ -83,8 +84,11 @@ def simclr_views(
         interpolation: filter of the crop.
         mean: mean per channel, to normalize although the paper does not.
         std: standard deviation per channel.
+        blur_kernel: width of the blur's kernel in pixels, see `GaussianBlur`; None: a tenth of the
+            height.
     """
     check_choice("brightness", brightness, ("additive", "multiplicative"))
+    _check_kernel(blur, blur_kernel)
     s = 0.8 * strength
     additive = brightness == "additive"
     ops: list[Op] = []
@@ -92,10 +96,15 @@ def simclr_views(
         jitter = ColorJitter(s, s, s, 0.2 * strength, 0.8, "tensorflow", additive)
         ops += [jitter, Grayscale(0.2)]
     if blur:
-        ops += [GaussianBlur(0.5), Clip()]
+        ops += [GaussianBlur(0.5, kernel_size=blur_kernel), Clip()]
     ops += normalize_ops(mean, std)
     crop = RandomResizedCrop(size, scale, interpolation=interpolation, flip=0.5 if flip else 0.0)
     return Views([View(crop, ops)] * 2)
+
+
+def _check_kernel(blur: bool, blur_kernel: int | None) -> None:
+    if blur_kernel is not None and not blur:
+        raise ValueError(f"blur_kernel must be left out with blur=False, got {blur_kernel}")
 
 
 def byol_views(
@@ -103,6 +112,8 @@ def byol_views(
     blur: bool = True,
     mean: Numbers = IMAGENET_MEAN,
     std: Numbers = IMAGENET_STD,
+    blur_kernel: int | None = None,
+    solarize_threshold: float = 0.5,
 ) -> Views:
     """BYOL's two views, which differ in blur and solarization.
 
@@ -122,13 +133,16 @@ def byol_views(
         blur: whether to blur; False for small images.
         mean: mean per channel; None: no normalization.
         std: standard deviation per channel.
+        blur_kernel: see `simclr_views`.
+        solarize_threshold: pixels of at least this, in 0..1, are inverted.
     """
+    _check_kernel(blur, blur_kernel)
     views = []
     for blur_p, solarize_p in ((1.0, 0.0), (0.1, 0.2)):
         jitter = ColorJitter(0.4, 0.4, 0.2, 0.1, 0.8, "tensorflow", additive=True, clip=False)
         ops: list[Op] = [jitter, Grayscale(0.2)]
-        ops += [GaussianBlur(blur_p)] if blur else []
-        ops += [Solarize(solarize_p)] if solarize_p else []
+        ops += [GaussianBlur(blur_p, kernel_size=blur_kernel)] if blur else []
+        ops += [Solarize(solarize_p, solarize_threshold)] if solarize_p else []
         ops += [Clip(), *normalize_ops(mean, std)]
         views.append(View(RandomResizedCrop(size, interpolation="bicubic"), ops))
     return Views(views)

@@ -9,14 +9,20 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 
 from sslzoo.random import sample_keys
-from sslzoo.transforms import EvalView
+from sslzoo.transforms import EvalView, byol_views, simclr_views
 from sslzoo.transforms.image.affine import affine_
-from sslzoo.transforms.image.blur import _blur_by_bands, _blur_by_samples, gaussian_blur_, pil_blur_
+from sslzoo.transforms.image.blur import (
+    GaussianBlur,
+    _blur_by_bands,
+    _blur_by_samples,
+    gaussian_blur_,
+    pil_blur_,
+)
 from sslzoo.transforms.image.color import (
     ColorJitter,
     Grayscale,
@@ -311,3 +317,68 @@ def test_one_turn_is_for_operations_that_keep_to_the_range() -> None:
     assert ColorJitter(0.8, 0.8, 0.8, 0.2).keeps_range
     assert not ColorJitter(0.8, 0.8, 0.8, 0.2, fast_hue=True).keeps_range
     assert not ColorJitter(0.8, 0.8, 0.8, 0.2, formulas="tensorflow").keeps_range
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.25, 0.5, 0.8, 1.0])
+def test_solarize_inverts_from_the_threshold_on(threshold: float) -> None:
+    image = torch.linspace(0, 1, 3 * 4 * 7).view(3, 1, 4, 7)
+    image[0, 0, 0, 0] = threshold
+    got = Solarize(1.0, threshold).apply(image.clone(), torch.ones(1, dtype=torch.bool))
+    wanted = [1 - x if x >= threshold else x for x in image.flatten().tolist()]
+    torch.testing.assert_close(got.flatten(), torch.tensor(wanted))
+
+
+@pytest.mark.parametrize("threshold", [1, 64, 128, 200, 255])
+def test_a_threshold_of_pil_is_a_half_less_by_255(threshold: int) -> None:
+    values = torch.arange(256, dtype=torch.uint8).view(16, 16)
+    theirs = ImageOps.solarize(Image.fromarray(values.numpy()), threshold)
+    planes = (values / 255).view(1, 1, 16, 16)
+    op = Solarize(1.0, (threshold - 0.5) / 255)
+    ours = op.apply(planes, torch.ones(1, dtype=torch.bool))[0, 0] * 255
+    assert torch.equal(ours.round().to(torch.uint8), torch.from_numpy(np.array(theirs)))
+
+
+@pytest.mark.parametrize("threshold", [128, -0.1, float("nan")])
+def test_other_thresholds_are_refused(threshold: float) -> None:
+    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\], got"):
+        Solarize(0.2, threshold)
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "height", "radius"),
+    [
+        (None, 40, 2),
+        (None, 59, 2),
+        (None, 60, 3),
+        (None, 19, 0),
+        (4, 40, 2),
+        (5, 40, 2),
+        (1, 40, 0),
+    ],
+)
+def test_the_kernel_is_odd_and_by_default_a_tenth_of_the_height(
+    kernel_size: int | None, height: int, radius: int
+) -> None:
+    """An impulse shows the kernel: size // 2 pixels to each side, as in SimCLR's code."""
+    image = torch.zeros(1, 1, height, 31)
+    image[0, 0, height // 2, 15] = 1.0
+    blur = GaussianBlur(1.0, (50.0, 50.0), kernel_size)
+    got = blur.apply(image, torch.ones(1, dtype=torch.bool), torch.tensor([50.0]))[0, 0]
+    assert (got > 0).sum() == (2 * radius + 1) ** 2
+    assert (
+        got[height // 2 - radius : height // 2 + radius + 1, 15 - radius : 16 + radius] > 0
+    ).all()
+
+
+def test_wrong_kernels_are_named() -> None:
+    with pytest.raises(ValueError, match="kernel_size must be at least 1, got 0"):
+        GaussianBlur(0.5, kernel_size=0)
+    for views in (simclr_views, byol_views):
+        with pytest.raises(ValueError, match="left out with blur=False, got 3"):
+            views(blur=False, blur_kernel=3)
+        kernels = [op.kernel_size for view in views(blur_kernel=3).views for op in view.ops
+                   if isinstance(op, GaussianBlur)]  # fmt: skip
+        assert kernels == [3, 3]
+    (solarize,) = [op for view in byol_views(solarize_threshold=0.3).views for op in view.ops
+                   if isinstance(op, Solarize)]  # fmt: skip
+    assert solarize.threshold == 0.3
