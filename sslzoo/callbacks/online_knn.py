@@ -11,12 +11,12 @@ from lightning.pytorch import LightningModule, Trainer
 from sslzoo.callbacks.evaluation import Evaluation, embed, labeled_loaders, rehearse
 from sslzoo.callbacks.rehearsal import num_samples
 from sslzoo.checks import check_classes
-from sslzoo.eval.knn.classify import check_settings, knn_top1
+from sslzoo.eval.knn.classify import check_settings, knn_accuracies
 from sslzoo.eval.loaders import EvalLoaders
 
 
 class OnlineKNN(Evaluation):
-    """Log `val/knn_top1_k<k>_t<T>` for every combination of k and temperature.
+    """Log `val/knn_top1_k<k>_t<T>`, and top-5 if asked, for every k and temperature.
 
     Args:
         k: number of neighbors, or several numbers; 200 in InstDisc, 20 in DINO.
@@ -24,6 +24,7 @@ class OnlineKNN(Evaluation):
         every_n_epochs: training epochs between two evaluations; the last always has one.
         loaders: bank, query and transform; None: the data module's.
         features: name of the module's method from a view to (B, D).
+        top5: whether to log `val/knn_top5_k<k>_t<T>`, too, as DINO reports.
     """
 
     def __init__(
@@ -33,9 +34,11 @@ class OnlineKNN(Evaluation):
         every_n_epochs: int = 1,
         loaders: EvalLoaders | None = None,
         features: str = "forward",
+        top5: bool = False,
     ) -> None:
         super().__init__(every_n_epochs, loaders, features)
         ks = [k] if isinstance(k, int) else list(k)
+        self.tops = (1, 5) if top5 else (1,)
         temperatures = list(temperature) if isinstance(temperature, list) else [temperature]
         self.settings = [(k, t) for k in ks for t in temperatures]
         check_settings(self.settings)
@@ -45,7 +48,7 @@ class OnlineKNN(Evaluation):
         labeled_loaders(trainer, self.loaders, "OnlineKNN")
 
     def metric_names(self) -> list[str]:
-        return [f"val/knn_top1_k{k}_t{temperature:g}" for k, temperature in self.settings]
+        return [f"val/knn_top{top}_k{k}_t{t:g}" for k, t in self.settings for top in self.tops]
 
     def rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loaders = labeled_loaders(trainer, self.loaders, "OnlineKNN")[0]
@@ -58,13 +61,15 @@ class OnlineKNN(Evaluation):
         loaders, query, num_classes = labeled_loaders(trainer, self.loaders, "OnlineKNN")
         bank = embed(trainer, pl_module, loaders, loaders.bank, self.features)
         asked = embed(trainer, pl_module, loaders, query, self.features)
-        accuracies = knn_top1(
+        accuracies = knn_accuracies(
             asked.features,
             check_classes("OnlineKNN", asked.label),
             bank.features,
             check_classes("OnlineKNN", bank.label),
             num_classes,
             self.settings,
+            self.tops,
             bank.index,
         )
-        return dict(zip(self.metric_names(), accuracies, strict=True))
+        values = [value for row in accuracies for value in row]
+        return dict(zip(self.metric_names(), values, strict=True))

@@ -1,8 +1,8 @@
 """Suite: all metrics of an encoder on a data module, from features extracted once.
 
-Metric names: `knn_top1_k<k>_t<T>`, `linear_top1`, `retrieval_map`, `recall_at_<K>`, `purity`,
-`effective_rank`, `feature_std`, `uniformity`, `spearman_<name>`; with 1 % of the labels
-`linear_top1_1pct` and `knn_top1_k<k>_t<T>_1pct`.
+Metric names: `knn_top1_k<k>_t<T>` and, if asked, `knn_top5_k<k>_t<T>`, `linear_top1`,
+`retrieval_map`, `recall_at_<K>`, `purity`, `effective_rank`, `feature_std`, `uniformity`,
+`spearman_<name>`; with 1 % of the labels `linear_top1_1pct` and `knn_top1_k<k>_t<T>_1pct`.
 
 Shapes: n samples of this rank, D width, C classes.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sslzoo.checks import check_classes
 from sslzoo.eval.features import Features, gather_features, take_fraction
-from sslzoo.eval.knn import knn_top1
+from sslzoo.eval.knn import knn_accuracies
 from sslzoo.eval.linear import linear_probe
 from sslzoo.eval.retrieval import retrieval
 from sslzoo.eval.similarity import scored_spearman
@@ -48,6 +48,7 @@ class Suite:
         l2: L2 weights; the linear probe chooses the best on held-out training samples.
         recall: values of K for recall@K.
         rank_samples: number of bank samples for effective rank and uniformity, the first by index.
+        top5: whether kNN gives its top-5 accuracy, too.
         train_fraction: fraction of the bank's labels that kNN and the linear probe use, the same
             in each class; 0.01 and 0.1 are the semi-supervised settings.
 
@@ -63,6 +64,7 @@ class Suite:
     recall: Sequence[int] = (1, 5, 10)
     rank_samples: int = 25_600  # the value in RankMe
     train_fraction: float = 1.0
+    top5: bool = False
 
     def __post_init__(self) -> None:
         asked = PROTOCOLS if self.protocols is None else self.protocols
@@ -145,12 +147,16 @@ class Suite:
         if "knn" in protocols:
             settings = [(k, t) for k in self.k for t in self.temperature]
             bank_labels = cast(Tensor, known.label)
-            accuracies = knn_top1(
+            tops = (1, 5) if self.top5 else (1,)
+            accuracies = knn_accuracies(
                 *(asked.features, labels, known.features, bank_labels, num_classes, settings),
-                bank_index=known.index,
+                *(tops, known.index),
             )
-            names = [f"knn_top1_k{k}_t{t:g}{few}" for k, t in settings]
-            values |= dict(zip(names, accuracies, strict=True))
+            values |= {
+                f"knn_top{top}_k{k}_t{t:g}{few}": value
+                for (k, t), row in zip(settings, accuracies, strict=True)
+                for top, value in zip(tops, row, strict=True)
+            }
         if "linear" in protocols:
             train, test = gather_features(known), gather_features(asked)
             values[f"linear_top1{few}"] = linear_probe(

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sslzoo.callbacks.online_knn import OnlineKNN
-from sslzoo.eval.knn import knn_top1
+from sslzoo.eval.knn import knn_accuracies, knn_top1
 from tests.callbacks.toy import FILTERS, NUM_CLASSES, FitOnly, Toy, ToyData, data, quiet, trainer
 
 pytestmark = FILTERS
@@ -39,6 +39,18 @@ def test_several_settings_have_their_names(tmp_path):
     assert names <= run.callback_metrics.keys()
     got = run.callback_metrics["val/knn_top1_k1_t0.5"].item()
     assert got == pytest.approx(reference(module, 1, 0.5))
+
+
+def test_top5_is_logged_if_asked(tmp_path):
+    module, run = Toy(), trainer(tmp_path, OnlineKNN(5, top5=True))
+    run.fit(module, datamodule=FitOnly())
+    bank, labels = data(53, 0)
+    query, truth = data(31, 1)
+    with torch.no_grad():
+        x, y = module.eval()(query), module(bank)
+    ((top1, top5),) = knn_accuracies(x, truth, y, labels, NUM_CLASSES, [(5, 0.07)])
+    assert run.callback_metrics[NAME].item() == pytest.approx(top1)
+    assert run.callback_metrics[NAME.replace("top1", "top5")].item() == pytest.approx(top5)
 
 
 def test_weights_and_random_state_are_those_of_a_run_without_it(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sslzoo.eval.knn import classify, knn_predict, knn_top1, search
+from sslzoo.eval.knn import classify, knn_accuracies, knn_predict, knn_top1, search
 from tests.golden import assert_close_to_golden, load
 
 SETTINGS = [(1, 0.07), (20, 0.07), (20, 0.5), (50, 0.1)]
@@ -276,3 +276,54 @@ def test_rescored_candidates_are_the_exact_neighbors(monkeypatch, spread):
     monkeypatch.setattr(classify, "SMALL", 0)
     mixed = classify._neighbors(query, bank, 7, [(20, 0.07)])
     assert torch.equal(mixed.key[:, :20].sort().values, wanted.key[:, :20].sort().values)
+
+
+@pytest.mark.parametrize("setting", ["k20_T0.07", "k5_T0.07", "k200_T0.07", "k20_T0.5"])
+def test_top5_equals_dinos(setting):
+    a = load("knn/knn_classifier.npz")
+    k, temperature = int(setting[1 : setting.index("_")]), float(setting.split("T")[1])
+    names = ("test_features", "test_labels", "train_features", "train_labels")
+    data = [torch.tensor(a[name]) for name in names]
+    (got,) = knn_accuracies(*data, 7, [(k, temperature)])
+    assert [100 * x for x in got] == pytest.approx(a[f"top_{setting}"].tolist())
+
+
+@pytest.mark.parametrize("small", [0, classify.SMALL])
+def test_accuracies_are_those_of_a_sort_of_all_votes(monkeypatch, small):
+    monkeypatch.setattr(classify, "SMALL", small)
+    query, truth, bank, labels = make(40, 300, 8, 11)
+    bank[100:200] = bank[200:300]  # ties
+    settings = [(1, 0.07), (3, 0.1), (20, 0.07), (50, 0.5)]
+    got = knn_accuracies(query, truth, bank, labels, 11, settings, (1, 2, 5, 20))
+    for (k, temperature), row in zip(settings, got, strict=True):
+        votes = reference_votes(query, bank, labels, 11, k, temperature)
+        for top, value in zip((1, 2, 5, 20), row, strict=True):
+            hits = 0
+            for sample in range(40):
+                order = sorted(range(11), key=lambda c: (-votes[sample, c].item(), c))
+                hits += int(truth[sample]) in order[: min(top, k)]
+            assert value == pytest.approx(hits / 40)
+    alone = knn_top1(query, truth, bank, labels, 11, settings)
+    assert [row[0] for row in got] == alone
+
+
+def test_fewer_classes_than_five_are_all_right_and_unknown_ones_never():
+    query, truth, bank, labels = make(9, 40, 8, 3)
+    assert knn_accuracies(query, truth, bank, labels, 3, [(9, 0.07)], (5,)) == [[1.0]]
+    truth[4] = 3
+    assert knn_accuracies(query, truth, bank, labels, 3, [(9, 0.07)], (5,)) == [[8 / 9]]
+    with pytest.raises(ValueError, match=r"tops must be numbers of at least 1, got \[0\]"):
+        knn_accuracies(query, truth, bank, labels, 3, [(9, 0.07)], (0,))
+
+
+def _accuracies(rank, query, truth, bank, labels):
+    own = slice(rank, None, 2)
+    index = torch.arange(len(bank))[own]
+    data = query[own], truth[own], bank[own], labels[own]
+    return knn_accuracies(*data, 11, SETTINGS, bank_index=index)
+
+
+def test_top5_of_two_ranks_is_that_of_one(ranks):
+    query, truth, bank, labels = make(61, 87, 16, 11)
+    wanted = knn_accuracies(query, truth, bank, labels, 11, SETTINGS)
+    assert ranks(2, _accuracies, query, truth, bank, labels) == [wanted, wanted]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sslzoo.eval.features import Features, take_fraction
-from sslzoo.eval.knn import knn_top1
+from sslzoo.eval.knn import knn_accuracies, knn_top1
 from sslzoo.eval.linear import linear_probe
 from sslzoo.eval.retrieval import retrieval
 from sslzoo.eval.similarity import pair_spearman
@@ -42,6 +42,11 @@ def test_each_metric_is_its_functions() -> None:
     assert got["feature_std"] == feature_std(first).mean().item()
     assert got["uniformity"] == uniformity(first).item()
     assert "knn_top1_k10_t0.07" in got
+    assert not any(name.startswith("knn_top5") for name in got)
+    asked = Suite(["knn"], k=(20, 3), top5=True)(bank, query, 3)
+    tops = knn_accuracies(*both, 3, [(20, 0.07), (3, 0.07)])
+    names = [f"knn_top{top}_k{k}_t0.07" for k in (20, 3) for top in (1, 5)]
+    assert asked == dict(zip(names, [*tops[0], *tops[1]], strict=True))
 
 
 def test_label_free_wants_no_labels() -> None:

@@ -48,9 +48,13 @@ def _vote(found: Neighbors, num_classes: int, k: int, temperature: float) -> Ten
 
 
 def _unsure(
-    found: Neighbors, settings: Sequence[tuple[int, float]], num_classes: int, error: float
+    found: Neighbors,
+    settings: Sequence[tuple[int, float]],
+    num_classes: int,
+    error: float,
+    tops: Sequence[int],
 ) -> Tensor:
-    """Mask (n,) of queries whose neighbors or best class the similarities' error could change.
+    """Mask (n,) of queries whose neighbors or best classes the similarities' error could change.
 
     Args:
         found: neighbors by float32 similarity, at least one more than the largest k unless the
@@ -58,8 +62,10 @@ def _unsure(
         settings: pairs (k, temperature).
         num_classes: C.
         error: bound of |float32 similarity - exact similarity|.
+        tops: numbers of best classes that are asked for.
     """
     similarity = similarity_of(found.key)
+    most = min(max(tops) + 1, num_classes)
     unsure = torch.zeros(len(similarity), dtype=torch.bool, device=similarity.device)
     for k, temperature in settings:
         if k < similarity.shape[1]:
@@ -67,16 +73,23 @@ def _unsure(
         step = at_once(QUERY_TILE, similarity.device)
         for start in range(0, len(similarity), step):
             tile = Neighbors(*(x[start : start + step] for x in found))
-            best = _vote(tile, num_classes, k, temperature).topk(min(2, num_classes), dim=1).values
-            close = best[:, 0] - best[:, -1] <= 4 * error / temperature * best[:, 0]
-            unsure[start : start + step] |= close & (num_classes > 1)
+            best = _vote(tile, num_classes, k, temperature).topk(most, dim=1).values
+            for top in tops:
+                if (last := min(top, k)) < num_classes:
+                    worst, next_one = best[:, last - 1], best[:, last]
+                    close = worst - next_one <= 4 * error / temperature * worst
+                    unsure[start : start + step] |= close & (worst > 0)
     return unsure
 
 
 def _neighbors(
-    query: Tensor, bank: Bank, num_classes: int, settings: Sequence[tuple[int, float]]
+    query: Tensor,
+    bank: Bank,
+    num_classes: int,
+    settings: Sequence[tuple[int, float]],
+    tops: Sequence[int] = (1,),
 ) -> Neighbors:
-    """Neighbors of each query for the largest k, such that each setting's best class is exact."""
+    """Neighbors of each query for the largest k, such that the best classes are exact."""
     k = max(k for k, _ in settings)
     sizes = torch.tensor([len(query), len(bank.rows)], dtype=torch.int64, device=query.device)
     num_queries, num_rows = sum_over_ranks(sizes).tolist()
@@ -88,7 +101,8 @@ def _neighbors(
     more, most = min(k + 1, num_rows), min(k + SLACK, num_rows)
     near = search(query, bank, most, exact=False)
     found = Neighbors(near.key[:, :more].clone(), near.label[:, :more].clone())
-    again = _unsure(found, settings, num_classes, float32_error(width)).nonzero().squeeze(1)
+    unsure = _unsure(found, settings, num_classes, float32_error(width), tops)
+    again = unsure.nonzero().squeeze(1)
     near = Neighbors(near.key[again], near.label[again])
     better, sure = rescore(query[again], bank, near, more)
     found.key[again], found.label[again] = better.key, better.label
@@ -205,20 +219,73 @@ def knn_top1(
     Returns:
         One fraction in [0, 1] per setting, the same on every rank.
     """
+    data = query, query_labels, bank, bank_labels, num_classes
+    return [top1 for (top1,) in knn_accuracies(*data, settings, (1,), bank_index)]
+
+
+@torch.no_grad()
+def knn_accuracies(
+    query: Tensor,
+    query_labels: Tensor,
+    bank: Tensor,
+    bank_labels: Tensor,
+    num_classes: int,
+    settings: Sequence[tuple[int, float]],
+    tops: Sequence[int] = (1, 5),
+    bank_index: Tensor | None = None,
+) -> list[list[float]]:
+    """Top-1, top-5 or other accuracies for several (k, temperature) settings from one search.
+
+    A query counts if its class is among the `top` with the most votes, but at most k, as in DINO's
+    eval_knn.py. Tied classes, such as those without any vote, go by the lowest class.
+
+    Args:
+        query: see `knn_top1`.
+        query_labels: see there.
+        bank: see there.
+        bank_labels: see there.
+        num_classes: C.
+        settings: pairs (k, temperature).
+        tops: numbers of best classes.
+        bank_index: as for `knn_predict`.
+
+    Returns:
+        Per setting, one fraction in [0, 1] per entry of `tops`, the same on every rank.
+
+    Raises:
+        ValueError: see `knn_predict`; an entry of `tops` is below 1.
+    """
     check_settings(settings)
+    if not tops or min(tops) < 1:
+        raise ValueError(f"tops must be numbers of at least 1, got {list(tops)}")
     query, rows = _prepare(query, bank, bank_labels, num_classes, bank_index)
-    found = _neighbors(query, rows, num_classes, settings)
+    found = _neighbors(query, rows, num_classes, settings, tops)
     labels = query_labels.to(query.device, torch.int64)
-    right = torch.zeros(len(settings) + 1, dtype=torch.int64, device=query.device)
+    size = len(settings) * len(tops)
+    right = torch.zeros(size + 1, dtype=torch.int64, device=query.device)
     right[-1] = len(query)
     step = at_once(QUERY_TILE, query.device)
     for start in range(0, len(query), step):
         tile = Neighbors(*(x[start : start + step] for x in found))
-        truth = labels[start : start + step]
-        for column, (k, temperature) in enumerate(settings):
-            predicted = _vote(tile, num_classes, k, temperature).argmax(1)
-            right[column] += (predicted == truth).sum()
+        truth = labels[start : start + step, None]
+        for number, (k, temperature) in enumerate(settings):
+            rank = _rank(_vote(tile, num_classes, k, temperature), truth)
+            for position, top in enumerate(tops):
+                right[number * len(tops) + position] += (rank < min(top, k, num_classes)).sum()
     *correct, total = sum_over_ranks(right).tolist()
     if total == 0:
         raise ValueError("kNN must have at least one query, got none on any rank")
-    return [count / total for count in correct]
+    shares = [count / total for count in correct]
+    return [shares[i : i + len(tops)] for i in range(0, size, len(tops))]
+
+
+def _rank(votes: Tensor, truth: Tensor) -> Tensor:
+    """Number of classes ahead of the true one; ties go by the lowest class.
+
+    Shapes: votes (n, C), truth (n, 1) -> (n,). The rank of a class outside 0..C-1 is C.
+    """
+    classes = torch.arange(votes.shape[1], device=votes.device)
+    known = (truth >= 0) & (truth < len(classes))
+    own = votes.gather(1, truth.where(known, 0))
+    ahead = (votes > own) | ((votes == own) & (classes < truth))
+    return ahead.sum(1).where(known[:, 0], len(classes))
