@@ -34,11 +34,18 @@ def every_trainable() -> list[type[Trainable]]:
     return [*every_method(), *downstream]
 
 
-def build(cls: type[Trainable], seed: int = 0) -> tuple[Any, Batch]:
-    """The module and the batch of the class's own example."""
+def build(cls: type[Trainable], seed: int = 0, **changes: Any) -> tuple[Any, Batch]:
+    """The module and the batch of the class's own example, with other arguments if given."""
     examples = doctest.DocTestParser().get_examples(inspect.getdoc(cls) or "")
     assert examples, f"{cls.__name__} has no Example in its docstring: the batteries run it"
     space = dict(vars(sys.modules[cls.__module__]))
+
+    def changed(*args: Any, **own: Any) -> Any:
+        named = inspect.signature(cls).bind_partial(*args, **own).arguments
+        return cls(**{**named, **changes})
+
+    if changes:
+        space[cls.__name__] = changed
     torch.manual_seed(seed)
     for example in examples:
         if "losses(" not in example.source:
