@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from sslzoo.checks import check_choice
 from sslzoo.random import Keys
 
 _ATTEMPTS, _IN_A_ROW = 60, 10
@@ -35,9 +37,11 @@ class BlockMasks:
         ratios: mask ratios, of which one is drawn per sample; (0, 0.3) in iBOT.
         spreads: the fraction is uniform in ratio +- spread; (0, 0.2) in iBOT.
         aspect: the aspect ratio of a rectangle is between this and 1 / this; 0.3 in iBOT.
+        shape: "block": rectangles; "random": patches one by one, without `aspect` (the code's
+            pred_shape "rand").
 
     Raises:
-        ValueError: for fractions outside [0, 1], or an aspect outside (0, 1].
+        ValueError: for fractions outside [0, 1], an aspect outside (0, 1], or an unknown shape.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class BlockMasks:
         ratios: Sequence[float] = (0.0, 0.3),
         spreads: Sequence[float] = (0.0, 0.2),
         aspect: float = 0.3,
+        shape: Literal["block", "random"] = "block",
     ):
         pairs = list(zip(ratios, spreads, strict=False))
         whole = len(pairs) == len(ratios) == len(spreads) > 0
@@ -55,7 +60,9 @@ class BlockMasks:
             )
         if not 0 < aspect <= 1:
             raise ValueError(f"aspect must be in (0, 1], got {aspect}")
+        check_choice("shape", shape, ("block", "random"))
         self.ratios, self.spreads, self.aspect = list(ratios), list(spreads), aspect
+        self.shape = shape
 
     def max_masked(self, num_patches: int) -> int:
         """Largest number of masked patches among `num_patches`."""
@@ -73,6 +80,9 @@ class BlockMasks:
     def __call__(self, keys: Keys, height: int, width: int) -> Tensor:
         """Draw which patches are masked. (B, L) bool."""
         budget = self.fraction(keys) * height * width  # (B,)
+        if self.shape == "random":
+            count = budget.floor().clamp_max(self.max_masked(height * width))
+            return keys.permutation("patches", height * width) < count[:, None]
         size = max(height, width)
         spans = _spans(height, width, budget.device)
         # rectangles over each patch, and number of masked patches, after 0, 1, ... attempts

@@ -72,6 +72,8 @@ class IBOT(SSLMethod):
             projector's bottleneck; None: the projector's own. 8192 in the code.
         freeze_last_layer_epochs: epochs in which the student's prototypes are frozen; 1 in the
             code.
+        mask_from_epoch: epochs before the first masks, in which only class tokens are scored (the
+            code's pred_start_epoch); 0 in the paper.
         optimizer: see `SSLMethod`; AdamW in the paper.
         schedule: see `SSLMethod`; 10 epochs of warm-up, then a cosine to 1e-6.
         parameter_groups: see `SSLMethod`; biases and norms are not decayed in the paper.
@@ -105,6 +107,7 @@ class IBOT(SSLMethod):
         cls_weight: float = 1.0,
         patch_center_momentum: float | None = None,
         patch_prototypes: Prototypes | None = None,
+        mask_from_epoch: float = 0.0,
         optimizer: OptimizerFactory | None = None,
         schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
@@ -142,6 +145,8 @@ class IBOT(SSLMethod):
             check_interval(name, weight, 0, math.inf, "[)")
         self.cls_weight, self.patch_weight = cls_weight, patch_weight
         self.freeze_last_layer_epochs = freeze_last_layer_epochs
+        check_interval("mask_from_epoch", mask_from_epoch, 0, math.inf, "[)")
+        self.mask_from_epoch = mask_from_epoch
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         pairs = [(self.backbone, self.teacher_backbone), (self.projector, self.teacher_projector)]
@@ -163,6 +168,9 @@ class IBOT(SSLMethod):
         """Masks of the two large crops, keyed by sample, step and view. (B, 2, L) bool."""
         patch = cast(Any, self.backbone).patch_size
         height, width = (side // patch for side in batch.views[0].shape[2:])
+        if self.step < self.mask_from_epoch * self.run_length.steps_per_epoch:
+            view = batch.views[0]
+            return view.new_zeros(len(view), 2, height * width, dtype=torch.bool)
         mask = self.masks(step_keys(self, batch).fold_each("mask", 2), height, width)
         return mask.unflatten(0, (2, -1)).transpose(0, 1)
 

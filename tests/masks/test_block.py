@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from typing import Literal
 
 import pytest
 import torch
@@ -39,12 +40,12 @@ def reference(masks: BlockMasks, share: float, draws: Tensor, height: int, width
     return mask.flatten()
 
 
-@pytest.mark.parametrize("side", [7, 14])
-def test_masks_equal_the_authors_loop(side: int) -> None:
+@pytest.mark.parametrize("grid", [(7, 7), (14, 14), (6, 11), (11, 6)])
+def test_masks_equal_the_authors_loop(grid: tuple[int, int]) -> None:
     masks, keys = BlockMasks(), sample_keys(0, 0, torch.arange(64))
-    got, shares = masks(keys, side, side), masks.fraction(keys).tolist()
+    got, shares = masks(keys, *grid), masks.fraction(keys).tolist()
     draws = keys.uniform("rectangles", 60, 4)
-    wanted = [reference(masks, *pair, side, side) for pair in zip(shares, draws, strict=True)]
+    wanted = [reference(masks, *pair, *grid) for pair in zip(shares, draws, strict=True)]
     assert torch.equal(got, torch.stack(wanted))
 
 
@@ -116,6 +117,20 @@ def test_shares_are_the_recipes_and_no_mask_hides_more() -> None:
     assert hidden.max() * 196 <= masks.max_masked(196)
 
 
+def test_random_patches_are_as_many_as_the_share_and_equally_often_masked() -> None:
+    """The code's pred_shape "rand": int(share * H * W) patches in any order."""
+    masks, keys = (
+        BlockMasks([0.0, 0.3], [0.0, 0.2], shape="random"),
+        sample_keys(0, 0, torch.arange(4000)),
+    )
+    got, share = masks(keys, 4, 6), masks.fraction(keys)
+    assert torch.equal(got.sum(1), torch.tensor([int(s * 24) for s in share]))
+    often = got.float().mean(0)
+    assert (often - often.mean()).abs().max() < 4 * (0.15 * 0.85 / 4000) ** 0.5
+    part = masks(sample_keys(0, 0, torch.tensor([5, 2])), 4, 6)
+    assert torch.equal(part, got[[5, 2]])
+
+
 def test_a_samples_mask_does_not_depend_on_its_batch() -> None:
     masks = BlockMasks()
     whole = masks(sample_keys(0, 3, torch.arange(8)), 6, 6)
@@ -124,12 +139,13 @@ def test_a_samples_mask_does_not_depend_on_its_batch() -> None:
     assert not torch.equal(whole, masks(sample_keys(0, 4, torch.arange(8)), 6, 6))
 
 
-def _on_fake_cuda() -> None:
-    BlockMasks()(sample_keys(0, 0, torch.arange(4, device=DEVICE)), 6, 6)
+def _on_fake_cuda(shape: Literal["block", "random"]) -> None:
+    BlockMasks(shape=shape)(sample_keys(0, 0, torch.arange(4, device=DEVICE)), 6, 6)
 
 
-def test_no_host_synchronization() -> None:
-    assert syncs(_on_fake_cuda) == []
+@pytest.mark.parametrize("shape", ["block", "random"])
+def test_no_host_synchronization(shape: str) -> None:
+    assert syncs(_on_fake_cuda, shape) == []
 
 
 def test_wrong_settings_are_named() -> None:
@@ -139,3 +155,5 @@ def test_wrong_settings_are_named() -> None:
         BlockMasks([0.3, 0.2], [0.1])
     with pytest.raises(ValueError, match="got 0"):
         BlockMasks(aspect=0)
+    with pytest.raises(ValueError, match=r"shape must be one of .* got 'rand'"):
+        BlockMasks(shape="rand")  # type: ignore[arg-type]

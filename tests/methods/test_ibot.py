@@ -172,9 +172,21 @@ def test_both_prototypes_are_frozen_at_first() -> None:
         ({"cls_weight": -1.0}, r"cls_weight must be in \[0, inf\), got -1\.0"),
         ({"patch_weight": float("nan")}, r"patch_weight must be in \[0, inf\), got nan"),
         ({"patch_center_momentum": 1.0}, "momentum in .*got 10 and 1.0"),
+        ({"mask_from_epoch": -1.0}, r"mask_from_epoch must be in \[0, inf\), got -1\.0"),
         ({"patch_prototypes": Prototypes(5, 7)}, "in_features 6, .*bottleneck, got 5"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         toy(**options)
+
+
+def test_masks_begin_with_their_epoch() -> None:
+    method = toy(mask_from_epoch=1.5, masks=BlockMasks([0.4], [0.1]))
+    method.run_length = RunLength(40, 10)
+    for step, masked in ((0, False), (14, False), (15, True)):
+        method.step = step
+        assert method.mask(batch()).any() == masked
+        terms = method.losses(batch())
+        assert (terms["patch"] > 0) == masked
+        assert terms["cls"] > 0
