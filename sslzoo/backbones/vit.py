@@ -29,11 +29,12 @@ from sslzoo.checks import (
     check_positive,
     check_sides,
 )
-from sslzoo.layers import Init, initialize_blocks, sincos_positions
+from sslzoo.layers import GlobalBatchNorm, Init, initialize_blocks, sincos_positions
 
 Positions = Literal["learned", "mae", "moco_v3"]
 Pool = Literal["token", "mean", "mean_before_norm"]
 Sides = int | tuple[int, int]
+Stem = Literal["linear", "conv"]
 
 
 def resample_positions(
@@ -56,6 +57,33 @@ def resample_positions(
     scale = ((height + 0.1) / grid[0], (width + 0.1) / grid[1])
     moved = F.interpolate(table, scale_factor=scale, mode="bicubic", align_corners=False)
     return moved.flatten(2).transpose(1, 2)
+
+
+def conv_stem(projection: nn.Conv2d) -> nn.Sequential:
+    """Convolutions of stride 2 to the grid of patches, and a 1 x 1 convolution to the width.
+
+    The first has 2 / P of the width (1/8 for patches of 16 pixels), each other one twice the
+    channels of the one before. Each has batch norm and ReLU.
+
+    Args:
+        projection: the patch projection that they replace, of P x P pixels.
+
+    Raises:
+        ValueError: P is not a power of 2 above 1, or the width not a multiple of P / 2.
+    """
+    patch, width = projection.kernel_size[0], projection.out_channels
+    count = patch.bit_length() - 1
+    if count < 1 or patch != 1 << count or width % (patch // 2):
+        raise ValueError(
+            "patch_size must be a power of 2 above 1, and the width a multiple of half of it, with "
+            f"stem='conv', got {patch} and {width}"
+        )
+    wide, narrow = projection.in_channels, width * 2 // patch
+    layers: list[nn.Module] = []
+    for _ in range(count):
+        layers += [nn.Conv2d(wide, narrow, 3, 2, 1, bias=False), GlobalBatchNorm(narrow), nn.ReLU()]
+        wide, narrow = narrow, narrow * 2
+    return nn.Sequential(*layers, nn.Conv2d(wide, width, 1))
 
 
 def without_drop_path(module: nn.Module) -> nn.Module:
@@ -82,6 +110,9 @@ class ViT(nn.Module):
             for q, k and v; "mae" Xavier; "ijepa" normal 0.02, also for the patch projection.
         mask_token: whether to learn a mask token for `forward_tokens(mask=)` (iBOT).
         freeze_patches: whether the patch projection keeps its random initialization (MoCo v3).
+        stem: "linear": one projection per patch; "conv": convolutions of stride 2 with batch norm
+            (Xiao et al., Early Convolutions Help Transformers See Better, NeurIPS 2021,
+            https://arxiv.org/abs/2106.14881), as in MoCo v3's vit_conv_small with 11 blocks.
 
     Attributes:
         num_features: D.
@@ -102,9 +133,13 @@ class ViT(nn.Module):
         init: Init = "dino",
         mask_token: bool = False,
         freeze_patches: bool = False,
+        stem: Stem = "linear",
     ):
         super().__init__()
         _check(net, pool, positions, init)
+        check_choice("stem", stem, get_args(Stem))
+        if stem == "conv" and freeze_patches:
+            raise ValueError("freeze_patches must be False with stem='conv', got True")
         parts: Any = net
         self.num_features: int = parts.embed_dim
         self._grid: tuple[int, int] = tuple(parts.patch_embed.grid_size)
@@ -113,6 +148,8 @@ class ViT(nn.Module):
         self.num_prefix: int = parts.num_prefix_tokens
         self.pool = pool
         self.patch_embed, self.blocks, self.norm = parts.patch_embed, parts.blocks, parts.norm
+        if stem == "conv":
+            self.patch_embed.proj = conv_stem(self.patch_embed.proj)
         self.fc_norm: nn.Module = nn.Identity()
         if pool == "mean_before_norm":
             self.norm, self.fc_norm = nn.Identity(), nn.LayerNorm(self.num_features, eps=1e-6)
@@ -242,7 +279,9 @@ def _check(net: VisionTransformer, pool: str, positions: str, init: str) -> None
 def _initialize(vit: ViT, init: Init) -> None:
     initialize_blocks(vit.blocks, init)
     projection = vit.patch_embed.proj
-    if init == "moco_v3":
+    if isinstance(projection, nn.Sequential):  # a conv stem keeps torch's, as in MoCo v3's code
+        pass
+    elif init == "moco_v3":
         bound = math.sqrt(6 / (projection.weight[0].numel() + vit.num_features))
         nn.init.uniform_(projection.weight, -bound, bound)
         nn.init.zeros_(projection.bias)
@@ -271,6 +310,7 @@ def timm_vit(
     freeze_patches: bool = False,
     mlp_ratio: float | None = None,
     qkv_bias: bool | None = None,
+    stem: Stem = "linear",
 ) -> nn.Module:
     """A randomly initialized timm VisionTransformer by name.
 
@@ -291,6 +331,7 @@ def timm_vit(
         freeze_patches: see `ViT`.
         mlp_ratio: hidden width of the MLPs over that of the tokens; None: the name's, mostly 4.
         qkv_bias: whether the projections to q, k and v have a bias; None: the name's, mostly True.
+        stem: see `ViT`.
 
     Raises:
         ValueError: the name is not that of a VisionTransformer, or a value is out of range.
@@ -321,7 +362,7 @@ def timm_vit(
         raise ValueError(
             f"name must be a timm VisionTransformer, got {name}, a {type(net).__name__}"
         )
-    return ViT(net, pool, positions, init, mask_token, freeze_patches)
+    return ViT(net, pool, positions, init, mask_token, freeze_patches, stem)
 
 
 def small_vit(
@@ -340,6 +381,7 @@ def small_vit(
     freeze_patches: bool = False,
     mlp_ratio: float = 4.0,
     qkv_bias: bool = True,
+    stem: Stem = "linear",
 ) -> nn.Module:
     """A ViT of any size, by default for images of 32 pixels on CPUs.
 
@@ -361,6 +403,7 @@ def small_vit(
         freeze_patches: see `ViT`.
         mlp_ratio: hidden width of the MLPs over D.
         qkv_bias: whether the projections to q, k and v have a bias.
+        stem: see `ViT`.
 
     Raises:
         ValueError: a value is out of range, or width not a multiple of num_heads.
@@ -385,4 +428,4 @@ def small_vit(
         qkv_bias=qkv_bias,
         dynamic_img_size=True,
     )
-    return ViT(net, pool, positions, init, mask_token, freeze_patches)
+    return ViT(net, pool, positions, init, mask_token, freeze_patches, stem)

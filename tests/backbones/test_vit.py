@@ -348,3 +348,41 @@ def test_timm_names_take_the_same() -> None:
     assert vit.grid == (4, 8)
     assert vit.blocks[0].mlp.fc1.out_features == 384
     assert vit.blocks[0].attn.qkv.bias is None
+
+
+@pytest.mark.parametrize(("patch", "channels"), [(2, [8]), (4, [4, 8]), (16, [1, 2, 4, 8])])
+def test_a_conv_stem_is_its_convolutions(patch: int, channels: list[int]) -> None:
+    """MoCo v3's: 3 x 3 of stride 2 from D / 8 channels on, for patches of 16 pixels."""
+    vit = toy(img_size=2 * patch, patch_size=patch, stem="conv", init="moco_v3").double()
+    x = torch.randn(3, 3, 2 * patch, 2 * patch, dtype=torch.float64)
+    state, h = vit.patch_embed.proj.state_dict(), x
+    for i, width in enumerate(channels):
+        h = nn.functional.conv2d(h, state[f"{3 * i}.weight"], stride=2, padding=1)
+        assert h.shape[1] == width
+        h = (h - h.mean((0, 2, 3), keepdim=True)) / (
+            h.var((0, 2, 3), keepdim=True, unbiased=False) + 1e-5
+        ).sqrt()
+        h = h.relu()
+    weight = state[f"{3 * len(channels)}.weight"]
+    h = nn.functional.conv2d(h, weight, state[f"{3 * len(channels)}.bias"])
+    torch.testing.assert_close(vit.patch_embed(x).permute(0, 3, 1, 2), h)
+    vit(x).square().sum().backward()
+    assert all(p.grad is not None for p in vit.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stem": "mlp"}, "stem must be one of .* got 'mlp'"),
+        ({"stem": "conv", "freeze_patches": True}, "freeze_patches must be False .* got True"),
+        ({"stem": "conv", "patch_size": 6, "img_size": 12}, "patch_size must be .* got 6 and 8"),
+        ({"stem": "conv", "patch_size": 1}, "patch_size must be .* got 1 and 8"),
+        (
+            {"stem": "conv", "patch_size": 32, "img_size": 64, "num_heads": 1},
+            "patch_size must be .* got 32 and 8",
+        ),
+    ],
+)
+def test_other_stems_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        toy(**options)
