@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from sslzoo.checks import check_choice
+from sslzoo.checks import check_choice, check_interval
 from sslzoo.transforms.image.affine import RandomAffine
 from sslzoo.transforms.image.blur import GaussianBlur, PILBlur
 from sslzoo.transforms.image.color import ColorJitter, Grayscale
@@ -332,6 +332,9 @@ def ijepa_views(
     scale: tuple[float, float] = (0.3, 1.0),
     mean: Numbers = IMAGENET_MEAN,
     std: Numbers = IMAGENET_STD,
+    flip: bool = False,
+    color_strength: float = 0.0,
+    blur: bool = False,
 ) -> Views:
     """I-JEPA's single view.
 
@@ -339,7 +342,9 @@ def ijepa_views(
     Architecture, CVPR 2023, https://arxiv.org/abs/2301.08243; code facebookresearch/ijepa at
     52c1ae9.
 
-    Order: crop (area 0.3 to 1, bilinear), normalize. There is no flip and no color jitter.
+    Order: crop (area 0.3 to 1, bilinear), normalize. There is no flip and no color jitter, unless
+    asked for: flip 0.5; jitter (0.8 s, 0.8 s, 0.8 s, 0.2 s) with probability 0.8 and grayscale 0.2;
+    PIL's Gaussian blur 0.5, radius 0.1 to 2.
 
     Deviations: none.
 
@@ -348,9 +353,21 @@ def ijepa_views(
         scale: range of the crop's fraction of the image area.
         mean: mean per channel; None: no normalization.
         std: standard deviation per channel.
+        flip: whether to flip (the code's use_horizontal_flip).
+        color_strength: s, at most 2.5; above 0 it jitters and grays (use_color_distortion and
+            color_jitter_strength).
+        blur: whether to blur (use_gaussian_blur).
+
+    Raises:
+        ValueError: for a color_strength outside [0, 2.5], where the hue's range ends.
     """
-    crop = RandomResizedCrop(size, scale, flip=0.0)
-    return Views([View(crop, normalize_ops(mean, std))])
+    check_interval("color_strength", color_strength, 0, 2.5)
+    crop = RandomResizedCrop(size, scale, flip=0.5 if flip else 0.0)
+    s, ops = 0.8 * color_strength, list[Op]()
+    if color_strength:
+        ops += [ColorJitter(s, s, s, 0.2 * color_strength, 0.8), Grayscale(0.2)]
+    ops += [PILBlur(0.5)] if blur else []
+    return Views([View(crop, [*ops, *normalize_ops(mean, std)])])
 
 
 def mae_views(

@@ -443,3 +443,17 @@ def test_a_view_of_evaluation_takes_any_number_of_channels(
     alone = EvalView(8, 10, mean[-1:], [0.5])(given[:, -1:])
     torch.testing.assert_close(out[:, -1:], alone)
     torch.testing.assert_close(EvalView(**view.arguments())(given), out)
+
+
+def test_ijepas_switches_add_their_operations_alone() -> None:
+    def names(views: Views) -> list[str]:
+        return [type(op).__name__ for op in views.views[0].ops]
+
+    assert names(ijepa_views()) == ["Normalize"]
+    assert ijepa_views().crops[0].flip == 0.0
+    views = ijepa_views(flip=True, color_strength=0.5, blur=True)
+    assert names(views) == ["ColorJitter", "Grayscale", "PILBlur", "Normalize"]
+    assert views.crops[0].flip == 0.5
+    for strength in (-0.1, 2.6, float("nan")):
+        with pytest.raises(ValueError, match=r"color_strength must be in \[0, 2\.5\], got"):
+            ijepa_views(color_strength=strength)
