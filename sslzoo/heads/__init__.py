@@ -15,7 +15,7 @@ from sslzoo.heads.mlp import (
 )
 from sslzoo.heads.mutual_information import MapEncoder, MI1x1ConvNet, PriorDiscriminator
 from sslzoo.heads.per_view import PerView
-from sslzoo.heads.recurrent import Recurrent
+from sslzoo.heads.recurrent import NoContext, Recurrent
 from sslzoo.heads.step_predictors import LinearSteps, TransformerSteps
 from sslzoo.heads.text import MLMHead, TanhHead
 
@@ -29,6 +29,7 @@ __all__ = [
     "MI1x1ConvNet",
     "MLMHead",
     "MapEncoder",
+    "NoContext",
     "PerView",
     "PixelContext",
     "PriorDiscriminator",

@@ -12,7 +12,24 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from sslzoo.checks import check_choice
+from sslzoo.checks import check_at_least, check_choice
+
+
+class NoContext(nn.Identity):
+    """The frames themselves as contexts, CPC_audio's --arMode no_ar. (B, T, D) -> (B, T, D).
+
+    Args:
+        width: D.
+
+    Raises:
+        ValueError: for a width below 1.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        check_at_least("width", width, 1)
+        self.in_features = self.out_features = width
+
 
 Cell = Literal["gru", "lstm", "rnn"]
 _MODULES = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sslzoo.backbones import FrameMLP, SequenceEncoder, WaveEncoder
 from sslzoo.batch import Batch, Padded
 from sslzoo.distributed import row_layout
-from sslzoo.heads import LinearSteps, Recurrent
+from sslzoo.heads import LinearSteps, NoContext, Recurrent
 from sslzoo.losses import cpc_info_nce
 from sslzoo.methods import CPC
 from sslzoo.random import Keys
@@ -314,3 +314,13 @@ def test_a_plain_rnn_is_its_recurrence_and_torchs() -> None:
         torch.testing.assert_close(one(x)[:, t], state)
     with pytest.raises(ValueError, match=r"cell must be one of .*, got 'RNN'"):
         Recurrent(3, 4, "RNN")  # type: ignore[arg-type]
+
+
+def test_without_a_context_network_the_frames_are_the_contexts() -> None:
+    x = torch.randn(4, 7, 3)
+    frames, contexts = SequenceEncoder(Frames(), NoContext(3)).forward_parts(x)
+    assert torch.equal(frames, contexts)
+    with pytest.raises(ValueError, match=r"in_features 3 .* has 4"):
+        SequenceEncoder(Frames(), NoContext(4))
+    with pytest.raises(ValueError, match="width must be at least 1, got 0"):
+        NoContext(0)
