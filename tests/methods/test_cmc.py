@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from sslzoo.backbones import SmallResNet, Towers
 from sslzoo.batch import Batch
+from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.heads import PerView
 from sslzoo.memory import commit_memories
 from sslzoo.methods import CMC
@@ -286,3 +288,12 @@ def test_queues_hold_the_other_views_keys_of_the_momentum_encoder(softmax: bool)
 def test_arguments_of_the_other_memory_are_refused(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         given(2, 3, **({"bank_size": 5, "num_negatives": 4} | options))
+
+
+def test_the_data_must_have_bank_size_samples_with_queues_too() -> None:
+    method = given(2, 3, memory="queue", bank_size=5, num_negatives=4)
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(num_samples=7))
+    with pytest.raises(ValueError, match=r"bank_size must be 7, .*, got 5"):
+        CommitMemory().on_train_start(trainer, method)
+    trainer.datamodule.num_samples = 5
+    CommitMemory().on_train_start(trainer, method)
