@@ -76,12 +76,12 @@ def test_the_paper_takes_ten_milliseconds_a_frame() -> None:
         assert net(torch.empty(2, 20480)).shape == (2, 128, 512)
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_recurrent_is_torchs(cell: Any, layers: int) -> None:
     torch.manual_seed(0)
     ours = Recurrent(3, 4, cell, layers)
-    theirs = (nn.GRU if cell == "gru" else nn.LSTM)(3, 4, layers, batch_first=True)
+    theirs = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}[cell](3, 4, layers, batch_first=True)
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(2, 6, 3)
     torch.testing.assert_close(ours(x), theirs(x)[0])
@@ -96,8 +96,8 @@ def test_wrong_parts_are_named() -> None:
         SequenceEncoder(encoder(), Recurrent(5))
     with pytest.raises(ValueError, match="got 'max'"):
         SequenceEncoder(encoder(), Recurrent(6), "max")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match='"gru" or "lstm", got \'rnn\''):
-        Recurrent(2, 2, "rnn")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"cell must be one of .*'rnn'\], got 'RNN'"):
+        Recurrent(2, 2, "RNN")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="got 0, 256 and 1"):
         Recurrent(0)
     with pytest.raises(ValueError, match=r"per layer, got \[3\], \[2, 2\] and \[1\]"):
