@@ -9,10 +9,13 @@ Shapes: B rows, D width of the bottleneck, K prototypes.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sslzoo.checks import check_choice
 from sslzoo.layers import GlobalBatchNorm
 from sslzoo.layers.precision import no_autocast
 
@@ -51,7 +54,7 @@ def _linear(wide: int, narrow: int) -> nn.Linear:
 
 
 class DINOHead(nn.Module):
-    """(Linear - [batch norm] - GELU)*, Linear, normalize, prototypes. (B, in_dim) -> (B, K).
+    """(Linear - [norm] - GELU)*, Linear, normalize, prototypes. (B, in_dim) -> (B, K).
 
     Args:
         in_dim: the backbone's `num_features`.
@@ -59,13 +62,15 @@ class DINOHead(nn.Module):
         hidden_dim: width of the hidden layers; 2048 in the paper.
         bottleneck_dim: D; 256 in the paper.
         num_layers: layers of the MLP; 3 in the code.
-        norm: whether batch norm follows each hidden Linear; False in the code.
+        norm: whether batch norm follows each hidden Linear, or "layer" for layer norm, as iBOT's
+            norm_in_head allows; False in the code.
         norm_last_layer: freeze the prototypes' lengths at 1, as the code does by default; by its
             help text, False is better but only stable for ViT-S.
         bn_groups: number of groups of the global batch that batch norm normalizes separately.
+        activation: "gelu", or "relu", as iBOT's act_in_head allows.
 
     Raises:
-        ValueError: for a size below 1.
+        ValueError: for a size below 1, or an unknown norm or activation.
     """
 
     def __init__(
@@ -75,9 +80,10 @@ class DINOHead(nn.Module):
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
         num_layers: int = 3,
-        norm: bool = False,
+        norm: bool | Literal["layer"] = False,
         norm_last_layer: bool = True,
         bn_groups: int = 1,
+        activation: Literal["gelu", "relu"] = "gelu",
     ):
         super().__init__()
         sizes = [in_dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim]
@@ -86,12 +92,17 @@ class DINOHead(nn.Module):
                 "all widths and num_layers must be at least 1, got "
                 f"{sizes} in {num_layers} layers and out_dim {out_dim}"
             )
+        check_choice("norm", norm, (False, True, "layer"))
+        check_choice("activation", activation, ("gelu", "relu"))
         self.in_features, self.out_features = in_dim, out_dim
         layers: list[nn.Module] = []
         for wide, narrow in zip(sizes[:-2], sizes[1:-1], strict=True):
             layers.append(_linear(wide, narrow))
-            layers += [GlobalBatchNorm(narrow, groups=bn_groups)] if norm else []
-            layers.append(nn.GELU())
+            if norm == "layer":
+                layers.append(nn.LayerNorm(narrow))
+            elif norm:
+                layers.append(GlobalBatchNorm(narrow, groups=bn_groups))
+            layers.append(nn.GELU() if activation == "gelu" else nn.ReLU())
         layers.append(_linear(sizes[-2], sizes[-1]))
         self.mlp = nn.Sequential(*layers)
         self.last_layer = Prototypes(bottleneck_dim, out_dim, fixed_length=norm_last_layer)

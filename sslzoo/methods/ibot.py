@@ -5,7 +5,8 @@ Reference code: bytedance/ibot at da316d8.
 
 Deviations:
     1. One head serves class and patch tokens by default, as in the paper's recipes; the code's
-       default has separate prototypes for patches, which are `patch_prototypes` here.
+       default has separate prototypes for the student's patches, which are `patch_prototypes` with
+       `teacher_shares_prototypes` here.
     2. A mask is built from at most 60 attempted rectangles, and at most 10 in a row that do not
        fit; the code only has the second limit (`masks.BlockMasks`).
     3. Heads and losses see as many patches per crop as a mask can have, masked ones first; the
@@ -70,6 +71,8 @@ class IBOT(SSLMethod):
         patch_weight: weight of the patches' loss (lambda2); 1 in the paper.
         patch_prototypes: prototypes of the patches (the code's shared_head=False), which take the
             projector's bottleneck; None: the projector's own. 8192 in the code.
+        teacher_shares_prototypes: whether the teacher's patches nevertheless have the prototypes of
+            its projector (the code's shared_head_teacher=True).
         freeze_last_layer_epochs: epochs in which the student's prototypes are frozen; 1 in the
             code.
         mask_from_epoch: epochs before the first masks, in which only class tokens are scored (the
@@ -107,6 +110,7 @@ class IBOT(SSLMethod):
         cls_weight: float = 1.0,
         patch_center_momentum: float | None = None,
         patch_prototypes: Prototypes | None = None,
+        teacher_shares_prototypes: bool = False,
         mask_from_epoch: float = 0.0,
         optimizer: OptimizerFactory | None = None,
         schedule: Schedule | None = None,
@@ -131,6 +135,13 @@ class IBOT(SSLMethod):
                     f"got {patch_prototypes.in_features}"
                 )
             patch_dim = patch_prototypes.out_features
+        if teacher_shares_prototypes and (patch_prototypes is None or patch_dim != dim):
+            raise ValueError(
+                f"patch_prototypes must have out_features {dim}, the projector's, with "
+                f"teacher_shares_prototypes=True, got {patch_prototypes and patch_dim}"
+            )
+        self.teacher_patch_prototypes: Prototypes | None = None
+        if patch_prototypes is not None and not teacher_shares_prototypes:
             self.teacher_patch_prototypes = frozen_copy(patch_prototypes)
         if patch_center_momentum is None:
             patch_center_momentum = center_momentum
@@ -150,7 +161,7 @@ class IBOT(SSLMethod):
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         pairs = [(self.backbone, self.teacher_backbone), (self.projector, self.teacher_projector)]
-        if self.patch_prototypes is None:
+        if self.patch_prototypes is None or self.teacher_patch_prototypes is None:
             return pairs
         return [*pairs, (self.patch_prototypes, self.teacher_patch_prototypes)]
 
@@ -209,8 +220,7 @@ class IBOT(SSLMethod):
         Shapes: u (2B, C, S, S), first (2B, M) -> (B, 2, K), (2B, M, K).
         """
         head = self.teacher_projector
-        shared = self.patch_prototypes is None
-        patches = head.last_layer if shared else self.teacher_patch_prototypes
+        patches = self.teacher_patch_prototypes or head.last_layer
         z = head.bottleneck(cast(Any, self.teacher_backbone).forward_tokens(u))  # (2B, 1 + L, D)
         cls = head.last_layer(z[:, 0]).unflatten(0, (-1, 2))
         t_cls = teacher_probabilities(

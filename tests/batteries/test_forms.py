@@ -26,6 +26,10 @@ from tests.toys import build, data_like, every_method, rows
 
 Form = tuple[type[SSLMethod], dict[str, Any]]
 SAMPLES = 12
+# What an argument needs besides the example of its method.
+NEEDS: dict[str, dict[str, Any]] = {
+    "teacher_shares_prototypes": {"patch_prototypes": Prototypes(6, 10)},
+}
 FURTHER: list[Form] = [
     (CMC, {"memory": "queue", "softmax": True, "momentum": 0.5}),
     (IBOT, {"cls_weight": 0.5, "patch_weight": 2.0, "patch_center_momentum": 0.5}),
@@ -43,7 +47,8 @@ def forms_of(cls: type[SSLMethod]) -> list[Form]:
         hint = hints[name]
         literal = typing.get_origin(hint) is typing.Literal
         values = typing.get_args(hint) if literal else (True, False) if hint is bool else ()
-        found += [(cls, {name: value}) for value in values if value != parameter.default]
+        others = [value for value in values if value != parameter.default]
+        found += [(cls, {name: value, **NEEDS.get(name, {})}) for value in others]
     return found
 
 

@@ -92,3 +92,28 @@ def test_bad_sizes_are_named() -> None:
         DINOHead(6, 9, 8, 5, num_layers=0)
     with pytest.raises(ValueError, match=r"got \[6, 8, 8, 0\]"):
         DINOHead(6, 9, 8, 0)
+
+
+@pytest.mark.parametrize("norm", [False, True, "layer"])
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_hidden_layers_are_those_written_by_hand(norm: Any, activation: Any) -> None:
+    torch.manual_seed(0)
+    head = DINOHead(4, 5, 6, 3, norm=norm, activation=activation).double()
+    x, state = torch.randn(7, 4, dtype=torch.float64), head.mlp.state_dict()
+    step, h = (3 if norm else 2), x
+    for layer in range(2):
+        h = h @ state[f"{step * layer}.weight"].T + state[f"{step * layer}.bias"]
+        if norm:
+            axis = 1 if norm == "layer" else 0
+            spread = h.var(axis, keepdim=True, unbiased=False) + 1e-5
+            h = (h - h.mean(axis, keepdim=True)) / spread.sqrt()
+        h = h.clamp(min=0) if activation == "relu" else h * (1 + torch.erf(h / 2**0.5)) / 2
+    h = h @ state[f"{2 * step}.weight"].T + state[f"{2 * step}.bias"]
+    torch.testing.assert_close(head.bottleneck(x), h / h.norm(dim=1, keepdim=True).clamp_min(1e-12))
+
+
+def test_other_hidden_layers_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"norm must be one of .*, got 'batch'"):
+        DINOHead(4, 5, norm="batch")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"activation must be one of .*, got 'silu'"):
+        DINOHead(4, 5, activation="silu")  # type: ignore[arg-type]

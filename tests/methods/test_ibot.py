@@ -37,20 +37,26 @@ def scores(head: DINOHead, tokens: Tensor) -> Tensor:
     return head(tokens.flatten(0, -2)).unflatten(0, tokens.shape[:-1])
 
 
-@pytest.mark.parametrize("separate", [False, True])
-@pytest.mark.parametrize("small", [0, 2])
-def test_a_step_is_the_papers_with_every_patch_scored(small: int, separate: bool) -> None:
+@pytest.mark.parametrize(
+    ("small", "separate", "teacher_shares"),
+    [(0, False, False), (2, False, False), (0, True, False), (2, True, True)],
+)
+def test_a_step_is_the_papers_with_every_patch_scored(
+    small: int, separate: bool, teacher_shares: bool
+) -> None:
     method = toy(
         teacher_temperature=ConstantSchedule(0.05),
         teacher_patch_temperature=LinearSchedule(0.04, 0.07, 2),
         cls_weight=2.0,
         patch_weight=0.5,
         patch_center_momentum=0.6 if separate else None,
-        patch_prototypes=Prototypes(6, 7) if separate else None,
+        patch_prototypes=Prototypes(6, 10 if teacher_shares else 7) if separate else None,
+        teacher_shares_prototypes=teacher_shares,
     )
     student_patches = method.patch_prototypes if separate else method.projector.last_layer
     teacher_patches = method.teacher_projector.last_layer
-    if separate:
+    assert len(method.teacher_pairs()) == (3 if separate and not teacher_shares else 2)
+    if separate and not teacher_shares:
         teacher_patches = method.teacher_patch_prototypes
         assert method.teacher_pairs()[2] == (student_patches, teacher_patches)
         with torch.no_grad():
@@ -172,6 +178,11 @@ def test_both_prototypes_are_frozen_at_first() -> None:
         ({"cls_weight": -1.0}, r"cls_weight must be in \[0, inf\), got -1\.0"),
         ({"patch_weight": float("nan")}, r"patch_weight must be in \[0, inf\), got nan"),
         ({"patch_center_momentum": 1.0}, "momentum in .*got 10 and 1.0"),
+        ({"teacher_shares_prototypes": True}, "out_features 10, .*got None"),
+        (
+            {"teacher_shares_prototypes": True, "patch_prototypes": Prototypes(6, 7)},
+            "out_features 10, .*got 7",
+        ),
         ({"mask_from_epoch": -1.0}, r"mask_from_epoch must be in \[0, inf\), got -1\.0"),
         ({"patch_prototypes": Prototypes(5, 7)}, "in_features 6, .*bottleneck, got 5"),
     ],
