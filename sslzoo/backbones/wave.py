@@ -42,12 +42,39 @@ class FrameNorm(nn.Module):
         return (x - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
 
 
-FrameNorms = Literal["none", "channel", "batch"]
+class SequenceNorm(nn.Module):
+    """Normalize each channel over the frames of its own sequence: instance norm with an affine map.
+
+    Shapes: (B, C, T) -> (B, C, T).
+
+    Args:
+        channels: C.
+        eps: added to the biased variance.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(f(channels)) for f in (torch.ones, torch.zeros))
+        self.eps = eps
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Normalize; frames outside the mask (B, 1, T) are not in the statistics."""
+        inside = torch.ones_like(x[:, :1]) if mask is None else mask.to(x.dtype)
+        count = inside.sum(2, keepdim=True).clamp_min(1)
+        centered = x - (x * inside).sum(2, keepdim=True) / count
+        variance = (centered.square() * inside).sum(2, keepdim=True) / count
+        x = centered * (variance + self.eps).rsqrt()
+        return x * self.weight[:, None] + self.bias[:, None]
+
+
+FrameNorms = Literal["none", "channel", "batch", "instance"]
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
     if kind == "none":
         return nn.Identity()
+    if kind == "instance":
+        return SequenceNorm(channels)
     return FrameNorm(channels) if kind == "channel" else GlobalBatchNorm(channels)
 
 
@@ -62,7 +89,8 @@ class WaveEncoder(nn.Module):
         kernels: kernel size per layer.
         strides: stride per layer.
         paddings: zero padding on each side per layer; (3, 2, 1, 1, 1) in CPC_audio.
-        norm: "none" in the paper, "channel" or "batch" in CPC_audio.
+        norm: "none" in the paper; "channel", "batch", or "instance" over the frames of a sequence
+            in CPC_audio.
 
     Attributes:
         num_features: D.
@@ -112,10 +140,14 @@ class WaveEncoder(nn.Module):
             raise ValueError(f"waveforms must be (B, L), got {tuple(x.shape)}")
         x = x[:, None]
         for conv, norm, size in zip(self.convs, self.norms, self.sizes, strict=True):
-            x = norm(conv(x)).relu()
-            if lengths is not None:  # beyond its length, a waveform must be zero at each layer
+            x, mask = conv(x), None
+            if lengths is not None:
                 lengths = _after(lengths, *size)
-                x = x * length_mask(lengths, x.shape[2])[:, None]
+                mask = length_mask(lengths, x.shape[2])[:, None]
+            x = norm(x, mask) if isinstance(norm, SequenceNorm) else norm(x)
+            x = x.relu()
+            if mask is not None:  # beyond its length, a waveform must be zero at each layer
+                x = x * mask
         return x.transpose(1, 2)
 
 

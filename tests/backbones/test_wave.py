@@ -108,3 +108,24 @@ def test_wrong_parts_are_named() -> None:
         FrameNorm(1)
     with pytest.raises(ValueError, match=r"must be \(B, L\), got \(2, 1, 40\)"):
         encoder()(torch.zeros(2, 1, 40))
+
+
+def test_instance_norm_is_torchs_and_padding_does_not_change_it() -> None:
+    torch.manual_seed(0)
+    ours = WaveEncoder(6, (4, 4), (2, 2), (1, 1), "instance").double()
+    for norm in ours.norms:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    x = torch.randn(3, 40, dtype=torch.float64)
+    h = x[:, None]
+    for conv, norm in zip(ours.convs, ours.norms, strict=True):
+        theirs = nn.InstanceNorm1d(6, affine=True).double()
+        theirs.load_state_dict(norm.state_dict())
+        h = theirs(conv(h)).relu()
+    torch.testing.assert_close(ours(x), h.transpose(1, 2))
+    lengths = torch.tensor([40, 22, 6])
+    x *= torch.arange(40) < lengths[:, None]
+    padded, frames = ours(x, lengths), ours.num_frames(lengths).tolist()
+    for i, (length, count) in enumerate(zip(lengths.tolist(), frames, strict=True)):
+        torch.testing.assert_close(padded[i, :count], ours(x[i : i + 1, :length])[0])
+        assert not padded[i, count:].any()
