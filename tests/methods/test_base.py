@@ -39,7 +39,7 @@ def test_a_head_that_does_not_fit_is_refused() -> None:
 
 def test_only_plain_values_are_kept_as_hyperparameters() -> None:
     method = simclr(temperature=0.3, optimizer=partial(torch.optim.SGD, lr=0.1))
-    assert dict(method.hparams) == {"temperature": 0.3, "schedule": None}
+    assert dict(method.hparams) == {"temperature": 0.3, "normalize": True, "schedule": None}
 
 
 def test_a_plain_loop_needs_no_trainer_and_counts_steps() -> None:
