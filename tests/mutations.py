@@ -86,7 +86,7 @@ SLIPS = [
     Slip(
         "NCE: the constant lacks the factor M",
         "sslzoo/losses/nce.py",
-        "return total / count * len(bank)",
+        "return total / count * (len(bank) if num_data is None else num_data)",
         "return total / count",
         ("losses/test_nce.py",),
     ),
