@@ -250,7 +250,10 @@ def image_view(preprocessing: Mapping[str, Any]) -> EvalView:
     view = {k: v for k, v in preprocessing.items() if k in _VIEW and v is not None}
     if "fraction" not in view:
         view.setdefault("resize", view["size"])  # identity for images of that size
-    return EvalView(**view)
+    made = EvalView(**view)
+    if preprocessing.get("channels"):
+        made.channels = preprocessing["channels"]
+    return made
 
 
 def card_of(raw: Mapping[str, Any], where: str) -> Card:

@@ -118,7 +118,7 @@ def test_labels_of_unknown_number_are_reported():
     [
         (
             lambda x: (torch.from_numpy(x).permute(2, 0, 1) / 255 - 0.5) / 0.2,
-            r"must be in \[0, 1\]",
+            r"float from 0 to 1, got float32 from .*value_range",
         ),
         (lambda x: torch.from_numpy(x), "got Tensor torch.uint8 .10, 10, 3."),
         (lambda x: "path", "got str"),

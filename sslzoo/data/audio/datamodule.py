@@ -30,6 +30,7 @@ from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.random import sample_keys
 from sslzoo.transforms.audio.log_mel_views import LogMelViews
+from sslzoo.value_range import check_value_range
 
 Batches = Literal["uniform", "same_group"]
 ShortFiles = Literal["pad", "loop", "skip"]
@@ -60,6 +61,7 @@ class AudioDataModule(SampleDataModule):
         train_fraction: fraction of the training set to use, stratified.
         predict_on: the set that `predict` runs on.
         drop_last: drop the last batch of an epoch if it is incomplete.
+        value_range: the lowest and highest values of floating-point files; None: -1 and 1.
     """
 
     noun = "files"
@@ -81,6 +83,7 @@ class AudioDataModule(SampleDataModule):
         train_fraction: float,
         predict_on: PredictOn,
         drop_last: bool,
+        value_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(
             batch_size, eval_batch_size, num_workers, seed, train_fraction, predict_on, drop_last
@@ -97,6 +100,7 @@ class AudioDataModule(SampleDataModule):
         self.batches, self.short = batches, short
         self.decode, self.on_broken = decode, on_broken
         self.eval_window = eval_window
+        self.value_range = check_value_range(value_range)
         self.classes: list[str] = []
 
     @abstractmethod
@@ -112,7 +116,7 @@ class AudioDataModule(SampleDataModule):
         train, query = self.files()
         self.classes = list(train.classes)
         sets = [
-            load_waveforms(listing, self.rate, self.decode, self.on_broken)
+            load_waveforms(listing, self.rate, self.decode, self.on_broken, self.value_range)
             for listing in ([train] if query is None else [train, query])
         ]
         if self.short == "skip":
@@ -232,6 +236,7 @@ class AudioFolder(AudioDataModule):
         train_fraction: float = 1.0,
         predict_on: PredictOn = "query",
         drop_last: bool = True,
+        value_range: tuple[float, float] | None = None,
     ) -> None:
         if val_fraction is not None:
             check_interval("val_fraction", val_fraction, 0, 1, "()")
@@ -247,7 +252,7 @@ class AudioFolder(AudioDataModule):
         super().__init__(
             *(transform, window, batch_size, rate, batches, short, decode, on_broken),
             *(eval_window, eval_batch_size, num_workers, seed, train_fraction, predict_on),
-            drop_last,
+            *(drop_last, value_range),
         )
         self.root, self.train_dir, self.val_dir = root, train_dir, val_dir
         self.val_fraction, self.labels = val_fraction, labels
