@@ -139,20 +139,29 @@ def _read(
     common = gcd(file.samplerate, rate)
     old, new = file.samplerate // common, rate // common  # `old` input samples give `new` samples
     if old == new and file.channels == 1 and file.subtype == "PCM_16":
-        file.seek(start)
+        _skip_to(file, start)
         return _fill(_expected(file, file.read(count, dtype="int16"), start, count), count)
     if old == new:
-        file.seek(min(start, file.frames))
+        _skip_to(file, start)
         wave, skip = _mono(file, start, count, value_range), 0
     else:
         block = max(0, start - MARGIN) // new  # a position on the grid of both rates
         stop = (start + count + MARGIN) * old // new + 1
-        file.seek(min(block * old, file.frames))
+        _skip_to(file, block * old)
         read = max(0, stop - block * old)
         wave, skip = _mono(file, block * old, read, value_range), start - block * new
         wave = _resample(wave, file.samplerate, rate)
     scaled = np.rint(wave[skip : skip + count] * 32768.0)
     return _fill(np.clip(scaled, -32768, 32767).astype(np.int16), count)
+
+
+def _skip_to(file: Any, start: int) -> None:
+    """Go from the first sample to another; some codecs cannot seek."""
+    start = min(start, file.frames)
+    if start and file.seekable():
+        file.seek(start)
+    elif start:
+        file.read(start)
 
 
 def _mono(file: Any, start: int, count: int, value_range: Sequence[float] | None) -> np.ndarray:

@@ -152,7 +152,8 @@ def pixels_of(
     if isinstance(image, Image.Image):
         found = _channels_of(image)
         if found != channels and not (found == 1 and channels == 3):
-            _check_channels(found, channels, f"mode {image.mode}", ": image.convert does that")
+            more = f'; convert it: image.convert("{_MODES.get(channels or 3, "RGB")}")'
+            _check_channels(found, channels, f"mode {image.mode}", more)
         wanted = 3 if channels == 3 else found
         if image.mode in ALPHA and channels != 4:
             raise ValueError(
