@@ -22,7 +22,7 @@ from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.eval.fingerprint import array_digest, labels_digest
 from sslzoo.random import sample_keys, stratified_split
-from sslzoo.value_range import check_finite
+from sslzoo.value_range import check_finite, from_array
 
 _BLOCK = 1024  # sequences that are checked at a time
 
@@ -223,8 +223,8 @@ def _load(root: Path, name: str) -> ArraySequences | None:
     if values.dtype.kind not in "buif" or values.dtype.itemsize > 8:
         raise ValueError(f"values in {path} must be numbers, got {values.dtype}")
     for start in range(0, len(values), _BLOCK):
-        block = np.asarray(values[start : start + _BLOCK], dtype=np.float32)
-        check_finite(torch.from_numpy(block), f"values in {path}")
+        block = from_array(values[start : start + _BLOCK], "values")
+        check_finite(block.to(torch.float32), f"values in {path}")
     extra = {}
     for key in ("label", "lengths"):
         given = extra[key] = None if key not in parts else _numbers(parts[key], key == "label")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from abc import abstractmethod
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -275,7 +277,10 @@ class AudioFolder(AudioDataModule):
             return listing.split(self.val_fraction)
         if self.query is None:
             return listing, None
-        wanted = {name: {str(value) for value in values} for name, values in self.query.items()}
+        form = partial(unicodedata.normalize, "NFC")
+        wanted = {
+            name: {form(str(value)) for value in values} for name, values in self.query.items()
+        }
         asked = torch.tensor([all(f[k] in v for k, v in wanted.items()) for f in fields])
         if asked.all() or not asked.any():
             raise ValueError(
@@ -297,9 +302,11 @@ def parse_fields(names: list[str], pattern: str) -> list[dict[str, str]]:
     """
     parts = re.split(r"{(\w+)}", pattern)
     expression = "".join(
-        f"(?P<{part}>[^/]+?)" if i % 2 else re.escape(part) for i, part in enumerate(parts)
+        f"(?P<{part}>[^/]+?)" if i % 2 else re.escape(unicodedata.normalize("NFC", part))
+        for i, part in enumerate(parts)
     )
-    matches = [re.fullmatch(expression, name.replace(os.sep, "/")) for name in names]
+    plain = [unicodedata.normalize("NFC", name.replace(os.sep, "/")) for name in names]
+    matches = [re.fullmatch(expression, name) for name in plain]
     wrong = [name for name, match in zip(names, matches, strict=True) if match is None]
     if wrong:
         raise ValueError(

@@ -7,6 +7,7 @@ view.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,15 @@ from sslzoo.data.datamodule import PredictOn
 from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
 from sslzoo.data.image.decode import BROKEN
 from sslzoo.data.image.image_set import Crops, EvalCrops, ImageSet, TrainCrops
-from sslzoo.data.listing import check_folder, check_known, pack_paths, select_rows, unpack_path
+from sslzoo.data.image.load import IMAGE_EXTENSIONS
+from sslzoo.data.listing import (
+    check_folder,
+    check_known,
+    list_files,
+    pack_paths,
+    select_rows,
+    unpack_path,
+)
 from sslzoo.eval.fingerprint import described, files_digest, labels_digest
 from sslzoo.random import Keys
 from sslzoo.transforms.image.color_space import (
@@ -43,7 +52,7 @@ from sslzoo.transforms.image.resample import center_crop
 from sslzoo.transforms.image.views import View, Views
 from sslzoo.value_range import ValueRangeError, as_pixels, check_finite, from_array
 
-_EXTENSIONS = (".png", ".npy", ".jpg", ".jpeg")
+_EXTENSIONS = (*IMAGE_EXTENSIONS, ".npy")
 _CHANNELS = {"image": 3, "depth": 1, "normals": 3, "labels": 1}
 _CONSTANTS = {
     "rgb": (IMAGENET_MEAN, IMAGENET_STD),
@@ -94,9 +103,9 @@ class Modality:
 class MultiViewFolder(ImageDataModule):
     """Aligned modalities in `<root>/train/<modality>/*` and `<root>/val/<modality>/*`.
 
-    Files are PNG (8 bits, or 16 bits with one channel), .npy ((H, W), (H, W, C) or (C, H, W) of
-    uint8, uint16 or floats) or JPEG; with `labels`, they lie in `<modality>/<class>/*`. A sample is
-    a file name (without its extension) that every modality has. A training batch has one view per
+    Files are images (8 bits, or 16 bits with one channel) or .npy ((H, W), (H, W, C) or (C, H, W)
+    of uint8, uint16 or floats); with `labels`, they lie in `<modality>/<class>/*`. A sample is a
+    file name (without its extension) that every modality has. A training batch has one view per
     modality (two for an image in Lab or YCbCr: L and ab). An evaluation batch has one image of all
     C channels, which `backbones.Towers` splits. The EXIF orientation is ignored, since modalities
     are aligned as stored.
@@ -359,15 +368,13 @@ def _match(folder: Path, modalities: Sequence[Modality]) -> _Matched:
 def _files(folder: Path) -> dict[str, str]:
     """The files below a folder by their name without extension."""
     found: dict[str, str] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in _EXTENSIONS or path.name.startswith("."):
-            continue
-        name = path.relative_to(folder).with_suffix("").as_posix()
+    for path in map(Path, list_files(folder, _EXTENSIONS)):
+        name = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
         if name in found:
             raise ValueError(f"a sample must have one file, got {found[name]} and {path}")
         found[name] = str(path)
     if not found:
-        raise ValueError(f"{str(folder)!r} must hold files ({', '.join(_EXTENSIONS)}), got none")
+        raise ValueError(f"{str(folder)!r} must hold files of images or .npy, got none")
     return found
 
 

@@ -100,7 +100,7 @@ def pil_pixels(
         image = image.convert(_MODES[channels])
     array = np.array(image)
     pixels = torch.from_numpy(array).reshape(*array.shape[:2], -1).permute(2, 0, 1)
-    return as_pixels(pixels.contiguous(), value_range)
+    return as_pixels(pixels, value_range)
 
 
 def _is_deep_color(image: Image.Image) -> bool:
@@ -176,7 +176,7 @@ def pixels_of(
         values = values[None]
     values = values if first else values.permute(2, 0, 1)
     _check_channels(len(values), channels, f"shape {tuple(image.shape)}", "")
-    return as_pixels(values, value_range, may_be_dark=may_be_dark).contiguous()
+    return as_pixels(values, value_range, may_be_dark=may_be_dark)
 
 
 def describe(image: Any) -> str:
