@@ -152,7 +152,9 @@ class Card:
         """
         if self.preprocessing is None or self.kind != "image":
             raise ValueError(f"{self.name!r} must be an encoder of images, got one of {self.kind}")
-        return image_view(self.preprocessing)
+        view = image_view(self.preprocessing)
+        view.channels = self.channels
+        return view
 
     def check_width(self, encoder: object) -> None:
         """Raise ValueError unless the encoder has the card's `num_features`."""
