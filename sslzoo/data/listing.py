@@ -111,13 +111,16 @@ def find_files(root: str | Path, extensions: tuple[str, ...]) -> Found:
 
 
 def _find(folder: str, extensions: tuple[str, ...], found: Found, visited: set[object]) -> None:
-    status = os.stat(folder)
+    try:
+        status = os.stat(folder)
+        with os.scandir(folder) as entries:
+            inside = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise ValueError(f"folders must be readable, got {error}") from error
     if (status.st_dev, status.st_ino) in visited:  # a loop of links, or a second link
         found.left_out.append(folder)
         return
     visited.add((status.st_dev, status.st_ino))
-    with os.scandir(folder) as entries:
-        inside = sorted(entries, key=lambda entry: entry.name)
     folders = []
     for entry in inside:
         name = entry.name.lower()
@@ -132,13 +135,18 @@ def _find(folder: str, extensions: tuple[str, ...], found: Found, visited: set[o
         _find(path, extensions, found, visited)
 
 
+def told(extensions: tuple[str, ...]) -> str:
+    """The extensions for an error: ".jpg, .png, .tif and 50 others"."""
+    first = ", ".join(extensions[:3])
+    return f"{first} and {len(extensions) - 3} others" if len(extensions) > 3 else first
+
+
 def say_left_out(left_out: Sequence[str], extensions: tuple[str, ...]) -> None:
     """Warn about the number of files that are not samples, with a few names."""
     if left_out:
-        endings = ", ".join(extensions) if len(extensions) < 12 else "the known extensions"
         rank_zero_warn(
             f"{len(left_out)} files are left out, which are hidden, outside the class folders, "
-            f"reached twice, or not of {endings}: {', '.join(left_out[:3])}"
+            f"reached twice, or not of {told(extensions)}: {', '.join(left_out[:3])}"
         )
 
 
@@ -158,9 +166,7 @@ def list_unlabeled(root: str | Path, name: str, extensions: tuple[str, ...]) -> 
     path = check_folder(root, name)
     paths = list_files(path, extensions)
     if not paths:
-        raise ValueError(
-            f"{name} {str(path)!r} must hold files of {', '.join(extensions)}, got none"
-        )
+        raise ValueError(f"{name} {str(path)!r} must hold files of {told(extensions)}, got none")
     return Listing(paths)
 
 
@@ -203,7 +209,7 @@ def list_classes(
     if empty:
         raise ValueError(
             f"every class of {name} {str(path)!r} must hold a file of "
-            f"{', '.join(extensions)}, none in: {empty[:5]}"
+            f"{told(extensions)}, none in: {empty[:5]}"
         )
     return Listing(paths, torch.tensor(labels), list(classes))
 

@@ -17,7 +17,8 @@ import torch
 
 from sslzoo.value_range import ValueRangeError, as_sound
 
-SOUND_EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
+SOUND_EXTENSIONS = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc",
+                    ".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".voc")  # fmt: skip
 _FLOATS = ("FLOAT", "DOUBLE")  # sample types without a range of their own
 _DELAY = 4608  # samples that an MP3 may lack at its end: the delay of codecs, four frames
 MARGIN = 1024  # samples read on either side of a window, as context of the resampling filter

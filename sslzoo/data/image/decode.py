@@ -72,11 +72,14 @@ def check_sample(paths: Sequence[str], decoding: Decoding) -> Decoding:
     dark: ValueRangeError | None = None
     bright = False
     modes: dict[str, str] = {}
+    several = None
     for row in spread(len(paths), _SAMPLE):
         path = paths[row]
         try:
             with Image.open(path) as image:
                 modes.setdefault(image.mode, path)
+                frames = getattr(image, "n_frames", 1)
+                several = path if frames > 1 else several
                 if is_deep(image) or decoding.value_range is not None:
                     decoding(image)
                     bright |= image.mode.startswith("I")
@@ -89,6 +92,8 @@ def check_sample(paths: Sequence[str], decoding: Decoding) -> Decoding:
     if dark is not None and not bright:
         raise dark
     _say_conversion(modes, decoding.channels)
+    if several is not None:
+        rank_zero_warn(f"only the first frame of images such as {several} is read")
     return decoding._replace(may_be_dark=True)
 
 

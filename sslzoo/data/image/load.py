@@ -16,11 +16,12 @@ from sslzoo.transforms.image.pixels import Decoding
 
 # What Pillow identifies without decoding pixels, or decodes by another program.
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
-IMAGE_EXTENSIONS = tuple(
+_USUAL = (".jpg", ".png", ".tif")  # first in errors
+IMAGE_EXTENSIONS = _USUAL + tuple(
     sorted(
         extension
         for extension, kind in Image.registered_extensions().items()
-        if kind in Image.OPEN and kind not in _NOT_DECODED
+        if kind in Image.OPEN and kind not in _NOT_DECODED and extension not in _USUAL
     )
 )
 Decode = Literal["auto", "array", "workers"]
