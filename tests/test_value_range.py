@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -193,6 +194,15 @@ def test_every_type_is_sound_or_refused(name: str, dtype: torch.dtype) -> None:
     for wrong in (WAVES.float(), WAVES / 32768 * 3, WAVES / 0.0):
         with pytest.raises(ValueRangeError, match=r"waveforms must be .*, got"):
             SOUNDS[name].evaluation(wrong)
+
+
+@pytest.mark.parametrize("name", list(SOUNDS))
+def test_use_changes_no_fingerprint(name: str) -> None:
+    mel = [sslzoo.transforms.LogMel()] if name == "LogMelViews" else []
+    given = WaveformInput(getattr(sslzoo.transforms, name)(*mel), 16000)
+    before = given.fingerprint()
+    given(WAVES.to(torch.int16))
+    assert pickle.loads(pickle.dumps(given)).fingerprint() == before
 
 
 def test_sound_is_declared_as_pixels_are() -> None:

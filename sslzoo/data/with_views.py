@@ -112,7 +112,9 @@ class _WithViews(ImageDataModule):
     def read(self) -> ImageSets:
         self.inner.trainer = self.trainer
         self.inner.setup("fit")
-        loader = _checked(self.inner.train_dataloader(), "train_dataloader")
+        loaders = self.inner.train_dataloader()
+        several = isinstance(loaders, list | tuple | dict) and len(loaders) > 1
+        loader = _checked(loaders if several else _first(loaders), "train_dataloader")
         if loader is None:
             raise ValueError("the data module of with_views must have a train_dataloader, got None")
         self.num_workers = loader.num_workers

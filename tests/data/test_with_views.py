@@ -252,7 +252,7 @@ def test_the_loader_is_one_of_a_map_style_dataset(kind: str) -> None:
 
     one = DataLoader(Rows(KINDS["pil"]), batch_size=4)
     made = {"iterable": DataLoader(Stream(), batch_size=4), "list": [one, one],
-            "dict": {"a": one}, "user's own": iter(one)}  # fmt: skip
+            "dict": {"a": one, "b": one}, "user's own": iter(one)}  # fmt: skip
     users = Users()
     users.train_dataloader = lambda: made[kind]  # type: ignore[method-assign]
     with pytest.raises(ValueError, match=r"train_dataloader .* one DataLoader .*, got"):
