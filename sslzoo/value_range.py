@@ -132,6 +132,10 @@ def from_array(array: Any, name: str) -> Tensor:
     """
     if array.dtype.kind not in _ARRAY_KINDS:
         raise ValueRangeError(f"{name} must be numbers, got an array of {array.dtype}")
+    if np.ma.is_masked(array):
+        raise ValueRangeError(
+            f"{name} must have no masked values, got {np.ma.count_masked(array)}; fill them"
+        )
     native = array.dtype.newbyteorder("=")
     native = np.dtype(np.float64) if native.kind == "f" and native.itemsize > 8 else native
     array = np.ascontiguousarray(array, dtype=native)

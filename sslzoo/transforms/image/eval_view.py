@@ -120,6 +120,8 @@ class EvalView:
             images = from_array(_channels_first(images, self.channels), "images")
         if isinstance(images, Tensor) and images.ndim == 4:
             found = images.shape[1]
+            if 0 in images.shape[1:]:
+                raise ValueError(f"images must have pixels, got shape {tuple(images.shape)}")
             if self.channels not in (None, found):
                 more = f": {_LAST}" if images.shape[3] == self.channels else ""
                 raise ValueError(
