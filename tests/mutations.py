@@ -257,6 +257,56 @@ SLIPS = [
         "sizes: [512, 2048, 128]",
         (CONFIG,),
     ),
+    # -- number ranges and files
+    Slip(
+        "images of 12 bits pass as black",
+        "sslzoo/value_range.py",
+        "if 0 < most <= _TWELVE_BITS:",
+        "if 0 < most <= 0:",
+        ("test_value_range.py",),
+    ),
+    Slip(
+        "the range of floats is not checked",
+        "sslzoo/value_range.py",
+        "if check and not _inside(numbers, limits):",
+        "if False and not _inside(numbers, limits):",
+        ("test_value_range.py",),
+    ),
+    Slip(
+        "a value that is no pixel is skipped as a broken file",
+        "sslzoo/data/image/image_set.py",
+        "        except ValueRangeError as error:\n            raise",
+        "        except ZeroDivisionError as error:\n            raise",
+        ("data/image/test_files.py",),
+    ),
+    Slip(
+        "a loop of links is followed",
+        "sslzoo/data/listing.py",
+        "visited.add((status.st_dev, status.st_ino))",
+        "visited.add(folder)",
+        ("data/image/test_files.py",),
+    ),
+    Slip(
+        "a truncated WAV is whole",
+        "sslzoo/data/audio/sound_files.py",
+        "if held < said < _UNKNOWN and said - held > said // 100:",
+        "if said < held < _UNKNOWN:",
+        ("data/audio/test_files.py",),
+    ),
+    Slip(
+        "a line's number is that among the lines with text",
+        "sslzoo/data/text/lines.py",
+        "line {file.number(row)} is ",
+        "line {row + 1} is ",
+        ("data/text/test_files.py",),
+    ),
+    Slip(
+        "a sampler is replaced without a word",
+        "sslzoo/data/with_views.py",
+        "    _check_order(loader, name)\n",
+        "",
+        ("data/test_with_views.py",),
+    ),
 ]
 
 

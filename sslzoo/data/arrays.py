@@ -22,6 +22,9 @@ from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.eval.fingerprint import array_digest, labels_digest
 from sslzoo.random import sample_keys, stratified_split
+from sslzoo.value_range import check_finite, from_array
+
+_BLOCK = 1024  # sequences that are checked at a time
 
 
 class ArraySequences(SampleSet):
@@ -217,16 +220,37 @@ def _load(root: Path, name: str) -> ArraySequences | None:
     if values is None or values.ndim != 3 or not len(values):
         got = sorted(parts) if values is None else values.shape
         raise ValueError(f"{path} must hold values (N, T, F), got {got}")
+    if values.dtype.kind not in "buif" or values.dtype.itemsize > 8:
+        raise ValueError(f"values in {path} must be numbers, got {values.dtype}")
+    for start in range(0, len(values), _BLOCK):
+        block = from_array(values[start : start + _BLOCK], "values")
+        check_finite(block.to(torch.float32), f"values in {path}")
     extra = {}
     for key in ("label", "lengths"):
         given = extra[key] = None if key not in parts else _numbers(parts[key], key == "label")
         if given is not None and given.shape != (len(values),):
             raise ValueError(f"{key} in {path} must be ({len(values)},), got {tuple(given.shape)}")
+        if given is not None:
+            check_finite(given, f"{key} in {path}")
+    lengths = extra["lengths"]
+    if lengths is not None and (lengths.min() < 1 or lengths.max() > values.shape[1]):
+        raise ValueError(
+            f"lengths in {path} must be from 1 to {values.shape[1]} (T), got "
+            f"{int(lengths.min())} to {int(lengths.max())}"
+        )
     return ArraySequences(values, extra["label"], extra["lengths"])
 
 
 def _numbers(given: np.ndarray, may_be_floats: bool) -> Tensor:
-    """int64, or float32 if the values are not integers."""
+    """int64, or float32 if the values are not integers.
+
+    Raises:
+        ValueError: they are no numbers.
+    """
+    if given.dtype.kind not in "buif":
+        raise ValueError(f"labels and lengths must be numbers, got {given.dtype}")
+    if may_be_floats and given.dtype.kind == "f" and not np.isfinite(given).all():
+        return torch.from_numpy(given.astype(np.float32))
     whole = given.astype(np.int64)
     if may_be_floats and not np.array_equal(whole, given):
         return torch.from_numpy(given.astype(np.float32))

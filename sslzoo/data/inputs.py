@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, final
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -17,6 +18,9 @@ from sslzoo.data.text.tokenizer import TextTokenizer
 from sslzoo.eval.fingerprint import described, text_digest
 from sslzoo.random import Keys
 from sslzoo.transforms.text.special import with_special
+from sslzoo.value_range import as_sound, check_finite, from_array
+
+_CHANNELS = 8  # waveforms of at most so many samples are rather (L, channels)
 
 
 class AudioViews(Protocol):
@@ -102,17 +106,36 @@ class WaveformInput:
     def __init__(self, transform: AudioViews, rate: int, window: int | None = None) -> None:
         self.transform, self.rate, self.window = transform, rate, window
 
-    def __call__(self, waves: Tensor | Padded | Sequence[Tensor]) -> Tensor | Padded:
-        """Preprocess waveforms (B, L), `Padded`, or a list of (L,): int16, or float in [-1, 1].
+    def __call__(
+        self,
+        waves: Tensor | np.ndarray | Padded | Sequence[Tensor | np.ndarray],
+        value_range: Sequence[float] | None = None,
+    ) -> Tensor | Padded:
+        """Preprocess waveforms: int16, or float in [-1, 1].
+
+        Args:
+            waves: tensors or arrays (B, L), one waveform (L,), `Padded`, or a list of (L,).
+            value_range: the lowest and highest values; None: those of the type.
 
         Raises:
-            ValueError: the waveforms have another shape.
+            ValueError: the waveforms have another shape, type or range.
         """
+        if isinstance(waves, np.ndarray):
+            waves = from_array(waves, "waveforms")
+        if isinstance(waves, Tensor) and waves.ndim == 1 and len(waves):
+            waves = waves[None]
         if not isinstance(waves, Tensor | Padded):
             waves = _padded(waves)
         values = waves if isinstance(waves, Tensor) else waves.values
-        if values.dim() != 2:
+        if values.dim() != 2 or not values.numel():
             raise ValueError(f"waveforms must be (B, L), got {tuple(values.shape)}")
+        if values.shape[1] <= _CHANNELS < values.shape[0]:
+            raise ValueError(
+                f"waveforms must be (B, L), got {tuple(values.shape)}, which looks like channels; "
+                "average them: waves.mean(1)"
+            )
+        values = as_sound(values, value_range)
+        waves = values if isinstance(waves, Tensor) else Padded(values, waves.lengths)
         if self.window is not None:
             waves = self._centers(waves)
         return self.transform.evaluation(waves)
@@ -138,10 +161,17 @@ def _center(wave: Tensor, window: int) -> Tensor:
     return pad(wave, (before, window - length - before))
 
 
-def _padded(waves: Sequence[Tensor]) -> Padded:
-    shapes = [tuple(getattr(wave, "shape", ())) for wave in waves]
-    if not waves or any(len(shape) != 1 for shape in shapes):
-        raise ValueError(f"waveforms must be a non-empty list of (L,), got shapes {shapes}")
+def _padded(given: Any) -> Padded:
+    several = list(given) if isinstance(given, list | tuple) else []
+    waves = [from_array(x, "waveforms") if isinstance(x, np.ndarray) else x for x in several]
+    if not waves or not all(isinstance(x, Tensor) and x.ndim == 1 and len(x) for x in waves):
+        got = [tuple(getattr(x, "shape", ())) or type(x).__name__ for x in several] or given
+        raise ValueError(
+            "waveforms must be (B, L), (L,), or a non-empty list of (L,) tensors or arrays, got "
+            f"{got!r:.200}"
+        )
+    if len({wave.dtype for wave in waves}) > 1:
+        raise ValueError(f"waveforms must have one type, got {[wave.dtype for wave in waves]}")
     lengths = torch.tensor([len(wave) for wave in waves], device=waves[0].device)
     return Padded(torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True), lengths)
 
@@ -158,15 +188,18 @@ class TextInput:
     def __init__(self, tokenizer: TextTokenizer, max_length: int) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
 
-    def __call__(self, sentences: Sequence[str]) -> Tokens:
-        """Tokenize B sentences to ids (B, L).
+    def __call__(self, sentences: str | Sequence[str]) -> Tokens:
+        """Tokenize B sentences, or one, to ids (B, L).
 
         Raises:
-            ValueError: the argument is not a list of strings.
+            ValueError: the argument is not a str or a list of them.
         """
-        lines = [] if isinstance(sentences, str) else list(sentences)
+        one = isinstance(sentences, str) or not isinstance(sentences, Iterable)
+        lines: list[Any] = [sentences] if one else list(sentences)
         if not lines or not all(isinstance(line, str) for line in lines):
-            raise ValueError(f"sentences must be a non-empty list of str, got {sentences!r}")
+            raise ValueError(
+                f"sentences must be a str or a non-empty list of str, got {sentences!r:.100}"
+            )
         source = Sentences(Text(ListLines(lines)), self.tokenizer, self.max_length - 2)
         (tokens,) = source.__getitems__(list(range(len(lines)))).views
         return with_special(tokens, self.tokenizer.special)
@@ -188,15 +221,48 @@ class FrameInput:
     def __init__(self, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)) -> None:
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
 
-    def __call__(self, sequences: Tensor | Padded) -> Tensor | Padded:
-        if not isinstance(sequences, Padded):
-            return self._scaled(sequences)
-        values = self._scaled(sequences.values) * sequences.mask[..., None]
-        return Padded(values, sequences.lengths)
+    def __call__(
+        self, sequences: Tensor | np.ndarray | Padded | Sequence[Tensor | np.ndarray]
+    ) -> Tensor | Padded:
+        """Standardize sequences (B, T, F), one (T, F), `Padded`, or a list of (T, F).
+
+        Raises:
+            ValueError: they have another shape, are no numbers, or are not finite.
+        """
+        given: Any = sequences
+        if isinstance(given, list | tuple) and not isinstance(given, Padded):
+            given = _padded_frames(given)
+        if isinstance(given, np.ndarray):
+            given = from_array(given, "sequences")
+        if isinstance(given, Tensor) and given.ndim == 2:
+            given = given[None]
+        values = given.values if isinstance(given, Padded) else given
+        width = "F" if len(self.mean) == 1 else str(len(self.mean))
+        shape = tuple(getattr(values, "shape", ()))
+        if len(shape) != 3 or (width != "F" and shape[2] != len(self.mean)):
+            got = shape or type(values).__name__
+            raise ValueError(f"sequences must be (B, T, {width}), got {got}")
+        check_finite(values, "sequences")
+        if not isinstance(given, Padded):
+            return self._scaled(values)
+        return Padded(self._scaled(values) * given.mask[..., None], given.lengths)
 
     def fingerprint(self) -> str:
         """Hash of everything the preprocessing depends on."""
         return described(self)
 
     def _scaled(self, values: Tensor) -> Tensor:
+        values = values.to(torch.float32)
         return (values - self.mean.to(values.device)) / self.std.to(values.device)
+
+
+def _padded_frames(given: Sequence[Any]) -> Padded:
+    parts = [from_array(x, "sequences") if isinstance(x, np.ndarray) else x for x in given]
+    shapes = [tuple(getattr(x, "shape", ())) or type(x).__name__ for x in parts]
+    good = parts and all(isinstance(x, Tensor) and x.ndim == 2 and len(x) for x in parts)
+    if not good or len({x.shape[1] for x in parts}) > 1:
+        raise ValueError(
+            f"sequences must be (B, T, F), or a non-empty list of (T, F), got {shapes!r:.200}"
+        )
+    lengths = torch.tensor([len(x) for x in parts], device=parts[0].device)
+    return Padded(torch.nn.utils.rnn.pad_sequence(parts, batch_first=True), lengths)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from sslzoo.random import stratified_split
@@ -76,17 +78,83 @@ def check_folder(root: str | Path, name: str) -> Path:
     return path
 
 
-def list_files(root: str | Path, extensions: tuple[str, ...]) -> list[str]:
-    """All files below a folder with one of the extensions, sorted, without hidden ones."""
-    found = []
-    for folder, inner, names in os.walk(root, followlinks=True):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        found += [
-            os.path.join(folder, name)
-            for name in sorted(names)
-            if name.lower().endswith(extensions) and not name.startswith(".")
-        ]
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` evenly spaced positions among `count`."""
+    if count <= most:
+        return list(range(count))
+    return [row * (count - 1) // (most - 1) for row in range(most)]
+
+
+class Found(NamedTuple):
+    """Files below a folder.
+
+    Args:
+        paths: the sorted files with one of the extensions.
+        left_out: the others, without those of the operating system, and repeated folders.
+    """
+
+    paths: list[str]
+    left_out: list[str]
+
+
+_CLUTTER = {".ds_store", "thumbs.db", "desktop.ini"}
+
+
+def find_files(root: str | Path, extensions: tuple[str, ...]) -> Found:
+    """All files below a folder; links are followed, and each folder is visited once.
+
+    Hidden files and folders are left out, as are files of other extensions.
+    """
+    found = Found([], [])
+    _find(os.fspath(root), extensions, found, set())
     return found
+
+
+def _find(folder: str, extensions: tuple[str, ...], found: Found, visited: set[object]) -> None:
+    try:
+        status = os.stat(folder)
+        with os.scandir(folder) as entries:
+            inside = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise ValueError(f"folders must be readable, got {error}") from error
+    if (status.st_dev, status.st_ino) in visited:  # a loop of links, or a second link
+        found.left_out.append(folder)
+        return
+    visited.add((status.st_dev, status.st_ino))
+    folders = []
+    for entry in inside:
+        name = entry.name.lower()
+        is_folder, hidden = entry.is_dir(), name.startswith(".")
+        if is_folder and not hidden:
+            folders.append(entry.path)
+        elif name.endswith(extensions) and not hidden and (entry.is_file() or entry.is_symlink()):
+            found.paths.append(entry.path)  # a dangling link is an unreadable sample
+        elif name not in _CLUTTER and not name.startswith("._"):
+            found.left_out.append(entry.path)
+    for path in folders:
+        _find(path, extensions, found, visited)
+
+
+def told(extensions: tuple[str, ...]) -> str:
+    """The extensions for an error: ".jpg, .png, .tif and 50 others"."""
+    first = ", ".join(extensions[:3])
+    return f"{first} and {len(extensions) - 3} others" if len(extensions) > 3 else first
+
+
+def say_left_out(left_out: Sequence[str], extensions: tuple[str, ...]) -> None:
+    """Warn about the number of files that are not samples, with a few names."""
+    if left_out:
+        rank_zero_warn(
+            f"{len(left_out)} files are left out, which are hidden, outside the class folders, "
+            f"reached twice, or not of {told(extensions)}: {', '.join(left_out[:3])}"
+        )
+
+
+def list_files(root: str | Path, extensions: tuple[str, ...]) -> list[str]:
+    """All files below a folder with one of the extensions, sorted; says what is left out."""
+    found = find_files(root, extensions)
+    say_left_out(found.left_out, extensions)
+    return found.paths
 
 
 def list_unlabeled(root: str | Path, name: str, extensions: tuple[str, ...]) -> Listing:
@@ -98,9 +166,7 @@ def list_unlabeled(root: str | Path, name: str, extensions: tuple[str, ...]) -> 
     path = check_folder(root, name)
     paths = list_files(path, extensions)
     if not paths:
-        raise ValueError(
-            f"{name} {str(path)!r} must hold files of {', '.join(extensions)}, got none"
-        )
+        raise ValueError(f"{name} {str(path)!r} must hold files of {told(extensions)}, got none")
     return Listing(paths)
 
 
@@ -122,25 +188,53 @@ def list_classes(
         ValueError: the folder is missing or empty, or a class is empty or unknown.
     """
     path = check_folder(root, name)
-    folders = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    folders = _class_folders(path, name)
     if not folders:
         raise ValueError(f"{name} {str(path)!r} must hold one sub-folder per class, got none")
-    classes = folders if classes is None else classes
+    classes = sorted(folders) if classes is None else classes
     check_known(folders, classes, f"{name} {str(path)!r}")
     paths: list[str] = []
     labels: list[int] = []
     empty = []
+    left_out = [entry.path for entry in _outside(path)]
     for label, folder in enumerate(classes):
-        files = list_files(path / folder, extensions) if folder in folders else []
-        empty += [] if files or folder not in folders else [folder]
+        if folder not in folders:
+            continue
+        files, others = find_files(path / folders[folder], extensions)
+        empty += [] if files else [folder]
         paths += files
         labels += [label] * len(files)
+        left_out += others
+    say_left_out(left_out, extensions)
     if empty:
         raise ValueError(
             f"every class of {name} {str(path)!r} must hold a file of "
-            f"{', '.join(extensions)}, none in: {empty[:5]}"
+            f"{told(extensions)}, none in: {empty[:5]}"
         )
     return Listing(paths, torch.tensor(labels), list(classes))
+
+
+def _class_folders(path: Path, name: str) -> dict[str, str]:
+    """The names of sub-folders by class: the names in the composed form of Unicode (NFC)."""
+    folders: dict[str, str] = {}
+    for entry in sorted(path.iterdir()):
+        if entry.is_dir() and not entry.name.startswith("."):
+            label = unicodedata.normalize("NFC", entry.name)
+            if label in folders:
+                raise ValueError(
+                    f"{name} {str(path)!r} must have one folder per class, got two Unicode forms "
+                    f"of {label!r}; merge them"
+                )
+            folders[label] = entry.name
+    return folders
+
+
+def _outside(path: Path) -> list[os.DirEntry[str]]:
+    """What lies beside the class folders: files, and hidden folders."""
+    with os.scandir(path) as entries:
+        beside = [e for e in entries if not e.is_dir() or e.name.startswith(".")]
+    beside.sort(key=lambda entry: entry.name)
+    return [e for e in beside if e.name.lower() not in _CLUTTER and not e.name.startswith("._")]
 
 
 def list_folders(

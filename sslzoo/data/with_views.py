@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -11,18 +11,33 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    default_collate,
+    default_convert,
+)
 
 from sslzoo import distributed
 from sslzoo.batch import Batch
 from sslzoo.data.datamodule import PredictOn
 from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
-from sslzoo.data.image.decode import to_rgb, to_tensor
 from sslzoo.data.image.image_set import Crops, ImageSet
+from sslzoo.data.listing import spread
 from sslzoo.random import Keys
 from sslzoo.transforms.image.eval_view import EvalView
+from sslzoo.transforms.image.pixels import Decoding, pixels_of, stack_pixels
 from sslzoo.transforms.image.views import Views
+from sslzoo.value_range import TooDarkError, ValueRange, check_value_range
 
 _LARGE_SIDE = 128  # pixels; larger images are cropped in the workers
+_SAMPLE = 4  # samples of each loader that are read before training
+_ORDERS = (RandomSampler, SequentialSampler, DistributedSampler, SubsetRandomSampler)
 
 
 def with_views(
@@ -34,17 +49,19 @@ def with_views(
     crop_in_workers: bool | None = None,
     seed: int | None = None,
     predict_on: PredictOn = "query",
+    value_range: tuple[float, float] | None = None,
 ) -> ImageDataModule:
     """Train on a data module that yields (image, label), without changing it.
 
     Its datasets are read by index, with their own transforms (which should neither augment nor
-    normalize). Its loaders give the batch size and the number of workers. Our sampler and views
-    replace its shuffling and augmentation.
+    normalize) and its loaders' collate functions. Its loaders give the batch size, the number of
+    workers and the subset of a `SubsetRandomSampler`. Our sampler and views replace its shuffling
+    and augmentation. Channels and bit depth are kept.
 
     Args:
         datamodule: a data module with `train_dataloader`, and with `val_dataloader` or
             `test_dataloader` for evaluation (the first of several is used). Images are PIL images,
-            uint8 arrays (H, W) or (H, W, C), or uint8 or float tensors (C, H, W), floats in
+            arrays (H, W) or (H, W, C), or tensors (C, H, W), of uint8, uint16, bool, or floats in
             [0, 1]. Labels are optional.
         transform: makes the training views.
         eval_view: the evaluation view; None: derived from `transform`, see `ImageDataModule`.
@@ -52,17 +69,19 @@ def with_views(
             number of ranks, as in Lightning.
         num_classes: number of classes; None: the data module's `num_classes`, or the length of the
             dataset's `classes`. Without either, only label-free metrics are computed.
-        crop_in_workers: whether workers crop to uint8, which allows images of several sizes; None:
-            if the first image is larger than 128 pixels.
+        crop_in_workers: whether workers crop, which allows images of several sizes; None: if the
+            first image is larger than 128 pixels.
         seed: seed of batches and views; None: the run's seed.
         predict_on: the set that `predict` runs on.
+        value_range: the values of black and white, such as (0, 255) of floats or (-1, 1); None:
+            those of the type.
 
     Raises:
-        ValueError: on use, for an image or a loader of another kind.
+        ValueError: on use, for an image, a sampler or a loader of another kind.
     """
     return _WithViews(
         *(datamodule, transform, eval_view, batch_size, num_classes, crop_in_workers),
-        *(seed, predict_on),
+        *(seed, predict_on, check_value_range(value_range)),
     )
 
 
@@ -77,6 +96,7 @@ class _WithViews(ImageDataModule):
         crop_in_workers: bool | None,
         seed: int | None,
         predict_on: PredictOn,
+        value_range: ValueRange | None,
     ) -> None:
         batch = 1 if batch_size is None else batch_size
         super().__init__(transform, batch, eval_view, 256, None, seed, 1.0, predict_on)
@@ -84,6 +104,7 @@ class _WithViews(ImageDataModule):
         self._own_batch = batch_size is not None
         self._classes = num_classes
         self._crop = crop_in_workers
+        self._value_range = value_range
 
     def prepare_data(self) -> None:
         self.inner.prepare_data()
@@ -91,7 +112,9 @@ class _WithViews(ImageDataModule):
     def read(self) -> ImageSets:
         self.inner.trainer = self.trainer
         self.inner.setup("fit")
-        loader = _first(self.inner.train_dataloader())
+        loaders = self.inner.train_dataloader()
+        several = isinstance(loaders, list | tuple | dict) and len(loaders) > 1
+        loader = _checked(loaders if several else _first(loaders), "train_dataloader")
         if loader is None:
             raise ValueError("the data module of with_views must have a train_dataloader, got None")
         self.num_workers = loader.num_workers
@@ -103,24 +126,28 @@ class _WithViews(ImageDataModule):
                 )
             self.batch_size = loader.batch_size * distributed.world_size()
         self.eval_batch_size = min(256, max(1, loader.batch_size or 256))
-        image, label = _pair(loader.dataset[0])
-        side = max(_size(image))
-        crop = side > _LARGE_SIDE if self._crop is None else self._crop
+        train = Rows(loader, self._value_range)
+        image, label = train.read([0])
         query = self._query_dataset()
+        rest = [] if query is None or query.dataset is train.dataset else [query]
+        for rows in (train, *rest):
+            rows.check_sample()
+        side = max(image[0].shape[1:])
+        crop = side > _LARGE_SIDE if self._crop is None else self._crop
         return ImageSets(
-            _UserImages(loader.dataset, crop),
+            _UserImages(train, crop),
             None if query is None else _UserImages(query, crop),
             None if label is None else self._count_classes(loader.dataset),
         )
 
-    def _query_dataset(self) -> Any | None:
+    def _query_dataset(self) -> Rows | None:
         for stage, name in (("validate", "val_dataloader"), ("test", "test_dataloader")):
             if getattr(type(self.inner), name) is getattr(LightningDataModule, name):
                 continue  # it is not implemented
             self.inner.setup(stage)
-            loader = _first(getattr(self.inner, name)())
+            loader = _checked(_first(getattr(self.inner, name)()), name)
             if loader is not None:
-                return loader.dataset
+                return Rows(loader, self._value_range)
         return None
 
     def _count_classes(self, dataset: Any) -> int | None:
@@ -136,55 +163,117 @@ class _WithViews(ImageDataModule):
         return found
 
 
-class _UserImages(ImageSet):
-    """A user's dataset, read by index. `crops` is None if whole images are read."""
+class Rows:
+    """The (image, label) samples of a user's loader: its dataset, sampler and collate function.
 
-    def __init__(
-        self,
-        dataset: Any,
-        needs_crops: bool,
-        crops: Crops | None = None,
-        rows: Tensor | None = None,
-    ) -> None:
-        self.dataset = dataset
-        self.labels = None  # reading all of them would load every image
-        self.needs_crops = needs_crops
-        self.crops = crops
-        self.rows = rows
-        self.channels = 3 if needs_crops else len(self._first())
+    Args:
+        loader: a `DataLoader` with a map-style dataset.
+        value_range: the values of black and white; None: those of the type.
+    """
 
-    def side(self, wanted: int | None) -> int | None:
-        """The shorter side of the first image, if all have one size."""
-        return None if self.needs_crops else min(self._first().shape[1:])
-
-    def _first(self) -> Tensor:
-        return _tensor(_pair(self.dataset[0])[0])
+    def __init__(self, loader: DataLoader[Any], value_range: ValueRange | None) -> None:
+        self.dataset: Any = loader.dataset
+        self.value_range = value_range
+        collate: Any = loader.collate_fn
+        self.collate = None if collate in (default_collate, default_convert) else collate
+        sampler = loader.sampler
+        self.rows = list(sampler.indices) if isinstance(sampler, SubsetRandomSampler) else None
+        self.may_be_dark = True
+        self.channels: int | None = None
+        self.channels = len(self.read([0])[0][0])
 
     def __len__(self) -> int:
         return len(self.dataset) if self.rows is None else len(self.rows)
 
+    def read(self, index: Sequence[int]) -> tuple[list[Tensor], Tensor | None]:
+        """Images (C, H, W), uint8 or float in [0, 1], and labels (B,), or None without labels.
+
+        Raises:
+            ValueError: a sample is not (image, label), or its values are not pixels.
+        """
+        items = [self.dataset[row if self.rows is None else int(self.rows[row])] for row in index]
+        if self.collate is None:
+            pairs = [_pair(item) for item in items]
+            images = [image for image, _ in pairs]
+            given = [label for _, label in pairs if label is not None]
+            labels = _labels(given) if given else None
+        else:
+            images, labels = _pair(self.collate(items))
+            labels = None if labels is None else _labels(labels)
+            counts = [len(x) if isinstance(x, Sized) else None for x in (images, labels)]
+            if counts[0] != len(items) or counts[1] not in (None, len(items)):
+                raise ValueError(
+                    "the collate_fn of a loader of with_views must give (images, labels) of the "
+                    f"{len(items)} samples, got {counts[0]} images and {counts[1]} labels"
+                )
+        return [self._pixels(image) for image in images], labels
+
+    def check_sample(self) -> None:
+        """Read a few evenly spaced samples.
+
+        Raises:
+            ValueError: see `read`; or none of 16 bits has more than 12.
+        """
+        dark, bright = None, False
+        self.may_be_dark = False
+        for row in spread(len(self), _SAMPLE):
+            try:
+                bright |= self.read([row])[0][0].is_floating_point()
+            except TooDarkError as error:
+                dark = dark or error
+        if dark is not None and not bright:
+            raise dark
+        self.may_be_dark = True
+
+    def _pixels(self, image: Any) -> Tensor:
+        gray = isinstance(image, Image.Image) and self.channels == 3
+        channels = 3 if gray else None
+        return pixels_of(image, channels, self.value_range, may_be_dark=self.may_be_dark)
+
+
+class _UserImages(ImageSet):
+    """A user's samples, read by index. `crops` is None if whole images are read."""
+
+    def __init__(
+        self,
+        samples: Rows,
+        needs_crops: bool,
+        crops: Crops | None = None,
+        rows: Tensor | None = None,
+    ) -> None:
+        self.samples = samples
+        self.labels = None  # reading all of them would load every image
+        self.needs_crops = needs_crops
+        self.crops = crops
+        self.rows = rows
+        self.channels = samples.channels
+
+    def side(self, wanted: int | None) -> int | None:
+        """The shorter side of the first image, if all have one size."""
+        return None if self.needs_crops else min(self.samples.read([0])[0][0].shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.samples) if self.rows is None else len(self.rows)
+
     def subset(self, rows: Tensor) -> _UserImages:
         rows = rows if self.rows is None else self.rows[rows]
-        return _UserImages(self.dataset, self.needs_crops, self.crops, rows)
+        return _UserImages(self.samples, self.needs_crops, self.crops, rows)
 
     def cropped(self, crops: Crops, keep_size: bool) -> _UserImages:
         wanted = crops if self.needs_crops else None
-        return _UserImages(self.dataset, self.needs_crops, wanted, self.rows)
+        return _UserImages(self.samples, self.needs_crops, wanted, self.rows)
 
     def __getitems__(self, index: list[int]) -> Batch:
         kept = torch.tensor(index)
-        rows = index if self.rows is None else self.rows[kept].tolist()
-        pairs = [_pair(self.dataset[row]) for row in rows]
-        labels = [label for _, label in pairs if label is not None]
-        label = torch.stack([torch.as_tensor(x) for x in labels]) if labels else None
+        images, label = self.samples.read(index if self.rows is None else self.rows[kept].tolist())
         if self.crops is None:
-            return Batch([_stack([_tensor(image) for image, _ in pairs])], kept, label)
+            return Batch([_stack(images)], kept, label)
         key = self.crops.keys(kept).key
         cut = [
-            self.crops.cut(_pil_image(image), Keys(key[i : i + 1]), upright=False)
-            for i, (image, _) in enumerate(pairs)
+            self.crops.cut(image, Keys(key[i : i + 1]), Decoding())
+            for i, image in enumerate(images)
         ]
-        return Batch([torch.stack(view) for view in zip(*cut, strict=True)], kept, label)
+        return Batch([_stack(list(view)) for view in zip(*cut, strict=True)], kept, label)
 
 
 def _first(loaders: Any) -> Any:
@@ -196,71 +285,70 @@ def _first(loaders: Any) -> Any:
     return loaders
 
 
+def _checked(loader: Any, name: str) -> DataLoader[Any] | None:
+    """A loader whose samples can be read by index, in any order.
+
+    Raises:
+        ValueError: it is no such loader, or its sampler cannot be kept.
+    """
+    if loader is None:
+        return None
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        got = type(getattr(loader, "dataset", loader)).__name__
+        raise ValueError(
+            f"the {name} of with_views must be one DataLoader of a map-style dataset, got {got}"
+        )
+    if not isinstance(loader.dataset, Sized) or not len(loader.dataset):
+        raise ValueError(f"the dataset of the {name} must have samples, got none")
+    _check_order(loader, name)
+    return loader
+
+
+def _check_order(loader: DataLoader[Any], name: str) -> None:
+    """Refuse a sampler that the keyed sampler would silently replace."""
+    sampler: Any = loader.sampler
+    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
+        got = type(loader.batch_sampler).__name__
+    elif type(sampler) not in _ORDERS:
+        got = type(sampler).__name__
+    elif isinstance(sampler, RandomSampler) and (
+        sampler.replacement or sampler.num_samples != len(sampler.data_source)
+    ):
+        got = f"RandomSampler(replacement={sampler.replacement}, num_samples={sampler.num_samples})"
+    else:
+        return
+    raise ValueError(
+        f"the sampler of the {name} must be a RandomSampler or SequentialSampler of all samples, a "
+        f"DistributedSampler or a SubsetRandomSampler, got {got}, which the keyed sampler of "
+        "with_views would replace; choose the samples by torch.utils.data.Subset"
+    )
+
+
 def _pair(item: Any) -> tuple[Any, Any]:
-    if isinstance(item, (tuple, list)):
+    if isinstance(item, (tuple, list)) and item:
         return item[0], item[1] if len(item) > 1 else None
     if isinstance(item, (Tensor, np.ndarray, Image.Image)):
         return item, None
     raise ValueError(f"a dataset's item must be (image, label), got {type(item).__name__}")
 
 
-def _size(image: Any) -> tuple[int, int]:
-    if isinstance(image, Image.Image):
-        return image.size
-    height, width = _tensor(image).shape[1:]
-    return int(height), int(width)
-
-
-def _tensor(image: Any) -> Tensor:
-    """uint8 or float (C, H, W)."""
-    if isinstance(image, Image.Image):
-        if image.mode == "L":
-            return torch.from_numpy(np.array(image))[None]
-        return to_tensor(to_rgb(image, upright=False))
-    if isinstance(image, np.ndarray):
-        array = image[:, :, None] if image.ndim == 2 else image
-        image = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
-    good = isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] in (1, 3)
-    if not good or not (image.dtype == torch.uint8 or image.is_floating_point()):
+def _labels(labels: Any) -> Tensor:
+    try:
+        if isinstance(labels, Tensor):
+            return labels
+        return torch.stack([torch.as_tensor(label) for label in labels])
+    except (TypeError, ValueError, RuntimeError):
         raise ValueError(
-            "an image must be PIL, a uint8 array (H, W) or (H, W, C), or a uint8 or float tensor "
-            f"(C, H, W), with 1 or 3 channels, got {_describe(image)}"
-        )
-    return image
-
-
-def _pil_image(image: Any) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image
-    tensor = _tensor(image)
-    if tensor.is_floating_point():
-        _check_range(tensor)
-        tensor = (tensor * 255).round().to(torch.uint8)
-    return Image.fromarray(tensor.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
+            f"labels must be numbers or arrays of one shape, got {labels!r:.100}"
+        ) from None
 
 
 def _stack(images: list[Tensor]) -> Tensor:
     if len({image.shape for image in images}) > 1:
         sizes = sorted({tuple(image.shape) for image in images})[:2]
-        raise ValueError(
-            f"images of a batch must have one shape, got {sizes}; pass crop_in_workers=True to "
-            "with_views"
+        channels = len({size[0] for size in sizes}) > 1
+        more = (
+            "convert them in the dataset" if channels else "pass crop_in_workers=True to with_views"
         )
-    batch = torch.stack(images)
-    if batch.is_floating_point():
-        _check_range(batch)
-    return batch
-
-
-def _check_range(images: Tensor) -> None:
-    low, high = float(images.min()), float(images.max())
-    if low < 0 or high > 1:
-        raise ValueError(
-            f"float images must be in [0, 1], got [{low:.3g}, {high:.3g}]; leave normalization "
-            "to the transform of with_views"
-        )
-
-
-def _describe(image: Any) -> str:
-    shape = tuple(getattr(image, "shape", ()))
-    return f"{type(image).__name__} {getattr(image, 'dtype', '')} {shape}"
+        raise ValueError(f"images of a batch must have one shape, got {sizes}; {more}")
+    return stack_pixels(images)

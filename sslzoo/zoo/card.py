@@ -152,7 +152,9 @@ class Card:
         """
         if self.preprocessing is None or self.kind != "image":
             raise ValueError(f"{self.name!r} must be an encoder of images, got one of {self.kind}")
-        return image_view(self.preprocessing)
+        view = image_view(self.preprocessing)
+        view.channels = self.channels
+        return view
 
     def check_width(self, encoder: object) -> None:
         """Raise ValueError unless the encoder has the card's `num_features`."""
@@ -250,7 +252,10 @@ def image_view(preprocessing: Mapping[str, Any]) -> EvalView:
     view = {k: v for k, v in preprocessing.items() if k in _VIEW and v is not None}
     if "fraction" not in view:
         view.setdefault("resize", view["size"])  # identity for images of that size
-    return EvalView(**view)
+    made = EvalView(**view)
+    if preprocessing.get("channels"):
+        made.channels = preprocessing["channels"]
+    return made
 
 
 def card_of(raw: Mapping[str, Any], where: str) -> Card:

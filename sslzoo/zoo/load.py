@@ -109,6 +109,8 @@ def load(
         about.card = card
     if (card is not None or expects[0] is not None) and not whole:
         about.preprocess = preprocessor(*expects, str(path), trust)
+        if card is not None and card.kind == "image":
+            about.preprocess.channels = card.channels  # 3 if the card names none
     return module.train(train)
 
 

@@ -125,3 +125,24 @@ def test_what_is_missing_or_wrong_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "val.npz", x=np.zeros((3, 20)))
     with pytest.raises(ValueError, match=r"must hold values \(N, T, F\), got \['x'\]"):
         arrays(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"values": np.full((4, 5, 2), np.nan)}, "values in .* must be finite, got NaN"),
+        ({"values": np.full((4, 5, 2), 1e300)}, "values in .* must be finite, got NaN or inf"),
+        ({"values": np.full((4, 5, 2), "a")}, "values in .* must be numbers, got <U1"),
+        ({"values": np.zeros((4, 5, 2), np.complex64)}, "must be numbers, got complex64"),
+        ({"values": np.zeros((0, 5, 2))}, r"must hold values \(N, T, F\), got"),
+        ({"label": np.array(["a"] * 4)}, "must be numbers, got <U1"),
+        ({"label": np.array([0, 1, np.nan, 2])}, "label in .* must be finite, got NaN"),
+        ({"lengths": np.array([1, 2, 3, 6])}, r"must be from 1 to 5 \(T\), got 1 to 6"),
+        ({"lengths": np.array([0, 2, 3, 5])}, r"must be from 1 to 5 \(T\), got 0 to 5"),
+    ],
+)
+def test_numbers_are_finite_numbers(tmp_path: Path, changes: Any, said: str) -> None:
+    given = {"values": np.zeros((4, 5, 2)), **changes}
+    np.savez(tmp_path / "train.npz", **given)
+    with pytest.raises(ValueError, match=said):
+        arrays(tmp_path, window=1, batch_size=2, standardize=False)

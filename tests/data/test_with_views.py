@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,16 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from sslzoo.data import with_views
 from sslzoo.transforms import EvalView, RandomResizedCrop, View, Views
@@ -118,7 +128,7 @@ def test_labels_of_unknown_number_are_reported():
     [
         (
             lambda x: (torch.from_numpy(x).permute(2, 0, 1) / 255 - 0.5) / 0.2,
-            r"must be in \[0, 1\]",
+            r"float from 0 to 1, got float32 from .*value_range",
         ),
         (lambda x: torch.from_numpy(x), "got Tensor torch.uint8 .10, 10, 3."),
         (lambda x: "path", "got str"),
@@ -153,3 +163,132 @@ def test_a_trainer_fits_validates_and_predicts(tmp_path: Path):
     assert module.evaluated[0].views[0].shape == (1, 3, 10, 10)
     got = trainer.predict(module, datamodule=data)
     assert torch.cat(got).tolist() == list(range(5))
+
+
+# -- samplers, collate functions and loaders
+
+
+class Loader(LightningDataModule):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = {"batch_size": 4, "dataset": Rows(KINDS["pil"]), **options}
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(**self.options)
+
+
+def kept_rows(**options: Any) -> list[int]:
+    """The first pixels, which tell the rows apart, of one epoch."""
+    data = with_views(Loader(**options), PlainViews(), seed=1, num_classes=3)
+    data.setup("fit")
+    wanted = {tuple(PIXELS[i, 0, 0]): i for i in range(12)}
+    seen = [
+        wanted[tuple(image[:, 0, 0].tolist())]
+        for batch in data.train_dataloader()
+        for image in batch.views[0]
+    ]
+    return sorted(seen)
+
+
+class Mine(Sampler):
+    def __init__(self, source: Any) -> None:
+        pass
+
+    def __iter__(self) -> Any:
+        return iter([0, 1])
+
+    def __len__(self) -> int:
+        return 2
+
+
+SAMPLERS = {
+    cls.__name__: cls for cls in vars(torch.utils.data).values()
+    if inspect.isclass(cls) and issubclass(cls, Sampler)
+}  # fmt: skip
+SAMPLERS["Mine"] = Mine
+MADE = {
+    "SubsetRandomSampler": lambda: SubsetRandomSampler([1, 3, 5, 7, 9, 11, 0, 2]),
+    "WeightedRandomSampler": lambda: WeightedRandomSampler([1.0] * 12, 12),
+    "DistributedSampler": lambda: DistributedSampler(range(12), num_replicas=1, rank=0),
+}
+
+
+@pytest.mark.parametrize("name", [n for n in SAMPLERS if n not in ("Sampler", "BatchSampler")])
+def test_every_sampler_is_kept_or_refused(name: str) -> None:
+    sampler = MADE.get(name, lambda: SAMPLERS[name](range(12)))()
+    if name in ("SequentialSampler", "RandomSampler", "DistributedSampler"):
+        assert kept_rows(sampler=sampler) == list(range(12))
+    elif name == "SubsetRandomSampler":
+        assert kept_rows(sampler=sampler) == [0, 1, 2, 3, 5, 7, 9, 11]
+    else:
+        with pytest.raises(ValueError, match=rf"the sampler of the train_dataloader .* got {name}"):
+            kept_rows(sampler=sampler)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"sampler": RandomSampler(range(12), num_samples=8)}, "got RandomSampler.*num_samples=8"),
+        ({"sampler": RandomSampler(range(12), replacement=True)}, "replacement=True"),
+        ({"batch_sampler": [[0, 1], [2, 3]], "batch_size": 1}, "got list"),
+        ({"dataset": []}, "must have samples, got none"),
+        ({"dataset": iter([1])}, "got list_iterator|must have samples"),
+        ({"collate_fn": lambda items: items[:1]}, r"collate_fn .* got .* images and"),
+        ({"collate_fn": lambda items: {"x": items}}, "must be .image, label., got dict"),
+        ({"dataset": [(PIXELS[0], "cat")] * 8}, "labels must be numbers .*'cat'"),
+        ({"dataset": [(PIXELS[i % 2][: 9 + i % 2], 0) for i in range(8)]}, "must have one shape"),
+    ],
+)
+def test_other_loaders_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        kept_rows(**options)
+
+
+@pytest.mark.parametrize("kind", ["iterable", "list", "dict", "user's own"])
+def test_the_loader_is_one_of_a_map_style_dataset(kind: str) -> None:
+    class Stream(IterableDataset):
+        def __iter__(self) -> Any:
+            return iter(Rows(KINDS["pil"]))
+
+    one = DataLoader(Rows(KINDS["pil"]), batch_size=4)
+    made = {"iterable": DataLoader(Stream(), batch_size=4), "list": [one, one],
+            "dict": {"a": one, "b": one}, "user's own": iter(one)}  # fmt: skip
+    users = Users()
+    users.train_dataloader = lambda: made[kind]  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"train_dataloader .* one DataLoader .*, got"):
+        with_views(users, PlainViews(), num_classes=3).setup("fit")
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_a_collate_function_is_kept(crop: bool) -> None:
+    def stack(items: list[Any]) -> Any:
+        images = torch.stack([torch.from_numpy(x["image"]).permute(2, 0, 1) for x in items])
+        return images.flip(3), torch.tensor([x["label"] for x in items])
+
+    rows = [{"image": PIXELS[i], "label": i % 3} for i in range(12)]
+    transform = Views([View(RandomResizedCrop(10, (1, 1), (1, 1), flip=0), [])])
+    users = Loader(dataset=rows, collate_fn=stack)
+    data = with_views(users, transform, num_classes=3, crop_in_workers=crop, seed=1)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert torch.equal(batch.label, batch.index % 3)
+    wanted = torch.from_numpy(PIXELS[batch.index.numpy()]).permute(0, 3, 1, 2).flip(3) / 255
+    torch.testing.assert_close(data.train_views(batch, 0).views[0], wanted)
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_pictures_may_be_gray_among_colors_but_not_transparent(crop: bool) -> None:
+    def mode(which: str) -> Any:
+        return [(Image.fromarray(x).convert(which if i == 5 else "RGB"), 0) for i, x in
+                enumerate(PIXELS)]  # fmt: skip
+
+    views = Views([View(RandomResizedCrop(8), [])])
+    for which in ("L", "RGBA", "P", "CMYK"):
+        users = Loader(dataset=mode(which))
+        data = with_views(users, views, num_classes=1, crop_in_workers=crop, seed=1)
+        data.setup("fit")
+        if which == "RGBA":
+            with pytest.raises(ValueError, match=r"3 channels, got 4 .mode RGBA.; convert it"):
+                list(data.train_dataloader())
+            continue
+        assert all(batch.views[0].shape[1] == 3 for batch in data.train_dataloader())

@@ -223,22 +223,102 @@ def test_an_encoder_that_gives_no_features_is_refused(tmp_path: Path) -> None:
         fixed_features(net, card)
 
 
+PIXELS = torch.randint(0, 256, (2, 3, 12, 9), dtype=torch.uint8)
+ROWS = PIXELS.permute(0, 2, 3, 1).numpy()
+CLEAR = {
+    "tensor": PIXELS,
+    "array": ROWS,
+    "array of channels first": PIXELS.numpy(),
+    "array from big-endian file": (PIXELS.numpy().astype(">u2") * 257),
+    "reversed array": ROWS[::-1][::-1],
+    "read-only array": np.frombuffer(ROWS.tobytes(), np.uint8).reshape(ROWS.shape),
+    "float array": ROWS / 255,
+    "list of PIL": [Image.fromarray(row) for row in ROWS],
+    "list of arrays": list(ROWS),
+    "tuple of tensors": tuple(PIXELS),
+    "mixed list": [Image.fromarray(ROWS[0]), PIXELS[1]],
+}
+
+
+@pytest.mark.parametrize("kind", list(CLEAR))
+def test_images_of_every_clear_form_are_the_same_input(kind: str) -> None:
+    prepare: Any = preprocessor({"size": 8, "resize": 9, "mean": [0.5] * 3, "std": [0.2] * 3})
+    wanted = prepare(PIXELS)
+    given: Any = CLEAR[kind]
+    torch.testing.assert_close(prepare(given), wanted, atol=2.1 / 255 / 0.2, rtol=0)
+    torch.testing.assert_close(prepare(given[0]), wanted[:1], atol=2.1 / 255 / 0.2, rtol=0)
+
+
+def test_images_of_several_sizes_are_one_batch() -> None:
+    prepare: Any = preprocessor({"size": 8, "channels": 3})
+    pictures = [Image.new("RGB", (8 + i, 9), (255, 0, 0)) for i in range(3)]
+    gray = Image.new("L", (20, 10), 255)
+    turned = Image.new("RGB", (10, 12), (255, 0, 0))
+    turned.getexif()[0x0112] = 6
+    out = prepare([*pictures, gray, turned])
+    assert out.shape == (5, 3, 8, 8)
+    torch.testing.assert_close(out.mean((2, 3))[0], torch.tensor([1.0, 0, 0]))
+    assert (out[3] == 1).all()  # a gray picture is repeated, as a folder of images does
+
+
+ONE = {"size": 8, "channels": 1}
+THREE = {"size": 8, "channels": 3}
+
+
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("about", "given", "said"),
     [
-        (Image.new("RGB", (8, 8)), r"got a PIL.Image.Image: .*pil_to_tensor"),
-        ([Image.new("RGB", (8, 8))], r"got a builtins.list of PIL.Image.Image"),
-        ([], "got a builtins.list"),
-        (np.zeros((1, 3, 8, 8), np.uint8), "got a numpy.ndarray"),
-        (torch.zeros(3, 8, 8), r"got shape \(3, 8, 8\): images\[None\] is a batch of one"),
-        (torch.zeros(8, 8), r"got shape \(8, 8\)$"),
-        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "got torch.int64"),
-        (torch.full((1, 3, 8, 8), 255.0), "got floats from 255 to 255"),
-        (torch.full((1, 3, 8, 8), -1.0), "got floats from -1 to -1"),
-        (torch.full((1, 3, 8, 8), torch.nan), "got floats from nan to nan"),
+        (THREE, [], r"a list of images, got \[\]"),
+        (THREE, "a.png", r"got str 'a.png'; PIL.Image.open"),
+        (THREE, None, "got NoneType"),
+        (THREE, [[1, 2]], "got list"),
+        (THREE, torch.zeros(1, 8, 8, 3, dtype=torch.uint8), "3 channels, got 8 .*permute"),
+        (THREE, torch.zeros(8, 8, 3), r"got Tensor torch.float32 \(8, 8, 3\)"),
+        (THREE, torch.zeros(1, 1, 8, 8), "must have 3 channels, got 1"),
+        (THREE, torch.zeros(8, 8), "must have 3 channels, got 1"),
+        (THREE, torch.zeros(1, 1, 3, 8, 8), "got Tensor"),
+        (THREE, np.zeros((5, 8, 8), np.uint8), r"got ndarray uint8 \(5, 8, 8\)"),
+        (THREE, np.zeros((3, 8, 3), np.uint8), "got ndarray"),
+        (THREE, np.array([["a"]]), "must be numbers"),
+        (THREE, torch.zeros(2, 3, 0, 0), "must have pixels, got shape"),
+        (THREE, np.ma.masked_equal(ROWS, ROWS[0, 0, 0, 0]), "no masked values, got"),
+        (THREE, np.zeros((2, 8, 8, 3), "M8[s]"), "must be numbers, got an array of datetime64"),
+        (THREE, Image.new("RGBA", (8, 8)), "3 channels, got 4 .mode RGBA"),
+        (ONE, Image.new("RGB", (8, 8)), "1 channels, got 3 .mode RGB"),
+        ({"size": 8}, torch.zeros(32, 8, 8), "with 1, 3 or 4 channels, got .*B, 1, H, W"),
+        ({"size": 8}, torch.zeros(1, 3, 8, 8).to_sparse(), "sparse|dense"),
+        (THREE, torch.zeros(1, 3, 8, 8, dtype=torch.complex64), "got complex64"),
     ],
 )
-def test_what_is_no_batch_of_images_is_one_sentence(given: Any, said: str) -> None:
-    prepare: Any = preprocessor({"size": 8})
-    with pytest.raises(ValueError, match=rf"images must be a tensor \(B, C, H, W\).*{said}"):
+def test_what_is_no_batch_of_images_is_one_sentence(
+    about: dict[str, Any], given: Any, said: str
+) -> None:
+    prepare: Any = preprocessor(about)
+    with pytest.raises(ValueError, match=said):
         prepare(given)
+
+
+def test_sound_and_frames_of_every_clear_form_are_the_same_input() -> None:
+    sound: Any = preprocessor(
+        {"kind": "waveform", "rate": 8, "transform": {"class_path": "sslzoo.transforms.Waveform"}}
+    )
+    waves = torch.randint(-9999, 9999, (2, 20), dtype=torch.int16)
+    for given in (waves.numpy(), waves.numpy() / 32768, waves / 32768):
+        torch.testing.assert_close(sound(given), sound(waves))
+        torch.testing.assert_close(sound(given[0]), sound(waves[:1]))
+        torch.testing.assert_close(sound(list(given)).values, sound(waves))
+    torch.testing.assert_close(sound(waves.int(), (-32768, 32768)), sound(waves))
+    for wrong in ([], [[0.1]], "a.wav", np.zeros((20, 2)), np.zeros(0), None, torch.tensor(1.0)):
+        with pytest.raises(ValueError, match=r"waveforms must be \(B, L\)"):
+            sound(wrong)
+    frames: Any = preprocessor({"kind": "frames", "mean": [1.0, 2.0], "std": [1.0, 2.0]})
+    values = torch.randn(2, 5, 2)
+    for given in (values.numpy(), values.double()):
+        torch.testing.assert_close(frames(given), frames(values))
+        torch.testing.assert_close(frames(given[0]), frames(values[:1]))
+        torch.testing.assert_close(frames(list(given)).values, frames(values))
+    for wrong in ([], [1.0], "a.npz", np.zeros((2, 5, 3)), np.zeros(2), None):
+        with pytest.raises(ValueError, match=r"sequences must be \(B, T, "):
+            frames(wrong)
+    with pytest.raises(ValueError, match="sequences must be finite, got NaN"):
+        frames(torch.full((1, 5, 2), torch.nan))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from abc import abstractmethod
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -30,6 +32,7 @@ from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.random import sample_keys
 from sslzoo.transforms.audio.log_mel_views import LogMelViews
+from sslzoo.value_range import check_value_range
 
 Batches = Literal["uniform", "same_group"]
 ShortFiles = Literal["pad", "loop", "skip"]
@@ -60,6 +63,7 @@ class AudioDataModule(SampleDataModule):
         train_fraction: fraction of the training set to use, stratified.
         predict_on: the set that `predict` runs on.
         drop_last: drop the last batch of an epoch if it is incomplete.
+        value_range: the lowest and highest values of floating-point files; None: -1 and 1.
     """
 
     noun = "files"
@@ -81,6 +85,7 @@ class AudioDataModule(SampleDataModule):
         train_fraction: float,
         predict_on: PredictOn,
         drop_last: bool,
+        value_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(
             batch_size, eval_batch_size, num_workers, seed, train_fraction, predict_on, drop_last
@@ -97,6 +102,7 @@ class AudioDataModule(SampleDataModule):
         self.batches, self.short = batches, short
         self.decode, self.on_broken = decode, on_broken
         self.eval_window = eval_window
+        self.value_range = check_value_range(value_range)
         self.classes: list[str] = []
 
     @abstractmethod
@@ -112,7 +118,7 @@ class AudioDataModule(SampleDataModule):
         train, query = self.files()
         self.classes = list(train.classes)
         sets = [
-            load_waveforms(listing, self.rate, self.decode, self.on_broken)
+            load_waveforms(listing, self.rate, self.decode, self.on_broken, self.value_range)
             for listing in ([train] if query is None else [train, query])
         ]
         if self.short == "skip":
@@ -232,6 +238,7 @@ class AudioFolder(AudioDataModule):
         train_fraction: float = 1.0,
         predict_on: PredictOn = "query",
         drop_last: bool = True,
+        value_range: tuple[float, float] | None = None,
     ) -> None:
         if val_fraction is not None:
             check_interval("val_fraction", val_fraction, 0, 1, "()")
@@ -247,7 +254,7 @@ class AudioFolder(AudioDataModule):
         super().__init__(
             *(transform, window, batch_size, rate, batches, short, decode, on_broken),
             *(eval_window, eval_batch_size, num_workers, seed, train_fraction, predict_on),
-            drop_last,
+            *(drop_last, value_range),
         )
         self.root, self.train_dir, self.val_dir = root, train_dir, val_dir
         self.val_fraction, self.labels = val_fraction, labels
@@ -270,7 +277,10 @@ class AudioFolder(AudioDataModule):
             return listing.split(self.val_fraction)
         if self.query is None:
             return listing, None
-        wanted = {name: {str(value) for value in values} for name, values in self.query.items()}
+        form = partial(unicodedata.normalize, "NFC")
+        wanted = {
+            name: {form(str(value)) for value in values} for name, values in self.query.items()
+        }
         asked = torch.tensor([all(f[k] in v for k, v in wanted.items()) for f in fields])
         if asked.all() or not asked.any():
             raise ValueError(
@@ -292,9 +302,11 @@ def parse_fields(names: list[str], pattern: str) -> list[dict[str, str]]:
     """
     parts = re.split(r"{(\w+)}", pattern)
     expression = "".join(
-        f"(?P<{part}>[^/]+?)" if i % 2 else re.escape(part) for i, part in enumerate(parts)
+        f"(?P<{part}>[^/]+?)" if i % 2 else re.escape(unicodedata.normalize("NFC", part))
+        for i, part in enumerate(parts)
     )
-    matches = [re.fullmatch(expression, name.replace(os.sep, "/")) for name in names]
+    plain = [unicodedata.normalize("NFC", name.replace(os.sep, "/")) for name in names]
+    matches = [re.fullmatch(expression, name) for name in plain]
     wrong = [name for name, match in zip(names, matches, strict=True) if match is None]
     if wrong:
         raise ValueError(

@@ -22,8 +22,9 @@ from sslzoo.data.audio.datamodule import (
 from sslzoo.data.audio.waveforms import Decode
 from sslzoo.data.datamodule import OnBroken, PredictOn
 from sslzoo.data.inputs import AudioViews
-from sslzoo.data.listing import Listing, check_folder, list_files
+from sslzoo.data.listing import Listing, check_folder, find_files
 from sslzoo.random import stratified_split
+from sslzoo.text_file import read_text
 
 PATTERN = "{speaker}/{chapter}/{utterance}.flac"
 
@@ -86,7 +87,7 @@ class LibriSpeech(AudioDataModule):
 
     def files(self) -> tuple[Listing, Listing | None]:
         folder = check_folder(Path(self.root).expanduser() / self.subset, "root with the subset")
-        paths = list_files(folder, (".flac",))
+        paths = find_files(folder, (".flac",)).paths
         if not paths:
             raise ValueError(f"{folder} must hold <speaker>/<chapter>/*.flac, got none")
         fields = parse_fields([str(Path(path).relative_to(folder)) for path in paths], PATTERN)
@@ -109,7 +110,7 @@ class LibriSpeech(AudioDataModule):
 def _lines(path: str) -> list[str]:
     if not Path(path).expanduser().is_file():
         raise ValueError(f"a split or phone file must exist, got {path!r}")
-    return Path(path).expanduser().read_text().split("\n")
+    return read_text(path).splitlines()
 
 
 def _rows(utterances: list[str], split: str) -> torch.Tensor:

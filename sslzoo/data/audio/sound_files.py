@@ -6,12 +6,21 @@ The packages soundfile (WAV, FLAC, OGG, MP3) and soxr (resampling) come with
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Sequence
 from math import gcd
 from typing import Any
 
 import numpy as np
+import torch
 
-SOUND_EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
+from sslzoo.value_range import ValueRangeError, as_sound
+
+SOUND_EXTENSIONS = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc",
+                    ".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".voc")  # fmt: skip
+_FLOATS = ("FLOAT", "DOUBLE")  # sample types without a range of their own
+_DELAY = 4608  # samples that an MP3 may lack at its end: the delay of codecs, four frames
 MARGIN = 1024  # samples read on either side of a window, as context of the resampling filter
 
 
@@ -46,58 +55,138 @@ def num_samples(path: str, rate: int) -> int:
     """Number of samples at `rate`, from the file's header.
 
     Raises:
-        SoundFileError: the file is unreadable or empty.
+        SoundFileError: the file is unreadable, empty or truncated.
     """
     module = soundfile()
     try:
-        header = module.info(path)
+        header = module.info(path, verbose=True)
     except (module.LibsndfileError, OSError) as error:
         raise SoundFileError(f"cannot read the sound file {path} ({error})") from error
     length = header.frames * rate // header.samplerate
     if length < 1:
         raise SoundFileError(f"a sound file must have samples, got none in {path}")
+    _check_whole(path, header)
     return int(length)
 
 
-def read_sound(path: str, rate: int, start: int, count: int) -> np.ndarray:
+def _check_whole(path: str, header: Any) -> None:
+    """Refuse a file that is shorter than its header says.
+
+    Raises:
+        SoundFileError: names both lengths in bytes.
+    """
+    # libsndfile's log for WAV and AIFF: "data : 96000 (should be 47978)".
+    chunk = re.search(r"(?:data|SSND) : (\d+) \(should be (\d+)\)", header.extra_info)
+    said, held = map(int, chunk.groups()) if chunk else (0, 0)
+    if header.subtype.startswith("MPEG"):
+        said, held = _mpeg_bytes(path)
+    if held < said < _UNKNOWN and said - held > said // 100:
+        raise SoundFileError(
+            f"a sound file must be whole, got {held} of {said} bytes of samples in {path}"
+        )
+
+
+_UNKNOWN = 0x7FFFF000  # bytes; recorders that cannot seek write this or more
+
+
+def _mpeg_bytes(path: str) -> tuple[int, int]:
+    """Bytes of an MP3 according to its Xing header (0 without one), and those that it has."""
+    with open(path, "rb") as file:
+        start = file.read(10)
+        tag = 0
+        if start[:3] == b"ID3" and len(start) == 10:  # its size has 7 bits per byte
+            tag = 10 + sum(byte << 7 * place for place, byte in enumerate(start[:5:-1]))
+        file.seek(tag)
+        head = file.read(256)
+    where = max(head.find(b"Xing"), head.find(b"Info"))
+    if where < 0 or not head[where + 7] & 2:
+        return 0, 0
+    at = where + 8 + 4 * (head[where + 7] & 1)  # after the number of frames
+    return int.from_bytes(head[at : at + 4], "big"), os.path.getsize(path) - tag
+
+
+def read_sound(
+    path: str, rate: int, start: int, count: int, value_range: Sequence[float] | None = None
+) -> np.ndarray:
     """Read samples start..start + count - 1 at `rate` as (count,) int16.
 
     Channels are averaged, and samples after the end of the file are 0. To resample, only the window
     and a margin for the filter are read.
 
+    Args:
+        path: the file.
+        rate: sampling rate of the result in Hz.
+        start: first sample.
+        count: number of samples.
+        value_range: the lowest and highest values of floating-point files; None: -1 and 1.
+
     Raises:
-        SoundFileError: the file is unreadable.
+        SoundFileError: the file is unreadable, or ends before its header says.
+        ValueRangeError: its floats are in another range.
     """
     module = soundfile()
     try:
         with module.SoundFile(path) as file:
-            return _read(file, rate, start, count)
+            return _read(file, rate, start, count, value_range)
+    except ValueRangeError as error:
+        raise ValueRangeError(f"{error}; the file is {path}") from error
     except (module.LibsndfileError, OSError) as error:
         raise SoundFileError(f"cannot read the sound file {path} ({error})") from error
 
 
-def _read(file: Any, rate: int, start: int, count: int) -> np.ndarray:
+def _read(
+    file: Any, rate: int, start: int, count: int, value_range: Sequence[float] | None
+) -> np.ndarray:
     common = gcd(file.samplerate, rate)
     old, new = file.samplerate // common, rate // common  # `old` input samples give `new` samples
     if old == new and file.channels == 1 and file.subtype == "PCM_16":
-        file.seek(start)
-        return _fill(file.read(count, dtype="int16"), count)
+        _skip_to(file, start)
+        return _fill(_expected(file, file.read(count, dtype="int16"), start, count), count)
     if old == new:
-        file.seek(min(start, file.frames))
-        wave, skip = _mono(file, count), 0
+        _skip_to(file, start)
+        wave, skip = _mono(file, start, count, value_range), 0
     else:
         block = max(0, start - MARGIN) // new  # a position on the grid of both rates
         stop = (start + count + MARGIN) * old // new + 1
-        file.seek(min(block * old, file.frames))
-        wave, skip = _mono(file, max(0, stop - block * old)), start - block * new
+        _skip_to(file, block * old)
+        read = max(0, stop - block * old)
+        wave, skip = _mono(file, block * old, read, value_range), start - block * new
         wave = _resample(wave, file.samplerate, rate)
     scaled = np.rint(wave[skip : skip + count] * 32768.0)
     return _fill(np.clip(scaled, -32768, 32767).astype(np.int16), count)
 
 
-def _mono(file: Any, count: int) -> np.ndarray:
+def _skip_to(file: Any, start: int) -> None:
+    """Go from the first sample to another; some codecs cannot seek."""
+    start = min(start, file.frames)
+    if start and file.seekable():
+        file.seek(start)
+    elif start:
+        file.read(start)
+
+
+def _mono(file: Any, start: int, count: int, value_range: Sequence[float] | None) -> np.ndarray:
     # float32 in all cases, since libsndfile does not scale float files to the range of int16.
-    return file.read(count, dtype="float32", always_2d=True).mean(axis=1)
+    wave = file.read(count, dtype="float32", always_2d=True)
+    wave = _expected(file, wave, start, count)
+    if file.subtype in _FLOATS:
+        wave = as_sound(torch.from_numpy(wave), value_range, "samples of a sound file").numpy()
+    return wave.mean(axis=1)
+
+
+def _expected(file: Any, wave: np.ndarray, start: int, count: int) -> np.ndarray:
+    """The samples read, if the file has as many as its header says.
+
+    Raises:
+        SoundFileError: it has fewer.
+    """
+    wanted = max(0, min(count, file.frames - start))
+    if wanted - len(wave) > _DELAY:
+        raise SoundFileError(
+            f"a sound file must be whole, got {start + len(wave)} of {file.frames} samples in "
+            f"{file.name}"
+        )
+    return wave
 
 
 def _fill(wave: np.ndarray, count: int) -> np.ndarray:

@@ -22,7 +22,8 @@ from sslzoo.data.audio.datamodule import (
 from sslzoo.data.audio.waveforms import Decode
 from sslzoo.data.datamodule import OnBroken, PredictOn
 from sslzoo.data.inputs import AudioViews
-from sslzoo.data.listing import Listing, check_folder, list_files
+from sslzoo.data.listing import Listing, check_folder, find_files
+from sslzoo.text_file import read_text
 
 PATTERN = "{word}/{speaker}_nohash_{n}.wav"
 LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
@@ -76,7 +77,7 @@ class SpeechCommands(AudioDataModule):
             raise ValueError(f"root {self.root!r} must hold Speech Commands, but lacks {missing}")
         paths = [
             path
-            for path in list_files(root, (".wav",))
+            for path in find_files(root, (".wav",)).paths
             if Path(path).parent.name != "_background_noise_"
         ]
         if not paths:
@@ -85,7 +86,7 @@ class SpeechCommands(AudioDataModule):
         fields = parse_fields(names, PATTERN)
         labels, words = field_labels(fields, "word")
         listing = Listing(paths, labels, words, field_labels(fields, "speaker")[0])
-        listed = {key: set((root / name).read_text().split()) for key, name in LISTS.items()}
+        listed = {key: set(read_text(root / name).split()) for key, name in LISTS.items()}
         held = listed["validation"] | listed["test"]
         train = torch.tensor([i for i, name in enumerate(names) if name not in held])
         query = torch.tensor([i for i, name in enumerate(names) if name in listed[self.query]])

@@ -15,9 +15,10 @@ from torch import Tensor
 from sslzoo.batch import Batch, Padded
 from sslzoo.data.audio.sound_files import SoundFileError, num_samples, read_sound
 from sslzoo.data.datamodule import OnBroken, SampleSet, readable_rows
-from sslzoo.data.listing import Listing, pack_paths, select_rows, unpack_path
+from sslzoo.data.listing import Listing, pack_paths, select_rows, spread, unpack_path
 from sslzoo.eval.fingerprint import array_digest, files_digest, labels_digest, text_digest
 from sslzoo.random import Keys, sample_keys
+from sslzoo.value_range import ValueRange
 
 Short = Literal["pad", "loop"]
 
@@ -33,6 +34,7 @@ class Waveforms(SampleSet):
         memory: concatenated int16 samples of all files; None: files are read for each batch.
         offsets: (N,) int64 first sample of each file in `memory`; None: files are contiguous.
         left_out: see `SampleSet`.
+        value_range: see `read_sound`.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class Waveforms(SampleSet):
         memory: np.ndarray | None = None,
         offsets: Tensor | None = None,
         left_out: int = 0,
+        value_range: ValueRange | None = None,
     ) -> None:
         self.listing, self.lengths, self.rate = listing, lengths, rate
         self.labels, self.groups = listing.labels, listing.groups
         self.on_broken: OnBroken = on_broken
         self.memory, self.left_out = memory, left_out
+        self.value_range = value_range
         self._paths = pack_paths(listing.paths)
         self.offsets = lengths.cumsum(0) - lengths if offsets is None else offsets
         self.broken = torch.zeros(len(lengths), dtype=torch.bool).share_memory_()
@@ -72,12 +76,14 @@ class Waveforms(SampleSet):
             self.memory,
             self.offsets[rows],
             self.left_out,
+            self.value_range,
         )
 
     def fingerprint(self) -> str:
         files = files_digest(map(unpack_path, self._paths))
         frames = map(array_digest, self.listing.frame_labels or [])
-        return files + labels_digest(self.labels) + text_digest(frames)
+        known = files + labels_digest(self.labels) + text_digest(frames)
+        return known if self.value_range is None else f"{known} {self.value_range}"
 
     def read(self, index: int, start: int, count: int) -> np.ndarray | None:
         """Read samples of one file, (count,) int16, zero after its end; None if unreadable.
@@ -90,7 +96,8 @@ class Waveforms(SampleSet):
             wave = self.memory[offset + start : offset + min(start + count, length)]
             return np.pad(wave, (0, count - len(wave))) if len(wave) < count else wave
         try:
-            return read_sound(unpack_path(self._paths[index]), self.rate, start, count)
+            path = unpack_path(self._paths[index])
+            return read_sound(path, self.rate, start, count, self.value_range)
         except SoundFileError as error:
             if self.on_broken == "error":
                 raise
@@ -229,13 +236,23 @@ class Centers:
 
 Decode = Literal["auto", "memory", "workers"]
 _MEMORY_BYTES = 1 << 30  # limit of "auto"
+_SAMPLE, _SECONDS = 8, 10  # files that are read before training, and how much of each
 
 
-def load_waveforms(listing: Listing, rate: int, decode: Decode, on_broken: OnBroken) -> Waveforms:
+def load_waveforms(
+    listing: Listing,
+    rate: int,
+    decode: Decode,
+    on_broken: OnBroken,
+    value_range: ValueRange | None = None,
+) -> Waveforms:
     """Read the lengths of listed files, and their samples if `decode` says so.
+
+    Otherwise the first seconds of a few files are read, to check the range of their values.
 
     Raises:
         SoundFileError: a file is unreadable (with "error"), or all are.
+        ValueRangeError: floats of a file are in another range.
     """
     lengths, good = [], []
     for row, path in enumerate(listing.paths):
@@ -254,8 +271,11 @@ def load_waveforms(listing: Listing, rate: int, decode: Decode, on_broken: OnBro
         rate,
         on_broken,
         left_out=len(listing.paths) - len(good),
+        value_range=value_range,
     )
     if decode == "workers" or (decode == "auto" and 2 * sum(lengths) > _MEMORY_BYTES):
+        for row in spread(len(kept), _SAMPLE):
+            kept.read(row, 0, min(lengths[row], _SECONDS * rate))
         return kept
     waves = [kept.read(i, 0, length) for i, length in enumerate(lengths)]
     rows = torch.tensor([i for i, wave in enumerate(waves) if wave is not None])
@@ -267,4 +287,5 @@ def load_waveforms(listing: Listing, rate: int, decode: Decode, on_broken: OnBro
         on_broken,
         memory,
         left_out=len(listing.paths) - len(rows),
+        value_range=value_range,
     )

@@ -44,8 +44,8 @@ class ImageDataModule(SampleDataModule):
     Args:
         transform: makes the training views.
         batch_size: size of the global batch, over all ranks.
-        eval_view: the evaluation view; None: derived from `transform`, without a resize if every
-            image has the training size (known after `setup`, or from `known_side`).
+        eval_view: the evaluation view; None: derived from `transform`, without a resize if most
+            images have the training size (known after `setup`, or from `known_side`).
         eval_batch_size: batch size in evaluation.
         num_workers: loader processes; None: 0 for arrays, else one per core, at most 8.
         seed: seed of batches and views; None: the run's seed.
@@ -75,6 +75,7 @@ class ImageDataModule(SampleDataModule):
         self.transform = transform
         self.eval_view = eval_view or transform.trained_view(self.known_side)
         self._follows_training = eval_view is None
+        self._fits = False  # whether images of other sizes than most are resized in evaluation
 
     def setup(self, stage: str | None = None) -> None:
         """Read the sets once, and derive the evaluation view from them."""
@@ -86,6 +87,7 @@ class ImageDataModule(SampleDataModule):
             side = parts[0].side(wanted)
             same = side is not None and all(part.side(wanted) == side for part in parts[1:])
             self.eval_view = self.transform.trained_view(side if same else None)
+            self._fits = same
 
     @abstractmethod
     def read(self) -> ImageSets:
@@ -101,7 +103,7 @@ class ImageDataModule(SampleDataModule):
         return train.cropped(crops, keep_size=True)
 
     def eval_source(self, samples: ImageSet) -> ImageSet:
-        return samples.cropped(EvalCrops(self.eval_view), keep_size=False)
+        return samples.cropped(EvalCrops(self.eval_view, self._fits), keep_size=False)
 
     def train_views(self, batch: Batch, epoch: int) -> Batch:
         keys = sample_keys(self.seed, epoch, batch.index)

@@ -1,4 +1,4 @@
-"""Decode image files to 8-bit RGB, upright, and at reduced size if that suffices."""
+"""Decode image files into one array, and check a sample of them before training."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sslzoo.data.listing import pack_paths, unpack_path
+from sslzoo.data.listing import pack_paths, spread, unpack_path
 from sslzoo.data.loader import keep_batch
+from sslzoo.transforms.image.pixels import ALPHA, GRAY, Decoding, is_deep, upright_size
+from sslzoo.value_range import TooDarkError, ValueRangeError
 
 # The errors of PIL for a file that is truncated, empty, of another kind or a decompression bomb.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error,
           Image.DecompressionBombError)  # fmt: skip
-_ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap width and height
 _CHUNK = 256  # images that a process decodes at a time
+_SAMPLE = 16  # images that are checked before training
 _MANY = 4096  # number of images above which processes pay off (each takes 0.2 s to start)
 
 
 class UnequalSizesError(ValueError):
-    """The images of a folder differ in size."""
+    """The images of a folder differ in size or bit depth."""
 
 
 def broken_error(path: str, error: BaseException) -> ValueError:
@@ -36,19 +37,6 @@ def broken_error(path: str, error: BaseException) -> ValueError:
         f"cannot read the image {path} ({type(error).__name__}: {error}); repair or remove it, or "
         'set on_broken="skip" to skip and count such images'
     )
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 without the tag."""
-    if image.format in ("JPEG", "PNG", "WEBP") and "exif" not in image.info:
-        return 1  # most images need no parsing
-    return int(image.getexif().get(_ORIENTATION, 1))
-
-
-def upright_size(image: Image.Image, upright: bool = True) -> tuple[int, int]:
-    """(height, width) of the result of `to_rgb`, without decoding."""
-    width, height = image.size
-    return (width, height) if upright and _orientation(image) >= 5 else (height, width)
 
 
 def reduce(image: Image.Image, spare: float) -> None:
@@ -65,84 +53,136 @@ def reduce(image: Image.Image, spare: float) -> None:
         image.draft("RGB", (image.width // factor, image.height // factor))
 
 
-def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
-    """Decode; gray, palette, CMYK, transparent and 16-bit images are converted to 8-bit RGB."""
-    if upright and _orientation(image) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits: PIL's conversion would clip instead of scale
-        gray = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
-    if image.mode == "P":  # via RGBA, since PIL warns about palettes with transparency
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+def in_file(path: str, error: ValueRangeError) -> ValueRangeError:
+    """The error with the file that holds the values."""
+    return ValueRangeError(f"{error}; the file is {path}")
 
 
-def to_tensor(image: Image.Image) -> Tensor:
-    """Convert an RGB image to uint8 (C, H, W)."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+def check_sample(paths: Sequence[str], decoding: Decoding) -> Decoding:
+    """Check the values of a few evenly spaced images, and say how channels are converted.
+
+    Only images of more than 8 bits, or with a declared range, are decoded.
+
+    Returns:
+        The decoding, under which single images of 16 bits may be dark: the sample is not.
+
+    Raises:
+        ValueRangeError: an image's values are not pixels, or none of 16 bits has more than 12.
+    """
+    dark: ValueRangeError | None = None
+    bright = False
+    modes: dict[str, str] = {}
+    several = None
+    for row in spread(len(paths), _SAMPLE):
+        path = paths[row]
+        try:
+            with Image.open(path) as image:
+                modes.setdefault(image.mode, path)
+                frames = getattr(image, "n_frames", 1)
+                several = path if frames > 1 else several
+                if is_deep(image) or decoding.value_range is not None:
+                    decoding(image)
+                    bright |= image.mode.startswith("I")
+        except TooDarkError as error:
+            dark = dark or in_file(path, error)
+        except ValueRangeError as error:
+            raise in_file(path, error) from error
+        except BROKEN:
+            continue  # reading a batch reports it
+    if dark is not None and not bright:
+        raise dark
+    _say_conversion(modes, decoding.channels)
+    if several is not None:
+        rank_zero_warn(f"only the first frame of images such as {several} is read")
+    return decoding._replace(may_be_dark=True)
+
+
+def _say_conversion(modes: dict[str, str], channels: int) -> None:
+    alpha = next((path for mode, path in modes.items() if mode in ALPHA), None)
+    if alpha is not None and channels != 4:
+        rank_zero_warn(
+            f"the alpha channel of images such as {alpha} is dropped; set channels=4 to keep it"
+        )
+    if channels == 3 and modes and all(mode in GRAY or mode[0] in "IF" for mode in modes):
+        rank_zero_info("Gray images are repeated to 3 channels; channels=1 keeps one.")
 
 
 class _Decoder:
     """Decodes batches of files to (images, errors); an error is (row of the batch, exception)."""
 
-    def __init__(self, paths: Sequence[str], size: tuple[int, int], upright: bool) -> None:
+    def __init__(
+        self, paths: Sequence[str], size: tuple[int, int], deep: bool, decoding: Decoding
+    ) -> None:
         self.paths = pack_paths(paths)
-        self.size = size
-        self.upright = upright
+        self.size, self.deep, self.decoding = size, deep, decoding
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitems__(self, index: list[int]) -> tuple[Tensor, list[tuple[int, Exception]]]:
-        out = np.zeros((len(index), 3, *self.size), dtype=np.uint8)
+        shape = len(index), self.decoding.channels, *self.size
+        out = torch.zeros(shape, dtype=torch.float32 if self.deep else torch.uint8)
         errors: list[tuple[int, Exception]] = []
         for row, i in enumerate(index):
             path = unpack_path(self.paths[i])
             try:
                 with Image.open(path) as image:
-                    pixels = np.asarray(to_rgb(image, self.upright))
+                    pixels = self.decoding(image)
+            except ValueRangeError as error:
+                errors.append((row, in_file(path, error)))
+                break
             except BROKEN as error:
                 errors.append((row, broken_error(path, error)))
                 continue
-            if pixels.shape[:2] != self.size:
+            if pixels.shape[1:] != self.size:
                 errors.append((row, UnequalSizesError(_unequal(path, pixels, self.size))))
                 break
-            out[row] = pixels.transpose(2, 0, 1)
-        return torch.from_numpy(out), errors
+            if pixels.is_floating_point() and not self.deep:
+                errors.append((row, UnequalSizesError(_UNEQUAL_DEPTH.format(path))))
+                break
+            deeper = self.deep and pixels.dtype == torch.uint8
+            out[row] = pixels / 255 if deeper else pixels
+        return out, errors
 
 
 def decode_array(
-    paths: Sequence[str], on_broken: str = "error", upright: bool = True, processes: int = 0
+    paths: Sequence[str],
+    on_broken: str = "error",
+    decoding: Decoding = Decoding(),  # noqa: B008 (a named tuple of numbers)
+    processes: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Decode images of one size into one array, and log the time it took.
 
     Args:
         paths: N files.
         on_broken: raise an "error" for an unreadable image, or "skip" it with a warning.
-        upright: apply the EXIF orientation.
+        decoding: how a file becomes pixels.
         processes: number of decoding processes; small sets are decoded in this one.
 
     Returns:
-        (M, 3, H, W) uint8 images, and the (M,) positions in `paths` of the readable ones.
+        (M, C, H, W) images, uint8 or float32 in [0, 1], and the (M,) positions in `paths` of the
+        readable ones.
 
     Raises:
-        UnequalSizesError: the images differ in size.
+        UnequalSizesError: the images differ in size or bit depth.
         ValueError: an image is unreadable (with "error"), or all are.
     """
     begin = time.perf_counter()
-    size = _first_size(paths, upright)
+    size, deep = _first(paths, decoding.upright)
+    deep = deep or decoding.value_range not in (None, (0, 255))
     loader: DataLoader[Any] = DataLoader(
-        _Decoder(paths, size, upright),  # type: ignore[arg-type]
+        _Decoder(paths, size, deep, decoding),  # type: ignore[arg-type]
         batch_size=_CHUNK,
         num_workers=processes if len(paths) >= _MANY else 0,
         collate_fn=keep_batch,
         generator=torch.Generator(),
     )
-    out = torch.empty(len(paths), 3, *size, dtype=torch.uint8)
+    dtype = torch.float32 if deep else torch.uint8
+    out = torch.empty(len(paths), decoding.channels, *size, dtype=dtype)
     good = torch.ones(len(paths), dtype=torch.bool)
     for start, (images, errors) in zip(range(0, len(paths), _CHUNK), loader, strict=True):
         for row, error in errors:
-            if on_broken == "error" or isinstance(error, UnequalSizesError):
+            if on_broken == "error" or isinstance(error, UnequalSizesError | ValueRangeError):
                 raise error
             good[start + row] = False
         out[start : start + _CHUNK] = images
@@ -152,7 +192,7 @@ def decode_array(
     seconds = time.perf_counter() - begin
     rank_zero_info(
         f"Decoded {len(rows):,} images of {size[0]}x{size[1]} into memory "
-        f"({out.numel() / 2**20:.0f} MiB) in {seconds:.1f} s"
+        f"({out.nbytes / 2**20:.0f} MiB) in {seconds:.1f} s"
     )
     return out, rows
 
@@ -168,18 +208,25 @@ def _leave_out(out: Tensor, rows: Tensor, paths: Sequence[str], good: Tensor) ->
     return out[rows]
 
 
-def _first_size(paths: Sequence[str], upright: bool) -> tuple[int, int]:
+def _first(paths: Sequence[str], upright: bool) -> tuple[tuple[int, int], bool]:
+    """Size of the first readable image, and whether it has more than 8 bits."""
     for path in paths:
         try:
             with Image.open(path) as image:
-                return upright_size(image, upright)
+                return upright_size(image, upright), is_deep(image)
         except BROKEN:
             continue  # decoding reports it
-    return 1, 1
+    return (1, 1), False
 
 
-def _unequal(path: str, pixels: np.ndarray, size: tuple[int, int]) -> str:
-    height, width = pixels.shape[:2]
+_UNEQUAL_DEPTH = (
+    "images of an array must have one bit depth, got more than 8 bits in {} and 8 bits before; set "
+    'decode="workers"'
+)
+
+
+def _unequal(path: str, pixels: Tensor, size: tuple[int, int]) -> str:
+    height, width = pixels.shape[1:]
     return (
         f"images of an array must have one size, got {height}x{width} in {path} and "
         f'{size[0]}x{size[1]} before; set decode="workers"'

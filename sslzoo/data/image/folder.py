@@ -10,7 +10,9 @@ from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
 from sslzoo.data.image.load import IMAGE_EXTENSIONS, Decode, load_images
 from sslzoo.data.listing import list_folders
 from sslzoo.transforms.image.eval_view import EvalView
+from sslzoo.transforms.image.pixels import Decoding
 from sslzoo.transforms.image.views import Views
+from sslzoo.value_range import check_value_range
 
 
 class ImageFolder(ImageDataModule):
@@ -34,6 +36,10 @@ class ImageFolder(ImageDataModule):
             decodes and crops for each batch, "auto" chooses the array for small images of one size.
         on_broken: raise an "error" for an unreadable image, or "skip" and count it.
         seed: seed of batches and views; None: the run's seed. The split does not depend on it.
+        channels: 3 (RGB), 1 (gray) or 4 (RGBA); images of other channels are converted. Gray images
+            of more than 8 bits keep their bits.
+        value_range: the values of black and white; None: 0 and 255, 0 and 65535 for 16 bits, 0 and
+            1 for floats. `(0, 4095)` for 12 bits, `(-1000, 2000)` for a window of CT values.
     """
 
     def __init__(
@@ -54,7 +60,10 @@ class ImageFolder(ImageDataModule):
         train_fraction: float = 1.0,
         predict_on: PredictOn = "query",
         drop_last: bool = True,
+        channels: int = 3,
+        value_range: tuple[float, float] | None = None,
     ) -> None:
+        check_choice("channels", channels, (1, 3, 4))
         check_choice("decode", decode, get_args(Decode))
         check_choice("on_broken", on_broken, get_args(OnBroken))
         if val_fraction is not None:
@@ -72,6 +81,8 @@ class ImageFolder(ImageDataModule):
         self.labels = labels
         self.decode: Decode = decode
         self.on_broken: OnBroken = on_broken
+        self.channels = channels
+        self.value_range = check_value_range(value_range)
         self.classes: list[str] = []
 
     def read(self) -> ImageSets:
@@ -81,4 +92,5 @@ class ImageFolder(ImageDataModule):
             IMAGE_EXTENSIONS,
         )
         self.classes = list(train.classes)
-        return load_images(train, query, self.decode, self.on_broken, upright=True)
+        decoding = Decoding(self.channels, self.value_range)
+        return load_images(train, query, self.decode, self.on_broken, decoding)

@@ -12,22 +12,27 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 
 from sslzoo.batch import Batch
 from sslzoo.data.datamodule import OnBroken, SampleSet, readable_rows
-from sslzoo.data.image.decode import BROKEN, broken_error, reduce, to_rgb, upright_size
-from sslzoo.data.listing import pack_paths, select_rows, unpack_path
+from sslzoo.data.image.decode import BROKEN, broken_error, in_file, reduce
+from sslzoo.data.listing import pack_paths, select_rows, spread, unpack_path
 from sslzoo.eval.fingerprint import files_digest, labels_digest, tensor_digest
 from sslzoo.random import Keys, sample_keys
 from sslzoo.transforms.image.crop import RandomResizedCrop
 from sslzoo.transforms.image.eval_view import EvalView
+from sslzoo.transforms.image.pixels import Decoding, stack_pixels, upright_size
 from sslzoo.transforms.image.views import Views
+from sslzoo.value_range import ValueRangeError, as_pixels
+
+_FEW, _SAMPLE = 32, 1024  # headers that are read to find the side of most images
 
 
 class ImageSet(SampleSet):
-    """N images, read as batches of raw uint8 (or float in [0, 1]) images.
+    """N images, read as batches of raw images, uint8 or float in [0, 1].
 
     Attributes:
         needs_crops: whether batches need `cropped(...)`, and their views are then the crops;
@@ -39,11 +44,10 @@ class ImageSet(SampleSet):
     channels: int | None = None
 
     def side(self, wanted: int | None) -> int | None:
-        """The shorter side of every image in pixels; None if sides differ or are unknown.
+        """The shorter side of most images in pixels; None if sides differ or are unknown.
 
         Args:
-            wanted: the only side of interest, so that a search may end at the first other one;
-                None: any.
+            wanted: the only side of interest; None: any.
         """
         return None
 
@@ -66,17 +70,22 @@ class ArrayImages(ImageSet):
     """Images of one size in memory; reading a batch is one `index_select`.
 
     Args:
-        images: (N, C, H, W) uint8.
+        images: (N, C, H, W) pixels: uint8, uint16, bool, or float in [0, 1].
         labels: (N,) int64, or None.
         left_out: see `SampleSet`.
+        value_range: the values of black and white; None: those of the type.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor | None, left_out: int = 0) -> None:
-        if images.ndim != 4 or images.dtype != torch.uint8:
-            raise ValueError(
-                f"images must be uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}"
-            )
-        self.images = images
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        left_out: int = 0,
+        value_range: Sequence[float] | None = None,
+    ) -> None:
+        if images.ndim != 4:
+            raise ValueError(f"images must be (N, C, H, W), got {tuple(images.shape)}")
+        self.images = as_pixels(images, value_range)
         self.labels = labels
         self.left_out = left_out
         self.needs_crops = False
@@ -109,8 +118,8 @@ class Crops(Protocol):
         """(B,) keys of a batch's samples."""
         ...
 
-    def cut(self, image: Image.Image, keys: Keys, upright: bool) -> list[Tensor]:
-        """Crop an image, not decoded yet, to uint8 (C, h, w) tensors, with one key."""
+    def cut(self, image: Image.Image | Tensor, keys: Keys, decoding: Decoding) -> list[Tensor]:
+        """Crop an image, not decoded yet, or pixels (C, H, W), to (C, h, w), with one key."""
         ...
 
 
@@ -131,13 +140,14 @@ class TrainCrops:
     def keys(self, index: Tensor) -> Keys:
         return sample_keys(self.seed, int(self.epoch), index)
 
-    def cut(self, image: Image.Image, keys: Keys, upright: bool) -> list[Tensor]:
-        height, width = upright_size(image, upright)
+    def cut(self, image: Image.Image | Tensor, keys: Keys, decoding: Decoding) -> list[Tensor]:
+        height, width = upright_size(image, decoding.upright)
         crops = self.transform.crops
-        if min(height, width) >= 4 * max(crop.size for crop in crops):  # else none may be reduced
+        large = min(height, width) >= 4 * max(crop.size for crop in crops)
+        if large and isinstance(image, Image.Image):  # else none may be reduced
             spare = min(_spare(c, keys.fold("view", v), height, width) for v, c in enumerate(crops))
             reduce(image, spare)
-        return self.transform.crop_one(to_rgb(image, upright), keys)
+        return self.transform.crop_one(decoding(image), keys)
 
 
 class EvalCrops:
@@ -145,18 +155,25 @@ class EvalCrops:
 
     Args:
         view: the evaluation view; its `crop_one` runs here and its `finish` on the device.
+        fit: resize the shorter side of images of other sizes than most, for a view without a
+            resize.
     """
 
-    def __init__(self, view: EvalView) -> None:
+    def __init__(self, view: EvalView, fit: bool = False) -> None:
         self.view = view
+        self.fit = fit
 
     def keys(self, index: Tensor) -> Keys:
         return sample_keys(0, 0, index)  # unused: nothing is random
 
-    def cut(self, image: Image.Image, keys: Keys, upright: bool) -> list[Tensor]:
-        side = self.view.resize or self.view.size
-        reduce(image, min(image.size) / side)
-        return [self.view.crop_one(to_rgb(image, upright))]
+    def cut(self, image: Image.Image | Tensor, keys: Keys, decoding: Decoding) -> list[Tensor]:
+        view = self.view
+        short = min(upright_size(image, upright=False))
+        if self.fit and short != view.size and view.resize is None:
+            view = EvalView(view.size, view.size, interpolation=view.interpolation)
+        if isinstance(image, Image.Image):
+            reduce(image, short / (view.resize or view.size))
+        return [view.crop_one(decoding(image))]
 
 
 class FileImages(ImageSet):
@@ -171,7 +188,7 @@ class FileImages(ImageSet):
         labels: (N,) int64, or None.
         crops: crops the views; None: batches cannot be read.
         on_broken: raise an "error" for an unreadable image, or "skip" and count it.
-        upright: apply the EXIF orientation.
+        decoding: how a file becomes pixels.
         keep_size: whether a broken image's row is filled (training) or left out.
     """
 
@@ -181,16 +198,16 @@ class FileImages(ImageSet):
         labels: Tensor | None,
         crops: Crops | None = None,
         on_broken: OnBroken = "error",
-        upright: bool = True,
+        decoding: Decoding = Decoding(),  # noqa: B008 (a named tuple of numbers)
         keep_size: bool = True,
     ) -> None:
         self._paths = paths if isinstance(paths, np.ndarray) else pack_paths(paths)
         self.labels = labels
         self.needs_crops = True
-        self.channels = 3
+        self.channels = decoding.channels
         self.crops = crops
         self.on_broken = on_broken
-        self.upright = upright
+        self.decoding = decoding
         self.keep_size = keep_size
         self.broken = torch.zeros(len(self._paths), dtype=torch.bool).share_memory_()
 
@@ -198,17 +215,31 @@ class FileImages(ImageSet):
         return len(self._paths)
 
     def side(self, wanted: int | None) -> int | None:
-        """Read headers, up to the first image with another side."""
+        """Read headers of evenly spaced images, and say which are others than most."""
         if wanted is None:
             return None
-        for index in range(len(self)):
-            try:
-                with Image.open(self.path(index)) as image:
-                    if min(image.size) != wanted:
-                        return None
-            except BROKEN:
-                continue  # reading a batch reports it
+        found: dict[int, int] = {}
+        for rows in (spread(len(self), _FEW), spread(len(self), _SAMPLE)):
+            found |= {row: self._short(row) for row in rows if row not in found}
+            known = {row: short for row, short in found.items() if short}
+            others = [row for row, short in known.items() if short != wanted]
+            if 2 * len(others) >= len(known):
+                return wanted if not known else None
+        if others:
+            rank_zero_warn(
+                f"{len(others)} of {len(known)} images have another shorter side than {wanted} "
+                f"pixels, such as {known[others[0]]} in {self.path(others[0])}; evaluation resizes "
+                f"them to {wanted}"
+            )
         return wanted
+
+    def _short(self, row: int) -> int:
+        """The shorter side; 0 if the image is unreadable, which reading a batch reports."""
+        try:
+            with Image.open(self.path(row)) as image:
+                return min(image.size)
+        except BROKEN:
+            return 0
 
     def path(self, index: int) -> str:
         return unpack_path(self._paths[index])
@@ -218,14 +249,17 @@ class FileImages(ImageSet):
         return int(self.broken.sum())
 
     def fingerprint(self) -> str:
-        return files_digest(map(self.path, range(len(self)))) + labels_digest(self.labels)
+        files = files_digest(map(self.path, range(len(self)))) + labels_digest(self.labels)
+        given = self.decoding._replace(may_be_dark=False)
+        return files if given == Decoding(upright=given.upright) else f"{files} {given}"
 
     def subset(self, rows: Tensor) -> FileImages:
         labels, paths = select_rows(self.labels, rows), self._paths[rows.numpy()]
-        return FileImages(paths, labels, self.crops, self.on_broken, self.upright, self.keep_size)
+        return FileImages(paths, labels, self.crops, self.on_broken, self.decoding, self.keep_size)
 
     def cropped(self, crops: Crops, keep_size: bool) -> FileImages:
-        other = FileImages(self._paths, self.labels, crops, self.on_broken, self.upright, keep_size)
+        given = self.labels, crops, self.on_broken, self.decoding, keep_size
+        other = FileImages(self._paths, *given)
         other.broken = self.broken  # shared, so that both count the same images
         return other
 
@@ -237,14 +271,17 @@ class FileImages(ImageSet):
         rows = self._readable(cut, index)
         views = zip(*(cut[row] for row in rows), strict=True)  # type: ignore[arg-type]
         kept = torch.tensor([index[row] for row in rows])
-        return Batch([torch.stack(view) for view in views], kept, select_rows(self.labels, kept))
+        stacked = [stack_pixels(view) for view in views]
+        return Batch(stacked, kept, select_rows(self.labels, kept))
 
     def _cut(self, index: int, keys: Keys) -> list[Tensor] | None:
         path = self.path(index)
         assert self.crops is not None
         try:
             with Image.open(path) as image:
-                return self.crops.cut(image, keys, self.upright)
+                return self.crops.cut(image, keys, self.decoding)
+        except ValueRangeError as error:
+            raise in_file(path, error) from error
         except BROKEN as error:
             if self.on_broken == "error":
                 raise broken_error(path, error) from error

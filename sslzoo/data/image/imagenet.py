@@ -15,6 +15,7 @@ from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
 from sslzoo.data.image.load import IMAGE_EXTENSIONS, load_images
 from sslzoo.data.listing import check_folder, list_classes
 from sslzoo.transforms.image.eval_view import EvalView
+from sslzoo.transforms.image.pixels import Decoding
 from sslzoo.transforms.image.views import Views
 
 
@@ -67,4 +68,4 @@ class ImageNet(ImageDataModule):
         train = list_classes(root / "train", "ImageNet's train/", IMAGE_EXTENSIONS)
         query = list_classes(root / "val", "ImageNet's val/", IMAGE_EXTENSIONS, train.classes)
         self.classes = list(train.classes)
-        return load_images(train, query, "workers", self.on_broken, upright=False)
+        return load_images(train, query, "workers", self.on_broken, Decoding(upright=False))

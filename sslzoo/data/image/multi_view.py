@@ -7,6 +7,7 @@ view.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,17 @@ from sslzoo.batch import Batch
 from sslzoo.checks import check_choice
 from sslzoo.data.datamodule import PredictOn
 from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
-from sslzoo.data.image.decode import BROKEN, to_rgb
+from sslzoo.data.image.decode import BROKEN
 from sslzoo.data.image.image_set import Crops, EvalCrops, ImageSet, TrainCrops
-from sslzoo.data.listing import check_folder, check_known, pack_paths, select_rows, unpack_path
+from sslzoo.data.image.load import IMAGE_EXTENSIONS
+from sslzoo.data.listing import (
+    check_folder,
+    check_known,
+    list_files,
+    pack_paths,
+    select_rows,
+    unpack_path,
+)
 from sslzoo.eval.fingerprint import described, files_digest, labels_digest
 from sslzoo.random import Keys
 from sslzoo.transforms.image.color_space import (
@@ -38,10 +47,12 @@ from sslzoo.transforms.image.color_space import (
 from sslzoo.transforms.image.crop import RandomResizedCrop
 from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from sslzoo.transforms.image.pixels import pil_pixels
 from sslzoo.transforms.image.resample import center_crop
 from sslzoo.transforms.image.views import View, Views
+from sslzoo.value_range import ValueRangeError, as_pixels, check_finite, from_array
 
-_EXTENSIONS = (".png", ".npy", ".jpg", ".jpeg")
+_EXTENSIONS = (*IMAGE_EXTENSIONS, ".npy")
 _CHANNELS = {"image": 3, "depth": 1, "normals": 3, "labels": 1}
 _CONSTANTS = {
     "rgb": (IMAGENET_MEAN, IMAGENET_STD),
@@ -55,7 +66,8 @@ class Modality:
     """One modality: its folder, its kind and its normalization.
 
     8-bit files are scaled from 0..255 to 0..1, 16-bit files from 0..65535 to 0..1, and floats
-    (.npy) are not scaled. Integer normals are then mapped from 0..1 to -1..1.
+    (.npy) are not scaled; those of an image are from 0 to 1. Integer normals are then mapped from
+    0..1 to -1..1.
 
     Args:
         folder: name of its folder.
@@ -91,9 +103,9 @@ class Modality:
 class MultiViewFolder(ImageDataModule):
     """Aligned modalities in `<root>/train/<modality>/*` and `<root>/val/<modality>/*`.
 
-    Files are PNG (8 bits, or 16 bits with one channel), .npy ((H, W), (H, W, C) or (C, H, W) of
-    uint8, uint16 or floats) or JPEG; with `labels`, they lie in `<modality>/<class>/*`. A sample is
-    a file name (without its extension) that every modality has. A training batch has one view per
+    Files are images (8 bits, or 16 bits with one channel) or .npy ((H, W), (H, W, C) or (C, H, W)
+    of uint8, uint16 or floats); with `labels`, they lie in `<modality>/<class>/*`. A sample is a
+    file name (without its extension) that every modality has. A training batch has one view per
     modality (two for an image in Lab or YCbCr: L and ab). An evaluation batch has one image of all
     C channels, which `backbones.Towers` splits. The EXIF orientation is ignored, since modalities
     are aligned as stored.
@@ -277,6 +289,8 @@ def read_modality(path: str, modality: Modality) -> Tensor:
     """
     try:
         array = np.load(path) if path.endswith(".npy") else _pixels(path, modality)
+    except ValueRangeError as error:
+        raise ValueRangeError(f"{error}; the file is {path}") from error
     except BROKEN as error:
         raise ValueError(f"cannot read {path} ({type(error).__name__}: {error})") from error
     count = modality.channels
@@ -286,24 +300,31 @@ def read_modality(path: str, modality: Modality) -> Tensor:
         array = array.transpose(2, 0, 1)
     if array.ndim != 3 or array.shape[0] != count:
         raise ValueError(f"{modality.kind} must have {count} channels, got {array.shape} in {path}")
-    scale = {"uint8": 255, "uint16": 65535}.get(str(array.dtype))
-    if scale is None and array.dtype.kind != "f":
+    name = f"{modality.kind} in {path}"
+    values = from_array(array, name)
+    if values.dtype in (torch.uint8, torch.uint16):
+        out = as_pixels(values, may_be_dark=True)
+        out = out / 255 if out.dtype == torch.uint8 else out
+        return out * 2 - 1 if modality.kind == "normals" else out
+    if not values.is_floating_point():
         raise ValueError(
             f"{modality.kind} must be uint8, uint16 or float, got {array.dtype} in {path}"
         )
-    out = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    out = out if scale is None else out / scale
-    return out * 2 - 1 if scale is not None and modality.kind == "normals" else out
+    if modality.kind == "image":
+        return as_pixels(values, name=name)
+    check_finite(values, name)
+    return values.to(torch.float32)
 
 
 def _pixels(path: str, modality: Modality) -> np.ndarray:
     with Image.open(path) as image:
         if modality.channels == 3:
-            return np.array(to_rgb(image, upright=False))
+            return pil_pixels(image, 3, upright=False, may_be_dark=True).numpy()
         if image.mode == "P" and modality.kind != "labels":
             image = image.convert("L")
         array = np.array(image)  # palette indices are the classes
-    return array.astype(np.uint16) if array.dtype == np.int32 else array
+    whole = array.dtype == np.int32 and array.min() >= 0 and array.max() <= 65535
+    return array.astype(np.uint16) if whole else array
 
 
 def _resize(part: Tensor, size: tuple[int, int], nearest: bool) -> Tensor:
@@ -347,15 +368,13 @@ def _match(folder: Path, modalities: Sequence[Modality]) -> _Matched:
 def _files(folder: Path) -> dict[str, str]:
     """The files below a folder by their name without extension."""
     found: dict[str, str] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in _EXTENSIONS or path.name.startswith("."):
-            continue
-        name = path.relative_to(folder).with_suffix("").as_posix()
+    for path in map(Path, list_files(folder, _EXTENSIONS)):
+        name = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
         if name in found:
             raise ValueError(f"a sample must have one file, got {found[name]} and {path}")
         found[name] = str(path)
     if not found:
-        raise ValueError(f"{str(folder)!r} must hold files ({', '.join(_EXTENSIONS)}), got none")
+        raise ValueError(f"{str(folder)!r} must hold files of images or .npy, got none")
     return found
 
 

@@ -5,8 +5,12 @@ Shapes: N lines, B sentences of a batch, L tokens of its longest sentence.
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
+import math
 import mmap
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -19,8 +23,10 @@ from sslzoo.batch import Batch, Tokens
 from sslzoo.data.listing import check_known, select_rows
 from sslzoo.data.text.tokenizer import TextTokenizer
 from sslzoo.eval.fingerprint import files_digest, labels_digest, text_digest
+from sslzoo.text_file import check_text, encoding_of, read_text
 
 _BLOCK = 1 << 26  # bytes of a file that are scanned at a time
+_CHECKED = 1 << 26  # bytes whose encoding is checked
 
 
 class Lines(Protocol):
@@ -58,19 +64,20 @@ class ListLines:
 class FileLines:
     """Lines of a UTF-8 file of any size; memory holds 12 bytes per line.
 
-    Empty lines are skipped and not counted.
+    Empty lines are skipped and not counted, as is a byte order mark.
 
     Args:
-        path: the file; invalid UTF-8 is replaced.
+        path: the file; invalid UTF-8 is refused in the first 64 MiB, and replaced after them.
 
     Raises:
-        ValueError: the file does not exist or has no text.
+        ValueError: the file does not exist, has no text, or is not UTF-8.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
         if not self.path.is_file() or not self.path.stat().st_size:
             raise ValueError(f"a text file must exist and not be empty, got {str(path)!r}")
+        self._mark = self._check_encoding()
         starts, sizes = [], []
         for start, size in self._bounds():
             starts.append(start[size > 0])
@@ -80,10 +87,35 @@ class FileLines:
             raise ValueError(f"a text file must have a line of text, got none in {str(path)!r}")
         self._map: mmap.mmap | None = None
 
+    def _check_encoding(self) -> int:
+        """Bytes of the byte order mark; refuses other encodings and line ends."""
+        with self.path.open("rb") as file:
+            content = file.read(_CHECKED)
+        encoding = encoding_of(content)
+        if not encoding.startswith("utf-8"):
+            raise ValueError(
+                f"a text file must be UTF-8, got {encoding.upper()} by the byte order mark of "
+                f"{str(self.path)!r}; convert it: iconv -f {encoding.upper()} -t UTF-8"
+            )
+        mark = len(codecs.BOM_UTF8) if encoding == "utf-8-sig" else 0
+        whole = len(content) < _CHECKED
+        end = len(content) if whole else content.rfind(b"\n") + 1 or _CHECKED - 4
+        check_text(self.path, content[mark:end])
+        if b"\r" in content and b"\n" not in content:
+            raise ValueError(
+                f"lines must end in \\n or \\r\\n, got \\r alone in {str(self.path)!r}"
+            )
+        return mark
+
+    def number(self, row: int) -> int:
+        """Number of a line in the file, from 1, with the empty ones."""
+        with self.path.open("rb") as file:
+            return file.read(int(self._starts[row])).count(b"\n") + 1
+
     def _bounds(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(starts, sizes) of lines, block by block."""
         content = np.memmap(self.path, np.uint8, "r")
-        start = 0
+        start = self._mark
         for first in range(0, len(content), _BLOCK):
             block = content[first : first + _BLOCK]
             ends = np.flatnonzero(block == ord("\n")) + first
@@ -178,14 +210,17 @@ def read_labeled(path: str | Path, classes: list[str] | None = None) -> tuple[Te
         The text, whose labels are positions in the classes, and the classes.
 
     Raises:
-        ValueError: a line has no tab, or a label is not a class.
+        ValueError: a line has no tab, label or sentence, or a label is not a class.
     """
     labels, lines = [], []
-    for number, line in enumerate(walk(FileLines(path)), 1):
-        label, tab, sentence = line.partition("\t")
-        if not tab:
+    file = FileLines(path)
+    for row, line in enumerate(walk(file)):
+        label, _, sentence = line.partition("\t")
+        label = unicodedata.normalize("NFC", label.strip())
+        if not label or not sentence.strip():
             raise ValueError(
-                f"a line of {path} must be label<TAB>sentence, line {number} is {line[:60]!r}"
+                f"a line of {path} must be label<TAB>sentence, line {file.number(row)} is "
+                f"{line[:60]!r}"
             )
         labels.append(label)
         lines.append(sentence)
@@ -202,20 +237,30 @@ def read_pairs(path: str | Path) -> Text:
         2N lines, with the two lines of a pair adjacent, each with the pair's score.
 
     Raises:
-        ValueError: the file does not exist, or a row is malformed.
+        ValueError: the file does not exist or is empty, or a row is malformed.
     """
     lines: list[str] = []
     scores: list[float] = []
     if not Path(path).is_file():
         raise ValueError(f"a CSV file of scored pairs must exist, got {str(path)!r}")
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.reader(file), 1):
-            try:
-                first, second, score = row
-                scores += [float(score)] * 2
-            except ValueError:
-                raise ValueError(
-                    f"a row of {path} must be (sentence, sentence, score), row {number} is {row}"
-                ) from None
-            lines += [first, second]
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    while True:
+        try:
+            row = next(reader, None)
+            if row is None:
+                break
+            if not row:
+                continue  # a blank line
+            first, second, score = row
+            if not math.isfinite(float(score)):
+                raise ValueError
+        except (ValueError, csv.Error) as error:
+            got = f": {error}" if isinstance(error, csv.Error) else f" is {row}"
+            raise ValueError(
+                f"a row of {path} must be (sentence, sentence, score), row {reader.line_num}{got}"
+            ) from None
+        scores += [float(score)] * 2
+        lines += [first, second]
+    if not lines:
+        raise ValueError(f"a CSV file of scored pairs must have rows, got none in {str(path)!r}")
     return Text(ListLines(lines), torch.tensor(scores))

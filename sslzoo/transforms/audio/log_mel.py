@@ -16,7 +16,7 @@ from torch import Tensor
 from sslzoo.batch import Padded, length_mask
 from sslzoo.checks import check_at_least
 from sslzoo.random import Keys
-from sslzoo.transforms.audio.waveform import to_float
+from sslzoo.value_range import Look, as_sound
 
 
 def mel_filters(bands: int, bins: int, rate: int, low: float, high: float) -> Tensor:
@@ -68,16 +68,21 @@ class LogMel:
             )
         self.rate, self.bands, self.window, self.hop = rate, bands, window, hop
         self.low, self.high, self.floor = low, high, floor
+        self._look = Look()
         self.filters = mel_filters(bands, window // 2 + 1, rate, low, high or rate / 2)
 
     @torch.no_grad()
     def spectrum(self, waves: Tensor) -> Tensor:
-        """The spectrogram of waveforms (B, L): (B, T, M)."""
+        """The spectrogram of waveforms (B, L): (B, T, M).
+
+        Raises:
+            ValueError: they are shorter than a frame, or neither int16 nor floats in [-1, 1].
+        """
         if waves.shape[1] < self.window:
             raise ValueError(
                 f"waveforms must have at least {self.window} samples (window), got {waves.shape[1]}"
             )
-        x = to_float(waves)
+        x = as_sound(waves, check=self._look(waves))
         hann = torch.hann_window(self.window, device=x.device)
         frames = x.unfold(1, self.window, self.hop) * hann
         power = torch.fft.rfft(frames).abs().square() / self.window  # (B, T, bins)

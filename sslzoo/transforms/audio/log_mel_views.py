@@ -83,4 +83,6 @@ class LogMelViews:
         energy = (1 - share) * 10 ** (own / 10) + share * 10 ** (other / 10)
         image = 10 * energy.log10().mT[:, None]  # (B, 1, M, T)
         gain = keys.uniform("gain", 1, 1, 1, low=-self.gain, high=self.gain)
-        return (self.crop(image, keys) + gain - self.mean) / self.std
+        boxes = self.crop.draw(keys, image.shape[2], image.shape[3])  # decibels are no pixels
+        planes = self.crop.planes(image, boxes, self.crop.draw_flip(keys))
+        return (planes.transpose(0, 1) + gain - self.mean) / self.std

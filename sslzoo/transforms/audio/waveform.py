@@ -7,20 +7,14 @@ from __future__ import annotations
 
 from typing import final
 
-import torch
 from torch import Tensor
 
 from sslzoo.batch import Padded
 from sslzoo.random import Keys
+from sslzoo.value_range import Look, as_sound
 
 # Greedy InfoMax's for LibriSpeech, whose int32 samples are 65536 times ours.
 GIM_MEAN, GIM_STD = -1456218.75 / 2**31, 135303504.0 / 2**31
-
-
-def to_float(waves: Tensor) -> Tensor:
-    """Convert int16 samples, or floats in [-1, 1], to float32 in [-1, 1]."""
-    x = waves.to(torch.float32)
-    return x if waves.is_floating_point() else x / 32768.0
 
 
 @final
@@ -38,9 +32,14 @@ class Waveform:
         if std <= 0:
             raise ValueError(f"std must be greater than 0, got {std}")
         self.mean, self.std = mean, std
+        self._look = Look()
 
     def __call__(self, waves: list[Tensor], keys: Keys) -> list[Tensor]:
-        """Normalize windows [(B, L) int16] to [(B, L) float32], without augmentation."""
+        """Normalize windows [(B, L)] to [(B, L) float32], without augmentation.
+
+        Raises:
+            ValueError: they are neither int16 nor floats in [-1, 1].
+        """
         return [self._scaled(wave) for wave in waves]
 
     def evaluation(self, waves: Tensor | Padded) -> Tensor | Padded:
@@ -50,4 +49,4 @@ class Waveform:
         return Padded(self._scaled(waves.values) * waves.mask, waves.lengths)
 
     def _scaled(self, waves: Tensor) -> Tensor:
-        return (to_float(waves) - self.mean) / self.std
+        return (as_sound(waves, check=self._look(waves)) - self.mean) / self.std

@@ -16,7 +16,9 @@ from torch import Tensor
 from sslzoo.checks import check_choice
 from sslzoo.random import Keys
 from sslzoo.transforms.image.layout import to_planes
-from sslzoo.transforms.image.resample import Interpolation, crop_pixels, crop_planes, pixels_of
+from sslzoo.transforms.image.pixels import pixels_of
+from sslzoo.transforms.image.resample import Interpolation, crop_pixels, crop_planes
+from sslzoo.value_range import Look, as_pixels
 
 _ATTEMPTS = 10  # torchvision's
 
@@ -58,6 +60,7 @@ class RandomResizedCrop:
         self.interpolation = interpolation
         self.antialias = antialias
         self.flip = flip
+        self._look = Look()
 
     def draw(self, keys: Keys, height: int | Tensor, width: int | Tensor) -> Tensor:
         """Draw boxes (B, 4) int64: top, left, height, width.
@@ -106,7 +109,8 @@ class RandomResizedCrop:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, keys: Keys) -> Tensor:
-        """Crop images (B, C, H, W), uint8 or float in [0, 1], to (B, C, S, S) float32."""
+        """Crop images (B, C, H, W), pixels of any type, to (B, C, S, S) float32."""
+        images = as_pixels(images, check=self._look(images))
         boxes = self.draw(keys, images.shape[2], images.shape[3])
         return self.planes(images, boxes, self.draw_flip(keys)).transpose(0, 1).contiguous()
 
@@ -114,18 +118,18 @@ class RandomResizedCrop:
         """The same crop of one sample in a loader's worker, within 1/255 of the device's.
 
         Args:
-            image: PIL image or (C, H, W) uint8.
+            image: PIL image or (C, H, W), uint8 or float in [0, 1].
             keys: one key, of the sample and view as in `Views`.
 
         Returns:
-            (C, S, S) uint8.
+            (C, S, S), uint8 or float32 as the image.
         """
         pixels = pixels_of(image)
         boxes = self.draw(keys, pixels.shape[1], pixels.shape[2])
         flip = self.draw_flip(keys)
         if self.antialias:
-            return crop_pixels(
-                pixels, boxes[0].tolist(), bool(flip), self.size, self.interpolation
-            ).contiguous()
+            cut = crop_pixels(pixels, boxes[0].tolist(), bool(flip), self.size, self.interpolation)
+            return cut.contiguous() if cut.dtype == torch.uint8 else cut.clamp_(0, 1)
         planes = crop_planes(pixels[None], boxes, flip, self.size, self.interpolation, False)
-        return planes[:, 0].clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+        out = planes[:, 0].clamp_(0, 1)
+        return out.mul_(255).round_().to(torch.uint8) if pixels.dtype == torch.uint8 else out

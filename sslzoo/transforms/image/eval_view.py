@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, final, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -18,9 +19,9 @@ from sslzoo.eval.fingerprint import described
 from sslzoo.transforms.image.color_space import Space, to_space_
 from sslzoo.transforms.image.layout import to_planes
 from sslzoo.transforms.image.normalize import check_mean_std, normalize_
-from sslzoo.transforms.image.resample import Interpolation, center_crop, crop_planes, pixels_of
-
-_ROUNDING = 0.01  # tolerance of resized images outside [0, 1]
+from sslzoo.transforms.image.pixels import describe, pixels_of, stack_pixels
+from sslzoo.transforms.image.resample import Interpolation, center_crop, crop_planes
+from sslzoo.value_range import as_pixels, from_array
 
 
 @final
@@ -62,23 +63,31 @@ class EvalView:
         self.interpolation: Interpolation = interpolation
         self.fraction = fraction
         self.space: Space = space
+        self.channels: int | None = None if mean is None else len(mean)  # that images must have
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """The view of images (B, C, H, W), uint8 or float in [0, 1]: (B, C, S, S) float32.
+    def __call__(self, images: Any, value_range: Sequence[float] | None = None) -> Tensor:
+        """The view of images: (B, C, S, S) float32; one image is a batch of one.
+
+        Args:
+            images: a tensor (B, C, H, W) or (C, H, W), an array (B, H, W, C), (H, W, C) or (H, W),
+                a PIL image, or a list of images, which may have several sizes. Pixels are uint8,
+                uint16, bool, or float in [0, 1].
+            value_range: the values of black and white; None: those of the type.
 
         Raises:
             ValueError: the images have another type, shape or range.
         """
-        _refuse_no_images(images)
-        with torch.autocast(images.device.type, enabled=False):
-            return self.finish(self._center(images))
+        parts = self._pixels(images, value_range)
+        with torch.autocast(parts[0].device.type, enabled=False):
+            return torch.cat([self.finish(self._center(part)) for part in parts])
 
     @torch.no_grad()
     def crop_one(self, image: Image.Image | Tensor) -> Tensor:
-        """Crop one image in a loader's worker: PIL or (C, H, W) uint8 -> (C, S, S) uint8."""
-        out = self._center(pixels_of(image)[None])[0]
-        if out.dtype == torch.uint8:
+        """Crop one image in a loader's worker: PIL or (C, H, W) -> (C, S, S) of the same type."""
+        pixels = pixels_of(image)
+        out = self._center(pixels[None])[0]
+        if out.dtype == pixels.dtype:
             return out.contiguous()
         return out.mul(255).round_().to(torch.uint8)
 
@@ -93,7 +102,7 @@ class EvalView:
 
     def fingerprint(self) -> str:
         """Hash of everything the view depends on."""
-        return described(self)
+        return described([type(self), self.arguments()])
 
     def arguments(self) -> dict[str, Any]:
         """Constructor arguments that build an equal view, without those that are None."""
@@ -104,6 +113,43 @@ class EvalView:
         if self.space == "rgb":
             del found["space"]  # the default, which also allows gray images
         return {key: value for key, value in found.items() if value is not None}
+
+    def _pixels(self, images: Any, value_range: Sequence[float] | None) -> list[Tensor]:
+        """Batches (B, C, H, W) of one size each, in order."""
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            images = from_array(_channels_first(images, self.channels), "images")
+        if isinstance(images, Tensor) and images.ndim == 4:
+            found = images.shape[1]
+            if 0 in images.shape[1:]:
+                raise ValueError(f"images must have pixels, got shape {tuple(images.shape)}")
+            if self.channels not in (None, found):
+                more = f": {_LAST}" if images.shape[3] == self.channels else ""
+                raise ValueError(
+                    f"images must have {self.channels} channels, got {found} (shape "
+                    f"{tuple(images.shape)}){more}"
+                )
+            return [as_pixels(images, value_range)]
+        several = list(images) if isinstance(images, list | tuple) else [images]
+        if not several:
+            raise ValueError("images must be a tensor (B, C, H, W) or a list of images, got []")
+        pixels = [self._one(image, value_range) for image in several]
+        if len({image.shape for image in pixels}) == 1:
+            return [stack_pixels(pixels)]
+        return [image[None] for image in pixels]
+
+    def _one(self, image: Any, value_range: Sequence[float] | None) -> Tensor:
+        if not isinstance(image, Image.Image | np.ndarray | Tensor):
+            raise ValueError(
+                "images must be a tensor (B, C, H, W), an array (B, H, W, C), a PIL image, or a "
+                f"list of images, got {describe(image)}"
+            )
+        given = image.shape[0] if isinstance(image, Tensor) and image.ndim == 3 else None
+        if self.channels is None and given not in (None, 1, 3, 4):  # B gray images, or C channels
+            raise ValueError(
+                f"images must be a tensor (B, C, H, W) or (C, H, W) with 1, 3 or 4 channels, got "
+                f"{describe(image)}; {_HINT}"
+            )
+        return pixels_of(image, self.channels, value_range, upright=True, hint=f"; {_HINT}")
 
     def _center(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
@@ -130,28 +176,20 @@ class EvalView:
         return planes.transpose(0, 1).clamp(0, 1)
 
 
-def _refuse_no_images(images: Any) -> None:
-    if not isinstance(images, Tensor):
-        got, more = f"a {type(images).__module__}.{type(images).__qualname__}", ""
-        if isinstance(images, list | tuple) and images:
-            got += f" of {type(images[0]).__module__}.{type(images[0]).__qualname__}"
-        if "PIL" in got:
-            more = ": torchvision.transforms.functional.pil_to_tensor gives (C, H, W)"
-    elif images.dim() != 4:
-        got, more = f"shape {tuple(images.shape)}", ": images[None] is a batch of one"
-        more = more if images.dim() == 3 else ""
-    elif images.dtype != torch.uint8 and not images.is_floating_point():
-        got, more = f"{images.dtype}", ""
-    elif images.dtype == torch.uint8 or not images.numel():
-        return
-    else:
-        least, most = (float(end) for end in images.aminmax())
-        if least >= -_ROUNDING and most <= 1 + _ROUNDING:
-            return
-        got, more = f"floats from {least:.3g} to {most:.3g}", ""
-    raise ValueError(
-        f"images must be a tensor (B, C, H, W), uint8 or float in [0, 1], got {got}{more}"
-    )
+_LAST = "images.permute(0, 3, 1, 2) puts channels first"
+_HINT = "images of one channel are (B, 1, H, W), and a tensor's channels come first"
+
+
+def _channels_first(images: np.ndarray, channels: int | None) -> np.ndarray:
+    """A batch (B, H, W, C), or (B, C, H, W) where that is clear, as (B, C, H, W)."""
+    likely = (1, 3, 4) if channels is None else (channels,)
+    first, last = images.shape[1] in likely, images.shape[3] in likely
+    if first == last:
+        raise ValueError(
+            f"an array of images must be (B, H, W, C) with C in {likely}, got {images.shape}; a "
+            "tensor (B, C, H, W) may have any number of channels"
+        )
+    return images if first else images.transpose(0, 3, 1, 2)
 
 
 def _floats(numbers: Sequence[float] | Tensor) -> list[float]:

@@ -11,10 +11,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from sslzoo.transforms.image.layout import to_planes
@@ -168,15 +166,3 @@ def center_crop(images: Tensor, size: int) -> Tensor:
         )
     top, left = round((height - size) / 2), round((width - size) / 2)
     return images[..., top : top + size, left : left + size]
-
-
-def pixels_of(image: Image.Image | Tensor) -> Tensor:
-    """The (C, H, W) uint8 pixels of a PIL image (RGB, or "L") or tensor."""
-    if isinstance(image, Tensor):
-        if image.dtype != torch.uint8 or image.ndim != 3:
-            raise ValueError(
-                f"an image must be (C, H, W) uint8, got {tuple(image.shape)} {image.dtype}"
-            )
-        return image
-    array = np.array(image if image.mode in ("RGB", "L") else image.convert("RGB"))
-    return torch.from_numpy(array).reshape(*array.shape[:2], -1).permute(2, 0, 1)

@@ -21,7 +21,8 @@ from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.layout import Op, chunk_rows, to_planes
 from sslzoo.transforms.image.normalize import Normalize
 from sslzoo.transforms.image.patches import PerPatch
-from sslzoo.transforms.image.resample import pixels_of
+from sslzoo.transforms.image.pixels import pixels_of
+from sslzoo.value_range import Look, as_pixels
 
 _UNKNOWN_SIZE = 224  # pixels, for views without crops on images of several sizes
 
@@ -63,6 +64,7 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         self.split = None if split is None else list(split)
         self.shared_flip = shared_flip
         self._draws = DrawTable()
+        self._look = Look()
 
     @property
     def crops(self) -> list[RandomResizedCrop]:
@@ -113,13 +115,17 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         """Make all views.
 
         Args:
-            images: (B, C, H, W) uint8, or float in [0, 1].
+            images: (B, C, H, W) pixels: uint8, uint16, bool, or float in [0, 1].
             keys: B keys of the samples in this epoch.
 
         Returns:
             One (B, C, S, S) float32 tensor per view (or part of one), on the images' device.
+
+        Raises:
+            ValueError: the images have another shape or other values.
         """
         _check(images, keys)
+        images = as_pixels(images, check=self._look(images))
         batch = len(images)
         own = self._keys(keys)
         results = []
@@ -167,6 +173,7 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
             raise ValueError(f"crops must be {len(self.views)}, one per view, got {len(crops)}")
         for images in crops:
             _check(images, keys)
+            as_pixels(images, check=False)  # their reader has checked the values
         batch = len(keys.key)
         own = self._keys(keys)
         results = []
@@ -190,11 +197,11 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         """All crops of one sample, in a loader's worker, for `finish`.
 
         Args:
-            image: PIL image, or (C, H, W) uint8.
+            image: PIL image, or (C, H, W), uint8 or float in [0, 1].
             keys: one key, of the sample in this epoch.
 
         Returns:
-            One (C, S, S) uint8 tensor per view.
+            One (C, S, S) tensor per view, uint8 or float32 as the image.
         """
         pixels = pixels_of(image)
         crops = [c.crop_one(pixels, keys.fold("view", v)) for v, c in enumerate(self.crops)]
@@ -220,8 +227,6 @@ def _check(images: Tensor, keys: Keys) -> None:
             f"images must be (B, C, H, W) with B keys, got {tuple(images.shape)} and "
             f"{len(keys.key)} keys"
         )
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise ValueError(f"images must be uint8, or float in [0, 1], got {images.dtype}")
 
 
 def _wrapped(images: Tensor, rows: slice) -> Tensor:

@@ -5,6 +5,7 @@ Shapes: V tokens, at most K neighbors per token, D width of the embeddings.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslzoo.checks import check_at_least
+from sslzoo.text_file import read_text
 from sslzoo.transforms.text.augmentations import Neighbors, Tokenizer
 
 _ROWS = 1024  # rows of the similarity matrix at a time
@@ -37,7 +39,7 @@ class TableFile:
         if not Path(self.path).is_file():
             raise ValueError(f"path must be a file of neighbors, got {self.path!r}")
         found: dict[int, dict[int, None]] = {}  # an ordered set per word
-        for line in Path(self.path).read_text(encoding="utf-8").splitlines():
+        for line in read_text(self.path).splitlines():
             ids = [tokenizer.id_of(word) for word in line.split()]
             if ids and ids[0] is not None:
                 others = [i for i in ids[1:] if i is not None and i != ids[0]]
@@ -78,7 +80,7 @@ class NearestEmbeddings:
             raise ValueError(f"path must be a file of word vectors, got {self.path!r}")
         vectors: dict[int, Tensor] = {}
         width = 0
-        with Path(self.path).open(encoding="utf-8") as file:
+        with Path(self.path).open(encoding="utf-8-sig", errors="replace") as file:
             for number, line in enumerate(file, 1):
                 word, *values = line.rstrip().split(" ")
                 if number == 1 and len(values) == 1:
@@ -91,7 +93,7 @@ class NearestEmbeddings:
                     )
                 token = tokenizer.id_of(word)
                 if token is not None:
-                    vectors[token] = torch.tensor([float(value) for value in values])
+                    vectors[token] = _vector(values, number, self.path)
         if len(vectors) < 2:
             raise ValueError(
                 f"{self.path!r} must have at least 2 words of the vocabulary, got {len(vectors)}"
@@ -99,6 +101,18 @@ class NearestEmbeddings:
         tokens = torch.tensor(sorted(vectors))
         return nearest(torch.stack([vectors[int(i)] for i in tokens]), tokens, tokenizer.num_ids,
                        self.k)  # fmt: skip
+
+
+def _vector(values: list[str], number: int, path: str) -> Tensor:
+    try:
+        vector = torch.tensor([float(value) for value in values])
+    except ValueError:
+        vector = torch.tensor([math.nan])
+    if not bool(vector.isfinite().all()):
+        raise ValueError(
+            f"a word of {path} must have finite numbers, line {number} has {values[:3]}"
+        )
+    return vector
 
 
 def nearest(embeddings: Tensor, tokens: Tensor, num_ids: int, k: int) -> Neighbors:

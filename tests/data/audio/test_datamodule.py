@@ -85,12 +85,17 @@ def test_other_sample_types_keep_their_scale(tmp_path: Path, subtype: str) -> No
     assert np.abs(got - tone(800)).max() < (0.01 if subtype == "PCM_U8" else 1e-4)
 
 
-def test_channels_are_averaged_and_loud_ones_clipped(tmp_path: Path) -> None:
+def test_channels_are_averaged_and_louder_ones_declared(tmp_path: Path) -> None:
     path = write(tmp_path / "stereo.wav", tone(800, channels=2))
     got = read_sound(path, 8000, 0, 800) / 32768
     assert np.abs(got - 1.5 * tone(800)).max() < 1e-4
     loud = write(tmp_path / "loud.wav", 3 * tone(800), subtype="FLOAT")
-    assert read_sound(loud, 8000, 0, 800).max() == 32767
+    with pytest.raises(
+        ValueError, match=r"float from -1 to 1, got float32 from -1.5 to 1.5; .*loud"
+    ):
+        read_sound(loud, 8000, 0, 800)
+    got = read_sound(loud, 8000, 0, 800, value_range=(-1.5, 1.5)) / 32768
+    assert np.abs(got - 2 * tone(800)).max() < 1e-4
 
 
 @pytest.mark.parametrize(("old", "new"), [(16000, 8000), (44100, 16000), (8000, 16000)])

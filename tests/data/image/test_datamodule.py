@@ -262,7 +262,11 @@ def test_a_user_s_data_module_with_views_evaluates_at_the_training_size(
     with pytest.warns(UserWarning, match="number of classes is unknown"):
         data.setup("fit")
     assert (data.eval_view.size, data.eval_view.resize) == (12, resize)
-    assert data.preprocessing()["channels"] == (3 if side > 128 else channels)
+    assert data.preprocessing()["channels"] == channels
+    for batch in data.train_dataloader():
+        assert batch.views[0].dtype == torch.float32
+        view = data.train_views(batch, 0).views[0]
+        assert view.shape == (4, channels, 12, 12)
 
 
 def test_a_place_in_the_epoch_is_saved_before_anything_is_read() -> None:
