@@ -93,9 +93,9 @@ SLIPS = [
     # -- clock
     Slip(
         "the step is counted twice",
-        "sslzoo/trainable.py",
-        "self.step += 1",
-        "self.step += 2",
+        "sslzoo/optim/clock.py",
+        "self.step += self.follows(optimizer)",
+        "self.step += 2 * self.follows(optimizer)",
         ("methods/test_base.py", EVERY),
     ),
     Slip(

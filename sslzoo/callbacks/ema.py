@@ -72,7 +72,8 @@ class EMA(Callback):
             raise ValueError(
                 f"the module must have a teacher for EMA, got {type(method).__name__} without one"
             )
-        count = sum(isinstance(callback, EMA) for callback in cast(Any, trainer).callbacks)
+        callbacks = getattr(trainer, "callbacks", [])
+        count = sum(isinstance(callback, EMA) for callback in callbacks)
         if count > 1:
             raise ValueError(
                 f"EMA must be given once, since {type(method).__name__} brings its own, got "
