@@ -155,6 +155,11 @@ def test_a_loader_without_length_needs_max_steps(cls: type[Trainable]) -> None:
     )
 
 
+def told(value: Any) -> str:
+    """A test's name, the same in every process."""
+    return ", ".join(value) if isinstance(value, dict) else str(value)
+
+
 def simclr() -> tuple[Any, list[Batch]]:
     method, data = toy(SimCLR)
     return method, batches(data, BATCH, 0, 1)
@@ -177,7 +182,7 @@ def simclr() -> tuple[Any, list[Batch]]:
         ({"max_epochs": 2, "callbacks": [GradientAccumulationScheduler({0: 2, 2: 1})]}, (4, 2)),
         ({"max_epochs": 3, "reload_dataloaders_every_n_epochs": 1}, (9, 3)),
     ],
-    ids=str,
+    ids=told,
 )
 def test_the_run_length_is_what_the_trainer_does(
     options: dict[str, Any], length: tuple[int, int]
@@ -197,7 +202,7 @@ def test_the_run_length_is_what_the_trainer_does(
             r"GradientAccumulationScheduler must keep one number .* got \[1, 2\]",
         ),
     ],
-    ids=str,
+    ids=told,
 )
 def test_a_run_without_a_length_is_refused(options: dict[str, Any], error: str) -> None:
     method, content = simclr()
