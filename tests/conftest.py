@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,12 @@ from PIL import Image
 from tests.ranks import Ranks, settle_torch
 
 settle_torch()
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is imported out of garbage collections, which take seconds with it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

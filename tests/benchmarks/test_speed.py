@@ -82,6 +82,7 @@ def test_outputs_that_differ_are_named(ours: dict, theirs: dict, agree: bool) ->
     assert all(text.startswith("x:") for text in found)
 
 
+@pytest.mark.slow
 def test_a_worker_stands_still_between_rounds(worker: Worker) -> None:
     worker.build("benchmarks.sides.ntxent:ours", 1, {"n": 64, "dim": 8, "calls": 1})
     assert worker.round()["facts"]["loss"] > 0
@@ -93,6 +94,7 @@ def test_a_worker_stands_still_between_rounds(worker: Worker) -> None:
     worker.leave()
 
 
+@pytest.mark.slow
 def test_a_side_that_fails_says_why_and_leaves_the_worker_usable(worker: Worker) -> None:
     with pytest.raises(SideError, match="no_such_side"):
         worker.build("benchmarks.sides.ntxent:no_such_side", 1, {})
@@ -100,6 +102,7 @@ def test_a_side_that_fails_says_why_and_leaves_the_worker_usable(worker: Worker)
     assert worker.round()["amount"] == 1
 
 
+@pytest.mark.slow
 def test_a_round_reports_the_rise_of_its_peak_memory(worker: Worker) -> None:
     worker.build("benchmarks.sides.ntxent:ours", 1, {"n": 2048, "dim": 512, "calls": 1})
     assert worker.round()["peak_mib"] > 2048 * 512 * 4 * 2 / 2**20  # at least both gradients
