@@ -23,11 +23,12 @@ def refuse_config(parser: Any, config: Any) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an argument that cannot be written is refused below
-            text = parser.dump(config, skip_none=False)
+            text = parser.dump(config, skip_none=False, skip_validation=True)
             for name, value in _leaves(yaml.safe_load(text)):
                 if isinstance(value, str) and value.startswith(NOT_WRITTEN):
                     _refuse(name, value.removeprefix(NOT_WRITTEN))
-            if parser.dump(parser.parse_string(text), skip_none=False) == text:
+            again = parser.parse_string(text)
+            if parser.dump(again, skip_none=False, skip_validation=True) == text:
                 return
             why = "reads back differently"
     except Exception as error:
