@@ -1,13 +1,14 @@
 """FinalTable: table of trained encoder, untrained encoder and raw pixels at the end of fit.
 
-The columns are kNN and linear-probe accuracy; the checkpoint and the next command follow. The
-untrained encoder is scored before the first step and only its two scores are kept (in the
-checkpoint too), so that no weights are copied.
+The columns are kNN and linear-probe accuracy, also on changed samples; the checkpoint and the next
+command follow. The untrained encoder is scored before the first step and only its scores are kept
+(in the checkpoint too), so that no weights are copied.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,13 +19,15 @@ from rich.table import Table
 from torch import Tensor
 
 from sslzoo.atomic_write import atomic_write
+from sslzoo.batch import Batch
 from sslzoo.callbacks.evaluation import embed, labeled_loaders
-from sslzoo.checks import check_classes
+from sslzoo.checks import check_at_least, check_classes
 from sslzoo.distributed import rank
 from sslzoo.eval.features import Features, extract, gather_features
-from sslzoo.eval.knn import knn_top1
+from sslzoo.eval.knn.classify import check_settings, knn_top1
 from sslzoo.eval.linear import linear_probe
 from sslzoo.eval.loaders import EvalLoaders
+from sslzoo.random import rows_per_class
 from sslzoo.run_folder import folder_of
 
 ROWS = {"trained": "trained encoder", "untrained": "untrained encoder", "raw": "raw pixels"}
@@ -38,6 +41,11 @@ class FinalTable(Callback):
     Args:
         k: number of neighbors.
         temperature: temperature of the kNN vote.
+        labels_per_class: labeled samples per class that the linear probe is fitted to; None: all.
+        draws: draws of these samples, over which the probe's accuracy is averaged.
+        change: changes a raw batch of bank or query set, such as `sslzoo.transforms.Displace`; the
+            scores of the changed samples are two further columns.
+        changed: what the changed samples are called.
         next_command: printed last, with `{checkpoint}` replaced by the checkpoint's path and
             `{folder}` by the run's.
         filename: name of the JSON file.
@@ -49,14 +57,23 @@ class FinalTable(Callback):
         self,
         k: int = 20,
         temperature: float = 0.07,
+        labels_per_class: int | None = None,
+        draws: int = 5,
+        change: Callable[[Batch], Batch] | None = None,
+        changed: str = "changed",
         next_command: str = "sslzoo predict --config {folder}/config.yaml --ckpt_path {checkpoint}",
         filename: str = "final_table.json",
         loaders: EvalLoaders | None = None,
         features: str = "forward",
     ) -> None:
         super().__init__()
+        check_settings([(k, temperature)])
+        check_at_least("labels_per_class", 1 if labels_per_class is None else labels_per_class, 1)
+        check_at_least("draws", draws, 1)
         self.k = k
         self.temperature = temperature
+        self.labels_per_class, self.draws = labels_per_class, draws
+        self.change, self.changed = change, changed
         self.next_command = next_command
         self.filename = filename
         self.loaders = loaders
@@ -88,17 +105,31 @@ class FinalTable(Callback):
         self.scores = dict(state_dict["scores"])
 
     def _score_encoder(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        loaders, query, num_classes = labeled_loaders(trainer, self.loaders, "FinalTable")
-        bank = embed(trainer, pl_module, loaders, loaders.bank, self.features)
-        asked = embed(trainer, pl_module, loaders, query, self.features)
-        return self._score(bank, asked, num_classes)
+        def encode(loaders: EvalLoaders, loader: Any) -> Features:
+            return embed(trainer, pl_module, loaders, loader, self.features)
+
+        return self._score_all(trainer, encode)
 
     def _score_raw(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        def pixels(loaders: EvalLoaders, loader: Any) -> Features:
+            return extract(pl_module, loader, loaders, _flatten, pl_module.device)
+
+        return self._score_all(trainer, pixels)
+
+    def _score_all(
+        self, trainer: Trainer, encode: Callable[[EvalLoaders, Any], Features]
+    ) -> dict[str, float]:
         loaders, query, num_classes = labeled_loaders(trainer, self.loaders, "FinalTable")
-        device = pl_module.device
-        bank = extract(pl_module, loaders.bank, loaders, _flatten, device)
-        asked = extract(pl_module, query, loaders, _flatten, device)
-        return self._score(bank, asked, num_classes)
+
+        def score(loaders: EvalLoaders) -> dict[str, float]:
+            return self._score(encode(loaders, loaders.bank), encode(loaders, query), num_classes)
+
+        scores = score(loaders)
+        if self.change is not None:
+            change, view = self.change, loaders.transform
+            changed = score(loaders._replace(transform=lambda batch: view(change(batch))))
+            scores |= {f"changed_{name}": value for name, value in changed.items()}
+        return scores
 
     def _score(self, bank: Features, query: Features, num_classes: int) -> dict[str, float]:
         """Compute both accuracies, the linear probe's on rank 0 only."""
@@ -117,24 +148,42 @@ class FinalTable(Callback):
         scores = {"knn": knn[0]}
         train, test = gather_features(bank), gather_features(query)
         if rank() == 0:
-            scores["linear"] = linear_probe(
-                train.features,
-                cast(Tensor, train.label),
-                test.features,
-                cast(Tensor, test.label),
-                num_classes,
-            )
+            labels = cast(Tensor, train.label)
+            few = self.labels_per_class
+            seeds = range(1 if few is None else self.draws)
+            rows = [slice(None) if few is None else rows_per_class(labels, few, s) for s in seeds]
+            accuracies = [
+                linear_probe(
+                    train.features[part],
+                    labels[part],
+                    test.features,
+                    cast(Tensor, test.label),
+                    num_classes,
+                )
+                for part in rows
+            ]
+            scores["linear"] = sum(accuracies) / len(accuracies)
         return scores
 
     def _write(self, path: Path, checkpoint: str) -> None:
         about = {"k": self.k, "temperature": self.temperature, "checkpoint": checkpoint}
+        about |= {"labels_per_class": self.labels_per_class, "changed": self.changed}
         atomic_write(path, json.dumps({"scores": self.scores, **about}, indent=2) + "\n")
 
     def _print(self, checkpoint: str, folder: Path) -> None:
-        table = Table("accuracy", f"kNN (k {self.k}, T {self.temperature:g})", "linear probe")
+        few = self.labels_per_class
+        columns = {
+            "knn": f"kNN (k {self.k}, T {self.temperature:g})",
+            "linear": "linear probe" if few is None else f"linear probe, {few} labels per class",
+        }
+        if self.change is not None:
+            columns |= {
+                f"changed_{key}": f"{self.changed}: {text}" for key, text in columns.items()
+            }
+        table = Table("accuracy", *columns.values())
         for row, title in ROWS.items():
             scores = self.scores.get(row, {})
-            cells = [f"{scores[name]:.3f}" if name in scores else "-" for name in ("knn", "linear")]
+            cells = [f"{scores[name]:.3f}" if name in scores else "-" for name in columns]
             table.add_row(title, *cells)
         console = Console()
         console.print(table)

@@ -7,10 +7,11 @@ from sslzoo.random.keys import (
     run_uniform,
     sample_keys,
 )
-from sslzoo.random.stratified import stratified_split
+from sslzoo.random.stratified import rows_per_class, stratified_split
 
 __all__ = [
     "Keys",
+    "rows_per_class",
     "run_keys",
     "run_seed",
     "run_uniform",

@@ -39,3 +39,16 @@ def stratified_split(
             count = min(max(count, 1), len(rows) - 1)
         chosen[rows[:count]] = True
     return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
+
+
+def rows_per_class(labels: Tensor, count: int, seed: int = 0) -> Tensor:
+    """Draw `count` rows of each class, or all of a smaller one: ascending int64.
+
+    Args:
+        labels: (N,) int64 classes.
+        count: rows per class.
+        seed: seed of the draw; it is not the run's, so that runs of several seeds share it.
+    """
+    order = run_keys(seed, "rows per class").permutation("rows", len(labels))[0].to(labels.device)
+    chosen = [order[labels[order] == label][:count] for label in labels.unique()]
+    return torch.cat(chosen).sort().values

@@ -4,6 +4,7 @@ from sslzoo.transforms.audio.log_mel import LogMel
 from sslzoo.transforms.audio.log_mel_views import LogMelViews
 from sslzoo.transforms.audio.waveform import Waveform
 from sslzoo.transforms.image.crop import RandomResizedCrop
+from sslzoo.transforms.image.displace import Displace
 from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.recipes import (
     amdim_views,
@@ -34,6 +35,7 @@ from sslzoo.transforms.text.neighbors import NearestEmbeddings, TableFile
 from sslzoo.transforms.text.views import Drawn, TextViews, clear_views, plain_text
 
 __all__ = [
+    "Displace",
     "Drawn",
     "EvalView",
     "LogMel",

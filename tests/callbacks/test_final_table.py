@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sslzoo.callbacks.final_table import FinalTable
 from sslzoo.eval.knn import knn_top1
+from sslzoo.eval.linear import linear_probe
+from sslzoo.random import rows_per_class
 from tests.callbacks.toy import FILTERS, NUM_CLASSES, FitOnly, Toy, data, quiet, trainer
 
 pytestmark = [
@@ -60,6 +62,33 @@ def test_a_resumed_run_remembers_the_untrained_encoder(tmp_path):
     first, saved = fit(tmp_path, Toy(), 1)
     second, _ = fit(tmp_path, Toy(), 2, saved.best_model_path)
     assert second.scores["untrained"] == first.scores["untrained"]
+
+
+def test_few_labels_and_changed_samples_are_columns(tmp_path, capsys):
+    table = FinalTable(5, labels_per_class=2, draws=2, change=halved, changed="in the dark")
+    run = trainer(tmp_path, table, max_epochs=1)
+    module = Toy()
+    run.fit(module, datamodule=FitOnly())
+    (bank, labels), (query, truth) = data(53, 0), data(31, 1)
+    for prefix, factor in (("", 1.0), ("changed_", 0.5)):
+        x, y = (module.eval()(view * factor).detach() for view in (bank, query))
+        rows = [rows_per_class(labels, 2, seed) for seed in range(2)]
+        wanted = [linear_probe(x[r], labels[r], y, truth, NUM_CLASSES) for r in rows]
+        assert table.scores["trained"][f"{prefix}linear"] == pytest.approx(sum(wanted) / 2)
+        assert table.scores["trained"][f"{prefix}knn"] == knn_of(lambda v, f=factor: module(v * f))
+    assert all(len(row) == 4 for row in table.scores.values())
+    out = " ".join(capsys.readouterr().out.split())
+    assert "in the dark" in out
+
+
+def halved(batch):
+    return batch._replace(views=[view / 2 for view in batch.views])
+
+
+@pytest.mark.parametrize("wrong", [{"k": 0}, {"labels_per_class": 0}, {"draws": 0}], ids=str)
+def test_wrong_numbers_are_refused(wrong):
+    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+        FinalTable(**wrong)
 
 
 class Watched(FinalTable):
