@@ -2,7 +2,7 @@
 
 from sslzoo.backbones.alexnet import half_alexnet
 from sslzoo.backbones.amdim import AMDIMEncoder
-from sslzoo.backbones.image import SmallResNet, cifar_resnet, timm_backbone
+from sslzoo.backbones.image import SmallConvNet, SmallResNet, cifar_resnet, timm_backbone
 from sslzoo.backbones.multi_crop import multi_crop
 from sslzoo.backbones.patches import CPCResNet, PatchGrid
 from sslzoo.backbones.scaled_resnet import scaled_resnet
@@ -25,6 +25,7 @@ __all__ = [
     "KeyedDropout",
     "PatchGrid",
     "SequenceEncoder",
+    "SmallConvNet",
     "SmallResNet",
     "SmallTransformer",
     "Staged",

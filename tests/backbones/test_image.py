@@ -9,7 +9,7 @@ import torch
 from timm.models.resnet import BasicBlock, Bottleneck, downsample_conv
 from torch import Tensor, nn
 
-from sslzoo.backbones import GlobalBatchNorm, SmallResNet, cifar_resnet, timm_backbone
+from sslzoo.backbones import GlobalBatchNorm, SmallConvNet, SmallResNet, cifar_resnet, timm_backbone
 from tests.golden import assert_close_to_golden, load
 
 Layer = tuple[nn.Module, nn.Module]
@@ -67,11 +67,12 @@ def test_timm_block_equals_simclr(name: str) -> None:
     ("backbone", "size"),
     [
         (lambda: SmallResNet(), 32),
+        (lambda: SmallConvNet((4, 8), 16, 27, 3), 27),
         (lambda: cifar_resnet("resnet18"), 32),
         (lambda: timm_backbone("resnet10t"), 32),
         (lambda: timm_backbone("vit_tiny_patch16_224", img_size=32), 32),
     ],
-    ids=["small", "cifar", "resnet10t", "vit"],
+    ids=["small", "convolutions", "cifar", "resnet10t", "vit"],
 )
 def test_forward_gives_num_features(backbone: Any, size: int) -> None:
     net = backbone().eval()
@@ -86,11 +87,26 @@ def test_small_net_has_the_documented_size() -> None:
     assert net.forward_map(torch.rand(2, 3, 32, 32)).shape == (2, 256, 4, 4)
 
 
+def test_small_convolutions_keep_where_things_are() -> None:
+    net = SmallConvNet().eval()
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(1.6e6, rel=0.02)
+    image = torch.zeros(2, 1, 28, 28)
+    image[0, 0, 4, 4] = image[1, 0, 20, 20] = 1
+    first, second = net(image)
+    assert not torch.allclose(first, second)
+    assert SmallConvNet(size=(20, 28))(torch.rand(3, 1, 20, 28)).shape == (3, 512)
+    with pytest.raises(ValueError, match=r"must be \(B, C, 28, 28\), .* got \(2, 1, 32, 32\)"):
+        net(torch.rand(2, 1, 32, 32))
+    with pytest.raises(ValueError, match="widths must be one or more"):
+        SmallConvNet(())
+
+
 def test_every_norm_is_global() -> None:
     for net in (
         timm_backbone("resnet10t", bn_groups=2),
         cifar_resnet(bn_groups=2),
         SmallResNet(bn_groups=2),
+        SmallConvNet(bn_groups=2),
     ):
         norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         assert norms
