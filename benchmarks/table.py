@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -272,20 +273,28 @@ def labels_note(result: Result | None) -> str:
 
 
 def quickstart_table(result: Result | None) -> str:
-    """The table that the quickstart prints at its end."""
+    """The table that the quickstart prints at its end, over three seeds."""
     if result is None:
         return NOT_RUN
+    seconds = statistics.mean(result["seconds"])
     setting = f"kNN (k {result['k']}, T {result['temperature']:g})"
-    lines = _head([f"5,000 digits, {result['minutes']:.1f} minutes", setting, "linear probe"])
+    few = f"linear probe, {result['labels_per_class']} labels per class"
+    changed = result["changed"]
+    lines = _head(
+        [f"5,000 digits, {seconds:.0f} s", setting, few, f"{changed}: kNN", f"{changed}: linear"]
+    )
     titles = {
-        "trained": "trained encoder",
+        "trained": "**trained encoder**",
         "untrained": "untrained encoder",
         "raw": "raw pixels",
     }
     for row, title in titles.items():
         scores = result["scores"][row]
-        lines.append(_line([title, f"{scores['knn']:.3f}", f"{scores['linear']:.3f}"]))
-    return "\n".join([*lines, "", f"({result['cpu']}, {result['cores']} cores)"])
+        names = ("knn", "linear", "changed_knn", "changed_linear")
+        means = [f"{statistics.mean(scores[name]):.3f}" for name in names]
+        lines.append(_line([title, *means]))
+    about = f"(means of {len(result['seeds'])} seeds; {result['cpu']}, {result['cores']} cores)"
+    return "\n".join([*lines, "", about])
 
 
 def render(readme: str, results: Path) -> str:

@@ -106,7 +106,6 @@ def test_every_norm_is_global() -> None:
         timm_backbone("resnet10t", bn_groups=2),
         cifar_resnet(bn_groups=2),
         SmallResNet(bn_groups=2),
-        SmallConvNet(bn_groups=2),
     ):
         norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         assert norms
