@@ -117,9 +117,10 @@ index = {
 # %% [markdown]
 # ## Which index is best?
 #
-# Going on from released weights can also make an encoder worse, so measure before you keep it. Here
-# the names of the files say which photograph a square is from: a neighbor is right if it is from
-# the same one. With your own photos, look at the neighbors of a dozen images instead.
+# Going on from released weights can also make an encoder worse, above all in a run as short as this
+# one, so measure before you keep it. Here the names of the files say which photograph a square is
+# from: a neighbor is right if it is from the same one. With your own photos, look at the neighbors
+# of a dozen images instead.
 
 # %%
 names = [file.stem.split("_")[0] for file in files]

@@ -88,8 +88,9 @@ def uniformity(z: Tensor, t: float = 2.0) -> Tensor:
 # ## Parity with the paper's code
 #
 # The reference is a second implementation that shares nothing with ours: the paper's PyTorch code,
-# which materializes all distances with `torch.pdist`. The forward value and the gradient are compared in float64; a value by hand says that
-# both are right: two opposite points have squared distance 4, so the uniformity is -2 * 4.
+# which computes all distances with `torch.pdist`. The forward value and the gradient are compared
+# in float64; a value by hand says that both are right: two opposite points have squared distance 4,
+# so the uniformity is -2 * 4.
 
 # %%
 write(
