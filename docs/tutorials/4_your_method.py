@@ -212,7 +212,7 @@ class AlignUniform(SSLMethod):
 
 # %%
 write(
-    "tests/two_ranks.py",
+    "aligned/two_ranks.py",
     """
 import torch
 import torch.distributed as dist
@@ -245,7 +245,7 @@ if dist.get_rank() == 0:
 dist.destroy_process_group()
 """,
 )
-sh("python -m torch.distributed.run --standalone --nproc-per-node 2 -m tests.two_ranks")
+sh("python -m torch.distributed.run --standalone --nproc-per-node 2 -m aligned.two_ranks")
 
 # %% [markdown]
 # ## The recipe

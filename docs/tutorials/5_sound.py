@@ -75,10 +75,11 @@ print(len(list(folder.iterdir())), "files")
 # with another sound.
 
 # %%
+validation = ",".join(map(str, range(15)))
 sh(f"""
     sslzoo fit --config simclr/folder_small_fsdd_log_mel_60ep --data.root sounds
     --data.pattern '{{instrument}}_{{n}}.wav' --data.label instrument --data.group null
-    --data.query.n {list(range(15))!r}
+    --data.query '{{n: [{validation}]}}'
     --data.batch_size 90 --model.backbone.widths [16,32,64] --model.projector.in_dim 64
     --trainer.max_epochs {args.epochs} --trainer.accelerator cpu --trainer.precision 32-true
     --trainer.enable_progress_bar false --trainer.log_every_n_steps 3
