@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--epochs", type=int, default=4)
+parser.add_argument("--epochs", type=int, default=8)
 args = parser.parse_args()
 
 
@@ -80,9 +80,10 @@ sh(f"""
     sslzoo fit --config simclr/folder_small_fsdd_log_mel_60ep --data.root sounds
     --data.pattern '{{instrument}}_{{n}}.wav' --data.label instrument --data.group null
     --data.query '{{n: [{validation}]}}'
-    --data.batch_size 90 --model.backbone.widths [16,32,64] --model.projector.in_dim 64
+    --data.batch_size 45 --model.schedule.warmup_epochs 1
+    --model.backbone.widths [16,32,64] --model.projector.in_dim 64
     --trainer.max_epochs {args.epochs} --trainer.accelerator cpu --trainer.precision 32-true
-    --trainer.enable_progress_bar false --trainer.log_every_n_steps 3
+    --trainer.enable_progress_bar false --trainer.log_every_n_steps 6
     --trainer.callbacks.every_n_epochs 1
 """)
 run = max(Path("runs").rglob("version_*"))
