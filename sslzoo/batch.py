@@ -26,7 +26,7 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
 class Padded(NamedTuple):
     """Sequences of different lengths, zero-padded to the longest.
 
-    Args:
+    Attributes:
         values: (B, L, ...).
         lengths: (B,) int64, each sequence's length without padding.
     """
@@ -43,7 +43,7 @@ class Padded(NamedTuple):
 class Tokens(NamedTuple):
     """Sentences as token ids, padded at the end.
 
-    Args:
+    Attributes:
         ids: (B, L) int64; positions beyond a sentence's length are never read.
         lengths: (B,) int64, in 0..L.
     """
@@ -60,7 +60,7 @@ class Tokens(NamedTuple):
 class Batch(NamedTuple):
     """A batch of B samples with V views each.
 
-    Args:
+    Attributes:
         views: V views, each a tensor (B, ...) or a named tuple of such tensors.
         index: (B,) int64, each sample's position in the training set.
         label: None, (B,), (B, T) or multi-hot (B, C); read only by evaluation and by methods

@@ -60,7 +60,7 @@ def gather_objects(value: Any) -> list[Any]:
 class Rows(NamedTuple):
     """Positions of this rank's rows in the global batch.
 
-    Args:
+    Attributes:
         counts: n_r of every rank.
         start: number of rows before this rank's.
         total: N.

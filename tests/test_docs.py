@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import runpy
+from importlib.util import find_spec
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCS = runpy.run_path(str(ROOT / "docs/deviations.py"))
+RUNNER = runpy.run_path(str(ROOT / "docs/run_tutorial.py"))
 METHODS = sorted(
     path.stem
     for path in (ROOT / "sslzoo/methods").glob("*.py")
@@ -18,6 +23,7 @@ METHODS = sorted(
 PAGES = sorted(
     str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 )
+TUTORIALS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs/tutorials").glob("*.py"))
 
 
 def anchors(page: Path) -> set[str]:
@@ -47,3 +53,51 @@ def test_links_and_anchors_exist(page: str) -> None:
         target = (ROOT / page).parent / path if path else ROOT / page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def python_sources(page: str) -> list[str]:
+    """The Python blocks of a page, or a tutorial's script."""
+    text = (ROOT / page).read_text()
+    if page.endswith(".py"):
+        return [text]
+    blocks = re.findall(r"^( *)```python\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
+    return [dedent(block) for _, block in blocks if ">>>" not in block]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *TUTORIALS])
+def test_code_compiles_and_names_what_exists(page: str) -> None:
+    for source in python_sources(page):
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sslzoo":
+                module = importlib.import_module(str(node.module))
+                for name in node.names:
+                    found = hasattr(module, name.name) or find_spec(f"{node.module}.{name.name}")
+                    assert found, f"{node.module}.{name.name}"
+
+
+@pytest.mark.parametrize("tutorial", TUTORIALS)
+def test_tutorial_has_a_title_and_cells(tutorial: str) -> None:
+    page = RUNNER["page"](ROOT / tutorial, None, "")
+    assert page.startswith("# ")
+    assert "\n```python\n" in page
+
+
+def test_page_of_a_tutorial_shows_what_its_cells_print_and_draw(tmp_path: Path) -> None:
+    script = tmp_path / "1_tiny.py"
+    script.write_text(
+        '"""Tiny.\n\nIt begins.\n"""\n\nimport subprocess\n\n# %% [markdown]\n# ## A *part*\n\n'
+        '# %%\nsubprocess.run(["echo", "said"])\n\n'
+        '# %%\nopen("picture.png", "w").close()\nprint("drawn")\n'
+    )
+    RUNNER["main"](str(script), str(tmp_path / "site"))
+    assert (tmp_path / "site/1_tiny/picture.png").exists()
+    assert (tmp_path / "site/1_tiny.md").read_text() == (
+        "# Tiny\n\nIt begins.\n\nThe script: [1_tiny.py](1_tiny.py).\n\n"
+        "```python\nimport subprocess\n```\n\n## A *part*\n\n"
+        '```python\nsubprocess.run(["echo", "said"])\n```\n\n```text\nsaid\n```\n\n'
+        '```python\nopen("picture.png", "w").close()\nprint("drawn")\n```\n\n'
+        "```text\ndrawn\n```\n\n![picture.png](1_tiny/picture.png)\n"
+    )
+    script.write_text('"""Broken."""\n\n# %%\nraise OSError("no such file")\n')
+    with pytest.raises(RuntimeError, match="no such file"):
+        RUNNER["main"](str(script), str(tmp_path / "site"))

@@ -69,7 +69,7 @@ class EncoderInput(Protocol):
 class Sets(NamedTuple):
     """The training and evaluation sets of a data module.
 
-    Args:
+    Attributes:
         train: the training set.
         query: the set that evaluation scores (validation or test), or None.
         num_classes: number of classes, or None without labels.

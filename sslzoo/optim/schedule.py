@@ -18,7 +18,7 @@ OnResume = Literal["keep", "new"]
 class RunLength(NamedTuple):
     """Length of a whole run.
 
-    Args:
+    Attributes:
         total_steps: optimizer steps of the run.
         steps_per_epoch: optimizer steps of one epoch (after accumulation); 0: unknown.
     """

@@ -21,7 +21,7 @@ from sslzoo.transforms.image.views import Views
 class ImageSets(NamedTuple):
     """The training and evaluation sets of an image data module.
 
-    Args:
+    Attributes:
         train: the training set.
         query: the set that evaluation scores (validation or test), or None.
         num_classes: number of classes, or None without labels.

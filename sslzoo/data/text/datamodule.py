@@ -37,7 +37,7 @@ from sslzoo.transforms.text.views import TextViews
 class TextSets(NamedTuple):
     """The training and evaluation sets of a text data module.
 
-    Args:
+    Attributes:
         train: the training set.
         query: labeled sentences that evaluation scores, or None.
         bank: labeled sentences for probe training; None: `train`.
