@@ -30,7 +30,7 @@ class RunReport(Callback):
     """
 
     def __init__(
-        self, samples: int = 1000, images: int = 4, maps: tuple[str, ...] = ("pca", "tsne")
+        self, samples: int = 500, images: int = 4, maps: tuple[str, ...] = ("pca", "tsne")
     ) -> None:
         super().__init__()
         if samples < 3 or images < 1:

@@ -114,6 +114,8 @@ def test_the_run_records_how_it_was_made(finished: Path) -> None:
     assert record["ranks"] == 1
     assert {"python", "torch", "lightning"} <= record["versions"].keys()
     assert record["date"]
+    assert record["processor"]
+    assert 0 < record["seconds"] < 300
 
 
 def test_the_page_tells_the_run(finished: Path, page: Path) -> None:
