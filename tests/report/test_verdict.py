@@ -10,7 +10,7 @@ import pytest
 from sslzoo.report.metrics import describe, order
 from sslzoo.report.summary import summary
 from sslzoo.report.verdict import verdict
-from sslzoo.runs.run import Curve, Run
+from sslzoo.runs.run import Curve, Run, read_runs
 
 KNN = "val/knn_top1_k20_t0.07"
 FALLING = [5.0, 4.0, 3.4, 3.0, 2.8, 2.7, 2.65, 2.64]
@@ -113,3 +113,18 @@ def test_the_summary_shows_what_is_logged_and_copes_without() -> None:
         "learning rate (config)": {"b": "0.002"},
     }
     assert found["Scores"]["kNN accuracy, trained encoder"] == {"a": "0.95"}
+
+
+def test_the_final_table_names_what_its_arguments_change(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed_everything: 0\n")
+    scores = {"trained": {"knn": 0.9, "linear": 0.8, "changed_knn": 0.7, "changed_linear": 0.6}}
+    content = {"scores": scores, "labels_per_class": 10, "changed": "shifted"}
+    (tmp_path / "final_table.json").write_text(json.dumps(content))
+    (run,) = read_runs([str(tmp_path)])
+    found = summary([run], {run.name: "unknown"}, {}, {})["Scores"]
+    assert list(found) == [
+        "kNN accuracy, trained encoder",
+        "linear probe accuracy, 10 labels per class, trained encoder",
+        "shifted: knn, trained encoder",
+        "shifted: linear probe accuracy, 10 labels per class, trained encoder",
+    ]
