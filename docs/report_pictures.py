@@ -20,7 +20,7 @@ DARK, LIGHT = 0, 1
 
 
 def picture(page: Path, name: str, width: int, height: int, scheme: int) -> None:
-    """Write the top of the page, at most 150 kB: 64 colors are enough for it."""
+    """Write the top of the page, at most 150 kB: 256 colors are enough for it."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         raise SystemExit("report_pictures: chromium must be installed")
@@ -44,12 +44,12 @@ def picture(page: Path, name: str, width: int, height: int, scheme: int) -> None
         )
         with Image.open(shot) as whole:
             part = whole.convert("RGB").crop((0, 0, width, height))
-        part.quantize(64, dither=Image.Dither.NONE).save(FOLDER / name, optimize=True)
+        part.quantize(256, dither=Image.Dither.NONE).save(FOLDER / name, optimize=True)
 
 
 if __name__ == "__main__":
     report = Path(sys.argv[1])
     picture(
-        report, "report_quickstart.png", 1180, int(sys.argv[2]) if sys.argv[2:] else 2100, LIGHT
+        report, "report_quickstart.png", 1180, int(sys.argv[2]) if sys.argv[2:] else 2900, LIGHT
     )
     picture(report, "report_quickstart_narrow.png", 390, 1400, DARK)
