@@ -12,6 +12,8 @@ from sslzoo.callbacks.online_spectrum import CollapseWarning
 from sslzoo.distributed import sum_over_ranks
 from sslzoo.eval.loaders import EvalLoaders
 
+LEAST_PROTOTYPES = 1.5  # below it the assignments have collapsed: see OnlinePrototypes
+
 
 def effective_prototypes(p: Tensor) -> float:
     """Effective number of prototypes: exp of the mutual information of samples and prototypes.
@@ -52,7 +54,7 @@ class OnlinePrototypes(Evaluation):
         every_n_epochs: int = 1,
         loaders: EvalLoaders | None = None,
         features: str = "assignments",
-        least: float = 1.5,
+        least: float = LEAST_PROTOTYPES,
         grace: float = 0.2,
     ) -> None:
         super().__init__(every_n_epochs, loaders, features)

@@ -10,6 +10,8 @@ from sslzoo.eval.features import gather_features
 from sslzoo.eval.loaders import EvalLoaders
 from sslzoo.eval.spectrum import effective_rank, feature_std
 
+LEAST_RANK, LEAST_SPREAD = 2.0, 0.05  # below them the features have collapsed: see OnlineSpectrum
+
 
 class CollapseWarning(UserWarning):
     """Warning that the features have collapsed to a point or a line."""
@@ -41,8 +43,8 @@ class OnlineSpectrum(Evaluation):
         every_n_epochs: int = 1,
         loaders: EvalLoaders | None = None,
         features: str = "forward",
-        least_rank: float = 2.0,
-        least_spread: float = 0.05,
+        least_rank: float = LEAST_RANK,
+        least_spread: float = LEAST_SPREAD,
     ) -> None:
         super().__init__(every_n_epochs, loaders, features)
         if max_samples < 2:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol, get_filesystem
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -22,7 +25,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from sslzoo.atomic_write import atomic_write, replacing
 from sslzoo.run_folder import CHECKPOINTS, LAST, RECORD, RunFolder, claim
-from sslzoo.runs.provenance import provenance
+from sslzoo.runs.provenance import processor, provenance
 from sslzoo.trust import forget_other_files
 
 LOG = "sslzoo_log"  # a checkpoint's key: the metrics that were logged when it was saved
@@ -226,9 +229,10 @@ def _remove_empty(folder: Path, top: Path) -> None:
 
 
 class SaveRun(SaveConfigCallback):
-    """Write config.yaml, and `run.json`, the run's provenance."""
+    """Write config.yaml, and `run.json`: provenance, and the training time of an unbroken run."""
 
     command: str | None = None
+    _started: float | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
@@ -237,11 +241,24 @@ class SaveRun(SaveConfigCallback):
         self.folder = trainer.log_dir  # collective, and `save_config` is called on rank 0 only
         super().setup(trainer, pl_module, stage)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.monotonic() if trainer.global_step == 0 else None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._started is None or self.folder is None or not trainer.is_global_zero:
+            return
+        path = Path(self.folder) / RECORD
+        if not path.is_file():  # on another file system
+            return
+        about = {**json.loads(path.read_text()), "seconds": time.monotonic() - self._started}
+        atomic_write(path, json.dumps(about, indent=1) + "\n")
+
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         assert self.folder is not None
         about = {
             "command": self.command,
             "accelerator": trainer.accelerator.name(),
+            "processor": _processor(trainer),
             "ranks": trainer.world_size,
             **provenance(),
         }
@@ -255,6 +272,13 @@ class SaveRun(SaveConfigCallback):
             else:
                 with get_filesystem(path).open(path, "w") as file:
                     file.write(content)
+
+
+def _processor(trainer: Trainer) -> str:
+    """Name of the device that trains."""
+    if isinstance(trainer.accelerator, CUDAAccelerator):
+        return torch.cuda.get_device_name(trainer.strategy.root_device)
+    return processor()
 
 
 class Resumed(Callback):

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
 import torch
 from markupsafe import Markup
 from torch import Tensor, nn
@@ -17,11 +18,27 @@ from torch import Tensor, nn
 import sslzoo
 from sslzoo.eval.attention import attention_picture, cls_attention
 from sslzoo.report import charts
+from sslzoo.report.metrics import describe, order
 from sslzoo.report.pictures import data_uri, neighbors, picture
 from sslzoo.report.samples import Samples, plane, spectrum, statistics
+from sslzoo.report.summary import FINAL, number, summary
+from sslzoo.report.verdict import verdict
 from sslzoo.runs.run import Run, Table, differences
 
 MAP_NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
+MAP_NORMAL = (
+    "Normal: dots of one class lie together; the axes have no unit. Point at a dot for its class."
+)
+MAP_UNLABELED = "Normal: groups of dots, not one point or line; the axes have no unit."
+
+
+class Chart(NamedTuple):
+    """A chart with its title, the sentence on what is normal, and the metric that it shows."""
+
+    title: str
+    svg: Markup
+    normal: str
+    metric: str = ""
 
 
 @dataclass
@@ -32,11 +49,13 @@ class Looked:
         samples: test samples and their features.
         views: training views, (n, C, S, S) each, in [0, 1]; empty if they are not images.
         attention: PNG of the attention maps; None if the encoder is not a ViT.
+        parameters: number of parameters of the encoder.
     """
 
     samples: Samples
     views: list[Tensor] = field(default_factory=list)
     attention: bytes | None = None
+    parameters: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,18 +105,28 @@ def render(
         notices: the parts that are missing from the page, with reasons.
     """
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["cell"] = _cell
+    environment.filters["cell"] = number
     template = environment.from_string(files(__package__).joinpath("template.html").read_text())
     first = next(iter(looked.values()), None)
+    features = {name: statistics(look.samples) for name, look in looked.items()}
+    verdicts = {
+        run.name: verdict(run.curves, features.get(run.name), run.results.get(FINAL))
+        for run in runs
+    }
+    for name, look in looked.items():
+        features[name] |= _purity(look.samples)
+    states = {name: one.state for name, one in verdicts.items()}
+    sizes = {name: look.parameters for name, look in looked.items()}
     parts: dict[str, Any] = {
-        "tables": _tables(runs, looked, results),
+        "verdicts": verdicts,
+        "summary": summary(runs, states, sizes, features),
+        "tables": _tables(runs, results),
+        "lines": _lines(runs),
         "curves": _curves(runs),
         "gaps": _gaps(runs),
-        "seen": bool(looked),
         "num_samples": 0 if first is None else len(first.samples.features),
         "maps": _maps(looked, layout),
-        "spectrum": _spectrum(runs, looked) if looked else "",
-        "legend": _legend(looked),
+        "spectrum": _spectrum(runs, looked) if looked else None,
         "labeled": any(look.samples.labels is not None for look in looked.values()),
         "neighbors": _neighbors(looked, layout),
         "views": _views(looked),
@@ -125,34 +154,14 @@ def render(
     )
 
 
-def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _tables(
-    runs: list[Run], looked: dict[str, Looked], results: Sequence[tuple[str, Table]]
-) -> list[tuple[str, Table, str]]:
-    tables = []
-    last = {
-        run.name: {
-            name: curve.values[-1]
-            for name, curve in run.curves.items()
-            if curve.values and not name.startswith("train/")
-        }
+def _tables(runs: list[Run], results: Sequence[tuple[str, Table]]) -> list[tuple[str, Table]]:
+    own = [
+        (f"{run.name}: {title}", table)
         for run in runs
-    }
-    if any(last.values()):
-        note = "Logged during training, each at its own last step."
-        tables.append(("Last value of each metric", last, note))
-    if looked:
-        of_samples = {name: statistics(look.samples) for name, look in looked.items()}
-        for name, look in looked.items():
-            of_samples[name] |= _purity(look.samples)
-        note = "Computed on the samples that the maps show; not a protocol of any paper."
-        tables.append(("Features of the samples", of_samples, note))
-    for run in runs:
-        tables += [(f"{run.name}: {title}", table, "") for title, table in run.results.items()]
-    return tables + [(title, table, "") for title, table in results]
+        for title, table in run.results.items()
+        if title != FINAL
+    ]
+    return [*own, *results]
 
 
 def _purity(samples: Samples) -> dict[str, float]:
@@ -162,20 +171,37 @@ def _purity(samples: Samples) -> dict[str, float]:
     rows = torch.arange(len(samples.labels))
     nearest = neighbors(samples.features, rows, 1)[:, 0]
     same = samples.labels[nearest] == samples.labels
-    return {"nearest has the same label": same.double().mean().item()}
+    return {"nearest neighbor has the same label": same.double().mean().item()}
 
 
-def _curves(runs: list[Run]) -> list[Markup]:
+def _lines(runs: list[Run]) -> list[tuple[str, str, str]]:
+    """Legend of several runs: name, color and dashes of each."""
+    if len(runs) < 2:
+        return []
+    styles = [charts.line_style(number) for number in range(len(runs))]
+    return [
+        (run.name, color, " ".join(map(str, dashes)))
+        for run, (color, dashes) in zip(runs, styles, strict=True)
+    ]
+
+
+def _curves(runs: list[Run]) -> list[Chart]:
+    """Draw every metric, those with a known meaning first; one equal to the loss is omitted."""
+    names = [run.name for run in runs]
     drawn = []
-    for name in sorted({name for run in runs for name in run.curves}):
+    for name in sorted({name for run in runs for name in run.curves}, key=order):
         lines = {
             run.name: (run.curves[name].steps, run.curves[name].values)
             for run in runs
             if name in run.curves and run.curves[name].values
         }
-        if lines:
-            chart = charts.line_chart(name, lines, "step", [run.name for run in runs])
-            drawn.append(Markup(chart))
+        repeats = name != "train/loss" and all(
+            run.curves.get(name) == run.curves.get("train/loss") for run in runs
+        )
+        if lines and not repeats:
+            title, unit, normal = describe(name)
+            svg = charts.line_chart(title, lines, "training step", unit, names)
+            drawn.append(Chart(title, Markup(svg), normal, name))
     return drawn
 
 
@@ -188,38 +214,43 @@ def _gaps(runs: list[Run]) -> list[str]:
     ]
 
 
-def _maps(looked: dict[str, Looked], layout: Layout) -> list[tuple[str, str]]:
+def _maps(looked: dict[str, Looked], layout: Layout) -> list[Chart]:
     drawn = []
     for kind in layout.maps:
         for name, look in looked.items():
-            samples = look.samples
-            labels = None if samples.labels is None else samples.labels.numpy()
-            png = charts.scatter(plane(samples.features, kind), labels)
-            drawn.append((f"{name}: {MAP_NAMES[kind]}", data_uri(png)))
+            title = f"{MAP_NAMES[kind]} of {name}" if len(looked) > 1 else MAP_NAMES[kind]
+            points = plane(look.samples.features, kind)
+            svg = charts.scatter(title, points, _classes(look.samples))
+            normal = MAP_NORMAL if look.samples.labels is not None else MAP_UNLABELED
+            drawn.append(Chart(title, Markup(svg), normal))
     return drawn
 
 
-def _spectrum(runs: list[Run], looked: dict[str, Looked]) -> Markup:
+def _classes(samples: Samples) -> dict[str, np.ndarray]:
+    """Rows of each class by its name, in the order of the labels."""
+    if samples.labels is None:
+        return {"sample": np.arange(len(samples.features))}
+    labels = samples.labels.numpy()
+    found: dict[str, np.ndarray] = {}
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        name = samples.name(int(rows[0]))
+        found[f"{name} ({label})" if name in found else name] = rows
+    return found
+
+
+def _spectrum(runs: list[Run], looked: dict[str, Looked]) -> Chart:
     lines = {}
     for name, look in looked.items():
         shares = spectrum(look.samples.features)
         lines[name] = (list(range(1, len(shares) + 1)), shares)
-    names = [run.name for run in runs]
-    return Markup(charts.line_chart("spectrum of the features", lines, "dimension", names, True))
-
-
-def _legend(looked: dict[str, Looked]) -> list[tuple[str, str]]:
-    """Legend of the classes' colors, if each has its own."""
-    samples = next((look.samples for look in looked.values()), None)
-    if samples is None or samples.labels is None:
-        return []
-    first = {int(label): row for row, label in reversed(list(enumerate(samples.labels)))}
-    if len(first) > len(charts.PALETTE):
-        return []
-    return [
-        (charts.PALETTE[label % len(charts.PALETTE)], samples.name(first[label]))
-        for label in sorted(first)
-    ]
+    title, names = "Spectrum of the features", [run.name for run in runs]
+    svg = charts.line_chart(title, lines, "dimension", "fraction of variance", names, True)
+    return Chart(
+        title,
+        Markup(svg),
+        "Normal: a slow descent; after a cliff, the dimensions are not used.",
+    )
 
 
 def _neighbors(

@@ -49,7 +49,7 @@ def seen(encoder: nn.Module, data: SampleDataModule, count: int, num_inputs: int
     """Encode `count` samples of the query set (otherwise the training set).
 
     Raises:
-        ValueError: the data has neither set, or the features are not (n, D).
+        ValueError: the data has neither set, or the features are not (n, D) or not finite.
     """
     sets = data.sets
     whole = getattr(sets, "query", None)
@@ -80,8 +80,11 @@ def seen(encoder: nn.Module, data: SampleDataModule, count: int, num_inputs: int
                 inputs += [here[i] for i in range(len(here)) if done + i in wanted]
             done += len(output)
     found = torch.cat(labels) if labels else None
+    whole_features = torch.cat(features)
+    if not whole_features.isfinite().all():
+        raise ValueError("the features must be finite, got NaN or infinity")
     return Samples(
-        torch.cat(features),
+        whole_features,
         found.long() if found is not None and found.ndim == 1 else None,
         torch.cat(images) if images and len({x.shape[1:] for x in images}) == 1 else None,
         torch.stack(inputs) if inputs else None,
@@ -103,10 +106,12 @@ def training_views(data: ImageDataModule, count: int, epoch: int = 0) -> list[Te
 
 
 def statistics(samples: Samples) -> dict[str, float]:
-    """Effective rank and spread of the features."""
+    """Effective rank, standard deviation, spread and uniformity of the features."""
+    std = feature_std(samples.features).mean().item()
     return {
         "effective rank": effective_rank(samples.features).item(),
-        "feature std": feature_std(samples.features).mean().item(),
+        "feature std": std,
+        "spread": std * samples.features.shape[1] ** 0.5,
         "uniformity": uniformity(samples.features).item(),
     }
 

@@ -98,10 +98,25 @@ def _results(folder: Path) -> dict[str, Table]:
         if not isinstance(content, dict):
             continue
         if path.name == "final_table.json":
-            tables["At the end of training"] = content.get("scores", {})
+            tables["At the end of training"] = _final_table(content)
         elif "models" in content:
             tables[path.name] = evaluation(content)
     return tables
+
+
+def _final_table(content: dict[str, Any]) -> Table:
+    """Read FinalTable's scores, naming the columns that its arguments change."""
+    few, changed = content.get("labels_per_class"), content.get("changed")
+    linear = "linear" if few is None else f"linear probe accuracy, {few} labels per class"
+    names = {
+        "linear": linear,
+        "changed_knn": f"{changed}: knn",
+        "changed_linear": f"{changed}: {linear}",
+    }
+    return {
+        row: {names.get(name, name): value for name, value in columns.items()}
+        for row, columns in content.get("scores", {}).items()
+    }
 
 
 def evaluation(content: dict[str, Any]) -> Table:

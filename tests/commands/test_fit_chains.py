@@ -10,7 +10,7 @@ import torch
 from tests.commands.command import run, run_process, weights
 
 
-def test_quickstart_prints_its_table(tmp_path: Path) -> None:
+def test_quickstart_prints_its_table_and_writes_its_report(tmp_path: Path) -> None:
     done = run_process(
         ["fit", "--config", "quickstart", "--trainer.max_epochs=1", "--data.train_fraction=0.1"],
         tmp_path,
@@ -20,6 +20,11 @@ def test_quickstart_prints_its_table(tmp_path: Path) -> None:
     checkpoint_line = re.search(r"checkpoint: (\S+\.ckpt)", done.stdout)
     assert checkpoint_line
     assert (tmp_path / checkpoint_line[1]).exists()
+    report = re.search(r"^report: (\S+/version_0/report\.html)$", done.stdout, re.MULTILINE)
+    assert report
+    page = (tmp_path / report[1]).read_text()
+    assert "kNN accuracy, untrained encoder" in page
+    assert "t-SNE" in page
     command = re.search(r"next: sslzoo (.*)", done.stdout)
     assert command
     run(command[1].split(), tmp_path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import warnings
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -16,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 from sslzoo.backbones import SmallResNet, small_vit
 from sslzoo.commands import report
-from sslzoo.report.charts import line_chart
+from sslzoo.report.charts import line_chart, scatter
 from sslzoo.report.page import Layout, attention_png
 from sslzoo.report.pictures import neighbors, shown
 from sslzoo.report.samples import plane, spectrum
+from sslzoo.report.write import write
 from sslzoo.runs.encoders import build_data
 from sslzoo.runs.run import Curve, differences, read_curves, read_runs
 from tests.commands.command import arguments, run
@@ -32,7 +31,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
 ]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 LAYOUT = Layout(maps=("pca",), num_queries=2, num_neighbors=3)
 
 
@@ -63,7 +61,24 @@ def page(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("page") / "report.html"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return report.write([str(finished)], str(target), samples=20, images=3, layout=LAYOUT)
+        return write([str(finished)], str(target), samples=20, images=3, layout=LAYOUT)
+
+
+@pytest.fixture(scope="module")
+def pair(finished: Path, other: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of two runs, the second of them without weights, with a result file."""
+    folder = tmp_path_factory.mktemp("pair")
+    result = {"models": [{"model": "m<1>", "metrics": {"knn_top1_k20_t0.07": 0.123456}}]}
+    (folder / "eval.json").write_text(json.dumps(result))
+    with pytest.warns(UserWarning, match=r"skipped maps.*checkpoints/last.ckpt"):
+        return write(
+            [str(finished), str(other)],
+            str(folder / "both.html"),
+            results=[str(folder / "eval.json")],
+            samples=20,
+            images=1,
+            layout=LAYOUT,
+        )
 
 
 class Elements(HTMLParser):
@@ -99,6 +114,8 @@ def test_the_run_records_how_it_was_made(finished: Path) -> None:
     assert record["ranks"] == 1
     assert {"python", "torch", "lightning"} <= record["versions"].keys()
     assert record["date"]
+    assert record["processor"]
+    assert 0 < record["seconds"] < 300
 
 
 def test_the_page_tells_the_run(finished: Path, page: Path) -> None:
@@ -107,7 +124,7 @@ def test_the_page_tells_the_run(finished: Path, page: Path) -> None:
     assert elements.open == []
     sections = [attributes.get("id") for attributes in elements.of("section")]
     assert sections == [
-        *("runs", "evaluation", "curves", "features", "neighbors", "views", "configs"),
+        *("runs", "curves", "features", "neighbors", "views", "configs"),
     ]
     record = json.loads((finished / "run.json").read_text())
     assert record["command"] in text
@@ -118,7 +135,9 @@ def test_the_page_tells_the_run(finished: Path, page: Path) -> None:
         assert f"{knn[name].values[-1]:.4g}" in text
     images = list(elements.of("img"))
     classes = [image.get("class") for image in images]
-    assert classes.count("map") == 1
+    maps = [svg for svg in elements.of("svg") if svg.get("class") == "map"]
+    assert [svg.get("aria-label") for svg in maps] == ["PCA"]
+    assert sum(1 for _ in elements.of("circle")) == 20
     assert classes.count("query") == 2
     assert classes.count("same") + classes.count("other") == 2 * 3
     assert sum(image.get("alt") == "view" for image in images) == 3 * 2
@@ -140,56 +159,21 @@ def test_nothing_is_loaded_from_elsewhere(page: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-def test_a_browser_shows_it_light_and_dark(page: Path, tmp_path: Path) -> None:
-    brightness = {}
-    for scheme, number in (("dark", 0), ("light", 1)):
-        shot = tmp_path / f"{scheme}.png"
-        done = subprocess.run(
-            [
-                *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
-                *("--disable-background-networking", "--disable-component-update"),
-                *(
-                    "--disable-sync",
-                    f"--user-data-dir={tmp_path / scheme}",
-                    "--enable-logging=stderr",
-                ),
-                *(f"--blink-settings=preferredColorScheme={number}", "--hide-scrollbars"),
-                *("--window-size=1000,3000", f"--screenshot={shot}", page.as_uri()),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
-        assert "CONSOLE" not in done.stderr, done.stderr  # a refused source is an error there
-        with Image.open(shot) as picture:
-            pixels = np.asarray(picture.convert("L"))
-        brightness[scheme] = float(np.median(pixels))
-        assert pixels.std() > 5  # not an empty page
-    assert brightness["dark"] < 60
-    assert brightness["light"] > 200
-
-
-def test_several_runs_stand_side_by_side(finished: Path, other: Path, tmp_path: Path) -> None:
-    result = {"models": [{"model": "m<1>", "metrics": {"knn_top1_k20_t0.07": 0.123456}}]}
-    (tmp_path / "eval.json").write_text(json.dumps(result))
-    target = tmp_path / "both.html"
-    with pytest.warns(UserWarning, match=r"skipped maps.*checkpoints/last.ckpt"):
-        report.write(
-            [str(finished), str(other)],
-            str(target),
-            results=[str(tmp_path / "eval.json")],
-            samples=20,
-            images=1,
-            layout=LAYOUT,
-        )
-    text = target.read_text()
-    assert Elements(text).open == []
+def test_several_runs_stand_side_by_side(finished: Path, other: Path, pair: Path) -> None:
+    text = pair.read_text()
+    elements = Elements(text)
+    assert elements.open == []
     assert "0.1235" in text
     assert "m&lt;1&gt;" in text  # names are not read as HTML
     names = [run.name for run in read_runs([str(finished), str(other)])]
     assert len(set(names)) == 2
+    for name in names:
+        assert re.search(rf"<span><svg [^>]*>.*?</svg>{name}</span>", text)  # the legend
+        assert f'<th scope="col">{name}</th>' in text
+    curves = read_curves(finished / "metrics.csv")
+    charts = [svg for svg in elements.of("svg") if svg.get("role") == "img"]
+    assert len(charts) == len(curves) - 1 + 2  # without nt_xent, the loss; PCA and the spectrum
+    assert all(chart.get("aria-label") for chart in charts)
     assert "model.init_args.temperature" in text
     assert "0.25" in text
     assert "not recorded" in text
@@ -198,7 +182,7 @@ def test_several_runs_stand_side_by_side(finished: Path, other: Path, tmp_path: 
 def test_without_data_the_logged_part_is_there(finished: Path, tmp_path: Path) -> None:
     target = tmp_path / "page.html"
     with pytest.warns(UserWarning, match="nowhere"):
-        report.write([str(finished)], str(target), root=str(tmp_path / "nowhere"))
+        write([str(finished)], str(target), root=str(tmp_path / "nowhere"))
     text = target.read_text()
     assert "<svg" in text
     assert 'id="neighbors"' not in text
@@ -299,9 +283,21 @@ def test_attention_of_vits_only() -> None:
 
 
 def test_a_drawing_follows_the_page() -> None:
-    drawn = line_chart("a <title>", {"b": ([1, 2], [3.0, 4.0])}, "step", ["a", "b"])
+    lines = {"b": ([1, 2], [3.0, 4.0])}
+    drawn = line_chart("a <title>", lines, "step", "loss", ["a", "b"])
     assert drawn.startswith("<svg")
     assert "currentColor" in drawn
     assert "#010203" not in drawn
-    assert "a &lt;title&gt;" in drawn
-    assert drawn == line_chart("a <title>", {"b": ([1, 2], [3.0, 4.0])}, "step", ["a", "b"])
+    assert 'aria-label="a &lt;title&gt;"' in drawn
+    assert drawn == line_chart("a <title>", lines, "step", "loss", ["a", "b"])
+
+
+def test_dots_name_their_class() -> None:
+    points = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    groups = {"cat": np.array([0, 2]), "dog <1>": np.array([1])}
+    drawn = scatter("PCA", points, groups)
+    assert drawn.count("<circle") == 3
+    assert re.search(r"<g [^>]*><title>cat</title>(<circle [^>]*>){2}</g>", drawn)
+    assert "<title>dog &lt;1&gt;</title>" in drawn
+    assert 'cy="390.0"' in drawn  # the lowest point is at the bottom
+    assert drawn.count("<text") == 2
