@@ -96,9 +96,11 @@ def _existing_config(name: str) -> str:
             f"{similar or 'quickstart '}(`sslzoo configs` lists them), got {name!r}"
         )
     try:
-        yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(Path(path).read_text())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a valid config: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must be a dictionary, got {type(content).__name__}")
     return path
 
 

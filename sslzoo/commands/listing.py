@@ -115,7 +115,8 @@ def _fish(configs: str, models: str) -> str:
 
 
 def _print(rows: Iterator[tuple[str, str]], pattern: str, what: str) -> None:
-    found = [row for row in rows if fnmatch.fnmatch(row[0].lower(), pattern.lower())]
+    wanted = pattern if {"*", "?"} & set(pattern) else f"*{pattern}*"
+    found = [row for row in rows if fnmatch.fnmatch(row[0].lower(), wanted.lower())]
     if not found:
         raise ValueError(f"the pattern must match a {what}, got {pattern!r}")
     width = max(len(name) for name, _ in found)
@@ -143,5 +144,5 @@ def main(args: Sequence[str]) -> None:
         if verb == "completion":
             print(completion(given.shell), end="")
             return
-        pattern = given.pattern if {"*", "?"} & set(given.pattern) else f"*{given.pattern}*"
-        _print(methods() if verb == "methods" else configs(), pattern, verb.removesuffix("s"))
+        rows = methods() if verb == "methods" else configs()
+        _print(rows, given.pattern, verb.removesuffix("s"))

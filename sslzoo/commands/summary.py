@@ -9,7 +9,9 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from sslzoo.methods import SSLMethod
 from sslzoo.run_folder import folder_of
 
 
@@ -27,10 +29,7 @@ def summary(trainer: Trainer, model: LightningModule) -> str:
     for report in sorted(folder.glob("*.html")):
         lines.append(f"report: {report}")
     if checkpoint:
-        lines += [
-            "next:",
-            *_commands(folder, checkpoint, callable(getattr(model, "encoder", None))),
-        ]
+        lines += ["next:", *_commands(folder, checkpoint, model, trainer.max_epochs or 0)]
     return "\n".join(lines)
 
 
@@ -42,9 +41,16 @@ def _checkpoint(trainer: Trainer) -> str:
     return ""
 
 
-def _commands(folder: Path, checkpoint: str, is_encoder: bool) -> list[str]:
+def _commands(folder: Path, checkpoint: str, model: LightningModule, epochs: int) -> list[str]:
+    """The first two commands that can run on this module."""
     run = shlex.quote(str(folder))
     given = f"--config {shlex.quote(f'{folder}/config.yaml')} --ckpt_path {shlex.quote(checkpoint)}"
-    first = f"sslzoo eval {run}" if is_encoder else f"sslzoo validate {given}"
     pages = importlib.util.find_spec("jinja2") and importlib.util.find_spec("matplotlib")
-    return [first, f"sslzoo report {run}" if pages else f"sslzoo predict {given}"]
+    validates = is_overridden("validation_step", model) and not isinstance(model, SSLMethod)
+    known = [
+        (callable(getattr(model, "encoder", None)), f"sslzoo eval {run}"),
+        (validates, f"sslzoo validate {given}"),
+        (bool(pages), f"sslzoo report {run}"),
+        (epochs > 0, f"sslzoo fit {given} --trainer.max_epochs={2 * epochs}"),
+    ]
+    return [command for can, command in known if can][:2]

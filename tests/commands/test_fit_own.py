@@ -37,8 +37,5 @@ def test_knn_and_probe_evaluate_an_own_module_from_yaml(
         assert name in rows.splitlines()[0], "4 steps per epoch, fewer than log_every_n_steps"
     text = (tmp_path / run_folder / "config.yaml").read_text()
     assert re.search(r"precision: (32-true|bf16-mixed)\n", text), "resolved"
-    first, second = lines[at + 4 : at + 6]
-    assert second.startswith(("sslzoo report ", "sslzoo predict "))
-    run(first.removeprefix("sslzoo ").split(), tmp_path)
-    assert (tmp_path / run_folder / "validate" / "metrics.csv").is_file()
-    assert [path.name for path in (tmp_path / "runs" / "mine").iterdir()] == ["version_0"]
+    assert all(re.match("sslzoo (report|fit) ", line) for line in lines[at + 4 :])
+    assert len(lines) in (at + 5, at + 6)
