@@ -10,13 +10,14 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-_FUNCTIONS = {"list_models": "catalog", "load": "load"}
+_FUNCTIONS = {"embed": "runs.embed", "list_models": "zoo.catalog", "load": "zoo.load"}
 __all__ = [
     "backbones",
     "batch",
     "callbacks",
     "data",
     "distributed",
+    "embed",
     "eval",
     "heads",
     "layers",
@@ -36,7 +37,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _FUNCTIONS:
-        return getattr(importlib.import_module(f"sslzoo.zoo.{_FUNCTIONS[name]}"), name)
+        return getattr(importlib.import_module(f"sslzoo.{_FUNCTIONS[name]}"), name)
     if name in __all__:
         return importlib.import_module(f"sslzoo.{name}")
     raise AttributeError(f"module 'sslzoo' has no attribute {name!r}; its parts are {__all__}")

@@ -1,52 +1,50 @@
 """Self-supervised learning: pre-train, evaluate, share.
 
     sslzoo fit | validate | test | predict --config NAME    run a shipped config or your own file
+    sslzoo embed NAME|RUN|FILE FILES --to x.npz             write the features of files
     sslzoo eval RUN|NAME|FILE... [--on CONFIG]              evaluate encoders on labeled data
     sslzoo report RUN...                                    compare runs in one HTML page
-    sslzoo zoo list | info | fetch | verify | add | push    find, download and share encoders
+    sslzoo methods | configs [PATTERN]                      list what can be trained, and recipes
+    sslzoo zoo list | info | fetch | verify | add | push | remove    encoders of others and yours
     sslzoo export NAME --format FORMAT --to FILE            export an encoder to other formats
+    sslzoo completion bash | zsh | fish                     print a completion script
     sslzoo --version                                        print the version
 
-Each verb has its own --help; `python -m sslzoo` is the same command.
+Each verb has its own --help; --debug adds the traceback to an error. `python -m sslzoo` is the same
+command.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import sslzoo
+from sslzoo.commands.errors import one_sentence, without_debug
 
-_TRAINER = ("fit", "validate", "test", "predict")
+Verb = Callable[[Sequence[str]], None]
 
 
-def main() -> None:
-    """Run the verb in `sys.argv`; each verb imports only what it needs."""
-    verb = sys.argv[1] if len(sys.argv) > 1 else ""
-    if "" not in sys.path and os.getcwd() not in sys.path:  # as `python -m` has it, but behind all
-        sys.path.append(os.getcwd())
-    if verb == "--version":
-        print(sslzoo.__version__)
-    elif verb in ("", "--help", "-h"):
-        print(__doc__, end="")
-    elif verb in ("zoo", "export"):
-        from sslzoo.commands import zoo
-
-        zoo.main(sys.argv[1:])
-    elif verb == "eval":
-        from sslzoo.commands import evaluate
-
-        evaluate.main(sys.argv[2:])
-    elif verb == "report":
-        _report(sys.argv[2:])
-    elif verb not in _TRAINER and not verb.startswith("-"):
-        verbs = ", ".join((*_TRAINER, "eval", "report", "zoo", "export"))
-        raise SystemExit(f"sslzoo: the verb must be one of {verbs}, got {verb!r}")
-    else:
+def _fit(args: Sequence[str]) -> None:
+    kept, debug = without_debug(sys.argv)
+    sys.argv = kept
+    with one_sentence("sslzoo", debug, of=()):
         from sslzoo.commands import fit
 
         fit.run()
+
+
+def _evaluate(args: Sequence[str]) -> None:
+    from sslzoo.commands import evaluate
+
+    evaluate.main(args[1:])
+
+
+def _embed(args: Sequence[str]) -> None:
+    from sslzoo.commands import embed
+
+    embed.main(args[1:])
 
 
 def _report(args: Sequence[str]) -> None:
@@ -55,7 +53,50 @@ def _report(args: Sequence[str]) -> None:
     except ImportError as error:
         print(f"sslzoo report: {error}: pip install 'sslzoo[report]'", file=sys.stderr)
         raise SystemExit(1) from None
-    report.main(args)
+    report.main(args[1:])
+
+
+def _zoo(args: Sequence[str]) -> None:
+    from sslzoo.commands import zoo
+
+    zoo.main(args)
+
+
+def _listing(args: Sequence[str]) -> None:
+    from sslzoo.commands import listing
+
+    listing.main(args)
+
+
+VERBS: dict[str, Verb] = {
+    **dict.fromkeys(("fit", "validate", "test", "predict"), _fit),
+    "embed": _embed,
+    "eval": _evaluate,
+    "report": _report,
+    **dict.fromkeys(("methods", "configs"), _listing),
+    **dict.fromkeys(("zoo", "export"), _zoo),
+    "completion": _listing,
+}
+
+
+def main() -> None:
+    """Run the verb in `sys.argv`; each verb imports only what it needs."""
+    args = sys.argv[1:]
+    verb = args[0] if args else ""
+    if "" not in sys.path and os.getcwd() not in sys.path:  # as `python -m` has it, but behind all
+        sys.path.append(os.getcwd())
+    if verb == "--version":
+        print(sslzoo.__version__)
+    elif verb in ("", "--help", "-h"):
+        print(__doc__, end="")
+    elif verb in VERBS:
+        VERBS[verb](args)
+    else:
+        print(
+            f"sslzoo: the verb must be one of {', '.join(VERBS)}, got {verb!r}; see sslzoo --help",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
 
 
 if __name__ == "__main__":

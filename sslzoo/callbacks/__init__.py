@@ -4,6 +4,7 @@ from sslzoo.callbacks.attention_maps import AttentionMaps
 from sslzoo.callbacks.clip import ClipPerParameter, clip_per_parameter
 from sslzoo.callbacks.clusters import ClusterEpochs
 from sslzoo.callbacks.ema import EMA
+from sslzoo.callbacks.epoch_lines import EpochLines
 from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.final_table import FinalTable
 from sslzoo.callbacks.freeze import FreezeUntil
@@ -15,6 +16,7 @@ from sslzoo.callbacks.online_prototypes import OnlinePrototypes
 from sslzoo.callbacks.online_spectrum import CollapseWarning, OnlineSpectrum
 from sslzoo.callbacks.progress import ProgressBar
 from sslzoo.callbacks.sentences import OnlineSpearman, SentenceTable
+from sslzoo.callbacks.training_monitor import TrainingMonitor
 from sslzoo.callbacks.weight_decay import WeightDecaySchedule
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "ClusterEpochs",
     "CollapseWarning",
     "CommitMemory",
+    "EpochLines",
     "FeatureWriter",
     "FinalTable",
     "FreezeUntil",
@@ -35,6 +38,7 @@ __all__ = [
     "OnlineSpectrum",
     "ProgressBar",
     "SentenceTable",
+    "TrainingMonitor",
     "WeightDecaySchedule",
     "clip_per_parameter",
 ]

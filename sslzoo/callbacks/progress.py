@@ -46,9 +46,12 @@ class ProgressBar(RichProgressBar):
 
 
 def _short(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Strip `train/` and `val/` from names where they stay unique, to save width."""
-    names = [name.rpartition("/")[2] for name in metrics]
+    return {short: metrics[name] for name, short in short_names(list(metrics)).items()}
+
+
+def short_names(names: list[str]) -> dict[str, str]:
+    """Names without `train/` and `val/` where they stay unique, to save width."""
+    short = [name.rpartition("/")[2] for name in names]
     return {
-        short if names.count(short) == 1 else name: value
-        for (name, value), short in zip(metrics.items(), names, strict=True)
+        name: own if short.count(own) == 1 else name for name, own in zip(names, short, strict=True)
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 import sslzoo
@@ -38,3 +39,10 @@ def known_configs() -> list[str]:
             for path in folder.rglob("*.yaml")
         }
     )
+
+
+def similar_configs(name: str) -> list[str]:
+    """At most five names of shipped configs that a misspelled one may mean."""
+    known = known_configs()
+    begun = [each for each in known if name and each.startswith(name.removesuffix(".yaml"))]
+    return begun[:5] or difflib.get_close_matches(name, known, n=5)

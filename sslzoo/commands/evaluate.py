@@ -15,10 +15,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jsonargparse
 from lightning import LightningDataModule, seed_everything
@@ -26,6 +25,7 @@ from lightning.fabric import Fabric
 
 from sslzoo.atomic_write import atomic_write, check_target
 from sslzoo.commands.configs import find_config
+from sslzoo.commands.errors import one_sentence, refuse, without_debug
 from sslzoo.commands.zoo import TRUST
 from sslzoo.distributed import barrier, rank
 from sslzoo.eval.suite import OF_LABELS, Suite
@@ -45,6 +45,15 @@ from sslzoo.runs.results import read_result, statistics, summary, table
 from sslzoo.runs.seeds import results_of_runs
 from sslzoo.trust import read_config
 from sslzoo.zoo.cache import home
+
+
+class SchemaParser(jsonargparse.ArgumentParser):
+    """jsonargparse's parser, whose errors are one sentence without the usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # the inner parser of a class
+            super().error(message, ex)
+        refuse(self.prog, message, self._option_string_actions)
 
 
 class HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -92,9 +101,7 @@ def _section(words: Sequence[str], on: str | None) -> dict[str, Any]:
 
 
 def _parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
-        prog="sslzoo eval", description=__doc__, formatter_class=HelpFormatter
-    )
+    parser = SchemaParser(prog="sslzoo eval", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("models", nargs="+", help="run directories, zoo names, files or URLs")
     parser.add_argument("--on", type=str | None, help="config whose data to evaluate on")
     parser.add_subclass_arguments(LightningDataModule, "data")
@@ -114,17 +121,17 @@ def _parser() -> jsonargparse.ArgumentParser:
 
 
 def main(args: Sequence[str]) -> None:
-    """Run `sslzoo eval` on `args`; errors print one line and exit with status 1."""
-    try:
+    """Run `sslzoo eval` on `args`; errors print one line."""
+    args, debug = without_debug(args)
+    with one_sentence("sslzoo eval", debug):
         if args[:1] == ["--table"]:
             paths = [Path(path) for path in args[1:]]
+            if not paths:
+                raise ValueError("--table must be given files of --output or run directories")
             results = [read_result(path) for path in paths if not path.is_dir()]
             print(table(results + results_of_runs([path for path in paths if path.is_dir()])))
         else:
-            _run(list(args))
-    except (ValueError, OSError, ImportError) as error:
-        print(f"sslzoo eval: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+            _run(args)
 
 
 def _run(args: list[str]) -> None:

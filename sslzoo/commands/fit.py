@@ -9,6 +9,7 @@ Modules and data modules are named by class path; nothing is looked up in a regi
 from __future__ import annotations
 
 import importlib.util
+import logging
 import pickle
 import re
 import shlex
@@ -18,30 +19,33 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import torch
+import yaml
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar as AnyProgressBar
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-import sslzoo.data
-import sslzoo.methods
+from sslzoo.callbacks.epoch_lines import EpochLines
 from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.progress import ProgressBar
+from sslzoo.callbacks.training_monitor import TrainingMonitor
 from sslzoo.commands import checkpoints
 from sslzoo.commands.checkpoints import CheckpointFiles
-from sslzoo.commands.configs import config_folders, find_config, known_configs
+from sslzoo.commands.configs import config_folders, find_config, similar_configs
+from sslzoo.commands.errors import line, refuse
 from sslzoo.commands.loadable import refuse_config, refuse_hyperparameters
+from sslzoo.commands.precision import AUTO, best_precision, has_amx
 from sslzoo.commands.run_directory import KeepMetrics, Resumed, RunDirectory, SaveRun
 from sslzoo.commands.stop import RunTrainer, SaveAndStop, last_saved
-from sslzoo.run_folder import is_version, run_of
+from sslzoo.commands.summary import summary
+from sslzoo.run_folder import RunFolder, is_version, run_of
 
 VERBS = ("fit", "validate", "test", "predict")
 
@@ -57,9 +61,14 @@ def _with_config_paths(args: Sequence[str]) -> tuple[list[str], str | None]:
     given = _taken(others, ("--ckpt_path",))[0]
     described = any(arg.partition("=")[0] in ("--model", "--data") for arg in others)
     helps = {"--help", "-h", "--print_config"} & set(others)
-    if others[:1] and others[0] in VERBS and given and not (paths or described or helps):
-        with _refusals():
-            paths = [checkpoints.implied_config(given[-1])]
+    alone = bool(others[:1]) and others[0] in VERBS and not (paths or described or helps)
+    if alone and given:
+        paths = [checkpoints.implied_config(given[-1])]
+    elif alone:
+        raise ValueError(
+            f"--config must be given, such as `sslzoo {others[0]} --config quickstart` (`sslzoo "
+            "configs` lists them), got none"
+        )
     named = [f"--config={path}" for path in paths]
     return others[:1] + named + others[1:], paths[-1] if paths else None
 
@@ -81,10 +90,17 @@ def _taken(args: Sequence[str], names: tuple[str, ...]) -> tuple[list[str], list
 def _existing_config(name: str) -> str:
     path = find_config(name)
     if not Path(path).is_file():
-        raise SystemExit(
-            f"sslzoo: --config must be a file or the name of a shipped config, got {name!r}; "
-            f"the shipped ones are {', '.join(known_configs())}"
+        similar = "".join(f"{each}, " for each in similar_configs(name))
+        raise ValueError(
+            "--config must be a file or the name of a shipped config, such as "
+            f"{similar or 'quickstart '}(`sslzoo configs` lists them), got {name!r}"
         )
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a valid config: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must be a dictionary, got {type(content).__name__}")
     return path
 
 
@@ -101,6 +117,23 @@ def _run_folder(config: str | None) -> str:
     return str(Path("runs") / path.stem)
 
 
+class FitParser(LightningArgumentParser):
+    """LightningCLI's parser, whose errors are one sentence without the usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # the inner parser of a class
+            super().error(message, ex)
+        verb = SSLZooCLI.verb if SSLZooCLI.verb in VERBS else None
+        options = [name for parser in _parsers(self) for name in parser._option_string_actions]
+        refuse("sslzoo" if verb is None else f"sslzoo {verb}", message, options)
+
+
+def _parsers(parser: Any) -> list[Any]:
+    """A parser and its subcommands'."""
+    inner = getattr(parser, "_subcommands_action", None)
+    return [parser, *(inner._name_parser_map.values() if inner is not None else ())]
+
+
 class SSLZooCLI(LightningCLI):
     """LightningCLI in subclass mode for both module and data module."""
 
@@ -108,6 +141,7 @@ class SSLZooCLI(LightningCLI):
     verb: str | None = None
     stop: SaveAndStop
     saved = False  # whether a checkpoint was read
+    has_root = False  # whether the command line has --trainer.default_root_dir
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Give the verb in use alone: each takes a tenth of the start-up to build."""
@@ -115,6 +149,7 @@ class SSLZooCLI(LightningCLI):
         return {self.verb: every[self.verb]} if self.verb in every else every
 
     def before_instantiate_classes(self) -> None:
+        self._choose_precision(self._get(self.config, "trainer"))
         if self.subcommand == "fit":
             refuse_config(self._parser("fit"), self.config["fit"])
 
@@ -123,18 +158,37 @@ class SSLZooCLI(LightningCLI):
             refuse_hyperparameters(self.model, "model")
             refuse_hyperparameters(self.datamodule, "data")
 
+    def _choose_precision(self, trainer: Any) -> None:
+        """Replace `auto`, so that config.yaml has the precision of the run."""
+        if trainer.precision == AUTO:
+            trainer.precision, why = best_precision(trainer.accelerator)
+            rank_zero_info(
+                f"precision: {trainer.precision}, since {why}; --trainer.precision overrides it"
+            )
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer", default={})
         self.resumed = Resumed()
-        root = config.get("default_root_dir") or self._root()
+        self.beside = self._evaluated_run()
+        root = str(config.get("default_root_dir") or self._root())
+        if self.beside is not None:
+            root = str(self.beside.path)
         kwargs["default_root_dir"] = root
         if config.get("logger") in (None, True):
-            kwargs["logger"] = _default_loggers(str(root))
+            kwargs["logger"] = _default_loggers(root, self.subcommand if self.beside else None)
         callbacks = _as_list(config.get("callbacks"))
         if config.get("enable_progress_bar") is not False and not any(
             isinstance(c, AnyProgressBar) for c in callbacks
         ):
-            callbacks.append(ProgressBar())
+            if sys.stdout.isatty():
+                callbacks.append(ProgressBar())
+            else:
+                callbacks.append(EpochLines())
+                kwargs["enable_progress_bar"] = False
+        if config.get("logger") is not False and not any(
+            isinstance(c, TrainingMonitor) for c in callbacks
+        ):
+            callbacks.append(TrainingMonitor())
         if config.get("enable_checkpointing") is not False and not any(
             isinstance(c, ModelCheckpoint) for c in callbacks
         ):
@@ -162,6 +216,17 @@ class SSLZooCLI(LightningCLI):
         run = None if resumed is None else run_of(Path(resumed))
         return _run_folder(self.config_path) if run is None else str(run.path.parent)
 
+    def _evaluated_run(self) -> RunFolder | None:
+        """The run that `validate`, `test` or `predict` evaluates, into RUN/<verb>; None: new."""
+        if self.subcommand == "fit" or self.has_root:
+            return None
+        given = self._get(self.config, "ckpt_path")
+        if given and checkpoints.is_local(given) and (run := run_of(Path(given))):
+            return run
+        config = Path(self.config_path or "").resolve()
+        named = config.name == "config.yaml" and is_version(config.parent)
+        return RunFolder(config.parent) if named else None
+
     def _parse_ckpt_path(self) -> None:
         """Take weights and state from `--ckpt_path`, never classes or arguments.
 
@@ -178,23 +243,29 @@ class SSLZooCLI(LightningCLI):
             kwargs["weights_only"] = True
         given: Any = kwargs.get("ckpt_path")
         saved: dict[str, Any] = {}
-        with _refusals():
-            if given == "":
-                raise ValueError("--ckpt_path must be a path, last or null, got ''")
-            if given in ("last", "best"):
-                given = kwargs["ckpt_path"] = checkpoints.last_checkpoint(self.trainer, given)
-            if given and checkpoints.is_local(given):
-                saved = checkpoints.read_for(given, subcommand, self.model, kwargs["weights_only"])
+        if given == "":
+            raise ValueError("--ckpt_path must be a path, last or null, got ''")
+        if given in ("last", "best"):
+            given = kwargs["ckpt_path"] = checkpoints.last_checkpoint(self.trainer, given)
+        if given and checkpoints.is_local(given):
+            saved = checkpoints.read_for(given, subcommand, self.model, kwargs["weights_only"])
         self.saved = bool(saved)
         if saved:
             files = self.trainer.strategy.checkpoint_io
             if isinstance(files, CheckpointFiles):
                 files.keep(given, saved)
         resumed = run_of(Path(given)) if saved and subcommand == "fit" else None
-        self.directory = RunDirectory(self.trainer, resumed, saved)
+        self.directory = RunDirectory(self.trainer, resumed, saved, self._evaluation_folder())
         if saved and subcommand == "fit":
             self._say_where_it_goes_on(given)
         return kwargs
+
+    def _evaluation_folder(self) -> RunFolder | None:
+        return None if self.beside is None else RunFolder(self.beside.path / str(self.subcommand))
+
+    def after_fit(self) -> None:
+        if self.trainer.is_global_zero and not cast(Any, self.trainer).fast_dev_run:
+            print(summary(self.trainer, self.model))
 
     def _say_where_it_goes_on(self, given: str) -> None:
         self.resumed.checkpoint = Path(given).resolve()
@@ -213,11 +284,11 @@ class SSLZooCLI(LightningCLI):
                 name = f"{type(self.model).__module__}.{type(self.model).__qualname__}"
                 raise ValueError(
                     f"--ckpt_path must hold the state of a run of {name}, got "
-                    f"{type(error).__name__}: {_line(error)}"
+                    f"{type(error).__name__}: {line(error)}"
                 ) from error
             last = last_saved(self.trainer)
             if isinstance(error, OSError) and last:
-                raise OSError(f"{_line(error)}; the last checkpoint is {last}") from error
+                raise OSError(f"{line(error)}; the last checkpoint is {last}") from error
             raise
 
     def predict(self, **kwargs: Any) -> None:
@@ -226,51 +297,26 @@ class SSLZooCLI(LightningCLI):
 
 
 def _say_where_bfloat16_is_slow(trainer: Trainer) -> None:
-    """Warn on processors without bfloat16 instructions, where its convolutions are slow."""
+    """Warn on processors without AMX, where bfloat16 is slower than float32."""
     bfloat16 = str(trainer.precision).startswith("bf16")
-    without = torch.backends.cpu.get_cpu_capability() in ("NO AVX", "DEFAULT", "AVX2")
-    if bfloat16 and without and isinstance(trainer.accelerator, CPUAccelerator):
+    if bfloat16 and not has_amx() and isinstance(trainer.accelerator, CPUAccelerator):
         rank_zero_info(
-            f"this processor has no instructions for precision {trainer.precision}; "
-            "--trainer.precision=32-true will be many times faster"
+            f"this processor has no AMX for precision {trainer.precision}; "
+            "--trainer.precision=auto is faster"
         )
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
-    """End the command with one sentence if a checkpoint or its config cannot be used."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"sslzoo: {error}") from None
-
-
-@contextmanager
-def _one_sentence(is_command: bool) -> Iterator[None]:
-    """End the process's own command with one sentence if the user can mend the error.
-
-    That is an error of the system (a full disk, a missing folder), a ValueError that sslzoo raises,
-    or Lightning's error about its arguments; from Python they are raised as they are.
-    """
+def _explained() -> Iterator[None]:
+    """Say of a pickle's code how to admit it."""
     try:
         yield
     except pickle.UnpicklingError as error:
         named = " ".join(_named_code(str(error)).split())
-        raise SystemExit(
-            "sslzoo: the checkpoint must hold only tensors and plain values, since others could "
-            f"run code: {named}; if you trust it, pass --weights_only=false"
+        raise ValueError(
+            "the checkpoint must hold only tensors and plain values, since others could run code: "
+            f"{named}; if you trust it, pass --weights_only=false"
         ) from None
-    except (OSError, ValueError, MisconfigurationException) as error:
-        if not is_command or not _is_users(error):
-            raise
-        raise SystemExit(f"sslzoo: {_line(error)}") from error
-
-
-def _line(error: BaseException) -> str:
-    """An error's message in one line."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    caught = "Original Traceback" in str(error)  # in a worker of a DataLoader
-    return lines[-1] if caught else " ".join(line.strip() for line in lines)
 
 
 def _is_in_restore(error: BaseException) -> bool:
@@ -280,28 +326,24 @@ def _is_in_restore(error: BaseException) -> bool:
     return "checkpoint_connector.py" in files and not known
 
 
-def _is_users(error: Exception) -> bool:
-    if not isinstance(error, ValueError):
-        return True
-    file = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    ours = file.is_relative_to(Path(sslzoo.__file__).parent)
-    return ours or file.name == "checkpoint_connector.py"
-
-
 def _named_code(text: str) -> str:
     """Extract from torch's long message the sentence that names the code."""
     found = re.search(r"WeightsUnpickler error:\s*(.+?)(?:\n|$)", text)
     return found[1] if found else text[:200]
 
 
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "litlogger" not in record.getMessage()
+
+
 def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list) else [] if value is None else [value]
 
 
-def _default_loggers(root: str) -> list[Logger]:
-    loggers: list[Logger] = [CSVLogger(root, name="")]
+def _default_loggers(root: str, version: str | None = None) -> list[Logger]:
+    loggers: list[Logger] = [CSVLogger(root, name="", version=version)]
     if importlib.util.find_spec("tensorboard") is not None:
-        loggers.append(TensorBoardLogger(root, name=""))
+        loggers.append(TensorBoardLogger(root, name="", version=version))
     return loggers
 
 
@@ -314,11 +356,14 @@ def run(args: Sequence[str] | None = None) -> SSLZooCLI:
     arguments = list(sys.argv[1:] if args is None else args)
     # Lightning 2.6 reads a torch attribute that torch 2.14 deprecates.
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+    warnings.filterwarnings("ignore", ".*is smaller than the logging interval")  # TrainingMonitor
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     SaveRun.command = shlex.join(["sslzoo", *arguments])
     SSLZooCLI.verb = arguments[0] if arguments else None
     SSLZooCLI.stop = SaveAndStop()
+    SSLZooCLI.has_root = any(arg.startswith("--trainer.default_root_dir") for arg in arguments)
     saved = sys.argv
-    with _one_sentence(args is None), SSLZooCLI.stop.on_signals():
+    with _explained(), SSLZooCLI.stop.on_signals():
         arguments, SSLZooCLI.config_path = _with_config_paths(arguments)
         # The first word stays: Lightning starts the other ranks with it.
         sys.argv = [sys.argv[0], *arguments]
@@ -334,6 +379,7 @@ def run(args: Sequence[str] | None = None) -> SSLZooCLI:
                 trainer_defaults={"enable_model_summary": False},
                 save_config_callback=SaveRun,
                 save_config_kwargs={"overwrite": True},
+                parser_class=FitParser,
                 parser_kwargs={"prog": "sslzoo"},
             )
         finally:

@@ -18,7 +18,7 @@ NOT_WRITTEN = "Unable to serialize instance"  # jsonargparse's text for an objec
 
 
 def refuse_config(parser: Any, config: Any) -> None:
-    """Exit if config.yaml could not be written, or would be read back differently."""
+    """Raise an error if config.yaml could not be written, or would be read back differently."""
     exits, parser.exit_on_error = parser.exit_on_error, False
     try:
         with warnings.catch_warnings():
@@ -39,11 +39,11 @@ def refuse_config(parser: Any, config: Any) -> None:
     for name, value in _leaves(config):
         if not (isinstance(value, PLAIN) or hasattr(value, "__fspath__") or callable(value)):
             _refuse(name, repr(value))
-    raise SystemExit(f"sslzoo: the config must read back unchanged to load the run, but it {why}")
+    raise ValueError(f"the config must read back unchanged to load the run, but it {why}")
 
 
 def refuse_hyperparameters(module: Any, name: str) -> None:
-    """Exit if a checkpoint of the run could not be loaded with `weights_only=True`."""
+    """Raise an error if a checkpoint could not be loaded with `weights_only=True`."""
     for key, value in _leaves(dict(module.hparams) if module is not None else {}, name):
         if isinstance(value, PLAIN):
             continue
@@ -57,8 +57,8 @@ def refuse_hyperparameters(module: Any, name: str) -> None:
 
 
 def _refuse(name: str, value: str) -> NoReturn:
-    raise SystemExit(
-        f"sslzoo: {name} must be a number, a string, a list or dict of these, or class_path with "
+    raise ValueError(
+        f"{name} must be a number, a string, a list or dict of these, or class_path with "
         f"init_args, so that the run can be loaded again, got {value.strip()}; set it in the config"
     )
 

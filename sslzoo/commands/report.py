@@ -14,18 +14,15 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-import jsonargparse
-
-from sslzoo.commands.evaluate import HelpFormatter
+from sslzoo.commands.errors import one_sentence, without_debug
+from sslzoo.commands.evaluate import HelpFormatter, SchemaParser
 from sslzoo.commands.zoo import TRUST
 from sslzoo.report.page import Layout
 from sslzoo.report.write import write
 
 
-def _parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
-        prog="sslzoo report", description=__doc__, formatter_class=HelpFormatter
-    )
+def _parser() -> SchemaParser:
+    parser = SchemaParser(prog="sslzoo report", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("runs", nargs="+", help="run directories, runs/<config>/version_N")
     parser.add_argument("--output", type=str | None, help="default: report.html in the first run")
     parser.add_argument("--results", type=list[str], default=[], help="outputs of sslzoo eval")
@@ -41,10 +38,11 @@ def _parser() -> jsonargparse.ArgumentParser:
 
 
 def main(args: Sequence[str]) -> None:
-    """Run `sslzoo report` on `args`; errors print one line and exit with status 1."""
+    """Run `sslzoo report` on `args`; errors print one line."""
+    args, debug = without_debug(args)
     parser = _parser()
-    given: Any = parser.instantiate(parser.parse_args(list(args)))
-    try:
+    with one_sentence("sslzoo report", debug):
+        given: Any = parser.instantiate(parser.parse_args(args))
         with warnings.catch_warnings():
             warnings.showwarning = _plainly
             path = write(
@@ -58,9 +56,6 @@ def main(args: Sequence[str]) -> None:
                 given.pictures,
                 given.trust,
             )
-    except (ValueError, OSError, ImportError) as error:
-        print(f"sslzoo report: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
     print(path)
 
 

@@ -140,25 +140,49 @@ class RunDirectory:
         trainer: its loggers, and without any its root directory, are set to the directory.
         resumed: the run that is resumed.
         saved: contents of the checkpoint that it is resumed from.
+        evaluation: RUN/<verb>, where the loggers write the evaluation of a run; None: not there.
     """
 
-    def __init__(self, trainer: Any, resumed: RunFolder | None, saved: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        trainer: Any,
+        resumed: RunFolder | None,
+        saved: Mapping[str, Any],
+        evaluation: RunFolder | None = None,
+    ) -> None:
         self.claimed: list[RunFolder] = []
         self.continued: RunFolder | None = None
         self._before: dict[Path, bytes] = {}
         self._root = _first_missing(Path(trainer.default_root_dir))
         if cast(Any, rank_zero_only).rank == 0 and not trainer.fast_dev_run:
             try:
+                if evaluation is not None:
+                    self._evaluate(trainer, evaluation)
                 self._set_up(trainer, resumed, saved)
             except BaseException:
                 self.undo()
                 raise
 
+    def _evaluate(self, trainer: Any, folder: RunFolder) -> None:
+        """Replace the files of an earlier evaluation."""
+        if folder.path.exists():
+            self._before = {path: path.read_bytes() for path in _files(folder)}
+            self.continued = folder
+        else:
+            folder.path.mkdir()
+            self.claimed.append(folder)
+        if not trainer.loggers:
+            trainer._default_root_dir = str(folder.path)
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger) and logger._version == folder.path.name:
+                logger._experiment = MetricsFile(logger.log_dir)
+
     def _set_up(self, trainer: Any, resumed: RunFolder | None, saved: Mapping[str, Any]) -> None:
         folders: dict[Path, RunFolder] = {}
         if resumed is not None:
             folders[resumed.path.parent.resolve()] = resumed
-        if not trainer.loggers and not SLURMEnvironment.detect():
+        evaluates = bool(self.claimed or self.continued)
+        if not trainer.loggers and not evaluates and not SLURMEnvironment.detect():
             trainer._default_root_dir = str(
                 self._enter(Path(trainer.default_root_dir), folders).path
             )

@@ -8,19 +8,22 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from sslzoo.commands.precision import AUTO, best_precision
 from sslzoo.distributed import agree_on_step, world_size
 from sslzoo.run_folder import CHECKPOINTS, LAST, folder_of
 
+Precision = _PRECISION_INPUT | Literal["auto"] | None
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -149,7 +152,16 @@ class RunTrainer(Trainer):
     Lightning 2.6 returns at once from a run whose steps are all taken: an evaluation at the end of
     the last epoch or of training, during which the run was killed, would never be made. And with
     `max_steps`, it resumes from the end of an epoch as if from its middle, at the wrong epoch.
+
+    Args:
+        precision: as for Lightning's; "auto": the one that this machine computes well in.
+        kwargs: see `lightning.Trainer`.
     """
+
+    def __init__(self, precision: Precision = "auto", **kwargs: Any) -> None:
+        if precision == AUTO:
+            precision = cast(Any, best_precision(kwargs.get("accelerator", "auto"))[0])
+        super().__init__(precision=cast(Any, precision), **kwargs)
 
     def _run_stage(self) -> Any:
         callbacks = cast(Any, self).callbacks

@@ -14,23 +14,74 @@ from pathlib import Path
 from typing import Any
 
 from sslzoo.atomic_write import check_target
-from sslzoo.zoo.cache import ANY
-from sslzoo.zoo.card import Card, channels_of
-from sslzoo.zoo.catalog import STATES, card_named, entries, list_models, sources, state_of
+from sslzoo.commands.errors import Parser, one_sentence, without_debug
+from sslzoo.zoo.cache import ANY, place
+from sslzoo.zoo.card import KINDS, Card, channels_of
+from sslzoo.zoo.catalog import (
+    STATES,
+    card_named,
+    entries,
+    list_models,
+    local_file,
+    remove,
+    sources,
+    state_of,
+)
 
 LEGEND = "; ".join(f"{state}: {meaning}" for state, meaning in STATES.items())
 
 
 def _list(given: argparse.Namespace) -> None:
-    names = list_models(given.pattern)
-    if not names:
-        raise ValueError(f"the pattern must match an entry of the zoo, got {given.pattern!r}")
-    for name in names:
-        card = card_named(name)
-        best = next((f"{metric} {value:.3f}" for metric, value in card.score.items()), "-")
-        license = "non-commercial" if card.non_commercial else card.license["weights"].split(";")[0]
-        print(f"{name:<46} {card.num_features:>5}  {best:<32} {license:<16} {state_of(card)}")
+    matching = [card_named(name) for name in list_models(given.pattern)]
+    cards = [card for card in matching if _is_asked(card, given)]
+    if not cards:
+        more = " with these filters" if matching else ""
+        raise ValueError(f"the pattern must match an entry of the zoo{more}, got {given.pattern!r}")
+    rows = [_HEADER, *(_row(card) for card in cards)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER) - 1)]
+    for row in rows:
+        print("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]))
     print(LEGEND, file=sys.stderr)  # a pipe gets only the table
+
+
+_HEADER = ("name", "kind", "width", "size", "score", "license", "weights")
+
+
+def _row(card: Card) -> tuple[str, ...]:
+    best = next((f"{metric} {value:.3f}" for metric, value in card.score.items()), "-")
+    license = "non-commercial" if card.non_commercial else card.license["weights"].split(";")[0]
+    width, size = str(card.num_features), _size(card)
+    return (card.name, card.kind, width, size, best, license, state_of(card))
+
+
+def _size(card: Card) -> str:
+    """Size of the weights on this machine; "-" elsewhere, since cards do not record it."""
+    path = local_file(card) or place(card.name, card.file)
+    return megabytes(path.stat().st_size) if path.is_file() else "-"
+
+
+def megabytes(size: int) -> str:
+    """A number of bytes in MB."""
+    return f"{size / 1e6:.1f} MB"
+
+
+def _is_asked(card: Card, given: argparse.Namespace) -> bool:
+    state = state_of(card)
+    fetchable = state in ("published hash", "first use")
+    return (
+        (given.kind is None or card.kind == given.kind)
+        and (given.method is None or given.method.lower() in card.method.lower())
+        and (given.min_score is None or max(card.score.values(), default=0) >= given.min_score)
+        and (not given.here or state == "here")
+        and (not given.fetchable or fetchable)
+        and (not given.commercial or not card.non_commercial)
+    )
+
+
+def _remove(given: argparse.Namespace) -> None:
+    for name in _matching(given.names, here=True):
+        removed, freed = remove(name)
+        print(f"removed {', '.join(map(str, removed))}: {megabytes(freed)} freed")
 
 
 def _info(given: argparse.Namespace) -> None:
@@ -151,18 +202,22 @@ HASHED: dict[str, Any] = {"help": f"hash of the file, or {ANY!r} if none is publ
 TRUST = "let the file name any class that Python can import, whose code then runs"
 
 
-def _zoo_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sslzoo zoo", description="Find, download and share trained encoders."
-    )
+def _zoo_parser() -> Parser:
+    parser = Parser(prog="sslzoo zoo", description="Find, download and share trained encoders.")
     zoo = parser.add_subparsers(required=True, metavar="VERB")
 
     verb = zoo.add_parser(
         "list",
-        help="list names, widths, scores, licenses and whether the weights are downloaded",
+        help="list names, kinds, widths, sizes, scores, licenses and where the weights are",
         epilog=f"Values of the last column: {LEGEND}.",
     )
     verb.add_argument("pattern", nargs="?", default="*", help="name, may contain * and ?")
+    verb.add_argument("--kind", choices=KINDS, help="kind of samples")
+    verb.add_argument("--method", help="part of the method's name")
+    verb.add_argument("--min_score", type=float, help="lowest score, from 0 to 1")
+    verb.add_argument("--here", action="store_true", help="only weights on this machine")
+    verb.add_argument("--fetchable", action="store_true", help="only weights that have a URL")
+    verb.add_argument("--commercial", action="store_true", help="only weights free for such use")
     verb.set_defaults(act=_list)
 
     verb = zoo.add_parser("info", help="print the card of an entry")
@@ -212,6 +267,12 @@ def _zoo_parser() -> argparse.ArgumentParser:
     verb.add_argument("--trust", action="store_true", help=TRUST)
     verb.set_defaults(act=_add)
 
+    verb = zoo.add_parser(
+        "remove", help="remove your own entries and downloaded weights, and say what that frees"
+    )
+    verb.add_argument("names", nargs="+", help="names, may contain * and ?")
+    verb.set_defaults(act=_remove)
+
     verb = zoo.add_parser("push", help="upload your own entry to the Hugging Face Hub")
     verb.add_argument("name", help="name of the entry")
     verb.add_argument("repository", help="repository on the Hub, OWNER/NAME")
@@ -219,12 +280,10 @@ def _zoo_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _export_parser() -> argparse.ArgumentParser:
+def _export_parser() -> Parser:
     from sslzoo.zoo.export import FORMATS
 
-    parser = argparse.ArgumentParser(
-        prog="sslzoo export", description="Export an encoder to other formats."
-    )
+    parser = Parser(prog="sslzoo export", description="Export an encoder to other formats.")
     parser.add_argument("name", help="name of an entry, path or URL")
     parser.add_argument("--format", choices=FORMATS, required=True, help="format of the file")
     parser.add_argument("--to", required=True, help="file to write")
@@ -238,14 +297,9 @@ def _export_parser() -> argparse.ArgumentParser:
 
 
 def main(args: Sequence[str]) -> None:
-    """Run one of the commands; errors print one line and exit with status 1."""
+    """Run one of the commands; errors print one line."""
+    args, debug = without_debug(args)
     parser = _export_parser() if args[0] == "export" else _zoo_parser()
-    given = parser.parse_args(args[1:])
-    try:
+    with one_sentence("sslzoo", debug):
+        given = parser.parse_args(args[1:])
         given.act(given)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"sslzoo: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("sslzoo: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None

@@ -62,6 +62,7 @@ _KINDS: dict[str, tuple[set[str], dict[str, tuple[str, Callable[[Any], bool]]]]]
     "text": ({"max_length"}, {"max_length": _COUNT, "tokenizer": _CLASS}),
     "frames": ({"mean", "std"}, {"mean": _NUMBERS, "std": _NUMBERS}),
 }
+KINDS = tuple(_KINDS)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ saving code alone, the note says "unverified".
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fnmatch
 import re
@@ -135,3 +136,37 @@ def state_of(card: Card) -> str:
         return "by hand"
     hashed = card.sha256 or card.md5 or _HASH_IN_NAME.search(card.file)
     return "published hash" if hashed else "first use"
+
+
+def remove(name: str) -> tuple[list[Path], int]:
+    """Remove a user's own entry, and the downloaded weights of any entry.
+
+    Args:
+        name: the entry's name.
+
+    Returns:
+        The removed files, and their bytes.
+
+    Raises:
+        ValueError: there is no such entry, or nothing of it that may be removed.
+        OSError: a file cannot be removed.
+    """
+    card = card_named(name)
+    own = home() / "entries"
+    cached = place(card.name, card.file)
+    paths = [own / f"{name}.json", own / card.file] if (own / f"{name}.json").is_file() else []
+    if cached.parent.is_dir():
+        paths += sorted(path for path in cached.parent.iterdir() if path.is_file())
+    found = [path for path in paths if path.is_file()]
+    if not found:
+        raise ValueError(
+            f"{name!r} must be an entry of your own or have downloaded weights to be removed, got "
+            f"one with {state_of(card)!r}; the library's own files are not removed"
+        )
+    freed = sum(path.stat().st_size for path in found)
+    for path in found:
+        path.unlink()
+    if cached.parent.is_dir():
+        with contextlib.suppress(OSError):
+            cached.parent.rmdir()
+    return found, freed

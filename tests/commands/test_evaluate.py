@@ -310,5 +310,5 @@ def test_errors_say_what_was_wanted(
         read_model(str(tmp_path))
     with pytest.raises(SystemExit):
         evaluated(str(finished), "--suite.protocols=[knm]", output=tmp_path / "r.json")
-    assert "Got value: knm" in capsys.readouterr().err
+    assert "got 'knm'" in capsys.readouterr().err
     assert not (tmp_path / "r.json").exists()

@@ -19,23 +19,11 @@ def failure(args: list[str], cwd: Path) -> str:
     return done.stderr + done.stdout
 
 
-def test_errors_say_what_was_expected(folder: Path, tmp_path: Path) -> None:
-    simclr = arguments(folder, tmp_path, "simclr")
-    instdisc = [*arguments(folder, tmp_path, "instdisc"), "--trainer.max_epochs=1"]
-    torchs = "--model.init_args.schedule=torch.optim.lr_scheduler.StepLR"
-    cases = [
-        (["fit", "--config", "simcl"], ["simclr/cifar10_resnet18_200ep"]),
-        ([*simclr, "--model.init_args.temperatur=1"], ["temperatur"]),
-        ([*simclr, "--model.init_args.temperature=warm"], ["temperature", "float"]),
-        ([*simclr, "--model=sslzoo.methods.SimCLRR"], ["SimCLRR"]),
-        ([*simclr, torchs], ["Schedule"]),
-        ([*simclr, "--data.batch_size=100"], ["batch"]),
-        ([*simclr, f"--data.root={tmp_path / 'nowhere'}"], ["nowhere"]),
-        ([*instdisc, "--model.init_args.bank_size=61"], ["bank_size must be 60", "got 61"]),
-    ]
-    for args, wanted in cases:
-        text = failure(args, tmp_path)
-        assert all(part in text for part in wanted), (args, text)
+def test_a_bank_of_another_size_is_told(folder: Path, tmp_path: Path) -> None:
+    args = [*arguments(folder, tmp_path, "instdisc"), "--trainer.max_epochs=1"]
+    text = failure([*args, "--model.init_args.bank_size=61"], tmp_path)
+    assert "bank_size must be 60" in text
+    assert "got 61" in text
     assert not list(tmp_path.rglob("*.ckpt")), "nothing half written is left"
 
 
@@ -63,11 +51,6 @@ def test_an_optimizer_without_annotation_is_named(folder: Path, tmp_path: Path) 
     for name in ("optimizer", "schedule", "parameter_groups"):
         with pytest.raises(ValueError, match=f"{name} must be"):
             SimCLR(SmallResNet((8, 16)), nn.Linear(16, 4), **{name: {"class_path": "x"}})  # type: ignore[arg-type]
-
-
-def test_an_unknown_verb_is_told_all_verbs(tmp_path: Path) -> None:
-    text = failure(["frobnicate"], tmp_path)
-    assert "one of fit, validate, test, predict, eval, report, zoo, export, got 'frob" in text
 
 
 def test_version_is_printed(tmp_path: Path) -> None:

@@ -89,14 +89,14 @@ def test_default_that_cannot_be_written_is_named(
 ) -> None:
     changes = f"--model.init_args.backbone={__name__}.{cls.__name__}"
     name = rf"model\.init_args\.backbone\.init_args\.{argument}"
-    with pytest.raises(SystemExit, match=f"{name} must be .* loaded again"):
+    with pytest.raises(ValueError, match=f"{name} must be .* loaded again"):
         fit(folder, tmp_path / "run", changes)
     assert not (tmp_path / "run").exists(), "nothing is written"
 
 
 def test_hyperparameter_that_cannot_be_read_is_named(folder: Path, tmp_path: Path) -> None:
     method = f"--model={__name__}.Remembers"
-    with pytest.raises(SystemExit, match=r"model\.table\.rules\.1 must be .* got <.*Rule"):
+    with pytest.raises(ValueError, match=r"model\.table\.rules\.1 must be .* got <.*Rule"):
         fit(folder, tmp_path / "run", method)
     assert not (tmp_path / "run").exists(), "nothing is written"
 

@@ -89,7 +89,7 @@ def test_last_is_the_newest_run_s_last_checkpoint(folder: Path, tmp_path: Path) 
 
 
 def refusal(args: list[str]) -> str:
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises((ValueError, OSError)) as caught:
         fit.run(args)
     return str(caught.value)
 

@@ -51,3 +51,29 @@ def test_predict_writes_features_labels_and_indices(finished: Path, tmp_path: Pa
     assert content["features"].shape == (20, 256)
     assert content["index"].tolist() == list(range(20))
     assert content["label"].tolist() == [0] * 10 + [1] * 10
+
+
+def test_an_evaluation_of_a_run_is_written_beside_it(finished: Path, tmp_path: Path) -> None:
+    path = str(checkpoint(finished))
+    for verb in ("validate", "predict", "predict"):
+        run([verb, "--ckpt_path", path], tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert [folder.name for folder in finished.parent.iterdir()] == ["version_0"]
+    assert "val/knn_top1_k20_t0.07" in (finished / "validate" / "metrics.csv").read_text()
+    assert load_file(finished / "predict" / "features.safetensors")["features"].shape == (20, 256)
+    before = sorted(finished.rglob("*"))
+    done = run(["test", "--ckpt_path", path, "--data.root=nowhere"], tmp_path, check=False)
+    assert done.returncode == 1
+    assert sorted(finished.rglob("*")) == before, "a failed start leaves nothing"
+
+
+def test_a_finished_fit_names_what_it_wrote(folder: Path, tmp_path: Path) -> None:
+    args = arguments(folder, tmp_path / "out", "simclr")
+    done = run([*args, "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1000"], tmp_path)
+    run_folder = tmp_path / "out" / "version_0"
+    lines = done.stdout.splitlines()
+    at = lines.index(f"run: {run_folder}")
+    assert lines[at + 1] == f"checkpoint: {run_folder}/checkpoints/last.ckpt"
+    assert lines[at + 2].startswith("metrics: train/loss ")
+    assert lines[at + 3 : at + 5] == ["next:", f"sslzoo eval {run_folder}"]
+    assert "train/lr" in (run_folder / "metrics.csv").read_text()

@@ -13,6 +13,7 @@ from lightning import Trainer
 
 import sslzoo
 from sslzoo.commands import fit
+from sslzoo.commands.precision import best_precision
 from tests.commands.command import ENVIRONMENT, run_process
 
 ASK = """
@@ -50,20 +51,39 @@ def test_the_module_is_the_command() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "capability", "said"),
-    [("bf16-mixed", "AVX2", True), ("bf16-mixed", "AVX512", False), ("32-true", "AVX2", False)],
+    ("precision", "amx", "said"),
+    [("bf16-mixed", False, True), ("bf16-mixed", True, False), ("32-true", False, False)],
 )
 def test_bfloat16_without_instructions_for_it_is_named(
-    precision: Any, capability: str, said: bool, monkeypatch: pytest.MonkeyPatch
+    precision: Any, amx: bool, said: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(fit, "has_amx", lambda: amx)
     told: list[str] = []
     monkeypatch.setattr(fit, "rank_zero_info", told.append)
     fit._say_where_bfloat16_is_slow(
         Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False)
     )
     assert bool(told) == said
-    assert all("--trainer.precision=32-true" in text for text in told)
+    assert all("--trainer.precision=auto" in text for text in told)
+
+
+@pytest.mark.parametrize(
+    ("machine", "wanted"),
+    [
+        ({"amx_tile": True, "amx_bf16": True}, "bf16-mixed"),
+        ({"avx512_bf16": True, "amx_bf16": False}, "32-true"),
+        ({"avx2": True}, "32-true"),
+    ],
+)
+def test_precision_follows_the_processor(
+    machine: dict[str, bool], wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: machine)
+    assert best_precision("cpu")[0] == wanted
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for native in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, n=native, **__: n)
+        assert best_precision("auto")[0] == ("bf16-mixed" if native else "32-true")
 
 
 def test_a_module_of_the_current_directory_is_found(tmp_path: Path) -> None:

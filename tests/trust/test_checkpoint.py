@@ -380,7 +380,7 @@ def test_what_is_too_deep_to_be_hashed_or_shown_is_one_sentence(
         with pytest.raises(ValueError, match=r"nested at most 100 levels deep, got [12]00\d+"):
             read(str(path))
     config = ["--config", "simclr/folder_small_10ep", f"--data.root={tmp_path}"]
-    with pytest.raises(SystemExit, match=r"nested at most 100 levels deep, got [12]00\d+"):
+    with pytest.raises(ValueError, match=r"nested at most 100 levels deep, got [12]00\d+"):
         fit.run(["fit", *config, f"--ckpt_path={path}"])
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sslzoo.checks import check_choice
+from sslzoo.checks import check_at_least, check_choice
 from sslzoo.random import Keys
 from sslzoo.transforms.image.layout import to_planes
 from sslzoo.transforms.image.pixels import pixels_of
@@ -50,6 +50,7 @@ class RandomResizedCrop:
         flip: float = 0.5,
     ) -> None:
         check_choice("interpolation", interpolation, get_args(Interpolation))
+        check_at_least("size", size, 1)
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale must have 0 < low <= high <= 1, got {scale}")
         if not 0 < ratio[0] <= ratio[1]:

@@ -6,6 +6,7 @@ Shapes: B images, C channels, sources (H, W), results (S, S).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, final, get_args
 
 import numpy as np
@@ -71,7 +72,7 @@ class EvalView:
 
         Args:
             images: a tensor (B, C, H, W) or (C, H, W), an array (B, H, W, C), (H, W, C) or (H, W),
-                a PIL image, or a list of images, which may have several sizes. Pixels are uint8,
+                a PIL image, the path of a file, or a list of these, of any sizes. Pixels are uint8,
                 uint16, bool, or float in [0, 1].
             value_range: the values of black and white; None: those of the type.
 
@@ -138,6 +139,9 @@ class EvalView:
         return [image[None] for image in pixels]
 
     def _one(self, image: Any, value_range: Sequence[float] | None) -> Tensor:
+        if isinstance(image, str | Path):
+            with Image.open(image) as opened:
+                return self._one(opened, value_range)
         if not isinstance(image, Image.Image | np.ndarray | Tensor):
             raise ValueError(
                 "images must be a tensor (B, C, H, W), an array (B, H, W, C), a PIL image, or a "
