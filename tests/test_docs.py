@@ -13,7 +13,7 @@ from textwrap import dedent
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCS = runpy.run_path(str(ROOT / "docs/deviations.py"))
+DOCS = runpy.run_path(str(ROOT / "docs/method_pages.py"))
 RUNNER = runpy.run_path(str(ROOT / "docs/run_tutorial.py"))
 METHODS = sorted(
     path.stem
@@ -26,18 +26,36 @@ PAGES = sorted(
 TUTORIALS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs/tutorials").glob("*.py"))
 
 
+def prose(page: Path) -> str:
+    """A page's text without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
 def anchors(page: Path) -> set[str]:
     """GitHub's anchors of a page's headings, in which none is repeated."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_page_has_the_deviations_of_the_docstring(method: str) -> None:
+def test_page_has_what_the_code_and_the_results_say(method: str) -> None:
     page = (ROOT / f"docs/methods/{method}.md").read_text()
-    assert f"<!-- deviations of sslzoo.methods.{method} -->\n" in page
-    assert DOCS["render"](page) == page, "run python docs/deviations.py"
+    for part in ("losses", "recipes", "deviations"):
+        assert f"<!-- {part} of sslzoo.methods.{method} -->\n" in page
+    assert DOCS["render"](page) == page, "run python docs/method_pages.py"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_page_has_every_section(method: str) -> None:
+    page = (ROOT / f"docs/methods/{method}.md").read_text()
+    headings = re.findall(r"^## (.+)$", page, re.MULTILINE)
+    assert [heading for heading in headings if heading in DOCS["SECTIONS"]] == [*DOCS["SECTIONS"]]
+    parts = dict(zip(headings, re.split(r"^## .+$", page, flags=re.MULTILINE)[1:], strict=True))
+    assert "```mermaid\n" in parts["Data flow"]
+    assert "```text\n" in parts["Pseudo-code"]
+    assert parts["Results here"].strip()
+    assert "\n- " in parts["Traps"]
+    assert "```bibtex\n" in parts["Citation"]
 
 
 def test_every_page_is_of_a_method() -> None:
@@ -46,7 +64,7 @@ def test_every_page_is_of_a_method() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_and_anchors_exist(page: str) -> None:
-    for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text()):
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(ROOT / page)):
         if re.match(r"\w+:", link):
             continue
         path, _, anchor = link.partition("#")

@@ -1,0 +1,139 @@
+"""Render what the code and the results say into docs/methods/*.md.
+
+Each page has four generated parts between HTML comments: the lines of the method's `losses`, the
+headers of its configs, its scores in benchmarks/results and the `Deviations:` of its docstring.
+`python docs/method_pages.py` rewrites the pages; with --check it names the outdated ones and exits
+with 1 if there are any.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import dedent
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs/methods").glob("*.md"))
+SECTIONS = (
+    "Data flow",
+    "Pseudo-code",
+    "Recipes",
+    "Results here",
+    "Deviations",
+    "Traps",
+    "Citation",
+)
+BLOCK = re.compile(
+    r"(<!-- (losses|recipes|results|deviations) of sslzoo\.methods\.(\w+) -->\n)"
+    r".*?(<!-- end -->)",
+    re.DOTALL,
+)
+
+
+def deviations(method: str) -> str:
+    """Numbered list of a method's deviations, which is Markdown as it stands in the docstring."""
+    docstring = ast.get_docstring(ast.parse(_source(method))) or ""
+    found = re.search(r"^Deviations:\n((?: +.*\n?)+)", docstring, re.MULTILINE)
+    if not found:
+        raise ValueError(f"the docstring of sslzoo.methods.{method} must have `Deviations:`")
+    return dedent(found[1]).rstrip().replace("``", "`")
+
+
+def losses(method: str) -> str:
+    """The source of a method's `losses`."""
+    source = _source(method)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and node.name == "losses":
+            lines = source.splitlines()[node.lineno - 1 : node.end_lineno]
+            return f"```python\n{dedent(chr(10).join(lines))}\n```"
+    raise ValueError(f"sslzoo.methods.{method} must define `losses`")
+
+
+def recipes(method: str) -> str:
+    """Table of a method's configs, with the hardware and the score of their headers."""
+    rows = ["| recipe | hardware, time | score |", "|---|---|---|"]
+    for path in sorted((ROOT / "configs" / method).glob("*.yaml")):
+        header = path.read_text().split("\n#\n", 1)[1]
+        hardware, score = (_field(header, name) for name in ("Hardware", "Score"))
+        rows.append(f"| `{method}/{path.stem}` | {hardware} | {score} |")
+    return "\n".join(rows)
+
+
+def results(method: str) -> str:
+    """Table of a method's runs in benchmarks/results/quality, with their entries of the zoo."""
+    cards = [json.loads(path.read_text()) for path in (ROOT / "zoo_weights").glob("*.json")]
+    entries = {card.get("recipe"): card["name"] for card in cards}
+    rows = [
+        "| recipe | epochs | kNN top-1 | untrained | minutes | entry of the [zoo](../zoo.md) |",
+        "|---|---|---|---|---|---|",
+    ]
+    found = {}
+    for path in sorted((ROOT / "benchmarks/results/quality").glob("*.json")):
+        result = json.loads(path.read_text())
+        if result["config"].startswith(f"configs/{method}/"):
+            found[path.stem] = result
+    if not found:
+        raise ValueError(f"benchmarks/results/quality must have a run of {method}, got none")
+    for result in found.values():
+        recipe = result["config"].removeprefix("configs/").removesuffix(".yaml")
+        machine = result.get("gpu") or f"{result['cpu']}, {result['cores']} cores"
+        rows.append(
+            f"| `{recipe}` | {result['epochs']} | {result['knn_top1']:.3f} "
+            f"| {result['untrained_knn_top1']:.3f} | {result['minutes']:.1f} ({machine}) "
+            f"| `{entries[result['config']]}` |"
+        )
+    pixels = {
+        (result["raw_pixels_knn_top1"], result["normalized_pixels_knn_top1"])
+        for result in found.values()
+    }
+    ((raw, normalized),) = pixels
+    rows.append(
+        "\nWeighted kNN (k 20, T 0.07) of the 10,000 test images in the 50,000 training images of\n"
+        f"CIFAR-10 as JPEG files, one seed; raw pixels score {raw:.3f}, normalized ones "
+        f"{normalized:.3f}. How\nthe runs were made: "
+        "[benchmarks](../../benchmarks/README.md#quality)."
+    )
+    return "\n".join(rows)
+
+
+def _source(method: str) -> str:
+    return (ROOT / f"sslzoo/methods/{method}.py").read_text()
+
+
+def _field(header: str, name: str) -> str:
+    found = re.search(rf"^# {name}:(.*(?:\n# {{9,}}.*)*)", header, re.MULTILINE)
+    if not found:
+        raise ValueError(f"the header of a config must have `{name}:`, got\n{header[:200]}")
+    text = " ".join(found[1].replace("\n#", " ").split()).replace("|", r"\|")
+    return text.replace("benchmarks/README.md", "[benchmarks](../../benchmarks/README.md)")
+
+
+RENDERERS: dict[str, Callable[[str], str]] = {
+    "losses": losses,
+    "recipes": recipes,
+    "results": results,
+    "deviations": deviations,
+}
+
+
+def render(page: str) -> str:
+    """Text of a page with its generated parts as the code and the results have them."""
+    return BLOCK.sub(lambda part: f"{part[1]}{RENDERERS[part[2]](part[3])}\n{part[4]}", page)
+
+
+def main(arguments: list[str]) -> int:
+    """Rewrite the outdated pages, or with --check only name them."""
+    outdated = [page for page in PAGES if render(page.read_text()) != page.read_text()]
+    for page in outdated:
+        print(page.relative_to(ROOT))
+        if "--check" not in arguments:
+            page.write_text(render(page.read_text()))
+    return int("--check" in arguments and bool(outdated))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
