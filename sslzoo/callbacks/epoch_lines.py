@@ -56,5 +56,5 @@ def _metrics(trainer: Trainer) -> list[str]:
             known = [n for n in logged if n.startswith("val/")] if names is None else names
             shown += [name for name in known if name in logged and name not in shown]
     parts = [f"{short} {float(logged[name]):.4g}" for name, short in short_names(shown).items()]
-    rate = logged.get("system/samples_per_s")
+    rate = logged.get("train/samples_per_second")
     return [*parts, *([f"{float(rate):.0f} samples/s"] if rate is not None else [])]

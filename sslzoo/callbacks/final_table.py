@@ -46,7 +46,7 @@ class FinalTable(Callback):
         change: changes a raw batch of bank or query set, such as `sslzoo.transforms.Displace`; the
             scores of the changed samples are two further columns.
         changed: what the changed samples are called.
-        next_command: printed last, with `{checkpoint}` replaced by the checkpoint's path and
+        next_command: printed last ("": nothing), with `{checkpoint}` replaced by the checkpoint's path and
             `{folder}` by the run's.
         filename: name of the JSON file.
         loaders: as for OnlineKNN; None: the data module's.
@@ -180,14 +180,17 @@ class FinalTable(Callback):
             columns |= {
                 f"changed_{key}": f"{self.changed}: {text}" for key, text in columns.items()
             }
-        table = Table("accuracy", *columns.values())
+        table = Table()
+        table.add_column("accuracy", no_wrap=True)
+        for text in columns.values():
+            table.add_column(text)
         for row, title in ROWS.items():
             scores = self.scores.get(row, {})
             cells = [f"{scores[name]:.3f}" if name in scores else "-" for name in columns]
             table.add_row(title, *cells)
         console = Console()
         console.print(table)
-        if checkpoint:
+        if checkpoint and self.next_command:
             # Neither wrapped nor marked up, so that both lines can be copied.
             print(f"checkpoint: {checkpoint}")
             print(f"next: {self.next_command.format(checkpoint=checkpoint, folder=folder)}")

@@ -13,11 +13,11 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from sslzoo.batch import Batch
 from sslzoo.distributed import world_size
 
-NAMES = ("train/lr", "system/samples_per_s", "system/memory_mib")
+NAMES = ("train/lr", "train/samples_per_second", "train/memory_mb")
 
 
 class TrainingMonitor(Callback):
-    """Log `train/lr`, `system/samples_per_s` and `system/memory_mib` with the other metrics.
+    """Log `train/lr`, `train/samples_per_second` and `train/memory_mb` with the other metrics.
 
     The learning rate is the largest of the optimizer's groups. Samples per second are those of all
     ranks since the last logging step of the epoch, without the evaluations between epochs. Memory
@@ -68,7 +68,8 @@ class TrainingMonitor(Callback):
 
 def _num_samples(batch: Any) -> int:
     if isinstance(batch, Batch):
-        return len(batch.index)
+        view = batch.views[0]
+        return len(view if isinstance(view, torch.Tensor) else view[0])
     try:
         return extract_batch_size(batch)
     except Exception:  # Lightning raises its own for a batch without tensors
@@ -76,12 +77,12 @@ def _num_samples(batch: Any) -> int:
 
 
 def _peak_memory(device: torch.device) -> float:
-    """Peak of the memory in use on a device, in MiB; 0 if the system does not tell."""
+    """Peak of the memory in use on a device, in MB; 0 if the system does not tell."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return torch.cuda.max_memory_allocated(device) / 1e6
     if sys.platform == "win32":
         return 0.0
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return peak * (1 if sys.platform == "darwin" else 2**10) / 1e6

@@ -45,7 +45,7 @@ from sslzoo.commands.precision import AUTO, best_precision, has_amx
 from sslzoo.commands.run_directory import KeepMetrics, Resumed, RunDirectory, SaveRun
 from sslzoo.commands.stop import RunTrainer, SaveAndStop, last_saved
 from sslzoo.commands.summary import summary
-from sslzoo.run_folder import RunFolder, is_version, run_of
+from sslzoo.run_folder import RunFolder, folder_of, is_version, run_of
 
 VERBS = ("fit", "validate", "test", "predict")
 
@@ -264,8 +264,9 @@ class SSLZooCLI(LightningCLI):
         return None if self.beside is None else RunFolder(self.beside.path / str(self.subcommand))
 
     def after_fit(self) -> None:
+        folder = folder_of(self.trainer)  # collective
         if self.trainer.is_global_zero and not cast(Any, self.trainer).fast_dev_run:
-            print(summary(self.trainer, self.model))
+            print(summary(self.trainer, self.model, folder))
 
     def _say_where_it_goes_on(self, given: str) -> None:
         self.resumed.checkpoint = Path(given).resolve()

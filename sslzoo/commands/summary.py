@@ -12,12 +12,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from sslzoo.methods import SSLMethod
-from sslzoo.run_folder import folder_of
 
 
-def summary(trainer: Trainer, model: LightningModule) -> str:
+def summary(trainer: Trainer, model: LightningModule, folder: Path) -> str:
     """Run directory, checkpoint, final metrics, report, and the next two commands."""
-    folder = folder_of(trainer)
     lines = [f"run: {folder}"]
     if checkpoint := _checkpoint(trainer):
         lines.append(f"checkpoint: {checkpoint}")

@@ -63,8 +63,8 @@ def test_every_epoch_has_its_metrics_and_line(
     assert trainer.log_every_n_steps == 3, "steps per epoch"  # type: ignore[attr-defined]
     rates = [seen["train/lr"] for seen in module.seen]
     assert rates == pytest.approx([0.5 / 4, 0.5 / 32]), "the largest group's, of the last step"
-    assert all(seen["system/samples_per_s"] > 0 for seen in module.seen)
-    assert all(1 < seen["system/memory_mib"] < 1e6 for seen in module.seen)
+    assert all(seen["train/samples_per_second"] > 0 for seen in module.seen)
+    assert all(1 < seen["train/memory_mb"] < 1e6 for seen in module.seen)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert re.fullmatch(r"epoch 1/2  loss \S+  \d+ samples/s  0:0\d left", lines[0])

@@ -25,10 +25,9 @@ def test_quickstart_prints_its_table_and_writes_its_report(tmp_path: Path) -> No
     page = (tmp_path / report[1]).read_text()
     assert "kNN accuracy, untrained encoder" in page
     assert "t-SNE" in page
-    command = re.search(r"next: sslzoo (.*)", done.stdout)
-    assert command
-    run(command[1].split(), tmp_path)
-    assert list(tmp_path.rglob("*.safetensors"))
+    commands = re.findall(r"^sslzoo (.*)$", done.stdout.partition("\nnext:\n")[2], re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["eval", "report"]
+    run(commands[0].split(), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 

@@ -33,7 +33,7 @@ def test_knn_and_probe_evaluate_an_own_module_from_yaml(
     assert re.match(r"metrics: train/loss [\d.e-]+, val/knn_top1_k5_t0.07 ", lines[at + 2])
     assert lines[at + 3] == "next:"
     rows = (tmp_path / run_folder / "metrics.csv").read_text()
-    for name in ("train/lr", "system/samples_per_s", "system/memory_mib", "train/loss"):
+    for name in ("train/lr", "train/samples_per_second", "train/memory_mb", "train/loss"):
         assert name in rows.splitlines()[0], "4 steps per epoch, fewer than log_every_n_steps"
     text = (tmp_path / run_folder / "config.yaml").read_text()
     assert re.search(r"precision: (32-true|bf16-mixed)\n", text), "resolved"

@@ -53,12 +53,14 @@ def test_list_says_what_is_here_and_what_is_not_commercial(
 ) -> None:
     zoo_command.main(["zoo", "list"])
     told = capsys.readouterr()
-    lines = {line.split()[0]: line for line in told.out.splitlines()}
+    head, *rows = told.out.splitlines()
+    assert head.split()[0] == "name"
+    lines = {line.split()[0]: line for line in rows}
     assert set(lines) == set(entries())
     assert "MIT" in lines[NAME]
     assert lines[NAME].endswith(" here")
     assert "non-commercial" in lines["moco_v2-resnet50-imagenet-800ep"]
-    assert len(said(capsys, "zoo", "list", "dino-vit*").splitlines()) == 6
+    assert len(said(capsys, "zoo", "list", "dino-vit*").splitlines()) == 1 + 6
     for state, meaning in STATES.items():
         assert f"{state}: {meaning}" in told.err
 
