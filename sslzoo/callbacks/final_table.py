@@ -46,8 +46,8 @@ class FinalTable(Callback):
         change: changes a raw batch of bank or query set, such as `sslzoo.transforms.Displace`; the
             scores of the changed samples are two further columns.
         changed: what the changed samples are called.
-        next_command: printed last ("": nothing), with `{checkpoint}` replaced by the checkpoint's path and
-            `{folder}` by the run's.
+        next_command: printed last, with `{checkpoint}` replaced by the checkpoint's path and
+            `{folder}` by the run's; "": nothing is printed.
         filename: name of the JSON file.
         loaders: as for OnlineKNN; None: the data module's.
         features: name of the module's method from a view to (B, D).
