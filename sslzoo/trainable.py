@@ -18,6 +18,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.core.saving import load_hparams_from_yaml
 from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -346,6 +347,10 @@ class Trainable(LightningModule, ABC):
             checkpoint_path.seek(0)
         if hparams_file is None:
             kwargs = {**renamed_arguments(hyper_parameters(saved, where)), **kwargs}
+        if hparams_file is not None and not str(hparams_file).endswith(".csv"):
+            # With omegaconf installed, Lightning would refuse to have modules beside the file's.
+            kwargs = {**load_hparams_from_yaml(hparams_file, use_omegaconf=False), **kwargs}
+            hparams_file = None
         # Lightning's instantiator would build any class that the file names.
         plain = {**kwargs, "_instantiator": None}
         return super().load_from_checkpoint(

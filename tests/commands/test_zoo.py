@@ -408,6 +408,7 @@ for args in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     net, out = SmallResNet((8, 16)), tmp_path / "out"
     state = {f"backbone.{name}": value for name, value in net.state_dict().items()}
