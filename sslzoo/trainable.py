@@ -140,6 +140,8 @@ class Trainable(LightningModule, ABC):
         trainer, epochs, steps = self.trainer, self._last_epoch(), self.trainer.max_steps
         if epochs == steps == -1:
             raise ValueError("trainer.max_epochs or max_steps must be set, got a run without end")
+        if trainer.limit_train_batches == 0:
+            return RunLength(1, 1)  # Lightning skips the training
         trainer.fit_loop.setup_data()
         batches = trainer.num_training_batches
         if batches == float("inf"):

@@ -38,7 +38,7 @@ class EpochLines(Callback):
     def _left(self, trainer: Trainer) -> str | None:
         """Time until the run's last step; None if the run has no known length."""
         total, done = trainer.estimated_stepping_batches, trainer.global_step
-        if total == float("inf") or done <= self._from:
+        if not 0 < total < float("inf") or done <= self._from:
             return None
         seconds = (time.perf_counter() - self._since) * (total - done) / (done - self._from)
         minutes, rest = divmod(round(max(0.0, seconds)), 60)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from itertools import takewhile
 from typing import Any, cast
 
 import torch
@@ -31,7 +32,12 @@ class Evaluation(Callback, ABC):
         every_n_epochs: training epochs between two evaluations.
         loaders: bank, query and transform; None: the data module's.
         features: name of the module's method from a view to (B, D).
+
+    Attributes:
+        reads: the data module's method that gives the loaders.
     """
+
+    reads = "eval_dataloaders"
 
     def __init__(
         self,
@@ -54,7 +60,17 @@ class Evaluation(Callback, ABC):
     def rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raise what an evaluation would raise, from two samples, before the first step."""
         loaders = eval_loaders(trainer, self.loaders, type(self).__name__)
-        rehearse(trainer, pl_module, loaders, self.features)
+        rehearse(trainer, pl_module, loaders, self)
+
+    def has_same_before(self, trainer: Trainer) -> bool:
+        """Whether an earlier callback of the trainer evaluates the same features and loaders."""
+        earlier = takewhile(lambda other: other is not self, cast(Any, trainer).callbacks)
+        return any(
+            isinstance(other, Evaluation)
+            and (other.reads, other.features) == (self.reads, self.features)
+            and other.loaders is self.loaders
+            for other in earlier
+        )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._evaluated = -1
@@ -157,31 +173,31 @@ def rehearse(
     trainer: Trainer,
     pl_module: LightningModule,
     loaders: EvalLoaders,
-    features: str,
-    labels_for: str | None = None,
-) -> Tensor | None:
+    evaluation: Evaluation,
+    needs_labels: bool = False,
+) -> None:
     """Embed the first samples of the bank, and check the labels of bank and query set.
+
+    Features that an earlier callback evaluates too are embedded once.
 
     Args:
         trainer: gives the precision.
         pl_module: the module whose features are evaluated.
         loaders: where the samples come from.
-        features: name of the module's method.
-        labels_for: who needs one class per sample; None: labels are not read.
-
-    Returns:
-        Features (B, D), or None if the first samples are unreadable.
+        evaluation: the callback; its `features` names the module's method.
+        needs_labels: whether it needs one class per sample of both sets.
 
     Raises:
         ValueError: what an evaluation would raise.
     """
-    first = first_batch(loaders.bank)
-    if labels_for is not None:
+    first, who = first_batch(loaders.bank), type(evaluation).__name__
+    if needs_labels:
         assert loaders.num_classes is not None
-        check_labels(loaders.bank, first, loaders.num_classes, labels_for)
-        query = query_set(loaders, labels_for)
-        check_labels(query, first_batch(query), loaders.num_classes, labels_for)
-    return embed_first(trainer, pl_module, loaders, first, features)
+        check_labels(loaders.bank, first, loaders.num_classes, who)
+        query = query_set(loaders, who)
+        check_labels(query, first_batch(query), loaders.num_classes, who)
+    if not evaluation.has_same_before(trainer):
+        embed_first(trainer, pl_module, loaders, first, evaluation.features)
 
 
 def labeled_loaders(

@@ -52,7 +52,7 @@ class OnlineKNN(Evaluation):
 
     def rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loaders = labeled_loaders(trainer, self.loaders, "OnlineKNN")[0]
-        rehearse(trainer, pl_module, loaders, self.features, "OnlineKNN")
+        rehearse(trainer, pl_module, loaders, self, needs_labels=True)
         size, most = num_samples(loaders.bank), max(k for k, _ in self.settings)
         if size is not None and most > size:
             raise ValueError(f"k must be at most {size} (the bank's size), got {most}")

@@ -83,7 +83,7 @@ class OnlineProbe(Evaluation):
     def rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loaders = eval_loaders(trainer, self.loaders, "OnlineProbe")
         loaders = loaders._replace(num_classes=self.num_classes)
-        rehearse(trainer, pl_module, loaders, self.features, "OnlineProbe")
+        rehearse(trainer, pl_module, loaders, self, needs_labels=True)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

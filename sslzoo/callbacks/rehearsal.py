@@ -103,15 +103,26 @@ def embed_first(
     return output
 
 
-def known_labels(loader: Any) -> Tensor | None:
-    """All labels of a loader's set, if it holds them in memory."""
+def known_labels(loader: Any, first: Tensor) -> Tensor | None:
+    """All labels of a loader's set, if it holds them in memory.
+
+    What the set calls its labels may be the names of its classes, or be changed on reading: it
+    counts only if it has a number per sample and begins with the labels that were read.
+
+    Args:
+        loader: an evaluation loader.
+        first: its first labels, (n,).
+    """
     data = dataset_of(loader)
-    for name in ("labels", "targets"):
-        found = getattr(data, name, None)
-        if found is not None:
-            return torch.as_tensor(found)
-    tensors: Any = getattr(data, "tensors", ())
-    return tensors[-1] if len(tensors) > 1 else None
+    tensors: Any = getattr(data, "tensors", (None,))
+    for found in (getattr(data, "labels", None), getattr(data, "targets", None), tensors[-1]):
+        try:
+            labels = torch.as_tensor(found).reshape(len(data))
+        except (TypeError, ValueError, RuntimeError):
+            continue
+        if torch.equal(labels[: len(first)].long().cpu(), first.cpu()):
+            return labels
+    return None
 
 
 def check_labels(loader: Any, batch: Batch, num_classes: int, who: str) -> None:
@@ -122,8 +133,8 @@ def check_labels(loader: Any, batch: Batch, num_classes: int, who: str) -> None:
     """
     if batch.label is None:
         raise ValueError(f"the data must have labels for {who}, {NO_LABELS}")
-    check_classes(who, batch.label)
-    for labels in (known_labels(loader), batch.label):
+    first = check_classes(who, batch.label)
+    for labels in (known_labels(loader, first), first):
         if labels is None or labels.numel() == 0:
             continue
         low, high = int(labels.min()), int(labels.max())

@@ -56,6 +56,8 @@ class OnlineSpearman(Evaluation):
         features: name of the module's method from a view to (B, D).
     """
 
+    reads = "similarity_dataloaders"
+
     def __init__(self, every_n_epochs: int = 1, features: str = "forward") -> None:
         super().__init__(every_n_epochs, None, features)
 
@@ -66,7 +68,7 @@ class OnlineSpearman(Evaluation):
 
     def rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for loaders in pair_loaders(trainer, "OnlineSpearman").values():
-            rehearse(trainer, pl_module, loaders, self.features)
+            rehearse(trainer, pl_module, loaders, self)
 
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         scores = {}

@@ -21,13 +21,14 @@ class TrainingMonitor(Callback):
 
     The learning rate is the largest of the optimizer's groups. Samples per second are those of all
     ranks since the last logging step of the epoch, without the evaluations between epochs. Memory
-    is the peak of the accelerator's allocator, or of this process on a CPU, in MiB. A
+    is the peak of the accelerator's allocator, or of this process on a CPU, in MB. A
     `log_every_n_steps` above the number of steps per epoch is lowered to it.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._since, self._samples, self._rate = 0.0, 0, 0.0
+        self._since, self._samples = 0.0, 0
+        self._rates: list[Any] = []
 
     def metric_names(self) -> list[str]:
         return list(NAMES)
@@ -45,9 +46,9 @@ class TrainingMonitor(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Read the rate of this step, which a schedule changes before the step's end."""
-        groups = [group for each in trainer.optimizers for group in each.param_groups]
-        self._rate = float(max((group["lr"] for group in groups), default=0.0))
+        """Keep the rates of this step, which a schedule changes before the step's end."""
+        optimizers = trainer.optimizers
+        self._rates = [group["lr"] for each in optimizers for group in each.param_groups]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -57,7 +58,7 @@ class TrainingMonitor(Callback):
             return
         now = time.perf_counter()
         values = (
-            self._rate,
+            max(map(float, self._rates), default=0.0),
             self._samples / (now - self._since),
             _peak_memory(pl_module.device),
         )

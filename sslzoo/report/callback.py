@@ -17,7 +17,7 @@ NEEDS = {"jinja2": "jinja2", "matplotlib": "matplotlib", "sklearn": "scikit-lear
 
 
 class RunReport(Callback):
-    """Write `report.html` into the run directory at the end of `sslzoo fit`, and print its path.
+    """Write `report.html` into the run directory at the end of `sslzoo fit`, which says its path.
 
     It reads the run directory as `sslzoo report` does, on the CPU. It needs the packages of the
     extra `report`; without them, or with several processes, a sentence says what to do instead.
@@ -64,14 +64,13 @@ class RunReport(Callback):
         try:
             with isolate_rng(), warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                path = write([str(folder)], samples=self.samples, images=self.images, layout=layout)
+                write([str(folder)], samples=self.samples, images=self.images, layout=layout)
         except (ValueError, OSError, ImportError) as error:
             print(f"report: not written: {' '.join(str(error).split())}")
             return
         for warning in caught:
             if warning.category is ReportWarning:
                 print(f"report: {warning.message}")
-        print(f"report: {path}")
 
 
 def _missing() -> list[str]:

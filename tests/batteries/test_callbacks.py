@@ -355,6 +355,31 @@ def test_evaluation_loaders_of_every_kind_rehearse(tmp_path: Path) -> None:
     fit(data.method, data, OnlineKNN(3), folder=tmp_path)
 
 
+class Named(TensorDataset):
+    """A set of images whose attribute `labels` or `targets` is something else than its labels."""
+
+    def __init__(self, data: Data, found: Any) -> None:
+        super().__init__(data.content[0].views[0], labels())
+        self.labels, self.targets = found
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        (["cat", "dog", "owl"], None),
+        (None, ["cat"] * SIZE),
+        ([7, 8, 9], None),
+        (None, [900 + i for i in range(SIZE)]),
+        ({"a": 1}, object()),
+    ],
+    ids=["names", "name per sample", "numbers of classes", "before a target_transform", "others"],
+)
+def test_what_a_set_calls_labels_may_be_others(found: Any, tmp_path: Path) -> None:
+    data = Data(SimCLR)
+    data.query = DataLoader(Named(data, found), batch_size=5)
+    fit(data.method, data, OnlineKNN(3), folder=tmp_path)
+
+
 def test_labels_in_a_column_count_as_classes(tmp_path: Path) -> None:
     data = Data(SimCLR)
     data.label = labels()[:, None]

@@ -192,6 +192,11 @@ def test_the_run_length_is_what_the_trainer_does(
     assert record.clocks == fresh(length[0], length[1])
 
 
+def test_no_training_at_all_is_skipped_as_lightning_does() -> None:
+    method, content = simclr()
+    assert train(method, content, max_epochs=2, limit_train_batches=0).clocks == []
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
