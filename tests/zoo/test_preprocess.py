@@ -297,6 +297,20 @@ def test_what_is_no_batch_of_images_is_one_sentence(
         prepare(given)
 
 
+def test_a_path_is_the_image_in_it(tmp_path: Path) -> None:
+    prepare: Any = preprocessor(THREE)
+    image = Image.effect_noise((40, 30), 80).convert("RGB")
+    image.save(tmp_path / "a.png")
+    for path in (tmp_path / "a.png", str(tmp_path / "a.png")):
+        assert torch.equal(prepare(path), prepare(image))
+    assert torch.equal(prepare([tmp_path / "a.png"] * 2), prepare([image, image]))
+    with pytest.raises(OSError, match=r"missing\.png"):
+        prepare(tmp_path / "missing.png")
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises((ValueError, OSError), match=r"text\.png"):
+        prepare(tmp_path / "text.png")
+
+
 def test_sound_and_frames_of_every_clear_form_are_the_same_input() -> None:
     sound: Any = preprocessor(
         {"kind": "waveform", "rate": 8, "transform": {"class_path": "sslzoo.transforms.Waveform"}}
