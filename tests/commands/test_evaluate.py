@@ -95,6 +95,7 @@ evaluate.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_no_numbers(finished: Path, tmp_path: Path) -> None:
     output = tmp_path / "r.json"
     output.write_text("an older result")
@@ -269,6 +270,7 @@ def test_seeds_draw_the_labels_and_give_mean_and_deviation(
     assert cell in capsys.readouterr().out
 
 
+@pytest.mark.slow  # tests/eval has the numbers on ranks, test_fit_ranks.py the start of the second
 def test_two_ranks_give_the_numbers_of_one(finished: Path, tmp_path: Path) -> None:
     args = [str(finished), *FEW, "--seeds=[0,1]"]
     one = evaluated(*args, output=tmp_path / "one.json")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from tests.commands.command import run, run_process, weights
+from tests.commands.command import run, weights
 
 
 def test_quickstart_prints_its_table_and_writes_its_report(tmp_path: Path) -> None:
-    done = run_process(
+    done = run(
         ["fit", "--config", "quickstart", "--trainer.max_epochs=1", "--data.train_fraction=0.1"],
         tmp_path,
     )

@@ -112,7 +112,6 @@ def command(*args: object) -> None:
 
 # One of each kind of data, network, memory and teacher; the others before a release.
 CHOSEN = (
-    "BYOL",
     "CLEAR",
     "CMC",
     "CPC",
@@ -121,7 +120,6 @@ CHOSEN = (
     "InstDisc",
     "MAE",
     "SimCLR",
-    "SwAV",
 )
 
 

@@ -517,6 +517,7 @@ def _weight(state: State, names: list[str]) -> str:
     return [n for n in names if state[n].is_floating_point() and state[n].dim() > 0][-1]
 
 
+@cache
 def encoder_bytes(entry: str) -> int:
     """About what the encoder's numbers take in the file."""
     first = next(iter(manifest(manifest_of(entry)).values()))
