@@ -74,10 +74,52 @@ def test_an_unreadable_file_is_named_or_skipped(
     assert len(np.load(tmp_path / "x.npz")["path"]) == 3
 
 
-def test_lines_of_text_and_frames_are_samples(tmp_path: Path) -> None:
+def test_lines_of_text_are_samples(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     (tmp_path / "lines.txt").write_text("A man plays.\n\nTwo dogs run.\n")
     entry = "simcse-small_transformer-stsb"
     written = np.load(sslzoo.embed(entry, [tmp_path / "lines.txt"], tmp_path / "t.npz"))
     assert written["row"].tolist() == [0, 2]
     assert written["features"].shape == (2, 128)
+
+
+def test_sequences_of_an_array_are_samples(tmp_path: Path) -> None:
+    entry, generator = "cpc-gru_small-pendulum", np.random.default_rng(0)
+    encoder: Any = sslzoo.load(entry)
+    many = generator.normal(size=(3, 40, 3)).astype(np.float32)
+    np.save(tmp_path / "many.npy", many)
+    np.save(tmp_path / "one.npy", many[1, :25])
+    written = np.load(sslzoo.embed(entry, [tmp_path], tmp_path / "x.npz", batch_size=3))
+    assert written["path"].tolist() == [
+        *[str(tmp_path / "many.npy")] * 3,
+        str(tmp_path / "one.npy"),
+    ]
+    assert written["row"].tolist() == [0, 1, 2, 0]
+    with torch.no_grad():
+        wanted = [encoder(encoder.preprocess([x])) for x in (*many, many[1, :25])]
+    np.testing.assert_allclose(written["features"], torch.cat(wanted), rtol=1e-4, atol=1e-5)
+
+
+def test_sounds_of_any_length_and_rate_are_samples(tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    entry, generator = "cpc-gru_small-fsdd", np.random.default_rng(0)
+    for name, rate, seconds in (("a.wav", 8000, 0.5), ("b.flac", 8000, 0.9), ("c.wav", 16000, 0.7)):
+        sound = generator.normal(size=int(rate * seconds)) / 10
+        soundfile.write(tmp_path / name, sound, rate)
+    names = [str(tmp_path / name) for name in ("a.wav", "b.flac", "c.wav")]
+    encoder: Any = sslzoo.load(entry)
+    alone = [np.load(sslzoo.embed(entry, [name], tmp_path / "x.npz"))["features"] for name in names]
+    written = np.load(sslzoo.embed(entry, [tmp_path], tmp_path / "x.npz"))
+    assert written["path"].tolist() == names
+    assert written["features"].shape == (3, encoder.num_features)
+    np.testing.assert_allclose(written["features"], np.concatenate(alone), rtol=1e-4, atol=1e-5)
+    assert len(np.unique(written["features"], axis=0)) == 3
+
+
+def test_parquet_has_the_columns_of_npz(photos: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    whole = np.load(sslzoo.embed(ENTRY, [photos], tmp_path / "x.npz"))
+    table = parquet.read_table(sslzoo.embed(ENTRY, [photos], tmp_path / "x.parquet"))
+    assert sorted(table.column_names) == sorted(whole.files)
+    for name in whole.files:
+        assert np.array_equal(np.array(table[name].to_pylist()), whole[name])
