@@ -24,6 +24,7 @@ from sslzoo.transforms.image.color_space import (
     ColorSpace,
 )
 from sslzoo.transforms.image.crop import RandomResizedCrop
+from sslzoo.transforms.image.elastic import RandomElastic
 from sslzoo.transforms.image.layout import Op
 from sslzoo.transforms.image.normalize import (
     AMDIM_CIFAR_MEAN,
@@ -581,20 +582,26 @@ def digit_views(
     scale: tuple[float, float] = (0.3, 1.0),
     degrees: float = 20.0,
     shear: float = 20.0,
+    elastic: float = 0.0,
     mean: Numbers = None,
     std: Numbers = None,
 ) -> Views:
-    """Two views of a white digit on black: SimCLR's crop, rotation and shear.
+    """Two views of a white digit on black: SimCLR's crop, rotation, shear and distortion.
 
-    Order: crop (bilinear), rotation, shear. There is no flip, since a mirrored digit is not one.
+    Order: crop (bilinear), rotation, shear, elastic distortion. There is no flip, since a mirrored
+    digit is not one.
 
     Args:
         size: side of a view in pixels.
         scale: range of the crop's fraction of the image area.
         degrees: the rotation is uniform in [-degrees, degrees].
         shear: the shear angle is uniform in [-shear, shear] degrees.
+        elastic: strength of `RandomElastic`; 0: no distortion.
         mean: mean per channel; None: no normalization.
         std: standard deviation per channel.
     """
-    ops: list[Op] = [RandomAffine(degrees, shear), *normalize_ops(mean, std)]
+    ops: list[Op] = [RandomAffine(degrees, shear)]
+    if elastic:
+        ops.append(RandomElastic(elastic))
+    ops += normalize_ops(mean, std)
     return Views([View(RandomResizedCrop(size, scale, flip=0.0), ops)] * 2)

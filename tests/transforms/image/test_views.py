@@ -37,6 +37,7 @@ from sslzoo.transforms import (
 from sslzoo.transforms.image.affine import RandomAffine
 from sslzoo.transforms.image.blur import GaussianBlur, PILBlur
 from sslzoo.transforms.image.color import ColorJitter, Grayscale
+from sslzoo.transforms.image.elastic import RandomElastic
 from sslzoo.transforms.image.layout import chunk_rows
 from sslzoo.transforms.image.normalize import Normalize
 from sslzoo.transforms.image.solarize import Solarize
@@ -47,7 +48,7 @@ RECIPES: dict[str, Callable[[], Views]] = {
     "simclr": lambda: simclr_views(32, 0.5),
     "simclr_v2": lambda: simclr_views(40, brightness="multiplicative"),
     "simclr_gray": lambda: simclr_views(28, color=False, flip=False),
-    "digits": lambda: digit_views(28),
+    "digits": lambda: digit_views(28, elastic=0.03),
     "byol": lambda: byol_views(96),
     "instdisc": lambda: instdisc_views(40),
     "instdisc_cifar": lambda: instdisc_views(32, "cifar"),
@@ -259,6 +260,24 @@ def test_affine_draws_fill_their_range() -> None:
     assert abs(torch.corrcoef(torch.stack([turn, shear]))[0, 1]) < 0.03
     with pytest.raises(ValueError, match=r"shear must be in \[0, 90\), got 95"):
         RandomAffine(20, 95)
+
+
+def test_elastic_distortion_reads_each_pixel_at_its_displaced_position() -> None:
+    image = torch.rand(1, 2, 9, 12, generator=torch.Generator().manual_seed(0))
+    moved = torch.zeros(2, 2, 4, 4)
+    moved[0, 0], moved[0, 1] = 2 * 3 / 12, -2 * 2 / 9  # 3 pixels to the right, 2 up
+    shifted = RandomElastic().apply(image.clone(), moved)[0]
+    assert torch.allclose(shifted[0, 2:, :-3], image[0, 0, :-2, 3:], atol=1e-5)
+    assert shifted[0, :2].abs().max() < 1e-5
+    assert torch.allclose(shifted[1], image[0, 1], atol=1e-5)
+    (field,) = RandomElastic(0.05, 3).draw(sample_keys(0, 0, torch.arange(5000)))
+    assert field.shape == (5000, 2, 3, 3)
+    assert field.std().item() == pytest.approx(0.1, rel=0.02)
+    assert torch.corrcoef(field.flatten(1).T).fill_diagonal_(0).abs().max() < 0.07
+    with pytest.raises(ValueError, match="strength must be at least 0, got -1"):
+        RandomElastic(-1)
+    with pytest.raises(ValueError, match="grid must be at least 2, got 1"):
+        RandomElastic(0.1, 1)
 
 
 def test_translations_are_uniform_and_independent() -> None:
