@@ -68,7 +68,7 @@ class StoredImages(ImageSet):
         return self._side
 
     def __len__(self) -> int:
-        return len(self._open()) if self.rows is None else len(self.rows)
+        return self._open().shape[0] if self.rows is None else len(self.rows)
 
     def __getitems__(self, index: list[int]) -> Batch:
         kept = torch.tensor(index)

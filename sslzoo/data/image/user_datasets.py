@@ -103,10 +103,10 @@ class ImageDataset(ImageDataModule):
 
     def __init__(
         self,
-        train: Dataset[Any],
+        train: Dataset,
         transform: Views,
         batch_size: int = 256,
-        val: Dataset[Any] | None = None,
+        val: Dataset | None = None,
         image_key: str = "image",
         label_key: str | None = "label",
         num_classes: int | None = None,
