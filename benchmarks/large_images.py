@@ -6,7 +6,7 @@ FOLDER gets one synthetic image of 10,000 x 10,000 pixels and 4 channels of 16 b
 array) in each format, and is left as it is. Every case is a process of its own: it opens the file
 anew for each sample, as a loader's worker does, and cuts two crops of 224 pixels from boxes of 0.02
 to 0.1 % of the area (141 to 316 pixels a side). Peak memory is the process's largest resident set
-less that before the first sample; files are in the system's page cache. Everything goes to
+less that before the first sample (of Linux alone). Everything goes to
 benchmarks/results/large_images.json.
 """
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning import LightningDataModule
 
 import sslzoo
 from sslzoo.data.check import check_data
 from sslzoo.data.image.rasters import open_image
+from sslzoo.trust import build
 from tests.commands.command import run
 
 BANDS, SIDE, MOST = 13, 40, 10_000
@@ -50,6 +52,12 @@ def test_channels_and_bits_are_kept_from_file_to_card(tmp_path: Path) -> None:
     report = check_data(str(root), (0, MOST))
     section = report.data
     section["init_args"] |= {"batch_size": 4, "num_workers": 0, "decode": "workers"}
+    data = build(section, LightningDataModule, "the config")
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert (batch.views[0].shape, batch.views[0].dtype) == ((4, BANDS, 32, 32), torch.float32)
+    assert 0 <= batch.views[0].min() < 0.5 < batch.views[0].max() <= 1
+    assert data.train_views(batch, 0).views[0].shape == (4, BANDS, 32, 32)
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"data": section}))
     done = run(
         [
@@ -71,6 +79,7 @@ def test_channels_and_bits_are_kept_from_file_to_card(tmp_path: Path) -> None:
     encoder = sslzoo.load(str(metrics.parent / "checkpoints/last.ckpt"))
     about = encoder.preprocess
     assert (about.channels, about.value_range) == (BANDS, (0, MOST))
+    assert len(about.mean) == len(about.std) == BANDS
     view = about(torch.from_numpy(raw))
     assert view.shape == (1, BANDS, 32, 32)
     with torch.inference_mode():

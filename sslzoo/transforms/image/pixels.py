@@ -203,12 +203,27 @@ def is_deep_color(image: Image.Image) -> bool:
     """Whether Pillow reads 8 of 16 bits: the raw mode of a file that is not decoded yet."""
     if image.mode not in ("RGB", "RGBA", "LA", "RGBX", "CMYK", "LAB"):
         return False
+    if image.format == "JPEG2000":
+        return _jpeg2000_bits(image) > 8
     tiles = getattr(image, "tile", None) or []
     arguments = tiles[0][3] if tiles else ""
     if image.format == "PPM" and isinstance(arguments, tuple):
         return len(arguments) > 1 and isinstance(arguments[1], int) and arguments[1] > 255
     raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return isinstance(raw, str) and ";16" in raw and raw not in ("BGR;16", "BGR;15")
+
+
+def _jpeg2000_bits(image: Image.Image) -> int:
+    """Bits of the first channel, from the marker SIZ of the codestream; 8 if it is not found."""
+    file = getattr(image, "fp", None)
+    if file is None:
+        return 8
+    place = file.tell()
+    file.seek(0)
+    head = file.read(1 << 16)
+    file.seek(place)
+    start = head.find(b"\xff\x4f\xff\x51")
+    return (head[start + 42] & 0x7F) + 1 if 0 <= start < len(head) - 42 else 8
 
 
 def _gray(image: Image.Image) -> Tensor:

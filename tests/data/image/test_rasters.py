@@ -320,3 +320,40 @@ def test_a_broken_file_is_named_or_skipped(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="skipped an unreadable image"):
         batch = next(iter(data.train_dataloader()))
     assert set(batch.index.tolist()) == {0, 1, 2}
+
+
+def test_color_of_jpeg_2000_is_refused_if_pillow_would_cut_it(tmp_path: Path) -> None:
+    from PIL import Image
+
+    path = tmp_path / "a.jp2"
+    Image.fromarray(RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    with open_image(str(path)) as image:
+        assert Decoding()(image).dtype == torch.uint8
+    data = bytearray(path.read_bytes())
+    start = data.find(b"\xff\x4f\xff\x51") + 42
+    data[start : start + 9 : 3] = bytes([15] * 3)  # 16 bits
+    path.write_bytes(data)
+    with open_image(str(path)) as image, pytest.raises(ValueRangeError, match="Pillow cuts more"):
+        Decoding()(image)
+
+
+def test_ome_zarr_is_read_at_full_resolution(tmp_path: Path) -> None:
+    group = pytest.importorskip("zarr").open_group(str(tmp_path / "a.zarr"), mode="w")
+    array = bands("uint16", 4)
+    for name, level in (("0", array), ("1", array[:, ::2, ::2])):
+        shape = (1, 4, 1, *level.shape[1:])  # t, c, z, y, x
+        group.create_array(name, shape=shape, dtype="uint16")[:] = level.reshape(shape)
+    group.attrs["ome"] = {"multiscales": [{"datasets": [{"path": "0"}, {"path": "1"}]}]}
+    with open_image(str(tmp_path / "a.zarr")) as image:
+        assert np.array_equal(image.read(3, 5, 20, 30), array[:, 3:23, 5:35])
+
+
+@pytest.mark.parametrize("compression", ["lzw", "zstd"])
+def test_tiff_of_other_compressions_is_read_by_imagecodecs(
+    tmp_path: Path, compression: str
+) -> None:
+    pytest.importorskip("imagecodecs")
+    array = bands("uint16")
+    tiff(tmp_path / "a.tif", array, **PLANAR, tile=(32, 32), compression=compression)
+    with open_image(str(tmp_path / "a.tif")) as image:
+        assert np.array_equal(image.read(9, 20, 40, 50), array[:, 9:49, 20:70])
