@@ -1,6 +1,7 @@
 """Self-supervised learning: pre-train, evaluate, share.
 
     sslzoo fit | validate | test | predict --config NAME    run a shipped config or your own file
+    sslzoo data check FOLDER|LIST                           check images, print their YAML
     sslzoo embed NAME|RUN|FILE FILES --to x.npz             write the features of files
     sslzoo eval RUN|NAME|FILE... [--on CONFIG]              evaluate encoders on labeled data
     sslzoo report RUN...                                    compare runs in one HTML page
@@ -47,6 +48,12 @@ def _embed(args: Sequence[str]) -> None:
     embed.main(args[1:])
 
 
+def _data(args: Sequence[str]) -> None:
+    from sslzoo.commands import data
+
+    data.main(args[1:])
+
+
 def _report(args: Sequence[str]) -> None:
     try:
         from sslzoo.commands import report
@@ -70,6 +77,7 @@ def _listing(args: Sequence[str]) -> None:
 
 VERBS: dict[str, Verb] = {
     **dict.fromkeys(("fit", "validate", "test", "predict"), _fit),
+    "data": _data,
     "embed": _embed,
     "eval": _evaluate,
     "report": _report,

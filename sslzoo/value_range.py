@@ -57,6 +57,7 @@ def as_pixels(
     name: str = "images",
     check: bool = True,
     may_be_dark: bool = False,
+    clip: bool = False,
 ) -> Tensor:
     """Images of any shape as uint8, or as float32 from 0 to 1.
 
@@ -67,6 +68,8 @@ def as_pixels(
         check: whether to read the values, which synchronizes with an accelerator; the dtype is
             always checked.
         may_be_dark: whether uint16 images may have 12 bits or fewer.
+        clip: whether values outside the declared range become black and white, as for a window of
+            CT values; NaN is refused all the same.
 
     Raises:
         ValueRangeError: the values are not pixels, or not in the declared range.
@@ -74,7 +77,7 @@ def as_pixels(
     declared = _check(values, value_range, name)
     full = _UNSIGNED.get(values.dtype)
     if declared is not None and declared != (0, full):
-        return _from_declared(values, declared, "pixels", name, check)
+        return _from_declared(values, declared, "pixels", name, check, clip)
     if values.dtype == torch.uint8:
         return values
     if values.dtype == torch.bool:
@@ -182,15 +185,22 @@ def _floats(values: Tensor, kind: Literal["pixels", "sound"], name: str, check: 
 
 
 def _from_declared(
-    values: Tensor, declared: ValueRange, kind: Literal["pixels", "sound"], name: str, check: bool
+    values: Tensor,
+    declared: ValueRange,
+    kind: Literal["pixels", "sound"],
+    name: str,
+    check: bool,
+    clip: bool = False,
 ) -> Tensor:
     if values.is_complex():
         raise _error(values, kind, name)
     numbers = values.to(torch.float32 if values.is_floating_point() else torch.float64)
+    numbers = numbers.clamp(*declared) if clip else numbers
     if check and not _inside(numbers, declared):
         low, high = declared
         raise ValueRangeError(
             f"{name} must be in the declared value_range ({low:g}, {high:g}), got {_told(values)}"
+            + ("; clip=True of a data module clips them" if kind == "pixels" else "")
         )
     (low, high), (least, most) = declared, _KINDS[kind][0]
     return ((numbers - low) * ((most - least) / (high - low)) + least).to(torch.float32)

@@ -154,8 +154,9 @@ def watched(name: str, callback: type[Callback]) -> Tensor:
     method = copy.deepcopy(on_meta(name).model).eval()
     (watch,) = [c for c in on_meta(name).trainer.callbacks if isinstance(c, callback)]
     size = on_meta(name).datamodule.transform.sizes[0]
+    channels = content(name)["data"]["init_args"].get("channels", 3)
     with torch.no_grad():
-        return getattr(method, watch.features)(torch.rand(4, 3, size, size, device="meta"))
+        return getattr(method, watch.features)(torch.rand(4, channels, size, size, device="meta"))
 
 
 def assert_watched_for_collapse(name: str) -> None:

@@ -7,11 +7,14 @@ from sslzoo.data.audio.speech_commands import SpeechCommands
 from sslzoo.data.datamodule import SampleDataModule, Sets
 from sslzoo.data.image.cifar import CIFAR10, CIFAR100
 from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
+from sslzoo.data.image.file_list import ImageList
 from sslzoo.data.image.folder import ImageFolder
+from sslzoo.data.image.image_arrays import ImageArrays
 from sslzoo.data.image.imagenet import ImageNet
 from sslzoo.data.image.mnist5k import MNIST5k
 from sslzoo.data.image.multi_view import Modality, MultiViewFolder
 from sslzoo.data.image.stl10 import STL10
+from sslzoo.data.image.user_datasets import HFImages, ImageDataset
 from sslzoo.data.inputs import FrameInput, TextInput, WaveformInput
 from sslzoo.data.text.datamodule import STSB, HFText, TextDataModule, TextLines, TextSets
 from sslzoo.data.text.tokenizer import HFTokenizer, TextTokenizer, WordPiece
@@ -25,10 +28,14 @@ __all__ = [
     "AudioDataModule",
     "AudioFolder",
     "FrameInput",
+    "HFImages",
     "HFText",
     "HFTokenizer",
+    "ImageArrays",
     "ImageDataModule",
+    "ImageDataset",
     "ImageFolder",
+    "ImageList",
     "ImageNet",
     "ImageSets",
     "LibriSpeech",

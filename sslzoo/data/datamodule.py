@@ -156,6 +156,10 @@ class SampleDataModule(LightningDataModule, ABC):
         """The order in which evaluation reads a set, (N,) int64; None: by index."""
         return None
 
+    def shuffles(self) -> bool:
+        """Whether training batches are drawn in random order; False: in the order of the set."""
+        return True
+
     def groups(self) -> Tensor | None:
         """The group per training sample, (N,) int64, for batches of one group; or None."""
         return None
@@ -372,7 +376,8 @@ class SampleDataModule(LightningDataModule, ABC):
 
     def _sampler(self) -> KeyedSampler:
         return KeyedSampler(
-            self.num_samples, self.batch_size, self.seed, self.drop_last, groups=self.groups()
+            *(self.num_samples, self.batch_size, self.seed, self.drop_last, self.shuffles()),
+            groups=self.groups(),
         )
 
     def _trainer_epoch(self) -> int | None:

@@ -103,7 +103,8 @@ _CLUTTER = {".ds_store", "thumbs.db", "desktop.ini"}
 def find_files(root: str | Path, extensions: tuple[str, ...]) -> Found:
     """All files below a folder; links are followed, and each folder is visited once.
 
-    Hidden files and folders are left out, as are files of other extensions.
+    Hidden files and folders are left out, as are files of other extensions. A folder `*.zarr` is
+    one file.
     """
     found = Found([], [])
     _find(os.fspath(root), extensions, found, set())
@@ -125,7 +126,9 @@ def _find(folder: str, extensions: tuple[str, ...], found: Found, visited: set[o
     for entry in inside:
         name = entry.name.lower()
         is_folder, hidden = entry.is_dir(), name.startswith(".")
-        if is_folder and not hidden:
+        if is_folder and name.endswith(".zarr") and name.endswith(extensions):
+            found.paths.append(entry.path)  # an array is one sample
+        elif is_folder and not hidden:
             folders.append(entry.path)
         elif name.endswith(extensions) and not hidden and (entry.is_file() or entry.is_symlink()):
             found.paths.append(entry.path)  # a dangling link is an unreadable sample

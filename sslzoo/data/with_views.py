@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from sslzoo.batch import Batch
 from sslzoo.data.datamodule import PredictOn
 from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
 from sslzoo.data.image.image_set import Crops, ImageSet
-from sslzoo.data.listing import spread
+from sslzoo.data.listing import select_rows, spread
 from sslzoo.random import Keys
 from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.pixels import Decoding, pixels_of, stack_pixels
@@ -104,7 +104,7 @@ class _WithViews(ImageDataModule):
         self._own_batch = batch_size is not None
         self._classes = num_classes
         self._crop = crop_in_workers
-        self._value_range = value_range
+        self.value_range = value_range
 
     def prepare_data(self) -> None:
         self.inner.prepare_data()
@@ -126,7 +126,7 @@ class _WithViews(ImageDataModule):
                 )
             self.batch_size = loader.batch_size * distributed.world_size()
         self.eval_batch_size = min(256, max(1, loader.batch_size or 256))
-        train = Rows(loader, self._value_range)
+        train = _rows(loader, self.value_range)
         image, label = train.read([0])
         query = self._query_dataset()
         rest = [] if query is None or query.dataset is train.dataset else [query]
@@ -135,8 +135,8 @@ class _WithViews(ImageDataModule):
         side = max(image[0].shape[1:])
         crop = side > _LARGE_SIDE if self._crop is None else self._crop
         return ImageSets(
-            _UserImages(train, crop),
-            None if query is None else _UserImages(query, crop),
+            UserImages(train, crop),
+            None if query is None else UserImages(query, crop),
             None if label is None else self._count_classes(loader.dataset),
         )
 
@@ -147,7 +147,7 @@ class _WithViews(ImageDataModule):
             self.inner.setup(stage)
             loader = _checked(_first(getattr(self.inner, name)()), name)
             if loader is not None:
-                return Rows(loader, self._value_range)
+                return _rows(loader, self.value_range)
         return None
 
     def _count_classes(self, dataset: Any) -> int | None:
@@ -164,20 +164,29 @@ class _WithViews(ImageDataModule):
 
 
 class Rows:
-    """The (image, label) samples of a user's loader: its dataset, sampler and collate function.
+    """The (image, label) samples of a user's data set.
 
     Args:
-        loader: a `DataLoader` with a map-style dataset.
+        dataset: a map-style data set, whose items are (image, label), images, or dictionaries.
         value_range: the values of black and white; None: those of the type.
+        rows: the items that are used; None: all.
+        collate: makes (images, labels) of a list of items; None: ours.
+        columns: keys of the image and the label in dictionaries; None: no labels.
+        clip: whether values outside `value_range` are clipped.
     """
 
-    def __init__(self, loader: DataLoader[Any], value_range: ValueRange | None) -> None:
-        self.dataset: Any = loader.dataset
-        self.value_range = value_range
-        collate: Any = loader.collate_fn
-        self.collate = None if collate in (default_collate, default_convert) else collate
-        sampler = loader.sampler
-        self.rows = list(sampler.indices) if isinstance(sampler, SubsetRandomSampler) else None
+    def __init__(
+        self,
+        dataset: Any,
+        value_range: ValueRange | None,
+        rows: Sequence[int] | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
+        columns: tuple[str, str | None] = ("image", "label"),
+        clip: bool = False,
+    ) -> None:
+        self.dataset = dataset
+        self.value_range, self.clip = value_range, clip
+        self.rows, self.collate, self.columns = rows, collate, columns
         self.may_be_dark = True
         self.channels: int | None = None
         self.channels = len(self.read([0])[0][0])
@@ -191,14 +200,14 @@ class Rows:
         Raises:
             ValueError: a sample is not (image, label), or its values are not pixels.
         """
-        items = [self.dataset[row if self.rows is None else int(self.rows[row])] for row in index]
+        items = [self.item(row if self.rows is None else int(self.rows[row])) for row in index]
         if self.collate is None:
-            pairs = [_pair(item) for item in items]
+            pairs = [_pair(item, self.columns) for item in items]
             images = [image for image, _ in pairs]
             given = [label for _, label in pairs if label is not None]
             labels = _labels(given) if given else None
         else:
-            images, labels = _pair(self.collate(items))
+            images, labels = _pair(self.collate(items), self.columns)
             labels = None if labels is None else _labels(labels)
             counts = [len(x) if isinstance(x, Sized) else None for x in (images, labels)]
             if counts[0] != len(items) or counts[1] not in (None, len(items)):
@@ -207,6 +216,10 @@ class Rows:
                     f"{len(items)} samples, got {counts[0]} images and {counts[1]} labels"
                 )
         return [self._pixels(image) for image in images], labels
+
+    def item(self, row: int) -> Any:
+        """One item of the data set."""
+        return self.dataset[row]
 
     def check_sample(self) -> None:
         """Read a few evenly spaced samples.
@@ -228,10 +241,12 @@ class Rows:
     def _pixels(self, image: Any) -> Tensor:
         gray = isinstance(image, Image.Image) and self.channels == 3
         channels = 3 if gray else None
-        return pixels_of(image, channels, self.value_range, may_be_dark=self.may_be_dark)
+        return pixels_of(
+            image, channels, self.value_range, may_be_dark=self.may_be_dark, clip=self.clip
+        )
 
 
-class _UserImages(ImageSet):
+class UserImages(ImageSet):
     """A user's samples, read by index. `crops` is None if whole images are read."""
 
     def __init__(
@@ -240,9 +255,10 @@ class _UserImages(ImageSet):
         needs_crops: bool,
         crops: Crops | None = None,
         rows: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> None:
         self.samples = samples
-        self.labels = None  # reading all of them would load every image
+        self.labels = labels  # if known without loading every image
         self.needs_crops = needs_crops
         self.crops = crops
         self.rows = rows
@@ -255,13 +271,14 @@ class _UserImages(ImageSet):
     def __len__(self) -> int:
         return len(self.samples) if self.rows is None else len(self.rows)
 
-    def subset(self, rows: Tensor) -> _UserImages:
+    def subset(self, rows: Tensor) -> UserImages:
+        labels = select_rows(self.labels, rows)
         rows = rows if self.rows is None else self.rows[rows]
-        return _UserImages(self.samples, self.needs_crops, self.crops, rows)
+        return UserImages(self.samples, self.needs_crops, self.crops, rows, labels)
 
-    def cropped(self, crops: Crops, keep_size: bool) -> _UserImages:
+    def cropped(self, crops: Crops, keep_size: bool) -> UserImages:
         wanted = crops if self.needs_crops else None
-        return _UserImages(self.samples, self.needs_crops, wanted, self.rows)
+        return UserImages(self.samples, self.needs_crops, wanted, self.rows, self.labels)
 
     def __getitems__(self, index: list[int]) -> Batch:
         kept = torch.tensor(index)
@@ -324,7 +341,27 @@ def _check_order(loader: DataLoader[Any], name: str) -> None:
     )
 
 
-def _pair(item: Any) -> tuple[Any, Any]:
+def _rows(loader: DataLoader[Any], value_range: ValueRange | None) -> Rows:
+    """The samples of a loader: its dataset, sampler and collate function."""
+    collate: Any = loader.collate_fn
+    sampler = loader.sampler
+    return Rows(
+        loader.dataset,
+        value_range,
+        list(sampler.indices) if isinstance(sampler, SubsetRandomSampler) else None,
+        None if collate in (default_collate, default_convert) else collate,
+    )
+
+
+def _pair(item: Any, columns: tuple[str, str | None]) -> tuple[Any, Any]:
+    if isinstance(item, Mapping):
+        image, label = columns
+        if image not in item or (label is not None and label not in item):
+            raise ValueError(
+                f"a dataset's item must be (image, label), got {type(item).__name__} with the keys "
+                f"{sorted(map(str, item))} instead of {[c for c in columns if c]}"
+            )
+        return item[image], None if label is None else item[label]
     if isinstance(item, (tuple, list)) and item:
         return item[0], item[1] if len(item) > 1 else None
     if isinstance(item, (Tensor, np.ndarray, Image.Image)):

@@ -26,6 +26,7 @@ from torch import nn
 from sslzoo.atomic_write import check_target, replacing
 from sslzoo.data import FrameInput, TextInput, WaveformInput
 from sslzoo.data.audio.sound_files import num_samples, read_sound
+from sslzoo.data.image.rasters import ARRAY_EXTENSIONS, open_image
 from sslzoo.data.listing import find_files
 from sslzoo.eval.fingerprint import text_digest
 from sslzoo.runs.encoders import read_model
@@ -107,7 +108,8 @@ def embed(
     encoder = found.encoder.to(where).eval()
     parts = target.with_name(f"{target.name}.parts")
     _enter(parts, _key(encoder, preprocess, samples))
-    run = _Run(encoder, preprocess, kind.read, batch_size, where, on_broken)
+    views = preprocess.of_pixels() if isinstance(preprocess, EvalView) else preprocess
+    run = _Run(encoder, views, kind.read, batch_size, where, on_broken)
     for start in range(0, len(samples), _PART):
         path = parts / f"{start:012d}.safetensors"
         if _load(path) is None:
@@ -195,13 +197,13 @@ def _kind_of(preprocess: Any) -> _Kind:
     if isinstance(preprocess, EvalView):
         Image.init()
         channels = preprocess.channels or 3
-        decoding = Decoding(channels if channels in (1, 3, 4) else 3, may_be_dark=True)
-        extensions = (*sorted(Image.EXTENSION), ".npy")
+        decoding = Decoding(
+            channels, preprocess.value_range, may_be_dark=True, clip=preprocess.clip
+        )
+        extensions = (*sorted(Image.EXTENSION), *ARRAY_EXTENSIONS)
 
         def read_image(sample: Sample) -> Any:
-            if sample.path.lower().endswith(".npy"):
-                return np.load(sample.path, allow_pickle=False)
-            with Image.open(sample.path) as image:
+            with open_image(sample.path, channels) as image:
                 return decoding(image)
 
         return _Kind(extensions, _whole, read_image)
@@ -257,14 +259,14 @@ def _samples(sources: Sequence[str | os.PathLike[str]], kind: _Kind) -> list[Sam
     """All samples in order: files as given, and folders' sorted files."""
     found: list[Sample] = []
     for source in [os.fspath(each) for each in sources]:
-        if os.path.isdir(source):
+        if os.path.isdir(source) and not source.endswith(".zarr"):
             files = find_files(source, kind.extensions).paths
             if not files:
                 some = ", ".join(kind.extensions[:5])
                 raise ValueError(
                     f"{source!r} must have files that the encoder takes ({some}, ...), got none"
                 )
-        elif os.path.isfile(source):
+        elif os.path.isfile(source) or source.endswith(".zarr"):
             files = [source]
         else:
             raise ValueError(f"a source must be a file or a folder, got {source!r}")

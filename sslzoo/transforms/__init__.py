@@ -3,6 +3,7 @@
 from sslzoo.transforms.audio.log_mel import LogMel
 from sslzoo.transforms.audio.log_mel_views import LogMelViews
 from sslzoo.transforms.audio.waveform import Waveform
+from sslzoo.transforms.image.channel_views import channel_views
 from sslzoo.transforms.image.crop import RandomResizedCrop
 from sslzoo.transforms.image.displace import Displace
 from sslzoo.transforms.image.eval_view import EvalView
@@ -53,6 +54,7 @@ __all__ = [
     "WordDeletion",
     "amdim_views",
     "byol_views",
+    "channel_views",
     "clear_views",
     "cmc_views",
     "cpc_views",

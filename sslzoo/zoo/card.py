@@ -53,7 +53,8 @@ _KINDS: dict[str, tuple[set[str], dict[str, tuple[str, Callable[[Any], bool]]]]]
         {"size"},
         {
             **dict.fromkeys(("size", "resize", "channels"), _COUNT),
-            **dict.fromkeys(("mean", "std", "range"), _NUMBERS),
+            **dict.fromkeys(("mean", "std", "range", "value_range"), _NUMBERS),
+            "clip": ("true or false", lambda v: isinstance(v, bool)),
             **dict.fromkeys(("interpolation", "space"), _NAME),
             "fraction": _SHARE,
         },
@@ -77,8 +78,9 @@ class Card:
         num_features: width of its features.
         data: training data.
         preprocessing: the preprocessing that the encoder expects (`encoder.preprocess`); None if
-            unknown. For images: the arguments of `EvalView`, the `range` of the pixels and the
-            number of `channels` (by default that of `mean`, otherwise 3). For other data: a `kind`
+            unknown. For images: the arguments of `EvalView`, the `range` of the pixels, the number
+            of `channels` (by default that of `mean`, otherwise 3), and the `value_range` of raw
+            images where it was declared, with `clip`. For other data: a `kind`
             and the arguments of `data.WaveformInput` ("waveform"), `TextInput` ("text"; the
             tokenizer's JSON is in the weights' metadata, unless the card names a tokenizer) or
             `FrameInput` ("frames").
@@ -248,7 +250,9 @@ def image_view(preprocessing: Mapping[str, Any]) -> EvalView:
     Raises:
         ValueError: its values contradict each other.
     """
-    from sslzoo.transforms.image.eval_view import EvalView  # listing cards must not import torch
+    # Listing cards must not import torch.
+    from sslzoo.transforms.image.eval_view import EvalView
+    from sslzoo.value_range import check_value_range
 
     view = {k: v for k, v in preprocessing.items() if k in _VIEW and v is not None}
     if "fraction" not in view:
@@ -256,6 +260,8 @@ def image_view(preprocessing: Mapping[str, Any]) -> EvalView:
     made = EvalView(**view)
     if preprocessing.get("channels"):
         made.channels = preprocessing["channels"]
+    made.value_range = check_value_range(preprocessing.get("value_range"))
+    made.clip = bool(preprocessing.get("clip"))
     return made
 
 

@@ -16,6 +16,7 @@ from sslzoo.data.sampler import KeyedSampler
 from sslzoo.random import sample_keys
 from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.views import Views
+from sslzoo.value_range import ValueRange
 
 
 class ImageSets(NamedTuple):
@@ -56,6 +57,8 @@ class ImageDataModule(SampleDataModule):
 
     noun = "images"
     known_side: int | None = None  # side of every image, if known before reading
+    value_range: ValueRange | None = None  # that was declared of the raw images
+    clip = False  # whether values outside it are clipped
 
     def __init__(
         self,
@@ -78,9 +81,16 @@ class ImageDataModule(SampleDataModule):
         self._fits = False  # whether images of other sizes than most are resized in evaluation
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the sets once, and derive the evaluation view from them."""
+        """Read the sets once, derive the evaluation view, and check the channels.
+
+        Raises:
+            ValueError: an operation of the training views does not take the images' channels.
+        """
         first = self._sets is None
         super().setup(stage)
+        channels = self.sets.train.channels
+        if stage in ("fit", None) and channels is not None and isinstance(self.transform, Views):
+            self.transform.check_channels(channels)
         if first and self._follows_training:
             wanted, sets = self.transform.trained_size, self.sets
             parts = [part for part in (sets.train, sets.query, sets.bank) if part is not None]
@@ -131,7 +141,10 @@ class ImageDataModule(SampleDataModule):
             return None
         about = {"kind": "image", "range": [0.0, 1.0], **self.eval_view.arguments()}
         channels = None if self._sets is None else self._sets.train.channels
-        return about if channels is None else {**about, "channels": channels}
+        about |= {} if channels is None else {"channels": channels}
+        if self.value_range is not None:
+            about |= {"value_range": list(self.value_range), "clip": self.clip}
+        return about
 
     def take_input(self, given: Any) -> None:
         """Use another encoder's normalization and color space, at our own size."""

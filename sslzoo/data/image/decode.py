@@ -14,16 +14,27 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sslzoo.data.image.rasters import open_image
 from sslzoo.data.listing import pack_paths, spread, unpack_path
 from sslzoo.data.loader import keep_batch
-from sslzoo.transforms.image.pixels import ALPHA, GRAY, Decoding, is_deep, upright_size
+from sslzoo.transforms.image.pixels import (
+    ALPHA,
+    GRAY,
+    Decoding,
+    Raster,
+    is_deep,
+    num_channels,
+    upright_size,
+)
 from sslzoo.value_range import TooDarkError, ValueRangeError
 
-# The errors of PIL for a file that is truncated, empty, of another kind or a decompression bomb.
+# The errors of readers for a file that is truncated, empty, of another kind or a decompression
+# bomb.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error,
-          Image.DecompressionBombError)  # fmt: skip
+          KeyError, AttributeError, NotImplementedError, Image.DecompressionBombError)  # fmt: skip
 _CHUNK = 256  # images that a process decodes at a time
 _SAMPLE = 16  # images that are checked before training
+_WINDOW = 1024  # side of the part of a large one that is checked
 _MANY = 4096  # number of images above which processes pay off (each takes 0.2 s to start)
 
 
@@ -61,10 +72,12 @@ def in_file(path: str, error: ValueRangeError) -> ValueRangeError:
 def check_sample(paths: Sequence[str], decoding: Decoding) -> Decoding:
     """Check the values of a few evenly spaced images, and say how channels are converted.
 
-    Only images of more than 8 bits, or with a declared range, are decoded.
+    Only images of more than 8 bits, or with a declared range, are decoded, and of large files that
+    are read by windows the center.
 
     Returns:
-        The decoding, under which single images of 16 bits may be dark: the sample is not.
+        The decoding, under which single images of 16 bits may be dark: the sample is not. Its
+        channels are those of the first readable image, if they were None.
 
     Raises:
         ValueRangeError: an image's values are not pixels, or none of 16 bits has more than 12.
@@ -73,14 +86,22 @@ def check_sample(paths: Sequence[str], decoding: Decoding) -> Decoding:
     bright = False
     modes: dict[str, str] = {}
     several = None
+    channels = decoding.channels
     for row in spread(len(paths), _SAMPLE):
         path = paths[row]
         try:
-            with Image.open(path) as image:
+            with open_image(path, decoding.channels, decoding.reader) as image:
+                if isinstance(image, Raster):
+                    channels = channels or image.shape[0]
+                    pixels = image.decoded(decoding).pixels(_center(image))
+                    bright |= image.value_range is None and pixels.is_floating_point()
+                    continue
+                channels = channels or num_channels(image)
                 modes.setdefault(image.mode, path)
                 frames = getattr(image, "n_frames", 1)
                 several = path if frames > 1 else several
-                if is_deep(image) or decoding.value_range is not None:
+                declared = decoding.value_range is not None or channels not in (1, 3, 4)
+                if declared or is_deep(image):
                     decoding(image)
                     bright |= image.mode.startswith("I")
         except TooDarkError as error:
@@ -91,13 +112,19 @@ def check_sample(paths: Sequence[str], decoding: Decoding) -> Decoding:
             continue  # reading a batch reports it
     if dark is not None and not bright:
         raise dark
-    _say_conversion(modes, decoding.channels)
+    _say_conversion(modes, channels)
     if several is not None:
         rank_zero_warn(f"only the first frame of images such as {several} is read")
-    return decoding._replace(may_be_dark=True)
+    return decoding._replace(may_be_dark=True, channels=channels)
 
 
-def _say_conversion(modes: dict[str, str], channels: int) -> None:
+def _center(image: Raster) -> tuple[int, int, int, int]:
+    _, height, width = image.shape
+    tall, wide = min(height, _WINDOW), min(width, _WINDOW)
+    return (height - tall) // 2, (width - wide) // 2, tall, wide
+
+
+def _say_conversion(modes: dict[str, str], channels: int | None) -> None:
     alpha = next((path for mode, path in modes.items() if mode in ALPHA), None)
     if alpha is not None and channels != 4:
         rank_zero_warn(
@@ -115,18 +142,19 @@ class _Decoder:
     ) -> None:
         self.paths = pack_paths(paths)
         self.size, self.deep, self.decoding = size, deep, decoding
+        self.channels = 3 if decoding.channels is None else decoding.channels
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitems__(self, index: list[int]) -> tuple[Tensor, list[tuple[int, Exception]]]:
-        shape = len(index), self.decoding.channels, *self.size
+        shape = len(index), self.channels, *self.size
         out = torch.zeros(shape, dtype=torch.float32 if self.deep else torch.uint8)
         errors: list[tuple[int, Exception]] = []
         for row, i in enumerate(index):
             path = unpack_path(self.paths[i])
             try:
-                with Image.open(path) as image:
+                with open_image(path, self.decoding.channels, self.decoding.reader) as image:
                     pixels = self.decoding(image)
             except ValueRangeError as error:
                 errors.append((row, in_file(path, error)))
@@ -168,7 +196,8 @@ def decode_array(
         ValueError: an image is unreadable (with "error"), or all are.
     """
     begin = time.perf_counter()
-    size, deep = _first(paths, decoding.upright)
+    size, deep, channels = _first(paths, decoding)
+    decoding = decoding._replace(channels=decoding.channels or channels)
     deep = deep or decoding.value_range not in (None, (0, 255))
     loader: DataLoader[Any] = DataLoader(
         _Decoder(paths, size, deep, decoding),  # type: ignore[arg-type]
@@ -178,7 +207,7 @@ def decode_array(
         generator=torch.Generator(),
     )
     dtype = torch.float32 if deep else torch.uint8
-    out = torch.empty(len(paths), decoding.channels, *size, dtype=dtype)
+    out = torch.empty(len(paths), decoding.channels or channels, *size, dtype=dtype)
     good = torch.ones(len(paths), dtype=torch.bool)
     for start, (images, errors) in zip(range(0, len(paths), _CHUNK), loader, strict=True):
         for row, error in errors:
@@ -208,15 +237,16 @@ def _leave_out(out: Tensor, rows: Tensor, paths: Sequence[str], good: Tensor) ->
     return out[rows]
 
 
-def _first(paths: Sequence[str], upright: bool) -> tuple[tuple[int, int], bool]:
-    """Size of the first readable image, and whether it has more than 8 bits."""
+def _first(paths: Sequence[str], decoding: Decoding) -> tuple[tuple[int, int], bool, int]:
+    """Size of the first readable image, whether it has more than 8 bits, and its channels."""
     for path in paths:
         try:
-            with Image.open(path) as image:
-                return upright_size(image, upright), is_deep(image)
+            with open_image(path, decoding.channels, decoding.reader) as image:
+                count = image.shape[0] if isinstance(image, Raster) else num_channels(image)
+                return upright_size(image, decoding.upright), is_deep(image), count
         except BROKEN:
             continue  # decoding reports it
-    return (1, 1), False
+    return (1, 1), False, 3
 
 
 _UNEQUAL_DEPTH = (

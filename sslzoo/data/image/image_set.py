@@ -8,7 +8,8 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,12 +20,13 @@ from torch import Tensor
 from sslzoo.batch import Batch
 from sslzoo.data.datamodule import OnBroken, SampleSet, readable_rows
 from sslzoo.data.image.decode import BROKEN, broken_error, in_file, reduce
+from sslzoo.data.image.rasters import open_image
 from sslzoo.data.listing import pack_paths, select_rows, spread, unpack_path
-from sslzoo.eval.fingerprint import files_digest, labels_digest, tensor_digest
+from sslzoo.eval.fingerprint import described, files_digest, labels_digest, tensor_digest
 from sslzoo.random import Keys, sample_keys
 from sslzoo.transforms.image.crop import RandomResizedCrop
 from sslzoo.transforms.image.eval_view import EvalView
-from sslzoo.transforms.image.pixels import Decoding, stack_pixels, upright_size
+from sslzoo.transforms.image.pixels import Decoding, Raster, stack_pixels, upright_size
 from sslzoo.transforms.image.views import Views
 from sslzoo.value_range import ValueRangeError, as_pixels
 
@@ -74,6 +76,7 @@ class ArrayImages(ImageSet):
         labels: (N,) int64, or None.
         left_out: see `SampleSet`.
         value_range: the values of black and white; None: those of the type.
+        clip: whether values outside `value_range` are clipped.
     """
 
     def __init__(
@@ -82,10 +85,11 @@ class ArrayImages(ImageSet):
         labels: Tensor | None,
         left_out: int = 0,
         value_range: Sequence[float] | None = None,
+        clip: bool = False,
     ) -> None:
         if images.ndim != 4:
             raise ValueError(f"images must be (N, C, H, W), got {tuple(images.shape)}")
-        self.images = as_pixels(images, value_range)
+        self.images = as_pixels(images, value_range, clip=clip)
         self.labels = labels
         self.left_out = left_out
         self.needs_crops = False
@@ -118,7 +122,9 @@ class Crops(Protocol):
         """(B,) keys of a batch's samples."""
         ...
 
-    def cut(self, image: Image.Image | Tensor, keys: Keys, decoding: Decoding) -> list[Tensor]:
+    def cut(
+        self, image: Image.Image | Tensor | Raster, keys: Keys, decoding: Decoding
+    ) -> list[Tensor]:
         """Crop an image, not decoded yet, or pixels (C, H, W), to (C, h, w), with one key."""
         ...
 
@@ -140,14 +146,16 @@ class TrainCrops:
     def keys(self, index: Tensor) -> Keys:
         return sample_keys(self.seed, int(self.epoch), index)
 
-    def cut(self, image: Image.Image | Tensor, keys: Keys, decoding: Decoding) -> list[Tensor]:
+    def cut(
+        self, image: Image.Image | Tensor | Raster, keys: Keys, decoding: Decoding
+    ) -> list[Tensor]:
         height, width = upright_size(image, decoding.upright)
         crops = self.transform.crops
         large = min(height, width) >= 4 * max(crop.size for crop in crops)
         if large and isinstance(image, Image.Image):  # else none may be reduced
             spare = min(_spare(c, keys.fold("view", v), height, width) for v, c in enumerate(crops))
             reduce(image, spare)
-        return self.transform.crop_one(decoding(image), keys)
+        return self.transform.crop_one(decoding.lazily(image), keys)
 
 
 class EvalCrops:
@@ -166,7 +174,9 @@ class EvalCrops:
     def keys(self, index: Tensor) -> Keys:
         return sample_keys(0, 0, index)  # unused: nothing is random
 
-    def cut(self, image: Image.Image | Tensor, keys: Keys, decoding: Decoding) -> list[Tensor]:
+    def cut(
+        self, image: Image.Image | Tensor | Raster, keys: Keys, decoding: Decoding
+    ) -> list[Tensor]:
         view = self.view
         short = min(upright_size(image, upright=False))
         if self.fit and short != view.size and view.resize is None:
@@ -174,6 +184,22 @@ class EvalCrops:
         if isinstance(image, Image.Image):
             reduce(image, short / (view.resize or view.size))
         return [view.crop_one(decoding(image))]
+
+
+class Tiles(NamedTuple):
+    """Parts of images that are samples of their own.
+
+    Args:
+        file: (N,) int64, the image's position among the files.
+        box: (N, 4) int64: top, left, height, width.
+    """
+
+    file: Tensor
+    box: Tensor
+
+    def take(self, rows: Tensor) -> Tiles:
+        """The parts at `rows`, (M,) int64."""
+        return Tiles(self.file[rows], self.box[rows])
 
 
 class FileImages(ImageSet):
@@ -190,6 +216,7 @@ class FileImages(ImageSet):
         on_broken: raise an "error" for an unreadable image, or "skip" and count it.
         decoding: how a file becomes pixels.
         keep_size: whether a broken image's row is filled (training) or left out.
+        tiles: the parts of the images that are samples, N in all; None: whole images.
     """
 
     def __init__(
@@ -200,6 +227,7 @@ class FileImages(ImageSet):
         on_broken: OnBroken = "error",
         decoding: Decoding = Decoding(),  # noqa: B008 (a named tuple of numbers)
         keep_size: bool = True,
+        tiles: Tiles | None = None,
     ) -> None:
         self._paths = paths if isinstance(paths, np.ndarray) else pack_paths(paths)
         self.labels = labels
@@ -209,17 +237,22 @@ class FileImages(ImageSet):
         self.on_broken = on_broken
         self.decoding = decoding
         self.keep_size = keep_size
-        self.broken = torch.zeros(len(self._paths), dtype=torch.bool).share_memory_()
+        self.tiles = tiles
+        self.broken = torch.zeros(len(self), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._paths if self.tiles is None else self.tiles.file)
 
     def side(self, wanted: int | None) -> int | None:
         """Read headers of evenly spaced images, and say which are others than most."""
         if wanted is None:
             return None
+        if self.tiles is not None:
+            sides = self.tiles.box[:, 2:].amin(1).unique().tolist()
+            return sides[0] if len(sides) == 1 else None
         found: dict[int, int] = {}
-        for rows in (spread(len(self), _FEW), spread(len(self), _SAMPLE)):
+        most = _FEW if self.decoding.reader else _SAMPLE  # a reader reads whole files
+        for rows in (spread(len(self), _FEW), spread(len(self), most)):
             found |= {row: self._short(row) for row in rows if row not in found}
             known = {row: short for row, short in found.items() if short}
             others = [row for row, short in known.items() if short != wanted]
@@ -236,30 +269,39 @@ class FileImages(ImageSet):
     def _short(self, row: int) -> int:
         """The shorter side; 0 if the image is unreadable, which reading a batch reports."""
         try:
-            with Image.open(self.path(row)) as image:
+            with self._open(row) as image:
                 return min(image.size)
         except BROKEN:
             return 0
 
     def path(self, index: int) -> str:
-        return unpack_path(self._paths[index])
+        file = index if self.tiles is None else int(self.tiles.file[index])
+        return unpack_path(self._paths[file])
+
+    def _open(self, index: int) -> AbstractContextManager[Image.Image | Raster]:
+        return open_image(self.path(index), self.decoding.channels, self.decoding.reader)
 
     @property
     def num_broken(self) -> int:
         return int(self.broken.sum())
 
     def fingerprint(self) -> str:
-        files = files_digest(map(self.path, range(len(self)))) + labels_digest(self.labels)
+        files = files_digest(map(unpack_path, self._paths)) + labels_digest(self.labels)
+        files += "" if self.tiles is None else described(self.tiles)
         given = self.decoding._replace(may_be_dark=False)
-        return files if given == Decoding(upright=given.upright) else f"{files} {given}"
+        same = given == Decoding(upright=given.upright)
+        return files if same else f"{files} {described(tuple(given))}"
 
     def subset(self, rows: Tensor) -> FileImages:
-        labels, paths = select_rows(self.labels, rows), self._paths[rows.numpy()]
-        return FileImages(paths, labels, self.crops, self.on_broken, self.decoding, self.keep_size)
+        labels, paths = select_rows(self.labels, rows), self._paths
+        tiles = None if self.tiles is None else self.tiles.take(rows)
+        paths = paths[rows.numpy()] if tiles is None else paths
+        given = self.crops, self.on_broken, self.decoding, self.keep_size
+        return FileImages(paths, labels, *given, tiles)
 
     def cropped(self, crops: Crops, keep_size: bool) -> FileImages:
         given = self.labels, crops, self.on_broken, self.decoding, keep_size
-        other = FileImages(self._paths, *given)
+        other = FileImages(self._paths, *given, self.tiles)
         other.broken = self.broken  # shared, so that both count the same images
         return other
 
@@ -278,8 +320,8 @@ class FileImages(ImageSet):
         path = self.path(index)
         assert self.crops is not None
         try:
-            with Image.open(path) as image:
-                return self.crops.cut(image, keys, self.decoding)
+            with self._open(index) as image:
+                return self.crops.cut(self._part(image, index), keys, self.decoding)
         except ValueRangeError as error:
             raise in_file(path, error) from error
         except BROKEN as error:
@@ -289,6 +331,15 @@ class FileImages(ImageSet):
                 self.broken[index] = True
                 warnings.warn(f"skipped an unreadable image: {path}", stacklevel=2)
             return None
+
+    def _part(self, image: Image.Image | Raster, index: int) -> Image.Image | Raster | Tensor:
+        if self.tiles is None:
+            return image
+        box = self.tiles.box[index].tolist()
+        if isinstance(image, Raster):
+            return image.part(box)
+        top, left, height, width = box
+        return self.decoding(image)[:, top : top + height, left : left + width]
 
     def _readable(self, cut: list[list[Tensor] | None], index: list[int]) -> list[int]:
         """The source row of each row of the batch; see `readable_rows`."""

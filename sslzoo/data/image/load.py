@@ -6,13 +6,21 @@ from typing import Literal
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from sslzoo.data.datamodule import OnBroken, default_workers
 from sslzoo.data.image.datamodule import ImageSets
-from sslzoo.data.image.decode import BROKEN, UnequalSizesError, check_sample, decode_array
-from sslzoo.data.image.image_set import ArrayImages, FileImages
+from sslzoo.data.image.decode import (
+    BROKEN,
+    UnequalSizesError,
+    broken_error,
+    check_sample,
+    decode_array,
+)
+from sslzoo.data.image.image_set import ArrayImages, FileImages, Tiles
+from sslzoo.data.image.rasters import ARRAY_EXTENSIONS, open_image
 from sslzoo.data.listing import Listing, select_rows
-from sslzoo.transforms.image.pixels import Decoding
+from sslzoo.transforms.image.pixels import Decoding, is_deep, upright_size
 
 # What Pillow identifies without decoding pixels, or decodes by another program.
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
@@ -24,6 +32,7 @@ IMAGE_EXTENSIONS = _USUAL + tuple(
         if kind in Image.OPEN and kind not in _NOT_DECODED and extension not in _USUAL
     )
 )
+ANY_EXTENSIONS = (*IMAGE_EXTENSIONS, *ARRAY_EXTENSIONS)  # with those of arrays and of DICOM
 Decode = Literal["auto", "array", "workers"]
 
 # Limits of "auto": larger photographs cost more to store than to crop, and sizes usually differ.
@@ -32,7 +41,12 @@ _ARRAY_BYTES = 4 << 30
 
 
 def load_images(
-    train: Listing, query: Listing | None, decode: Decode, on_broken: OnBroken, decoding: Decoding
+    train: Listing,
+    query: Listing | None,
+    decode: Decode,
+    on_broken: OnBroken,
+    decoding: Decoding,
+    tile: int | None = None,
 ) -> ImageSets:
     """Make the sets of an `ImageDataModule` from listed files.
 
@@ -44,6 +58,7 @@ def load_images(
             128 pixels that fit in 4 GiB.
         on_broken: raise an "error" for an unreadable image, or "skip" and count it.
         decoding: how a file becomes pixels.
+        tile: side in pixels of the parts of every image that are samples; None: whole images.
 
     Raises:
         ValueError: the values of a sample of the images are not pixels.
@@ -51,7 +66,10 @@ def load_images(
     num_classes = len(train.classes) or None
     listings = [train] if query is None else [train, query]
     checked = [check_sample(listing.paths, decoding) for listing in listings]
-    if decode == "array" or (decode == "auto" and _is_small(listings)):
+    own = checked[0].channels  # of the first training image, if they are not given
+    checked = [each._replace(channels=own) for each in checked]
+    array = decode == "array" or (decode == "auto" and _is_small(listings, checked[0]))
+    if array and tile is None:
         try:
             arrays = [_decode(*case, on_broken) for case in zip(listings, checked, strict=True)]
             if len({a.images.shape[1:] for a in arrays}) > 1:
@@ -65,22 +83,59 @@ def load_images(
             if decode == "array":
                 raise
     files = [
-        FileImages(listing.paths, listing.labels, None, on_broken, own)
-        for listing, own in zip(listings, checked, strict=True)
+        _files(listing, on_broken, each, tile)
+        for listing, each in zip(listings, checked, strict=True)
     ]
     return ImageSets(files[0], files[1] if query is not None else None, num_classes)
 
 
-def _is_small(listings: list[Listing]) -> bool:
+def _files(
+    listing: Listing, on_broken: OnBroken, decoding: Decoding, tile: int | None
+) -> FileImages:
+    if tile is None:
+        return FileImages(listing.paths, listing.labels, None, on_broken, decoding)
+    sizes = torch.tensor([_size(path, on_broken, decoding) for path in listing.paths])
+    boxes = [grid(int(height), int(width), tile) for height, width in sizes]
+    counts = torch.tensor([len(box) for box in boxes])
+    file = torch.arange(len(boxes)).repeat_interleave(counts)
+    labels = select_rows(listing.labels, file)
+    tiles = Tiles(file, torch.cat(boxes))
+    return FileImages(listing.paths, labels, None, on_broken, decoding, tiles=tiles)
+
+
+def _size(path: str, on_broken: OnBroken, decoding: Decoding) -> tuple[int, int]:
+    try:
+        with open_image(path, decoding.channels, decoding.reader) as image:
+            return upright_size(image, decoding.upright)
+    except BROKEN as error:
+        if on_broken == "error":
+            raise broken_error(path, error) from error
+        return 1, 1  # one part, which reading a batch skips
+
+
+def grid(height: int, width: int, tile: int) -> Tensor:
+    """Boxes (n, 4) of squares that cover an image, of which the last ones may overlap others.
+
+    An image that is smaller than a square on a side has boxes of its own length there.
+    """
+    tall, wide = min(tile, height), min(tile, width)
+    rows = [min(i * tile, height - tall) for i in range(-(-height // tile))]
+    columns = [min(i * tile, width - wide) for i in range(-(-width // tile))]
+    return torch.tensor([(top, left, tall, wide) for top in rows for left in columns])
+
+
+def _is_small(listings: list[Listing], decoding: Decoding) -> bool:
     total = sum(len(listing.paths) for listing in listings)
     for listing in listings:
         for path in listing.paths[:8]:  # the first readable image decides
             try:
-                with Image.open(path) as image:
+                with open_image(path, decoding.channels, decoding.reader) as image:
                     width, height = image.size
+                    bytes_per_pixel = (decoding.channels or 3) * (4 if is_deep(image) else 1)
             except BROKEN:
                 continue
-            if max(width, height) > _ARRAY_SIDE or 3 * width * height * total > _ARRAY_BYTES:
+            needed = bytes_per_pixel * width * height * total
+            if max(width, height) > _ARRAY_SIDE or needed > _ARRAY_BYTES:
                 return False
             break
     return True

@@ -16,7 +16,7 @@ from torch import Tensor
 from sslzoo.checks import check_at_least, check_choice
 from sslzoo.random import Keys
 from sslzoo.transforms.image.layout import to_planes
-from sslzoo.transforms.image.pixels import pixels_of
+from sslzoo.transforms.image.pixels import Raster, pixels_of
 from sslzoo.transforms.image.resample import Interpolation, crop_pixels, crop_planes
 from sslzoo.value_range import Look, as_pixels
 
@@ -115,19 +115,23 @@ class RandomResizedCrop:
         boxes = self.draw(keys, images.shape[2], images.shape[3])
         return self.planes(images, boxes, self.draw_flip(keys)).transpose(0, 1).contiguous()
 
-    def crop_one(self, image: Image.Image | Tensor, keys: Keys) -> Tensor:
+    def crop_one(self, image: Image.Image | Tensor | Raster, keys: Keys) -> Tensor:
         """The same crop of one sample in a loader's worker, within 1/255 of the device's.
 
         Args:
-            image: PIL image or (C, H, W), uint8 or float in [0, 1].
+            image: PIL image, (C, H, W), uint8 or float in [0, 1], or a file of which only the box
+                is read.
             keys: one key, of the sample and view as in `Views`.
 
         Returns:
             (C, S, S), uint8 or float32 as the image.
         """
-        pixels = pixels_of(image)
+        pixels = image if isinstance(image, Raster) else pixels_of(image)
         boxes = self.draw(keys, pixels.shape[1], pixels.shape[2])
         flip = self.draw_flip(keys)
+        if isinstance(pixels, Raster):
+            pixels = pixels.pixels(boxes[0].tolist())
+            boxes[:, :2] = 0
         if self.antialias:
             cut = crop_pixels(pixels, boxes[0].tolist(), bool(flip), self.size, self.interpolation)
             return cut.contiguous() if cut.dtype == torch.uint8 else cut.clamp_(0, 1)

@@ -5,6 +5,7 @@ Shapes: B images, C channels, sources (H, W), results (S, S).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final, get_args
@@ -20,9 +21,9 @@ from sslzoo.eval.fingerprint import described
 from sslzoo.transforms.image.color_space import Space, to_space_
 from sslzoo.transforms.image.layout import to_planes
 from sslzoo.transforms.image.normalize import check_mean_std, normalize_
-from sslzoo.transforms.image.pixels import describe, pixels_of, stack_pixels
+from sslzoo.transforms.image.pixels import Raster, describe, pixels_of, stack_pixels
 from sslzoo.transforms.image.resample import Interpolation, center_crop, crop_planes
-from sslzoo.value_range import as_pixels, from_array
+from sslzoo.value_range import ValueRange, as_pixels, from_array
 
 
 @final
@@ -65,6 +66,8 @@ class EvalView:
         self.fraction = fraction
         self.space: Space = space
         self.channels: int | None = None if mean is None else len(mean)  # that images must have
+        self.value_range: ValueRange | None = None  # of raw images, from a card
+        self.clip = False  # whether values outside it are clipped
 
     @torch.no_grad()
     def __call__(self, images: Any, value_range: Sequence[float] | None = None) -> Tensor:
@@ -74,17 +77,18 @@ class EvalView:
             images: a tensor (B, C, H, W) or (C, H, W), an array (B, H, W, C), (H, W, C) or (H, W),
                 a PIL image, the path of a file, or a list of these, of any sizes. Pixels are uint8,
                 uint16, bool, or float in [0, 1].
-            value_range: the values of black and white; None: those of the type.
+            value_range: the values of black and white; None: those that training declared, or
+                those of the type.
 
         Raises:
             ValueError: the images have another type, shape or range.
         """
-        parts = self._pixels(images, value_range)
+        parts = self._pixels(images, self.value_range if value_range is None else value_range)
         with torch.autocast(parts[0].device.type, enabled=False):
             return torch.cat([self.finish(self._center(part)) for part in parts])
 
     @torch.no_grad()
-    def crop_one(self, image: Image.Image | Tensor) -> Tensor:
+    def crop_one(self, image: Image.Image | Tensor | Raster) -> Tensor:
         """Crop one image in a loader's worker: PIL or (C, H, W) -> (C, S, S) of the same type."""
         pixels = pixels_of(image)
         out = self._center(pixels[None])[0]
@@ -103,7 +107,14 @@ class EvalView:
 
     def fingerprint(self) -> str:
         """Hash of everything the view depends on."""
-        return described([type(self), self.arguments()])
+        raw = [self.value_range, self.clip] if self.value_range is not None else []
+        return described([type(self), self.arguments(), *raw])
+
+    def of_pixels(self) -> EvalView:
+        """A copy for images that are scaled to [0, 1] already."""
+        other = copy.copy(self)
+        other.value_range, other.clip = None, False
+        return other
 
     def arguments(self) -> dict[str, Any]:
         """Constructor arguments that build an equal view, without those that are None."""
@@ -129,7 +140,7 @@ class EvalView:
                     f"images must have {self.channels} channels, got {found} (shape "
                     f"{tuple(images.shape)}){more}"
                 )
-            return [as_pixels(images, value_range)]
+            return [as_pixels(images, value_range, clip=self.clip)]
         several = list(images) if isinstance(images, list | tuple) else [images]
         if not several:
             raise ValueError("images must be a tensor (B, C, H, W) or a list of images, got []")
@@ -153,7 +164,8 @@ class EvalView:
                 f"images must be a tensor (B, C, H, W) or (C, H, W) with 1, 3 or 4 channels, got "
                 f"{describe(image)}; {_HINT}"
             )
-        return pixels_of(image, self.channels, value_range, upright=True, hint=f"; {_HINT}")
+        hint = f"; {_HINT}"
+        return pixels_of(image, self.channels, value_range, True, hint=hint, clip=self.clip)
 
     def _center(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]

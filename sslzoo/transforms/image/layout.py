@@ -69,8 +69,9 @@ def require_rgb(planes: Tensor, operation: str) -> None:
     """Refuse planes that are not red, green and blue."""
     if planes.shape[0] != 3:
         raise ValueError(
-            f"images must have 3 channels (RGB) for {operation}, got {planes.shape[0]}; for gray "
-            "images use a recipe without color, such as simclr_views(color=False)"
+            f"images must have 3 channels (RGB) for {operation}, got {planes.shape[0]}; use "
+            "sslzoo.transforms.channel_views, for any number of channels, or a recipe without "
+            "color, such as simclr_views(color=False)"
         )
 
 

@@ -21,7 +21,7 @@ from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.layout import Op, chunk_rows, to_planes
 from sslzoo.transforms.image.normalize import Normalize
 from sslzoo.transforms.image.patches import PerPatch
-from sslzoo.transforms.image.pixels import pixels_of
+from sslzoo.transforms.image.pixels import Raster, pixels_of
 from sslzoo.value_range import Look, as_pixels
 
 _UNKNOWN_SIZE = 224  # pixels, for views without crops on images of several sizes
@@ -193,21 +193,37 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         return self._cut(results)
 
     @torch.no_grad()
-    def crop_one(self, image: Image.Image | Tensor, keys: Keys) -> list[Tensor]:
+    def crop_one(self, image: Image.Image | Tensor | Raster, keys: Keys) -> list[Tensor]:
         """All crops of one sample, in a loader's worker, for `finish`.
 
         Args:
-            image: PIL image, or (C, H, W), uint8 or float in [0, 1].
+            image: PIL image, (C, H, W), uint8 or float in [0, 1], or a file of which only the boxes
+                are read.
             keys: one key, of the sample in this epoch.
 
         Returns:
             One (C, S, S) tensor per view, uint8 or float32 as the image.
         """
-        pixels = pixels_of(image)
+        pixels = image if isinstance(image, Raster) else pixels_of(image)
         crops = [c.crop_one(pixels, keys.fold("view", v)) for v, c in enumerate(self.crops)]
         if self.shared_flip and bool(keys.bernoulli("shared flip", self.shared_flip)):
             return [crop.flip(2) for crop in crops]
         return crops
+
+    @torch.no_grad()
+    def check_channels(self, channels: int) -> None:
+        """Apply every operation to one black image, before any data is read.
+
+        Raises:
+            ValueError: an operation does not take images of so many channels.
+        """
+        keys = Keys(torch.zeros(1, dtype=torch.int64))
+        planes = []
+        for view in dict.fromkeys(self.views):
+            planes.append(torch.zeros(channels, 1, view.crop.size, view.crop.size))
+            for op in view.ops:
+                planes[-1] = op.apply(planes[-1], *op.draw(keys))
+        self._cut([plane.transpose(0, 1) for plane in planes])
 
     def _cut(self, results: list[Tensor]) -> list[Tensor]:
         if self.split is None:

@@ -199,7 +199,8 @@ def normalized(size: int, channels: int = 3) -> Views:
 @pytest.mark.parametrize("kind", SHIPPED)
 def test_every_image_data_module_evaluates_at_the_training_size(kind: Any) -> None:
     wanted = inspect.signature(kind).parameters
-    given = {"root": "nowhere", "transform": normalized(40), "size": 40}
+    given = {"root": "nowhere", "transform": normalized(40), "size": 40, "file": "nowhere"}
+    given["train"] = "nowhere"
     given["modalities"] = [Modality("a", "image"), Modality("b", "depth")]
     data = kind(**{key: value for key, value in given.items() if key in wanted})
     assert data.eval_view.size == data.transform.trained_size == 40

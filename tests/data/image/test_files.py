@@ -16,8 +16,10 @@ from PIL import Image, PngImagePlugin
 
 from sslzoo.data import ImageFolder
 from sslzoo.data.image.load import IMAGE_EXTENSIONS
+from sslzoo.data.image.rasters import open_image
 from sslzoo.data.listing import find_files, list_classes
 from sslzoo.transforms import RandomResizedCrop, View, Views
+from sslzoo.transforms.image.pixels import Decoding
 
 RNG = np.random.default_rng(0)
 FINE = np.linspace(0, 1, 24 * 24).reshape(24, 24)  # more values than 8 bits have
@@ -125,28 +127,33 @@ def test_depths_may_be_mixed(tmp_path: Path, decode: Any) -> None:
         folder(tmp_path, decode="array")
 
 
-def png_of_16_bits(path: Path) -> None:
+def png_of_16_bits(path: Path) -> np.ndarray:
     """A color PNG of 16 bits, which Pillow can read but not write."""
     import struct
     import zlib
 
-    rows = b"".join(
-        b"\0" + RNG.integers(0, 256, 24 * 6, dtype=np.uint8).tobytes() for _ in "x" * 24
-    )
+    values = RNG.integers(0, 65536, (24, 24, 3), dtype=np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     with path.open("wb") as file:
         file.write(b"\x89PNG\r\n\x1a\n")
         PngImagePlugin.putchunk(file, b"IHDR", struct.pack(">IIBBBBB", 24, 24, 16, 2, 0, 0, 0))
         PngImagePlugin.putchunk(file, b"IDAT", zlib.compress(rows))
         PngImagePlugin.putchunk(file, b"IEND", b"")
+    return values
 
 
-def test_color_of_16_bits_is_refused_since_pillow_cuts_it(tmp_path: Path) -> None:
-    png_of_16_bits(tmp_path / "0.png")
-    (tmp_path / "1.ppm").write_bytes(b"P6 24 24 65535\n" + bytes(24 * 24 * 6))
-    for name in ("0.png", "1.ppm"):
-        with pytest.raises(ValueError, match=rf"8 bits per channel, .* got 16 bits .*{name}"):
-            folder(tmp_path)
-        (tmp_path / name).unlink()
+def test_color_of_16_bits_keeps_its_bits(tmp_path: Path) -> None:
+    values = png_of_16_bits(tmp_path / "0.png")
+    head = b"P6 24 24 60000\n"
+    (tmp_path / "1.ppm").write_bytes(head + (values % 60001).astype(">u2").tobytes())
+    for name, most in (("0.png", 65535), ("1.ppm", 60000)):
+        with open_image(str(tmp_path / name)) as image:
+            pixels = Decoding()(image)
+        wanted = torch.from_numpy((values.astype(int) % (most + 1) / most).astype(np.float32))
+        torch.testing.assert_close(pixels, wanted.permute(2, 0, 1))
+    data = folder(tmp_path, batch_size=2, decode="workers")
+    data.setup("fit")
+    assert len(evaluated(data).unique()) > 256
 
 
 def test_alpha_is_kept_or_its_loss_is_said(tmp_path: Path) -> None:
@@ -157,7 +164,7 @@ def test_alpha_is_kept_or_its_loss_is_said(tmp_path: Path) -> None:
     kept = folder(tmp_path, channels=4)
     assert evaluated(kept).shape[1] == 4
     assert kept.preprocessing()["channels"] == 4
-    with pytest.raises(ValueError, match=r"channels must be one of \[1, 3, 4\], got 2"):
+    with pytest.raises(ValueError, match=r"must have 2 channels, got 4 .mode RGBA"):
         folder(tmp_path, channels=2)
 
 
