@@ -100,6 +100,13 @@ def test_tutorial_has_a_title_and_cells(tutorial: str) -> None:
     assert "\n```python\n" in page
 
 
+@pytest.mark.slow  # the site's build runs them with small budgets
+@pytest.mark.parametrize("tutorial", TUTORIALS)
+def test_tutorial_runs_with_a_full_budget(tutorial: str, tmp_path: Path) -> None:
+    longer = ["--epochs", "30"] if '"--epochs"' in (ROOT / tutorial).read_text() else []
+    RUNNER["main"](str(ROOT / tutorial), str(tmp_path), *longer)
+
+
 def test_page_of_a_tutorial_shows_what_its_cells_print_and_draw(tmp_path: Path) -> None:
     script = tmp_path / "1_tiny.py"
     script.write_text(
