@@ -261,7 +261,8 @@ def draw(pair: Pair, runs: dict[str, dict[str, list[float]]], path: Path) -> Non
     svg = StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sslzoo"}):
         FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
-    path.write_text(re.sub(r" *\n(?=[LQz\"])", " ", svg.getvalue()))  # a path per line
+    text = re.sub(r"(\.\d\d)\d+", r"\1", svg.getvalue())
+    path.write_text(re.sub(r" *\n(?=[LQz\"])", " ", text))  # a path per line
 
 
 def main(names: list[str]) -> None:
