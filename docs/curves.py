@@ -262,7 +262,9 @@ def draw(pair: Pair, runs: dict[str, dict[str, list[float]]], path: Path) -> Non
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sslzoo"}):
         FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
     text = re.sub(r"(\.\d\d)\d+", r"\1", svg.getvalue())
-    path.write_text(re.sub(r" *\n(?=[LQz\"])", " ", text))  # a path per line
+    text = re.sub(r"font-family: [^;\"]+", "font-family: sans-serif", text)
+    text = re.sub(r"\s*\n\s*", " ", text).replace(" <g id=", "\n<g id=")  # a line per group
+    path.write_text(text.strip() + "\n")
 
 
 def main(names: list[str]) -> None:
