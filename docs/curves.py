@@ -8,16 +8,19 @@ failed twin differs in the one thing that its name says. `python docs/curves.py`
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
+from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -255,7 +258,13 @@ def draw(pair: Pair, runs: dict[str, dict[str, list[float]]], path: Path) -> Non
         axes.tick_params(labelsize=7)
         axes.grid(color="#e5e7eb", linewidth=0.5)
     figure.axes[0].legend(fontsize=7, frameon=False)
-    FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None})
+    svg = StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sslzoo"}):
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
+    text = re.sub(r"(\.\d\d)\d+", r"\1", svg.getvalue())
+    text = re.sub(r"font-family: [^;\"]+", "font-family: sans-serif", text)
+    text = re.sub(r"\s*\n\s*", " ", text).replace(" <g id=", "\n<g id=")  # a line per group
+    path.write_text(text.strip() + "\n")
 
 
 def main(names: list[str]) -> None:

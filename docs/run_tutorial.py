@@ -2,9 +2,9 @@
 
 Cells begin with `# %%` (code) or `# %% [markdown]` (text in comments); the module's docstring is
 the introduction. Each tutorial runs as a script of its own in an empty folder. The page shows below
-each cell what it printed and the images that it wrote there.
+each cell what it printed and the images that it wrote there. Further arguments go to the tutorial.
 
-    python docs/run_tutorial.py docs/tutorials/1_your_photos.py FOLDER
+    python docs/run_tutorial.py docs/tutorials/1_your_photos.py FOLDER --epochs 20
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def text(source: str) -> str:
     return re.sub(r"^# ?", "", source, flags=re.MULTILINE).strip()
 
 
-def run(script: Path, folder: Path) -> list[tuple[str, list[str]]]:
+def run(script: Path, folder: Path, *arguments: str) -> list[tuple[str, list[str]]]:
     """Run a script in a folder; per code cell what it printed and the files it made."""
     marked = script.read_text()
     docstring, found = cells(marked)
@@ -58,9 +58,8 @@ def run(script: Path, folder: Path) -> list[tuple[str, list[str]]]:
     (folder / script.name).write_text("\n".join(lines))
     environment = {**os.environ, "COLUMNS": "100", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
-    done = subprocess.run(
-        [sys.executable, script.name], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, script.name, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{script} must run, got\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     outputs, seen = [], {script.name}
@@ -93,11 +92,11 @@ def page(script: Path, outputs: list[tuple[str, list[str]]] | None, folder: str)
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def main(script: str, to: str) -> None:
+def main(script: str, to: str, *arguments: str) -> None:
     """Run a tutorial in an empty folder; write its page and its files."""
     path, target = Path(script).resolve(), Path(to)
     with tempfile.TemporaryDirectory() as name:
-        outputs = run(path, Path(name))
+        outputs = run(path, Path(name), *arguments)
         (target / path.stem).mkdir(parents=True, exist_ok=True)
         for file in (file for _, files in outputs for file in files):
             (target / path.stem / file).write_bytes((Path(name) / file).read_bytes())

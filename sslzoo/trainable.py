@@ -82,14 +82,15 @@ class Trainable(LightningModule, ABC):
             raise ValueError(
                 "schedule must be a Schedule, such as sslzoo.optim.WarmupCosine(warmup_epochs=10), "
                 f"got {schedule!r:.100}; annotate the argument of {type(self).__name__} as "
-                "`schedule: Schedule | None`"
+                "`schedule: Schedule | None`, which is in sslzoo.optim"
             )
         for name, given in (("optimizer", optimizer), ("parameter_groups", parameter_groups)):
             if given is not None and not callable(given):
                 kind = "Optimizer" if name == "optimizer" else "Groups"
                 raise ValueError(
                     f"{name} must be a function, got a {type(given).__name__}; annotate the "
-                    f"argument of {type(self).__name__} as `{name}: {kind}Factory | None`"
+                    f"argument of {type(self).__name__} as `{name}: {kind}Factory | None`, which "
+                    "is in sslzoo.methods.base"
                 )
         self._optimizer, self._schedule = optimizer, schedule
         self._parameter_groups = parameter_groups

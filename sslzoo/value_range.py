@@ -230,6 +230,7 @@ def _error(values: Tensor, kind: str, name: str) -> ValueRangeError:
     if values.is_floating_point() and not bool(values.to(torch.float32).isfinite().all()):
         return ValueRangeError(f"{name} must be finite numbers, got {_told(values)}")
     return ValueRangeError(
-        f"{name} must be {wanted}, got {_told(values)}; declare others by value_range={ends}, "
-        f"an argument of data modules, of preprocess and of sslzoo.value_range.as_{kind}"
+        f"{name} must be {wanted}, got {_told(values)}; leave normalization by mean and standard "
+        f"deviation to the views, and declare another range by value_range={ends}, an "
+        f"argument of data modules, of preprocess and of sslzoo.value_range.as_{kind}"
     )

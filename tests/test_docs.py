@@ -93,11 +93,27 @@ def test_code_compiles_and_names_what_exists(page: str) -> None:
                     assert found, f"{node.module}.{name.name}"
 
 
+def test_the_counts_of_lines_are_those_of_the_scripts() -> None:
+    page = "docs/guides/photos_in_three_libraries.md"
+    counts = [
+        sum(bool(line.strip()) for line in script.splitlines()) for script in python_sources(page)
+    ]
+    told = re.findall(r"^\| [^|]+ \| (\d+) \|", (ROOT / page).read_text(), re.MULTILINE)
+    assert [int(count) for count in told] == counts
+
+
 @pytest.mark.parametrize("tutorial", TUTORIALS)
 def test_tutorial_has_a_title_and_cells(tutorial: str) -> None:
     page = RUNNER["page"](ROOT / tutorial, None, "")
     assert page.startswith("# ")
     assert "\n```python\n" in page
+
+
+@pytest.mark.slow  # the site's build runs them with small budgets
+@pytest.mark.parametrize("tutorial", TUTORIALS)
+def test_tutorial_runs_with_a_full_budget(tutorial: str, tmp_path: Path) -> None:
+    longer = ["--epochs", "30"] if '"--epochs"' in (ROOT / tutorial).read_text() else []
+    RUNNER["main"](str(ROOT / tutorial), str(tmp_path), *longer)
 
 
 def test_page_of_a_tutorial_shows_what_its_cells_print_and_draw(tmp_path: Path) -> None:

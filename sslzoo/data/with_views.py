@@ -132,6 +132,7 @@ class _WithViews(ImageDataModule):
         rest = [] if query is None or query.dataset is train.dataset else [query]
         for rows in (train, *rest):
             rows.check_sample()
+        train.warn_if_augmented()
         side = max(image[0].shape[1:])
         crop = side > _LARGE_SIDE if self._crop is None else self._crop
         return ImageSets(
@@ -237,6 +238,16 @@ class Rows:
         if dark is not None and not bright:
             raise dark
         self.may_be_dark = True
+
+    def warn_if_augmented(self) -> None:
+        """Warn if a few samples have other pixels when they are read again."""
+        rows = spread(len(self), _SAMPLE)
+        first, again = ([self.read([row])[0][0] for row in rows] for _ in range(2))
+        if not all(map(torch.equal, first, again)):
+            rank_zero_warn(
+                "the dataset of with_views gives other pixels each time it is read; its transform "
+                "should not augment, since the views do, and since kNN would read augmented images"
+            )
 
     def _pixels(self, image: Any) -> Tensor:
         gray = isinstance(image, Image.Image) and self.channels == 3

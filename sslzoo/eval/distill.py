@@ -29,10 +29,12 @@ class Distill(Downstream):
     Args:
         model: the student.
         teacher: the teacher, in eval mode and never trained.
-        teacher_weights: the fine-tuned run's checkpoint, required by `fit`.
+        teacher_weights: the fine-tuned run's checkpoint, or "random", which leaves those of
+            `teacher` as they are; required by `fit`.
         temperature: temperature of both softmaxes; the paper's is 0.1 for a teacher tuned on 1 %
             of labels, 1 on 10 %.
-        weights: the student's initial weights: a checkpoint for `load_weights`, or "random".
+        weights: the student's initial weights: a checkpoint for `load_weights`, or "random", which
+            leaves those of `model` as they are.
         optimizer: see `Trainable`; LARS in the paper.
         schedule: see `Trainable`.
         parameter_groups: see `Trainable`.

@@ -20,7 +20,8 @@ class Downstream(Trainable):
 
     Args:
         model: the classifier.
-        weights: its initial weights: a checkpoint or .safetensors, or "random".
+        weights: its initial weights: a checkpoint or .safetensors, or "random", which leaves them
+            as they are.
         optimizer: see `Trainable`.
         schedule: see `Trainable`.
         parameter_groups: see `Trainable`.

@@ -32,7 +32,7 @@ class FineTune(Downstream):
     Args:
         model: the classifier.
         weights: initial weights of `fit`: a checkpoint or .safetensors for `load_weights`, or
-            "random" for training from scratch.
+            "random", which leaves those of `model` as they are.
         train_backbone: False freezes the backbone in eval mode, which is the linear protocol.
         label_smoothing: see `losses.cross_entropy`; 0 in SimCLR.
         mixing: mixup or CutMix of images and labels (`Mixing`); None: no mixing.

@@ -152,7 +152,7 @@ def _of_the_user(name: str, base: type, where: str) -> type:
         raise UntrustedError(name, "is a function", where)
     if module is None or not isinstance(found, type):
         raise UntrustedError(name, "is not a class of sslzoo or torch", where)
-    if not _is_users_own(module) or found.__module__ != module.__name__:
+    if not _is_users_own(module) or not _is_home_or_exports(module, found):
         raise UntrustedError(name, f"is defined in {found.__module__}", where)
     if base is object or _is_protocol(base):
         why = "is your own class for an argument without a type hint"
@@ -160,6 +160,19 @@ def _of_the_user(name: str, base: type, where: str) -> type:
     if not _is_subclass(found, base):
         raise UntrustedError(name, f"is not the {base.__name__} that is required there", where)
     return found
+
+
+def _is_home_or_exports(module: ModuleType, found: type) -> bool:
+    """Whether a module defines a class, or a module of the same package that is imported does."""
+    if found.__module__ == module.__name__:
+        return True
+    home = sys.modules.get(found.__module__)
+    package = module.__name__.partition(".")[0]
+    return (
+        home is not None
+        and _within(home.__name__, [package])
+        and _attribute(home, found.__qualname__) is found
+    )
 
 
 def _is_users_own(module: ModuleType) -> bool:

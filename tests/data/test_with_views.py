@@ -292,3 +292,11 @@ def test_pictures_may_be_gray_among_colors_but_not_transparent(crop: bool) -> No
                 list(data.train_dataloader())
             continue
         assert all(batch.views[0].shape[1] == 3 for batch in data.train_dataloader())
+
+
+def test_augmentation_of_the_user_s_dataset_is_warned_of() -> None:
+    draw = np.random.default_rng(0)
+    users = Users(lambda x: Image.fromarray(x).rotate(draw.uniform(0, 90)))
+    data = with_views(users, PlainViews(), num_classes=3)
+    with pytest.warns(UserWarning, match="should not augment"):
+        data.setup("fit")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import types
 from pathlib import Path
@@ -139,6 +140,21 @@ def test_a_user_s_own_class_is_admitted_once_the_program_has_imported_it(tmp_pat
             admit("not_imported.Net", nn.Module, "x.json")
     finally:
         sys.path.remove(str(tmp_path))
+
+
+def test_a_user_s_package_may_export_a_class_of_its_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_package").mkdir()
+    (tmp_path / "own_package/net.py").write_text("import torch\nclass Net(torch.nn.Module): ...\n")
+    (tmp_path / "own_package/__init__.py").write_text(
+        "from collections import Counter\nfrom own_package.net import Net\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    package = importlib.import_module("own_package")
+    assert admit("own_package.Net", nn.Module, "x.json") is package.Net
+    with pytest.raises(UntrustedError, match="is defined in collections"):
+        admit("own_package.Counter", dict, "x.json")
 
 
 def test_what_is_called_later_is_no_function_and_no_class_of_others() -> None:
