@@ -35,7 +35,7 @@ from sslzoo.zoo.build import complete, under
 from sslzoo.zoo.cache import is_url
 from sslzoo.zoo.converters import REVEALED, convert
 from sslzoo.zoo.load import encoder_of, is_checkpoint
-from sslzoo.zoo.safe_read import read
+from sslzoo.zoo.safe_read import read, tensors_by_name
 from sslzoo.zoo.weights_file import locate
 
 TIMM = "timm:"
@@ -255,6 +255,7 @@ def _best(
     """The first state that fits; otherwise the error of the one with the fewest mismatches."""
     failed: list[tuple[int, str]] = []
     for state in candidates:
+        tensors_by_name(state, repr(where))
         report = Loaded(where)
         adapted, wrong, hints = _fitted(module, state, grid, channels, report)
         if not wrong:
@@ -358,7 +359,7 @@ def _shaped(
             return value, ""
         old, new = (tuple(t.shape[2:]) for t in (value, target))
         report.adapted.append(f"{name} resized from {old} to {new} pixels by the pseudo-inverse")
-        value = resample_patch_embed(value, list(new))
+        value = resample_patch_embed(value.float(), list(new))
     if value.shape[1] != target.shape[1]:
         groups = getattr(module.get_submodule(name.rpartition(".")[0]), "groups", 1)
         if groups != 1:
@@ -396,7 +397,7 @@ def _positions(
     before, table = value.float().tensor_split([prefix], dim=1)
     moved = torch.cat([before, resample_positions(table, *new, old, how)], dim=1)
     report.adapted.append(f"pos_embed resampled from {old} to {tuple(new)} patches ({how})")
-    return moved.to(value.dtype), None
+    return moved, None
 
 
 def _channels(
@@ -413,4 +414,4 @@ def _channels(
     else:
         made = wide.sum(1, keepdim=True).expand(-1, count, -1, -1) / count
     report.adapted.append(f"{name} adapted from {given} to {count} channels ({channels})")
-    return made.to(filters.dtype)
+    return made.contiguous()
