@@ -4,7 +4,7 @@ The module's own names and shapes decide. A file's names are tried as they are, 
 in the layouts of `converters.REVEALED`; what differs only because the images do is adapted:
 
 - position embeddings to another grid, by the resampling of the module (`ViT.resample`),
-- tables of relative positions to another window, by timm's interpolation,
+- tables of relative positions to another window, as in microsoft/Swin-Transformer,
 - patch filters to another patch size, by the pseudo-inverse of the resizing of patches (Beyer et
   al., FlexiViT, CVPR 2023, https://arxiv.org/abs/2212.08013),
 - input filters to another number of channels.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +24,9 @@ from typing import Any, Literal, get_args
 
 import timm
 import torch
-from timm.layers import resample_patch_embed, resize_rel_pos_bias_table
+from timm.layers import resample_patch_embed
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sslzoo.backbones.timm_models import HUB, Channels
 from sslzoo.backbones.vit import ViT, resample_positions
@@ -51,6 +53,7 @@ _LEFT_OUT = (
     *("head.", "head_dist.", "fc.", "classifier.", "heads.", "last_linear.", "attn_pool."),
     *("mask_token", "decoder", "projection_head.", "prototypes.", "rope_embed."),
 )
+_BUFFERS = ("relative_position_index", "attn_mask")  # of old files, which the nets compute
 _CONV, _TABLE = 4, 2  # dimensions of filters, and of tables of relative positions
 
 
@@ -138,15 +141,16 @@ def _states(
     if layout is not None:
         return [{**_mask_token(saved), **convert(saved, layout, path)[0]}], None
     if is_checkpoint(saved):
-        if "_class_path" not in hyper_parameters(saved, path):
+        if "_class_path" in hyper_parameters(saved, path):
+            encoder: Any = encoder_of(module_of(saved, path), found.path, train=False)
+            return [encoder.state_dict()], _grid_of(encoder)
+        if any(name.startswith("backbone.") for name in saved.get("state_dict", ())):
             return [under(saved, "backbone.", path)], None
-        encoder: Any = encoder_of(module_of(saved, path), found.path, train=False)
-        return [encoder.state_dict()], _grid_of(encoder)
     card = found.card
     built = None if card is None else shell(card.backbone, nn.Module, path)
     own = _unwrapped(saved, path)
     candidates = _below_prefixes(own, module)
-    return [*candidates, *_renamed(candidates)], _grid_of(built)
+    return [*candidates, *_renamed(candidates), *_by_timm(module, own)], _grid_of(built)
 
 
 def _renamed(candidates: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
@@ -157,6 +161,19 @@ def _renamed(candidates: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         if layout is not None:
             made.append({**_mask_token(state), **convert(state, layout)[0]})
     return made
+
+
+def _by_timm(module: nn.Module, state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The state in a timm net's names, by the converter that timm has for its authors' files."""
+    room = type(module).__module__
+    convert_names = getattr(sys.modules[room], "checkpoint_filter_fn", None)
+    if convert_names is None or not room.startswith("timm.models."):
+        return []
+    try:
+        made = convert_names(dict(state), module)
+        return [dict(tensors_by_name(made, "the file"))]
+    except (ValueError, LookupError, RuntimeError, TypeError, AttributeError, AssertionError):
+        return []  # it is not a file of those authors
 
 
 def _mask_token(saved: Any) -> dict[str, Tensor]:
@@ -181,7 +198,11 @@ def _of_timm(source: str) -> dict[str, Tensor]:
         if name.startswith(HUB):
             config = timm.models.load_model_config_from_hf(name.removeprefix(HUB))[0]
         else:
-            config = timm.models.get_pretrained_cfg(name).to_dict()
+            found = timm.models.get_pretrained_cfg(name)
+            config = {} if found is None or not found.has_weights else found.to_dict()
+        if not config:
+            close = timm.list_pretrained(f"{name.partition('.')[0]}*")[:5]
+            raise RuntimeError(f"timm has no weights of that name; it has {close}")
         classes = config.get("num_classes")
         net: Any = timm.create_model(name, pretrained=True, num_classes=classes)
     except Exception as error:  # the loaders of timm, torch and the Hub have no common base
@@ -304,7 +325,7 @@ def _fitted(
             wrong.append(f"{name} {tuple(state[name].shape)} for {tuple(target.shape)}")
             hints += [problem] if problem else []
     for name in state.keys() - own.keys():
-        if name.startswith(_LEFT_OUT) or name in counts:
+        if name.startswith(_LEFT_OUT) or name.endswith(_BUFFERS):
             report.left_out.append(name)
         else:
             wrong.append(f"{name} that it does not have")
@@ -350,8 +371,7 @@ def _shaped(
     table = "relative_position_bias_table" in name and value.dim() == _TABLE
     if table and value.shape[1] == target.shape[1]:
         window = module.get_submodule(name.rpartition(".")[0]).window_size
-        report.adapted.append(f"{name} resampled to a window of {window}")
-        return resize_rel_pos_bias_table(value, window, target.shape), None  # type: ignore[arg-type]
+        return _relative(name, value, target, window, report)
     if value.dim() != _CONV or target.dim() != _CONV or value.shape[0] != target.shape[0]:
         return value, _width_hint(value, target)
     if value.shape[2:] != target.shape[2:]:
@@ -398,6 +418,25 @@ def _positions(
     moved = torch.cat([before, resample_positions(table, *new, old, how)], dim=1)
     report.adapted.append(f"pos_embed resampled from {old} to {tuple(new)} patches ({how})")
     return moved, None
+
+
+def _relative(
+    name: str, value: Tensor, target: Tensor, window: Any, report: Loaded
+) -> tuple[Tensor, str | None]:
+    """A table of relative positions (N, heads) for another window, as Swin's authors resample it.
+
+    The entries after those of the window are BEiT's for the class token.
+    """
+    new = [2 * int(side) - 1 for side in window]
+    extra = len(target) - new[0] * new[1]
+    side = math.isqrt(max(len(value) - extra, 0))
+    if side * side != len(value) - extra:
+        return value, "pass the img_size of the weights, whose window is not a square"
+    table, rest = value.float().tensor_split([side * side])
+    square = table.T.reshape(1, -1, side, side)
+    moved = F.interpolate(square, new, mode="bicubic", align_corners=False)
+    report.adapted.append(f"{name} resampled to a window of {tuple(window)}")
+    return torch.cat([moved.flatten(2)[0].T, rest]), None
 
 
 def _channels(

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from timm.layers import resample_abs_pos_embed
-from timm.models import convnext, eva, vision_transformer
+from timm.models import beit, convnext, eva, vision_transformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -399,6 +399,32 @@ def test_a_file_runs_nothing(tmp_path: Path, monkeypatch: Any) -> None:
     path = saved(tmp_path, {**vit().state_dict(), "extra": Command()})
     unchanged(vit(), path, "would execute|must")
     assert not (tmp_path / "RAN").exists()
+
+
+def test_swins_own_names_go_through_timms_converter(tmp_path: Path) -> None:
+    """timm has the downsampling at the beginning of a stage, its authors at the end."""
+    sizes: Any = {"depths": (1, 1), "embed_dim": 8, "num_heads": (2, 2), "window_size": 2}
+    sizes |= {"img_size": 16, "num_classes": 0}
+    theirs = timm.models.SwinTransformer(**sizes)
+    official = {"head.weight": torch.zeros(2, 16)}
+    for name, value in theirs.state_dict().items():
+        official[name.replace("layers.1.downsample", "layers.0.downsample")] = value
+    official["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(4, 4)
+    ours = timm.models.SwinTransformer(**sizes)
+    load_start_weights(ours, saved(tmp_path, {"model": official}))
+    assert all(torch.equal(ours.state_dict()[n], v) for n, v in theirs.state_dict().items())
+
+
+@pytest.mark.parametrize("size", [(24, 16), (32, 32)])
+def test_relative_positions_are_interpolated(size: tuple[int, int], tmp_path: Path) -> None:
+    options: Any = {"patch_size": 4, "use_rel_pos_bias": True, "use_abs_pos_emb": False, **TINY}
+    theirs, ours = (beit.Beit(img_size=side, **options) for side in (16, size))
+    for parameter in theirs.parameters():
+        nn.init.ones_(parameter)
+    report = load_start_weights(ViT(ours, "net", init=None), saved(tmp_path, theirs.state_dict()))
+    table = ours.blocks[0].attn.relative_position_bias_table
+    torch.testing.assert_close(table, torch.ones_like(table))
+    assert len(report.adapted) == 2
 
 
 @pytest.mark.parametrize("source", ["timm:vit_tiny_patch16_224", "hf-hub:timm/nowhere"])
