@@ -1,6 +1,7 @@
 """timm's registry: which names work as `timm_vit`, which as `timm_backbone`, and why others do not.
 
-    python -m benchmarks.timm_registry            # all names, on the meta device; about 10 minutes
+    python -m benchmarks.timm_registry            # names that the result lacks; about 6 minutes
+    python -m benchmarks.timm_registry --again    # all names
     python -m benchmarks.timm_registry --only 'vit_*_dinov3*'    # prints; writes nothing
 
 Each name is built with random weights on the meta device (shapes without memory), with `timm_vit`
@@ -27,6 +28,7 @@ import torch
 from benchmarks.driver import ROOT
 from sslzoo.atomic_write import atomic_write
 from sslzoo.backbones import timm_backbone, timm_vit
+from sslzoo.backbones.timm_models import TOKENS
 from sslzoo.checks import check_sides
 
 RESULT = ROOT / "benchmarks" / "results" / "timm_registry.json"
@@ -41,10 +43,14 @@ SIZE = re.compile(
 
 
 def architecture(name: str) -> str:
-    """A name without the words and numbers of size, with the timm module that defines it."""
+    """What names of one architecture share: timm's module, and the words that are no size.
+
+    Of modules whose nets `timm_vit` does not take, the first of these words.
+    """
     words = (re.sub(r"\d\d+[a-z]*$", "", word) for word in name.split("_"))
     kept = [word for word in words if word and not SIZE.fullmatch(word)]
-    return f"{timm.models.model_entrypoint(name).__module__} {' '.join(kept)}"
+    room = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
+    return " ".join([room, *(kept if room in TOKENS else kept[:1])])
 
 
 def size_of(name: str) -> tuple[int, int, int]:
@@ -122,44 +128,47 @@ def tried(name: str, kind: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", help="glob of the names")
+    parser.add_argument("--only", help="glob of the names; nothing is written")
+    parser.add_argument("--again", action="store_true", help="also run names that the file has")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    names = fnmatch.filter(timm.list_models(), chosen.only or "*")
-    names.sort(key=lambda name: ("tiny" not in name and "small" not in name, name))  # fast first
+    groups: dict[str, list[str]] = {}
+    for name in fnmatch.filter(timm.list_models(), chosen.only or "*"):
+        groups.setdefault(architecture(name), []).append(name)
+    known = {} if chosen.only or chosen.again or not RESULT.is_file() else _read_rows()
     rows: dict[str, dict[str, Any]] = {}
-    seen: dict[str, str] = {}
-    for name in names:
-        kind = architecture(name)
-        if kind in seen:
-            rows[name] = {"as": seen[kind]}
-            continue
-        seen[kind] = name
-        rows[name] = {"vit": tried(name, "vit"), "backbone": tried(name, "backbone")}
-        print(name, json.dumps(rows[name]), flush=True)
-    counts = {
-        f"{kind} {outcome}": sum(
-            outcome in rows[row.get("as", name)][kind] for name, row in rows.items()
-        )
-        for kind in ("vit", "backbone")
-        for outcome in ("works", "fails")
+    for number, names in enumerate(sorted(groups.values(), key=len, reverse=True)):
+        first = min(names, key=lambda name: ("tiny" not in name and "small" not in name, name))
+        done = next((name for name in names if "vit" in known.get(name, {})), first)
+        rows[done] = known.get(done) or {k: tried(done, k) for k in ("vit", "backbone")}
+        rows |= {name: {"as": done} for name in names if name != done}
+        print(done, json.dumps(rows[done]), flush=True)
+        if chosen.only is None and (number % 20 == 0 or number == len(groups) - 1):
+            _write(rows, number + 1)
+
+
+def _read_rows() -> dict[str, dict[str, Any]]:
+    """The rows of an earlier run with the same timm."""
+    result = json.loads(RESULT.read_text())
+    return result["rows"] if result["timm"] == timm.__version__ else {}  # type: ignore[no-any-return]
+
+
+def _write(rows: dict[str, dict[str, Any]], architectures: int) -> None:
+    """Write the rows with their counts and reasons, one row per line."""
+    result: dict[str, Any] = {
+        "timm": timm.__version__,
+        "names": len(timm.list_models()),
+        "architectures": architectures,
     }
-    reasons = {
-        kind: collections.Counter(
-            rows[row.get("as", name)][kind]["fails"].partition(", got")[0]
-            for name, row in rows.items()
-            if "fails" in rows[row.get("as", name)][kind]
-        ).most_common()
-        for kind in ("vit", "backbone")
-    }
-    summary = {"timm": timm.__version__, "names": len(names), "architectures": len(seen), **counts}
-    print(json.dumps(summary | {"reasons": reasons}, indent=1))
-    if chosen.only is None:
-        result = {**summary, "reasons": reasons, "rows": dict(sorted(rows.items()))}
-        atomic_write(
-            RESULT, (json.dumps(result, indent=None) + "\n").replace("}, ", "},\n").encode()
-        )
+    for kind in ("vit", "backbone"):
+        found = [rows[row.get("as", name)][kind] for name, row in rows.items()]
+        result[f"{kind} works"] = sum("works" in one for one in found)
+        failed = (one["fails"].partition(", got")[0] for one in found if "fails" in one)
+        result[f"{kind} fails"] = dict(collections.Counter(failed).most_common())
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(rows[name])}" for name in sorted(rows))
+    head = json.dumps(result, indent=1)[:-2]
+    atomic_write(RESULT, f'{head},\n "rows": {{\n{lines}\n}}\n}}\n'.encode())
 
 
 if __name__ == "__main__":

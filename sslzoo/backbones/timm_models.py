@@ -15,7 +15,8 @@ from sslzoo.checks import as_side
 
 Channels = Literal["sum", "mean", "repeat"]
 HUB = "hf-hub:"
-_TOKENS = ("vision_transformer", "deit", "eva", "beit")  # timm's modules of what `ViT` takes
+TOKENS = ("vision_transformer", "deit", "eva", "beit")  # timm's modules of what `ViT` takes
+_SEVERAL = ("CoaT", "CrossVit")  # they have a map per branch
 _MAP = 4  # dimensions of a feature map
 
 
@@ -47,7 +48,7 @@ def create(
             close = timm.list_models(f"*{bare[:6]}*")[:5] or timm.list_models("vit_*_patch*")[:5]
             raise ValueError(f"name must be a timm model, got {name!r}; similar names: {close}")
         room = timm.models.model_entrypoint(bare).__module__.rpartition(".")[2]
-        if tokens and room not in _TOKENS:
+        if tokens and room not in TOKENS:
             raise ValueError(
                 f"name must be a timm VisionTransformer, DeiT, Eva or BEiT, got {name!r} of timm's "
                 f"{room}; timm_backbone takes it"
@@ -135,7 +136,7 @@ def with_features(net: Any) -> Any:
     """
     net.map_features = net.num_features
     net.num_features = getattr(net, "head_hidden_size", None) or net.num_features
-    if hasattr(net, "forward_intermediates"):
+    if hasattr(net, "forward_intermediates") and type(net).__name__ not in _SEVERAL:
         net.forward_map = partial(_map, net)
     embed: Any = getattr(net, "patch_embed", None)
     if isinstance(embed, PatchEmbed) and isinstance(getattr(net, "num_prefix_tokens", None), int):
@@ -162,5 +163,8 @@ def _map(net: Any, x: Tensor) -> Tensor:
     if found.dim() == _MAP:
         last = getattr(net, "output_fmt", "NCHW") == "NHWC"
         return found.permute(0, 3, 1, 2) if last else found
-    (found,) = net.forward_intermediates(x, 1, norm=True, intermediates_only=True)
+    try:
+        (found,) = net.forward_intermediates(x, 1, norm=True, intermediates_only=True)
+    except (AssertionError, RuntimeError):  # nets without a norm before the pooling
+        (found,) = net.forward_intermediates(x, 1, intermediates_only=True)
     return found
