@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -221,3 +223,21 @@ def test_the_positions_of_every_golden_size() -> None:
         for size, grid in (("small", (2, 2)), ("rect", (3, 6)), ("big", (5, 5))):
             moved = resample_positions(table[:, 1:], *grid, how=how)  # type: ignore[arg-type]
             assert_close_to_golden(torch.cat([table[:, :1], moved], 1), z[f"pos_{size}"], 1e-6)
+
+
+@pytest.mark.parametrize("name", ["DINOv3"])
+def test_no_graph_break(name: str) -> None:
+    _, vit = pair(name)
+    x = torch.randn(2, 3, 16, 24)
+    compiled = torch.compile(vit.forward_tokens, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), vit.forward_tokens(x))
+
+
+def test_a_copy_of_a_timm_backbone_uses_its_own_weights() -> None:
+    net: Any = timm_backbone("resnet18", in_chans=1).eval()
+    x, wanted = torch.rand(2, 1, 32, 32), net.forward_map(torch.rand(2, 1, 32, 32)).shape
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        torch.testing.assert_close(other.forward_map(x), net.forward_map(x))
+        nn.init.zeros_(other.conv1.weight)
+        assert other.forward_map(x).shape == wanted
+        assert not torch.equal(other.forward_map(x), net.forward_map(x))
