@@ -137,8 +137,8 @@ LARGE = 400_000_000
 
 def chosen(name: str, form: str) -> bool:
     layout = OFFICIAL[name].layout
-    # A pickle that takes 7 s; test_converters.py reads one of its layout. DINOv2's smallest has 88 MB;
-    # test_released_vits.py loads a small one.
+    # A pickle that takes 7 s (test_converters.py reads one of its layout), and a file of 88 MB
+    # (test_released_vits.py loads a small one).
     if layout in ("byol", "dinov2"):
         return False
     return _SMALLEST[layout, form] == name and encoder_bytes(name) < LARGE
