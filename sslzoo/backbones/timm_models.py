@@ -16,7 +16,7 @@ from sslzoo.checks import as_side
 Channels = Literal["sum", "mean", "repeat"]
 HUB = "hf-hub:"
 TOKENS = ("vision_transformer", "deit", "eva", "beit")  # timm's modules of what `ViT` takes
-_SEVERAL = ("CoaT", "CrossVit")  # they have a map per branch
+_SEVERAL = ("CoaT", "CrossVit", "EfficientViMDistilled", "EfficientViM")  # several maps at once
 _MAP = 4  # dimensions of a feature map
 
 
@@ -161,10 +161,11 @@ def _map(net: Any, x: Tensor) -> Tensor:
     """The feature map before the pooling. Shapes: (B, C, H, W) -> (B, map_features, h, w)."""
     found = net.forward_features(x)
     if found.dim() == _MAP:
-        last = getattr(net, "output_fmt", "NCHW") == "NHWC"
-        return found.permute(0, 3, 1, 2) if last else found
+        is_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
+        return found.permute(0, 3, 1, 2) if is_last else found
+    last = {"indices": 1, "intermediates_only": True}
     try:
-        (found,) = net.forward_intermediates(x, 1, norm=True, intermediates_only=True)
+        (found,) = net.forward_intermediates(x, norm=True, **last)
     except (AssertionError, RuntimeError):  # nets without a norm before the pooling
-        (found,) = net.forward_intermediates(x, 1, intermediates_only=True)
+        (found,) = net.forward_intermediates(x, **last)
     return found
