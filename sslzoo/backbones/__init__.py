@@ -10,6 +10,7 @@ from sslzoo.backbones.sequence import FrameMLP, SequenceEncoder
 from sslzoo.backbones.sk_resnet import simclr_v2_resnet
 from sslzoo.backbones.staged import Staged, dim_convnet, staged_cifar_resnet
 from sslzoo.backbones.text import HFEncoder, KeyedDropout, SmallTransformer, hf_encoder
+from sslzoo.backbones.timm_models import start_from
 from sslzoo.backbones.towers import Towers
 from sslzoo.backbones.vit import ViT, small_vit, timm_vit, without_drop_path
 from sslzoo.backbones.wave import FrameNorm, WaveEncoder
@@ -43,6 +44,7 @@ __all__ = [
     "simclr_v2_resnet",
     "small_vit",
     "staged_cifar_resnet",
+    "start_from",
     "timm_backbone",
     "timm_vit",
     "without_drop_path",

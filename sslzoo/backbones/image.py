@@ -12,6 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from sslzoo.backbones.timm_models import Channels, create, start, with_features
 from sslzoo.checks import check_choice, check_interval, check_sides
 from sslzoo.layers import GlobalBatchNorm, convert_batch_norm, convert_to_group_norm
 
@@ -37,12 +38,18 @@ def timm_backbone(
     zero_init_last: bool | None = None,
     norm: Norm = "batch",
     options: dict[str, Any] | None = None,
+    weights: str | None = None,
+    channels: Channels | None = None,
 ) -> nn.Module:
     """A timm model without its classifier.
 
+    It has `forward_map` (B, C, H, W) -> (B, map_features, h, w) unless timm gives no map of it, and
+    vision transformers have `forward_tokens` (without masks: see `timm_vit`).
+
     Args:
-        name: a name in `timm.list_models()`: resnet50, vit_small_patch16_224, ...
-        pretrained: whether to load timm's weights.
+        name: a name in `timm.list_models()`: resnet50, convnext_tiny, swin_tiny_patch4_window7_224,
+            ..., also with a tag of weights (NAME.TAG), or hf-hub:OWNER/REPOSITORY.
+        pretrained: whether to load timm's weights of that name, from the Hugging Face Hub.
         bn_groups: groups into which batch norm splits the global batch; 1: no split.
         in_chans: channels of the input.
         drop_path_rate: rate of stochastic depth, for models that have it.
@@ -53,25 +60,24 @@ def timm_backbone(
         norm: "batch", or "group" for group norm and weight standardization
             (`convert_to_group_norm`).
         options: further arguments of timm's model, such as {num_heads: 12} for MoCo v3's ViT-S.
+        weights: weights to load instead: a name in the zoo, a file, an address or a run directory;
+            see `sslzoo.zoo.load_start_weights`.
+        channels: how the input filters are adapted to other channels; see there.
+
+    Raises:
+        ValueError: the name does not exist or does not take an argument; the weights do not fit.
+        OSError: the weights cannot be fetched.
     """
     further = dict(options or {})
-    if "checkpoint_path" in further:
-        raise ValueError(
-            "options must not have checkpoint_path; use pretrained=True or sslzoo.load for weights"
-        )
     if drop_path_rate:
         further["drop_path_rate"] = drop_path_rate
     if img_size is not None:
         further["img_size"] = check_sides("img_size", img_size)
     if zero_init_last is not None:
         further["zero_init_last"] = zero_init_last
-    if not timm.is_model(name.split(".")[0]):
-        close = timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]
-        raise ValueError(f"name must be a timm model, got {name!r}; similar names: {close}")
-    model = timm.create_model(
-        name, pretrained=pretrained, num_classes=0, in_chans=in_chans, **further
-    )
-    return _with_norm(model, norm, bn_groups).to(memory_format=torch.channels_last)
+    model = _with_norm(create(name, pretrained, in_chans, further), norm, bn_groups)
+    start(model, name, pretrained, weights, channels)
+    return with_features(model).to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
 
 
 def cifar_resnet(

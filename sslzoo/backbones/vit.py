@@ -2,7 +2,8 @@
 
 Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, https://arxiv.org/abs/2010.11929.
 Initializations: facebookresearch/dino at 7c446df, moco-v3 at c349e6e, mae at efb2a80, ijepa at
-52c1ae9. Parameters have timm's names, which are also those of that code.
+52c1ae9. Resampling of positions: dino, and dinov2 at b8931f7. Parameters have timm's names, which
+are also those of that code.
 
 Shapes: B images, a grid of h x w patches, L = h * w patches, D width, K visible patches.
 """
@@ -13,13 +14,16 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-import timm
 import torch
-from timm.layers import DropPath
+from timm.layers import DropPath, PatchEmbed, global_pool_nlc
+from timm.models.beit import Beit
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sslzoo.backbones.timm_models import Channels, create, start
 from sslzoo.checks import (
     as_side,
     check_at_least,
@@ -32,18 +36,22 @@ from sslzoo.checks import (
 from sslzoo.layers import GlobalBatchNorm, Init, initialize_blocks, sincos_positions
 
 Positions = Literal["learned", "mae", "moco_v3"]
-Pool = Literal["token", "mean", "mean_before_norm"]
+Pool = Literal["net", "token", "mean", "mean_before_norm"]
+Resample = Literal["dino", "antialias"]
 Sides = int | tuple[int, int]
 Stem = Literal["linear", "conv"]
+_NETS = (VisionTransformer, VisionTransformerDistilled, Eva, Beit)
 
 
 def resample_positions(
-    positions: Tensor, height: int, width: int, grid: tuple[int, int] | None = None
+    positions: Tensor,
+    height: int,
+    width: int,
+    grid: tuple[int, int] | None = None,
+    how: Resample = "dino",
 ) -> Tensor:
-    """Resample positions to another grid by bicubic interpolation, as DINO does.
+    """Resample positions to another grid by bicubic interpolation.
 
-    DINO's scale is that of a grid larger by 0.1 patches, without antialiasing. timm's
-    (`dynamic_img_size`) is exact and antialiased, so smaller grids differ.
     Shapes: (1, L, D) -> (1, height * width, D).
 
     Args:
@@ -51,11 +59,18 @@ def resample_positions(
         height: rows of the new grid.
         width: columns of the new grid.
         grid: rows and columns of the positions; None: they are equal.
+        how: "dino": the scale is that of a grid larger by 0.1 patches, without antialiasing, as in
+            DINO and in DINOv2 without registers; "antialias": exact and antialiased, as in DINOv2
+            with registers and in timm.
     """
     grid = grid or (math.isqrt(positions.shape[1]),) * 2
     table = positions.unflatten(1, grid).permute(0, 3, 1, 2)
-    scale = ((height + 0.1) / grid[0], (width + 0.1) / grid[1])
-    moved = F.interpolate(table, scale_factor=scale, mode="bicubic", align_corners=False)
+    if how == "antialias":
+        size = (height, width)
+        moved = F.interpolate(table, size, mode="bicubic", align_corners=False, antialias=True)
+    else:
+        scale = ((height + 0.1) / grid[0], (width + 0.1) / grid[1])
+        moved = F.interpolate(table, scale_factor=scale, mode="bicubic", align_corners=False)
     return moved.flatten(2).transpose(1, 2)
 
 
@@ -95,31 +110,39 @@ def without_drop_path(module: nn.Module) -> nn.Module:
 
 
 class ViT(nn.Module):
-    """A timm VisionTransformer with access to its tokens.
+    """A timm vision transformer with access to its tokens.
 
-    Shapes: images (B, C, H, W) whose sides are multiples of the patch; `forward` gives (B, D).
+    Shapes: images (B, C, H, W) whose sides are multiples of the patch; `forward` gives (B, D). The
+    prefix is the R tokens before the patches: class token, then distillation or register tokens.
 
     Args:
-        net: the VisionTransformer whose modules are used.
+        net: the net whose modules are used: a VisionTransformer (also with registers, LayerScale,
+            SwiGLU, a norm before the blocks, attention pooling), a distilled DeiT, an Eva (rotary
+            positions; DINOv3) or a Beit (relative positions).
         pool: "token": the class token after the norm; "mean": the mean of the patches after the
             norm; "mean_before_norm": the mean of the unnormalized patches, then a new norm,
-            `fc_norm` (MAE's fine-tuning).
+            `fc_norm` (MAE's fine-tuning); "net": the net's own pooling and norms, for example
+            SigLIP's attention pooling.
         positions: "learned", or fixed sine-cosine embeddings in the channel order of "mae" or
             "moco_v3".
         init: initialization of that method's code: "dino" normal 0.02; "moco_v3" Xavier, separately
-            for q, k and v; "mae" Xavier; "ijepa" normal 0.02, also for the patch projection.
+            for q, k and v; "mae" Xavier; "ijepa" normal 0.02, also for the patch projection. None:
+            the values that `net` has.
         mask_token: whether to learn a mask token for `forward_tokens(mask=)` (iBOT).
         freeze_patches: whether the patch projection keeps its random initialization (MoCo v3).
         stem: "linear": one projection per patch; "conv": convolutions of stride 2 with batch norm
             (Xiao et al., Early Convolutions Help Transformers See Better, NeurIPS 2021,
             https://arxiv.org/abs/2106.14881), as in MoCo v3's vit_conv_small with 11 blocks.
+        resample: how learned positions are resampled for images of other sizes, see
+            `resample_positions`; None: "antialias" with registers or rotary positions, else "dino".
 
     Attributes:
         num_features: D.
+        map_features: D.
         grid: patches per side of the images that `net` was built for, or (h, w) if they are not
             square.
         patch_size: side of a patch in pixels.
-        num_prefix: 1 with a class token, else 0.
+        num_prefix: R; 1 with a class token alone, 0 without.
 
     Raises:
         ValueError: `net` has parts that this class does not use, or an option is unknown.
@@ -127,42 +150,77 @@ class ViT(nn.Module):
 
     def __init__(
         self,
-        net: VisionTransformer,
+        net: nn.Module,
         pool: Pool = "token",
         positions: Positions = "learned",
-        init: Init = "dino",
+        init: Init | None = "dino",
         mask_token: bool = False,
         freeze_patches: bool = False,
         stem: Stem = "linear",
+        resample: Resample | None = None,
     ):
         super().__init__()
         _check(net, pool, positions, init)
         check_choice("stem", stem, get_args(Stem))
+        check_choice("resample", resample, (None, *get_args(Resample)))
         if stem == "conv" and freeze_patches:
             raise ValueError("freeze_patches must be False with stem='conv', got True")
         parts: Any = net
         self.num_features: int = parts.embed_dim
+        self.map_features = self.num_features
         self._grid: tuple[int, int] = tuple(parts.patch_embed.grid_size)
         self.grid: Sides = as_side(self._grid)
         self.patch_size: int = parts.patch_embed.patch_size[0]
         self.num_prefix: int = parts.num_prefix_tokens
-        self.pool = pool
-        self.patch_embed, self.blocks, self.norm = parts.patch_embed, parts.blocks, parts.norm
+        self.patch_embed, self.blocks = parts.patch_embed, parts.blocks
         if stem == "conv":
             self.patch_embed.proj = conv_stem(self.patch_embed.proj)
-        self.fc_norm: nn.Module = nn.Identity()
-        if pool == "mean_before_norm":
-            self.norm, self.fc_norm = nn.Identity(), nn.LayerNorm(self.num_features, eps=1e-6)
+        self.norm_pre: nn.Module = getattr(parts, "norm_pre", nn.Identity())
+        self._take_pooling(parts, pool)
         self.cls_token, self.pos_embed = parts.cls_token, parts.pos_embed
+        # Before the patches, DeiT has a distillation token where others have registers.
+        extra = getattr(parts, "dist_token", None)
+        self._extra = "reg_token" if extra is None else "dist_token"
+        setattr(self, self._extra, getattr(parts, self._extra, None))
+        self.rope: Any = getattr(parts, "rope", None)
+        self._rope_per_block: bool = getattr(parts, "rope_mixed", False)
+        self.rel_pos_bias: Any = getattr(parts, "rel_pos_bias", None)
+        self._fixed_size = isinstance(net, Beit)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.num_features)) if mask_token else None
-        _initialize(self, init)
+        if resample is None:
+            registers = self._extra == "reg_token" and self.reg_token is not None
+            resample = "antialias" if registers or self.rope is not None else "dino"
+        self.resample: Resample = resample
+        if init is not None:
+            _initialize(self, init)
         if positions != "learned":
             first: Literal["column", "row"] = "column" if positions == "mae" else "row"
             table = sincos_positions(*self._grid, self.num_features, first)
-            table = F.pad(table, (0, 0, self.num_prefix, 0))  # the class token's is zero
+            table = F.pad(table, (0, 0, self.pos_embed.shape[1] - len(table), 0))  # prefix: zero
             self.pos_embed = nn.Parameter(table[None], requires_grad=False)
         if freeze_patches:
             self.patch_embed.requires_grad_(False)
+
+    def _take_pooling(self, net: Any, pool: Pool) -> None:
+        """Take the net's norms, and its attention pooling if it is used."""
+        self.norm: nn.Module = net.norm
+        self.fc_norm: nn.Module = nn.Identity()
+        self.attn_pool: nn.Module | None = None
+        self._own_pool, self._pool_prefix = "", False
+        if pool == "net":
+            self.fc_norm = net.fc_norm
+            self.attn_pool = getattr(net, "attn_pool", None)
+            self._pool_prefix = getattr(net, "pool_include_prefix", self.attn_pool is not None)
+            self._own_pool = net.global_pool or ("token" if net.cls_token is not None else "avg")
+            if isinstance(net, VisionTransformerDistilled):
+                self._own_pool = "distilled"
+            elif self._own_pool == "token" and isinstance(self.fc_norm, nn.Identity):
+                pool = "token"
+        elif pool == "mean_before_norm":
+            self.norm, self.fc_norm = nn.Identity(), nn.LayerNorm(self.num_features, eps=1e-6)
+        elif not isinstance(net.fc_norm, nn.Identity):  # the net's norm follows its pooling
+            self.norm = net.fc_norm
+        self.pool: Pool = pool
 
     def forward_tokens(
         self, x: Tensor, mask: Tensor | None = None, keep: Tensor | None = None
@@ -176,9 +234,13 @@ class ViT(nn.Module):
                 added (MAE, I-JEPA).
 
         Returns:
-            (B, 1 + L, D), or (B, 1 + K, D) with `keep`; one token fewer without a class token.
+            (B, R + L, D), or (B, R + K, D) with `keep`; R is `num_prefix`.
+
+        Raises:
+            ValueError: the images do not fit, there is no mask token, or the net cannot drop
+                patches (relative positions).
         """
-        return self.norm(self.blocks(self._embed(x, mask, keep)))
+        return self.norm(self._blocks(x, mask, keep)[0])
 
     def forward_blocks(self, x: Tensor, count: int) -> list[Tensor]:
         """All tokens after each of the last blocks and the norm, for DINO's linear evaluation.
@@ -188,45 +250,117 @@ class ViT(nn.Module):
             count: number of last blocks.
 
         Returns:
-            Per block, in order: (B, 1 + L, D), or (B, L, D) without a class token.
+            Per block, in order: (B, R + L, D).
 
         Raises:
             ValueError: there are fewer blocks.
         """
         check_interval("count", count, 1, len(self.blocks))
-        tokens, outputs = self._embed(x), []
+        return [self.norm(tokens) for tokens in self._blocks(x, count=count)]
+
+    def forward_map(self, x: Tensor) -> Tensor:
+        """The patch tokens as a feature map. Shapes: (B, C, H, W) -> (B, D, h, w)."""
+        tokens = self.forward_tokens(x)[:, self.num_prefix :]
+        return tokens.unflatten(1, self._sides(x)).permute(0, 3, 1, 2)
+
+    def _sides(self, x: Tensor) -> tuple[int, int]:
+        """The grid of patches of images (B, C, H, W)."""
+        height, width = x.shape[2:]
+        return height // self.patch_size, width // self.patch_size
+
+    def _blocks(
+        self, x: Tensor, mask: Tensor | None = None, keep: Tensor | None = None, count: int = 1
+    ) -> list[Tensor]:
+        """The tokens after each of the last `count` blocks; see `forward_tokens`."""
+        tokens = self.norm_pre(self._embed(x, mask, keep))
+        shared = None if self.rel_pos_bias is None else self.rel_pos_bias()
+        rope = None if self.rope is None else self._rotations(x, keep)
+        outputs: list[Tensor] = []
         for number, block in enumerate(self.blocks):
-            tokens = block(tokens)
+            if rope is not None:
+                tokens = block(tokens, rope=rope[number] if self._rope_per_block else rope)
+            elif shared is not None:
+                tokens = block(tokens, shared_rel_pos_bias=shared)
+            else:
+                tokens = block(tokens)
             if number >= len(self.blocks) - count:
-                outputs.append(self.norm(tokens))
+                outputs.append(tokens)
         return outputs
 
+    def _rotations(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        """Rotary embeddings of the patches, (L, 2 d) or, with `keep`, (B, 1, K, 2 d)."""
+        rope = self.rope.get_embed(shape=list(self._sides(x)))
+        if keep is None:
+            return rope
+        if self._rope_per_block:  # (blocks, heads, L, d) -> (blocks, B, heads, K, d)
+            return rope[:, :, keep].transpose(1, 2)
+        return rope[keep].unsqueeze(1)
+
     def _embed(self, x: Tensor, mask: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        """The input tokens of the first block; see `forward_tokens`."""
-        patches = self.patch_embed(x)  # (B, h, w, D)
-        height, width = patches.shape[1:3]
-        patches = patches.flatten(1, 2)
+        """The tokens with their positions; see `forward_tokens`."""
+        self._check_images(x)
+        patches = self.patch_embed(x)  # (B, h, w, D), or (B, L, D) for a fixed size
+        height, width = self._sides(x)
+        patches = patches if self._fixed_size else patches.flatten(1, 2)
         if mask is not None:
             if self.mask_token is None:
                 raise ValueError("mask_token of the ViT must be True to use mask, got False")
             patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
-        prefix, positions = self.pos_embed.tensor_split([self.num_prefix], dim=1)
-        if (height, width) != self._grid:
-            positions = resample_positions(positions, height, width, self._grid)
-        tokens = patches + positions
+        before = (self.cls_token, getattr(self, self._extra))
+        first = [token for token in before if token is not None]
+        tokens, prefix = patches, torch.cat(first, dim=1) if first else None
+        if self.pos_embed is not None:
+            count = self.pos_embed.shape[1] - self._grid[0] * self._grid[1]
+            of_prefix, positions = self.pos_embed.tensor_split([count], dim=1)
+            if (height, width) != self._grid:
+                positions = resample_positions(positions, height, width, self._grid, self.resample)
+            tokens = patches + positions
+            if count and prefix is not None:
+                prefix = prefix + of_prefix
         if keep is not None:
+            if self._fixed_size:
+                raise ValueError(
+                    "keep must be None for a BEiT, whose relative positions need all patches, got "
+                    f"{tuple(keep.shape)}"
+                )
             tokens = tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[2]))
-        if self.cls_token is not None:
+        if prefix is not None:
             # x.shape[0], since len(x) would make B a constant in torch.export
-            first = (self.cls_token + prefix).expand(x.shape[0], -1, -1)
-            tokens = torch.cat([first, tokens], dim=1)
+            tokens = torch.cat([prefix.expand(x.shape[0], -1, -1), tokens], dim=1)
         return tokens
+
+    def _check_images(self, x: Tensor) -> None:
+        """Refuse images whose sides the net cannot take."""
+        height, width = x.shape[2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"height and width of the images must be multiples of the patch, "
+                f"{self.patch_size} pixels, got {height} x {width}"
+            )
+        if self._fixed_size and self._sides(x) != self._grid:
+            size = tuple(side * self.patch_size for side in self._grid)
+            raise ValueError(
+                f"images must have {size[0]} x {size[1]} pixels for a BEiT, whose relative "
+                f"positions have a fixed grid, got {height} x {width}; pass img_size"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.forward_tokens(x)
         if self.pool == "token":
             return tokens[:, 0]
+        if self.pool == "net":
+            return self._pooled(tokens)
         return self.fc_norm(tokens[:, self.num_prefix :].mean(dim=1))
+
+    def _pooled(self, tokens: Tensor) -> Tensor:
+        """The net's own pooling."""
+        if self.attn_pool is not None:
+            pooled = self.attn_pool(tokens if self._pool_prefix else tokens[:, self.num_prefix :])
+        elif self._own_pool == "distilled":
+            pooled = tokens[:, :2].mean(dim=1)
+        else:
+            pooled = global_pool_nlc(tokens, self._own_pool, self.num_prefix, self._pool_prefix)
+        return self.fc_norm(pooled)
 
     def taken_from(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The part of a pre-trained state dict to load before fine-tuning.
@@ -244,36 +378,43 @@ class ViT(nn.Module):
         return {**taken, **new}
 
 
-def _check(net: VisionTransformer, pool: str, positions: str, init: str) -> None:
+def _check(net: nn.Module, pool: str, positions: str, init: str | None) -> None:
+    if type(net) not in _NETS:
+        raise ValueError(
+            "net must be a timm VisionTransformer, VisionTransformerDistilled, Eva or Beit, got a "
+            f"{type(net).__name__}"
+        )
+    parts: Any = net
+    dropped = getattr(parts, "patch_drop", None)
     odd = [
         name
         for name, extra in (
-            ("reg_token", net.num_reg_tokens),
-            ("norm_pre", not isinstance(net.norm_pre, nn.Identity)),
-            ("patch_drop", not isinstance(net.patch_drop, nn.Identity)),
-            ("pos_drop", net.pos_drop.p),
-            ("no_embed_class", net.no_embed_class and net.has_class_token),
-            ("attn_pool", net.attn_pool is not None),
+            ("patch_drop", not isinstance(dropped, nn.Identity | None)),
+            ("pos_drop", parts.pos_drop.p),
         )
         if extra
     ]
-    if odd or net.pos_embed is None:
-        raise ValueError(
-            f"net must be a plain VisionTransformer with positions, got {odd or 'no positions'}"
-        )
-    if net.patch_embed.output_fmt != "NHWC":
+    if odd:
+        raise ValueError(f"net must be without dropped patches and positions, got {odd}")
+    embed = parts.patch_embed
+    if not isinstance(net, Beit) and embed.output_fmt != "NHWC":
         raise ValueError("dynamic_img_size of the VisionTransformer must be True, got False")
-    sides, patch = tuple(net.patch_embed.img_size), tuple(net.patch_embed.patch_size)
+    sides, patch = tuple(embed.img_size), tuple(embed.patch_size)
     if patch[0] != patch[1] or any(side % patch[0] for side in sides):
         raise ValueError(
             f"img_size must be a multiple of a square patch, got {as_side(sides)} with patches of "
             f"{patch[0]} x {patch[1]} pixels"
         )
     check_choice("pool", pool, get_args(Pool))
-    if pool == "token" and not net.has_class_token:
+    if pool == "token" and parts.cls_token is None:
         raise ValueError("pool must be a mean without a class token, got 'token'")
     check_choice("positions", positions, get_args(Positions))
-    check_choice("init", init, get_args(Init))
+    if positions != "learned" and parts.pos_embed is None:
+        raise ValueError(
+            f"positions must be 'learned' for a net without position embeddings, got {positions!r}"
+        )
+    if init is not None:
+        check_choice("init", init, get_args(Init))
 
 
 def _initialize(vit: ViT, init: Init) -> None:
@@ -284,15 +425,18 @@ def _initialize(vit: ViT, init: Init) -> None:
     elif init == "moco_v3":
         bound = math.sqrt(6 / (projection.weight[0].numel() + vit.num_features))
         nn.init.uniform_(projection.weight, -bound, bound)
-        nn.init.zeros_(projection.bias)
+        if projection.bias is not None:
+            nn.init.zeros_(projection.bias)
     elif init == "mae":
         nn.init.xavier_uniform_(projection.weight.flatten(1))
     elif init == "ijepa":
         nn.init.trunc_normal_(projection.weight, std=0.02)
-        nn.init.zeros_(projection.bias)
+        if projection.bias is not None:
+            nn.init.zeros_(projection.bias)
     if vit.cls_token is not None:
         nn.init.trunc_normal_(vit.cls_token, std=1e-6 if init == "moco_v3" else 0.02)
-    nn.init.trunc_normal_(vit.pos_embed, std=0.02)
+    if vit.pos_embed is not None:
+        nn.init.trunc_normal_(vit.pos_embed, std=0.02)
 
 
 def timm_vit(
@@ -301,9 +445,9 @@ def timm_vit(
     patch_size: int | None = None,
     num_heads: int | None = None,
     in_chans: int = 3,
-    class_token: bool = True,
+    class_token: bool | None = None,
     drop_path_rate: float = 0.0,
-    pool: Pool = "token",
+    pool: Pool = "net",
     positions: Positions = "learned",
     init: Init = "dino",
     mask_token: bool = False,
@@ -311,30 +455,45 @@ def timm_vit(
     mlp_ratio: float | None = None,
     qkv_bias: bool | None = None,
     stem: Stem = "linear",
+    pretrained: bool = False,
+    weights: str | None = None,
+    channels: Channels | None = None,
+    resample: Resample | None = None,
+    options: dict[str, Any] | None = None,
 ) -> nn.Module:
-    """A randomly initialized timm VisionTransformer by name.
+    """A timm vision transformer by name, randomly initialized or from released weights.
 
     Args:
-        name: vit_tiny_patch16_224, vit_small_patch16_224, vit_base_patch16_224, ...
+        name: vit_small_patch16_224, vit_small_patch14_reg4_dinov2, vit_base_patch16_dinov3,
+            vit_base_patch16_clip_224, vit_base_patch16_siglip_224, beit_base_patch16_224,
+            deit_small_distilled_patch16_224, ..., or hf-hub:OWNER/REPOSITORY.
         img_size: side of the images in pixels for the positions, or (height, width); images of
             other sizes interpolate them. None: the name's.
         patch_size: side of a patch in pixels; None: the name's.
         num_heads: number of attention heads; None: the name's. MoCo v3's ViT-S has 12.
         in_chans: channels of the images.
-        class_token: whether there is a class token; False in I-JEPA.
+        class_token: whether there is a class token; False in I-JEPA. None: the name's.
         drop_path_rate: stochastic depth rate of the last block, with a linear rise; see
             `without_drop_path`.
-        pool: see `ViT`.
+        pool: see `ViT`; "net" is the name's own, mostly the class token.
         positions: see `ViT`.
-        init: see `ViT`.
+        init: see `ViT`; weights that are loaded keep their values.
         mask_token: see `ViT`.
         freeze_patches: see `ViT`.
         mlp_ratio: hidden width of the MLPs over that of the tokens; None: the name's, mostly 4.
         qkv_bias: whether the projections to q, k and v have a bias; None: the name's, mostly True.
         stem: see `ViT`.
+        pretrained: whether to load timm's weights of that name, from the Hugging Face Hub.
+        weights: weights to load instead: a name in the zoo, a file, an address or a run directory;
+            see `sslzoo.zoo.load_start_weights`.
+        channels: how the patch filters are adapted to other channels; see there.
+        resample: see `ViT`.
+        options: further arguments of timm's model, such as {init_values: 0.1} for LayerScale.
 
     Raises:
-        ValueError: the name is not that of a VisionTransformer, or a value is out of range.
+        ValueError: the name is not that of such a net, or a value is out of range; the weights do
+            not fit.
+        OSError: the weights cannot be fetched.
     """
     asked = {
         "img_size": None if img_size is None else check_sides("img_size", img_size),
@@ -342,27 +501,24 @@ def timm_vit(
         "num_heads": num_heads,
         "mlp_ratio": mlp_ratio,
         "qkv_bias": qkv_bias,
+        "class_token": class_token,
+        "global_pool": "" if class_token is False else None,
     }
     if mlp_ratio is not None:
         check_positive("mlp_ratio", mlp_ratio)
-    if not timm.is_model(name):
-        close = timm.list_models("vit_*_patch*")[:5]
-        raise ValueError(f"name must be a timm model, got {name!r}; such as {close}")
-    net = timm.create_model(
-        name,
-        num_classes=0,
-        global_pool="",
-        in_chans=in_chans,
-        class_token=class_token,
-        drop_path_rate=drop_path_rate,
-        dynamic_img_size=True,
-        **{key: value for key, value in asked.items() if value is not None},
-    )
-    if type(net) is not VisionTransformer:
+    further: dict[str, Any] = {"drop_path_rate": drop_path_rate, "dynamic_img_size": True}
+    further |= {key: value for key, value in asked.items() if value is not None}
+    net = create(name, pretrained, in_chans, {**further, **(options or {})}, tokens=True)
+    if type(net) not in _NETS or not isinstance(net.patch_embed, PatchEmbed):
         raise ValueError(
-            f"name must be a timm VisionTransformer, got {name}, a {type(net).__name__}"
+            f"name must be a timm VisionTransformer, DeiT, Eva or BEiT, got {name}, a "
+            f"{type(net).__name__}; timm_backbone takes it"
         )
-    return ViT(net, pool, positions, init, mask_token, freeze_patches, stem)
+    new = not pretrained and weights is None
+    drawn = init if new else None
+    vit = ViT(net, pool, positions, drawn, mask_token, freeze_patches, stem, resample)
+    start(vit, name, pretrained, weights, channels)
+    return vit
 
 
 def small_vit(

@@ -307,6 +307,145 @@ _CMC_ALEXNET = {f"conv_block_{i + 1}.": f"low.{i}." for i in range(5)}
 _CMC_ALEXNET |= {"fc6.": "high.1.", "fc7.": "high.2."}  # high.0 flattens
 
 
+# -- vision transformers: timm's names for those of DINOv2, DINOv3 and CLIP
+
+_CHUNK = re.compile(r"^blocks\.\d+\.(\d+)\.")  # of training checkpoints: blocks.CHUNK.BLOCK
+
+
+def _dinov2(state: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """Registers have no position, so timm's class token contains its own (no_embed_class)."""
+    state = dict(tensors_by_name(state, "a DINOv2 checkpoint"))
+    dropped = [name for name in ("mask_token",) if state.pop(name, None) is not None]
+    registers, cls, positions = (
+        state.get(name) for name in ("register_tokens", "cls_token", "pos_embed")
+    )
+    if registers is not None and cls is not None and positions is not None:
+        state["reg_token"] = state.pop("register_tokens")
+        # In float32, since a sum of halves is rounded.
+        state["cls_token"] = cls.float() + positions[:, :1].float()
+        state["pos_embed"] = positions[:, 1:]
+    swiglu = {".mlp.w12.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2."}
+    kept = {}
+    for full, value in state.items():
+        name = _CHUNK.sub(r"blocks.\1.", full)
+        for theirs, ours in swiglu.items():
+            name = name.replace(theirs, ours)
+        kept[name] = value
+    return kept, dropped
+
+
+def _dinov3(state: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """The biases of the keys are masked in the authors' code, and timm's Eva has none."""
+    kept, dropped = {}, []
+    renamed = {"storage_tokens": "reg_token", "ls1.gamma": "gamma_1", "ls2.gamma": "gamma_2"}
+    swiglu = {".mlp.w1.": ".mlp.fc1_g.", ".mlp.w2.": ".mlp.fc1_x.", ".mlp.w3.": ".mlp.fc2."}
+    for full, value in tensors_by_name(state, "a DINOv3 checkpoint").items():
+        if full.endswith((".periods", ".bias_mask", "mask_token")) or "local_cls_norm" in full:
+            dropped.append(full)
+        elif full.endswith("attn.qkv.bias"):
+            at, (q, _, v) = full.removesuffix("qkv.bias"), value.chunk(3)
+            kept[f"{at}q_bias"], kept[f"{at}v_bias"] = q, v
+        else:
+            name = full
+            for theirs, ours in (renamed | swiglu).items():
+                name = name.replace(theirs, ours)
+            kept[name] = value
+    return kept, dropped
+
+
+def _convnext(state: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """The names of facebookresearch/ConvNeXt, whose linear layers are 1 x 1 or linear in timm."""
+    kept, dropped = {}, []
+    for full, value in tensors_by_name(state, "a ConvNeXt checkpoint").items():
+        if full.startswith(("norms.", "head.")):  # norms.3 is norm again
+            dropped.append(full)
+            continue
+        name = full.replace("downsample_layers.0.", "stem.")
+        name = re.sub(r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2.", name)
+        name = re.sub(r"^downsample_layers\.(\d+)\.", r"stages.\1.downsample.", name)
+        name = name.replace("dwconv", "conv_dw").replace("pwconv", "mlp.fc")
+        kept[re.sub(r"^norm\.", "head.norm.", name)] = value
+    return kept, dropped
+
+
+_CLIP = {
+    "conv1.": "patch_embed.proj.",
+    "class_embedding": "cls_token",
+    "positional_embedding": "pos_embed",
+    "transformer.resblocks.": "blocks.",
+    "ln_pre.": "norm_pre.",
+    "ln_post.": "norm.",
+    ".ln_": ".norm",
+    ".in_proj_": ".qkv.",
+    ".out_proj.": ".proj.",
+    ".mlp.c_fc.": ".mlp.fc1.",
+    ".mlp.c_proj.": ".mlp.fc2.",
+}
+
+
+def _clip(state: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """The image tower of OpenAI's and open_clip's names; the text tower is omitted."""
+    kept, dropped = {}, []
+    state = tensors_by_name(state, "a CLIP checkpoint")
+    tower = "visual." if any(name.startswith("visual.") for name in state) else ""
+    for full, value in state.items():
+        name = full.removeprefix(tower)
+        if not full.startswith(tower) or name == "proj":
+            dropped.append(full)
+            continue
+        for theirs, ours in _CLIP.items():
+            name = name.replace(theirs, ours)
+        if name in ("cls_token", "pos_embed"):
+            value = value.reshape(1, -1, value.shape[-1])
+        kept[name] = value
+    return kept, dropped
+
+
+_HF_LAYER = {
+    r"^(?:vit\.|dinov2\.|dinov2_with_registers\.)": "",
+    r"^embeddings\.patch_embeddings\.projection\.": "patch_embed.proj.",
+    r"^embeddings\.position_embeddings$": "pos_embed",
+    r"^embeddings\.": "",
+    r"^encoder\.layer\.": "blocks.",
+    r"\.layernorm_before\.": ".norm1.",
+    r"\.layernorm_after\.": ".norm2.",
+    r"\.attention\.output\.dense\.": ".attn.proj.",
+    r"\.intermediate\.dense\.": ".mlp.fc1.",
+    r"(blocks\.\d+)\.output\.dense\.": r"\1.mlp.fc2.",
+    r"\.layer_scale(\d)\.lambda1$": r".ls\1.gamma",
+    r"\.mlp\.weights_in\.": ".mlp.w12.",
+    r"\.mlp\.weights_out\.": ".mlp.w3.",
+    r"^layernorm\.": "norm.",
+}
+_HF_QKV = re.compile(r"\.attention\.attention\.(query|key|value)\.")
+
+
+def _transformers(state: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """ViT, ViTMAE, DINO and DINOv2 of transformers, with q, k and v joined."""
+    found, dropped = {}, []
+    for full, value in tensors_by_name(state, "a checkpoint of transformers").items():
+        name = full
+        for theirs, ours in _HF_LAYER.items():
+            name = re.sub(theirs, ours, name)
+        if name.startswith(("decoder.", "pooler.", "classifier.")):
+            dropped.append(full)
+        else:
+            found[name] = value
+    joined: dict[str, Tensor] = {}
+    for name, value in found.items():
+        match = _HF_QKV.search(name)
+        if match is None:
+            joined[name] = value
+        elif match[1] == "query":
+            parts = [name.replace("query", part) for part in ("query", "key", "value")]
+            lacking = [part for part in parts if part not in found]
+            if lacking:
+                raise ValueError(f"a checkpoint of transformers must have {lacking[0]!r}, got none")
+            joined[_HF_QKV.sub(".attn.qkv.", name)] = torch.cat([found[part] for part in parts])
+    kept, more = _dinov2(joined)
+    return kept, [*dropped, *more]
+
+
 LAYOUTS: dict[str, Layout] = {
     "moco": Layout(
         "facebookresearch/moco",
@@ -340,6 +479,11 @@ LAYOUTS: dict[str, Layout] = {
     "ibot": Layout("bytedance/ibot, backbones alone", ("state_dict",), drop=("head.",)),
     "mae": Layout("facebookresearch/mae", ("model",), drop=("decoder_", "mask_token")),
     "ijepa": Layout("facebookresearch/ijepa", ("target_encoder",)),
+    "dinov2": Layout("facebookresearch/dinov2, backbones alone", translate=_dinov2),
+    "dinov3": Layout("facebookresearch/dinov3, vision transformers", translate=_dinov3),
+    "convnext": Layout("facebookresearch/ConvNeXt and dinov3's ConvNeXts", translate=_convnext),
+    "clip": Layout("openai/CLIP and open_clip, image towers", translate=_clip),
+    "transformers": Layout("Hugging Face's ViT and DINOv2", translate=_transformers),
     "instdisc": Layout("zhirongw/lemniscate.pytorch", ("state_dict",), drop=("fc.",)),
     "invaspread": Layout(
         "mangye16/Unsupervised_Embedding_Learning",
@@ -385,4 +529,13 @@ LAYOUTS: dict[str, Layout] = {
         {"backbone.": "", "model.backbone.": ""},
         None,
     ),
+}
+
+# Layouts that a file's names reveal, each by a piece of a name; the first that fits counts.
+REVEALED = {
+    "dinov3": "storage_tokens",
+    "transformers": "encoder.layer.0.",
+    "clip": "transformer.resblocks.0.",
+    "convnext": "dwconv.",
+    "dinov2": "mask_token",
 }

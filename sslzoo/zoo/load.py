@@ -85,7 +85,7 @@ def load(
     path, card = found.path, found.card
     saved = read(path)
     layout = layout or (card.layout if card else None)
-    if layout is None and _is_checkpoint(saved):
+    if layout is None and is_checkpoint(saved):
         module = _of_run(saved, path, backbone, whole, train, trust)
         expected, metadata = of_checkpoint(saved)
         expects = (expected, metadata.get(TOKENIZER))
@@ -132,9 +132,9 @@ def network(name: str) -> nn.Module:
     if found.card is not None:
         return build_backbone(found.card.backbone, str(found.path))
     saved = read(found.path)
-    if not _is_checkpoint(saved):
+    if not is_checkpoint(saved):
         raise ValueError(f"{str(found.path)!r} must have a card that names its class, got none")
-    return _encoder_of(module_of(saved, str(found.path)), found.path, train=True)
+    return encoder_of(module_of(saved, str(found.path)), found.path, train=True)
 
 
 def _unwrapped(saved: Any) -> Any:
@@ -152,7 +152,8 @@ def _refuse_no_weights(saved: Any, where: str) -> None:
         raise ValueError(f"{where!r} must have tensors by name, got {held!r:.200}")
 
 
-def _is_checkpoint(saved: Any) -> bool:
+def is_checkpoint(saved: Any) -> bool:
+    """Whether a file's contents are a Lightning checkpoint."""
     return isinstance(saved, Mapping) and "pytorch-lightning_version" in saved
 
 
@@ -200,14 +201,19 @@ def _of_run(
     method = module_of(saved, where, whole=whole, trust=trust, **given)
     if whole:
         return method
-    encoder = _encoder_of(method, path, train)
+    encoder = encoder_of(method, path, train)
     if backbone is None or encoder is backbone:
         return encoder
     fill(backbone, encoder.state_dict(), where)  # the encoder is a teacher, a copy of the student
     return backbone
 
 
-def _encoder_of(method: LightningModule, path: Path, train: bool) -> nn.Module:
+def encoder_of(method: LightningModule, path: Path, train: bool) -> nn.Module:
+    """The encoder of a method that was loaded from `path`, for further training or not.
+
+    Raises:
+        ValueError: the method has none.
+    """
     give = getattr(method, "encoder", None)
     if not callable(give):
         raise ValueError(

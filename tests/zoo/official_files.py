@@ -66,6 +66,11 @@ _MANIFEST_OF = {
     "ibot-vit_base": "dino_vitb16_backbone",
     "mae-vit_base": "mae_vit_base",
     "mae-vit_large": "mae_vit_large",
+    **{
+        f"dinov2-vit{size}14{theirs}-": f"dinov2_vit{size}14{ours}"
+        for size in "sbl"
+        for theirs, ours in (("", ""), ("_reg4", "_reg"))
+    },
     "ijepa-": "ijepa_vith14",
     "instdisc-resnet18": "instdisc_resnet18",
     "instdisc-resnet50": "instdisc_resnet50",
@@ -409,6 +414,7 @@ FORMS: dict[str, dict[str, Form]] = {
         "": Form(lambda content: {"model": content.state("released_encoder_only", "")}),
         "training": Form(_mae),
     },
+    "dinov2": {"": Form(lambda content: content.state("state_dict", "", head=("mask_token",)))},
     "ijepa": {"": Form(_ijepa)},
     "instdisc": {"": Form(_instdisc, "old"), "zip": Form(_instdisc)},
     "invaspread": {"": Form(_invaspread, "old")},
@@ -418,6 +424,11 @@ FORMS: dict[str, dict[str, Form]] = {
     "byol": {"": Form(_byol, "pickle")},
     "simclr": {"": Form(_simclr, "tensorflow")},
 }
+
+
+def is_listed(entry: str) -> bool:
+    """Whether a manifest lists the names of an entry's file; none does of DINOv3 and ViT-g."""
+    return any(entry.startswith(start) for start in _MANIFEST_OF)
 
 
 def manifest_of(entry: str) -> str:

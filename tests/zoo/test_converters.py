@@ -25,7 +25,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import sslzoo
-from sslzoo.backbones import SmallResNet, cifar_resnet, timm_backbone
+from sslzoo.backbones import SmallResNet, cifar_resnet, timm_backbone, timm_vit
 from sslzoo.zoo import LAYOUTS, convert, entries
 from sslzoo.zoo.build import build_backbone, complete
 from sslzoo.zoo.safe_read import ByolState, read
@@ -69,6 +69,12 @@ dino_vits16_backbone,state_dict,state_dict,ibot-vit_small-imagenet
 mae_vit_base,model,model,mae-vit_base-imagenet
 mae_vit_base,released_encoder_only,model,mae-vit_base-imagenet
 mae_vit_large,model,model,mae-vit_large-imagenet
+dinov2_vits14,state_dict,,dinov2-vits14-lvd142m
+dinov2_vits14_reg,state_dict,,dinov2-vits14_reg4-lvd142m
+dinov2_vitb14,state_dict,,dinov2-vitb14-lvd142m
+dinov2_vitb14_reg,state_dict,,dinov2-vitb14_reg4-lvd142m
+dinov2_vitl14,state_dict,,dinov2-vitl14-lvd142m
+dinov2_vitl14_reg,state_dict,,dinov2-vitl14_reg4-lvd142m
 ijepa_vith14,encoder,target_encoder,ijepa-vit_huge14-imagenet,module.
 instdisc_resnet18,state_dict,state_dict,instdisc-resnet18-imagenet,module.
 instdisc_resnet50,state_dict,state_dict,instdisc-resnet50-imagenet,module.
@@ -91,24 +97,16 @@ CASES = [Case(*line.split(",")) for line in TABLE.split()]
 
 # Manifests of which no encoder is made, and released files that are no entry, with the reason.
 _THIRD = "written by a third party's converter from the TensorFlow file, which is an entry"
-_LATER = "of the layout of DINOv2's backbones, which no entry has yet"
 _ZIP = "an archive of SimCLR v1's, whose files no manifest lists"
-_DINOV2 = [f"dinov2_vit{size}14{reg}" for size in "sbl" for reg in ("", "_reg")]
 NO_CASE = {
     "byol_resnet50_1x": "Haiku's: test_byol_equals_haikus_graph_and_not_torchvisions",
     "simclr_v2_r50_1x_sk0_unofficial_torch": _THIRD,
     "simclr_v2_r50_1x_sk1_unofficial_torch": _THIRD,
 }
-NO_CASE |= dict.fromkeys(_DINOV2, _LATER)
 NO_ENTRY = {
     "https://storage.googleapis.com/deepmind-byol/checkpoints/pretrain_res200x2.pkl": (
         "no manifest lists its names"
     ),
-    **{
-        f"https://dl.fbaipublicfiles.com/dinov2/{stem}/{stem}{reg}_pretrain.pth": _LATER
-        for stem in _DINOV2[::2]
-        for reg in ("", "_reg4")
-    },
     **{
         f"https://storage.cloud.google.com/simclr-gcs/checkpoints/ResNet50_{n}x.zip": _ZIP
         for n in (1, 2, 4)
@@ -337,9 +335,7 @@ def test_vits_equal_timms(case: Case, sizes: dict[str, int], tmp_path: Path) -> 
     torch.save(wrapped(case, state), tmp_path / "file.pth")
     card = entries()[case.entry]
     kept, _ = convert(read(tmp_path / "file.pth"), str(card.layout))
-    name = card.backbone["init_args"]["name"]
-    options = {**card.backbone["init_args"].get("options", {}), "depth": 2}
-    encoder = timm_backbone(name, options=options)
+    encoder = timm_vit(**card.backbone["init_args"], options={"depth": 2})
     encoder.load_state_dict(kept)
     ijepa = case.manifest.startswith("ijepa")
     pool: Any = {"class_token": False, "global_pool": ""} if ijepa else {}
@@ -779,6 +775,7 @@ def test_a_cifar_run_of_solo_learn_loads(tmp_path: Path) -> None:
 def test_every_layout_is_tested() -> None:
     tested = {entries()[case.entry].layout for case in CASES}
     tested |= {"byol", "lightly", "solo_learn", "stable_pretraining", "torchvision"}
+    tested |= {"dinov3", "convnext", "clip", "transformers"}  # tests/zoo/test_start_weights.py
     assert tested == set(LAYOUTS)
 
 

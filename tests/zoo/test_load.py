@@ -22,7 +22,7 @@ import sslzoo
 from sslzoo.backbones import SmallResNet, small_vit
 from sslzoo.heads import DINOHead
 from sslzoo.methods import DINO
-from sslzoo.zoo import read_card
+from sslzoo.zoo import load_start_weights, read_card
 from sslzoo.zoo.card import Card, card_of
 from sslzoo.zoo.catalog import card_named, local_file
 from sslzoo.zoo.load import _train_as
@@ -179,6 +179,10 @@ def test_training_from_a_yaml_starts_at_the_entry_and_moves(
     whole: Any = sslzoo.load(str(ckpt), whole=True)
     assert type(whole).__name__ == "SimCLR"
     assert torch.equal(whole.backbone.stem.weight, weight)
+    for source in (ckpt, ckpt.parents[1]):  # the run directory starts others
+        gray = SmallResNet(in_chans=1)
+        load_start_weights(gray, source)
+        torch.testing.assert_close(gray.stem.weight, weight.sum(1, keepdim=True))
 
 
 # -- bad input
