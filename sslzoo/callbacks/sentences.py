@@ -57,6 +57,7 @@ class OnlineSpearman(Evaluation):
     """
 
     reads = "similarity_dataloaders"
+    reads_labels = True
 
     def __init__(self, every_n_epochs: int = 1, features: str = "forward") -> None:
         super().__init__(every_n_epochs, None, features)
