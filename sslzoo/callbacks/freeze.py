@@ -132,6 +132,14 @@ class FreezeUntil(Callback):
         self._norms = None
 
 
+class FreezeHead(FreezeUntil):
+    """FreezeUntil that a method brings itself.
+
+    It has a type of its own, since Lightning drops the trainer's callbacks of the types that a
+    method configures, and a user's FreezeUntil of the backbone would be lost.
+    """
+
+
 class Freeze(Callback):
     """Freeze the stem and the first blocks of an encoder for the whole run.
 

@@ -31,7 +31,7 @@ from sslzoo.backbones import multi_crop
 from sslzoo.backbones.vit import without_drop_path
 from sslzoo.batch import Batch, ViewSpec
 from sslzoo.callbacks.ema import EMA
-from sslzoo.callbacks.freeze import FreezeUntil
+from sslzoo.callbacks.freeze import FreezeHead
 from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.checks import check_interval
 from sslzoo.heads import DINOHead, Prototypes
@@ -168,7 +168,7 @@ class IBOT(SSLMethod):
     def configure_callbacks(self) -> list[Callback]:
         frozen = ["projector.last_layer"]
         frozen += [] if self.patch_prototypes is None else ["patch_prototypes"]
-        freeze = [FreezeUntil(name, self.freeze_last_layer_epochs) for name in frozen]
+        freeze = [FreezeHead(name, self.freeze_last_layer_epochs) for name in frozen]
         return [EMA(self.momentum, when="after_step"), CommitMemory(), *freeze]
 
     def encoder(self) -> nn.Module:
