@@ -58,24 +58,8 @@ def statistics_of(module: nn.Module) -> list[nn.Module]:
     return [m for m in module.modules() if getattr(m, "running_mean", None) is not None]
 
 
-class FreezeUntil(Callback):
-    """Freeze one module during the first epochs, optimizer steps or fraction of the run.
-
-    Its gradients are dropped before the optimizer step, so that the optimizer skips it: no decay,
-    no momentum, as in DINO's and SwAV's code. Gradients still flow through it to the rest of the
-    network. Its batch norms, and those of the teacher's copy, are in eval mode meanwhile. With
-    `module="backbone"`, new heads warm up on fixed features.
-
-    Args:
-        module: name within the method: "head.last_layer" (DINO), "prototypes" (SwAV), "backbone".
-        epochs: duration in epochs (fractions allowed); 1 in DINO.
-        steps: duration in optimizer steps, instead; 313 in SwAV.
-        fraction: duration as a fraction of the run, instead; it fits data of any size.
-
-    Raises:
-        ValueError: several durations, a negative one or a fraction above 1 are given; the method
-            does not have the module.
-    """
+class FreezeFirst(Callback):
+    """Base of the callbacks that freeze one module at the start of a run; see `FreezeUntil`."""
 
     def __init__(self, module: str, epochs: float = 0.0, steps: int = 0, fraction: float = 0.0):
         given = (epochs, steps, fraction)
@@ -113,7 +97,7 @@ class FreezeUntil(Callback):
                 parameter.grad = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        require(pl_module, "FreezeUntil", "step", "run_length")
+        require(pl_module, type(self).__name__, "step", "run_length")
         submodule(pl_module, self.module)  # fail at once if the name is wrong
 
     def on_train_batch_start(
@@ -132,11 +116,31 @@ class FreezeUntil(Callback):
         self._norms = None
 
 
-class FreezeHead(FreezeUntil):
-    """FreezeUntil that a method brings itself.
+class FreezeUntil(FreezeFirst):
+    """Freeze one module during the first epochs, optimizer steps or fraction of the run.
 
-    It has a type of its own, since Lightning drops the trainer's callbacks of the types that a
-    method configures, and a user's FreezeUntil of the backbone would be lost.
+    Its gradients are dropped before the optimizer step, so that the optimizer skips it: no decay,
+    no momentum, as in DINO's and SwAV's code. Gradients still flow through it to the rest of the
+    network. Its batch norms, and those of the teacher's copy, are in eval mode meanwhile. With
+    `module="backbone"`, new heads warm up on fixed features.
+
+    Args:
+        module: name within the method: "head.last_layer" (DINO), "prototypes" (SwAV), "backbone".
+        epochs: duration in epochs (fractions allowed); 1 in DINO.
+        steps: duration in optimizer steps, instead; 313 in SwAV.
+        fraction: duration as a fraction of the run, instead; it fits data of any size.
+
+    Raises:
+        ValueError: several durations, a negative one or a fraction above 1 are given; the method
+            does not have the module.
+    """
+
+
+class FreezeHead(FreezeFirst):
+    """FreezeUntil that a method brings for its own head.
+
+    Lightning drops the trainer's callbacks of the types that a method configures, and of their base
+    classes: a user's FreezeUntil of the backbone would be lost.
     """
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from sslzoo.backbones import small_vit
 from sslzoo.batch import Batch
 from sslzoo.callbacks import Freeze, FreezeUntil
-from sslzoo.methods import BYOL, SSLMethod
+from sslzoo.methods import BYOL, DINO, SSLMethod
 from sslzoo.optim import RunLength
 from tests.callbacks.toy import FILTERS
 from tests.toys import build, data_like, rows
@@ -153,6 +153,19 @@ def test_a_frozen_backbone_keeps_its_statistics_and_its_teacher() -> None:
     assert "backbone.bn.running_mean" in differing(start, states.seen[3], "backbone.")
     assert "teacher_backbone.bn.running_mean" in differing(start, states.seen[3], "teacher_")
     assert all(m.training for m in method.modules())
+
+
+def test_a_method_that_freezes_its_head_keeps_the_users_freeze() -> None:
+    """Lightning drops the trainer's callbacks of the types that the method configures."""
+    method, batch = build(DINO, freeze_last_layer_epochs=1)
+    method._optimizer = partial(torch.optim.SGD, lr=0.1)
+    start = {name: x.clone() for name, x in method.double().state_dict().items()}
+    loader = DataLoader([data_like(batch, 4)] * 2, batch_size=None)
+    states = run_toy(method, loader, FreezeUntil("backbone", steps=3))
+    assert not differing(start, states.seen[2], "backbone.")
+    assert differing(states.seen[2], states.seen[3], "backbone.")
+    assert not differing(start, states.seen[1], "projector.last_layer")
+    assert differing(start, states.seen[1], "projector.")
 
 
 def test_first_layers_never_move_and_the_rest_does() -> None:

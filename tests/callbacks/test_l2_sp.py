@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from torch.utils.data import DataLoader
 
 from sslzoo.callbacks import L2SP, FreezeUntil
-from sslzoo.methods import SimCLR
+from sslzoo.methods import BYOL, SimCLR
 from tests.callbacks.toy import FILTERS
+from tests.ranks import Ranks
+from tests.test_every_method import BATCH, assert_same, batches, state, toy, trainer
+from tests.test_every_method import fit as fit_method
 from tests.toys import build, data_like, rows
 
 pytestmark = FILTERS
@@ -105,3 +109,20 @@ def test_wrong_settings_are_named() -> None:
         L2SP(-1.0)
     with pytest.raises(ValueError, match="must be a submodule of SimCLR, got 'encoder'"):
         fit([L2SP(1.0, "encoder")])
+
+
+def fit_on_rank(rank: int, world: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    method, data = toy(BYOL)
+    options: dict[str, Any] = {"accumulate_grad_batches": 2, "devices": world}
+    if world > 1:
+        options |= {"strategy": "ddp", "plugins": [TorchElasticEnvironment()]}
+    run = trainer(callbacks=[L2SP(0.5)], **options)
+    fit_method(run, method, batches(data, BATCH // 2, rank, world))
+    return state(method)
+
+
+def test_two_ranks_equal_one(ranks: Ranks) -> None:
+    one = fit_on_rank(0, 1)
+    for result in ranks(2, fit_on_rank, 2):
+        assert_same(result, one)
