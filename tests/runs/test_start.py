@@ -10,13 +10,15 @@ import pytest
 import torch
 from lightning import Trainer
 from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import sslzoo
-from sslzoo.backbones import small_vit
-from sslzoo.heads import DINOHead
+from sslzoo.backbones import ViT, small_vit
+from sslzoo.heads import DINOHead, MAEDecoder
+from sslzoo.masks import BlockMasks
 from sslzoo.memory import MemoryBank, Queue
-from sslzoo.methods import BYOL, DINO, SSLMethod
+from sslzoo.methods import BYOL, DINO, IBOT, MAE, SSLMethod
 from tests.callbacks.toy import FILTERS
 from tests.toys import build, every_method
 
@@ -146,3 +148,31 @@ def test_positions_are_resampled_and_never_redrawn(tmp_path: Path) -> None:
     cls, patches = large.pos_embed[:, :1], method.backbone.pos_embed[:, 1:]
     assert torch.equal(method.backbone.pos_embed[:, :1], cls)
     assert patches.shape == (1, 4, 16)
+
+
+def with_registers(mask_token: bool) -> ViT:
+    torch.manual_seed(0)
+    sizes: Any = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    net = VisionTransformer(**sizes, reg_tokens=3, num_classes=0, dynamic_img_size=True)
+    return ViT(net, mask_token=mask_token)
+
+
+def test_masked_methods_go_on_from_nets_with_registers() -> None:
+    """As DINOv2's: registers are no patches."""
+    ibot, batch = build(IBOT, backbone=with_registers(True), masks=BlockMasks([0.5], [0.0]))
+    taken: list[torch.Size] = []
+    ibot.backbone.norm.register_forward_hook(lambda m, i, o: taken.append(o.shape))
+    ibot.losses(batch)["patch"].backward()
+    assert taken[0][1] == 1 + 3 + 9
+    seen: list[Tensor] = []
+    ibot.projector.bottleneck = lambda x: seen.append(x) or x  # type: ignore[method-assign, func-returns-value]
+    mask = torch.zeros(8, 4, dtype=torch.bool)
+    views = torch.stack(batch.views[:2], 1).flatten(0, 1)[:8, :, :8, :8]
+    order = torch.arange(4).expand(8, 4)
+    ibot.student(views, mask, order, [])
+    wanted = ibot.backbone.forward_tokens(views, mask=mask)
+    assert torch.equal(seen[1], wanted[:, 4:])
+    assert torch.equal(seen[0].flatten(0, 1), wanted[:, 0])
+    mae, batch = build(MAE, backbone=with_registers(False), decoder=MAEDecoder(16, 2, 4, 8, 1, 2))
+    mae.losses(batch)["masked_pixels"].backward()
+    assert mae.backbone.reg_token.grad is not None
