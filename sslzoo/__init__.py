@@ -10,7 +10,12 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-_FUNCTIONS = {"embed": "runs.embed", "list_models": "zoo.catalog", "load": "zoo.load"}
+_FUNCTIONS = {
+    "embed": "runs.embed",
+    "list_models": "zoo.catalog",
+    "load": "zoo.load",
+    "start_from": "runs.start",
+}
 __all__ = [
     "backbones",
     "batch",
@@ -30,6 +35,7 @@ __all__ = [
     "optim",
     "random",
     "runs",
+    "start_from",
     "transforms",
     "zoo",
 ]

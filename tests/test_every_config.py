@@ -19,16 +19,18 @@ import pytest
 import torch
 import yaml
 from lightning import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from PIL import Image
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from sslzoo.batch import Batch, Tokens
-from sslzoo.callbacks import OnlinePrototypes, OnlineSpectrum
+from sslzoo.callbacks import CompareWithStart, FreezeUntil, OnlinePrototypes, OnlineSpectrum
 from sslzoo.commands.configs import config_folders, find_config, known_configs
 from sslzoo.data import AudioDataModule, TextDataModule
 from sslzoo.layers import GlobalBatchNorm
+from sslzoo.optim import RunLength
 from sslzoo.random import sample_keys
 from sslzoo.runs.encoders import build_data
 from sslzoo.trainable import Trainable
@@ -54,8 +56,13 @@ BATCH = 8
 
 
 def first_of_imagenet(name: str) -> bool:
-    """Whether a recipe is of another data set, or the first of its method on ImageNet."""
+    """Whether a recipe is of another data set, or the first of its method on ImageNet.
+
+    Those that continue have the networks of ImageNet's recipes.
+    """
     folder, _, recipe = name.partition("/")
+    if recipe.startswith("continue_"):
+        return folder in ("dino", "simcse", "cpc")
     others = [n for n in NAMES if n.startswith(f"{folder}/imagenet")]
     return not recipe.startswith("imagenet") or name == others[0]
 
@@ -97,11 +104,15 @@ def load(name: str, *overrides: str) -> Namespace:
 
 
 def hub_free(name: str) -> list[str]:
-    """Overrides: a small transformer where the encoder's sizes stand on a hub, out of reach."""
+    """Overrides where a file is out of reach: no weights, and a small transformer for a hub's."""
     text = Path(find_config(name)).read_text()
+    model = yaml.safe_load(text)["model"]["init_args"]
+    if "weights" in model.get("backbone", {}).get("init_args", {}):
+        arguments = {**model["backbone"]["init_args"], "weights": None}
+        new = {**model["backbone"], "init_args": arguments}
+        return [f"--model.init_args.backbone={json.dumps(new)}"]
     if "hf_encoder" not in text:
         return []
-    model = yaml.safe_load(text)["model"]["init_args"]
     head, given = model["projector"]["init_args"], model["backbone"]["init_args"]
     width = head["sizes"][0] if "sizes" in head else head["width"]
     sizes = {"num_ids": given["num_ids"], "width": width, "depth": 1, "heads": 1, "hidden": 8}
@@ -233,6 +244,46 @@ def given_root(section: dict[str, Any]) -> dict[str, Any]:
     """The data module's config, with a folder where it wants one from the user."""
     made_up = {"root": "somewhere"} if section["init_args"].get("root", "set") is None else {}
     return {**section, "init_args": {**section["init_args"], **made_up}}
+
+
+CONTINUED = [name for name in NAMES if "/continue_" in name]
+
+
+def test_methods_that_people_continue_have_a_recipe() -> None:
+    vision = {"dino", "ibot", "mae", "simclr", "byol", "moco_v3", "simsiam"}
+    assert {name.split("/")[0] for name in CONTINUED} == {*vision, "simcse", "cpc"}
+
+
+@pytest.mark.parametrize("name", CONTINUED)
+@pytest.mark.parametrize("length", [RunLength(10, 1), RunLength(20_000, 2000)], ids=str)
+def test_a_recipe_that_continues_fits_data_of_any_size(name: str, length: RunLength) -> None:
+    """No warm-up, freeze or teacher counts in epochs, and both best checkpoints are kept."""
+    loaded = on_meta(name)
+    callbacks, method = loaded.trainer.callbacks, copy.deepcopy(loaded.model)
+    assert any(isinstance(callback, CompareWithStart) for callback in callbacks)
+    monitors = [c.monitor for c in callbacks if isinstance(c, ModelCheckpoint)]
+    assert monitors[0] == "val/effective_rank"
+    assert name.startswith("simcse/") or monitors[1].startswith("val/knn_top1")
+    freezes = [c for c in callbacks if isinstance(c, FreezeUntil)]
+    assert freezes[0].module == "backbone"
+    method.run_length = length
+    for freeze in [
+        *freezes,
+        *(c for c in method.configure_callbacks() if isinstance(c, FreezeUntil)),
+    ]:
+        method.step = 0
+        assert freeze.is_frozen(method) == (freeze.fraction > 0)
+        method.step = max(1, length.total_steps // 10)
+        assert not freeze.is_frozen(method)
+    factors = [
+        method._schedule(step, length)
+        for step in range(0, length.total_steps, length.total_steps // 10)
+    ]
+    assert factors[0] < 0.1
+    assert max(factors) > 0.99
+    if method.teacher_pairs():
+        memory = 1 / (1 - method.momentum(0, length))
+        assert memory <= max(1, 0.051 * length.total_steps)
 
 
 @every_config(others_are_slow=True)

@@ -3,14 +3,18 @@
 from sslzoo.callbacks.attention_maps import AttentionMaps
 from sslzoo.callbacks.clip import ClipPerParameter, clip_per_parameter
 from sslzoo.callbacks.clusters import ClusterEpochs
+from sslzoo.callbacks.compare_with_start import CompareWithStart, WorseThanStartWarning
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.epoch_lines import EpochLines
 from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.final_table import FinalTable
-from sslzoo.callbacks.freeze import FreezeUntil
+from sslzoo.callbacks.freeze import Freeze, FreezeUntil
+from sslzoo.callbacks.l2_sp import L2SP
+from sslzoo.callbacks.lora import LoRA
 from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.callbacks.online_accuracy import OnlineAccuracy
 from sslzoo.callbacks.online_knn import OnlineKNN
+from sslzoo.callbacks.online_linear import OnlineLinear
 from sslzoo.callbacks.online_probe import OnlineProbe
 from sslzoo.callbacks.online_prototypes import OnlinePrototypes
 from sslzoo.callbacks.online_spectrum import CollapseWarning, OnlineSpectrum
@@ -21,17 +25,22 @@ from sslzoo.callbacks.weight_decay import WeightDecaySchedule
 
 __all__ = [
     "EMA",
+    "L2SP",
     "AttentionMaps",
     "ClipPerParameter",
     "ClusterEpochs",
     "CollapseWarning",
     "CommitMemory",
+    "CompareWithStart",
     "EpochLines",
     "FeatureWriter",
     "FinalTable",
+    "Freeze",
     "FreezeUntil",
+    "LoRA",
     "OnlineAccuracy",
     "OnlineKNN",
+    "OnlineLinear",
     "OnlineProbe",
     "OnlinePrototypes",
     "OnlineSpearman",
@@ -40,5 +49,6 @@ __all__ = [
     "SentenceTable",
     "TrainingMonitor",
     "WeightDecaySchedule",
+    "WorseThanStartWarning",
     "clip_per_parameter",
 ]

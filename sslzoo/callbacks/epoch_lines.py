@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from sslzoo.callbacks.compare_with_start import CHANGE
 from sslzoo.callbacks.evaluation import Evaluation
 from sslzoo.callbacks.progress import short_names
 
@@ -55,6 +56,12 @@ def _metrics(trainer: Trainer) -> list[str]:
             names = callback.metric_names()
             known = [n for n in logged if n.startswith("val/")] if names is None else names
             shown += [name for name in known if name in logged and name not in shown]
-    parts = [f"{short} {float(logged[name]):.4g}" for name, short in short_names(shown).items()]
+    parts = [f"{short} {_value(logged, name)}" for name, short in short_names(shown).items()]
     rate = logged.get("train/samples_per_second")
     return [*parts, *([f"{float(rate):.0f} samples/s"] if rate is not None else [])]
+
+
+def _value(logged: dict[str, Any], name: str) -> str:
+    """A metric, with its difference to the start weights if `CompareWithStart` logs it."""
+    change = logged.get(f"{name}{CHANGE}")
+    return f"{float(logged[name]):.4g}" + ("" if change is None else f" ({float(change):+.3g})")

@@ -35,9 +35,13 @@ class Evaluation(Callback, ABC):
 
     Attributes:
         reads: the data module's method that gives the loaders.
+        reads_labels: whether its metrics are scores of labels, where more is better.
+        has_start: whether `evaluate` has a meaning before the first step (`CompareWithStart`).
     """
 
     reads = "eval_dataloaders"
+    reads_labels = False
+    has_start = True
 
     def __init__(
         self,
@@ -52,6 +56,10 @@ class Evaluation(Callback, ABC):
         self.loaders = loaders
         self.features = features
         self._evaluated = -1  # the last epoch of this run that was evaluated
+
+    def skips(self, trainer: Trainer) -> bool:
+        """Whether the data lacks what the evaluation needs, and the user allows that."""
+        return False
 
     def metric_names(self) -> list[str] | None:
         """Full names of the metrics, or None if they are known after an evaluation only."""
@@ -74,7 +82,8 @@ class Evaluation(Callback, ABC):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._evaluated = -1
-        self.rehearse(trainer, pl_module)
+        if not self.skips(trainer):
+            self.rehearse(trainer, pl_module)
         for callback in cast(Any, trainer).callbacks:
             if getattr(callback, "monitor", None) is not None:
                 _wait_for_evaluations(callback, self.metric_names() or [])
@@ -97,11 +106,22 @@ class Evaluation(Callback, ABC):
         self._run(trainer, pl_module)
 
     def _run(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.skips(trainer):
+            return
         self._evaluated = trainer.current_epoch
-        for name, value in self.evaluate(trainer, pl_module).items():
-            scalar = torch.tensor(value, dtype=torch.float32, device=pl_module.device)
-            # Every rank has the same value, so max changes nothing and avoids Lightning's warning.
-            pl_module.log(name, scalar, prog_bar=True, sync_dist=True, reduce_fx="max")
+        values = self.evaluate(trainer, pl_module)
+        for name, value in values.items():
+            log_metric(pl_module, name, value)
+        for callback in cast(Any, trainer).callbacks:
+            if hasattr(callback, "on_evaluated"):
+                callback.on_evaluated(trainer, pl_module, self, values)
+
+
+def log_metric(pl_module: LightningModule, name: str, value: float) -> None:
+    """Log a value that is the same on every rank, to loggers and bar."""
+    scalar = torch.tensor(value, dtype=torch.float32, device=pl_module.device)
+    # Every rank has the same value, so max changes nothing and avoids Lightning's warning.
+    pl_module.log(name, scalar, prog_bar=True, sync_dist=True, reduce_fx="max")
 
 
 def _wait_for_evaluations(callback: Any, names: list[str]) -> None:
@@ -110,7 +130,7 @@ def _wait_for_evaluations(callback: Any, names: list[str]) -> None:
     Lightning 2.6 would fail in an epoch before the first evaluation, and read an old value in every
     epoch between two.
     """
-    if callback.monitor in names:
+    if callback.monitor.removesuffix("_change") in names:
         for flag in ("_save_on_train_epoch_end", "_check_on_train_epoch_end"):
             if hasattr(callback, flag):
                 setattr(callback, flag, True)
@@ -128,6 +148,7 @@ def _wait_for_evaluations(callback: Any, names: list[str]) -> None:
 
 def _is_evaluated(trainer: Trainer, metric: str) -> bool:
     """Whether a metric is not an evaluation's, or was computed in this epoch."""
+    metric = metric.removesuffix("_change")  # of CompareWithStart
     known = metric in trainer.callback_metrics
     for callback in cast(Any, trainer).callbacks:
         if isinstance(callback, Evaluation) and callback._evaluated != trainer.current_epoch:
@@ -208,6 +229,12 @@ def labeled_loaders(
     if loaders.num_classes is None:
         raise ValueError(f"the data must have labels for {who}, {NO_LABELS}")
     return loaders, query_set(loaders, who), loaders.num_classes
+
+
+def has_labels(trainer: Trainer, given: EvalLoaders | None, who: str) -> bool:
+    """Whether the loaders of `eval_loaders` have labels and a query set."""
+    loaders = eval_loaders(trainer, given, who)
+    return loaders.num_classes is not None and loaders.query is not None
 
 
 def query_set(loaders: EvalLoaders, who: str) -> Iterable[Any]:

@@ -1,5 +1,7 @@
 """FinalTable: table of trained encoder, untrained encoder and raw pixels at the end of fit.
 
+With `CompareWithStart`, the second row is called the start weights, and the first has differences.
+
 The columns are kNN and linear-probe accuracy, also on changed samples; the checkpoint and the next
 command follow. The untrained encoder is scored before the first step and only its scores are kept
 (in the checkpoint too), so that no weights are copied.
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from sslzoo.atomic_write import atomic_write
 from sslzoo.batch import Batch
+from sslzoo.callbacks.compare_with_start import start_of
 from sslzoo.callbacks.evaluation import embed, labeled_loaders
 from sslzoo.checks import check_at_least, check_classes
 from sslzoo.distributed import rank
@@ -80,6 +83,7 @@ class FinalTable(Callback):
         self.features = features
         self.scores: dict[str, dict[str, float]] = {}  # row -> column -> fraction
         self._folder = Path()
+        self._continues = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 0:
@@ -90,6 +94,7 @@ class FinalTable(Callback):
         self.scores["trained"] = self._score_encoder(trainer, pl_module)
         self.scores["raw"] = self._score_raw(trainer, pl_module)
         self._folder = folder_of(trainer)
+        self._continues = start_of(trainer) is not None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table and the path of the checkpoint, which is saved in `on_train_end`."""
@@ -168,6 +173,7 @@ class FinalTable(Callback):
     def _write(self, path: Path, checkpoint: str) -> None:
         about = {"k": self.k, "temperature": self.temperature, "checkpoint": checkpoint}
         about |= {"labels_per_class": self.labels_per_class, "changed": self.changed}
+        about |= {"baseline": "start weights"} if self._continues else {}
         atomic_write(path, json.dumps({"scores": self.scores, **about}, indent=2) + "\n")
 
     def _print(self, checkpoint: str, folder: Path) -> None:
@@ -187,6 +193,12 @@ class FinalTable(Callback):
         for row, title in ROWS.items():
             scores = self.scores.get(row, {})
             cells = [f"{scores[name]:.3f}" if name in scores else "-" for name in columns]
+            if self._continues and row == "trained":
+                start = self.scores.get("untrained", {})
+                changes = [f" ({scores[n] - start[n]:+.3f})" if n in start else "" for n in columns]
+                cells = [cell + change for cell, change in zip(cells, changes, strict=True)]
+            if self._continues and row == "untrained":
+                title = "start weights"
             table.add_row(title, *cells)
         console = Console()
         console.print(table)

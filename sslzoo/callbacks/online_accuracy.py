@@ -36,6 +36,8 @@ class OnlineAccuracy(Evaluation):
             the number of classes.
     """
 
+    reads_labels = True
+
     def __init__(
         self,
         every_n_epochs: int = 1,

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from lightning.pytorch import LightningModule, Trainer
 
-from sslzoo.callbacks.evaluation import Evaluation, embed, labeled_loaders, rehearse
+from sslzoo.callbacks.evaluation import (
+    Evaluation,
+    embed,
+    has_labels,
+    labeled_loaders,
+    rehearse,
+)
 from sslzoo.callbacks.rehearsal import num_samples
 from sslzoo.checks import check_classes
 from sslzoo.eval.knn.classify import check_settings, knn_accuracies
@@ -25,7 +31,10 @@ class OnlineKNN(Evaluation):
         loaders: bank, query and transform; None: the data module's.
         features: name of the module's method from a view to (B, D).
         top5: whether to log `val/knn_top5_k<k>_t<T>`, too, as DINO reports.
+        if_labeled: whether to skip data without labels or query set, which is an error otherwise.
     """
+
+    reads_labels = True
 
     def __init__(
         self,
@@ -35,8 +44,10 @@ class OnlineKNN(Evaluation):
         loaders: EvalLoaders | None = None,
         features: str = "forward",
         top5: bool = False,
+        if_labeled: bool = False,
     ) -> None:
         super().__init__(every_n_epochs, loaders, features)
+        self.if_labeled = if_labeled
         ks = [k] if isinstance(k, int) else list(k)
         self.tops = (1, 5) if top5 else (1,)
         temperatures = list(temperature) if isinstance(temperature, list) else [temperature]
@@ -45,7 +56,11 @@ class OnlineKNN(Evaluation):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raise errors that an evaluation would raise before training starts."""
-        labeled_loaders(trainer, self.loaders, "OnlineKNN")
+        if not self.skips(trainer):
+            labeled_loaders(trainer, self.loaders, "OnlineKNN")
+
+    def skips(self, trainer: Trainer) -> bool:
+        return self.if_labeled and not has_labels(trainer, self.loaders, "OnlineKNN")
 
     def metric_names(self) -> list[str]:
         return [f"val/knn_top{top}_k{k}_t{t:g}" for k, t in self.settings for top in self.tops]

@@ -48,6 +48,9 @@ class OnlineProbe(Evaluation):
         features: name of the module's method from a view to (B, D).
     """
 
+    reads_labels = True
+    has_start = False  # it learns during the run
+
     def __init__(
         self,
         num_classes: int | None = None,

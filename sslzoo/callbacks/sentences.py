@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sslzoo.atomic_write import atomic_write
 from sslzoo.batch import Tokens
+from sslzoo.callbacks.compare_with_start import start_of
 from sslzoo.callbacks.evaluation import Evaluation, embed, query_set, rehearse
 from sslzoo.callbacks.rehearsal import require
 from sslzoo.checks import check_classes
@@ -29,6 +30,11 @@ ROWS = {
     "trained_tokens": "mean of trained token embeddings",
     "untrained_tokens": "mean of untrained token embeddings",
     "words": "bag of words",
+}
+START = {  # titles with CompareWithStart
+    **ROWS,
+    "untrained": "start weights",
+    "untrained_tokens": "mean of the token embeddings at the start",
 }
 Embed = Callable[[EvalLoaders, Any], Features]
 
@@ -57,6 +63,7 @@ class OnlineSpearman(Evaluation):
     """
 
     reads = "similarity_dataloaders"
+    reads_labels = True
 
     def __init__(self, every_n_epochs: int = 1, features: str = "forward") -> None:
         super().__init__(every_n_epochs, None, features)
@@ -111,7 +118,7 @@ class SentenceTable(Callback):
         if rank() == 0:
             ordered = {row: self.scores[row] for row in ROWS if row in self.scores}
             atomic_write(folder / self.filename, json.dumps(ordered, indent=1) + "\n")
-            self._print()
+            self._print(START if start_of(trainer) is not None else ROWS)
 
     def state_dict(self) -> dict[str, Any]:
         return {"scores": self.scores}
@@ -159,10 +166,10 @@ class SentenceTable(Callback):
             )
         return scores
 
-    def _print(self) -> None:
+    def _print(self, rows: dict[str, str]) -> None:
         columns = list(self.scores["trained"])
         table = Table("", *columns)
-        for row, title in ROWS.items():
+        for row, title in rows.items():
             scores = self.scores.get(row, {})
             table.add_row(title, *(f"{scores[c]:.3f}" if c in scores else "-" for c in columns))
         Console().print(table)

@@ -1,6 +1,7 @@
 """Training command: LightningCLI with config names, a run directory and a progress bar.
 
     sslzoo fit --config simclr/cifar10_resnet18_200ep
+    sslzoo fit --config dino/folder_small_10ep --start_from NAME|FILE|ADDRESS|RUN
     sslzoo validate | test | predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
 
 Modules and data modules are named by class path; nothing is looked up in a registry.
@@ -19,7 +20,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 import yaml
@@ -46,6 +47,7 @@ from sslzoo.commands.run_directory import KeepMetrics, Resumed, RunDirectory, Sa
 from sslzoo.commands.stop import RunTrainer, SaveAndStop, last_saved
 from sslzoo.commands.summary import summary
 from sslzoo.run_folder import RunFolder, folder_of, is_version, run_of
+from sslzoo.runs.start import start_from
 
 VERBS = ("fit", "validate", "test", "predict")
 
@@ -139,6 +141,7 @@ class SSLZooCLI(LightningCLI):
 
     config_path: str | None = None
     verb: str | None = None
+    typed: tuple[str, ...] = ()  # the arguments of the command line
     stop: SaveAndStop
     saved = False  # whether a checkpoint was read
     has_root = False  # whether the command line has --trainer.default_root_dir
@@ -147,6 +150,20 @@ class SSLZooCLI(LightningCLI):
         """Give the verb in use alone: each takes a tenth of the start-up to build."""
         every = LightningCLI.subcommands()
         return {self.verb: every[self.verb]} if self.verb in every else every
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--start_from",
+            type=str | None,
+            default=None,
+            help="weights of a new run: a run directory, a name in the zoo, a file or an address",
+        )
+        parser.add_argument(
+            "--start_heads",
+            type=Literal["new", "given"],
+            default="new",
+            help="whether heads begin anew, or are those of --start_from, a run of this method",
+        )
 
     def before_instantiate_classes(self) -> None:
         self._choose_precision(self._get(self.config, "trainer"))
@@ -157,6 +174,24 @@ class SSLZooCLI(LightningCLI):
         if self.subcommand == "fit":
             refuse_hyperparameters(self.model, "model")
             refuse_hyperparameters(self.datamodule, "data")
+        self._start()
+
+    def _start(self) -> None:
+        """Fill the model with the weights of `--start_from`, unless a checkpoint has its own."""
+        source = self._get(self.config, "start_from")
+        typed = [arg for arg in self.typed if arg.partition("=")[0] == "--start_from"]
+        SaveRun.start = None
+        if source is None:
+            return
+        if self._get(self.config, "ckpt_path"):
+            if typed:
+                raise ValueError(
+                    "--start_from begins a new run and --ckpt_path goes on with one: one of them "
+                    "must be omitted, got both"
+                )
+            return
+        SaveRun.start = start_from(self.model, source, self._get(self.config, "start_heads"))
+        rank_zero_info(f"start weights: {SaveRun.start['loaded']}")
 
     def _choose_precision(self, trainer: Any) -> None:
         """Replace `auto`, so that config.yaml has the precision of the run."""
@@ -256,6 +291,8 @@ class SSLZooCLI(LightningCLI):
                 files.keep(given, saved)
         resumed = run_of(Path(given)) if saved and subcommand == "fit" else None
         self.directory = RunDirectory(self.trainer, resumed, saved, self._evaluation_folder())
+        if resumed is not None:
+            SaveRun.start = resumed.record().get("start")
         if saved and subcommand == "fit":
             self._say_where_it_goes_on(given)
         return kwargs
@@ -266,7 +303,7 @@ class SSLZooCLI(LightningCLI):
     def after_fit(self) -> None:
         folder = folder_of(self.trainer)  # collective
         if self.trainer.is_global_zero and not cast(Any, self.trainer).fast_dev_run:
-            print(summary(self.trainer, self.model, folder))
+            print(summary(self.trainer, self.model, folder, SaveRun.start))
 
     def _say_where_it_goes_on(self, given: str) -> None:
         self.resumed.checkpoint = Path(given).resolve()
@@ -360,6 +397,7 @@ def run(args: Sequence[str] | None = None) -> SSLZooCLI:
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval")  # TrainingMonitor
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     SaveRun.command = shlex.join(["sslzoo", *arguments])
+    SSLZooCLI.typed = tuple(arguments)
     SSLZooCLI.verb = arguments[0] if arguments else None
     SSLZooCLI.stop = SaveAndStop()
     SSLZooCLI.has_root = any(arg.startswith("--trainer.default_root_dir") for arg in arguments)

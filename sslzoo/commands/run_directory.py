@@ -256,6 +256,7 @@ class SaveRun(SaveConfigCallback):
     """Write config.yaml, and `run.json`: provenance, and the training time of an unbroken run."""
 
     command: str | None = None
+    start: dict[str, Any] | None = None  # what `--start_from` loaded
     _started: float | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -284,6 +285,7 @@ class SaveRun(SaveConfigCallback):
             "accelerator": trainer.accelerator.name(),
             "processor": _processor(trainer),
             "ranks": trainer.world_size,
+            **({} if self.start is None else {"start": self.start}),
             **provenance(),
         }
         config = self.config.clone()

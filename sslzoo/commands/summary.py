@@ -11,19 +11,35 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from sslzoo.callbacks.compare_with_start import CHANGE, start_of
 from sslzoo.methods import SSLMethod
 
 
-def summary(trainer: Trainer, model: LightningModule, folder: Path) -> str:
-    """Run directory, checkpoint, final metrics, report, and the next two commands."""
+def summary(
+    trainer: Trainer, model: LightningModule, folder: Path, start: dict[str, Any] | None = None
+) -> str:
+    """Run directory, checkpoint, start weights, metrics, report, and the next two commands.
+
+    Args:
+        trainer: it has finished.
+        model: its module.
+        folder: the run directory.
+        start: what `start_from` returned; None: no weights were given.
+    """
     lines = [f"run: {folder}"]
+    if start is not None:
+        digest = f", sha256 {start['sha256'][:12]}" if start.get("sha256") else ""
+        lines.append(f"start: {start['source']}{digest}, heads {start['heads']}")
     if checkpoint := _checkpoint(trainer):
         lines.append(f"checkpoint: {checkpoint}")
     logged: dict[str, Any] = dict(trainer.callback_metrics)
-    shown = [name for name in logged if name == "train/loss" or name.startswith("val/")]
+    row_0 = start_of(trainer)
+    known = [name for name in logged if not name.endswith(CHANGE)]
+    shown = [name for name in known if name == "train/loss" or name.startswith("val/")]
     if shown:
         values = (f"{name} {float(logged[name]):.4g}" for name in shown)
         lines.append(f"metrics: {', '.join(values)}")
+    lines += [] if row_0 is None else row_0.summary()
     for report in sorted(folder.glob("*.html")):
         lines.append(f"report: {report}")
     if checkpoint:

@@ -24,7 +24,7 @@ from sslzoo.backbones import multi_crop
 from sslzoo.backbones.vit import without_drop_path
 from sslzoo.batch import Batch, ViewSpec
 from sslzoo.callbacks.ema import EMA
-from sslzoo.callbacks.freeze import FreezeUntil
+from sslzoo.callbacks.freeze import FreezeHead
 from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.heads import DINOHead
 from sslzoo.losses import dino, teacher_probabilities
@@ -98,7 +98,7 @@ class DINO(SSLMethod):
         return [(self.backbone, self.teacher_backbone), (self.projector, self.teacher_projector)]
 
     def configure_callbacks(self) -> list[Callback]:
-        freeze = FreezeUntil("projector.last_layer", self.freeze_last_layer_epochs)
+        freeze = FreezeHead("projector.last_layer", self.freeze_last_layer_epochs)
         return [EMA(self.momentum, when="after_step"), CommitMemory(), freeze]
 
     def encoder(self) -> nn.Module:

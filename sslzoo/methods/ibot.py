@@ -31,7 +31,7 @@ from sslzoo.backbones import multi_crop
 from sslzoo.backbones.vit import without_drop_path
 from sslzoo.batch import Batch, ViewSpec
 from sslzoo.callbacks.ema import EMA
-from sslzoo.callbacks.freeze import FreezeUntil
+from sslzoo.callbacks.freeze import FreezeHead
 from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.checks import check_interval
 from sslzoo.heads import DINOHead, Prototypes
@@ -53,7 +53,8 @@ class IBOT(SSLMethod):
     """DINO on class tokens, and masked patches predict the teacher's probabilities for them.
 
     Args:
-        backbone: a ViT with a mask token; (B, C, S, S) -> (B, num_features), and `forward_tokens`.
+        backbone: a ViT with a mask token and a class token, also with registers; (B, C, S, S) ->
+            (B, num_features), and `forward_tokens`.
         projector: num_features -> K, for class and patch tokens; K is 8192 in the paper.
         masks: draws the patches of the large crops that are masked for the student; None:
             BlockMasks(), the paper's.
@@ -122,6 +123,11 @@ class IBOT(SSLMethod):
                 f"backbone must be a ViT with mask_token=True, got {type(backbone).__name__} "
                 "without a mask token"
             )
+        self.num_prefix = int(getattr(backbone, "num_prefix", 1))
+        if getattr(backbone, "cls_token", backbone) is None:
+            raise ValueError(
+                f"backbone must have a class token, got {type(backbone).__name__} without it"
+            )
         dim = output_dim(backbone, projector)
         self.projector = projector
         self.teacher_backbone = without_drop_path(frozen_copy(backbone))
@@ -168,7 +174,7 @@ class IBOT(SSLMethod):
     def configure_callbacks(self) -> list[Callback]:
         frozen = ["projector.last_layer"]
         frozen += [] if self.patch_prototypes is None else ["patch_prototypes"]
-        freeze = [FreezeUntil(name, self.freeze_last_layer_epochs) for name in frozen]
+        freeze = [FreezeHead(name, self.freeze_last_layer_epochs) for name in frozen]
         return [EMA(self.momentum, when="after_step"), CommitMemory(), *freeze]
 
     def encoder(self) -> nn.Module:
@@ -206,12 +212,12 @@ class IBOT(SSLMethod):
 
         Shapes: u (2B, C, S, S), m (2B, L), first (2B, M) -> (B, V, D), (2B, M, D).
         """
-        tokens = cast(Any, self.backbone).forward_tokens(u, mask=m)  # (2B, 1 + L, F)
+        tokens = cast(Any, self.backbone).forward_tokens(u, mask=m)  # (2B, R + L, F)
         cls = tokens[:, 0].unflatten(0, (-1, 2))  # (B, 2, F)
         if small:
             cls = torch.cat([cls, multi_crop(self.backbone, nn.Identity(), small)], dim=1)
         head = self.projector
-        return head.bottleneck(cls), head.bottleneck(_select(tokens[:, 1:], first))
+        return head.bottleneck(cls), head.bottleneck(_select(tokens[:, self.num_prefix :], first))
 
     @torch.no_grad()
     def teacher(self, u: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,18 +227,19 @@ class IBOT(SSLMethod):
         """
         head = self.teacher_projector
         patches = self.teacher_patch_prototypes or head.last_layer
-        z = head.bottleneck(cast(Any, self.teacher_backbone).forward_tokens(u))  # (2B, 1 + L, D)
+        z = head.bottleneck(cast(Any, self.teacher_backbone).forward_tokens(u))  # (2B, R + L, D)
+        z_patch = z[:, self.num_prefix :]
         cls = head.last_layer(z[:, 0]).unflatten(0, (-1, 2))
         t_cls = teacher_probabilities(
             cls, self.center.read(), self.at_step(self.teacher_temperature)
         )
         t_patch = teacher_probabilities(
-            patches(_select(z[:, 1:], first)),
+            patches(_select(z_patch, first)),
             self.patch_center.read(),
             self.at_step(self.teacher_patch_temperature),
         )
         self.center.stage(cls.mean(dim=(0, 1)), len(u))
-        self.patch_center.stage(patches(z[:, 1:].mean(dim=(0, 1))), len(u))
+        self.patch_center.stage(patches(z_patch.mean(dim=(0, 1))), len(u))
         return t_cls, t_patch
 
     def assignments(self, view: Tensor) -> Tensor:

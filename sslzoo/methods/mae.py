@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from sslzoo.backbones import ViT
@@ -32,8 +33,8 @@ class MAE(SSLMethod):
     """Encode a quarter of the patches, and reconstruct the masked ones with a light decoder.
 
     Args:
-        backbone: a ViT with a class token (`timm_vit`, `small_vit`), in the paper with
-            `positions="mae"` and `init="mae"`.
+        backbone: a ViT with a class token (`timm_vit`, `small_vit`), also with registers; in the
+            paper with `positions="mae"` and `init="mae"`.
         decoder: of width 512 with 8 blocks in the paper.
         mask_ratio: fraction of the patches that is masked; 0.75 in the paper.
         normalize_pixels: whether the targets are normalized patch by patch; True is the paper's
@@ -63,7 +64,7 @@ class MAE(SSLMethod):
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        if not isinstance(backbone, ViT) or backbone.num_prefix != 1:
+        if not isinstance(backbone, ViT) or backbone.cls_token is None:
             raise ValueError(
                 "backbone must be a ViT with a class token (timm_vit, small_vit), got "
                 f"{type(backbone).__name__}"
@@ -101,4 +102,6 @@ class MAE(SSLMethod):
         """
         vit = cast(ViT, self.backbone)
         tokens = vit.forward_tokens(view, keep=order[:, : self.num_kept])
+        if vit.num_prefix > 1:  # the decoder takes no registers
+            tokens = torch.cat([tokens[:, :1], tokens[:, vit.num_prefix :]], dim=1)
         return self.decoder(tokens, order.argsort(dim=1))

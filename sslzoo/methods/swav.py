@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from sslzoo.backbones import multi_crop
 from sslzoo.batch import Batch, ViewSpec
-from sslzoo.callbacks.freeze import FreezeUntil
+from sslzoo.callbacks.freeze import FreezeHead
 from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.distributed import rank, world_size
 from sslzoo.layers.precision import l2_normalize, no_autocast
@@ -113,7 +113,7 @@ class SwAV(SSLMethod):
         self.freeze_prototypes_steps = freeze_prototypes_steps
 
     def configure_callbacks(self) -> list[Callback]:
-        return [CommitMemory(), FreezeUntil("prototypes", steps=self.freeze_prototypes_steps)]
+        return [CommitMemory(), FreezeHead("prototypes", steps=self.freeze_prototypes_steps)]
 
     def embed_crops(self, views: Sequence[Tensor]) -> Tensor:
         """L2-normalized embeddings of V views. V times (B, C, S, S) -> (B, V, D)."""

@@ -1,6 +1,7 @@
 """Schedules, parameter groups, and the optimizers missing from torch and timm."""
 
 from sslzoo.optim.clock import Clock
+from sslzoo.optim.depth import Depth, depth_of
 from sslzoo.optim.groups import (
     BiasAndNormRate,
     ConstantRateFor,
@@ -15,6 +16,7 @@ from sslzoo.optim.schedule import (
     ConstantSchedule,
     CosineSchedule,
     LinearSchedule,
+    MomentumForRun,
     RunLength,
     Schedule,
     StepSchedule,
@@ -33,8 +35,10 @@ __all__ = [
     "ConstantRateFor",
     "ConstantSchedule",
     "CosineSchedule",
+    "Depth",
     "LayerDecay",
     "LinearSchedule",
+    "MomentumForRun",
     "RunLength",
     "Schedule",
     "ScheduleLR",
@@ -44,6 +48,7 @@ __all__ = [
     "WarmupLinear",
     "all_alike",
     "as_schedule",
+    "depth_of",
     "exempt_bias_and_norm",
     "exempt_bias_norm_and_classifier",
 ]

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
-_BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
-_STEM = re.compile(r"(?:^|\.)(?:patch_embed|cls_token|pos_embed|mask_token|reg_token)(?:\.|$)")
+from sslzoo.optim.depth import depth_of, encoder_of
+
+_TOKENS = re.compile(r"(?:^|\.)(?:cls_token|pos_embed|mask_token|reg_token)$")  # never decayed
 
 
 def all_alike(module: nn.Module) -> list[dict[str, Any]]:
@@ -112,52 +113,62 @@ class BiasAndNormRate:
 
 
 class LayerDecay:
-    """Layer-wise learning-rate decay for fine-tuning a ViT.
+    """Layer-wise learning-rate decay, for fine-tuning and for going on from given weights.
 
     BEiT's rule as implemented in MAE (facebookresearch/mae at efb2a80, util/lr_decay.py): with B
     blocks, patch, class-token and position embeddings are layer 0, block i (from 0) is layer i + 1,
     everything else (norm, head) layer B + 1; layer l has `lr_scale` = rate ** (B + 1 - l), by which
-    our schedules multiply the rate. 1-D parameters, class token and positions get no decay.
+    our schedules multiply the rate. 1-D parameters, class token and positions get no decay, nor
+    what timm's `no_weight_decay` names. Of a method only the `backbone` has layers: heads have the
+    full rate, and a teacher, which has no gradient, is in no group. `depth_of` says what the layers
+    of ResNet, ConvNeXt, Swin and text encoders are.
 
     Args:
         rate: above 0 and at most 1; 0.65 (ViT-B) or 0.75 (ViT-L, ViT-H) in MAE's recipes.
-        weight_decay: weight decay of the other parameters.
+        weight_decay: weight decay of the other parameters; None: the optimizer's.
 
     Raises:
         ValueError: the rate is outside (0, 1].
     """
 
-    def __init__(self, rate: float = 0.75, weight_decay: float = 0.05):
+    def __init__(self, rate: float = 0.75, weight_decay: float | None = 0.05):
         if not 0 < rate <= 1:
             raise ValueError(f"rate must be in (0, 1], got {rate}")
         self.rate, self.weight_decay = rate, weight_decay
 
     def __call__(self, module: nn.Module) -> list[dict[str, Any]]:
-        """Make the groups of a module that contains a ViT with timm's names, at any depth.
+        """Make the groups of a method, a classifier or an encoder.
 
         Raises:
-            ValueError: the module has no blocks.
+            ValueError: the layers of its encoder are not known, see `depth_of`.
         """
-        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        blocks = [int(found[1]) for name, _ in named if (found := _BLOCK.search(name))]
-        if not blocks:
-            raise ValueError(
-                "the module must contain a ViT with blocks.0, blocks.1, ..., got "
-                f"{type(module).__name__} without them"
-            )
-        last = max(blocks) + 2
+        prefix, encoder = encoder_of(module)
+        depth, spared = depth_of(encoder), _spared(module)
+        decay = {} if self.weight_decay is None else {"weight_decay": self.weight_decay}
         groups: dict[tuple[int, bool], dict[str, Any]] = {}
-        for name, parameter in named:
-            block, stem = _BLOCK.search(name), _STEM.search(name)
-            layer = int(block[1]) + 1 if block else 0 if stem else last
-            decayed = parameter.ndim > 1 and not (stem and "patch_embed" not in name)
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            own = depth.layers if name.startswith(prefix) else {}
+            layer = own.get(name.removeprefix(prefix), depth.last)
+            decayed = parameter.ndim > 1 and name not in spared
             group = groups.setdefault(
                 (layer, decayed),
                 {
                     "params": [],
-                    "weight_decay": self.weight_decay if decayed else 0.0,
-                    "lr_scale": self.rate ** (last - layer),
+                    **(decay if decayed else {"weight_decay": 0.0, "adapt": False}),
+                    "lr_scale": self.rate ** (depth.last - layer),
                 },
             )
             group["params"].append(parameter)
         return [groups[key] for key in sorted(groups)]
+
+
+def _spared(module: nn.Module) -> set[str]:
+    """Names of the tokens and positions, and what timm's models list as not decayed."""
+    spared = {name for name, _ in module.named_parameters() if _TOKENS.search(name)}
+    for prefix, part in module.named_modules():
+        if hasattr(part, "no_weight_decay"):
+            named: Any = part.no_weight_decay()
+            spared |= {f"{prefix}.{name}" if prefix else name for name in named}
+    return spared

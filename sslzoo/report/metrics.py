@@ -41,7 +41,8 @@ _KNOWN = (
         *("kNN top-{0} accuracy (k {1}, T {2})", "fraction correct"),
         f"{_RISES} A fall points to a collapse or too high a learning rate.",
     ),
-    (r"val/probe_top(\d+)", "Linear probe top-{0} accuracy", "fraction correct", _RISES),
+    (r"val/linear_top(\d+)", "Linear probe top-{0} accuracy", "fraction correct", _RISES),
+    (r"val/probe_top(\d+)", "Online probe top-{0} accuracy", "fraction correct", _RISES),
     (r"val/spearman_(.+)", "Similarity on {0}", "Spearman correlation", _RISES),
     (
         "val/effective_rank",

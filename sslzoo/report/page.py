@@ -16,6 +16,7 @@ from markupsafe import Markup
 from torch import Tensor, nn
 
 import sslzoo
+from sslzoo.callbacks.compare_with_start import CHANGE
 from sslzoo.eval.attention import attention_picture, cls_attention
 from sslzoo.report import charts
 from sslzoo.report.metrics import describe, order
@@ -198,7 +199,7 @@ def _curves(runs: list[Run]) -> list[Chart]:
         repeats = name != "train/loss" and all(
             run.curves.get(name) == run.curves.get("train/loss") for run in runs
         )
-        if lines and not repeats:
+        if lines and not repeats and not name.endswith(CHANGE):  # the curve begins at row 0
             title, unit, normal = describe(name)
             svg = charts.line_chart(title, lines, "training step", unit, names)
             drawn.append(Chart(title, Markup(svg), normal, name))

@@ -6,12 +6,18 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+from sslzoo.callbacks.compare_with_start import CHANGE
 from sslzoo.report.metrics import describe
 from sslzoo.runs.run import Curve, Run
 
 FINAL = "At the end of training"  # the table of FinalTable
 _COLUMNS = {"knn": "kNN accuracy", "linear": "linear probe accuracy"}
-_ROWS = {"trained": "trained encoder", "untrained": "untrained encoder", "raw": "raw pixels"}
+_ROWS = {
+    "trained": "trained encoder",
+    "start": "start weights",
+    "untrained": "untrained encoder",
+    "raw": "raw pixels",
+}
 
 Groups = dict[str, dict[str, dict[str, str]]]  # group -> quantity -> run -> value
 
@@ -76,6 +82,8 @@ def _cost(run: Run, parameters: int | None) -> dict[str, str]:
     found = {}
     if parameters is not None:
         found["encoder parameters"] = f"{parameters:,}"
+    if start := run.record.get("start"):
+        found["start weights"] = str(start.get("source"))
     if steps := [curve.steps[-1] + 1 for curve in run.curves.values() if curve.steps]:
         found["training steps"] = f"{max(steps):,}"
     found |= _rate(run)
@@ -103,6 +111,12 @@ def _rate(run: Run) -> dict[str, str]:
 def _scores(run: Run) -> dict[str, str]:
     found = {}
     for name, curve in run.curves.items():
+        change = _values(run.curves, f"{name}{CHANGE}")
+        if change:
+            found[f"{describe(name).title}, start weights"] = number(curve.values[-1] - change[-1])
+            found[f"{describe(name).title}, change from the start weights"] = f"{change[-1]:+,.4g}"
+        if name.endswith(CHANGE):
+            continue
         if curve.values and (name == "train/loss" or not name.startswith("train/")):
             found[f"{describe(name).title}, last"] = number(curve.values[-1])
     for row, title in _ROWS.items():

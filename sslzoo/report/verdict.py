@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Literal, NamedTuple
 
+from sslzoo.callbacks.compare_with_start import CHANGE
 from sslzoo.callbacks.online_prototypes import LEAST_PROTOTYPES
 from sslzoo.callbacks.online_spectrum import LEAST_RANK, LEAST_SPREAD
 from sslzoo.report.metrics import describe
@@ -17,7 +18,7 @@ RISE = 0.01  # a score that rises by more in the last quarter of a run is still 
 FALL = 0.02  # a score that ends by more below its best is falling
 LINEAR = 0.25  # a linear loss falls by a third of its whole fall between the last two quarters
 NUM_SCORES, NUM_LOSSES = 4, 8  # fewer values have no trend
-SCORES = ("val/knn_top1", "val/probe_top1", "val/spearman")
+SCORES = ("val/knn_top1", "val/linear_top1", "val/probe_top1", "val/spearman")
 
 
 class Verdict(NamedTuple):
@@ -36,7 +37,8 @@ def verdict(
 
     It has collapsed if the effective rank, the spread or the number of prototypes in use is below
     the minimum at which the callbacks warn. It has not converged if its loss is not finite, its
-    kNN accuracy is below the untrained encoder's, still rises, or ends below its best; or, without
+    kNN accuracy is below the untrained encoder's or the start weights', still rises, or ends below
+    its best; or, without
     at least `NUM_SCORES` values of a score, if its loss does not fall, or falls to the end.
 
     Args:
@@ -45,7 +47,13 @@ def verdict(
         scores: the table of `FinalTable`: row -> column -> fraction.
     """
     trend = _score_trend(curves) or _loss_trend(curves)
-    found = [_not_finite(curves), _collapse(curves, features), _untrained(scores), trend]
+    found = [
+        _not_finite(curves),
+        _collapse(curves, features),
+        _worse_than_start(curves),
+        _untrained(scores),
+        trend,
+    ]
     judged = [one for one in found if one is not None]
     for one in judged:
         if one.state != "healthy":
@@ -98,20 +106,34 @@ def _collapse(curves: Mapping[str, Curve], features: Mapping[str, float] | None)
 
 
 def _untrained(scores: Table | None) -> Verdict | None:
-    trained, untrained = (
-        (scores or {}).get(row, {}).get("knn") for row in ("trained", "untrained")
+    rows = scores or {}
+    row, name = (
+        ("start", "start weights") if "start" in rows else ("untrained", "untrained encoder")
     )
-    if trained is None or untrained is None:
+    trained, before = (rows.get(each, {}).get("knn") for each in ("trained", row))
+    if trained is None or before is None:
         return None
-    if trained < untrained:
-        text = f"kNN accuracy is {trained:.3f}, below the untrained encoder's {untrained:.3f}."
+    if trained < before:
+        text = f"kNN accuracy is {trained:.3f}, below that of the {name}, {before:.3f}."
         return Verdict("not converged", text)
-    text = f"kNN accuracy is {trained:.3f}, and {untrained:.3f} for the untrained encoder"
-    return Verdict("healthy", text)
+    return Verdict("healthy", f"kNN accuracy is {trained:.3f}, and {before:.3f} for the {name}")
+
+
+def _worse_than_start(curves: Mapping[str, Curve]) -> Verdict | None:
+    """Whether a score ends below that of the start weights, which `CompareWithStart` logs."""
+    for name in sorted(name for name in curves if name.startswith(SCORES)):
+        change = _last(curves, f"{name}{CHANGE}")
+        last = _last(curves, name)
+        if change is not None and last is not None and change < -FALL:
+            title = describe(name).title
+            text = f"{title} ends at {last:.3f}, {change:+.3f} from the start weights."
+            return Verdict("not converged", text)
+    return None
 
 
 def _score_trend(curves: Mapping[str, Curve]) -> Verdict | None:
-    named = sorted(name for name in curves if name.startswith(SCORES))
+    scores = [name for name in curves if name.startswith(SCORES)]
+    named = sorted(name for name in scores if not name.endswith(CHANGE))
     if not named or len(curves[named[0]].values) < NUM_SCORES:
         return None
     name = describe(named[0]).title

@@ -113,8 +113,9 @@ def _final_table(content: dict[str, Any]) -> Table:
         "changed_knn": f"{changed}: knn",
         "changed_linear": f"{changed}: {linear}",
     }
+    rows = {"untrained": "start"} if content.get("baseline") == "start weights" else {}
     return {
-        row: {names.get(name, name): value for name, value in columns.items()}
+        rows.get(row, row): {names.get(name, name): value for name, value in columns.items()}
         for row, columns in content.get("scores", {}).items()
     }
 

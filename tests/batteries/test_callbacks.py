@@ -48,6 +48,7 @@ NUM_CLASSES, SIZE = 3, 12
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "EMA": (0.9, "after_step"),
     "FreezeUntil": ("projector", 1.0),
+    "L2SP": (0.1,),
     "WeightDecaySchedule": (ConstantSchedule(0.1),),
 }
 CALLBACKS = [

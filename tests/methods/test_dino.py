@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sslzoo.backbones import SmallResNet, multi_crop, small_vit, timm_vit
 from sslzoo.batch import Batch
-from sslzoo.callbacks import EMA, FreezeUntil, WeightDecaySchedule, clip_per_parameter
+from sslzoo.callbacks import EMA, WeightDecaySchedule, clip_per_parameter
+from sslzoo.callbacks.freeze import FreezeHead
 from sslzoo.heads import DINOHead
 from sslzoo.memory import commit_memories
 from sslzoo.methods import DINO
@@ -90,7 +91,7 @@ def test_two_iterations_equal_the_authors() -> None:
     check_groups(method, hyper)
     ema, _, freeze = method.configure_callbacks()
     assert isinstance(ema, EMA)
-    assert isinstance(freeze, FreezeUntil)
+    assert isinstance(freeze, FreezeHead)
     decay = WeightDecaySchedule(Listed(hyper["wd"]))
     first = crops(z)
     for step, views in enumerate([first, [crop.flip(0) * 0.5 for crop in first]]):
@@ -207,7 +208,7 @@ def test_frozen_prototypes_are_the_students_and_the_teachers_are_untouched() -> 
     method.run_length = RunLength(4, 2)
     *_, freeze = method.configure_callbacks()
     method.losses(batch())["dino"].backward()
-    assert isinstance(freeze, FreezeUntil)
+    assert isinstance(freeze, FreezeHead)
     freeze.drop(method)
     assert method.projector.last_layer.weight_v.grad is None
     assert all(p.grad is not None for p in method.projector.mlp.parameters())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sslzoo.backbones import small_vit
 from sslzoo.batch import Batch
-from sslzoo.callbacks.freeze import FreezeUntil
+from sslzoo.callbacks.freeze import FreezeHead
 from sslzoo.heads import DINOHead, Prototypes
 from sslzoo.masks import BlockMasks
 from sslzoo.memory import commit_memories
@@ -166,7 +166,7 @@ def test_both_prototypes_are_frozen_at_first() -> None:
         method.step = step
         sum(method.losses(batch()).values()).backward()
         for callback in method.configure_callbacks():
-            if isinstance(callback, FreezeUntil):
+            if isinstance(callback, FreezeHead):
                 callback.drop(method)
         for layer in (method.projector.last_layer, method.patch_prototypes):
             assert (layer.weight_v.grad is None) == frozen

@@ -13,7 +13,7 @@ from torchvision.models.resnet import Bottleneck
 
 from sslzoo.backbones import SmallResNet, convert_batch_norm
 from sslzoo.batch import Batch
-from sslzoo.callbacks import FreezeUntil
+from sslzoo.callbacks.freeze import FreezeHead
 from sslzoo.heads import MLP
 from sslzoo.losses import sinkhorn
 from sslzoo.memory import commit_memories
@@ -290,7 +290,7 @@ def test_prototypes_stand_still_for_as_many_steps_as_asked() -> None:
 
 
 def test_what_freezes_is_a_callback_of_the_method() -> None:
-    freeze = [c for c in swav().configure_callbacks() if isinstance(c, FreezeUntil)]
+    freeze = [c for c in swav().configure_callbacks() if isinstance(c, FreezeHead)]
     assert [(c.module, c.steps) for c in freeze] == [("prototypes", 313)]
 
 

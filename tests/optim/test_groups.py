@@ -9,8 +9,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from sslzoo.backbones import small_vit
-from sslzoo.optim import LayerDecay, RunLength, ScheduleLR, WarmupCosine
+from sslzoo.backbones import SmallResNet, SmallTransformer, small_vit, timm_backbone
+from sslzoo.methods import SSLMethod
+from sslzoo.optim import LayerDecay, RunLength, ScheduleLR, WarmupCosine, depth_of
+from tests.toys import build, every_method
 
 
 def vit(num_classes: int = 3) -> VisionTransformer:
@@ -100,3 +102,58 @@ def test_wrong_input_is_named() -> None:
         LayerDecay()(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"\(0, 1\], got 1\.5"):
         LayerDecay(1.5)
+
+
+def layers(net: nn.Module) -> dict[int, set[str]]:
+    """The first two parts of the names in each layer."""
+    found: dict[int, set[str]] = {}
+    depth = depth_of(net)
+    for name, layer in depth.layers.items():
+        found.setdefault(layer, set()).add(".".join(name.split(".")[:2]))
+    found.setdefault(depth.last, set())
+    return found
+
+
+def test_timms_nets_have_the_layers_of_their_matcher() -> None:
+    with torch.device("meta"):
+        resnet = layers(timm_backbone("resnet18"))
+        swin = layers(timm_backbone("swin_tiny_patch4_window7_224"))
+        convnext = layers(timm_backbone("convnext_tiny"))
+        efficientnet = layers(timm_backbone("efficientnet_lite0"))
+    assert resnet[0] == {"conv1.weight", "bn1.weight", "bn1.bias"}
+    assert [resnet[i] for i in (1, 2, 8, 9)] == [{"layer1.0"}, {"layer1.1"}, {"layer4.1"}, set()]
+    assert {name.split(".")[0] for name in swin[0]} == {"patch_embed"}
+    assert swin[max(swin)] == {"norm.weight", "norm.bias"}
+    assert {name.split(".")[0] for name in convnext[0]} == {"stem"}
+    assert len(convnext) == 1 + 18 + 1
+    assert len(efficientnet) > 10
+
+
+def test_text_encoders_and_our_own_nets_have_layers() -> None:
+    text = layers(SmallTransformer(20, width=8, depth=2, heads=2))
+    assert "token_embedding.weight" in text[0]
+    assert text[1] == {"blocks.0"}
+    assert text[3] == {"norm.weight", "norm.bias"}
+    small = layers(SmallResNet((8, 16, 32)))
+    assert small[0] == {"stem.weight", "bn.weight", "bn.bias"}
+    assert [small[i] for i in (1, 2, 3)] == [{"blocks.0"}, {"blocks.1"}, set()]
+    bert = nn.ModuleDict(
+        {
+            "embeddings": nn.Embedding(3, 4),
+            "encoder": nn.ModuleDict({"layer": nn.ModuleList([nn.Linear(4, 4) for _ in range(3)])}),
+            "pooler": nn.Linear(4, 4),
+        }
+    )
+    assert list(layers(bert)) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("cls", every_method(), ids=lambda cls: cls.__name__)
+def test_groups_of_every_method_have_heads_at_the_full_rate(cls: type[SSLMethod]) -> None:
+    method, _ = build(cls)
+    method.backbone = small_vit(8, 4, 8, 2, 2)
+    found = by_name(method, LayerDecay(0.5, None)(method))
+    assert found.keys() == {name for name, p in method.named_parameters() if p.requires_grad}
+    assert found["backbone.blocks.0.mlp.fc1.weight"]["lr_scale"] == 0.25
+    heads = {name: group for name, group in found.items() if not name.startswith("backbone.")}
+    assert all(group["lr_scale"] == 1.0 for group in heads.values())
+    assert not any(name.startswith("teacher_") for name in found)

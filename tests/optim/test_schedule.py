@@ -14,6 +14,7 @@ from sslzoo.optim import (
     ConstantRateFor,
     CosineSchedule,
     LinearSchedule,
+    MomentumForRun,
     RunLength,
     Schedule,
     ScheduleLR,
@@ -299,3 +300,15 @@ def test_an_unknown_part_is_named() -> None:
 def test_a_negative_rate_is_named() -> None:
     with pytest.raises(ValueError, match=r"at least 0, got -0\.1"):
         BiasAndNormRate(-0.1)
+
+
+def test_a_short_runs_teacher_averages_a_fraction_of_the_run() -> None:
+    momentum = MomentumForRun()
+    assert momentum(0, RunLength(500, 10)) == pytest.approx(0.96)
+    assert momentum(0, RunLength(1000, 10)) == pytest.approx(0.98)
+    assert momentum(0, RunLength(125_100, 1251)) == CosineSchedule(0.996, 1.0)(0, RunLength(1, 1))
+    assert momentum(0, RunLength(3, 1)) == 0  # the teacher is the student
+    assert momentum(1000, RunLength(1000, 10)) == 1
+    for wrong in ({"most": 1.0}, {"memory_fraction": 0.0}):
+        with pytest.raises(ValueError, match="must be in"):
+            MomentumForRun(**wrong)

@@ -67,7 +67,7 @@ def test_the_features_and_the_untrained_encoder_count() -> None:
     assert point == ("collapsed", "The spread of the samples is 0.01, and should be at least 0.05.")
     worse = verdict(HEALTHY, features, {**table, "untrained": {"knn": 0.95}})
     assert worse.state == "not converged"
-    assert worse.reason == "kNN accuracy is 0.900, below the untrained encoder's 0.950."
+    assert worse.reason == "kNN accuracy is 0.900, below that of the untrained encoder, 0.950."
     assert verdict({}).state == "unknown"
 
 
