@@ -44,14 +44,15 @@ def _list(given: argparse.Namespace) -> None:
     print(LEGEND, file=sys.stderr)  # a pipe gets only the table
 
 
-_HEADER = ("name", "kind", "width", "size", "score", "license", "weights")
+_HEADER = ("name", "kind", "width", "parameters", "file", "score", "license", "weights")
 
 
 def _row(card: Card) -> tuple[str, ...]:
     best = next((f"{metric} {value:.3f}" for metric, value in card.score.items()), "-")
     license = "non-commercial" if card.non_commercial else card.license["weights"].split(";")[0]
-    width, size = str(card.num_features), _size(card)
-    return (card.name, card.kind, width, size, best, license, state_of(card))
+    width = str(card.num_features)
+    count = "-" if card.parameters is None else f"{card.parameters / 1e6:.1f} M"
+    return (card.name, card.kind, width, count, _size(card), best, license, state_of(card))
 
 
 def _size(card: Card) -> str:

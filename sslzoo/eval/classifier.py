@@ -77,7 +77,7 @@ class LastBlocks(nn.Module):
         behind = self.backbone.forward_blocks(x, self.num_blocks)
         parts = [tokens[:, 0] for tokens in behind]
         if self.mean_patches:
-            parts.append(behind[-1][:, 1:].mean(dim=1))
+            parts.append(behind[-1][:, self.backbone.num_prefix :].mean(dim=1))
         return torch.cat(parts, dim=1)
 
 

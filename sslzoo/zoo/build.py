@@ -52,6 +52,11 @@ def filled(
     return encoder
 
 
+def count_parameters(encoder: nn.Module) -> int:
+    """Number of parameters, for a card."""
+    return sum(parameter.numel() for parameter in encoder.parameters())
+
+
 def complete(
     state: Mapping[str, Tensor], encoder: nn.Module, path: str = "the file"
 ) -> dict[str, Tensor]:

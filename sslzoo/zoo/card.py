@@ -76,6 +76,7 @@ class Card:
         method: class path of our method, or the name of the method in the authors' code.
         backbone: `class_path` and `init_args` of the encoder.
         num_features: width of its features.
+        parameters: number of its parameters.
         data: training data.
         preprocessing: the preprocessing that the encoder expects (`encoder.preprocess`); None if
             unknown. For images: the arguments of `EvalView`, the `range` of the pixels, the number
@@ -111,6 +112,7 @@ class Card:
     data: str
     preprocessing: dict[str, Any] | None
     license: dict[str, str]
+    parameters: int | None = None
     sha256: str | None = None
     md5: str | None = None
     dtype: str = "float32"

@@ -20,7 +20,7 @@ from sslzoo.atomic_write import atomic_write, replacing
 from sslzoo.checks import check_num_features
 from sslzoo.run_folder import RunFolder
 from sslzoo.trust import LOADERS, fill
-from sslzoo.zoo.build import build_backbone, complete, under
+from sslzoo.zoo.build import build_backbone, complete, count_parameters, under
 from sslzoo.zoo.cache import home, unwritable
 from sslzoo.zoo.card import Card
 from sslzoo.zoo.catalog import card_named, entries
@@ -198,6 +198,7 @@ def add_run(
         method=method,
         backbone=_backbone(backbone),
         num_features=check_num_features(encoder, f"encoder of {method}"),
+        parameters=count_parameters(encoder),
         data=data,
         preprocessing=preprocessing,
         license={"code": "MIT", "weights": license},
@@ -305,6 +306,7 @@ def add_checkpoint(
         method=method or class_path or "unknown",
         backbone=_backbone(backbone),
         num_features=width,
+        parameters=count_parameters(encoder),
         data=data,
         preprocessing=preprocessing,
         license={"code": "unknown", "weights": license},

@@ -19,7 +19,7 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
 )
 
-from sslzoo.backbones import SmallResNet, small_vit
+from sslzoo.backbones import SmallResNet, small_vit, timm_vit
 from sslzoo.batch import Batch
 from sslzoo.callbacks import OnlineAccuracy
 from sslzoo.distributed import sum_over_ranks
@@ -174,6 +174,16 @@ def test_last_blocks_are_the_class_tokens_side_by_side() -> None:
     for other in (small(), vit(class_token=False, pool="mean")):
         with pytest.raises(ValueError, match="must be a ViT with a class token, got"):
             LastBlocks(other)
+
+
+def test_registers_are_no_patches() -> None:
+    net: dict[str, Any] = {"img_size": 32, "options": {"depth": 1, "embed_dim": 16, "num_heads": 2}}
+    backbone = timm_vit("vit_small_patch14_reg4_dinov2", patch_size=8, **net)
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    (tokens,) = backbone.forward_blocks(x, 1)
+    assert tokens.shape == (2, 1 + 4 + 16, 16)
+    got = LastBlocks(backbone, 1, mean_patches=True)(x)
+    assert torch.equal(got[:, 16:], tokens[:, 5:].mean(1))
 
 
 def test_last_blocks_start_from_the_vit_that_was_pre_trained(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 import sslzoo
 from sslzoo.zoo import entries, verify
-from sslzoo.zoo.build import build_backbone
+from sslzoo.zoo.build import build_backbone, count_parameters
 from sslzoo.zoo.catalog import official_cards, sources
 from sslzoo.zoo.converters import LAYOUTS
 from sslzoo.zoo.verifying import fixed_input
@@ -39,6 +39,7 @@ def test_our_entry_is_what_its_card_says(name: str) -> None:
     assert (ROOT / str(card.recipe)).is_file()
     assert sources(card)[-1].endswith(card.file)
     assert verify(name) == card
+    assert count_parameters(sslzoo.load(name)) == card.parameters
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -68,6 +69,7 @@ def test_an_official_entry_names_its_class_layout_and_source(name: str) -> None:
     with torch.device("meta"):
         encoder: Any = build_backbone(card.backbone)
     assert encoder.num_features == card.num_features
+    assert count_parameters(encoder) == card.parameters
     if card.kind == "image":
         view = card.preprocess()
         assert view(fixed_input(300)).shape == (1, 3, view.size, view.size)
