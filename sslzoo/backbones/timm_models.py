@@ -17,6 +17,8 @@ Channels = Literal["sum", "mean", "repeat"]
 HUB = "hf-hub:"
 TOKENS = ("vision_transformer", "deit", "eva", "beit")  # timm's modules of what `ViT` takes
 _SEVERAL = ("CoaT", "CrossVit", "EfficientViMDistilled", "EfficientViM")  # several maps at once
+# Arguments of timm's with which it would load weights by itself.
+_LOADING = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 _MAP = 4  # dimensions of a feature map
 
 
@@ -37,9 +39,10 @@ def create(
         ValueError: the name does not exist, or the model does not take the arguments.
         OSError: the config cannot be fetched.
     """
-    if "checkpoint_path" in options:
+    loading = sorted(_LOADING & options.keys())
+    if loading:
         raise ValueError(
-            "options must not have checkpoint_path; use pretrained=True or weights= for weights"
+            f"options must not have {loading[0]}; use pretrained=True or weights= for weights"
         )
     source = hub_config(name, pretrained) if name.startswith(HUB) else name
     if source == name:

@@ -177,6 +177,9 @@ class _Builder:
             line = str(error).partition("\n")[0] or type(error).__name__  # torch adds its stack
             text = f"{self.where}: {name} cannot be built: {_printable(line)}"
             raise ValueError(text) from error
+        except ValueError as error:  # it may quote the file
+            error.args = (_printable(str(error)),)
+            raise
 
     def _network(self, args: Mapping[str, Any], base: type) -> Any:
         """Build the encoder of the entry or file that a run started from, without its weights."""

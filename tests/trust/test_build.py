@@ -192,12 +192,13 @@ def test_weights_are_asked_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         spec = {"class_path": "sslzoo.backbones.timm_backbone", "init_args": args}
         with pytest.raises(ValueError, match="cannot be built"):  # 1 is no network
             build(spec, nn.Module, "x.json")
-        assert seen["pretrained"] is False
-    bad = {"name": "resnet18", "options": {"checkpoint_path": "x.pth"}}
-    with pytest.raises(ValueError, match="options must not have checkpoint_path"):
-        build(
-            {"class_path": "sslzoo.backbones.timm_backbone", "init_args": bad}, nn.Module, "x.json"
-        )
+        assert not seen.get("pretrained")
+    for key, value in (("checkpoint_path", "x.pth"), ("pretrained", True), ("pretrained_cfg", {})):
+        for factory in ("timm_backbone", "timm_vit"):
+            bad = {"name": "vit_tiny_patch16_224", "options": {key: value}}
+            spec = {"class_path": f"sslzoo.backbones.{factory}", "init_args": bad}
+            with pytest.raises(ValueError, match=f"options must not have {key}"):
+                build(spec, nn.Module, "x.json")
 
 
 def test_building_draws_nothing_from_the_program_s_generator() -> None:

@@ -109,7 +109,7 @@ def test_every_type_keeps_its_bits(tmp_path: Path, name: str, kind: str) -> None
         assert pixels.dtype == (torch.uint8 if kind == "uint8" else torch.float32)
         torch.testing.assert_close(got, torch.from_numpy(wanted), atol=1e-6, rtol=0)
         if declared is not None:
-            with pytest.raises(ValueRangeError, match="declare others by value_range"):
+            with pytest.raises(ValueRangeError, match="declare another range by value_range"):
                 Decoding(13)(image)
 
 
