@@ -55,21 +55,25 @@ SEQUENCES = [name for name in NAMES if content(name)["data"]["class_path"].endsw
 BATCH = 8
 
 
-def first_of_imagenet(name: str) -> bool:
-    """Whether a recipe is of another data set, or the first of its method on ImageNet.
-
-    Those that continue have the networks of ImageNet's recipes.
-    """
+def kind_of(name: str) -> tuple[str, str]:
+    """The method of a recipe, and whether it is the authors' data, the user's, or goes on."""
     folder, _, recipe = name.partition("/")
-    if recipe.startswith("continue_"):
+    data = recipe.partition("_")[0]
+    return folder, data if data in ("folder", "arrays", "continue") else "authors"
+
+
+def is_first(name: str) -> bool:
+    """Whether a recipe is the first of its kind; those that continue have the others' networks."""
+    folder, kind = kind_of(name)
+    if kind == "continue":
         return folder in ("dino", "simcse", "cpc")
-    others = [n for n in NAMES if n.startswith(f"{folder}/imagenet")]
-    return not recipe.startswith("imagenet") or name == others[0]
+    alike = [other for other in NAMES if kind_of(other) == (folder, kind)]
+    return name == min(alike, key=lambda other: "imagenet" not in other)
 
 
 def every_config(others_are_slow: bool = False) -> pytest.MarkDecorator:
     """One config after the other, so that all tests of it share one model."""
-    slow = [others_are_slow and not first_of_imagenet(name) for name in NAMES]
+    slow = [others_are_slow and not is_first(name) for name in NAMES]
     names = [
         pytest.param(n, marks=[pytest.mark.slow] * s) for n, s in zip(NAMES, slow, strict=True)
     ]

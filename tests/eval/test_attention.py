@@ -65,7 +65,9 @@ WITH_EXTRAS = [
 ]
 
 
-@pytest.mark.parametrize("name", WITH_EXTRAS)
+@pytest.mark.parametrize(
+    "name", [*WITH_EXTRAS[:1], *(pytest.param(n, marks=pytest.mark.slow) for n in WITH_EXTRAS[1:])]
+)
 def test_maps_of_other_vits_are_what_their_fused_kernel_uses(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
