@@ -17,7 +17,7 @@ _NORM = re.compile(r"(?:fc_)?norm\.")  # timm has the final norm in the last blo
 class Depth(NamedTuple):
     """The layers of an encoder.
 
-    Args:
+    Attributes:
         layers: layer by parameter name: 0 is the stem, i + 1 the block i, the last what follows.
         last: the last layer, to which new heads belong too.
     """
