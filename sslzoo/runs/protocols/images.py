@@ -241,7 +241,15 @@ def read_revisited(root: str | Path, name: str) -> Revisited:
         return check_revisited(folder, content, str(plain))
     if not pickled.is_file():
         raise ValueError(f"{str(folder)!r} must have {plain.name} or {pickled.name}, got neither")
-    return check_revisited(folder, read(pickled), str(pickled))
+    try:
+        content = read(pickled)
+    except ValueError as error:
+        named = str(error).partition("it asks for ")[2].partition(";")[0]
+        raise ValueError(
+            f"{pickled} must contain only lists and arrays, got "
+            f"{named or 'a damaged file'}; write them as {plain.name} instead"
+        ) from error
+    return check_revisited(folder, content, str(pickled))
 
 
 def thumbnail(image: Image.Image, size: int, box: tuple[float, ...] | None = None) -> Tensor:
