@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from timm.models.vision_transformer import VisionTransformer
 
 from sslzoo.backbones import SmallResNet, small_vit
 from sslzoo.data import ImageFolder
@@ -17,7 +18,13 @@ from sslzoo.eval.knn import knn_accuracies
 from sslzoo.eval.protocols.probe import Training
 from sslzoo.runs.protocols import PROTOCOLS, Protocol, Subject, figures
 from sslzoo.runs.protocols.features import FewLabels, Knn, LowShot, Transfer
-from sslzoo.runs.protocols.probes import Attentive, LayerProbes, LinearProbe, shuffled_pass
+from sslzoo.runs.protocols.probes import (
+    Attentive,
+    LayerProbes,
+    LinearProbe,
+    class_tokens,
+    shuffled_pass,
+)
 from sslzoo.transforms import crop_view
 from tests.ranks import Ranks
 
@@ -144,6 +151,21 @@ def test_crops_and_order_are_new_in_each_epoch(folder: Path) -> None:
     assert not torch.equal(passes[0][0], passes[2][0])
     assert not torch.equal(passes[0][1], passes[2][1])
     assert passes[2][0].sort().values.tolist() == list(range(60))
+
+
+def test_blocks_of_timms_vit_are_ours() -> None:
+    ours = small_vit(16, 4, 16, 3, 2).eval()
+    theirs = VisionTransformer(
+        img_size=16, patch_size=4, num_classes=0, embed_dim=16, depth=3, num_heads=2
+    ).eval()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.rand(2, 3, 16, 16)
+    for mean_patches in (False, True):
+        wanted = class_tokens(ours, 2, mean_patches, x)
+        torch.testing.assert_close(class_tokens(theirs, 2, mean_patches, x), wanted)
+    assert wanted.shape == (2, 48)
+    with pytest.raises(ValueError, match=r"get_intermediate_layers.*got Linear; use num_blocks 0"):
+        class_tokens(torch.nn.Linear(2, 2), 1, False, x)
 
 
 def test_a_probe_leaves_the_encoder_unchanged(folder: Path) -> None:

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from sslzoo.backbones import ViT
 from sslzoo.checks import check_at_least
 from sslzoo.data.image.benchmarks import (
     COPYDAYS,
@@ -137,12 +136,14 @@ def class_and_gem(encoder: nn.Module, x: Tensor) -> Tensor:
 
     Shapes: (B, C, H, W) -> (B, 2 D).
     """
-    if not isinstance(encoder, ViT):
+    give: Any = getattr(encoder, "forward_tokens", None)
+    prefix: Any = getattr(encoder, "num_prefix", None)
+    if give is None or prefix is None:
         return encoder(x)
-    tokens = encoder.forward_tokens(x)
-    patches = tokens[:, encoder.num_prefix :]
-    mean = patches.clamp(min=1e-6).pow(4).mean(1).pow(0.25)
-    return torch.cat([tokens[:, 0], mean], dim=1) if encoder.num_prefix else mean
+    tokens = give(x)
+    mean = tokens[:, prefix:].clamp(min=1e-6).pow(4).mean(1).pow(0.25)
+    has_class = getattr(encoder, "cls_token", None) is not None
+    return torch.cat([tokens[:, 0], mean], dim=1) if has_class else mean
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -153,6 +154,31 @@ def _width(outputs: Outputs, example: Any) -> list[int]:
     return [output.shape[-1] for output in outputs(example)]
 
 
+def class_tokens(encoder: nn.Module, num_blocks: int, mean_patches: bool, x: Tensor) -> Tensor:
+    """`LastBlocks` of a `ViT`, or the same of a timm VisionTransformer.
+
+    Args:
+        encoder: the network, with a class token.
+        num_blocks: number of last blocks whose class tokens are concatenated.
+        mean_patches: whether the mean of the last block's patches is appended.
+        x: (B, C, H, W).
+
+    Raises:
+        ValueError: the encoder does not give its blocks' tokens.
+    """
+    if isinstance(encoder, ViT):
+        return LastBlocks(encoder, num_blocks, mean_patches)(x)
+    give: Any = getattr(encoder, "get_intermediate_layers", None)
+    if give is None:
+        raise ValueError(
+            "the encoder must give the tokens of its blocks (get_intermediate_layers, as timm's "
+            f"VisionTransformer), got {type(encoder).__name__}; use num_blocks 0 for its features"
+        )
+    blocks = give(x, n=num_blocks, return_prefix_tokens=True, norm=True)
+    parts = [prefix[:, 0] for _, prefix in blocks]
+    return torch.cat([*parts, blocks[-1][0].mean(1)] if mean_patches else parts, dim=1)
+
+
 @dataclass(frozen=True)
 class LinearProbe(Probe):
     """Linear classifier on an encoder's features, trained as a paper does.
@@ -173,9 +199,9 @@ class LinearProbe(Probe):
     def make(
         self, encoder: nn.Module, num_classes: int, example: Any
     ) -> tuple[Outputs, list[tuple[str, nn.Module]]]:
-        read: nn.Module = encoder
-        if self.num_blocks and isinstance(encoder, ViT) and encoder.num_prefix:
-            read = LastBlocks(encoder, self.num_blocks, self.mean_patches)
+        read: Callable[[Any], Tensor] = encoder
+        if self.num_blocks and getattr(encoder, "cls_token", None) is not None:
+            read = partial(class_tokens, encoder, self.num_blocks, self.mean_patches)
 
         def outputs(view: Any) -> list[Tensor]:
             return [read(view)]
