@@ -38,7 +38,7 @@ def subject(folder: Path, vit: bool = True) -> Subject:
         str(folder),
         transform=crop_view(16, mean=[0.5] * 3, std=[0.25] * 3),
         batch_size=12,
-        eval_batch_size=7,
+        eval_batch_size=20,
         num_workers=0,
     )
     data.setup("validate")
