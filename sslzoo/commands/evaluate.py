@@ -2,12 +2,15 @@
 
     sslzoo eval RUN                                      on the data that the run was trained on
     sslzoo eval NAME RUN/checkpoints/last.ckpt --on CONFIG --data.root FOLDER
+    sslzoo eval NAME --protocol dino_linear --on CONFIG --dino_linear.training.epochs 10
+    sslzoo eval NAME --protocol sts --sts.root FOLDER
 
 A model is a run directory, or anything that `sslzoo.load` takes. Features are extracted once and
 cached by a hash of weights and data; with `--devices N` each rank computes a part. Several runs,
 such as of several seeds, also give mean and standard deviation; so does one run with few labels,
-which `--seeds` draw. `--output` writes a JSON file; `sslzoo eval --table` prints the table of such
-files, and of the directories of runs that were validated with labels.
+which `--seeds` draw. `--protocol` evaluates as a paper does. `--output` writes a JSON
+file; `sslzoo eval --table` prints the table of such files, and of the directories of runs that were
+validated with labels.
 """
 
 from __future__ import annotations
@@ -15,9 +18,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import jsonargparse
 from lightning import LightningDataModule, seed_everything
@@ -40,6 +43,7 @@ from sslzoo.runs.evaluation import (
     measure,
     note,
 )
+from sslzoo.runs.protocols import PROTOCOLS, Protocol, check_name, figures, subject_of
 from sslzoo.runs.provenance import provenance
 from sslzoo.runs.results import read_result, statistics, summary, table
 from sslzoo.runs.seeds import results_of_runs
@@ -60,15 +64,20 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHe
     """Keep the line breaks of a parser's description."""
 
 
-def check_seeds(seeds: Sequence[int], suite: Suite) -> None:
+def check_seeds(seeds: Sequence[int], suite: Suite, by_protocol: bool = False) -> None:
     """Check that the seeds have an effect and are distinct.
+
+    Args:
+        seeds: the seeds.
+        suite: the metrics.
+        by_protocol: whether protocols are evaluated, whose draws the seeds determine.
 
     Raises:
         ValueError: a seed is repeated, there is none, or all labels are used.
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds must be one or more distinct numbers, got {list(seeds)}")
-    if suite.train_fraction == 1:
+    if suite.train_fraction == 1 and not by_protocol:
         raise ValueError(
             "--suite.train_fraction must be below 1, such as 0.01 or 0.1, with --seeds, which draw "
             "the labeled subset, got 1.0"
@@ -100,14 +109,36 @@ def _section(words: Sequence[str], on: str | None) -> dict[str, Any]:
     return content["data"]  # type: ignore[no-any-return]
 
 
-def _parser() -> jsonargparse.ArgumentParser:
+def _option(args: Sequence[str], name: str) -> str | None:
+    """Value of an option, before a parser exists."""
+    after = next((args[i + 1] for i, arg in enumerate(args[:-1]) if arg == name), None)
+    return next((a.partition("=")[2] for a in args if a.startswith(f"{name}=")), after)
+
+
+def _protocols(text: str | None) -> dict[str, Protocol]:
+    """The protocols of `--protocol`, with their papers' settings."""
+    names = [] if text is None else [name.strip(" '\"") for name in text.strip("[]").split(",")]
+    return {name: check_name(name).protocol for name in names}
+
+
+def _parser(protocols: Mapping[str, Protocol]) -> jsonargparse.ArgumentParser:
     parser = SchemaParser(prog="sslzoo eval", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("models", nargs="+", help="run directories, zoo names, files or URLs")
     parser.add_argument("--on", type=str | None, help="config whose data to evaluate on")
     parser.add_subclass_arguments(LightningDataModule, "data")
     parser.add_class_arguments(Suite, "suite")
     parser.add_argument(
-        "--seeds", type=list[int] | None, help="seeds that draw the labels of suite.train_fraction"
+        "--protocol",
+        type=str | None,
+        help="papers' protocols instead of the suite, separated by commas: " + ", ".join(PROTOCOLS),
+    )
+    for name, protocol in protocols.items():
+        parser.add_class_arguments(type(protocol), name)
+        parser.set_defaults({name: _settings(protocol)})
+    parser.add_argument(
+        "--seeds",
+        type=list[int] | None,
+        help="seeds that draw the labels of suite.train_fraction, or of a protocol's draws",
     )
     parser.add_argument(
         "--untrained", type=bool, default=False, help="also evaluate each encoder untrained"
@@ -135,28 +166,46 @@ def main(args: Sequence[str]) -> None:
 
 
 def _run(args: list[str]) -> None:
-    parser = _parser()
     words = [arg for arg in args if not arg.startswith("-")]
-    on = next((args[i + 1] for i, arg in enumerate(args[:-1]) if arg == "--on"), None)
-    on = next((arg.removeprefix("--on=") for arg in args if arg.startswith("--on=")), on)
+    on = _option(args, "--on")
+    named = _protocols(_option(args, "--protocol"))
+    parser = _parser(named)
+    reads_data = not named or any(protocol.needs_data for protocol in named.values())
     where = f"the config of {_first_run(words)}"
     from_run = on is None and "--trust" not in args  # not a config given by the user
-    if words and not {"--help", "-h"} & set(args):
+    if reads_data and words and not {"--help", "-h"} & set(args):
         section = _section(words, on)
         if from_run:
             build_data(section, where)  # refused before a parser resolves its names
         parser.set_defaults({"data": section})
     given = parser.parse_args(args)
     suite = parser.instantiate(jsonargparse.Namespace(suite=given.suite))["suite"]
-    if from_run:
+    chosen = {
+        name: parser.instantiate(jsonargparse.Namespace({name: given[name]}))[name]
+        for name in named
+    }
+    if not reads_data:
+        data = None
+    elif from_run:
         data = build_data(given.data.as_dict(), where)
     else:
         data = parser.instantiate(jsonargparse.Namespace(data=given.data))["data"]
-    evaluate(given, data, suite)
+    evaluate(given, data, suite, chosen)
 
 
-def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, Any]:
+def evaluate(
+    given: Any,
+    data: LightningDataModule | None,
+    suite: Suite,
+    protocols: Mapping[str, Protocol] | None = None,
+) -> dict[str, Any]:
     """Evaluate every requested model, then print and write the results.
+
+    Args:
+        given: the parsed arguments.
+        data: the data module; None if every protocol reads a folder of its own.
+        suite: the metrics, unless there are protocols.
+        protocols: papers' protocols by name.
 
     Raises:
         ValueError: the data module has no `eval_dataloaders`, other samples than an encoder
@@ -165,8 +214,10 @@ def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, A
     """
     if given.output is not None:
         check_target(Path(given.output))
+    for protocol in (protocols or {}).values():
+        protocol.check()
     if given.seeds is not None:
-        check_seeds(given.seeds, suite)
+        check_seeds(given.seeds, suite, bool(protocols))
     seeds = given.seeds or [0]
     fabric = Fabric(
         accelerator=given.accelerator,
@@ -175,36 +226,43 @@ def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, A
     )
     fabric.launch()
     seed_everything(0, verbose=False)  # the views of `alignment`
-    if rank() == 0:
-        data.prepare_data()
-    barrier()
-    data.setup("validate")
-    loaders_of(data)  # refused before an encoder is downloaded
+    if data is not None:
+        if rank() == 0:
+            data.prepare_data()
+        barrier()
+        data.setup("validate")
+        loaders_of(data)  # refused before an encoder is downloaded
     cache = None if given.cache == "none" else Path(given.cache or home() / "features")
     own = None if given.on is not None else _first_run(given.models)
+    folders = not all(protocol.needs_data for protocol in (protocols or {}).values())
     rows: list[dict[str, Any]] = []
     for name in given.models:
         model = read_model(name, given.trust)
-        known = as_known_to(model, data, name == own)
-        made = None if cache is None else fingerprint_of(known)
-        if cache is not None and made is None:
+        known = None if data is None else as_known_to(model, data, name == own)
+        made = None if cache is None or known is None else fingerprint_of(known)
+        if cache is not None and known is not None and made is None:
             note(f"features are not cached, since {type(data).__name__} has no fingerprint()")
             cache = None
         todo = {name: model.encoder}
         if given.untrained:
             todo[f"{name}, untrained"] = untrained(model, given.trust)
         for title, encoder in todo.items():
-            found = find(encoder, known, suite, fabric, cache, made)
-            suite = _fitting(suite, found)
-            of_seeds = measure(encoder, known, found, suite, fabric, seeds)
+            if protocols:
+                subject = subject_of(model, encoder, known, folders, fabric.device, cache, made)
+                of_seeds = figures(protocols, subject, seeds)
+            else:
+                assert known is not None
+                found = find(encoder, known, suite, fabric, cache, made)
+                suite = _fitting(suite, found)
+                of_seeds = measure(encoder, known, found, suite, fabric, seeds)
             rows.append({"model": title, **summary(seeds, of_seeds), "config": model.config})
     trained = [row["metrics"] for row in rows if not row["model"].endswith(", untrained")]
     result = {
         "models": rows,
         **({"statistics": statistics(trained)} if len(trained) > 1 else {}),
-        "suite": dataclasses.asdict(suite),
+        **(_described(protocols) if protocols else {"suite": dataclasses.asdict(suite)}),
         "seeds": seeds,
-        "data": given.data.as_dict() if hasattr(given.data, "as_dict") else given.data,
+        "data": None if data is None else _plain(given.data),
         **provenance(),
     }
     if rank() == 0:
@@ -212,6 +270,24 @@ def evaluate(given: Any, data: LightningDataModule, suite: Suite) -> dict[str, A
         if given.output is not None:
             atomic_write(Path(given.output), json.dumps(result, indent=1, default=str) + "\n")
     return result
+
+
+def _plain(section: Any) -> Any:
+    return section.as_dict() if hasattr(section, "as_dict") else section
+
+
+def _settings(protocol: Protocol) -> dict[str, Any]:
+    return dataclasses.asdict(cast(Any, protocol))
+
+
+def _described(protocols: Mapping[str, Protocol]) -> dict[str, Any]:
+    """Settings and source of each protocol, for the result file."""
+    return {
+        "protocols": {
+            name: {"source": check_name(name).source, **_settings(protocol)}
+            for name, protocol in protocols.items()
+        }
+    }
 
 
 def _fitting(suite: Suite, found: Found) -> Suite:

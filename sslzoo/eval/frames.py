@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from sslzoo.batch import Padded
+from sslzoo.distributed import gather_objects
 from sslzoo.eval.features import Features, eval_mode, own_batches
 from sslzoo.eval.loaders import EvalLoaders
 
@@ -22,7 +23,7 @@ from sslzoo.eval.loaders import EvalLoaders
 def extract_frames(
     encoder: nn.Module, loader: Iterable[Any], loaders: EvalLoaders, device: torch.device | str
 ) -> Features:
-    """Extract the features of all labeled frames of this rank's sequences.
+    """Extract the features of all labeled frames of this rank's sequences; collective.
 
     A sequence's last frames are matched with its last labels, as in Greedy InfoMax's phone probe,
     since padding adds frames at the front.
@@ -60,6 +61,14 @@ def extract_frames(
                 features.append(made.values[row, have - count : have].float())
                 labels.append(batch.label[row, want - count : want])
                 index.append(batch.index[row].expand(count))
+    like = features[0] if features else None
+    told = gather_objects(None if like is None else (like.shape[1], labels[0].dtype))
+    known = next((other for other in told if other is not None), None)
+    if known is None:
+        raise ValueError("the loader must yield at least one batch, got none on any rank")
     if not features:
-        raise ValueError("the loader must yield at least one batch on every rank, got none")
+        width, kind = known
+        features.append(torch.empty(0, width, device=device))
+        labels.append(torch.empty(0, dtype=kind, device=device))
+        index.append(torch.empty(0, dtype=torch.int64, device=device))
     return Features(torch.cat(features), torch.cat(labels), torch.cat(index))

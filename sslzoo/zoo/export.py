@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,9 +20,12 @@ import torchvision
 from torch import Tensor, nn
 
 from sslzoo.atomic_write import atomic_write, check_target, replacing
+from sslzoo.backbones import ViT
 from sslzoo.zoo.save import save
 
-Format = Literal["safetensors", "timm", "torchvision", "torch.export", "onnx"]
+Format = Literal[
+    "safetensors", "timm", "torchvision", "torch.export", "onnx", "detectron2", "mmdetection"
+]
 FORMATS: tuple[str, ...] = get_args(Format)
 _TOLERANCE = 1e-3  # tolerance relative to the largest feature
 
@@ -40,7 +45,10 @@ def export(
         path: the file to write.
         to: "safetensors": its own names; "timm" and "torchvision": those of the model named
             `model`, as safetensors; "torch.export": a .pt2 program; "onnx": needs the `export`
-            extra. The last two take any batch size.
+            extra. These two take any batch size. "detectron2": a .pkl with the names of its
+            ResNet or ViT, as facebookresearch/moco's convert-pretrain-to-detectron2.py at 78b69ca
+            writes; "mmdetection": a .pth whose `state_dict` has the names of its ResNet, for
+            `init_cfg=dict(type="Pretrained", checkpoint=...)`.
         size: side in pixels of the images for the check.
         model: model name in timm or torchvision, such as "resnet50".
         channels: channels of the images.
@@ -58,6 +66,8 @@ def export(
         "torchvision": _torchvision_names,
         "torch.export": _program,
         "onnx": _onnx,
+        "detectron2": _detectron2,
+        "mmdetection": _mmdetection,
     }
     if to not in writers:
         raise ValueError(f"the format must be one of {list(FORMATS)}, got {to!r}")
@@ -149,3 +159,72 @@ def _onnx(encoder: nn.Module, part: Path, x: Tensor, model: str | None) -> Any:
         return torch.tensor(session.run(None, {"images": images.numpy()})[0])
 
     return run
+
+
+_RESNET = re.compile(
+    r"(conv1|bn1|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\."
+    r"(weight|bias|running_mean|running_var|num_batches_tracked)"
+)
+
+
+def _check_resnet(encoder: nn.Module, whose: str) -> dict[str, Tensor]:
+    """The state of a ResNet with torchvision's names, which are also timm's and mmdetection's."""
+    state = encoder.state_dict()
+    odd = [name for name in state if not _RESNET.fullmatch(name)]
+    if odd or "conv1.weight" not in state:
+        raise ValueError(
+            f"the encoder must be a ResNet with torchvision's names for {whose}, got tensors such "
+            f"as {(odd or sorted(state))[:3]}"
+        )
+    return state
+
+
+def detectron2_name(name: str) -> str:
+    """The name of a ResNet's tensor in detectron2: layer1.0.bn1.weight -> res2.0.conv1.norm.weight.
+
+    Args:
+        name: torchvision's name.
+    """
+    if not name.startswith("layer"):
+        name = f"stem.{name}"
+    name = re.sub(r"^layer(\d)", lambda found: f"res{int(found[1]) + 1}", name)
+    name = re.sub(r"\bbn(\d)", r"conv\1.norm", name)
+    return name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+
+
+def _detectron2(encoder: nn.Module, part: Path, x: Tensor, model: str | None) -> Any:
+    """A pickle of numpy arrays, as detectron2's checkpointer reads it."""
+    named: dict[str, str] = {}
+    if isinstance(encoder, ViT):  # its names are already detectron2's
+        named = {name: name for name in encoder.state_dict()}
+    else:
+        state = _check_resnet(encoder, "detectron2")
+        named = {name: detectron2_name(name) for name in state if "num_batches" not in name}
+    arrays = {new: encoder.state_dict()[name].cpu().numpy() for name, new in named.items()}
+    content = {"model": arrays, "__author__": "sslzoo", "matching_heuristics": True}
+    atomic_write(part, pickle.dumps(content))
+    written = pickle.loads(part.read_bytes())["model"]  # our own file, from the line above
+    back = {name: torch.from_numpy(written[new].copy()) for name, new in named.items()}
+    return _refilled(encoder, back)
+
+
+def _mmdetection(encoder: nn.Module, part: Path, x: Tensor, model: str | None) -> Any:
+    """A torch file whose `state_dict` mmengine's checkpoint loader reads."""
+    state = _check_resnet(encoder, "mmdetection")
+    content = io.BytesIO()
+    torch.save({"meta": {}, "state_dict": {k: v.cpu() for k, v in state.items()}}, content)
+    atomic_write(part, content.getvalue())
+    return _refilled(encoder, torch.load(part, weights_only=True)["state_dict"])
+
+
+def _refilled(encoder: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    """A copy of the encoder whose tensors are only those of the file."""
+    other = copy.deepcopy(encoder)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    wrong = other.load_state_dict(state, strict=False)
+    lost = [name for name in wrong.missing_keys if "num_batches" not in name]
+    if lost or wrong.unexpected_keys:
+        raise ValueError(f"the file must hold every tensor of the encoder, got none of {lost[:3]}")
+    return other.eval()
