@@ -1,6 +1,6 @@
 """Draw docs/guides/curves/*.svg: for each family of methods a healthy run and a failed one.
 
-Each run trains a small network on 320 digits of MNIST5k for 15 epochs (75 steps) on a CPU. The
+Each run trains a small network on 1,000 digits of MNIST5k for 15 epochs on a CPU. The
 failed twin differs in the one thing that its name says. `python docs/curves.py` needs the extras
 `demo` and `report`, trains all pairs and prints a table; `python docs/curves.py simsiam` draws one.
 """
@@ -41,7 +41,7 @@ from sslzoo.transforms import digit_views, mae_views
 from sslzoo.transforms.image.views import Views
 
 FOLDER = Path(__file__).parent / "guides/curves"
-EPOCHS, WIDTH, SIDE = 15, 32, 14
+EPOCHS, WIDTH, SIDE = 15, 64, 28
 KNN, RANK, PROTOTYPES = "val/knn_top1_k20_t0.07", "val/effective_rank", "val/effective_prototypes"
 
 Make = Callable[[], LightningModule]
@@ -61,7 +61,7 @@ class WithoutSinkhorn(SwAV):
         return (z @ self.prototypes.weight.T / self.epsilon).softmax(dim=-1)
 
 
-VIEWS = partial(digit_views, SIDE)
+VIEWS = partial(digit_views, SIDE, scale=(0.75, 1.0), elastic=0.03)
 
 
 class Pair(NamedTuple):
@@ -77,7 +77,7 @@ class Pair(NamedTuple):
 
 
 def _net() -> SmallResNet:
-    return SmallResNet((8, 16, WIDTH), in_chans=1)
+    return SmallResNet((16, 32, WIDTH), in_chans=1)
 
 
 def _adam(lr: float) -> partial[torch.optim.Optimizer]:
@@ -111,7 +111,7 @@ def _vicreg(variance_weight: float) -> VICReg:
 
 def _swav(cls: type[SwAV]) -> SwAV:
     head = MLP([WIDTH, 64, 16], bias=False)
-    return cls(_net(), head, 30, freeze_prototypes_steps=10, optimizer=_sgd(0.3))
+    return cls(_net(), head, 30, freeze_prototypes_steps=10, optimizer=_adam(0.003))
 
 
 def _dino(teacher_temperature: float) -> DINO:
@@ -192,7 +192,7 @@ PAIRS = {
 
 @cache
 def _digits(views: Callable[[], Views]) -> MNIST5k:
-    return MNIST5k(views(), batch_size=64, channels=1, train_fraction=0.08)
+    return MNIST5k(views(), batch_size=64, channels=1, train_fraction=0.25)
 
 
 class Recorder(Callback):

@@ -18,7 +18,13 @@ HUB = "hf-hub:"
 TOKENS = ("vision_transformer", "deit", "eva", "beit")  # timm's modules of what `ViT` takes
 _SEVERAL = ("CoaT", "CrossVit", "EfficientViMDistilled", "EfficientViM")  # several maps at once
 # Arguments of timm's with which it would load weights by itself.
-_LOADING = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+_LOADING = {
+    "checkpoint_path",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "cache_dir",
+}
 _MAP = 4  # dimensions of a feature map
 
 
