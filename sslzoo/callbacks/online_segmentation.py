@@ -42,7 +42,7 @@ class OnlineSegmentation(Evaluation):
         memory_size: most patches in the memory.
         epochs: epochs of the linear head.
         lr: largest learning rate of the linear head.
-        loss_side: see `LinearOptions`.
+        loss_scale: see `LinearOptions`.
         blocks: number of a ViT's last blocks whose tokens are concatenated.
         ignore_index: the label of pixels that do not count.
         every_n_epochs: training epochs between two evaluations; the last always has one.
@@ -60,7 +60,7 @@ class OnlineSegmentation(Evaluation):
         memory_size: int = 10_240,
         epochs: int = 5,
         lr: float = 1e-3,
-        loss_side: int | None = None,
+        loss_scale: int | None = 4,
         blocks: int = 1,
         ignore_index: int = IGNORE,
         every_n_epochs: int = 1,
@@ -74,7 +74,7 @@ class OnlineSegmentation(Evaluation):
         for protocol in self.protocols:
             check_choice("protocols", protocol, get_args(DenseProtocol))
         self.options = DenseOptions(
-            LinearOptions(epochs=epochs, lr=lr, loss_side=loss_side),
+            LinearOptions(epochs=epochs, lr=lr, loss_scale=loss_scale),
             RetrievalOptions(k, temperature, memory_size),
             blocks,
             ignore_index,

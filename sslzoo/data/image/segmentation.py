@@ -192,9 +192,10 @@ class SegmentationFolder(ImageDataModule):
         if val_fraction is not None:
             check_interval("val_fraction", val_fraction, 0, 1, "()")
         size = transform.trained_size or _UNKNOWN_SIZE
+        eval_view = eval_view or transform.eval_view(size, size)
         super().__init__(
-            *(transform, batch_size, eval_view or transform.eval_view(size, size), eval_batch_size),
-            *(num_workers, seed, train_fraction, predict_on, drop_last),
+            *(transform, batch_size, eval_view, eval_batch_size, num_workers, seed),
+            *(train_fraction, predict_on, drop_last),
         )
         self.root = root
         self.folders = image_dir, mask_dir

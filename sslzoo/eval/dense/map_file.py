@@ -147,6 +147,17 @@ def scratch(folder: Path | None) -> Iterator[Path]:
         yield Path(made)
 
 
+@contextmanager
+def _closing_on_errors() -> Iterator[list[MapFile]]:
+    files: list[MapFile] = []
+    try:
+        yield files
+    except BaseException:
+        for file in files:
+            file.close()
+        raise
+
+
 @torch.no_grad()
 def write_maps(
     module: nn.Module,
@@ -178,13 +189,14 @@ def write_maps(
             disk has no room, or no rank has a sample.
     """
     file: MapFile | None = None
-    with isolate_rng(), eval_mode(module):
+    with _closing_on_errors() as opened, isolate_rng(), eval_mode(module):
         for batch in own_batches(loader, loaders):
             batch = loaders.transform(move_data_to_device(batch, device))
             labels = check_masks(batch.label, batch.views[0], loaders.num_classes, ignore_index)
             maps = check_map(mapper(batch.views[0]), type(module).__name__)
             if file is None:
                 file = MapFile(folder, name, _layout(maps, labels), _is_wide(loaders, ignore_index))
+                opened.append(file)
                 _check_room(folder, file.row_bytes, loader, len(batch.index))
             file.append(maps, labels, batch.index)
     known = [x for x in gather_objects(None if file is None else file.layout) if x is not None]

@@ -112,8 +112,9 @@ def dense_metrics(
                     "the maps of bank and query must have one width, got "
                     f"{files[0].layout.width} and {files[1].layout.width}"
                 )
+            bank, query = files
             return _metrics(
-                files[0], files[1], protocols, options, loaders.num_classes, patch, at, class_names
+                *(bank, query, protocols, options, loaders.num_classes, patch, at, class_names)
             )
         finally:
             for file in files:
