@@ -6,37 +6,39 @@
 `shapes` draws images of 64 pixels with disks, squares, triangles, rings and crosses of random
 colors on a striped ground, so that no color tells a class, and their masks; trains MAE, DINO, iBOT
 and I-JEPA on them by their recipes `<method>/folder_small_vit_10ep` with a net of 64 channels and 4
-blocks (`small` below has every change), and scores the frozen tokens by linear probe and retrieval,
-beside the same net untrained, and raw pixels.
+blocks (`small` and `train` have every change: no clipping), and scores the frozen tokens by linear
+probe and retrieval, beside the same net untrained, and raw pixels.
 `cost` times plain extraction of a ViT-S/16 (random weights, 224 pixels) and the dense protocols on
-the same files, in turns, and says what 10,000 images take by the time per image. Each round is a
-process of its own; memory is its largest resident set (Linux alone). Results go to
-benchmarks/results/dense.json, each as soon as it is there.
+the same files, each in a process of its own; memory is its largest resident set (Linux alone). A
+search in a full memory of patches is timed apart, since few images do not fill it. Results go to
+benchmarks/results/dense.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from lightning import seed_everything
+from lightning import Trainer, seed_everything
 from PIL import Image
 
 from benchmarks.driver import ROOT
-from benchmarks.quality import finished
+from benchmarks.quality import build
 from benchmarks.worker import versions
 from sslzoo.backbones import timm_vit
+from sslzoo.callbacks import WeightDecaySchedule
 from sslzoo.data import SegmentationFolder
 from sslzoo.eval.dense import (
     DenseOptions,
@@ -44,9 +46,14 @@ from sslzoo.eval.dense import (
     RawPixels,
     RetrievalOptions,
     dense_metrics,
+    feature_map,
+    pca_picture,
 )
 from sslzoo.eval.dense.protocols import DENSE
+from sslzoo.eval.dense.retrieval import Memory, retrieve
 from sslzoo.eval.features import extract
+from sslzoo.eval.knn.search import Bank, on_grid
+from sslzoo.optim import CosineSchedule
 from sslzoo.runs.provenance import processor
 from sslzoo.transforms import mae_views
 from sslzoo.transforms.image.normalize import IMAGENET_MEAN, IMAGENET_STD
@@ -56,9 +63,9 @@ RESULT = ROOT / "benchmarks" / "results" / "dense.json"
 CLASSES = ["ground", "disk", "square", "triangle", "ring", "cross"]
 SIDE, PATCH = 64, 4
 METHODS = ("mae", "dino", "ibot", "ijepa")
-COUNTS = {"train": 1000, "val": 200}
+COUNTS = {"train": 400, "val": 100}
 EPOCHS, BATCH = 20, 64
-OPTIONS = DenseOptions(LinearOptions(epochs=10), RetrievalOptions())
+OPTIONS = DenseOptions(LinearOptions(lr=0.01), RetrievalOptions(memory_size=20_480))
 
 
 def shape(kind: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -108,18 +115,12 @@ def small(method: str, root: Path) -> dict[str, Any]:
     config = read_config(ROOT / "configs" / method / "folder_small_vit_10ep.yaml")
     model, data = config["model"]["init_args"], config["data"]["init_args"]
     model["backbone"].setdefault("init_args", {}).update(width=64, depth=4)
-    if "decoder" in model:
-        model["decoder"]["init_args"] |= {"token_dim": 64, "width": 48, "depth": 2}
-    if "predictor" in model:
-        model["predictor"]["init_args"] |= {"token_dim": 64, "width": 48, "depth": 2}
+    for part in ("decoder", "predictor"):
+        if part in model:
+            model[part]["init_args"] |= {"token_dim": 64, "width": 48, "depth": 2}
     if "projector" in model:
         model["projector"]["init_args"] |= {"in_dim": 64, "out_dim": 512, "hidden_dim": 256}
-    model["schedule"]["init_args"]["warmup_epochs"] = 2
-    trainer = config["trainer"]
-    kept = ("WeightDecaySchedule", "ClipPerParameter")
-    trainer["callbacks"] = [x for x in trainer["callbacks"] if x["class_path"].endswith(kept)]
-    trainer["callbacks"] += [{"class_path": "sslzoo.callbacks.PCAMaps"}]
-    trainer |= {"max_epochs": EPOCHS, "accelerator": "cpu", "enable_progress_bar": False}
+    view = {"size": SIDE, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     config["data"] = {
         "class_path": "sslzoo.data.SegmentationFolder",
         "init_args": {
@@ -128,64 +129,73 @@ def small(method: str, root: Path) -> dict[str, Any]:
             "transform": data["transform"],
             "batch_size": BATCH,
             "num_workers": 0,
-            "eval_view": {
-                "class_path": "sslzoo.transforms.EvalView",
-                "init_args": {"size": SIDE, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
-            },
+            "seed": 0,
+            "eval_view": {"class_path": "sslzoo.transforms.EvalView", "init_args": view},
         },
     }
     return config
 
 
-def train(method: str, root: Path, runs: Path) -> tuple[Path, float]:
-    """Train by `sslzoo fit`; the run and its CPU minutes."""
-    path = runs / f"{method}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(small(method, root)))
-    command = [sys.executable, "-m", "sslzoo", "fit", "--config", str(path)]
-    command += [f"--trainer.default_root_dir={runs / method}"]
-    process = subprocess.Popen(command, cwd=ROOT)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"sslzoo fit of {method} ended with {process.returncode}")
-    run = max((runs / method).glob("version_*"), key=lambda x: int(x.name.rpartition("_")[2]))
-    return run, (usage.ru_utime + usage.ru_stime) / 60
+def train(model: Any, data: Any, decay: bool) -> float:
+    """Train for EPOCHS on the CPU; CPU minutes."""
+    callbacks: list[Any] = []
+    if decay:  # as in the recipes of DINO, iBOT and I-JEPA
+        callbacks = [WeightDecaySchedule(CosineSchedule(0.04, 0.4))]
+    start = time.process_time()
+    Trainer(
+        max_epochs=EPOCHS,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        callbacks=callbacks,
+    ).fit(model, datamodule=data)
+    return (time.process_time() - start) / 60
 
 
-def shapes(folder: Path) -> dict[str, Any]:
+def shapes(folder: Path, keep: Callable[[dict[str, Any]], None]) -> None:
     """MIoU of the four methods, their nets untrained, and pixels."""
     root = write(folder / "shapes", SIDE, COUNTS)
     rows: dict[str, Any] = {}
+    full = DenseOptions(LinearOptions(loss_scale=None), OPTIONS.knn)
     for method in METHODS:
-        run, minutes = train(method, root, folder / "runs")
-        _, data, model, checkpoint = finished(run)
+        config = small(method, root)
+        data = build(config, "data")
+        data.setup()
         loaders = data.eval_dataloaders()
-        untrained = dense_metrics(model.encoder(), loaders, options=OPTIONS)
-        model.load_state_dict(checkpoint["state_dict"])
-        trained = dense_metrics(model.encoder(), loaders, options=OPTIONS)
-        rows[method] = {"trained": trained, "untrained": untrained, "cpu_minutes": minutes}
-        print(method, rows[method], flush=True)
-        if method == METHODS[0]:
-            full = DenseOptions(LinearOptions(epochs=10, loss_scale=None), OPTIONS.knn)
-            rows[method]["trained, loss of all pixels"] = dense_metrics(
+        seed_everything(0, verbose=False)
+        model = build(config, "model")
+        row = {"untrained": dense_metrics(model.encoder(), loaders, options=OPTIONS)}
+        row["cpu_minutes"] = train(model, data, method != "mae")
+        row["trained"] = dense_metrics(model.encoder(), loaders, options=OPTIONS)
+        if not rows:
+            row["trained, loss of all pixels"] = dense_metrics(
                 model.encoder(), loaders, ["linear_segmentation"], full
             )
-            rows["pixels"] = dense_metrics(RawPixels(PATCH), loaders, options=OPTIONS)
-    return {
-        "rows": rows,
-        "data": f"{COUNTS['train']} and {COUNTS['val']} drawn images of {SIDE} pixels",
-        "classes": CLASSES,
-        "net": f"ViT of 64 channels and 4 blocks, patches of {PATCH} pixels",
-        "epochs": EPOCHS,
-        "batch_size": BATCH,
-        "seeds": [0],
-        **about(),
-    }
+            rows["pixels"] = {"pixels": dense_metrics(RawPixels(PATCH), loaders, options=OPTIONS)}
+        rows[method] = row
+        print(method, row, flush=True)
+        shown = loaders.transform(next(iter(loaders.query))).views[0][:6]
+        maps = feature_map(model.encoder().eval(), shown)
+        pca_picture(shown, maps).save(folder / f"pca_{method}.png")
+        keep(
+            {
+                "rows": rows,
+                "data": f"{COUNTS['train']} and {COUNTS['val']} drawn images of {SIDE} pixels",
+                "classes": CLASSES,
+                "net": f"ViT of 64 channels and 4 blocks, patches of {PATCH} pixels",
+                "epochs": EPOCHS,
+                "batch_size": BATCH,
+                "options": dataclasses.asdict(OPTIONS),
+                "seeds": [0],
+                **about(),
+            }
+        )
 
 
-COST_COUNTS = {"train": 540, "val": 60}
-ROUNDS = 3
+COST_COUNTS = {"train": 180, "val": 20}
+ROUNDS = 1
+QUERIES = 4
 WORK = {"extraction": (), "linear": DENSE[:1], "knn": DENSE[1:], "both": DENSE}
 
 
@@ -210,36 +220,58 @@ def one(work: str, root: Path) -> dict[str, float]:
     return {"cpu_seconds": times[0], "seconds": times[1], "peak_mib": peak}
 
 
-def cost(folder: Path) -> dict[str, Any]:
+def search() -> dict[str, float]:
+    """CPU time per query image of a search in a memory of the default size, of random rows."""
+    torch.set_num_threads(1)
+    options, draws = RetrievalOptions(), torch.Generator().manual_seed(0)
+    rows = torch.arange(options.memory_size)
+    features = torch.randn(options.memory_size, 384, generator=draws)
+    fractions = torch.rand(options.memory_size, 21, generator=draws)
+    memory = Memory(Bank(on_grid(features), rows, rows), fractions)
+    query = torch.randn(QUERIES * 196, 384, generator=draws)
+    start = time.process_time()
+    retrieve(memory, query, options)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"cpu_ms": 1e3 * (time.process_time() - start) / QUERIES, "peak_mib": peak}
+
+
+def cost(folder: Path, keep: Callable[[dict[str, Any]], None]) -> None:
     """CPU time and memory of the dense protocols beside plain extraction."""
-    root = write(folder / "large", 256, COST_COUNTS)
-    rows: dict[str, list[dict[str, float]]] = {work: [] for work in WORK}
+    write(folder / "large", 256, COST_COUNTS)
+    rows: dict[str, list[dict[str, float]]] = {work: [] for work in [*WORK, "search"]}
     command = [sys.executable, "-m", "benchmarks.dense", "one", "--folder", str(folder)]
+    images = sum(COST_COUNTS.values())
     for _ in range(ROUNDS):
         for work, found in rows.items():
-            done = subprocess.run([*command, "--work", work], cwd=ROOT, capture_output=True)
+            done = subprocess.run(
+                [*command, "--work", work], cwd=ROOT, stdout=subprocess.PIPE, check=True
+            )
             found.append(json.loads(done.stdout.splitlines()[-1]))
             print(work, found[-1], flush=True)
+    searched = rows.pop("search")
     plain = median(row["cpu_seconds"] for row in rows["extraction"])
-    images = sum(COST_COUNTS.values())
-    bytes_per_image = 14 * 14 * 384 * 2 + 224 * 224
-    return {
-        "images": COST_COUNTS,
-        "rounds": ROUNDS,
-        "net": "ViT-S/16 at 224 pixels, random weights, float32, one thread",
-        "options": "the defaults of DenseOptions",
-        "root": str(root.name),
-        "work": {
-            work: {
-                "cpu_ms_per_image": 1e3 * median(row["cpu_seconds"] for row in found) / images,
-                "over_extraction": median(row["cpu_seconds"] for row in found) / plain,
-                "peak_mib": max(row["peak_mib"] for row in found),
-            }
-            for work, found in rows.items()
-        },
-        "disk_gb_of_10000_images": bytes_per_image * 10_000 / 1e9,
-        **about(),
-    }
+    keep(
+        {
+            "images": COST_COUNTS,
+            "rounds": ROUNDS,
+            "net": "ViT-S/16 at 224 pixels, random weights, float32, one thread",
+            "options": dataclasses.asdict(DenseOptions()),
+            "work": {
+                work: {
+                    "cpu_ms_per_image": 1e3 * median(x["cpu_seconds"] for x in found) / images,
+                    "over_extraction": median(x["cpu_seconds"] for x in found) / plain,
+                    "peak_mib": max(x["peak_mib"] for x in found),
+                }
+                for work, found in rows.items()
+            },
+            "search_of_102400_rows": {
+                "cpu_ms_per_query_image": median(x["cpu_ms"] for x in searched),
+                "peak_mib": max(x["peak_mib"] for x in searched),
+            },
+            "disk_gb_of_10000_images": (14 * 14 * 384 * 2 + 224 * 224) * 10_000 / 1e9,
+            **about(),
+        }
+    )
 
 
 def about() -> dict[str, Any]:
@@ -250,16 +282,20 @@ def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dense", description=__doc__)
     parser.add_argument("what", choices=("shapes", "cost", "one"))
     parser.add_argument("--folder", type=Path, required=True, help="for images and runs")
-    parser.add_argument("--work", choices=list(WORK), help="of `one`, which `cost` calls")
+    parser.add_argument("--work", choices=[*WORK, "search"], help="of `one`, which `cost` calls")
     parser.add_argument("--output", type=Path, default=RESULT)
     given = parser.parse_args(args)
     folder = given.folder.resolve()
     if given.what == "one":
-        print(json.dumps(one(given.work, folder / "large")))
+        done = search() if given.work == "search" else one(given.work, folder / "large")
+        print(json.dumps(done))
         return
-    found = (shapes if given.what == "shapes" else cost)(folder)
-    kept = json.loads(given.output.read_text()) if given.output.exists() else {}
-    given.output.write_text(json.dumps({**kept, given.what: found}, indent=1) + "\n")
+
+    def keep(found: dict[str, Any]) -> None:
+        kept = json.loads(given.output.read_text()) if given.output.exists() else {}
+        given.output.write_text(json.dumps({**kept, given.what: found}, indent=1) + "\n")
+
+    (shapes if given.what == "shapes" else cost)(folder, keep)
 
 
 if __name__ == "__main__":
