@@ -22,7 +22,7 @@ from sslzoo.distributed import rank, world_size
 from sslzoo.eval.cache import cached_features
 from sslzoo.eval.dense.davis import davis_metrics, score_video
 from sslzoo.eval.dense.maps import map_of
-from sslzoo.eval.dense.propagation import segment_video
+from sslzoo.eval.dense.propagation import PropagationOptions, segment_video
 from sslzoo.eval.dense.protocols import DENSE, dense_metrics
 from sslzoo.eval.features import Features, extract
 from sslzoo.eval.fingerprint import module_digest
@@ -220,7 +220,13 @@ def measure(
             class_names=getattr(data, "classes", ()),
         )
     if "davis" in suite.protocols:
-        rows[0] |= follow_videos(encoder, data, suite, fabric)
+        if not isinstance(data, Davis):
+            raise ValueError(
+                "the data must be sslzoo.data.Davis for the protocol 'davis', got "
+                f"{type(data).__name__}"
+            )
+        blocks = suite.dense.blocks
+        rows[0] |= follow_videos(encoder, data, suite.davis, fabric.device, blocks)
     for seed in seeds[1:]:
         few = dataclasses.replace(suite, protocols=of_labels)
         rows.append(few(found.bank, found.query, found.num_classes, seed))
@@ -228,21 +234,24 @@ def measure(
 
 
 def follow_videos(
-    encoder: nn.Module, data: LightningDataModule, suite: Suite, fabric: Fabric
-) -> dict[str, float]:
-    """J & F of label propagation through the videos of a `Davis` data module; collective.
+    encoder: nn.Module,
+    data: Davis,
+    options: PropagationOptions,
+    device: torch.device,
+    blocks: int = 1,
+) -> Metrics:
+    """J & F of label propagation through videos; collective.
 
-    Raises:
-        ValueError: the data has no videos.
+    Args:
+        encoder: the encoder, in eval mode.
+        data: the videos, set up, with the preprocessing that the encoder expects.
+        options: how labels are propagated.
+        device: where the encoder is.
+        blocks: number of a ViT's last blocks whose tokens are concatenated.
     """
-    if not isinstance(data, Davis):
-        raise ValueError(
-            "the data must be sslzoo.data.Davis for the protocol 'davis', got "
-            f"{type(data).__name__}"
-        )
-    mapper, found = map_of(encoder, suite.dense.blocks), []
+    mapper, found = map_of(encoder, blocks), []
     for video in data.videos[rank() :: world_size()]:
         masks = data.masks(video)
-        frames = list(data.frames(video, suite.davis.side, fabric.device))
-        found += score_video(masks, segment_video(frames, masks[0], mapper, suite.davis))
+        frames = list(data.frames(video, options.side, device))
+        found += score_video(masks, segment_video(frames, masks[0], mapper, options))
     return davis_metrics(found)

@@ -110,6 +110,19 @@ def test_a_run_follows_videos(finished: Path, tmp_path: Path) -> None:
     assert found["davis_j"] > 0.3
 
 
+def test_the_papers_protocols_by_name(finished: Path, tmp_path: Path) -> None:
+    root = write_davis(tmp_path / "DAVIS")
+    names = ["dinov2_linear_segmentation", "hummingbird", "dino_davis"]
+    found = evaluated(
+        *(str(finished), "--protocol", ",".join(names)),
+        *("--dinov2_linear_segmentation.training.epochs=1", "--hummingbird.memory.k=3"),
+        *(f"--dino_davis.root={root}", "--dino_davis.propagation.side=64"),
+        output=tmp_path / "out.json",
+    )
+    wanted = ("dinov2_linear_segmentation/miou", "hummingbird/miou_k3_t0.02", "dino_davis/jf")
+    assert set(wanted) <= set(found)
+
+
 def test_other_protocols_are_refused_on_masks(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,37 +85,9 @@ class Davis(ImageDataModule):
 
     def read(self) -> ImageSets:
         """List the videos and their frames."""
-        root = check_folder(self.root, "root")
-        path = root / "ImageSets" / self.year / f"{self.split}.txt"
-        if not path.is_file():
-            raise ValueError(
-                f"root must hold ImageSets/{self.year}/{self.split}.txt, as DAVIS does, got "
-                f"{str(root)!r}"
-            )
-        # Lists of DAVIS 2016 have a line per frame: /JPEGImages/480p/<video>/00000.jpg.
-        names = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
-        names = [Path(name).parent.name if "/" in name else name for name in names]
-        self.videos = [self._video(root, name) for name in dict.fromkeys(names)]
-        if not self.videos:
-            raise ValueError(f"{str(path)!r} must list videos, got none")
+        self.videos = read_videos(Path(self.root), self.split, self.resolution, self.year)
         frames = [frame for video in self.videos for frame in video.frames]
         return ImageSets(FileImages(frames, None, decoding=Decoding(upright=False)), None, None)
-
-    def _video(self, root: Path, name: str) -> Video:
-        folders = [
-            check_folder(root / part / self.resolution / name, f"the folder of video {name!r}")
-            for part in ("JPEGImages", "Annotations")
-        ]
-        frames, masks = (list_files(folder, IMAGE_EXTENSIONS) for folder in folders)
-        stems = [[Path(path).stem for path in paths] for paths in (frames, masks)]
-        if stems[0] != stems[1] or len(frames) < 3:
-            lost = sorted(set(stems[0]) ^ set(stems[1]))
-            raise ValueError(
-                f"the video {name!r} must have at least 3 frames with one mask each, got "
-                f"{len(frames)} frames and {len(masks)} masks"
-                f"{f', without the other: {lost[:5]}' if lost else ''}"
-            )
-        return Video(name, frames, masks)
 
     def masks(self, video: Video) -> list[Tensor]:
         """The annotations of a video, (H, W) int64 each."""
@@ -142,6 +114,51 @@ class Davis(ImageDataModule):
         floats = pixels.float() / (255 if pixels.dtype == torch.uint8 else 1)
         resized = F.interpolate(floats, size, mode="bilinear", align_corners=False)
         return self.eval_view.finish(resized)
+
+
+def read_videos(
+    folder: Path, split: str, resolution: str = "480p", year: str = "2017"
+) -> list[Video]:
+    """The videos of a split.
+
+    Args:
+        folder: the folder DAVIS.
+        split: name of the list of videos.
+        resolution: folder of the resolution.
+        year: folder of the lists.
+
+    Raises:
+        ValueError: a folder, the list, a frame or a mask is missing.
+    """
+    root = check_folder(folder, "root")
+    path = root / "ImageSets" / year / f"{split}.txt"
+    if not path.is_file():
+        raise ValueError(
+            f"root must hold ImageSets/{year}/{split}.txt, as DAVIS does, got {str(root)!r}"
+        )
+    # Lists of DAVIS 2016 have a line per frame: /JPEGImages/480p/<video>/00000.jpg.
+    names = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    names = [Path(name).parent.name if "/" in name else name for name in names]
+    if not names:
+        raise ValueError(f"{str(path)!r} must list videos, got none")
+    return [_video(root, resolution, name) for name in dict.fromkeys(names)]
+
+
+def _video(root: Path, resolution: str, name: str) -> Video:
+    folders = [
+        check_folder(root / part / resolution / name, f"the folder of video {name!r}")
+        for part in ("JPEGImages", "Annotations")
+    ]
+    frames, masks = (list_files(folder, IMAGE_EXTENSIONS) for folder in folders)
+    stems = [[Path(path).stem for path in paths] for paths in (frames, masks)]
+    if stems[0] != stems[1] or len(frames) < 3:
+        lost = sorted(set(stems[0]) ^ set(stems[1]))
+        raise ValueError(
+            f"the video {name!r} must have at least 3 frames with one mask each, got "
+            f"{len(frames)} frames and {len(masks)} masks"
+            f"{f', without the other: {lost[:5]}' if lost else ''}"
+        )
+    return Video(name, frames, masks)
 
 
 def frame_size(size: tuple[int, int], side: int, multiple: int = 64) -> tuple[int, int]:
