@@ -63,9 +63,9 @@ RESULT = ROOT / "benchmarks" / "results" / "dense.json"
 CLASSES = ["ground", "disk", "square", "triangle", "ring", "cross"]
 SIDE, PATCH = 64, 4
 METHODS = ("mae", "dino", "ibot", "ijepa")
-COUNTS = {"train": 400, "val": 100}
-EPOCHS, BATCH = 20, 64
-OPTIONS = DenseOptions(LinearOptions(lr=0.01), RetrievalOptions(memory_size=20_480))
+COUNTS = {"train": 1000, "val": 200}
+EPOCHS, BATCH = 40, 64
+OPTIONS = DenseOptions(LinearOptions(epochs=40, lr=0.01), RetrievalOptions(memory_size=20_480))
 
 
 def shape(kind: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -157,7 +157,7 @@ def shapes(folder: Path, keep: Callable[[dict[str, Any]], None]) -> None:
     """MIoU of the four methods, their nets untrained, and pixels."""
     root = write(folder / "shapes", SIDE, COUNTS)
     rows: dict[str, Any] = {}
-    full = DenseOptions(LinearOptions(loss_scale=None), OPTIONS.knn)
+    full = DenseOptions(dataclasses.replace(OPTIONS.linear, loss_scale=None), OPTIONS.knn)
     for method in METHODS:
         config = small(method, root)
         data = build(config, "data")
@@ -264,7 +264,7 @@ def cost(folder: Path, keep: Callable[[dict[str, Any]], None]) -> None:
                 }
                 for work, found in rows.items()
             },
-            "search_of_102400_rows": {
+            f"search_of_{RetrievalOptions().memory_size}_rows": {
                 "cpu_ms_per_query_image": median(x["cpu_ms"] for x in searched),
                 "peak_mib": max(x["peak_mib"] for x in searched),
             },

@@ -39,8 +39,8 @@ class RetrievalOptions:
     Args:
         k: number of neighbors; 30 in the reference code.
         temperature: T of the weights softmax(cosine / T); 0.02 there.
-        memory_size: most rows of the memory, equally many per training image. The paper has 10
-            million; a search costs `memory_size` D multiply-adds per query patch.
+        memory_size: most rows of the memory, equally many per training image. The paper has up to
+            10 million; a search costs `memory_size` times D multiply-adds per query patch.
         seed: seed of the patches that are kept.
 
     Raises:
@@ -49,7 +49,7 @@ class RetrievalOptions:
 
     k: int = 30
     temperature: float = 0.02
-    memory_size: int = 102_400
+    memory_size: int = 51_200
     seed: int = 0
 
     def __post_init__(self) -> None:
