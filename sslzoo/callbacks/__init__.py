@@ -17,7 +17,9 @@ from sslzoo.callbacks.online_knn import OnlineKNN
 from sslzoo.callbacks.online_linear import OnlineLinear
 from sslzoo.callbacks.online_probe import OnlineProbe
 from sslzoo.callbacks.online_prototypes import OnlinePrototypes
+from sslzoo.callbacks.online_segmentation import OnlineSegmentation
 from sslzoo.callbacks.online_spectrum import CollapseWarning, OnlineSpectrum
+from sslzoo.callbacks.pca_maps import PCAMaps
 from sslzoo.callbacks.progress import ProgressBar
 from sslzoo.callbacks.sentences import OnlineSpearman, SentenceTable
 from sslzoo.callbacks.training_monitor import TrainingMonitor
@@ -43,8 +45,10 @@ __all__ = [
     "OnlineLinear",
     "OnlineProbe",
     "OnlinePrototypes",
+    "OnlineSegmentation",
     "OnlineSpearman",
     "OnlineSpectrum",
+    "PCAMaps",
     "ProgressBar",
     "SentenceTable",
     "TrainingMonitor",

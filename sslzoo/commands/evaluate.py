@@ -31,7 +31,7 @@ from sslzoo.commands.configs import find_config
 from sslzoo.commands.errors import one_sentence, refuse, without_debug
 from sslzoo.commands.zoo import TRUST
 from sslzoo.distributed import barrier, rank
-from sslzoo.eval.suite import OF_LABELS, Suite
+from sslzoo.eval.suite import OF_LABELS, OF_MAPS, Suite
 from sslzoo.run_folder import RunFolder
 from sslzoo.runs.encoders import build_data, read_model, untrained
 from sslzoo.runs.evaluation import (
@@ -292,8 +292,9 @@ def _described(protocols: Mapping[str, Protocol]) -> dict[str, Any]:
 
 def _fitting(suite: Suite, found: Found) -> Suite:
     """Make the suite's protocols explicit, and report those that the data does not allow."""
-    named = suite.fitting(found.bank, found.query, found.num_classes, found.pairs)
+    named = suite.fitting(found.bank, found.query, found.num_classes, found.pairs, found.maps)
     assert named.protocols is not None
-    if suite.protocols is None and not set(named.protocols) & set(OF_LABELS):
+    read = {*OF_LABELS, *OF_MAPS}
+    if suite.protocols is None and not set(named.protocols) & read:
         note(f"skipped {', '.join(OF_LABELS)}: the data has no query set with one class per sample")
     return named

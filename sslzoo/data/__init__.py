@@ -7,12 +7,14 @@ from sslzoo.data.audio.speech_commands import SpeechCommands
 from sslzoo.data.datamodule import SampleDataModule, Sets
 from sslzoo.data.image.cifar import CIFAR10, CIFAR100
 from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
+from sslzoo.data.image.davis import Davis
 from sslzoo.data.image.file_list import ImageList
 from sslzoo.data.image.folder import ImageFolder
 from sslzoo.data.image.image_arrays import ImageArrays
 from sslzoo.data.image.imagenet import ImageNet
 from sslzoo.data.image.mnist5k import MNIST5k
 from sslzoo.data.image.multi_view import Modality, MultiViewFolder
+from sslzoo.data.image.segmentation import SegmentationFolder
 from sslzoo.data.image.stl10 import STL10
 from sslzoo.data.image.user_datasets import HFImages, ImageDataset
 from sslzoo.data.inputs import FrameInput, TextInput, WaveformInput
@@ -27,6 +29,7 @@ __all__ = [
     "STSB",
     "AudioDataModule",
     "AudioFolder",
+    "Davis",
     "FrameInput",
     "HFImages",
     "HFText",
@@ -43,6 +46,7 @@ __all__ = [
     "Modality",
     "MultiViewFolder",
     "SampleDataModule",
+    "SegmentationFolder",
     "SequenceArrays",
     "Sets",
     "SpeechCommands",

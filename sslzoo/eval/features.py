@@ -27,7 +27,7 @@ class Features(NamedTuple):
 
     Args:
         features: (n, D) float32, on the encoder's device.
-        label: (n,) as the loader yields it, or None.
+        label: (n,) as the loader yields it, or None; masks (n, H, W) are left out.
         index: (n,) int64; no index appears on two ranks or twice on one.
     """
 
@@ -119,7 +119,9 @@ def extract(
             if not isinstance(output, Tensor) or output.ndim != 2:
                 got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
                 raise ValueError(f"the features to evaluate must be (B, D), got {got}")
-            parts.append(Features(output.float(), batch.label, batch.index))
+            masks = batch.label is not None and batch.label.ndim > 2  # of segmentation, unused here
+            label = None if masks else batch.label
+            parts.append(Features(output.float(), label, batch.index))
     own = collect(parts, device)
     if limit is None:
         return own

@@ -2,7 +2,8 @@
 
 Metric names: `knn_top1_k<k>_t<T>` and, if asked, `knn_top5_k<k>_t<T>`, `linear_top1`,
 `retrieval_map`, `recall_at_<K>`, `purity`, `effective_rank`, `feature_std`, `uniformity`,
-`spearman_<name>`; with 1 % of the labels `linear_top1_1pct` and `knn_top1_k<k>_t<T>_1pct`.
+`spearman_<name>`; of masks and videos those of `sslzoo.eval.dense`;
+with 1 % of the labels `linear_top1_1pct` and `knn_top1_k<k>_t<T>_1pct`.
 
 Shapes: n samples of this rank, D width, C classes.
 """
@@ -10,12 +11,14 @@ Shapes: n samples of this rank, D width, C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast, get_args
 
 from torch import Tensor
 
 from sslzoo.checks import check_classes
+from sslzoo.eval.dense.propagation import PropagationOptions
+from sslzoo.eval.dense.protocols import DENSE, DenseOptions
 from sslzoo.eval.features import Features, gather_features, take_fraction
 from sslzoo.eval.knn import knn_accuracies
 from sslzoo.eval.linear import linear_probe
@@ -23,9 +26,19 @@ from sslzoo.eval.retrieval import retrieval
 from sslzoo.eval.similarity import scored_spearman
 from sslzoo.eval.spectrum import effective_rank, feature_std, uniformity
 
-Protocol = Literal["knn", "linear", "retrieval", "label_free", "similarity"]
+Protocol = Literal[
+    "knn",
+    "linear",
+    "retrieval",
+    "label_free",
+    "similarity",
+    "linear_segmentation",
+    "knn_segmentation",
+    "davis",
+]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 OF_LABELS: tuple[Protocol, ...] = ("knn", "linear", "retrieval")
+OF_MAPS: tuple[Protocol, ...] = (*DENSE, "davis")  # they read feature maps, not features
 OF_BANK_LABELS: tuple[Protocol, ...] = ("knn", "linear")  # they use `train_fraction`
 
 # The number of neighbors and the temperature that the papers report with.
@@ -40,8 +53,9 @@ class Suite:
     """The evaluation protocols to run, and their settings.
 
     Args:
-        protocols: some of "knn", "linear", "retrieval" (which read labels), "label_free" and
-            "similarity" (which reads scored pairs); None: all that the data allows.
+        protocols: some of "knn", "linear", "retrieval" (which read labels), "label_free",
+            "similarity" (which reads scored pairs), "linear_segmentation" and "knn_segmentation"
+            (which read masks) and "davis" (which reads videos); None: all that the data allows.
         k: numbers of neighbors of kNN, each combined with each temperature; `KNN` has the
             papers' values.
         temperature: temperatures of kNN's vote.
@@ -49,6 +63,8 @@ class Suite:
         recall: values of K for recall@K.
         rank_samples: number of bank samples for effective rank and uniformity, the first by index.
         top5: whether kNN gives its top-5 accuracy, too.
+        dense: settings of "linear_segmentation" and "knn_segmentation".
+        davis: settings of "davis".
         train_fraction: fraction of the bank's labels that kNN and the linear probe use, the same
             in each class; 0.01 and 0.1 are the semi-supervised settings.
 
@@ -65,6 +81,8 @@ class Suite:
     rank_samples: int = 25_600  # the value in RankMe
     train_fraction: float = 1.0
     top5: bool = False
+    dense: DenseOptions = field(default_factory=DenseOptions)
+    davis: PropagationOptions = field(default_factory=PropagationOptions)
 
     def __post_init__(self) -> None:
         asked = PROTOCOLS if self.protocols is None else self.protocols
@@ -84,6 +102,7 @@ class Suite:
         query: Features | None,
         num_classes: int | None,
         pairs: Mapping[str, Features] | None = None,
+        maps: Sequence[str] = (),
     ) -> Suite:
         """The suite with explicit protocols: those given, or else all that this data allows.
 
@@ -92,6 +111,7 @@ class Suite:
             query: see there.
             num_classes: see there.
             pairs: see there.
+            maps: the protocols of feature maps that the data allows.
 
         Raises:
             ValueError: `train_fraction` needs labels, and the data has none.
@@ -99,6 +119,7 @@ class Suite:
         if self.protocols is not None:
             return self
         fits = {"label_free": True, "similarity": bool(pairs)}
+        fits |= {name: name in maps for name in OF_MAPS}
         known = num_classes is not None and bank.label is not None
         labeled = known and query is not None and query.label is not None
         return replace(self, protocols=[x for x in PROTOCOLS if fits.get(x, labeled)])
@@ -112,6 +133,8 @@ class Suite:
         pairs: Mapping[str, Features] | None = None,
     ) -> dict[str, float]:
         """Compute all metrics by name; collective, with the same result on every rank.
+
+        The protocols of feature maps are not among them: they read the encoder, not its features.
 
         Args:
             bank: the training set's features of this rank.

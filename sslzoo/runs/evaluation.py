@@ -8,19 +8,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from lightning import LightningDataModule
 from lightning.fabric import Fabric
 from torch import nn
 
 from sslzoo.batch import Batch
+from sslzoo.callbacks.rehearsal import first_batch
 from sslzoo.data.alignment import view_alignment
 from sslzoo.data.datamodule import SampleDataModule
-from sslzoo.distributed import rank
+from sslzoo.data.image.davis import Davis
+from sslzoo.distributed import rank, world_size
 from sslzoo.eval.cache import cached_features
+from sslzoo.eval.dense.davis import davis_metrics, score_video
+from sslzoo.eval.dense.maps import map_of
+from sslzoo.eval.dense.propagation import PropagationOptions, segment_video
+from sslzoo.eval.dense.protocols import DENSE, dense_metrics
 from sslzoo.eval.features import Features, extract
 from sslzoo.eval.fingerprint import module_digest
 from sslzoo.eval.loaders import EvalLoaders
-from sslzoo.eval.suite import OF_BANK_LABELS, OF_LABELS, Suite
+from sslzoo.eval.suite import OF_BANK_LABELS, OF_LABELS, OF_MAPS, Suite
 from sslzoo.runs.encoders import Model
 from sslzoo.runs.results import Metrics
 
@@ -98,12 +105,14 @@ class Found(NamedTuple):
         query: features of the query set, which is scored; only if the suite reads it.
         num_classes: None without labels.
         pairs: features of scored pairs, by name.
+        maps: the protocols of feature maps that the data allows.
     """
 
     bank: Features
     query: Features | None
     num_classes: int | None
     pairs: dict[str, Features]
+    maps: tuple[str, ...] = ()
 
 
 def find(
@@ -136,8 +145,11 @@ def find(
         device = "cpu" if fabric.device.type == "mps" else fabric.device
         return Features(*(None if x is None else x.to(device) for x in found))  # type: ignore[arg-type]
 
-    loaders = loaders_of(data)
-    labeled = loaders.num_classes is not None and loaders.query is not None
+    loaders, maps = loaders_of(data), protocols_of_maps(data)
+    if suite.protocols is not None and not set(suite.protocols) - set(OF_MAPS):
+        none = Features(torch.empty(0, 0), None, torch.empty(0, dtype=torch.int64))
+        return Found(none, None, loaders.num_classes, {}, maps)
+    labeled = loaders.num_classes is not None and loaders.query is not None and not maps
     if suite.protocols is not None:
         labeled = bool(set(suite.protocols) & set(OF_LABELS))
     limit = None if labeled else suite.rank_samples
@@ -151,7 +163,18 @@ def find(
     pairs = {}
     if give is not None and (suite.protocols is None or "similarity" in suite.protocols):
         pairs = {name: features(f"pairs {name}", of, of.bank) for name, of in give().items()}
-    return Found(bank, query, loaders.num_classes, pairs)
+    return Found(bank, query, loaders.num_classes, pairs, maps)
+
+
+def protocols_of_maps(data: LightningDataModule) -> tuple[str, ...]:
+    """The protocols of feature maps that a data module, set up, allows."""
+    if isinstance(data, Davis):
+        return ("davis",)
+    loaders = loaders_of(data)
+    if loaders.query is None or loaders.num_classes is None:
+        return ()
+    label = first_batch(loaders.query).label
+    return DENSE if label is not None and label.ndim == 3 else ()
 
 
 def _labeled_once(batch: Batch) -> Batch:
@@ -190,7 +213,45 @@ def measure(
     if "label_free" in suite.protocols and isinstance(data, SampleDataModule):
         aligned = view_alignment(encoder, data, fabric.device)
         rows[0] |= {} if aligned is None else {"alignment": aligned}
+    dense = [name for name in suite.protocols if name in DENSE]
+    if dense:
+        rows[0] |= dense_metrics(
+            *(encoder, loaders_of(data), dense, suite.dense, fabric.device),
+            class_names=getattr(data, "classes", ()),
+        )
+    if "davis" in suite.protocols:
+        if not isinstance(data, Davis):
+            raise ValueError(
+                "the data must be sslzoo.data.Davis for the protocol 'davis', got "
+                f"{type(data).__name__}"
+            )
+        blocks = suite.dense.blocks
+        rows[0] |= follow_videos(encoder, data, suite.davis, fabric.device, blocks)
     for seed in seeds[1:]:
         few = dataclasses.replace(suite, protocols=of_labels)
         rows.append(few(found.bank, found.query, found.num_classes, seed))
     return rows
+
+
+def follow_videos(
+    encoder: nn.Module,
+    data: Davis,
+    options: PropagationOptions,
+    device: torch.device,
+    blocks: int = 1,
+) -> Metrics:
+    """J & F of label propagation through videos; collective.
+
+    Args:
+        encoder: the encoder, in eval mode.
+        data: the videos, set up, with the preprocessing that the encoder expects.
+        options: how labels are propagated.
+        device: where the encoder is.
+        blocks: number of a ViT's last blocks whose tokens are concatenated.
+    """
+    mapper, found = map_of(encoder, blocks), []
+    for video in data.videos[rank() :: world_size()]:
+        masks = data.masks(video)
+        frames = list(data.frames(video, options.side, device))
+        found += score_video(masks, segment_video(frames, masks[0], mapper, options))
+    return davis_metrics(found)

@@ -103,7 +103,7 @@ def test_two_ranks_equal_one(ranks: Ranks) -> None:
     for got in ranks(2, on_rank):
         assert got.keys() == one.keys()
         assert got == pytest.approx(one, rel=1e-6)
-    assert len(PROTOCOLS) == 5
+    assert len(PROTOCOLS) == 8
 
 
 FEW = Suite(k=(5,), l2=(0.01,), train_fraction=0.1)

@@ -14,6 +14,11 @@ from typing import NamedTuple
 
 from sslzoo.eval.protocols.probe import Training
 from sslzoo.runs.protocols.base import Protocol, Subject, subject_of
+from sslzoo.runs.protocols.dense import (
+    LinearSegmentation,
+    RetrievalSegmentation,
+    VideoSegmentation,
+)
 from sslzoo.runs.protocols.features import (
     Clustering,
     FewLabels,
@@ -145,6 +150,17 @@ PROTOCOLS: dict[str, Entry] = {
         "Chen et al., ICML 2020 (arXiv 2002.05709), appendix B.8.1: mAP of VOC 2007 by 11 points",
     ),
     "dino_copy_detection": Entry(CopyDetection(), _DINO + "eval_copy_detection.py"),
+    "dinov2_linear_segmentation": Entry(
+        LinearSegmentation(),
+        "Oquab et al., TMLR 2024 (arXiv 2304.07193); facebookresearch/dinov2 at b8931f7, "
+        "eval/segmentation; its schedule is not public, so optimizer, rate and length are ours",
+    ),
+    "hummingbird": Entry(
+        RetrievalSegmentation(),
+        "Balazevic et al., NeurIPS 2023 (arXiv 2306.01667); vpariza/open-hummingbird-eval at "
+        "0fd976f",
+    ),
+    "dino_davis": Entry(VideoSegmentation(), _DINO + "eval_video_segmentation.py"),
     "dino_roxford5k": Entry(
         RevisitedRetrieval(dataset="roxford5k"),
         _DINO + "eval_image_retrieval.py; Radenovic et al., CVPR 2018 (arXiv 1803.11285)",
