@@ -267,7 +267,6 @@ CONTINUE_TEXT = {
 }
 CONTINUE_IMAGES = {
     "knn_top1_k20_t0.07": "kNN (k 20, T 0.07)",
-    "linear_top1": "linear probe",
     "effective_rank": "effective rank",
 }
 
