@@ -31,7 +31,9 @@ def keep(path: Path, key: str, about: dict[str, Any], run: Path, more: dict[str,
     kept = json.loads(path.read_text()) if path.exists() else {"runs": {}}
     start, last = rows_of(run)
     timing = json.loads((run / TIMING).read_text())
-    cost = {name: timing[name] for name in ("minutes", "cpu_minutes", "load_before", "date")}
+    cost = {
+        name: timing[name] for name in ("minutes", "cpu_minutes", "load_before", "date", "commit")
+    }
     place = {name: timing[name] for name in ("commit", "cpu", "cores")}
     kept |= {**about, **place}
     kept["runs"][key] = {"start": start, "last": last, **more, **cost}
