@@ -1,7 +1,7 @@
-"""Table: the READMEs' tables, made from the result files and from nothing else.
+"""Table: the tables of benchmarks, made from the result files and from nothing else.
 
-python -m benchmarks.table            writes them into README.md and benchmarks/README.md
-python -m benchmarks.table --check    fails where a README is not what the results say
+python -m benchmarks.table            writes them into the READMEs and docs/continue.md
+python -m benchmarks.table --check    fails where a page is not what the results say
 """
 
 from __future__ import annotations
@@ -259,6 +259,47 @@ def text_table(results: dict[str, Result]) -> str:
     return "\n".join([*lines, "", *(f"- {place}" for place in places)])
 
 
+# Metrics of the runs that go on from given weights, and their titles.
+CONTINUE_TEXT = {
+    "neighbor_at_1": "neighboring verse is nearest",
+    "neighbor_at_10": "is among the 10 nearest",
+    "spearman_test": "STS-B test, Spearman",
+}
+CONTINUE_IMAGES = {
+    "knn_top1_k20_t0.07": "kNN (k 20, T 0.07)",
+    "effective_rank": "effective rank",
+}
+
+
+def continue_table(result: Result | None, titles: dict[str, str]) -> str:
+    """Row 0, and means over seeds of the runs that went on from it, with their changes."""
+    if not result:
+        return NOT_RUN
+    grouped: dict[str, list[Result]] = {}
+    for key, run in result["runs"].items():
+        grouped.setdefault(key.rpartition(" ")[0], []).append(run)
+    start = result.get("row0") or next(iter(result["runs"].values()))["start"]
+    lines = _head(["run", *titles.values(), "steps", "seeds", "CPU minutes per run", "config"])
+    lines.append(_line(["start weights (row 0)", *(_plain(start[m]) for m in titles), *"----"]))
+    if "words" in result:
+        words = [_plain(result["words"][m]) if m in result["words"] else "-" for m in titles]
+        lines.append(_line(["bag of words", *words, *"----"]))
+    for name, runs in grouped.items():
+        cells = []
+        for metric in titles:
+            mean = statistics.mean(run["last"][metric] for run in runs)
+            change = mean - start[metric]
+            cells.append(f"{_plain(mean)} ({'+' if change > 0 else ''}{_plain(change)})")
+        cost = f"{statistics.mean(run['cpu_minutes'] for run in runs):.1f}"
+        about = [str(runs[0]["steps"]), str(len(runs)), cost, f"`{runs[0]['config']}`"]
+        lines.append(_line([name, *cells, *about]))
+    return "\n".join([*lines, "", f"- {result['start']}; {result['data']}", f"- {_place(result)}"])
+
+
+def _plain(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.3f}"  # an effective rank, a fraction
+
+
 def labels_note(result: Result | None) -> str:
     """What the same sentence encoder learns where it is told the scores of the training pairs."""
     if result is None:
@@ -325,6 +366,8 @@ def render(readme: str, results: Path) -> str:
         "quickstart": quickstart_table(read("quickstart.json")),
         "audio": audio_table(read("audio.json")),
         "trajectories": trajectories_table(read("trajectories.json")),
+        "continue-text": continue_table(read("continue_text.json"), CONTINUE_TEXT),
+        "continue-images": continue_table(read("continue_images.json"), CONTINUE_IMAGES),
     }
     found = 0
     for name, table in tables.items():
@@ -346,7 +389,8 @@ def render(readme: str, results: Path) -> str:
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
-    default = [FOLDER / "README.md", FOLDER.parent / "README.md"]
+    pages = ("benchmarks/README.md", "README.md", "docs/continue.md")
+    default = [FOLDER.parent / page for page in pages]
     parser.add_argument("--readme", type=Path, nargs="+", default=default)
     parser.add_argument("--results", type=Path, default=FOLDER / "results")
     chosen = parser.parse_args(args)

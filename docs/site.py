@@ -135,7 +135,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Order the navigation by the folders of docs/."""
 
     def pages(pattern: str) -> list[str]:
-        found = sorted((ROOT / "docs").glob(pattern))
+        found = sorted(
+            (ROOT / "docs").glob(pattern),
+            key=lambda path: (int(re.match(r"\d*", path.stem)[0] or 0), path.name),
+        )
         return [path.relative_to(ROOT / "docs").with_suffix(".md").as_posix() for path in found]
 
     api = [{name: f"api/{name}.md"} for name in public_packages()]

@@ -210,7 +210,7 @@ def hf_encoder(
         model.pooler = None  # it would have no gradient
     if num_ids is not None:
         model.resize_token_embeddings(num_ids)
-    return HFEncoder(model, pooling)
+    return HFEncoder(model.train(), pooling)  # from_pretrained turns dropout off
 
 
 def _pool(x: Tensor, tokens: Tokens, pooling: Pooling) -> Tensor:

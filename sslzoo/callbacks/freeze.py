@@ -145,22 +145,28 @@ class FreezeHead(FreezeFirst):
 
 
 class Freeze(Callback):
-    """Freeze the stem and the first blocks of an encoder for the whole run.
+    """Freeze an encoder's stem and first blocks, or its running statistics, for the whole run.
 
-    Their parameters get no gradient and are in no group of the optimizer; their batch norms, and
-    those of the teacher's copy, stay in eval mode. A mask token, which is new, is trained.
+    The layers' parameters get no gradient and are in no group of the optimizer; their batch norms,
+    and those of the teacher's copy, stay in eval mode. A mask token, which is new, is trained.
 
     Args:
-        blocks: number of blocks, as `sslzoo.optim.depth_of` counts them; 0: the stem alone.
+        blocks: number of blocks, as `sslzoo.optim.depth_of` counts them; 0: the stem alone; None:
+            no parameter.
         module: name of the encoder within the method.
+        statistics: whether all batch norms of the encoder use and keep the running statistics of
+            the start weights. Those of a short run are of augmented views, not of the images that
+            are evaluated.
 
     Raises:
         ValueError: the method does not have the module, its layers are unknown or fewer.
     """
 
-    def __init__(self, blocks: int = 0, module: str = "backbone") -> None:
-        check_at_least("blocks", blocks, 0)
-        self.blocks, self.module = blocks, module
+    def __init__(
+        self, blocks: int | None = 0, module: str = "backbone", statistics: bool = False
+    ) -> None:
+        check_at_least("blocks", blocks or 0, 0)
+        self.blocks, self.module, self.statistics = blocks, module, statistics
         self._frozen: list[nn.Parameter] = []
         self._norms: list[tuple[nn.Module, bool]] = []  # with their modes before the run
 
@@ -171,13 +177,15 @@ class Freeze(Callback):
     def freeze(self, method: nn.Module) -> None:
         """Freeze the layers; without a Trainer, call it before the optimizer is made."""
         encoder = submodule(method, self.module)
-        layers, last = depth_of(encoder)
-        if self.blocks >= last:
-            raise ValueError(
-                f"blocks must be below {last}, the number of layers of {type(encoder).__name__} "
-                f"after its stem, got {self.blocks}"
-            )
-        names = {n for n, at in layers.items() if at <= self.blocks and "mask_token" not in n}
+        names: set[str] = set()
+        if self.blocks is not None:
+            layers, last = depth_of(encoder)
+            if self.blocks >= last:
+                raise ValueError(
+                    f"blocks must be below {last}, the number of layers of "
+                    f"{type(encoder).__name__} after its stem, got {self.blocks}"
+                )
+            names = {n for n, at in layers.items() if at <= self.blocks and "mask_token" not in n}
         named = dict(encoder.named_parameters())
         self._frozen = [named[name] for name in sorted(names) if named[name].requires_grad]
         for parameter in self._frozen:
@@ -186,7 +194,7 @@ class Freeze(Callback):
             norm
             for each in with_teacher(method, self.module)
             for prefix, part in each.named_modules()
-            if _is_within(prefix, part, names)
+            if self.statistics or _is_within(prefix, part, names)
             for norm in statistics_of(part)
         ]
         self._norms = [(norm, norm.training) for norm in dict.fromkeys(norms)]

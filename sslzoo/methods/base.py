@@ -42,11 +42,15 @@ def frozen_copy(module: Module) -> Module:
 def output_dim(backbone: nn.Module, *heads: nn.Module) -> int:
     """Output width of the backbone followed by the heads; checks that their widths fit.
 
+    `torch.nn.Identity`, no head, has the width of its input.
+
     Raises:
         ValueError: a head without `in_features` and `out_features`, or with the wrong width.
     """
     width = check_num_features(backbone, "backbone")
     for head in heads:
+        if isinstance(head, nn.Identity):
+            continue
         in_dim, out_dim = getattr(head, "in_features", None), getattr(head, "out_features", None)
         name = type(head).__name__
         if not isinstance(in_dim, int) or not isinstance(out_dim, int):

@@ -31,6 +31,9 @@ from sslzoo.random import Keys
 class SimCSE(SSLMethod):
     """Contrast two encodings of a sentence, which differ by their dropout masks.
 
+    With two views per sample, such as neighboring lines, the second is the positive of the first,
+    as in the supervised SimCSE of section 4 without hard negatives.
+
     Args:
         backbone: a text backbone with dropout, see `sslzoo.backbones.text`.
         projector: not part of `forward`; `heads.TanhHead` in the code.
@@ -51,7 +54,7 @@ class SimCSE(SSLMethod):
         ['info_nce']
     """
 
-    takes = ViewSpec(1, 1, kind="tokens")
+    takes = ViewSpec(1, 2, kind="tokens")
 
     def __init__(
         self,
@@ -68,8 +71,9 @@ class SimCSE(SSLMethod):
         self.temperature = temperature
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        (text,), keys = batch.views, step_keys(self, batch)
-        z1, z2 = (self.embed(text, keys.fold("view", number)) for number in (0, 1))
+        keys = step_keys(self, batch)
+        pair = (batch.views[0], batch.views[-1])
+        z1, z2 = (self.embed(text, keys.fold("view", number)) for number, text in enumerate(pair))
         return {"info_nce": batch_info_nce(z1, z2, self.temperature)}
 
     def embed(self, text: Tokens, keys: Keys) -> Tensor:

@@ -446,6 +446,61 @@ def _transformers(state: Any) -> tuple[dict[str, Tensor], list[str]]:
     return kept, [*dropped, *more]
 
 
+# -- EfficientNet: timm's names for blocks that are numbered through all stages
+
+_EN_BLOCK = re.compile(r"_blocks\.(\d+)\.([^.]+)\.(.+)")
+_EN_ENDS = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+}
+_EN_INSIDE = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_se_reduce": "se.conv_reduce",
+    "_se_expand": "se.conv_expand",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+# Blocks without expansion, those of the first stage.
+_EN_FIRST = {**_EN_INSIDE, "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+
+
+def _efficientnet(state: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """A stage ends where the width of the projections changes."""
+    state = tensors_by_name(state, "an EfficientNet checkpoint")
+    widths: dict[int, int] = {}
+    for name, value in state.items():
+        match = _EN_BLOCK.fullmatch(name)
+        if match and match[2] == "_project_conv":
+            widths[int(match[1])] = len(value)
+    at: dict[int, str] = {}
+    stage, place = -1, 0
+    for number in sorted(widths):
+        if widths[number] != widths.get(number - 1):
+            stage, place = stage + 1, 0
+        at[number] = f"blocks.{stage}.{place}"
+        place += 1
+    kept, dropped = {}, []
+    for name, value in state.items():
+        first, _, rest = name.partition(".")
+        match = _EN_BLOCK.fullmatch(name)
+        if first == "_fc":
+            dropped.append(name)
+        elif first in _EN_ENDS:
+            kept[f"{_EN_ENDS[first]}.{rest}"] = value
+        elif match and int(match[1]) in at and match[2] in _EN_INSIDE:
+            expands = f"_blocks.{match[1]}._expand_conv.weight" in state
+            inside = (_EN_INSIDE if expands else _EN_FIRST)[match[2]]
+            kept[f"{at[int(match[1])]}.{inside}.{match[3]}"] = value
+        else:
+            raise ValueError(f"an EfficientNet must have only its own names, got {name!r}")
+    return kept, dropped
+
+
 LAYOUTS: dict[str, Layout] = {
     "moco": Layout(
         "facebookresearch/moco",
@@ -484,6 +539,7 @@ LAYOUTS: dict[str, Layout] = {
     "convnext": Layout("facebookresearch/ConvNeXt and dinov3's ConvNeXts", translate=_convnext),
     "clip": Layout("openai/CLIP and open_clip, image towers", translate=_clip),
     "transformers": Layout("Hugging Face's ViT and DINOv2", translate=_transformers),
+    "efficientnet": Layout("lukemelas/EfficientNet-PyTorch and its forks", translate=_efficientnet),
     "instdisc": Layout("zhirongw/lemniscate.pytorch", ("state_dict",), drop=("fc.",)),
     "invaspread": Layout(
         "mangye16/Unsupervised_Embedding_Learning",
@@ -537,5 +593,6 @@ REVEALED = {
     "transformers": "encoder.layer.0.",
     "clip": "transformer.resblocks.0.",
     "convnext": "dwconv.",
+    "efficientnet": "_depthwise_conv.",
     "dinov2": "mask_token",
 }

@@ -138,3 +138,6 @@ def test_hugging_face_encoder_is_a_text_backbone(tmp_path) -> None:
     assert (backbone.num_features, backbone.num_ids) == (16, 30)
     assert backbone(text()).shape == (5, 16)
     assert backbone.forward_tokens(text()).shape == (5, 12, 16)
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    pretrained = hf_encoder(str(tmp_path))
+    assert all(module.training for module in pretrained.modules())  # with dropout, as SimCSE needs

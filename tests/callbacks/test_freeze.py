@@ -180,6 +180,17 @@ def test_first_layers_never_move_and_the_rest_does() -> None:
     assert all(p.requires_grad for p in method.backbone.parameters()), "as before the run"
 
 
+def test_statistics_are_kept_while_all_parameters_move() -> None:
+    method, loader = toy()
+    start = {name: x.clone() for name, x in method.state_dict().items()}
+    states = run_toy(method, loader, Freeze(blocks=None, statistics=True))
+    moved = differing(start, states.seen[-1], "backbone.")
+    assert {f"backbone.{name}" for name, _ in method.backbone.named_parameters()} <= set(moved)
+    both = [*moved, *differing(start, states.seen[-1], "teacher_backbone.")]
+    assert not any("running" in name for name in both)
+    assert all(m.training for m in method.modules()), "as before the run"
+
+
 def test_a_frozen_vit_trains_its_mask_token() -> None:
     vit = small_vit(8, 4, 8, 3, 2, mask_token=True)
     Freeze(blocks=2).freeze(torch.nn.ModuleDict({"backbone": vit}))

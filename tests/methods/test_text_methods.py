@@ -95,6 +95,13 @@ def test_simcse_without_dropout_has_two_equal_views() -> None:
     assert torch.equal(*views)
 
 
+def test_simcse_takes_pairs_of_sentences_and_no_head() -> None:
+    method, batch = SimCSE(backbone(0.0), nn.Identity()).double(), texts(2)
+    z1, z2 = (F.normalize(method.backbone(view)) for view in batch.views)
+    wanted = F.cross_entropy(z1 @ z2.T / 0.05, torch.arange(4))
+    torch.testing.assert_close(method.losses(batch)["info_nce"], wanted)
+
+
 def test_clear_wants_a_text_backbone() -> None:
     plain = nn.Linear(8, 8)
     plain.num_features = 8

@@ -291,6 +291,35 @@ def test_clip_is_timms(tmp_path: Path) -> None:
     torch.testing.assert_close(ours(x), theirs(x))
 
 
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_b1"])
+def test_efficientnet_names_are_timms(name: str, tmp_path: Path) -> None:
+    """Both code bases define their layers in one order, so names are paired by position."""
+    theirs = timm.create_model(name, num_classes=3)
+    kinds = {"conv_pw": "_expand_conv", "conv_dw": "_depthwise_conv", "conv_pwl": "_project_conv"}
+    kinds |= {"se.conv_reduce": "_se_reduce", "se.conv_expand": "_se_expand"}
+    norms = {"bn1": "_bn0", "bn2": "_bn1", "bn3": "_bn2"}
+    first = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+    ends = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
+    ends |= {"classifier": "_fc"}
+    blocks = [f"{s}.{b}" for s, stage in enumerate(theirs.blocks) for b in range(len(stage))]
+    official = {}
+    for full, value in theirs.state_dict().items():
+        module, _, last = full.rpartition(".")
+        if not module.startswith("blocks."):
+            official[f"{ends[module]}.{last}"] = value
+            continue
+        stage, block, inside = module.removeprefix("blocks.").split(".", 2)
+        number = blocks.index(f"{stage}.{block}")
+        names = kinds | norms | (first if stage == "0" else {})
+        official[f"_blocks.{number}.{names[inside]}.{last}"] = value
+    ours = timm_backbone(name, weights=str(saved(tmp_path, official)))
+    x = torch.randn(1, 3, 64, 64)
+    theirs.reset_classifier(0)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+    with pytest.raises(ValueError, match="only its own names"):
+        convert({**official, "_blocks.0._other.w": x}, "efficientnet")
+
+
 @pytest.mark.parametrize("old", [True, False])
 def test_transformers_names_are_ours(old: bool, tmp_path: Path) -> None:
     """ViT's names (old), and DINOv2's with LayerScale and registers."""

@@ -166,7 +166,8 @@ class TextDataModule(SampleDataModule):
 
     def train_views(self, batch: Batch, epoch: int) -> Batch:
         keys = sample_keys(self.seed, epoch, batch.index)
-        return batch._replace(views=self.transform(batch.views[0], keys, self.tokenizer.special))
+        text, *neighbor = batch.views
+        return batch._replace(views=self.transform(text, keys, self.tokenizer.special, *neighbor))
 
     def has_pairs(self) -> bool:
         """Whether there are two views, at least one of them augmented."""
@@ -202,6 +203,9 @@ class TextLines(TextDataModule):
         labeled_train: file of `label<TAB>sentence` lines for probe training.
         labeled_test: file of `label<TAB>sentence` lines that evaluation scores.
         pairs: CSV files of (sentence, sentence, score) rows, by the name of their metric.
+        neighbors: whether the second training view is of the neighboring line, the next one of the
+            document or else the one before, instead of the line itself; an empty line separates
+            documents.
     """
 
     def __init__(
@@ -219,11 +223,17 @@ class TextLines(TextDataModule):
         seed: int | None = None,
         predict_on: PredictOn = "query",
         drop_last: bool = True,
+        neighbors: bool = False,
     ) -> None:
         super().__init__(
             *(transform, tokenizer, batch_size, max_length, eval_batch_size, num_workers),
             *(seed, predict_on, drop_last),
         )
+        if neighbors and len(transform.views) < 2:
+            raise ValueError(
+                "transform must have at least two views for neighbors, got "
+                f"{len(transform.views)}; use plain_text(2) or clear_views"
+            )
         if (labeled_train is None) != (labeled_test is None):
             raise ValueError(
                 "labeled_train and labeled_test must be given together, got "
@@ -231,6 +241,14 @@ class TextLines(TextDataModule):
             )
         self.root, self.pairs = root, pairs or {}
         self.labeled_train, self.labeled_test = labeled_train, labeled_test
+        self.neighbors = neighbors
+
+    def train_source(self, sampler: KeyedSampler) -> Sentences:
+        text = self.sets.train
+        return Sentences(text, self.tokenizer, self.max_length - 2, self.neighbors)
+
+    def has_pairs(self) -> bool:
+        return self.neighbors or super().has_pairs()
 
     def read(self) -> TextSets:
         """Index the lines of the file; read labeled sentences and pairs into memory."""

@@ -13,7 +13,7 @@ import mmap
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -132,16 +132,40 @@ class FileLines:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def read(self, rows: Sequence[int]) -> list[str]:
+    def _content(self) -> mmap.mmap:
         if self._map is None:
             with self.path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._map
+
+    def read(self, rows: Sequence[int]) -> list[str]:
+        content = self._content()
         out = []
         for row in rows:
             start = int(self._starts[row])
-            raw = self._map[start : start + int(self._sizes[row])]
+            raw = content[start : start + int(self._sizes[row])]
             out.append(raw.decode("utf-8", errors="replace"))
         return out
+
+    def neighbors(self, rows: Sequence[int]) -> list[int]:
+        """The next line of each, or else the one before; an empty line separates documents.
+
+        A line alone is its own neighbor.
+        """
+        out = []
+        for row in rows:
+            if self._follows(row + 1):
+                out.append(row + 1)
+            else:
+                out.append(row - 1 if self._follows(row) else row)
+        return out
+
+    def _follows(self, row: int) -> bool:
+        """Whether a line follows another without an empty line between them."""
+        if not 0 < row < len(self):
+            return False
+        end = int(self._starts[row - 1]) + int(self._sizes[row - 1])
+        return self._content()[end : int(self._starts[row])].count(b"\n") == 1
 
     def fingerprint(self) -> str:
         return files_digest([self.path])
@@ -174,23 +198,32 @@ class Sentences:
         text: the lines.
         tokenizer: a prepared tokenizer.
         max_words: tokens to which a sentence is truncated.
+        neighbors: whether the neighboring line (`FileLines.neighbors`) is a second view.
     """
 
-    def __init__(self, text: Text, tokenizer: TextTokenizer, max_words: int) -> None:
+    def __init__(
+        self, text: Text, tokenizer: TextTokenizer, max_words: int, neighbors: bool = False
+    ) -> None:
         self.text, self.tokenizer, self.max_words = text, tokenizer, max_words
+        self.neighbors = neighbors
 
     def __len__(self) -> int:
         return len(self.text.lines)
 
     def __getitems__(self, index: list[int]) -> Batch:
+        views = [self._tokens(index)]
+        if self.neighbors:
+            views.append(self._tokens(cast(FileLines, self.text.lines).neighbors(index)))
+        rows = torch.tensor(index)
+        return Batch(views, rows, select_rows(self.text.label, rows))
+
+    def _tokens(self, index: list[int]) -> Tokens:
         encoded = self.tokenizer.encode(self.text.lines.read(index))
         words = [line[: self.max_words] for line in encoded]
         ids = np.full((len(words), max(1, *map(len, words))), self.tokenizer.special.pad, np.int64)
         for row, line in zip(ids, words, strict=True):
             row[: len(line)] = line
-        tokens = Tokens(torch.from_numpy(ids), torch.tensor([len(line) for line in words]))
-        rows = torch.tensor(index)
-        return Batch([tokens], rows, select_rows(self.text.label, rows))
+        return Tokens(torch.from_numpy(ids), torch.tensor([len(line) for line in words]))
 
 
 def walk(lines: Lines, block: int = 1024) -> Iterator[str]:

@@ -60,12 +60,21 @@ class TextViews:  # not @final: jsonargparse would refuse the functions that ret
                     if isinstance(op, Substitution):
                         op.prepare(tokenizer)
 
-    def __call__(self, tokens: Tokens, keys: Keys, special: Special) -> list[Tokens]:
-        """Make the views of a batch. Shapes: ids (B, L), B keys -> V times ids (B, L + 2)."""
+    def __call__(
+        self, tokens: Tokens, keys: Keys, special: Special, neighbor: Tokens | None = None
+    ) -> list[Tokens]:
+        """Make the views of a batch. Shapes: ids (B, L), B keys -> V times ids (B, L + 2).
+
+        Args:
+            tokens: B sentences.
+            keys: B keys.
+            special: ids of the special tokens.
+            neighbor: B sentences of which the second view is made; None: `tokens`.
+        """
         _check(tokens, keys)
         out = []
         for number, view in enumerate(self.views):
-            changed = tokens
+            changed = neighbor if neighbor is not None and number == 1 else tokens
             for position, augmentation in enumerate(view):
                 own = keys.fold("view", number, "augmentation", position)
                 changed = augmentation(changed, own, special)
@@ -87,9 +96,13 @@ def clear_views(
     return TextViews([*views, []] if original else views)
 
 
-def plain_text() -> TextViews:
-    """SimCSE's single view: the unchanged text."""
-    return TextViews([[]])
+def plain_text(number: int = 1) -> TextViews:
+    """SimCSE's view: the unchanged text.
+
+    Args:
+        number: number of views; 2 for pairs of sentences, such as neighboring lines.
+    """
+    return TextViews([[]] * number)
 
 
 def _check(tokens: Tokens, keys: Keys) -> None:

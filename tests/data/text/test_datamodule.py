@@ -74,8 +74,8 @@ def text(tmp_path: Path) -> Path:
 
 def data(path: Path, **changes: Any) -> TextLines:
     plain: dict[str, Any] = {"batch_size": 4, "max_length": 8, "seed": 5}
-    views = clear_views([WordDeletion(), SpanDeletion()])
-    return TextLines(str(path), views, WordPiece(60), **{**plain, **changes})
+    plain["transform"] = clear_views([WordDeletion(), SpanDeletion()])
+    return TextLines(str(path), tokenizer=WordPiece(60), **{**plain, **changes})
 
 
 @pytest.mark.parametrize("block", [1, 7, 1 << 26])
@@ -94,6 +94,36 @@ def test_lines_are_those_of_the_file(
     assert list(walk(found)) == wanted
     again = pickle.loads(pickle.dumps(found))
     assert again.read([len(wanted) - 1, 0]) == [wanted[-1], wanted[0]]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_neighbor_is_of_the_same_document(end: str, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(end.join(["a", "b", "c", "", "alone", "", "", "x", "y"]).encode())
+    found = FileLines(path)
+    rows = list(range(len(found)))
+    assert found.read(found.neighbors(rows)) == ["b", "c", "b", "alone", "y", "x"]
+
+
+def test_neighbors_are_the_second_view_in_training_alone(text: Path) -> None:
+    module = data(text, transform=plain_text(2), neighbors=True)
+    module.setup("fit")
+    raw = module.train_dataloader()._loader.dataset.__getitems__([3, 22])
+    views = module.train_views(raw, 0).views
+    plain = data(text, transform=plain_text())
+    plain.setup("fit")
+    source = plain.train_dataloader()._loader.dataset
+    first, second = (
+        plain.train_views(source.__getitems__(x), 0).views[0] for x in ([3, 22], [4, 21])
+    )
+    for view, wanted in zip(views, (first, second), strict=True):
+        assert torch.equal(view.ids, wanted.ids)
+        assert torch.equal(view.lengths, wanted.lengths)
+    assert len(next(iter(module.eval_dataloaders().bank)).views) == 1
+    assert module.has_pairs()
+    assert not plain.has_pairs()
+    with pytest.raises(ValueError, match=r"at least two views for neighbors, got 1"):
+        data(text, transform=plain_text(), neighbors=True)
 
 
 def test_long_text_is_cut_and_short_text_padded() -> None:
