@@ -5,7 +5,7 @@
 
 Every fifth chapter of each book is held out. CPC, CLEAR and SimCSE train by `sslzoo fit` on the
 verses of the other chapters, with one tokenizer. A linear probe tells the book of the verses of the
-held-out chapters (books of at least ten chapters; trained on every fourth training verse), and
+held-out chapters (books of at least ten chapters; trained on every eighth training verse), and
 STSB, a folder with dev.csv and test.csv, has scored pairs of modern sentences. Each run's own
 `sentence_table.json` has the trained and the untrained encoder, means of their token embeddings and
 a bag of words. Results: benchmarks/results/bible.json, one row per method.
@@ -33,7 +33,7 @@ RESULT = ROOT / "benchmarks" / "results" / "bible.json"
 WHOLE = "gen1:1-rev22:21"
 LEAST_CHAPTERS = 10
 HELD_OUT = 5  # every fifth chapter
-PROBED = 4  # every fourth training verse
+PROBED = 8  # every eighth training verse
 MAX_LENGTH, NUM_IDS = 48, 6000
 METHODS = {  # recipe and epochs, of similar CPU time
     "cpc": ("cpc/text_small_8ep", 8),
