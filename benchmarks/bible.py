@@ -1,14 +1,15 @@
-"""Bible: sentence encoders trained on the King James Bible, with tasks given as files.
+"""Bible: CPC on the verses of the King James Bible in order, with tasks given as files.
 
     apt-get install bible-kjv bible-kjv-text
     python -m benchmarks.bible --folder FOLDER --pairs STSB
 
-Every fifth chapter of each book is held out. CPC, CLEAR and SimCSE train by `sslzoo fit` on the
-verses of the other chapters, with one tokenizer. A linear probe tells the book of the verses of the
-held-out chapters (books of at least ten chapters; trained on every eighth training verse), and
-STSB, a folder with dev.csv and test.csv, has scored pairs of modern sentences. Each run's own
-`sentence_table.json` has the trained and the untrained encoder, means of their token embeddings and
-a bag of words. Results: benchmarks/results/bible.json, one row per method.
+Every fifth chapter of each book is held out, and `sslzoo fit --config cpc/text_small_8ep` trains on
+the verses of the others. A linear probe tells the book of the verses of the held-out chapters
+(books of at least ten chapters; trained on every eighth training verse), and STSB, a folder with
+dev.csv and test.csv, has scored pairs of modern sentences. The run's own `sentence_table.json` has
+the trained and the untrained encoder, means of their token embeddings and a bag of words. Beside
+them are the zoo's CLEAR and SimCSE, which were trained on STS-B's sentences, with their own
+tokenizers. Results: benchmarks/results/bible.json.
 """
 
 from __future__ import annotations
@@ -25,21 +26,22 @@ import yaml
 
 from benchmarks.driver import ROOT
 from benchmarks.quality import TIMING, fit, split_arguments
-from benchmarks.text import TABLE
+from benchmarks.text import TABLE, correlations
 from benchmarks.worker import versions
+from sslzoo import load
 from sslzoo.commands.configs import find_config
+from sslzoo.data import TextLines
+from sslzoo.eval.features import extract
+from sslzoo.eval.linear import linear_probe
+from sslzoo.transforms import plain_text
 
 RESULT = ROOT / "benchmarks" / "results" / "bible.json"
 WHOLE = "gen1:1-rev22:21"
 LEAST_CHAPTERS = 10
 HELD_OUT = 5  # every fifth chapter
 PROBED = 8  # every eighth training verse
-MAX_LENGTH, NUM_IDS = 48, 6000
-METHODS = {  # recipe and epochs, of similar CPU time
-    "cpc": ("cpc/text_small_8ep", 8),
-    "clear": ("clear/stsb_small_40ep", 1),
-    "simcse": ("simcse/stsb_small_40ep", 2),
-}
+CONFIG = "cpc/text_small_8ep"
+ZOO = ("clear-small_transformer-stsb", "simcse-small_transformer-stsb")
 
 
 class Verse(NamedTuple):
@@ -85,45 +87,48 @@ def write(folder: Path, verses: Sequence[Verse]) -> dict[str, int]:
     return {name.partition(".")[0]: len(lines) for name, lines in files.items()} | books
 
 
-def data_section(folder: Path, pairs: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The data of a run: a recipe's views and batches of lines of the Bible, with both tasks."""
-    own = config["data"]["init_args"]
-    same = {key: own[key] for key in ("transform", "batch_size")} | {"window": own.get("window", 1)}
-    tokenizer = {"class_path": "sslzoo.data.WordPiece", "init_args": {"num_ids": NUM_IDS}}
-    tasks = {f"labeled_{part}": str(folder / f"book_{part}.tsv") for part in ("train", "test")}
-    scored = {part: str(pairs / f"{part}.csv") for part in ("dev", "test")}
-    about = {"root": str(folder / "text.txt"), "tokenizer": tokenizer, "max_length": MAX_LENGTH}
-    arguments = {**same, **about, **tasks, "pairs": scored}
-    return {"class_path": "sslzoo.data.TextLines", "init_args": arguments}
+def of_the_zoo(name: str, folder: Path, pairs: Path) -> dict[str, float]:
+    """Both tasks of an encoder of the zoo."""
+    encoder = load(name)
+    tokenizer = encoder.preprocess.tokenizer
+    data = TextLines(
+        str(folder / "text.txt"), plain_text(), tokenizer, **tasks(folder, pairs), seed=0
+    )
+    data.setup("validate")
+    data = data.with_input(encoder.preprocess)
+    loaders = data.eval_dataloaders()
+    known, asked = (
+        extract(encoder, loader, loaders, "forward", "cpu")
+        for loader in (loaders.bank, loaders.query)
+    )
+    given = known.features, known.label, asked.features, asked.label, loaders.num_classes
+    return {**correlations(data, encoder), "linear": linear_probe(*given)}
 
 
-def run_config(folder: Path, pairs: Path, path: str, epochs: int) -> dict[str, Any]:
-    """A recipe on the Bible: its method and optimizer, this tokenizer and these tasks."""
-    text = Path(path).read_text().replace("num_ids: 5500", f"num_ids: {NUM_IDS}")
-    config = yaml.safe_load(text.replace("max_length: 32", f"max_length: {MAX_LENGTH}"))
-    config["trainer"]["max_epochs"] = epochs
-    config["trainer"]["callbacks"] = [{"class_path": "sslzoo.callbacks.SentenceTable"}]
-    return {**config, "data": data_section(folder, pairs, config)}
+def tasks(folder: Path, pairs: Path) -> dict[str, Any]:
+    """Arguments of `TextLines`: the files of both tasks."""
+    labeled = {f"labeled_{part}": str(folder / f"book_{part}.tsv") for part in ("train", "test")}
+    return {**labeled, "pairs": {part: str(pairs / f"{part}.csv") for part in ("dev", "test")}}
 
 
-def row(
-    folder: Path, pairs: Path, recipe: str, epochs: int, extra: Sequence[str]
-) -> dict[str, Any]:
-    """Train by the command; what goes into the results."""
-    runs = folder / "runs" / recipe.partition("/")[0]
-    runs.mkdir(parents=True, exist_ok=True)
-    config = run_config(folder, pairs, find_config(recipe), epochs)
-    (runs / "config.yaml").write_text(yaml.safe_dump(config))
-    options = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", *extra]
-    run = fit(str(runs / "config.yaml"), config["data"]["init_args"]["root"], None, runs, options)
+def train(folder: Path, pairs: Path, extra: Sequence[str]) -> Path:
+    """Run the command; the folder of the run."""
+    options = [f"--data.{key}={json.dumps(value)}" for key, value in tasks(folder, pairs).items()]
+    options += ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", *extra]
+    return fit(find_config(CONFIG), str(folder / "text.txt"), None, folder / "runs", options)
+
+
+def measure(run: Path, folder: Path, pairs: Path, lines: dict[str, int]) -> dict[str, Any]:
+    """Return what goes into the results."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
     return {
-        "method": config["model"]["class_path"],
-        "config": f"configs/{recipe}.yaml",
-        "data": "King James Bible",
-        "epochs": epochs,
+        "config": f"configs/{CONFIG}.yaml",
+        "epochs": config["trainer"]["max_epochs"],
         "seeds": [config["seed_everything"]],
+        "lines": lines,
         **json.loads((run / TIMING).read_text()),
         "scores": json.loads((run / TABLE).read_text()),
+        "zoo": {name: of_the_zoo(name, folder, pairs) for name in ZOO},
         "versions": versions(),
     }
 
@@ -133,22 +138,20 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="for the files made here")
     parser.add_argument("--pairs", type=Path, required=True, help="with dev.csv and test.csv")
     parser.add_argument("--bible", default="bible", help="the command")
-    parser.add_argument("--only", nargs="*", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--run", type=Path, help="take this finished run instead of training")
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.epilog = "Arguments after -- go to `sslzoo fit`."
     own, extra = split_arguments(args)
     given = parser.parse_args(own)
-    folder = given.folder.resolve()
-    printed = subprocess.run(
-        [*given.bible.split(), "-f", WHOLE], capture_output=True, text=True, check=True
-    )
-    counts = write(folder, read_verses(printed.stdout.splitlines()))
-    kept = json.loads(given.output.read_text()) if given.output.exists() else {}
-    for name in given.only:
-        recipe, epochs = METHODS[name]
-        kept[name] = row(folder, given.pairs.resolve(), recipe, epochs, extra) | {"lines": counts}
-        given.output.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
-        print(name, kept[name]["scores"], flush=True)
+    folder, pairs = given.folder.resolve(), given.pairs.resolve()
+    command = [*given.bible.split(), "-f", WHOLE]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = write(folder, read_verses(printed.stdout.splitlines()))
+    run = given.run or train(folder, pairs, extra)
+    result = measure(run, folder, pairs, lines)
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({**result["scores"], **result["zoo"]}, indent=1))
 
 
 if __name__ == "__main__":

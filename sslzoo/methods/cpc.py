@@ -18,6 +18,8 @@ Deviations:
        of a speaker is smaller.
     5. `TransformerSteps` has one table of relative positions for all lengths up to `max_frames`;
        CPC_audio's is for one length.
+    6. For text, the paper maps word2vec's vocabulary onto its word embeddings after training; here
+       `WordPiece` splits unknown words.
 """
 
 from __future__ import annotations
