@@ -222,6 +222,58 @@ def trajectories_table(result: Result | None) -> str:
     )
 
 
+def series_table(results: dict[str, Result]) -> str:
+    """Accuracies of the probe for the classes of time series: mean and deviation over the seeds."""
+    if not results:
+        return NOT_RUN
+    names = {
+        "trained": "trained",
+        "untrained": "untrained",
+        "statistics": "raw, mean and deviation",
+        "values": "raw values",
+    }
+    head = ["series", "training, test", *names.values(), "CPU minutes, all seeds", "seeds"]
+    lines = _head([*head, "config", "commit"])
+    for name, result in results.items():
+        cells = []
+        for row in names:
+            given = result["accuracy"][row]
+            spread = f" ± {statistics.stdev(given):.3f}" if len(set(given)) > 1 else ""
+            cells.append(f"{statistics.mean(given):.3f}{spread}")
+        sizes = f"{result['series']['train']}, {result['series']['val']}"
+        about = [f"{result['cpu_minutes']:.1f}", ", ".join(map(str, result["seeds"]))]
+        about += [f"`{result['config']}`", result["commit"][:12]]
+        lines.append(_line([name, sizes, *cells, *about]))
+    places = sorted({_place(result) for result in results.values()})
+    return "\n".join([*lines, "", *(f"- {place}" for place in places)])
+
+
+def bible_table(result: Result | None) -> str:
+    """Books told from verses and Spearman on STS-B, of CPC on the Bible and of other encoders."""
+    if result is None:
+        return NOT_RUN
+    names = {
+        "trained": "CPC, trained",
+        "untrained": "CPC, untrained",
+        "trained_tokens": "mean of its tokens",
+        "words": "bag of words",
+    }
+    rows = {title: result["scores"][row] for row, title in names.items()}
+    rows |= {f"`{name}` of the zoo": scores for name, scores in result["zoo"].items()}
+    lines = _head(["encoder", "book, linear", "STS-B, dev / test"])
+    for title, scores in rows.items():
+        pairs = " / ".join(f"{scores[f'spearman_{part}']:.3f}" for part in ("dev", "test"))
+        lines.append(_line([title, f"{scores['linear']:.3f}", pairs]))
+    counts = result["lines"]
+    about = (
+        f"- {counts['text']:,} verses, {result['epochs']} epochs of `{result['config']}`, "
+        f"{result['cpu_minutes']:.1f} minutes of CPU, commit {result['commit'][:12]}, "
+        f"{_place(result)}; the probe is fitted to {counts['book_train']:,} verses of "
+        f"{counts['books']} books and scored on {counts['book_test']:,}"
+    )
+    return "\n".join([*lines, "", about])
+
+
 def text_table(results: dict[str, Result]) -> str:
     """Spearman of trained sentence encoders, their baselines, and what bounds their training."""
     if not results:
@@ -362,6 +414,8 @@ def render(readme: str, results: Path) -> str:
         "semi-supervised": semi_supervised_table(read("semi_supervised.json") or {}),
         "masked": masked_table(read("masked.json") or {}),
         "text": text_table(read("text.json") or {}),
+        "series": series_table(read("time_series.json") or {}),
+        "bible": bible_table(read("bible.json")),
         "text-labels": labels_note(read("text_with_labels.json")),
         "quickstart": quickstart_table(read("quickstart.json")),
         "audio": audio_table(read("audio.json")),

@@ -19,8 +19,8 @@ View = Any
 
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
-    """Mask (B, size) bool, True at the first `lengths` positions. Shapes: lengths (B,)."""
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
+    """Mask (..., size) bool, True at the first `lengths` positions. Shapes: lengths (...)."""
+    return torch.arange(size, device=lengths.device) < lengths[..., None]
 
 
 class Padded(NamedTuple):
@@ -44,8 +44,9 @@ class Tokens(NamedTuple):
     """Sentences as token ids, padded at the end.
 
     Attributes:
-        ids: (B, L) int64; positions beyond a sentence's length are never read.
-        lengths: (B,) int64, in 0..L.
+        ids: (B, L) int64, or (B, S, L) for S consecutive sentences; positions beyond a sentence's
+            length are never read.
+        lengths: (B,) or (B, S) int64, in 0..L.
     """
 
     ids: Tensor
@@ -53,8 +54,8 @@ class Tokens(NamedTuple):
 
     @property
     def mask(self) -> Tensor:
-        """Mask (B, L) bool, True inside a sentence and always at the first position."""
-        return length_mask(self.lengths.clamp_min(1), self.ids.shape[1])
+        """Mask, shaped as ids, True inside a sentence and always at the first position."""
+        return length_mask(self.lengths.clamp_min(1), self.ids.shape[-1])
 
 
 class Batch(NamedTuple):
@@ -124,6 +125,11 @@ class ViewSpec:
             if not all(isinstance(view, Tokens) for view in views):
                 raise ValueError(
                     f"the views of {who} must be Tokens(ids, lengths), got {describe_views(views)}"
+                )
+            if any(view.ids.ndim != 2 for view in views):
+                raise ValueError(
+                    f"the views of {who} must be single sentences, ids (B, L), got "
+                    f"{describe_views(views)}; set window=1 in the data module"
                 )
             return
         if any(isinstance(x, Tensor) and not x.is_floating_point() for x in views):

@@ -141,7 +141,7 @@ NOT_IMAGENET = {"deep_infomax", "invaspread", "margin_contrastive", "supcon", "t
 IMAGES = ("imagenet", "cifar10", "folder")
 WANTED = dict.fromkeys(NOT_IMAGENET, ("cifar10", "folder"))
 WANTED |= dict.fromkeys(("clear", "simcse"), ("text", "stsb"))
-WANTED["cpc"] = ("librispeech", "folder", "arrays")
+WANTED["cpc"] = ("librispeech", "folder", "arrays", "text")
 
 
 def test_recipes_for_every_method() -> None:
@@ -223,8 +223,12 @@ def views_of(name: str, config: dict[str, Any], index: Tensor) -> list[Any]:
     if name in SEQUENCES:
         return list(data.train_views(Batch(raw_sequences(data, config), index), 0).views)
     if isinstance(data, TextDataModule):
-        words = torch.randint(6, 1000, (len(index), 14))
-        return list(data.transform(Tokens(words, 2 * index), keys, Special()))
+        words, lengths = torch.randint(6, 1000, (len(index), 14)), 2 * index
+        tokens = Tokens(words, lengths)
+        if data.window > 1:
+            several = (-1, data.window, 14)
+            tokens = Tokens(words[:, None].expand(several), lengths[:, None].expand(several[:2]))
+        return list(data.transform(tokens, keys, Special()))
     images = torch.randint(0, 256, (1, channels, 40, 40), dtype=torch.uint8)
     views = list(data.transform(images, keys.rows(slice(1))))
     sizes, split = data.transform.sizes, data.transform.split

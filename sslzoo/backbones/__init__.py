@@ -9,7 +9,14 @@ from sslzoo.backbones.scaled_resnet import scaled_resnet
 from sslzoo.backbones.sequence import FrameMLP, SequenceEncoder
 from sslzoo.backbones.sk_resnet import simclr_v2_resnet
 from sslzoo.backbones.staged import Staged, dim_convnet, staged_cifar_resnet
-from sslzoo.backbones.text import HFEncoder, KeyedDropout, SmallTransformer, hf_encoder
+from sslzoo.backbones.text import (
+    HFEncoder,
+    KeyedDropout,
+    SentenceConv,
+    SentenceSequence,
+    SmallTransformer,
+    hf_encoder,
+)
 from sslzoo.backbones.timm_models import start_from
 from sslzoo.backbones.towers import Towers
 from sslzoo.backbones.vit import ViT, small_vit, timm_vit, without_drop_path
@@ -25,6 +32,8 @@ __all__ = [
     "HFEncoder",
     "KeyedDropout",
     "PatchGrid",
+    "SentenceConv",
+    "SentenceSequence",
     "SequenceEncoder",
     "SmallConvNet",
     "SmallResNet",

@@ -37,6 +37,22 @@ class FrameMLP(nn.Module):
         return self.layers(x)
 
 
+def check_context(encoder: nn.Module, context: nn.Module) -> tuple[int, int]:
+    """Return the widths (D, D') of an encoder's frames and of their contexts.
+
+    Raises:
+        ValueError: the context network does not take the frames, or lacks the attributes.
+    """
+    width = check_num_features(encoder, "encoder")
+    takes, gives = (getattr(context, f"{side}_features", None) for side in ("in", "out"))
+    if takes != width or not isinstance(gives, int):
+        raise ValueError(
+            f"the context must have in_features {width} and an int out_features, "
+            f"{type(context).__name__} has {takes!r} and {gives!r}"
+        )
+    return width, gives
+
+
 class SequenceEncoder(nn.Module):
     """Encode frames, compute their contexts, and pool the contexts per sequence.
 
@@ -44,7 +60,8 @@ class SequenceEncoder(nn.Module):
     change a sequence's features.
 
     Args:
-        encoder: (B, ...) -> (B, T, D), with `num_features`: `WaveEncoder`, `FrameMLP`, or your own.
+        encoder: (B, ...) -> (B, T, D), with `num_features`: `WaveEncoder` (its `in_features` for
+            sequences of vectors), `FrameMLP`, or your own.
             For `Padded` it also needs a second argument `lengths` and a method `num_frames`.
         context: causal network (B, T, D) -> (B, T, D'), with `in_features` and `out_features`
             (`heads.Recurrent`).
@@ -68,13 +85,7 @@ class SequenceEncoder(nn.Module):
         reverse: bool = False,
     ):
         super().__init__()
-        width = check_num_features(encoder, "encoder")
-        takes, gives = (getattr(context, f"{side}_features", None) for side in ("in", "out"))
-        if takes != width or not isinstance(gives, int):
-            raise ValueError(
-                f"the context must have in_features {width} and an int out_features, "
-                f"{type(context).__name__} has {takes!r} and {gives!r}"
-            )
+        width, gives = check_context(encoder, context)
         check_choice("pool", pool, ("mean", "last"))
         if reverse and pool == "last":
             raise ValueError(

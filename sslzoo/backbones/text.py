@@ -1,4 +1,4 @@
-"""Text backbones: a small Transformer, and any Hugging Face encoder by name.
+"""Text backbones: a small Transformer, CPC's convolution, and Hugging Face encoders by name.
 
 A text backbone is an nn.Module with `num_features`, `num_ids` (the size of its vocabulary), and
 `forward(tokens, keys=None) -> (B, num_features)`. For a masked language model it also has
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslzoo.backbones.sequence import check_context
 from sslzoo.batch import Tokens
 from sslzoo.checks import check_choice, check_interval
 from sslzoo.random import Keys
@@ -137,6 +138,89 @@ class SmallTransformer(nn.Module):
 
     def forward(self, tokens: Tokens, keys: Keys | None = None) -> Tensor:
         return _pool(self.forward_tokens(tokens, keys), tokens, self.pooling)
+
+
+class SentenceConv(nn.Module):
+    """CPC's sentence encoder: one convolution over word embeddings, ReLU, mean over the sentence.
+
+    Van den Oord, Li and Vinyals, 2018, https://arxiv.org/abs/1807.03748, section 3.3. The mean is
+    over the sentence's tokens alone, so padding changes nothing.
+
+    Args:
+        num_ids: V, the size of the tokenizer's vocabulary.
+        width: D; 2400 in the paper.
+        embedding_dim: width of a token's embedding; 620 is that of Skip-Thoughts, whose protocol
+            the paper follows.
+        kernel: size of the convolution, odd; not known of the paper.
+    """
+
+    def __init__(
+        self, num_ids: int, width: int = 2400, embedding_dim: int = 620, kernel: int = 3
+    ) -> None:
+        super().__init__()
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd and at least 1, got {kernel}")
+        self.num_features, self.num_ids = width, num_ids
+        self.token_embedding = nn.Embedding(num_ids, embedding_dim)
+        self.conv = nn.Conv1d(embedding_dim, width, kernel, padding=kernel // 2)
+
+    def forward(self, tokens: Tokens, keys: Keys | None = None) -> Tensor:
+        """Encode ids (B, L) to (B, D); keys are not used, since nothing is drawn."""
+        mask = tokens.mask[:, None]  # (B, 1, L)
+        x = self.token_embedding(tokens.ids).transpose(1, 2) * mask
+        return _pool((self.conv(x).relu() * mask).transpose(1, 2), tokens, "mean")
+
+
+class SentenceSequence(nn.Module):
+    """An encoder of sentences, and a context network over consecutive ones, for `methods.CPC`.
+
+    The features are those of one sentence without its context, as CPC's paper evaluates them.
+
+    Args:
+        encoder: sentences (B, L) -> (B, D), with `num_features`, `num_ids` and `token_embedding`
+            (`SentenceConv`, `SmallTransformer`, `hf_encoder`).
+        context: causal network (B, S, D) -> (B, S, D'), with `in_features` and `out_features`
+            (`heads.Recurrent`).
+
+    Attributes:
+        num_features: D.
+        frame_features: D.
+        context_features: D'.
+
+    Raises:
+        ValueError: the widths do not fit.
+    """
+
+    def __init__(self, encoder: nn.Module, context: nn.Module) -> None:
+        super().__init__()
+        width, gives = check_context(encoder, context)
+        self.encoder, self.context = encoder, context
+        self.num_features = self.frame_features = width
+        self.context_features = gives
+        self.num_ids = int(cast(Any, encoder).num_ids)
+
+    @property
+    def token_embedding(self) -> nn.Embedding:
+        """The encoder's embedding (V, E)."""
+        return cast(Any, self.encoder).token_embedding
+
+    def forward_parts(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Sentences z (B, S, D) and contexts c (B, S, D') of ids (B, S, L)."""
+        if tokens.ids.ndim != 3:
+            raise ValueError(
+                "the view must be consecutive sentences, ids (B, S, L), got "
+                f"{tuple(tokens.ids.shape)}; set `window` of the data module, such as "
+                "TextLines(window=8)"
+            )
+        z = self.encoder(Tokens(tokens.ids.flatten(0, 1), tokens.lengths.flatten()))
+        z = z.unflatten(0, tokens.lengths.shape)
+        return z, self.context(z)
+
+    def forward(self, tokens: Tokens, keys: Keys | None = None) -> Tensor:
+        """Features (B, D) of ids (B, L), or the mean over the sentences of ids (B, S, L)."""
+        if tokens.ids.ndim == 3:
+            return self.forward_parts(tokens)[0].mean(1)
+        return self.encoder(tokens, keys)
 
 
 class HFEncoder(nn.Module):

@@ -1,10 +1,10 @@
-"""WaveEncoder: strided convolutions from raw waveforms to frames.
+"""WaveEncoder: strided convolutions from waveforms or sequences of vectors to frames.
 
 Van den Oord, Li and Vinyals, Representation Learning with Contrastive Predictive Coding, 2018,
 https://arxiv.org/abs/1807.03748, section 3.1. Reference code: loeweX/Greedy_InfoMax at 22d17e4
 (no norm) and facebookresearch/CPC_audio at b98a1bd (channel norm).
 
-Shapes: B waveforms of L samples, T frames, D channels.
+Shapes: B waveforms of L samples (of F features each), T frames, D channels.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class WaveEncoder(nn.Module):
         paddings: zero padding on each side per layer; (3, 2, 1, 1, 1) in CPC_audio.
         norm: "none" in the paper; "channel", "batch", or "instance" over the frames of a sequence
             in CPC_audio.
+        in_features: F of sequences (B, L, F), such as those of several sensors; None: waveforms.
 
     Attributes:
         num_features: D.
@@ -103,6 +104,7 @@ class WaveEncoder(nn.Module):
         strides: Sequence[int] = (5, 4, 2, 2, 2),
         paddings: Sequence[int] = (2, 2, 2, 2, 1),
         norm: FrameNorms = "none",
+        in_features: int | None = None,
     ):
         super().__init__()
         sizes = list(zip(kernels, strides, paddings, strict=False))
@@ -112,10 +114,12 @@ class WaveEncoder(nn.Module):
                 f"{list(kernels)}, {list(strides)} and {list(paddings)}"
             )
         check_choice("norm", norm, get_args(FrameNorms))
-        self.sizes = sizes
+        if in_features is not None:
+            check_at_least("in_features", in_features, 1)
+        self.sizes, self.in_features = sizes, in_features
         self.num_features = width
         self.convs = nn.ModuleList(
-            nn.Conv1d(width if i else 1, width, kernel, stride, padding)
+            nn.Conv1d(width if i else in_features or 1, width, kernel, stride, padding)
             for i, (kernel, stride, padding) in enumerate(sizes)
         )
         self.norms = nn.ModuleList(_norm(norm, width) for _ in sizes)
@@ -127,18 +131,26 @@ class WaveEncoder(nn.Module):
         return lengths
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Encode waveforms to frames.
+        """Encode waveforms, or sequences of vectors, to frames.
 
         Args:
-            x: (B, L), zero after each waveform's length.
+            x: (B, L), or (B, L, F) with `in_features`; zero after each one's length.
             lengths: (B,) int64; None: all L.
 
         Returns:
             (B, T, D), zero after each waveform's `num_frames`.
         """
-        if x.dim() != 2:
-            raise ValueError(f"waveforms must be (B, L), got {tuple(x.shape)}")
-        x = x[:, None]
+        if self.in_features is None:
+            if x.dim() != 2:
+                raise ValueError(f"waveforms must be (B, L), got {tuple(x.shape)}")
+            x = x[:, None]
+        else:
+            if x.dim() != 3 or x.shape[2] != self.in_features:
+                raise ValueError(
+                    f"sequences must be (B, L, {self.in_features}), as in_features says, got "
+                    f"{tuple(x.shape)}"
+                )
+            x = x.transpose(1, 2)
         for conv, norm, size in zip(self.convs, self.norms, self.sizes, strict=True):
             x, mask = conv(x), None
             if lengths is not None:

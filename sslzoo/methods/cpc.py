@@ -18,6 +18,8 @@ Deviations:
        of a speaker is smaller.
     5. `TransformerSteps` has one table of relative positions for all lengths up to `max_frames`;
        CPC_audio's is for one length.
+    6. For text, the paper maps word2vec's vocabulary onto its word embeddings after training; here
+       `WordPiece` splits unknown words.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ class CPC(SSLMethod):
 
     Args:
         backbone: with `forward_parts`, x -> frames z (B, T, D) and contexts c (B, T, D')
-            (`backbones.SequenceEncoder`). With its `reverse` the K earlier frames are predicted.
+            (`backbones.SequenceEncoder`; for text `backbones.SentenceSequence`, whose frames are
+            sentences). With its `reverse` the K earlier frames are predicted.
         predictor: W_k, (B, P, D') -> (B, P, K, D), with `num_steps` K (`heads.LinearSteps`); K is
             12 in the paper.
         num_negatives: negatives per context: 10 in Greedy InfoMax, 128 in CPC_audio.
@@ -91,7 +94,8 @@ class CPC(SSLMethod):
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        frame, width = getattr(backbone, "frame_features", None), backbone.num_features
+        frame = getattr(backbone, "frame_features", None)
+        width = getattr(backbone, "context_features", backbone.num_features)
         ends = [getattr(predictor, f"{side}_features", None) for side in ("in", "out")]
         if not isinstance(frame, int) or ends != [width, frame]:
             raise ValueError(

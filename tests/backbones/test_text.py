@@ -9,9 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslzoo.backbones import KeyedDropout, SmallTransformer, hf_encoder
+from sslzoo.backbones import (
+    KeyedDropout,
+    SentenceConv,
+    SentenceSequence,
+    SmallTransformer,
+    hf_encoder,
+)
 from sslzoo.batch import Tokens
-from sslzoo.heads import MLMHead
+from sslzoo.heads import MLMHead, Recurrent
 from sslzoo.random import Keys, sample_keys
 
 
@@ -141,3 +147,39 @@ def test_hugging_face_encoder_is_a_text_backbone(tmp_path) -> None:
     transformers.BertModel(config).save_pretrained(tmp_path)
     pretrained = hf_encoder(str(tmp_path))
     assert all(module.training for module in pretrained.modules())  # with dropout, as SimCSE needs
+
+
+def test_a_sentence_is_the_mean_of_its_own_convolution() -> None:
+    torch.manual_seed(0)
+    backbone, tokens = SentenceConv(30, width=6, embedding_dim=5).double(), text()
+    features = backbone(tokens)
+    for row, length in enumerate(tokens.lengths.tolist()):
+        words = backbone.token_embedding(tokens.ids[row, :length])
+        padded = F.pad(words, (0, 0, 1, 1))
+        one = [
+            backbone.conv.weight.flatten(1) @ padded[i : i + 3].T.flatten() + backbone.conv.bias
+            for i in range(length)
+        ]
+        torch.testing.assert_close(features[row], torch.stack(one).relu().mean(0))
+    with pytest.raises(ValueError, match="kernel must be odd and at least 1, got 2"):
+        SentenceConv(30, kernel=2)
+
+
+def test_contexts_are_of_the_sentences_so_far() -> None:
+    torch.manual_seed(0)
+    backbone = SentenceSequence(SentenceConv(30, 6, 5), Recurrent(6, 4)).double()
+    ids = torch.randint(30, (2, 4, 7))
+    lengths = torch.tensor([[3, 7, 0, 2], [5, 1, 6, 7]])
+    z, c = backbone.forward_parts(Tokens(ids, lengths))
+    assert z.shape == (2, 4, 6)
+    assert c.shape == (2, 4, 4)
+    torch.testing.assert_close(z[:, 1], backbone(Tokens(ids[:, 1], lengths[:, 1])))
+    torch.testing.assert_close(backbone(Tokens(ids, lengths)), z.mean(1))
+    ids[:, 2] = 29 - ids[:, 2]
+    later = backbone.forward_parts(Tokens(ids, lengths))[1]
+    torch.testing.assert_close(later[:, :2], c[:, :2])
+    assert not torch.isclose(later[1, 2:], c[1, 2:]).any()
+    with pytest.raises(ValueError, match=r"\(2, 7\); set `window` of the data module"):
+        backbone.forward_parts(Tokens(ids[:, 0], lengths[:, 0]))
+    with pytest.raises(ValueError, match="the context must have in_features 6"):
+        SentenceSequence(SentenceConv(30, 6, 5), Recurrent(5, 4))

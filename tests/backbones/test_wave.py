@@ -129,3 +129,19 @@ def test_instance_norm_is_torchs_and_padding_does_not_change_it() -> None:
     for i, (length, count) in enumerate(zip(lengths.tolist(), frames, strict=True)):
         torch.testing.assert_close(padded[i, :count], ours(x[i : i + 1, :length])[0])
         assert not padded[i, count:].any()
+
+
+def test_sequences_of_vectors_are_encoded_without_their_padding() -> None:
+    torch.manual_seed(0)
+    net = encoder(in_features=3, norm="channel")
+    x, lengths = torch.randn(2, 400, 3), torch.tensor([240, 400])
+    frames = net(x * (torch.arange(400) < lengths[:, None])[..., None], lengths)
+    short = net(x[:1, :240])
+    assert short.shape[1] == net.num_frames(lengths)[0]
+    torch.testing.assert_close(frames[:1, : short.shape[1]], short)
+    with pytest.raises(ValueError, match=r"\(B, L, 3\), as in_features says, got \(2, 9, 4\)"):
+        net(torch.randn(2, 9, 4))
+    with pytest.raises(ValueError, match=r"\(B, L, 3\), .* got \(2, 9\)"):
+        net(torch.randn(2, 9))
+    with pytest.raises(ValueError, match="in_features must be at least 1, got 0"):
+        encoder(in_features=0)

@@ -16,13 +16,16 @@ from sslzoo.batch import Batch
 from sslzoo.checks import check_at_least
 from sslzoo.data.datamodule import PredictOn, SampleDataModule
 from sslzoo.data.inputs import TextInput, as_config
+from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.data.text.lines import (
     FileLines,
     Lines,
+    LineWindows,
     ListLines,
     Sentences,
     Text,
+    num_windows,
     read_labeled,
     read_pairs,
     walk,
@@ -65,6 +68,8 @@ class TextDataModule(SampleDataModule):
         seed: seed of batches and views; None: the run's seed.
         predict_on: the set that `predict` runs on.
         drop_last: drop the last batch of an epoch if it is incomplete.
+        window: consecutive lines of a training sample, for CPC, which predicts the later ones from
+            the earlier ones; 1: single lines. `batch_size` then counts windows.
     """
 
     noun = "sentences"
@@ -80,11 +85,13 @@ class TextDataModule(SampleDataModule):
         seed: int | None,
         predict_on: PredictOn,
         drop_last: bool,
+        window: int = 1,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed, 1.0, predict_on, drop_last)
         check_at_least("max_length", max_length, 3)
+        check_at_least("window", window, 1)
         self.transform, self.tokenizer = transform, tokenizer
-        self.max_length = max_length
+        self.max_length, self.window = max_length, window
 
     @abstractmethod
     def read(self) -> TextSets:
@@ -96,8 +103,8 @@ class TextDataModule(SampleDataModule):
 
     @property
     def num_samples(self) -> int:
-        """Size of the training set."""
-        return len(self.sets.train.lines)
+        """Size of the training set: lines, or windows of them."""
+        return num_windows(len(self.sets.train.lines), self.window)
 
     @property
     def num_broken(self) -> int:
@@ -107,14 +114,23 @@ class TextDataModule(SampleDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the sets and prepare the tokenizer, once; check the vocabulary."""
         first = self._sets is None
+        super().setup("validate")
+        lines, least = len(self.sets.train.lines), 2 * self.window - 1
+        if stage in ("fit", None) and lines < least:
+            raise ValueError(
+                f"the training text must have at least {least} lines (2 window - 1), got {lines}"
+            )
         super().setup(stage)
         if first:
             self.tokenizer.prepare(walk(self.sets.train.lines))
             self.transform.prepare(self.tokenizer)
         self._check_vocabulary()
 
-    def train_source(self, sampler: KeyedSampler) -> Sentences:
-        return self.eval_source(self.sets.train)
+    def train_source(self, sampler: KeyedSampler) -> BatchSource:
+        lines = self.eval_source(self.sets.train)
+        if self.window == 1:
+            return lines
+        return LineWindows(lines, self.window, self.seed, sampler.shared_epoch)
 
     def eval_source(self, samples: Text) -> Sentences:
         return Sentences(samples, self.tokenizer, self.max_length - 2)
@@ -224,11 +240,14 @@ class TextLines(TextDataModule):
         predict_on: PredictOn = "query",
         drop_last: bool = True,
         neighbors: bool = False,
+        window: int = 1,
     ) -> None:
         super().__init__(
             *(transform, tokenizer, batch_size, max_length, eval_batch_size, num_workers),
-            *(seed, predict_on, drop_last),
+            *(seed, predict_on, drop_last, window),
         )
+        if neighbors and window > 1:
+            raise ValueError(f"window must be 1 with neighbors, got {window}")
         if neighbors and len(transform.views) < 2:
             raise ValueError(
                 "transform must have at least two views for neighbors, got "
@@ -336,10 +355,11 @@ class HFText(TextDataModule):
         predict_on: PredictOn = "query",
         drop_last: bool = True,
         local_files_only: bool = False,
+        window: int = 1,
     ) -> None:
         super().__init__(
             *(transform, tokenizer, batch_size, max_length, eval_batch_size, num_workers),
-            *(seed, predict_on, drop_last),
+            *(seed, predict_on, drop_last, window),
         )
         self.name, self.subset, self.column = name, subset, column
         self.label, self.test_split = label, test_split

@@ -23,6 +23,7 @@ from sslzoo.batch import Batch, Tokens
 from sslzoo.data.listing import check_known, select_rows
 from sslzoo.data.text.tokenizer import TextTokenizer
 from sslzoo.eval.fingerprint import files_digest, labels_digest, text_digest
+from sslzoo.random import run_keys
 from sslzoo.text_file import check_text, encoding_of, read_text
 
 _BLOCK = 1 << 26  # bytes of a file that are scanned at a time
@@ -224,6 +225,39 @@ class Sentences:
         for row, line in zip(ids, words, strict=True):
             row[: len(line)] = line
         return Tokens(torch.from_numpy(ids), torch.tensor([len(line) for line in words]))
+
+
+class LineWindows:
+    """Samples of S consecutive lines as `Tokens` of ids (B, S, L), without [CLS] and [SEP].
+
+    Sample i has the lines from S i + o; the offset o < S is keyed by (seed, epoch). A window may
+    cross from one document of the file into the next.
+
+    Args:
+        sentences: the lines, at least 2 S - 1.
+        window: S.
+        seed: seed of the offsets.
+        epoch: shared int64 scalar that the sampler writes (`KeyedSampler.shared_epoch`).
+    """
+
+    def __init__(self, sentences: Sentences, window: int, seed: int, epoch: Tensor) -> None:
+        self.sentences, self.window, self.seed, self.epoch = sentences, window, seed, epoch
+
+    def __len__(self) -> int:
+        return num_windows(len(self.sentences), self.window)
+
+    def __getitems__(self, index: list[int]) -> Batch:
+        drawn = run_keys(self.seed, int(self.epoch)).integers("window", self.window)
+        starts = [self.window * i + int(drawn) for i in index]
+        rows = [row for start in starts for row in range(start, start + self.window)]
+        (view,) = self.sentences.__getitems__(rows).views
+        windows = Tokens(*(part.unflatten(0, (-1, self.window)) for part in view))
+        return Batch([windows], torch.tensor(index))
+
+
+def num_windows(lines: int, window: int) -> int:
+    """Number of windows of consecutive lines that fit at every offset below `window`."""
+    return max(0, (lines - window + 1) // window)
 
 
 def walk(lines: Lines, block: int = 1024) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """TextViews: augmented views of sentences between [CLS] and [SEP].
 
-Shapes: B sentences, L tokens of the raw sentences, L + 2 tokens of a view, V views.
+Shapes: B sentences, or B times S consecutive ones; L tokens of the raw sentences, L + 2 tokens of a
+view, V views.
 """
 
 from __future__ import annotations
@@ -65,12 +66,20 @@ class TextViews:  # not @final: jsonargparse would refuse the functions that ret
     ) -> list[Tokens]:
         """Make the views of a batch. Shapes: ids (B, L), B keys -> V times ids (B, L + 2).
 
+        Consecutive sentences (B, S, L) become (B, S, L + 2), each with draws of its own.
+
         Args:
             tokens: B sentences.
             keys: B keys.
             special: ids of the special tokens.
             neighbor: B sentences of which the second view is made; None: `tokens`.
         """
+        if tokens.ids.ndim == 3:
+            count = tokens.ids.shape[1]
+            each = Keys(keys.fold_each("sentence", count).key.view(count, -1).T.flatten())
+            flat = Tokens(tokens.ids.flatten(0, 1), tokens.lengths.flatten())
+            views = self(flat, each, special)
+            return [Tokens(*(part.unflatten(0, (-1, count)) for part in view)) for view in views]
         _check(tokens, keys)
         out = []
         for number, view in enumerate(self.views):

@@ -13,7 +13,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from sslzoo.batch import Batch
+from sslzoo.backbones import SentenceConv, SentenceSequence
+from sslzoo.batch import Batch, Tokens, ViewSpec
 from sslzoo.data import STSB, HFText, HFTokenizer, TextLines, WordPiece
 from sslzoo.data.text import lines
 from sslzoo.data.text.lines import (
@@ -25,6 +26,9 @@ from sslzoo.data.text.lines import (
     read_pairs,
     walk,
 )
+from sslzoo.heads import LinearSteps, Recurrent
+from sslzoo.methods import CPC
+from sslzoo.random import sample_keys
 from sslzoo.transforms import SpanDeletion, WordDeletion, clear_views, plain_text
 from sslzoo.transforms.text.special import Special
 from tests.ranks import Ranks
@@ -348,3 +352,69 @@ def test_hugging_face_data_set(tmp_path: Path) -> None:
     assert module.num_classes == 2
     (bank,) = list(module.eval_dataloaders().bank)
     assert bank.label.tolist() == [0, 1] * 4
+
+
+def test_windows_are_consecutive_lines_at_an_offset_of_the_epoch(text: Path) -> None:
+    module = data(text, transform=plain_text(), window=3)
+    module.setup("fit")
+    assert module.num_samples == (23 - 2) // 3
+    loader, offsets = module.train_dataloader(), set()
+    single = module.eval_source(module.sets.train)
+    for epoch in range(12):
+        loader.sampler.set_epoch(epoch)
+        for batch in loader:
+            (view,) = module.train_views(batch, epoch).views
+            assert view.ids.shape[:2] == (4, 3)
+            for row, i in enumerate(batch.index.tolist()):
+                found = [
+                    o
+                    for o in range(3)
+                    if view.lengths[row].tolist()
+                    == [min(6, 1 + (3 * i + o + s) % 9) + 2 for s in range(3)]
+                ]
+                (offset,) = found
+                offsets.add((epoch, offset))
+                lines = list(range(3 * i + offset, 3 * i + offset + 3))
+                (wanted,) = module.eval_views(single.__getitems__(lines)).views
+                inside = wanted.mask
+                size = wanted.ids.shape[1]
+                assert torch.equal(view.ids[row, :, :size][inside], wanted.ids[inside])
+    assert len(offsets) == 12
+    assert {offset for _, offset in offsets} == {0, 1, 2}
+
+
+def test_each_line_of_a_window_has_draws_of_its_own() -> None:
+    views = clear_views([WordDeletion(0.5)], original=False)
+    ids = torch.arange(6, 18).expand(2, 4, 12)
+    (first, second) = views(
+        Tokens(ids, torch.full((2, 4), 12)), sample_keys(0, 0, torch.arange(2)), Special()
+    )
+    kept = [tuple(row) for view in (first, second) for row in view.ids.flatten(0, 1).tolist()]
+    assert len(set(kept)) == 16
+
+
+def test_a_text_shorter_than_its_windows_is_named(text: Path) -> None:
+    with pytest.raises(ValueError, match=r"at least 25 lines \(2 window - 1\), got 23"):
+        data(text, transform=plain_text(), window=13).setup("fit")
+    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
+        data(text, window=0)
+
+
+def test_windows_are_refused_by_methods_of_single_sentences(text: Path) -> None:
+    batch = Batch(
+        [Tokens(torch.zeros(2, 3, 4, dtype=torch.int64), torch.ones(2, 3))], torch.arange(2)
+    )
+    with pytest.raises(ValueError, match=r"single sentences, .*; set window=1 in the data module"):
+        ViewSpec(1, 1, kind="tokens").check(batch, "SimCSE")
+
+
+def test_cpc_trains_on_windows_of_lines(text: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = SentenceSequence(SentenceConv(60, 8, 6), Recurrent(8, 10))
+    method = CPC(backbone, LinearSteps(10, 8, 2), optimizer=torch.optim.SGD)
+    module = data(text, transform=plain_text(), window=4, batch_size=2)
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, **quiet)
+    trainer.fit(method, module)
+    assert method.step == 2
+    assert method(module.encoder_input()(["a man", "two dogs run"])).shape == (2, 8)
