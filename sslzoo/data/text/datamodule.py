@@ -262,9 +262,10 @@ class TextLines(TextDataModule):
         self.labeled_train, self.labeled_test = labeled_train, labeled_test
         self.neighbors = neighbors
 
-    def train_source(self, sampler: KeyedSampler) -> Sentences:
-        text = self.sets.train
-        return Sentences(text, self.tokenizer, self.max_length - 2, self.neighbors)
+    def train_source(self, sampler: KeyedSampler) -> BatchSource:
+        if not self.neighbors:
+            return super().train_source(sampler)
+        return Sentences(self.sets.train, self.tokenizer, self.max_length - 2, neighbors=True)
 
     def has_pairs(self) -> bool:
         return self.neighbors or super().has_pairs()
