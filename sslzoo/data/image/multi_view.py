@@ -289,8 +289,10 @@ class AlignedFiles(ImageSet):
         if self.crops is None:
             raise ValueError("crops must be set to read a batch, got None; use `cropped(...)`")
         rows = torch.tensor(index)
-        key = self.crops.keys(rows).key
-        samples = [self._cut(i, Keys(key[row : row + 1])) for row, i in enumerate(index)]
+        keys, boxes, samples = self.crops.keys(rows), _Boxes(self.crops), []
+        for row, i in enumerate(index):
+            parts = self.read(i)
+            samples.append(self._cut(parts, *boxes(row, keys, *parts[0].shape[1:])))
         return Batch([torch.stack(samples)], rows, select_rows(self.labels, rows))
 
     def read(self, index: int) -> list[Tensor]:
@@ -336,28 +338,43 @@ class AlignedFiles(ImageSet):
             for path, part, m in zip(paths, parts, self.modalities, strict=True)
         ]
 
-    def _cut(self, index: int, keys: Keys) -> Tensor:
-        parts = self.read(index)
-        height, width = parts[0].shape[1:]
-        if isinstance(self.crops, TrainCrops):
-            crop, own = self.crops.transform.crops[0], keys.fold("view", 0)
-            top, left, tall, wide = crop.draw(own, height, width)[0].tolist()
-            size, mirrored = (crop.size, crop.size), bool(crop.draw_flip(own))
-        else:
-            view = cast(EvalCrops, self.crops).view
-            top, left, tall, wide, mirrored = 0, 0, height, width, False
-            scale = 1.0 if view.resize is None else view.resize / min(height, width)
-            size = (int(height * scale), int(width * scale))
+    def _cut(
+        self, parts: list[Tensor], box: list[int], size: tuple[int, int], mirrored: bool
+    ) -> Tensor:
+        top, left, tall, wide = box
         cut = []
         for part, modality in zip(parts, self.modalities, strict=True):
-            box = part[:, top : top + tall, left : left + wide]
-            out = _resize(box, size, modality.kind == "labels")
+            inside = part[:, top : top + tall, left : left + wide]
+            out = _resize(inside, size, modality.kind == "labels")
             out = out.flip(2) if mirrored else out
             if mirrored and modality.kind == "normals":
                 out[0].neg_()
             cut.append(out)
         sample = torch.cat(cut)
-        return sample if isinstance(self.crops, TrainCrops) else center_crop(sample, view.size)
+        train = isinstance(self.crops, TrainCrops)
+        return sample if train else center_crop(sample, cast(EvalCrops, self.crops).view.size)
+
+
+class _Boxes:
+    """The box, the size after the resize and the flip per sample, drawn per batch and size."""
+
+    def __init__(self, crops: Crops) -> None:
+        self.crops = crops
+        self.drawn: dict[tuple[int, int], list[list[int]]] = {}
+        self.flips: list[bool] = []
+
+    def __call__(
+        self, row: int, keys: Keys, height: int, width: int
+    ) -> tuple[list[int], tuple[int, int], bool]:
+        if not isinstance(self.crops, TrainCrops):
+            view = cast(EvalCrops, self.crops).view
+            scale = 1.0 if view.resize is None else view.resize / min(height, width)
+            return [0, 0, height, width], (int(height * scale), int(width * scale)), False
+        crop, own = self.crops.transform.crops[0], keys.fold("view", 0)
+        if (height, width) not in self.drawn:
+            self.drawn[height, width] = crop.draw(own, height, width).tolist()
+        self.flips = self.flips or crop.draw_flip(own).tolist()
+        return self.drawn[height, width][row], (crop.size, crop.size), self.flips[row]
 
 
 def read_modality(path: str, modality: Modality) -> Tensor:
