@@ -7,6 +7,7 @@ python -m benchmarks.table --check    fails where a page is not what the results
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -274,6 +275,32 @@ def bible_table(result: Result | None) -> str:
     return "\n".join([*lines, "", about])
 
 
+def views_table(result: Result | None) -> str:
+    """Segmentation from L with more and more further views: mean and range over seeds."""
+    if result is None:
+        return NOT_RUN
+    titles = ["training", "linear mIoU", "linear pixel accuracy", "kNN mIoU"]
+    lines = _head([*titles, "kNN pixel accuracy", "seeds", "CPU s"])
+    for row, seeds in result["rows"].items():
+        cells = []
+        for probe, score in itertools.product(("linear", "knn"), ("miou", "accuracy")):
+            values = [seed[probe][score] for seed in seeds.values() if probe in seed]
+            mean = statistics.fmean(values) if values else 0.0
+            spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+            cells.append(f"{mean:.1f}{spread}" if values else "-")
+        seconds = statistics.fmean(seed["cpu_seconds"] for seed in seeds.values())
+        lines.append(_line([row, *cells, str(len(seeds)), f"{seconds:.0f}"]))
+    about = result["about"]
+    total = sum(seed["cpu_seconds"] for seeds in result["rows"].values() for seed in seeds.values())
+    note = (
+        f"- `{about['config']}`, {about['scenes']['train']:,} scenes, {about['scenes']['val']} "
+        f"held out; in percent, the mean over seeds (lowest to highest); training took "
+        f"{total / 60:.1f} minutes of one core in all, {_place(about)}, commit "
+        f"{about['commit'][:12]}"
+    )
+    return "\n".join([*lines, "", note])
+
+
 def text_table(results: dict[str, Result]) -> str:
     """Spearman of trained sentence encoders, their baselines, and what bounds their training."""
     if not results:
@@ -422,6 +449,7 @@ def render(readme: str, results: Path) -> str:
         "trajectories": trajectories_table(read("trajectories.json")),
         "continue-text": continue_table(read("continue_text.json"), CONTINUE_TEXT),
         "continue-images": continue_table(read("continue_images.json"), CONTINUE_IMAGES),
+        "views": views_table(read("views.json")),
     }
     found = 0
     for name, table in tables.items():

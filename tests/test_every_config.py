@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_map_only
 from sslzoo.batch import Batch, Tokens
 from sslzoo.callbacks import CompareWithStart, FreezeUntil, OnlinePrototypes, OnlineSpectrum
 from sslzoo.commands.configs import config_folders, find_config, known_configs
-from sslzoo.data import AudioDataModule, TextDataModule
+from sslzoo.data import AudioDataModule, MultiViewFolder, TextDataModule
 from sslzoo.layers import GlobalBatchNorm
 from sslzoo.optim import RunLength
 from sslzoo.random import sample_keys
@@ -229,10 +229,12 @@ def views_of(name: str, config: dict[str, Any], index: Tensor) -> list[Any]:
             several = (-1, data.window, 14)
             tokens = Tokens(words[:, None].expand(several), lengths[:, None].expand(several[:2]))
         return list(data.transform(tokens, keys, Special()))
+    aligned = isinstance(data, MultiViewFolder)
+    channels = sum(data.channels) if aligned else channels
     images = torch.randint(0, 256, (1, channels, 40, 40), dtype=torch.uint8)
     views = list(data.transform(images, keys.rows(slice(1))))
     sizes, split = data.transform.sizes, data.transform.split
-    given = section["init_args"]["transform"].get("init_args", {})
+    given = section["init_args"].get("transform", section).get("init_args", {})
     assert [view.shape[2:] for view in views] == [(size, size) for size in sizes]
     assert given.get("size", sizes[0]) == data.transform.crops[0].size
     assert all(view.shape[1] == channels for view in views) or sum(split) == channels
@@ -334,7 +336,7 @@ def test_evaluation_follows_training(name: str) -> None:
     assert [None if x is None else list(x) for x in (view.mean, view.std)] == wanted
     assert view.space == looks.space
     assert (view.size == training.trained_size) == (name not in OTHER_SIZE)
-    if "eval_view" not in section["init_args"]:
+    if "eval_view" not in section["init_args"] and not isinstance(data, MultiViewFolder):
         whole = data.known_side == view.size
         assert view.resize == (None if whole else round(view.size * 8 / 7))
 

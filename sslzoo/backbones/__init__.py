@@ -19,6 +19,7 @@ from sslzoo.backbones.text import (
 )
 from sslzoo.backbones.timm_models import start_from
 from sslzoo.backbones.towers import Towers
+from sslzoo.backbones.unet import UNet
 from sslzoo.backbones.vit import ViT, small_vit, timm_vit, without_drop_path
 from sslzoo.backbones.wave import FrameNorm, WaveEncoder
 from sslzoo.layers import GlobalBatchNorm, convert_batch_norm, convert_to_group_norm
@@ -40,6 +41,7 @@ __all__ = [
     "SmallTransformer",
     "Staged",
     "Towers",
+    "UNet",
     "ViT",
     "WaveEncoder",
     "cifar_resnet",

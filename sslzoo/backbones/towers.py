@@ -7,6 +7,7 @@ https://arxiv.org/abs/1906.05849, whose evaluation concatenates the views' featu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -30,6 +31,8 @@ class Towers(nn.Module):
     Attributes:
         num_features: sum of the towers' widths.
         widths: width of each tower's features, in order.
+        map_features: sum of the maps' channels, and `forward_map`: the towers' feature maps,
+            concatenated (B, map_features, h, w); if every tower has them.
 
     Raises:
         ValueError: there is no tower, a tower has no `num_features`, or `channels` has another
@@ -47,6 +50,9 @@ class Towers(nn.Module):
         self.towers = nn.ModuleList(towers)
         self.channels = list(channels)
         self.num_features = sum(self.widths)
+        if all(callable(getattr(tower, "forward_map", None)) for tower in towers):
+            self.map_features = sum(cast(Any, tower).map_features for tower in towers)
+            self.forward_map = partial(Towers._maps, self)
 
     def split(self, view: View) -> Sequence[Tensor]:
         """Split an image into the towers' views, M tensors (B, channels, H, W)."""
@@ -59,6 +65,10 @@ class Towers(nn.Module):
                 f"{self.channels}, got {[part.shape[1] for part in views]}"
             )
         return views
+
+    def _maps(self, view: View) -> Tensor:
+        pairs = zip(self.towers, self.split(view), strict=True)
+        return torch.cat([cast(Any, tower).forward_map(part) for tower, part in pairs], dim=1)
 
     def forward(self, view: View) -> Tensor:
         pairs = zip(self.towers, self.split(view), strict=True)

@@ -17,12 +17,14 @@ Deviations:
     6. The code has its queue in its MoCo alone (train_moco_ins.py), between two crops of an image,
        and shuffles keys between GPUs. Here the keys are those of another view of the same crop, as
        in PyContrast's CMCMoCo, with batch norm over the global batch.
+    7. The code has no contrast of patches (the paper has, on NYU Depth). With `positions`, the
+       loss is the softmax among the drawn positions of the global batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning import Callback
@@ -35,7 +37,7 @@ from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.checks import check_at_least, check_choice
 from sslzoo.heads.per_view import PerView
 from sslzoo.layers.precision import l2_normalize
-from sslzoo.losses import bank_softmax, info_nce, nce, nce_constant, sampled_softmax
+from sslzoo.losses import bank_softmax, batch_info_nce, info_nce, nce, nce_constant, sampled_softmax
 from sslzoo.memory import MemoryBank, Queue
 from sslzoo.methods.base import (
     GroupsFactory,
@@ -46,7 +48,7 @@ from sslzoo.methods.base import (
     step_keys,
 )
 from sslzoo.optim import Schedule, all_alike, as_schedule
-from sslzoo.random import run_seed
+from sslzoo.random import Keys, run_seed
 
 
 class CMC(SSLMethod):
@@ -63,8 +65,10 @@ class CMC(SSLMethod):
         projector: one head per view (`heads.PerView`), one Linear to 128 in the paper;
             L2-normalized here.
         bank_size: number of training samples; each view's bank has one row per sample.
+            Left out with `positions`.
         num_negatives: K, shared by all pairs of views: 16384 in the code, 4096 for its released
             ResNets; 0 for the full softmax over a bank. The size of each queue, if there are.
+            Does not apply with `positions`.
         softmax: whether the loss is the cross entropy of the K + 1 scores (the code's --softmax)
             instead of NCE.
         mode: "full_graph" contrasts every pair of views, "core_view" the first view with each
@@ -76,6 +80,9 @@ class CMC(SSLMethod):
             momentum encoder (the code's MemoryMoCo). Then `bank_momentum` and `bank_dtype` do not
             apply, and `bank_size` is only in NCE's noise and constant.
         momentum: momentum of the queue's encoder at each optimizer step; None: 0.999, the code's.
+        positions: P > 0: contrast patches, P random positions of each sample's feature maps, the
+            same in all views (`forward_map` of the towers). An anchor's negatives are the other
+            N P - 1 positions of the global batch, and there are neither banks nor queues.
         optimizer: see `SSLMethod`; SGD in the paper.
         schedule: see `SSLMethod`; steps at epochs 120, 160 and 200 in the code.
         parameter_groups: see `SSLMethod`; all parameters are decayed in the code.
@@ -100,7 +107,7 @@ class CMC(SSLMethod):
         self,
         backbone: nn.Module,
         projector: PerView,
-        bank_size: int,
+        bank_size: int | None = None,
         num_negatives: int = 16384,
         softmax: bool = False,
         mode: Literal["full_graph", "core_view"] = "full_graph",
@@ -109,6 +116,7 @@ class CMC(SSLMethod):
         bank_dtype: Literal["float32", "bfloat16"] = "float32",
         memory: Literal["bank", "queue"] = "bank",
         momentum: Schedule | float | None = None,
+        positions: int = 0,
         optimizer: OptimizerFactory | None = None,
         schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = all_alike,
@@ -116,11 +124,15 @@ class CMC(SSLMethod):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
         dim, M = output_dim(backbone, projector), len(projector.widths)
         _check(backbone, projector, mode)
-        self.projector = projector
+        self.projector, self.positions = projector, positions
         self.takes = ViewSpec(1, M)
         seeds = [M * run_seed() + j for j in range(M)]
         check_choice("memory", memory, ("bank", "queue"))
-        if memory == "queue":
+        if positions:
+            _check_positions(backbone, positions, bank_size, memory, momentum)
+        elif bank_size is None:
+            raise ValueError("bank_size must be the number of training samples, got None")
+        elif memory == "queue":
             _check_queue(bank_size, num_negatives, bank_momentum, bank_dtype)
             self.bank_size = bank_size
             self.queues: Any = nn.ModuleList(Queue(num_negatives, dim, seed) for seed in seeds)
@@ -152,6 +164,8 @@ class CMC(SSLMethod):
         return [(self.backbone, self.key_backbone), (self.projector, self.key_projector)]
 
     def configure_callbacks(self) -> list[Callback]:
+        if self.positions:
+            return []
         if self.memory == "bank":
             return [CommitMemory()]
         return [EMA(self.momentum, when="after_step"), CommitMemory()]
@@ -162,6 +176,8 @@ class CMC(SSLMethod):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         view = batch.views[0] if len(batch.views) == 1 else tuple(batch.views)
+        if self.positions:
+            return self.contrast_patches(view, step_keys(self, batch))
         z = self.project(view).unbind(1)  # z_1 .. z_M, (B, D) each
         if self.memory == "queue":
             return self.contrast_keys(z, self.keys(view).unbind(1))
@@ -219,6 +235,18 @@ class CMC(SSLMethod):
             queue.stage(k_j)
         return terms
 
+    def contrast_patches(self, view: View, keys: Keys) -> dict[str, Tensor]:
+        """Losses of P drawn positions per sample against the other views' positions."""
+        maps = cast(Any, self.backbone).forward_map(view).flatten(2)  # (B, sum of widths, h w)
+        B, D, S = maps.shape
+        drawn = keys.uniform("positions", S).topk(min(self.positions, S)).indices  # (B, P)
+        rows = maps.gather(2, drawn[:, None].expand(B, D, -1)).transpose(1, 2).flatten(0, 1)
+        z = l2_normalize(self.projector(rows)).unbind(1)  # M x (B P, D)
+        return {
+            f"patches_{i}_{j}": batch_info_nce(z[i], z[j], self.temperature)
+            for i, j in self.directions
+        }
+
     def _recall_constants(self, _: Any) -> None:
         self._has_constants = bool((self.z_constants > 0).any())
 
@@ -234,6 +262,23 @@ def _check_queue(bank_size: int, num_negatives: int, bank_momentum: float, bank_
         raise ValueError(
             "bank_momentum and bank_dtype must be left out with memory='queue', got "
             f"{bank_momentum} and {bank_dtype!r}"
+        )
+
+
+def _check_positions(
+    backbone: nn.Module, positions: int, bank_size: int | None, memory: str, momentum: object
+) -> None:
+    check_at_least("positions", positions, 1)
+    if bank_size is not None or memory != "bank" or momentum is not None:
+        raise ValueError(
+            "bank_size, memory and momentum must be left out with positions, whose negatives are "
+            f"those of the batch, got {bank_size}, {memory!r} and {momentum}"
+        )
+    widths = [getattr(backbone, name, None) for name in ("map_features", "num_features")]
+    if not callable(getattr(backbone, "forward_map", None)) or widths[0] != widths[1]:
+        raise ValueError(
+            "with positions the towers must have forward_map with as many features as num_features "
+            f"(UNet, SmallResNet, timm's ResNets), got {type(backbone).__name__}"
         )
 
 

@@ -32,6 +32,7 @@ NEEDS: dict[str, dict[str, Any]] = {
 }
 FURTHER: list[Form] = [
     (CMC, {"memory": "queue", "softmax": True, "momentum": 0.5}),
+    (CMC, {"positions": 3, "bank_size": None}),
     (IBOT, {"cls_weight": 0.5, "patch_weight": 2.0, "patch_center_momentum": 0.5}),
     (IBOT, {"patch_prototypes": Prototypes(6, 7, fixed_length=False)}),
     (IJEPA, {"masks": MultiBlock(2, min_keep=2, num_contexts=2)}),

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslzoo.backbones import SmallResNet, Towers
+from sslzoo.backbones import SmallResNet, Towers, UNet
 from sslzoo.batch import Batch
 from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.heads import PerView
@@ -297,3 +297,42 @@ def test_the_data_must_have_bank_size_samples_with_queues_too() -> None:
         CommitMemory().on_train_start(trainer, method)
     trainer.datamodule.num_samples = 5
     CommitMemory().on_train_start(trainer, method)
+
+
+def patch_towers(mode: str = "full_graph", **options: Any) -> CMC:
+    nets = [UNet((4, 8), 2, in_chans=channels) for channels in (1, 2, 1)]
+    heads = PerView([nn.Linear(4, 6) for _ in nets])
+    return CMC(Towers(nets, (1, 2, 1)), heads, **{"mode": mode, "positions": 5, **options})
+
+
+def test_patches_are_contrasted_at_the_same_positions_of_all_views() -> None:
+    torch.manual_seed(0)
+    method = patch_towers("core_view", temperature=0.2).eval()
+    image, index = torch.rand(3, 4, 8, 8), torch.tensor([4, 0, 2])
+    terms = method.losses(Batch([image], index))
+    assert list(terms) == ["patches_0_1", "patches_0_2", "patches_1_0", "patches_2_0"]
+    maps = [
+        net.forward_map(part)
+        for net, part in zip(method.backbone.towers, image.split([1, 2, 1], 1), strict=True)
+    ]
+    keys = step_keys(method, Batch([image], index))
+    drawn = keys.uniform("positions", 16).topk(5).indices
+    z = [
+        F.normalize(head(torch.cat([m[b].flatten(1).T[rows] for b, rows in enumerate(drawn)])))
+        for head, m in zip(method.projector.heads, maps, strict=True)
+    ]
+    wanted = F.cross_entropy(z[0] @ z[2].T / 0.2, torch.arange(15))
+    torch.testing.assert_close(terms["patches_0_2"].squeeze(), wanted)
+    assert method.configure_callbacks() == []
+    assert len(patch_towers().losses(Batch([image], index))) == 6
+
+
+def test_what_does_not_apply_to_patches_is_refused() -> None:
+    with pytest.raises(ValueError, match="bank_size, memory and momentum must be left out"):
+        patch_towers(bank_size=4)
+    with pytest.raises(ValueError, match="positions must be at least 1, got -1"):
+        patch_towers(positions=-1)
+    with pytest.raises(ValueError, match="bank_size must be the number of training samples"):
+        patch_towers(positions=0)
+    with pytest.raises(ValueError, match="towers must have forward_map"):
+        given(2, 4, positions=2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, cast, get_args
@@ -20,8 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from sslzoo.batch import Batch
-from sslzoo.checks import check_choice
-from sslzoo.data.datamodule import PredictOn
+from sslzoo.checks import check_choice, check_interval
+from sslzoo.data.datamodule import PredictOn, default_workers
 from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
 from sslzoo.data.image.decode import BROKEN
 from sslzoo.data.image.image_set import Crops, EvalCrops, ImageSet, TrainCrops
@@ -32,6 +33,7 @@ from sslzoo.data.listing import (
     list_files,
     pack_paths,
     select_rows,
+    spread,
     unpack_path,
 )
 from sslzoo.eval.fingerprint import described, files_digest, labels_digest
@@ -50,10 +52,20 @@ from sslzoo.transforms.image.normalize import IMAGENET_MEAN, IMAGENET_STD, Norma
 from sslzoo.transforms.image.pixels import pil_pixels
 from sslzoo.transforms.image.resample import center_crop
 from sslzoo.transforms.image.views import View, Views
-from sslzoo.value_range import ValueRangeError, as_pixels, check_finite, from_array
+from sslzoo.value_range import (
+    TOLERANCE,
+    ValueRangeError,
+    as_pixels,
+    check_finite,
+    check_value_range,
+    from_array,
+)
 
 _EXTENSIONS = (*IMAGE_EXTENSIONS, ".npy")
 _CHANNELS = {"image": 3, "depth": 1, "normals": 3, "labels": 1}
+_VOID = 255  # the label of pixels without a class
+_CHECKED = 4096  # samples that are read before training
+_SHORT = 13107  # a fifth of 65535: 16-bit depth that stays below it has another unit
 _CONSTANTS = {
     "rgb": (IMAGENET_MEAN, IMAGENET_STD),
     "lab": (LAB_MEAN, LAB_STD),
@@ -66,28 +78,47 @@ class Modality:
     """One modality: its folder, its kind and its normalization.
 
     8-bit files are scaled from 0..255 to 0..1, 16-bit files from 0..65535 to 0..1, and floats
-    (.npy) are not scaled; those of an image are from 0 to 1. Integer normals are then mapped from
-    0..1 to -1..1.
+    are from 0 to 1. Integer normals are then mapped from 0..1 to -1..1, and float normals are
+    from -1 to 1. Depth in units of length needs its `value_range`.
 
     Args:
         folder: name of its folder.
         kind: "image" (3 channels, RGB), "depth" (1), "normals" (3: x to the right, y, z) or
-            "labels" (1: class numbers of a segmentation, resized by the nearest pixel). A flip
-            negates the x of normals.
+            "labels" (class numbers of a segmentation, resized by the nearest pixel: one channel
+            per class with `num_classes`, else one channel). A flip negates the x of normals.
         mean: mean per channel; None: that of the color space for an image, else 0.
         std: standard deviation per channel; None: that of the color space for an image, else 1.
+        value_range: the depths that become 0 and 1, such as [0, 10000] for millimeters up to 10
+            meters, of any type; None: those of the file's type, or, with `mean`, floats as they
+            are.
+        clip: whether depths outside `value_range` become 0 and 1.
+        num_classes: number of classes of labels, 0 to num_classes - 1 in the files; 255 is no
+            class, 0 in all channels.
 
     Raises:
-        ValueError: the kind is unknown, or mean or std has another number of channels.
+        ValueError: the kind is unknown, mean or std has another number of channels, or an argument
+            is of another kind.
     """
 
     folder: str
     kind: Literal["image", "depth", "normals", "labels"]
     mean: list[float] | None = None
     std: list[float] | None = None
+    value_range: tuple[float, float] | None = None
+    clip: bool = False
+    num_classes: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, _CHANNELS)
+        check_value_range(self.value_range)
+        if self.clip and self.value_range is None:
+            raise ValueError("clip must be left out without value_range, got True")
+        for argument, kind in (("value_range", "depth"), ("num_classes", "labels")):
+            given = getattr(self, argument)
+            if given is not None and self.kind != kind:
+                raise ValueError(f"{argument} must be left out for {self.kind}, got {given}")
+        if self.num_classes is not None:
+            check_interval("num_classes", self.num_classes, 1, _VOID)
         for name, numbers in (("mean", self.mean), ("std", self.std)):
             if numbers is not None and len(numbers) != self.channels:
                 raise ValueError(
@@ -97,30 +128,35 @@ class Modality:
     @property
     def channels(self) -> int:
         """Number of channels."""
-        return _CHANNELS[self.kind]
+        return self.num_classes or _CHANNELS[self.kind]
 
 
 class MultiViewFolder(ImageDataModule):
     """Aligned modalities in `<root>/train/<modality>/*` and `<root>/val/<modality>/*`.
+
+    `<root>/<modality>/*` is a training set without validation.
 
     Files are images (8 bits, or 16 bits with one channel) or .npy ((H, W), (H, W, C) or (C, H, W)
     of uint8, uint16 or floats); with `labels`, they lie in `<modality>/<class>/*`. A sample is a
     file name (without its extension) that every modality has. A training batch has one view per
     modality (two for an image in Lab or YCbCr: L and ab). An evaluation batch has one image of all
     C channels, which `backbones.Towers` splits. The EXIF orientation is ignored, since modalities
-    are aligned as stored.
+    are aligned as stored. Before training, up to 4096 samples of each set are read, so that wrong
+    files are named before the first step.
 
     For the other arguments see `ImageDataModule`.
 
     Args:
         root: the folder.
-        modalities: at least two; an image comes first.
+        modalities: an image comes first; at least two, unless `space` splits an image.
         size: S.
         space: color space of the image; "lab" and "ycbcr" split it into two views.
         scale: range of the crop's fraction of the image area.
+        ratio: range of the crop's width / height.
         flip: probability of a horizontal flip.
-        train_dir: training folder inside `root`; `root` itself if it is missing without `val_dir`.
-        val_dir: validation folder inside `root`; None: no validation.
+        train_dir: training folder inside `root`; if it is missing, `root` itself.
+        val_dir: validation folder inside `root`; None, or without `train_dir` if it is missing: no
+            validation.
         labels: whether the folders inside a modality are classes.
         resize: shorter side in evaluation, before the center crop; None: no resize.
 
@@ -147,9 +183,10 @@ class MultiViewFolder(ImageDataModule):
         train_fraction: float = 1.0,
         predict_on: PredictOn = "query",
         drop_last: bool = True,
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
     ) -> None:
         check_choice("space", space, get_args(Space))
-        _check_modalities(modalities)
+        _check_modalities(modalities, space)
         self.channels: list[int] = []
         mean: list[float] = []
         std: list[float] = []
@@ -160,7 +197,7 @@ class MultiViewFolder(ImageDataModule):
             std += default[1] if modality.std is None else modality.std
             self.channels += [1, 2] if image and space != "rgb" else [count]
         space = space if modalities[0].kind == "image" else "rgb"
-        crop = RandomResizedCrop(size, scale, flip=flip)
+        crop = RandomResizedCrop(size, scale, ratio, flip=flip)
         views = Views([View(crop, [ColorSpace(space), Normalize(mean, std)])], self.channels)
         eval_view = EvalView(size, resize, mean, std, space=space)
         super().__init__(
@@ -173,13 +210,29 @@ class MultiViewFolder(ImageDataModule):
         self.labels = labels
         self.classes: list[str] = []
 
+    def setup(self, stage: str | None = None) -> None:
+        """Read the sets once; before training, check the files (see the class).
+
+        Raises:
+            ValueError: a modality is missing or unreadable, or its size, unit or labels are wrong.
+        """
+        first = self._sets is None
+        super().setup(stage)
+        if first and stage in ("fit", None):
+            for part in (self.sets.train, self.sets.query):
+                if part is not None:
+                    part.check()
+
     def read(self) -> ImageSets:
         """Match the files of the modalities by name."""
         root = check_folder(self.root, "root")
-        inner = root / self.train_dir
-        whole = inner if inner.is_dir() or self.val_dir is not None else root
+        inner, first = root / self.train_dir, root / self.modalities[0].folder
+        alone = not inner.is_dir() and (self.val_dir is None or first.is_dir())
+        whole = root if alone else inner
         train = _match(whole, self.modalities)
-        val = None if self.val_dir is None else _match(root / self.val_dir, self.modalities)
+        val = None
+        if self.val_dir is not None and not (alone and not (root / self.val_dir).is_dir()):
+            val = _match(root / self.val_dir, self.modalities)
         if self.labels:
             self.classes = sorted({_class_of(name, whole) for name in train.names})
         query = None if val is None else self._set(val)
@@ -236,8 +289,10 @@ class AlignedFiles(ImageSet):
         if self.crops is None:
             raise ValueError("crops must be set to read a batch, got None; use `cropped(...)`")
         rows = torch.tensor(index)
-        key = self.crops.keys(rows).key
-        samples = [self._cut(i, Keys(key[row : row + 1])) for row, i in enumerate(index)]
+        keys, boxes, samples = self.crops.keys(rows), _Boxes(self.crops), []
+        for row, i in enumerate(index):
+            parts = self.read(i)
+            samples.append(self._cut(parts, *boxes(row, keys, *parts[0].shape[1:])))
         return Batch([torch.stack(samples)], rows, select_rows(self.labels, rows))
 
     def read(self, index: int) -> list[Tensor]:
@@ -257,28 +312,69 @@ class AlignedFiles(ImageSet):
                 )
         return parts
 
-    def _cut(self, index: int, keys: Keys) -> Tensor:
+    def check(self) -> None:
+        """Read up to 4096 samples, evenly spread.
+
+        Raises:
+            ValueError: as `read`, or 16-bit depth without `value_range` is of another unit.
+        """
+        rows = spread(len(self), _CHECKED)
+        with ThreadPoolExecutor(default_workers() or 1) as pool:
+            most = np.array(list(pool.map(self._most, rows))).max(0)
+        for modality, depth in zip(self.modalities, most, strict=True):
+            if modality.kind == "depth" and modality.value_range is None and 0 < depth < _SHORT:
+                raise ValueError(
+                    f"16-bit depth of {modality.folder!r} must use the values from 0 to 65535, got "
+                    f"at most {depth:.0f} in {len(rows)} files; set value_range of the modality, "
+                    "to [0, 10000] for millimeters up to 10 meters"
+                )
+
+    def _most(self, index: int) -> list[float]:
+        """The largest value of 16-bit depth of a sample, per modality; 0 for other files."""
         parts = self.read(index)
-        height, width = parts[0].shape[1:]
-        if isinstance(self.crops, TrainCrops):
-            crop, own = self.crops.transform.crops[0], keys.fold("view", 0)
-            top, left, tall, wide = crop.draw(own, height, width)[0].tolist()
-            size, mirrored = (crop.size, crop.size), bool(crop.draw_flip(own))
-        else:
-            view = cast(EvalCrops, self.crops).view
-            top, left, tall, wide, mirrored = 0, 0, height, width, False
-            scale = 1.0 if view.resize is None else view.resize / min(height, width)
-            size = (int(height * scale), int(width * scale))
+        paths = map(unpack_path, self._paths[index])
+        return [
+            float(part.max()) * 65535 if m.kind == "depth" and _is_16_bit(path) else 0.0
+            for path, part, m in zip(paths, parts, self.modalities, strict=True)
+        ]
+
+    def _cut(
+        self, parts: list[Tensor], box: list[int], size: tuple[int, int], mirrored: bool
+    ) -> Tensor:
+        top, left, tall, wide = box
         cut = []
         for part, modality in zip(parts, self.modalities, strict=True):
-            box = part[:, top : top + tall, left : left + wide]
-            out = _resize(box, size, modality.kind == "labels")
+            inside = part[:, top : top + tall, left : left + wide]
+            out = _resize(inside, size, modality.kind == "labels")
             out = out.flip(2) if mirrored else out
             if mirrored and modality.kind == "normals":
                 out[0].neg_()
             cut.append(out)
         sample = torch.cat(cut)
-        return sample if isinstance(self.crops, TrainCrops) else center_crop(sample, view.size)
+        train = isinstance(self.crops, TrainCrops)
+        return sample if train else center_crop(sample, cast(EvalCrops, self.crops).view.size)
+
+
+class _Boxes:
+    """The box, the size after the resize and the flip per sample, drawn per batch and size."""
+
+    def __init__(self, crops: Crops) -> None:
+        self.crops = crops
+        self.drawn: dict[tuple[int, int], list[list[int]]] = {}
+        self.flips: list[bool] = []
+
+    def __call__(
+        self, row: int, keys: Keys, height: int, width: int
+    ) -> tuple[list[int], tuple[int, int], bool]:
+        if not isinstance(self.crops, TrainCrops):
+            view = cast(EvalCrops, self.crops).view
+            scale = 1.0 if view.resize is None else view.resize / min(height, width)
+            return [0, 0, height, width], (int(height * scale), int(width * scale)), False
+        crop, own = self.crops.transform.crops[0], keys.fold("view", 0)
+        if (height, width) not in self.drawn:
+            self.drawn[height, width] = crop.draw(own, height, width).tolist()
+        self.flips = self.flips or crop.draw_flip(own).tolist()
+        return self.drawn[height, width][row], (crop.size, crop.size), self.flips[row]
 
 
 def read_modality(path: str, modality: Modality) -> Tensor:
@@ -293,7 +389,7 @@ def read_modality(path: str, modality: Modality) -> Tensor:
         raise ValueRangeError(f"{error}; the file is {path}") from error
     except BROKEN as error:
         raise ValueError(f"cannot read {path} ({type(error).__name__}: {error})") from error
-    count = modality.channels
+    count = _CHANNELS[modality.kind]
     if array.ndim == 2:
         array = array[None]
     elif array.ndim == 3 and array.shape[0] != count:
@@ -302,6 +398,14 @@ def read_modality(path: str, modality: Modality) -> Tensor:
         raise ValueError(f"{modality.kind} must have {count} channels, got {array.shape} in {path}")
     name = f"{modality.kind} in {path}"
     values = from_array(array, name)
+    if modality.num_classes is not None:
+        return _one_hot(values, modality.num_classes, path)
+    if modality.value_range is not None:
+        try:
+            return as_pixels(values, modality.value_range, name, clip=modality.clip).float()
+        except ValueRangeError as error:
+            told = str(error).replace(" of a data module", " of the modality")
+            raise ValueRangeError(told) from None
     if values.dtype in (torch.uint8, torch.uint16):
         out = as_pixels(values, may_be_dark=True)
         out = out / 255 if out.dtype == torch.uint8 else out
@@ -313,7 +417,29 @@ def read_modality(path: str, modality: Modality) -> Tensor:
     if modality.kind == "image":
         return as_pixels(values, name=name)
     check_finite(values, name)
+    low, high = (float(end) for end in values.to(torch.float32).aminmax())
+    if modality.kind == "normals" and max(-low, high) > 1 + TOLERANCE:
+        raise ValueRangeError(f"{name} must be from -1 to 1, got {low:.4g} to {high:.4g}")
+    if modality.kind == "depth" and modality.mean is None and not (0 <= low <= high <= 1):
+        raise ValueRangeError(
+            f"{name} must be from 0 to 1, got {low:.4g} to {high:.4g}; set value_range of the "
+            "modality, such as [0, 10] for meters"
+        )
     return values.to(torch.float32)
+
+
+def _one_hot(labels: Tensor, num_classes: int, path: str) -> Tensor:
+    """Class numbers (1, H, W) as (num_classes, H, W) float32; 255 is 0 everywhere."""
+    if labels.is_floating_point():
+        raise ValueError(f"labels must be integers, got {labels.dtype} in {path}")
+    labels = labels.to(torch.int64)[0]
+    wrong = labels[((labels < 0) | (labels >= num_classes)) & (labels != _VOID)].unique().tolist()
+    if wrong:
+        raise ValueError(
+            f"labels must be from 0 to {num_classes - 1}, the modality's num_classes, or {_VOID} "
+            f"for none, got {wrong[:5]} in {path}"
+        )
+    return (labels == torch.arange(num_classes)[:, None, None]).to(torch.float32)
 
 
 def _pixels(path: str, modality: Modality) -> np.ndarray:
@@ -325,6 +451,13 @@ def _pixels(path: str, modality: Modality) -> np.ndarray:
         array = np.array(image)  # palette indices are the classes
     whole = array.dtype == np.int32 and array.min() >= 0 and array.max() <= 65535
     return array.astype(np.uint16) if whole else array
+
+
+def _is_16_bit(path: str) -> bool:
+    if path.endswith(".npy"):
+        return np.load(path, mmap_mode="r").dtype == np.uint16
+    with Image.open(path) as image:
+        return image.mode.startswith("I")
 
 
 def _resize(part: Tensor, size: tuple[int, int], nearest: bool) -> Tensor:
@@ -388,10 +521,14 @@ def _class_of(name: str, folder: Path) -> str:
     return parts[0]
 
 
-def _check_modalities(modalities: Sequence[Modality]) -> None:
+def _check_modalities(modalities: Sequence[Modality], space: Space) -> None:
     folders = [modality.folder for modality in modalities]
-    if len(folders) < 2 or len(set(folders)) < len(folders):
-        raise ValueError(f"modalities must be at least two, in different folders, got {folders}")
+    two = len(folders) > 1 or (space != "rgb" and [m.kind for m in modalities] == ["image"])
+    if not two or len(set(folders)) < len(folders):
+        raise ValueError(
+            "modalities must be at least two, or one image that space splits, in different "
+            f"folders, got {folders}"
+        )
     if any(modality.kind == "image" for modality in modalities[1:]):
         kinds = [modality.kind for modality in modalities]
         raise ValueError(f"only the first modality may be an image, got {kinds}")

@@ -152,9 +152,22 @@ def test_formats(tmp_path: Path) -> None:
     torch.testing.assert_close(read_modality(str(tmp_path / "a.png"), depth), wanted)
     np.save(tmp_path / "b.npy", deep)
     torch.testing.assert_close(read_modality(str(tmp_path / "b.npy"), depth), wanted)
-    metres = np.array([[0.5, 9.0]])
-    np.save(tmp_path / "c.npy", metres)
-    assert read_modality(str(tmp_path / "c.npy"), depth).tolist() == [[[0.5, 9.0]]]
+    meters = np.array([[0.5, 9.0]])
+    np.save(tmp_path / "c.npy", meters)
+    standardized = Modality("depth", "depth", [2.5], [1.5])
+    assert read_modality(str(tmp_path / "c.npy"), standardized).tolist() == [[[0.5, 9.0]]]
+    declared = Modality("depth", "depth", value_range=(0, 10))
+    torch.testing.assert_close(
+        read_modality(str(tmp_path / "c.npy"), declared), torch.tensor([[[0.05, 0.9]]])
+    )
+    for dtype in (np.uint16, np.int32, np.float32):  # millimeters of any type
+        np.save(tmp_path / "mm.npy", np.array([[500, 20_000]], dtype=dtype))
+        clipped = Modality("depth", "depth", value_range=(0, 10_000), clip=True)
+        got = read_modality(str(tmp_path / "mm.npy"), clipped)
+        torch.testing.assert_close(got, torch.tensor([[[0.05, 1.0]]]))
+    np.save(tmp_path / "g.npy", np.array([[0, 2], [1, 255]], dtype=np.int64))
+    one_hot = read_modality(str(tmp_path / "g.npy"), Modality("seg", "labels", num_classes=3))
+    assert one_hot.tolist() == [[[1, 0], [0, 0]], [[0, 0], [1, 0]], [[0, 1], [0, 0]]]
     last = np.random.default_rng(0).random((5, 4, 3)).astype(np.float32)
     np.save(tmp_path / "d.npy", last)
     assert np.array_equal(read_modality(str(tmp_path / "d.npy"), normals), last.transpose(2, 0, 1))
@@ -182,10 +195,59 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
         read_modality(str(tmp_path / "c.png"), depth)
     root = write_tree(tmp_path / "tree")
     Image.fromarray(np.zeros((9, 9), dtype=np.uint8)).save(root / "train/seg/cat/1.png")
-    data = folder(root)
-    data.setup()
     with pytest.raises(ValueError, match=r"\(9, 9\) in .*seg/cat/1.png and \(20, 24\) in .*image"):
-        train_batches(data)
+        folder(root).setup("fit")
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_units_and_classes_are_checked_before_the_first_step(tmp_path: Path, part: str) -> None:
+    root = write_tree(tmp_path)
+    classes = [*ALL[:3], Modality("seg", "labels", num_classes=8)]
+    folder(root, modalities=classes).setup("fit")
+    wrong = root / part / "seg/cat/3.png"
+    Image.fromarray(np.full((SIDE, WIDE), 9, dtype=np.uint8)).save(wrong)
+    folder(root, modalities=classes).setup("predict")
+    with pytest.raises(ValueError, match=r"from 0 to 7, .* or 255 for none, got \[9\] in .*cat/3"):
+        folder(root, modalities=classes).setup("fit")
+    meters = np.full((SIDE, WIDE), 4.5, dtype=np.float32)
+    (root / part / "depth/cat/3.png").unlink()
+    np.save(root / part / "depth/cat/3.npy", meters)
+    with pytest.raises(ValueError, match=r"depth in .*3.npy must be from 0 to 1, got 4.5 to 4.5; "):
+        folder(root, modalities=ALL).setup("fit")
+    wanted = Modality("depth", "depth", value_range=(0, 4))
+    with pytest.raises(ValueError, match=r"value_range \(0, 4\), got .*clip=True of the modality"):
+        folder(root, modalities=[ALL[0], wanted]).setup("fit")
+    np.save(root / part / "normals/cat/3.npy", np.stack([meters] * 3))
+    with pytest.raises(ValueError, match=r"normals in .*3.npy must be from -1 to 1, got 4.5 to"):
+        folder(root, modalities=[ALL[0], ALL[2]]).setup("fit")
+
+
+def test_millimeters_need_their_range(tmp_path: Path) -> None:
+    root = write_tree(tmp_path)
+    for file in root.glob("*/depth/*/*.png"):
+        millimeters = (np.array(Image.open(file)) // 10).astype(np.uint16)
+        Image.fromarray(millimeters).save(file)
+    with pytest.raises(ValueError, match=r"'depth' must use .* at most .* \[0, 10000\] for milli"):
+        folder(root).setup("fit")
+    declared = Modality("depth", "depth", value_range=(0, 10_000))
+    folder(root, modalities=[ALL[0], declared]).setup("fit")
+
+
+def test_one_folder_per_modality_is_enough(tmp_path: Path) -> None:
+    data = folder(write_tree(tmp_path) / "train")
+    data.setup("fit")
+    assert (data.num_samples, data.sets.query) == (6, None)
+    alone = folder(tmp_path / "train", modalities=ALL[:1], space="lab")
+    alone.setup("fit")
+    assert [view.shape[1] for view in train_batches(alone)[0].views] == [1, 2]
+
+
+def test_patches_are_square_boxes_of_one_size(tmp_path: Path) -> None:
+    data = folder(write_tree(tmp_path), size=8, scale=(64 / (SIDE * WIDE),) * 2, ratio=(1, 1))
+    data.setup("fit")
+    batch = train_batches(data)[0]
+    keys = sample_keys(1, 0, batch.index).fold("view", 0)
+    assert (data.transform.crops[0].draw(keys, SIDE, WIDE)[:, 2:] == 8).all()
 
 
 def test_samples_that_do_not_match_are_named(tmp_path: Path) -> None:
@@ -231,6 +293,14 @@ def test_wrong_arguments_are_refused_at_once(tmp_path: Path) -> None:
         folder(tmp_path, space="xyz")
     with pytest.raises(ValueError, match="got 'flow'"):
         Modality("flow", "flow")
+    for argument, kind in (("value_range", "image"), ("num_classes", "depth")):
+        given: Any = {argument: (0, 1) if argument == "value_range" else 3}
+        with pytest.raises(ValueError, match=f"{argument} must be left out for {kind}"):
+            Modality("a", kind, **given)
+    with pytest.raises(ValueError, match=r"num_classes must be in \[1, 255\]"):
+        Modality("seg", "labels", num_classes=400)
+    with pytest.raises(ValueError, match="clip must be left out without value_range"):
+        Modality("depth", "depth", clip=True)
     with pytest.raises(ValueError, match=r"mean of depth must have 1 numbers, got \[0.5, 0.5\]"):
         Modality("depth", "depth", [0.5, 0.5])
 
