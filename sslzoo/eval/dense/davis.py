@@ -25,7 +25,7 @@ from sslzoo.eval.dense.propagation import VOID
 class ObjectScores(NamedTuple):
     """Scores of one object over the frames of its video.
 
-    Args:
+    Attributes:
         j: (T,) region similarity, the IoU.
         f: (T,) contour accuracy.
     """

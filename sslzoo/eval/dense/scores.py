@@ -20,7 +20,7 @@ from sslzoo.distributed import sum_over_ranks
 class SegmentationScores(NamedTuple):
     """The scores of a set; absent classes are NaN.
 
-    Args:
+    Attributes:
         miou: mean IoU over the classes that appear, in [0, 1].
         pixel_accuracy: fraction of labeled pixels that are right (aAcc).
         class_accuracy: mean over the classes that appear in the labels (mAcc).

@@ -38,7 +38,7 @@ __all__ = ["PROTOCOLS", "Entry", "Protocol", "Subject", "check_name", "figures",
 class Entry(NamedTuple):
     """A protocol and where it is from.
 
-    Args:
+    Attributes:
         protocol: its settings.
         source: paper, and code with its commit.
     """
