@@ -30,7 +30,8 @@ from tests.toys import every_method
 
 SMALL = ("folder_small", "arrays_small", "stsb_small")
 SIZES = {"bank_size": 60, "num_prototypes": [4, 3, 2]}  # what must fit 60 images
-TOO_LARGE = {"DeepClusterV2": ("num_prototypes",)}  # 3000 clusters want as many samples
+OWN = {"DeepClusterV2": ("num_prototypes",)}  # 3000 clusters want as many samples
+OWN["CMC"] = ("bank_size",)  # its default memory has a row per image
 
 
 @functools.cache
@@ -52,7 +53,7 @@ def required(cls: type[SSLMethod]) -> list[str]:
 def minimal(cls: type[SSLMethod], root: Path) -> dict[str, Any]:
     """The config of a run of two steps on data of its kind under `root`."""
     config = copy.deepcopy(small_configs()[cls.__name__])
-    given, own = config["model"]["init_args"], TOO_LARGE.get(cls.__name__, ())
+    given, own = config["model"]["init_args"], OWN.get(cls.__name__, ())
     kept = {name: SIZES.get(name, given[name]) for name in (*required(cls), *own)}
     if cls is ImageCPC:  # one direction and five steps need one context and seven rows of patches
         kept["contexts"] = kept["contexts"][:1]

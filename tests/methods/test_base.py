@@ -34,7 +34,7 @@ def test_a_head_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="in_features 16, the width of its input, got 8"):
         SimCLR(SmallResNet((8, 16)), simclr_projector(8))
     with pytest.raises(ValueError, match="in_features and out_features"):
-        InstDisc(SmallResNet((8, 16)), nn.Identity(), bank_size=4)
+        InstDisc(SmallResNet((8, 16)), nn.Flatten(), bank_size=4)
 
 
 def test_only_plain_values_are_kept_as_hyperparameters() -> None:
