@@ -189,21 +189,26 @@ def test_the_official_pickle_is_read_as_plain_values(tmp_path: Path) -> None:
 
 
 class Hostile:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
     def __reduce__(self) -> Any:
-        return os.system, ("touch /tmp/sslzoo_hostile",)
+        return os.system, (f"touch {self.target}",)
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     oxford(tmp_path)
     (tmp_path / "roxford5k" / "gnd_roxford5k.json").unlink()
     path = tmp_path / "roxford5k" / "gnd_roxford5k.pkl"
-    path.write_bytes(pickle.dumps({"imlist": [], "qimlist": [], "gnd": [Hostile()]}))
+    path.write_bytes(
+        pickle.dumps({"imlist": [], "qimlist": [], "gnd": [Hostile(tmp_path / "ran")]})
+    )
     with pytest.raises(
         ValueError,
         match=r"only lists and arrays, got posix\.system; write them as gnd_roxford5k\.json",
     ):
         RevisitedRetrieval(str(tmp_path)).check()
-    assert not Path("/tmp/sslzoo_hostile").exists()
+    assert not (tmp_path / "ran").exists()
 
 
 def change(path: Path, **changes: Any) -> None:

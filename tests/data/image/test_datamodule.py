@@ -205,8 +205,8 @@ def test_every_image_data_module_evaluates_at_the_training_size(kind: Any) -> No
     given["modalities"] = [Modality("a", "image"), Modality("b", "depth")]
     data = kind(**{key: value for key, value in given.items() if key in wanted})
     assert data.eval_view.size == data.transform.trained_size == 40
-    if kind not in (MultiViewFolder, SegmentationFolder):  # whole images; see their arguments
-        assert data.eval_view.resize == 46
+    if kind is not MultiViewFolder:  # its resize is an argument
+        assert data.eval_view.resize == (40 if kind is SegmentationFolder else 46)  # no margin
         assert data.eval_view.mean == (0.4,) * 3
 
 
