@@ -20,6 +20,20 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
         raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
 
 
+def check_view_kinds(sizes: object, counts: object, scales: object) -> None:
+    """Refuse lists that do not have one entry per kind of view, or that are no lists.
+
+    Raises:
+        ValueError: names the arguments and what they are.
+    """
+    lists = [given for given in (sizes, counts, scales) if isinstance(given, list | tuple)]
+    if len(lists) < 3 or not len(lists[0]) == len(lists[1]) == len(lists[2]) >= 1:
+        raise ValueError(
+            "sizes, counts and scales must be lists with one entry per kind of view, got "
+            f"{sizes}, {counts} and {scales}"
+        )
+
+
 def check_at_least(name: str, value: float, least: float) -> None:
     """Refuse a number below `least`.
 

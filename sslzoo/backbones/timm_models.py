@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from functools import partial
 from pathlib import Path
@@ -54,7 +55,7 @@ def create(
     if source == name:
         bare = name.split(".")[0]
         if not timm.is_model(bare):
-            close = timm.list_models(f"*{bare[:6]}*")[:5] or timm.list_models("vit_*_patch*")[:5]
+            close = difflib.get_close_matches(bare, timm.list_models(), 5, 0.5)
             raise ValueError(f"name must be a timm model, got {name!r}; similar names: {close}")
         room = timm.models.model_entrypoint(bare).__module__.rpartition(".")[2]
         if tokens and room not in TOKENS:

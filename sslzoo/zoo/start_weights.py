@@ -337,6 +337,8 @@ def _advice(module: nn.Module, state: Mapping[str, Tensor], own: Mapping[str, Te
     """Arguments that would help, from the names alone."""
     told = []
     here, there = own.keys() - state.keys(), state.keys() - own.keys()
+    if not own.keys() & state.keys():
+        return ["build the architecture that the weights are for"]
     if any("reg_token" in n for n in here):
         told.append("pass a name without registers")
     if any("reg_token" in n or "register_tokens" in n for n in there):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sslzoo.checks import check_interval
+from sslzoo.checks import check_interval, check_view_kinds
 from sslzoo.transforms.image.blur import GaussianBlur
 from sslzoo.transforms.image.channels import (
     BrightnessContrast,
@@ -74,11 +74,7 @@ def channel_views(
         ValueError: `sizes`, `counts` and `scales` have different lengths, or a value is outside
             its range.
     """
-    if not len(sizes) == len(counts) == len(scales) >= 1:
-        raise ValueError(
-            "sizes, counts and scales must have one entry per kind of view, got "
-            f"{len(sizes)}, {len(counts)} and {len(scales)}"
-        )
+    check_view_kinds(sizes, counts, scales)
     for name, p in (("blur", blur), ("solarize", solarize)):
         check_interval(name, p, 0, 1)
     ops: list[Op] = [QuarterTurns()] if turn else []

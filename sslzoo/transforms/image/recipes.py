@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from sslzoo.checks import check_choice, check_interval
+from sslzoo.checks import check_choice, check_interval, check_view_kinds
 from sslzoo.transforms.image.affine import RandomAffine
 from sslzoo.transforms.image.blur import GaussianBlur, PILBlur
 from sslzoo.transforms.image.color import ColorJitter, Grayscale
@@ -430,11 +430,7 @@ def multi_crop_views(
         std: standard deviation per channel; None: the recipe's (SwAV's official red is 0.228).
     """
     check_choice("recipe", recipe, ("swav", "dino"))
-    if not len(sizes) == len(counts) == len(scales):
-        raise ValueError(
-            "sizes, counts and scales must have one entry per group of crops, got "
-            f"{sizes}, {counts} and {scales}"
-        )
+    check_view_kinds(sizes, counts, scales)
     if recipe == "dino" and counts[0] != 2:
         raise ValueError(f"counts must begin with 2 for DINO, got {counts}")
     dino = recipe == "dino"

@@ -129,7 +129,8 @@ def test_views_have_all_channels_and_do_not_depend_on_the_batch(channels: int) -
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"sizes": [8, 4]}, "one entry per kind of view, got 2, 1 and 1"),
+        ({"sizes": [8, 4]}, r"one entry per kind of view, got \[8, 4\], \(2,\) and"),
+        ({"sizes": 24}, "must be lists with one entry per kind of view, got 24, "),
         ({"brightness": 1.5}, "brightness"),
         ({"noise": -1}, "std"),
         ({"dropout": 2}, "p must"),
