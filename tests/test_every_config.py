@@ -36,7 +36,7 @@ from sslzoo.random import sample_keys
 from sslzoo.runs.encoders import build_data
 from sslzoo.trainable import Trainable
 from sslzoo.transforms.text.special import Special
-from sslzoo.trust import build
+from sslzoo.trust import build, undrawn
 
 # LightningCLI calls what jsonargparse deprecates.
 pytestmark = pytest.mark.filterwarnings(
@@ -130,7 +130,9 @@ def built(name: str) -> Namespace:
     sections = content(name)
     wrong = sections["trainer"].keys() - inspect.signature(Trainer).parameters.keys()
     assert not wrong, f"{name}: Trainer has no {wrong}"
-    callbacks = [build(c, Callback, name, trust=True) for c in sections["trainer"].get("callbacks", [])]
+    callbacks = [
+        build(c, Callback, name, trust=True) for c in sections["trainer"].get("callbacks", [])
+    ]
     return Namespace(
         model=build(sections["model"], LightningModule, name),
         datamodule=build(given_root(sections["data"]), LightningDataModule, name),
@@ -141,7 +143,7 @@ def built(name: str) -> Namespace:
 @functools.cache
 def on_meta(name: str) -> Namespace:
     """Model and data module of a config, without numbers; made once for all tests of it."""
-    with torch.device("meta"):
+    with undrawn(), torch.device("meta"):
         if is_first(name) or "hf_encoder" in Path(find_config(name)).read_text():
             return load(name, *hub_free(name))
         return built(name)
@@ -224,7 +226,7 @@ def test_is_built_as_a_run_is_loaded(name: str) -> None:
     if "hf_encoder" in Path(find_config(name)).read_text():
         return
     model, section = on_meta(name).model, content(name)["model"]
-    with torch.device("meta"):
+    with undrawn(), torch.device("meta"):
         made = build(section, LightningModule, name)
     assert type(made) is type(model)
     assert repr(made) == repr(model)

@@ -7,6 +7,7 @@ from sslzoo.trust.fill import check_fit, fill
 from sslzoo.trust.pickles import refuse_deep_pickles
 from sslzoo.trust.renamed import renamed_arguments
 from sslzoo.trust.run_files import forget_other_files, read_config, refuse_objects
+from sslzoo.trust.undrawn import undrawn
 
 __all__ = [
     "LOADERS",
@@ -27,4 +28,5 @@ __all__ = [
     "refuse_objects",
     "renamed_arguments",
     "shell",
+    "undrawn",
 ]

@@ -23,6 +23,7 @@ import torch
 
 from sslzoo.trust.admit import UntrustedError, admit
 from sslzoo.trust.renamed import renamed_arguments, renamed_class
+from sslzoo.trust.undrawn import undrawn
 
 PLAIN = (bool, int, float, str, type(None))
 _SEQUENCES = (list, Sequence, Iterable, Collection)
@@ -84,7 +85,7 @@ def shell(spec: Any, base: type, where: str) -> Any:
         UntrustedError, ValueError: see `build`.
     """
     try:
-        with torch.device("meta"):
+        with undrawn(), torch.device("meta"):
             return build(spec, base, where)
     except ValueError as error:
         if isinstance(error.__cause__, RuntimeError) and "meta" in str(error.__cause__):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from sslzoo.trust import build, check_fit, fill, shell
+from sslzoo.trust import build, check_fit, fill, shell, undrawn
 from sslzoo.zoo.safe_read import check_finite, tensors_by_name
 
 
@@ -47,7 +48,8 @@ def filled(
     empty = None if trust else shell(backbone, nn.Module, where)
     if empty is not None:
         check_fit(empty, complete(state, empty, where), where)
-    encoder = build_backbone(backbone, where, trust)
+    with contextlib.nullcontext() if trust else undrawn():
+        encoder = build_backbone(backbone, where, trust)
     fill(encoder, complete(state, encoder, where), where)
     return encoder
 

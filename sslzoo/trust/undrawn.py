@@ -1,0 +1,41 @@
+"""Build networks without random initial values, where a file replaces them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+_INITIALIZING = {
+    *(torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_, torch.Tensor.clamp_),
+    *(torch.Tensor.mul_, torch.Tensor.add_, torch.Tensor.zero_, torch.Tensor.fill_),
+    *(nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, nn.init.constant_),
+}
+
+
+class undrawn(TorchFunctionMode):  # noqa: N801 - used as a function, like torch.no_grad
+    """Skip what fills parameters in place, and on the meta device any tensor.
+
+    Parameters have arbitrary values within it, and must be filled. On the meta device a
+    draw takes a millisecond, and in memory draws take most of the time of building a large network.
+
+    Example:
+        >>> with undrawn(), torch.device("meta"):
+        ...     net = nn.Linear(1000, 1000)
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func in _INITIALIZING:
+            tensor: torch.Tensor = args[0] if args else (kwargs or {})["tensor"]
+            if tensor.is_meta or isinstance(tensor, nn.Parameter):
+                return tensor
+        return func(*args, **(kwargs or {}))
