@@ -50,7 +50,8 @@ def filled(
         check_fit(empty, complete(state, empty, where), where)
     with contextlib.nullcontext() if trust else undrawn():
         encoder = build_backbone(backbone, where, trust)
-    fill(encoder, complete(state, encoder, where), where)
+    full = complete(state, encoder, where) if empty is None else _with_counts(state, encoder)
+    fill(encoder, full, where)
     return encoder
 
 
@@ -88,6 +89,11 @@ def complete(
             f"have floats for integers or vice versa, such as {wrong[:3]}"
         )
     check_finite(state, path)
+    return _with_counts(state, encoder)
+
+
+def _with_counts(state: Mapping[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
+    own = encoder.state_dict()
     counts = {n: value for n, value in own.items() if n.endswith(".num_batches_tracked")}
     return {**({} if counts.keys() & state.keys() else counts), **state}
 

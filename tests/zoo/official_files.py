@@ -125,6 +125,8 @@ class Content:
 
     def fill(self, shape: list[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """A tensor that no encoder takes."""
+        if self.others and dtype == torch.float32:
+            return torch.from_numpy(np.zeros(shape, np.float32))  # no memory before it is read
         return torch.zeros(shape if self.others else [min(n, 2) for n in shape], dtype=dtype)
 
     def state(self, part: str, *encoder: str, head: tuple[str, ...] = ()) -> State:
