@@ -1,7 +1,8 @@
 """Render what the code and the results say into docs/methods/*.md.
 
 Each page has four generated parts between HTML comments: the lines of the method's `losses`, the
-headers of its configs, its scores in benchmarks/results and the `Deviations:` of its docstring.
+headers of its configs, its scores in benchmarks/results and the `Deviations:` of its docstring;
+docs/history.md has the figure of each paper beside one of ours.
 `python docs/method_pages.py` rewrites the pages; with --check it names the outdated ones and exits
 with 1 if there are any.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from textwrap import dedent
 
 ROOT = Path(__file__).parents[1]
+HISTORY = ROOT / "docs/history.md"
 PAGES = sorted((ROOT / "docs/methods").glob("*.md"))
 SECTIONS = (
     "Data flow",
@@ -28,7 +30,7 @@ SECTIONS = (
     "Citation",
 )
 BLOCK = re.compile(
-    r"(<!-- (losses|recipes|results|deviations) of sslzoo\.methods\.(\w+) -->\n)"
+    r"(<!-- (losses|recipes|results|deviations|paper|figures) of sslzoo\.methods\.(\w+) -->\n)"
     r".*?(<!-- end -->)",
     re.DOTALL,
 )
@@ -100,6 +102,39 @@ def results(method: str) -> str:
     return "\n".join(rows)
 
 
+def paper(method: str) -> str:
+    """The figure of the paper, and the recipe that is meant to reach it."""
+    scores = {}
+    for path in sorted((ROOT / "configs" / method).glob("*.yaml")):
+        score = _field(path.read_text().split("\n#\n", 1)[1], "Score")
+        of_users = path.stem.startswith(("folder", "arrays", "continue"))
+        other = any(part in path.stem for part in ("linear", "fine_tune", "distill", "_sk_"))
+        if not of_users and not other:
+            scores[path.stem] = re.sub(r"^not run here(; |, and |\. )", "", score)
+
+    def rank(name: str) -> tuple[bool, bool, int]:
+        epochs = re.search(r"_(\d+)\w*$", name)
+        return "%" in scores[name], "imagenet" in name, int(epochs[1]) if epochs else 0
+
+    name = max(scores, key=rank)
+    return f"`{method}/{name}`: {scores[name]}"
+
+
+def figures(method: str) -> str:
+    """The figure of the paper, and what a run gave here."""
+    found = [
+        result
+        for path in sorted((ROOT / "benchmarks/results/quality").glob("*.json"))
+        if (result := json.loads(path.read_text()))["config"].startswith(f"configs/{method}/")
+    ]
+    recipe = found[0]["config"].removeprefix("configs/").removesuffix(".yaml")
+    here = (
+        f"{found[0]['knn_top1']:.3f} after {found[0]['epochs']} epochs "
+        f"(untrained {found[0]['untrained_knn_top1']:.3f})"
+    )
+    return f"| the paper's figure | here |\n|---|---|\n| {paper(method)} | `{recipe}`: {here} |"
+
+
 def _source(method: str) -> str:
     return (ROOT / f"sslzoo/methods/{method}.py").read_text()
 
@@ -117,6 +152,8 @@ RENDERERS: dict[str, Callable[[str], str]] = {
     "recipes": recipes,
     "results": results,
     "deviations": deviations,
+    "paper": paper,
+    "figures": figures,
 }
 
 
@@ -127,7 +164,7 @@ def render(page: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Rewrite the outdated pages, or with --check only name them."""
-    outdated = [page for page in PAGES if render(page.read_text()) != page.read_text()]
+    outdated = [page for page in [*PAGES, HISTORY] if render(page.read_text()) != page.read_text()]
     for page in outdated:
         print(page.relative_to(ROOT))
         if "--check" not in arguments:

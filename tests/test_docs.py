@@ -45,6 +45,14 @@ def test_page_has_what_the_code_and_the_results_say(method: str) -> None:
     assert DOCS["render"](page) == page, "run python docs/method_pages.py"
 
 
+def test_the_history_quotes_the_source_and_the_figures() -> None:
+    page = (ROOT / "docs/history.md").read_text()
+    assert DOCS["render"](page) == page, "run python docs/method_pages.py"
+    source = {line.strip() for p in (ROOT / "sslzoo").rglob("*.py") for line in p.open()}
+    quoted = "".join(re.findall(r"^```py\n(.*?)^```", page, re.DOTALL | re.MULTILINE))
+    assert not {line.strip() for line in quoted.splitlines()} - source
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_page_has_every_section(method: str) -> None:
     page = (ROOT / f"docs/methods/{method}.md").read_text()
