@@ -208,6 +208,26 @@ def audio_table(result: Result | None) -> str:
     return "\n".join([*lines, "", about, rate])
 
 
+def agent_table(results: dict[str, Any] | None) -> str:
+    """Mean return of the whole training and of its last tenth, with the deviation over seeds."""
+    if results is None:
+        return NOT_RUN
+    lines = [
+        _line(["environment", "frames", "agent", "mean return", "of the last tenth", "CPU, min"]),
+        "|---" * 6 + "|",
+    ]
+    for name, about in results.items():
+        for arm, title in (("a2c", "A2C"), ("a2c_cpc", "A2C with CPC")):
+            seeds = about[arm]["returns"]
+            parts = [[statistics.fmean(s) for s in seeds], [s[-1] for s in seeds]]
+            scores = [f"{statistics.fmean(p):.0f} +- {statistics.stdev(p):.0f}" for p in parts]
+            minutes = f"{about[arm]['cpu_minutes']:.1f}"
+            lines.append(_line([name, f"{about['frames']:,}", title, *scores, minutes]))
+    about = next(iter(results.values()))
+    place = f"{about['cpu']}, {about['cores']} cores, commit {about['commit'][:12]}"
+    return "\n".join([*lines, "", f"- {len(about['seeds'])} seeds; {place}"])
+
+
 def trajectories_table(result: Result | None) -> str:
     """Accuracies of the probe for a constant of the physics."""
     if result is None:
@@ -446,6 +466,7 @@ def render(readme: str, results: Path) -> str:
         "text-labels": labels_note(read("text_with_labels.json")),
         "quickstart": quickstart_table(read("quickstart.json")),
         "audio": audio_table(read("audio.json")),
+        "agent": agent_table(read("agent.json")),
         "trajectories": trajectories_table(read("trajectories.json")),
         "continue-text": continue_table(read("continue_text.json"), CONTINUE_TEXT),
         "continue-images": continue_table(read("continue_images.json"), CONTINUE_IMAGES),

@@ -48,7 +48,8 @@ def test_page_has_what_the_code_and_the_results_say(method: str) -> None:
 def test_the_history_quotes_the_source_and_the_figures() -> None:
     page = (ROOT / "docs/history.md").read_text()
     assert DOCS["render"](page) == page, "run python docs/method_pages.py"
-    source = {line.strip() for p in (ROOT / "sslzoo").rglob("*.py") for line in p.open()}
+    files = [path.read_text() for path in (ROOT / "sslzoo").rglob("*.py")]
+    source = {line.strip() for text in files for line in text.splitlines()}
     quoted = "".join(re.findall(r"^```py\n(.*?)^```", page, re.DOTALL | re.MULTILINE))
     assert not {line.strip() for line in quoted.splitlines()} - source
 
