@@ -74,6 +74,7 @@ def test_an_object_is_no_plain_default() -> None:
 CURVES: dict[str, dict[str, Schedule]] = {
     "BYOL": {"momentum": CosineSchedule(0.996, 1.0)},
     "DINO": {"momentum": CosineSchedule(0.996, 1.0), "teacher_temperature": ConstantSchedule(0.04)},
+    "DenseCL": {"momentum": ConstantSchedule(0.999)},
     "IBOT": {
         "momentum": CosineSchedule(0.996, 1.0),
         "teacher_temperature": ConstantSchedule(0.04),

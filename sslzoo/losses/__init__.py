@@ -6,6 +6,7 @@ from sslzoo.losses.classification import cross_entropy, soft_cross_entropy
 from sslzoo.losses.cluster_cross_entropy import cluster_cross_entropy
 from sslzoo.losses.cpc import cpc_info_nce
 from sslzoo.losses.dcl import dcl
+from sslzoo.losses.densecl import dense_info_nce, dense_matches
 from sslzoo.losses.dino import dino, distillation, teacher_probabilities
 from sslzoo.losses.ibot import ibot_patches
 from sslzoo.losses.info_nce import batch_info_nce, info_nce
@@ -43,6 +44,8 @@ __all__ = [
     "cpc_info_nce",
     "cross_entropy",
     "dcl",
+    "dense_info_nce",
+    "dense_matches",
     "dim_donsker_varadhan",
     "dim_fenchel_dual",
     "dim_info_nce",

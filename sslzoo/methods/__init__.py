@@ -10,6 +10,7 @@ from sslzoo.methods.cpc import CPC
 from sslzoo.methods.dcl import DCL
 from sslzoo.methods.deep_infomax import DeepInfoMax
 from sslzoo.methods.deepcluster_v2 import DeepClusterV2
+from sslzoo.methods.densecl import DenseCL
 from sslzoo.methods.dino import DINO
 from sslzoo.methods.ibot import IBOT
 from sslzoo.methods.ijepa import IJEPA
@@ -45,6 +46,7 @@ __all__ = [
     "BarlowTwins",
     "DeepClusterV2",
     "DeepInfoMax",
+    "DenseCL",
     "ImageCPC",
     "InstDisc",
     "InvaSpread",

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from sslzoo.batch import Batch, ViewSpec
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.memory import CommitMemory
-from sslzoo.distributed import gather_rows, row_layout
+from sslzoo.layers import encode_shuffled
 from sslzoo.layers.precision import l2_normalize
 from sslzoo.losses import info_nce
 from sslzoo.memory import Queue
@@ -119,10 +119,12 @@ class MoCo(SSLMethod):
         """L2-normalized keys, with batch norm over shuffled groups. (B, C, H, W) -> (B, D)."""
         if not self.shuffle:
             return self._encode(view)
-        rows = row_layout(len(view))
-        order = self.permutation(purpose, rows.total, view.device)
-        shuffled = gather_rows(view, rows)[order[rows.own]]
-        return gather_rows(self._encode(shuffled), rows)[order.argsort()[rows.own]]
+        (keys,) = encode_shuffled(
+            lambda rows: (self._encode(rows),),
+            view,
+            lambda n: self.permutation(purpose, n, view.device),
+        )
+        return keys
 
     def permutation(self, purpose: str, n: int, device: torch.device) -> Tensor:
         """This step's permutation of the global batch, the same on every rank. (N,) int64."""
