@@ -83,6 +83,7 @@ CURVES: dict[str, dict[str, Schedule]] = {
     "IJEPA": {"momentum": LinearSchedule(0.996, 1.0)},
     "MoCo": {"momentum": ConstantSchedule(0.999)},
     "MoCoV3": {"momentum": CosineSchedule(0.99, 1.0)},
+    "ReSSL": {"momentum": ConstantSchedule(0.999)},
     "TiCo": {"momentum": CosineSchedule(0.99, 1.0)},
 }
 

@@ -26,6 +26,7 @@ from sslzoo.losses.mutual_information import (
 from sslzoo.losses.nce import bank_softmax, nce, nce_constant, proximal, sampled_softmax
 from sslzoo.losses.nt_xent import nt_xent
 from sslzoo.losses.regression import negative_cosine, regression
+from sslzoo.losses.ressl import relational
 from sslzoo.losses.sinkhorn import sinkhorn
 from sslzoo.losses.sup_con import sup_con
 from sslzoo.losses.swapped_prediction import swapped_prediction
@@ -68,6 +69,7 @@ __all__ = [
     "patchify",
     "proximal",
     "regression",
+    "relational",
     "sampled_softmax",
     "sinkhorn",
     "soft_cross_entropy",

@@ -22,6 +22,7 @@ from sslzoo.methods.margin_contrastive import MarginContrastive
 from sslzoo.methods.moco import MoCo
 from sslzoo.methods.moco_v3 import MoCoV3
 from sslzoo.methods.nnclr import NNCLR
+from sslzoo.methods.ressl import ReSSL
 from sslzoo.methods.simclr import SimCLR
 from sslzoo.methods.simcse import SimCSE
 from sslzoo.methods.simsiam import SimSiam
@@ -53,6 +54,7 @@ __all__ = [
     "MarginContrastive",
     "MoCo",
     "MoCoV3",
+    "ReSSL",
     "SSLMethod",
     "SimCLR",
     "SimCSE",

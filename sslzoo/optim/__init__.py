@@ -5,6 +5,7 @@ from sslzoo.optim.depth import Depth, depth_of
 from sslzoo.optim.groups import (
     BiasAndNormRate,
     ConstantRateFor,
+    ExemptNamed,
     LayerDecay,
     all_alike,
     exempt_bias_and_norm,
@@ -36,6 +37,7 @@ __all__ = [
     "ConstantSchedule",
     "CosineSchedule",
     "Depth",
+    "ExemptNamed",
     "LayerDecay",
     "LinearSchedule",
     "MomentumForRun",

@@ -95,6 +95,43 @@ class ConstantRateFor:
         return [group for group in split if group["params"]]
 
 
+class ExemptNamed:
+    """Two groups, in which parameters get no decay if their names contain one of some words.
+
+    Args:
+        names: the words: ReSSL's code has "bn" and "bias"; SimMIM's has "pos_embed" and "cls_token"
+            for a ViT, "absolute_pos_embed", "mask_token" and "relative_position_bias_table" for a
+            Swin.
+        vectors: whether 1-D parameters are exempt too, as in SimMIM.
+    """
+
+    def __init__(self, names: Sequence[str] = ("bn", "bias"), vectors: bool = False):
+        self.names, self.vectors = list(names), vectors
+
+    def __call__(self, module: nn.Module) -> list[dict[str, Any]]:
+        """Make the groups, the exempt one last, with `adapt=False` as in `exempt_bias_and_norm`.
+
+        Raises:
+            ValueError: no parameter has a name with one of the words.
+        """
+        decayed: list[nn.Parameter] = []
+        exempt: list[nn.Parameter] = []
+        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        for name, p in named:
+            spared = any(word in name for word in self.names) or (self.vectors and p.ndim <= 1)
+            (exempt if spared else decayed).append(p)
+        if not exempt:
+            raise ValueError(
+                f"names must occur in the parameters of {type(module).__name__}, got {self.names}, "
+                f"and parameters such as {[name for name, _ in named[:3]]}"
+            )
+        groups: list[dict[str, Any]] = [
+            {"params": decayed},
+            {"params": exempt, "weight_decay": 0.0, "adapt": False},
+        ]
+        return [group for group in groups if group["params"]]
+
+
 class BiasAndNormRate:
     """Two groups as in `exempt_bias_and_norm`, with a separate rate for the exempt (Barlow Twins).
 

@@ -22,6 +22,7 @@ from sslzoo.transforms.image.recipes import (
     moco_v2_views,
     moco_v3_views,
     multi_crop_views,
+    ressl_views,
     simclr_views,
 )
 from sslzoo.transforms.image.supervised import crop_view, mae_fine_tune_views
@@ -71,5 +72,6 @@ __all__ = [
     "moco_v3_views",
     "multi_crop_views",
     "plain_text",
+    "ressl_views",
     "simclr_views",
 ]

@@ -371,6 +371,45 @@ def ijepa_views(
     return Views([View(crop, [*ops, *normalize_ops(mean, std)])])
 
 
+def ressl_views(
+    size: int = 224,
+    sizes: Sequence[int] = (224,),
+    scales: Sequence[tuple[float, float]] = ((0.2, 1.0),),
+    blur: bool = True,
+    weak_scale: tuple[float, float] = (0.2, 1.0),
+    mean: Numbers = IMAGENET_MEAN,
+    std: Numbers = IMAGENET_STD,
+) -> Views:
+    """ReSSL's weak view, then one or more strong crops.
+
+    Zheng et al., ReSSL: Relational Self-Supervised Learning with Weak Augmentation, NeurIPS 2021,
+    https://arxiv.org/abs/2107.09282; code KyleZheng1997/ReSSL at 4d67daa.
+
+    Order of the weak view: crop (area 0.2 to 1, bilinear), flip 0.5, normalize. Of a strong crop:
+    crop; jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8; grayscale 0.2; PIL's Gaussian blur 0.5,
+    radius 0.1 to 2; flip 0.5; normalize. The code's five crops have sizes 224, 192, 160, 128, 96
+    and scales (0.2, 1), (0.172, 0.86), (0.143, 0.715), (0.114, 0.571), (0.086, 0.429).
+
+    Deviations: none; the flip is applied with the crop, which is equivalent.
+
+    Args:
+        size: side of the weak view in pixels.
+        sizes: side in pixels per strong crop.
+        scales: range of the crop's fraction of the image area per strong crop.
+        blur: whether to blur; False for small images.
+        weak_scale: that range of the weak view.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
+    """
+    check_view_kinds(sizes, [1] * len(sizes), scales)
+    weak = View(RandomResizedCrop(size, weak_scale), normalize_ops(mean, std))
+    ops: list[Op] = [ColorJitter(0.4, 0.4, 0.4, 0.1, 0.8), Grayscale(0.2)]
+    ops += [PILBlur(0.5)] if blur else []
+    ops += normalize_ops(mean, std)
+    crops = (RandomResizedCrop(*crop) for crop in zip(sizes, scales, strict=True))
+    return Views([weak, *(View(crop, ops) for crop in crops)])
+
+
 def mae_views(
     size: int = 224,
     scale: tuple[float, float] = (0.2, 1.0),

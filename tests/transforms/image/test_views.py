@@ -32,6 +32,7 @@ from sslzoo.transforms import (
     moco_v2_views,
     moco_v3_views,
     multi_crop_views,
+    ressl_views,
     simclr_views,
 )
 from sslzoo.transforms.image.affine import RandomAffine
@@ -59,6 +60,7 @@ RECIPES: dict[str, Callable[[], Views]] = {
     "moco_v1": lambda: moco_v1_views(40),
     "moco_v2": lambda: moco_v2_views(80),
     "moco_v3": lambda: moco_v3_views(40),
+    "ressl": lambda: ressl_views(48, sizes=(48, 32), scales=((0.2, 1.0), (0.17, 0.86))),
     "dim": lambda: dim_views(32, flip=True),
     "amdim": lambda: amdim_views(40),
     "amdim_cifar": lambda: amdim_views(32, "cifar"),
