@@ -9,6 +9,7 @@ from sslzoo.backbones.scaled_resnet import scaled_resnet
 from sslzoo.backbones.sequence import FrameMLP, SequenceEncoder
 from sslzoo.backbones.sk_resnet import simclr_v2_resnet
 from sslzoo.backbones.staged import Staged, dim_convnet, staged_cifar_resnet
+from sslzoo.backbones.swin import Swin, timm_swin
 from sslzoo.backbones.text import (
     HFEncoder,
     KeyedDropout,
@@ -40,6 +41,7 @@ __all__ = [
     "SmallResNet",
     "SmallTransformer",
     "Staged",
+    "Swin",
     "Towers",
     "UNet",
     "ViT",
@@ -57,6 +59,7 @@ __all__ = [
     "staged_cifar_resnet",
     "start_from",
     "timm_backbone",
+    "timm_swin",
     "timm_vit",
     "without_drop_path",
 ]

@@ -126,8 +126,9 @@ class ViT(nn.Module):
         positions: "learned", or fixed sine-cosine embeddings in the channel order of "mae" or
             "moco_v3".
         init: initialization of that method's code: "dino" normal 0.02; "moco_v3" Xavier, separately
-            for q, k and v; "mae" Xavier; "ijepa" normal 0.02, also for the patch projection. None:
-            the values that `net` has.
+            for q, k and v; "mae" Xavier; "ijepa" normal 0.02, also for the patch projection; "beit"
+            normal 0.02 with smaller outputs of deeper blocks, also SimMIM's. None: the values that
+            `net` has.
         mask_token: whether to learn a mask token for `forward_tokens(mask=)` (iBOT).
         freeze_patches: whether the patch projection keeps its random initialization (MoCo v3).
         stem: "linear": one projection per patch; "conv": convolutions of stride 2 with batch norm
@@ -258,9 +259,17 @@ class ViT(nn.Module):
         check_interval("count", count, 1, len(self.blocks))
         return [self.norm(tokens) for tokens in self._blocks(x, count=count)]
 
-    def forward_map(self, x: Tensor) -> Tensor:
-        """The patch tokens as a feature map. Shapes: (B, C, H, W) -> (B, D, h, w)."""
-        tokens = self.forward_tokens(x)[:, self.num_prefix :]
+    def forward_map(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The patch tokens as a feature map.
+
+        Args:
+            x: (B, C, H, W).
+            mask: (B, L) bool; see `forward_tokens` (SimMIM).
+
+        Returns:
+            (B, D, h, w).
+        """
+        tokens = self.forward_tokens(x, mask)[:, self.num_prefix :]
         return tokens.unflatten(1, self._sides(x)).permute(0, 3, 1, 2)
 
     def _sides(self, x: Tensor) -> tuple[int, int]:
@@ -437,6 +446,8 @@ def _initialize(vit: ViT, init: Init) -> None:
         nn.init.trunc_normal_(vit.cls_token, std=1e-6 if init == "moco_v3" else 0.02)
     if vit.pos_embed is not None:
         nn.init.trunc_normal_(vit.pos_embed, std=0.02)
+    if vit.mask_token is not None and init == "beit":  # SimMIM's
+        nn.init.trunc_normal_(vit.mask_token, std=0.02, a=-0.02, b=0.02)
 
 
 def timm_vit(

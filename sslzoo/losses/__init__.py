@@ -13,6 +13,7 @@ from sslzoo.losses.info_nce import batch_info_nce, info_nce
 from sslzoo.losses.invaspread import invaspread
 from sslzoo.losses.margin_contrastive import margin_contrastive
 from sslzoo.losses.masked_features import masked_features
+from sslzoo.losses.masked_l1 import masked_l1, window_normalize
 from sslzoo.losses.masked_language_model import masked_language_model
 from sslzoo.losses.masked_pixels import masked_pixels, patchify
 from sslzoo.losses.mutual_information import (
@@ -60,6 +61,7 @@ __all__ = [
     "invaspread",
     "margin_contrastive",
     "masked_features",
+    "masked_l1",
     "masked_language_model",
     "masked_pixels",
     "nce",
@@ -79,4 +81,5 @@ __all__ = [
     "tico",
     "triplet",
     "vicreg",
+    "window_normalize",
 ]

@@ -2,5 +2,6 @@
 
 from sslzoo.masks.block import BlockMasks
 from sslzoo.masks.multi_block import MultiBlock
+from sslzoo.masks.units import UnitMasks
 
-__all__ = ["BlockMasks", "MultiBlock"]
+__all__ = ["BlockMasks", "MultiBlock", "UnitMasks"]

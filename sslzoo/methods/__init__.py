@@ -25,6 +25,7 @@ from sslzoo.methods.nnclr import NNCLR
 from sslzoo.methods.ressl import ReSSL
 from sslzoo.methods.simclr import SimCLR
 from sslzoo.methods.simcse import SimCSE
+from sslzoo.methods.simmim import SimMIM
 from sslzoo.methods.simsiam import SimSiam
 from sslzoo.methods.supcon import SupCon
 from sslzoo.methods.swav import SwAV
@@ -58,6 +59,7 @@ __all__ = [
     "SSLMethod",
     "SimCLR",
     "SimCSE",
+    "SimMIM",
     "SimSiam",
     "SupCon",
     "SwAV",

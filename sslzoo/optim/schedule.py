@@ -162,7 +162,9 @@ class StepSchedule(Schedule):
         milestones: epochs at which the value is multiplied.
         gamma: factor at each milestone.
         run_length_on_resume: see `Schedule`.
-        warmup_steps: optimizer steps of linear warm-up from 0 (AMDIM: 500).
+        warmup_steps: optimizer steps of linear warm-up (AMDIM: 500).
+        warmup_epochs: the warm-up in epochs, instead (SimMIM: 10).
+        start_factor: value at step 0 if there is warm-up.
     """
 
     def __init__(
@@ -171,14 +173,25 @@ class StepSchedule(Schedule):
         gamma: float = 0.1,
         run_length_on_resume: OnResume = "keep",
         warmup_steps: int = 0,
+        warmup_epochs: float = 0.0,
+        start_factor: float = 0.0,
     ):
+        if warmup_steps and warmup_epochs:
+            raise ValueError(
+                "warmup_steps and warmup_epochs must not both be set, got "
+                f"{warmup_steps} and {warmup_epochs}"
+            )
         self.milestones, self.gamma = sorted(milestones), gamma
         self.run_length_on_resume, self.warmup_steps = run_length_on_resume, warmup_steps
+        self.warmup_epochs, self.start_factor = warmup_epochs, start_factor
 
     def __call__(self, step: int, run_length: RunLength) -> float:
         epochs = step / run_length.steps(1)
         dropped = self.gamma ** sum(epochs >= milestone for milestone in self.milestones)
-        return dropped * min(1.0, step / self.warmup_steps) if self.warmup_steps else dropped
+        warmup = self.warmup_steps or round(run_length.steps(self.warmup_epochs))
+        if step < warmup:
+            return dropped * (self.start_factor + (1 - self.start_factor) * step / warmup)
+        return dropped
 
 
 class WarmupConstant(Schedule):
@@ -212,6 +225,8 @@ class WarmupCosine(Schedule):
         run_length_on_resume: see `Schedule`.
         warmup_has_peak: whether the last warm-up step already has the value 1, like the first
             step after it, as in SwAV and DINO (numpy's linspace).
+        over_run: whether the cosine is over the whole run, t / T, so that the value jumps down at
+            the end of the warm-up, as in SimMIM (timm's CosineLRScheduler without prefix).
     """
 
     def __init__(
@@ -223,10 +238,12 @@ class WarmupCosine(Schedule):
         every: Literal["step", "epoch"] = "step",
         run_length_on_resume: OnResume = "keep",
         warmup_has_peak: bool = False,
+        over_run: bool = False,
     ):
         _check_warmup(warmup_epochs, warmup_fraction)
         self.warmup_epochs, self.warmup_fraction = warmup_epochs, warmup_fraction
         self.start_factor, self.end_factor, self.every = start_factor, end_factor, every
+        self.over_run = over_run
         self.run_length_on_resume, self.warmup_has_peak = run_length_on_resume, warmup_has_peak
 
     def __call__(self, step: int, run_length: RunLength) -> float:
@@ -236,7 +253,8 @@ class WarmupCosine(Schedule):
         if step < warmup:
             rises = max(1, warmup - self.warmup_has_peak)
             return self.start_factor + (1 - self.start_factor) * step / rises
-        done = min(1.0, (step - warmup) / max(1, run_length.total_steps - warmup))
+        before = 0 if self.over_run else warmup
+        done = min(1.0, (step - before) / max(1, run_length.total_steps - before))
         return self.end_factor + (1 - self.end_factor) * (1 + math.cos(math.pi * done)) / 2
 
 

@@ -368,6 +368,23 @@ def _convnext(state: Any) -> tuple[dict[str, Tensor], list[str]]:
     return kept, dropped
 
 
+_SIMMIM_OTHERS = ("mask_token", "relative_position_index", "attn_mask", "relative_coords_table")
+_SWIN_MERGING = re.compile(r"^layers\.(\d+)\.downsample\.")
+
+
+def _simmim(state: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """The authors' Swin merges patches at a stage's end, timm's at the next one's beginning."""
+    kept, dropped = {}, []
+    for full, value in tensors_by_name(state, "a SimMIM checkpoint").items():
+        name = full.removeprefix("encoder.")
+        if full.startswith(("decoder.", "head.")) or name.endswith(_SIMMIM_OTHERS):
+            dropped.append(full)
+        else:
+            moved = _SWIN_MERGING.sub(lambda m: f"layers.{int(m[1]) + 1}.downsample.", name)
+            kept[moved] = value
+    return kept, dropped
+
+
 _CLIP = {
     "conv1.": "patch_embed.proj.",
     "class_embedding": "cls_token",
@@ -514,6 +531,20 @@ LAYOUTS: dict[str, Layout] = {
         {"base_encoder.": ""},
         ("base_encoder.fc.", "base_encoder.head.", "momentum_encoder.", "predictor."),
     ),
+    "densecl": Layout("WXinlong/DenseCL, backbones alone", ("state_dict",)),
+    "densecl_full": Layout(
+        "WXinlong/DenseCL, whole checkpoints",
+        ("state_dict",),
+        {"encoder_q.0.": ""},
+        ("encoder_q.1.", "encoder_k.", "backbone.", "queue"),
+    ),
+    "ressl": Layout(
+        "KyleZheng1997/ReSSL",
+        ("model",),
+        {"encoder_q.net.": ""},
+        ("encoder_q.head.", "encoder_k.", "queue"),
+    ),
+    "simmim": Layout("microsoft/SimMIM, pre-trained and fine-tuned", ("model",), translate=_simmim),
     "simsiam": Layout(
         "facebookresearch/simsiam",
         ("state_dict",),

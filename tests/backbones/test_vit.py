@@ -257,7 +257,7 @@ def test_no_graph_break() -> None:
         ({"pool": "max"}, "pool must be one of .* got 'max'"),
         ({"class_token": False}, "got 'token'"),
         ({"positions": "sin"}, "got 'sin'"),
-        ({"init": "beit"}, "got 'beit'"),
+        ({"init": "xavier"}, "got 'xavier'"),
         ({"width": 6, "positions": "mae"}, "multiple of 4 .* got 6"),
     ],
 )
