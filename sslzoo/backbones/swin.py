@@ -8,6 +8,7 @@ Shapes: B images, a grid of h x w patches, C channels of the last stage's map.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -94,6 +95,11 @@ class Swin(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The mean of the map. (B, channels, H, W) -> (B, C)."""
         return self.forward_map(x).mean((2, 3))
+
+    def taken_from(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The part of a pre-trained state dict to load before fine-tuning: no unused mask token."""
+        unused = self.mask_token is None
+        return {name: x for name, x in saved.items() if not (unused and name == "mask_token")}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns of the layers, timm's, for `LayerDecay`."""

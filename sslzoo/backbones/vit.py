@@ -40,6 +40,7 @@ Pool = Literal["net", "token", "mean", "mean_before_norm"]
 Resample = Literal["dino", "antialias"]
 Sides = int | tuple[int, int]
 Stem = Literal["linear", "conv"]
+_TABLE = "relative_position_bias_table"
 _NETS = (VisionTransformer, VisionTransformerDistilled, Eva, Beit)
 
 
@@ -375,13 +376,22 @@ class ViT(nn.Module):
         """The part of a pre-trained state dict to load before fine-tuning.
 
         It is the whole state dict, except that with "mean_before_norm" the pre-trained norm is
-        dropped, and `fc_norm` keeps its initial state unless it was saved.
+        dropped, and `fc_norm` keeps its initial state unless it was saved; that a mask token is
+        dropped by a net without it; and that a table of relative positions that all blocks shared
+        is the first of each block's own, as in SimMIM's fine-tuning.
 
         Args:
             saved: a state dict.
         """
+        saved = dict(saved)
+        if self.mask_token is None:
+            saved.pop("mask_token", None)
+        tables = [name for name in self.state_dict() if name.endswith("attn." + _TABLE)]
+        if tables and f"rel_pos_bias.{_TABLE}" in saved and self.rel_pos_bias is None:
+            shared = saved.pop(f"rel_pos_bias.{_TABLE}")
+            saved |= {name: saved.get(name, shared) for name in tables}
         if self.pool != "mean_before_norm" or any(name.startswith("fc_norm.") for name in saved):
-            return dict(saved)
+            return saved
         taken = {name: x for name, x in saved.items() if not name.startswith("norm.")}
         new = self.fc_norm.state_dict(prefix="fc_norm.")
         return {**taken, **new}

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sslzoo.backbones import ViT
+from sslzoo.backbones import Swin, ViT
 from sslzoo.batch import View
 from sslzoo.checks import check_num_features
 from sslzoo.layers import GlobalBatchNorm
@@ -169,4 +169,4 @@ def _encoder_of(model: Classifier) -> nn.Module:
 def _fill_encoder(model: Classifier, saved: Mapping[str, Tensor], path: str) -> None:
     """`fill` the part of the backbone that was pre-trained."""
     encoder = _encoder_of(model)
-    fill(encoder, encoder.taken_from(saved) if isinstance(encoder, ViT) else saved, path)
+    fill(encoder, encoder.taken_from(saved) if isinstance(encoder, ViT | Swin) else saved, path)

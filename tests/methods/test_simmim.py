@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from sslzoo.backbones import SmallResNet, Swin, ViT, small_vit, timm_swin, timm_vit
 from sslzoo.batch import Batch
+from sslzoo.eval import Classifier
+from sslzoo.eval.classifier import load_weights
 from sslzoo.losses import masked_l1, window_normalize
 from sslzoo.masks import UnitMasks
 from sslzoo.methods import SimMIM
@@ -181,6 +185,28 @@ def test_a_swin_has_layers_for_fine_tuning() -> None:
     assert stem["lr_scale"] < deep["lr_scale"] < 1
     table = rates[id(swin.get_parameter("layers.0.blocks.0.attn.relative_position_bias_table"))]
     assert table["weight_decay"] == 0
+
+
+def test_fine_tuning_gives_each_block_the_shared_table(tmp_path: Path) -> None:
+    sizes = {"embed_dim": 8, "depth": 2, "num_heads": 2, "init_values": 0.1}
+    name, bias = "beit_base_patch16_224", "rel_pos_bias.relative_position_bias_table"
+    shared = {**sizes, "use_shared_rel_pos_bias": True, "use_rel_pos_bias": False}
+    options: dict[str, Any] = {"pool": "mean", "init": "beit", "mask_token": True}
+    state = timm_vit(name, 16, 8, options=shared, **options).state_dict()
+    state[bias] = torch.randn_like(state[bias])
+    save_file(state, tmp_path / "encoder.safetensors")
+    vit: Any = timm_vit(name, 16, 8, pool="mean_before_norm", init="beit", options=sizes)
+    model = Classifier(vit, 3)
+    load_weights(model, str(tmp_path / "encoder.safetensors"))
+    for block in vit.blocks:
+        assert torch.equal(block.attn.relative_position_bias_table, state[bias])
+    assert torch.equal(vit.blocks[1].mlp.fc1.weight, state["blocks.1.mlp.fc1.weight"])
+    swin = small_swin()
+    save_file(swin.state_dict(), tmp_path / "swin.safetensors")
+    other = Classifier(small_swin(mask_token=False), 3)
+    load_weights(other, str(tmp_path / "swin.safetensors"))
+    x = torch.rand(2, 3, 16, 16)
+    assert torch.equal(other.eval().backbone(x), swin.eval()(x))
 
 
 def small_swin(mask_token: bool = True, **options: Any) -> Swin:
