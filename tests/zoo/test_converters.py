@@ -8,6 +8,7 @@ and Haiku, of a plain rendering of their graph.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import OrderedDict
@@ -25,11 +26,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import sslzoo
-from sslzoo.backbones import SmallResNet, cifar_resnet, timm_backbone, timm_vit
+from sslzoo.backbones import SmallResNet, cifar_resnet, timm_backbone, timm_swin, timm_vit
 from sslzoo.trust import undrawn
 from sslzoo.zoo import LAYOUTS, convert, entries
 from sslzoo.zoo.build import build_backbone, complete
 from sslzoo.zoo.safe_read import ByolState, read
+from tests.golden import assert_close_to_golden, load
 from tests.zoo.official_files import MANIFESTS, Content, manifest, number, tensorflow_checkpoint
 
 
@@ -797,3 +799,91 @@ def test_the_released_file_loads(name: str, tmp_path: Path, monkeypatch: Any) ->
         out = features(encoder, size=encoder.preprocess.size)
     assert out.shape == (2, encoder.num_features)
     assert out.isfinite().all()
+
+
+# -- DenseCL, ReSSL and SimMIM, of which no manifest lists the names: those of the authors' classes
+
+
+def shapes_of_net(net: nn.Module) -> dict[str, Tensor]:
+    """A net's names and shapes, with zeros."""
+    kept = {name: x for name, x in net.state_dict().items() if not name.startswith("fc.")}
+    return {name: torch.zeros(x.shape, dtype=x.dtype) for name, x in kept.items()}
+
+
+def assert_fills(kept: dict[str, Tensor], card_name: str) -> None:
+    """Names and shapes of an entry's encoder, none missing."""
+    with torch.device("meta"):
+        encoder = build_backbone(entries()[card_name].backbone)
+    wanted = {name: value.shape for name, value in encoder.state_dict().items()}
+    assert {name: value.shape for name, value in kept.items()} == wanted
+
+
+@pytest.mark.parametrize("depth", [50, 101])
+def test_densecls_and_ressls_resnets_have_torchvisions_names(depth: int) -> None:
+    """mmcv's ResNet and ReSSL's have them too."""
+    with torch.device("meta"):
+        net = getattr(torchvision.models, f"resnet{depth}")()
+    state, head = shapes_of_net(net), torch.zeros(2)
+    entry = f"densecl-resnet{depth}-imagenet-200ep"
+    kept, dropped = convert({"state_dict": state, "author": "x"}, "densecl")
+    assert_fills(kept, entry)
+    assert dropped == []
+    of_query = {f"encoder_q.0.{name}": x for name, x in state.items()}
+    others = {"queue": head, "queue_ptr": head, "queue2": head, "queue2_ptr": head}
+    others |= {"encoder_q.1.mlp.0.weight": head, "encoder_q.1.mlp2.0.weight": head}
+    others |= {
+        f"{part}.{name}": x for part in ("encoder_k.0", "backbone") for name, x in state.items()
+    }
+    saved = {"meta": {}, "state_dict": {**of_query, **others}}
+    kept, dropped = convert(saved, "densecl_full")
+    assert_fills(kept, entry)
+    assert set(dropped) == set(others)
+    of_query = {f"module.encoder_q.net.{name}": x for name, x in state.items()}
+    others = {"module.queue": head, "module.queue_ptr": head, "module.encoder_q.head.x": head}
+    others |= {f"module.encoder_k.net.{name}": x for name, x in state.items()}
+    kept, dropped = convert({"model": {**of_query, **others}, "epoch": 200}, "ressl")
+    assert_fills(kept, entry)
+    assert set(dropped) == set(others)
+    with pytest.raises(ValueError, match="1 others, such as"):
+        convert({"model": {**of_query, "module.extra": head}}, "ressl")
+
+
+@pytest.mark.parametrize("name", ["swin_base", "vit_base"])
+def test_simmims_names_are_mapped_or_left_out(name: str) -> None:
+    """The authors' classes, whose names the golden arrays list, merge patches at a stage's end."""
+    entry = f"simmim-{name}-imagenet-800ep"
+    with torch.device("meta"):
+        encoder = build_backbone(entries()[entry].backbone)
+    theirs, other = {}, torch.zeros(2)
+    for own, value in shapes_of_net(encoder).items():
+        match = re.fullmatch(r"layers\.(\d)\.downsample\.(.*)", own)
+        full = f"layers.{int(match[1]) - 1}.downsample.{match[2]}" if match else own
+        theirs[f"encoder.{full}"] = value
+    buffers = ["layers.0.blocks.1.attn_mask", "layers.0.blocks.0.attn.relative_position_index"]
+    buffers += ["rel_pos_bias.relative_position_index", "mask_token"]
+    left = {f"encoder.{buffer}": other for buffer in buffers} | {"decoder.0.weight": other}
+    kept, dropped = convert({"model": {**theirs, **left}, "epoch": 799, "config": None}, "simmim")
+    assert_fills(kept, entry)
+    assert set(dropped) == set(left)
+
+
+def test_a_simmim_file_gives_the_authors_features(tmp_path: Path) -> None:
+    z = load("simmim/swin.npz")
+    hyper = z["meta"]["hyper"]
+    params = {k.removeprefix("param:"): v for k, v in z.items() if k.startswith("param:")}
+    state = {name: torch.tensor(value).float() for name, value in params.items()}
+    torch.save({"model": state, "epoch": 1}, tmp_path / "simmim.pth")
+    sizes = {
+        "embed_dim": hyper["embed_dim"],
+        "depths": hyper["depths"],
+        "num_heads": hyper["num_heads"],
+    }
+    swin: Any = timm_swin(img_size=hyper["img"], window_size=hyper["window"], options=sizes)
+    kept, dropped = convert(read(tmp_path / "simmim.pth"), "simmim")
+    token = state["encoder.mask_token"]
+    assert sorted(dropped) == ["decoder.0.bias", "decoder.0.weight", "encoder.mask_token"]
+    swin.load_state_dict({**kept, "mask_token": token})
+    mask = torch.tensor(z["mask"]).bool().flatten(1)
+    with torch.no_grad():
+        found = swin.forward_map(torch.tensor(z["img"]).float(), mask)
+    assert_close_to_golden(found, z["z"], 1e-5)
