@@ -108,8 +108,8 @@ SLIPS = [
     Slip(
         "the cosine ends a step early",
         "sslzoo/optim/schedule.py",
-        "max(1, run_length.total_steps - warmup))\n        return self.end_factor",
-        "max(1, run_length.total_steps - warmup - 1))\n        return self.end_factor",
+        "max(1, run_length.total_steps - before))\n        return self.end_factor",
+        "max(1, run_length.total_steps - before - 1))\n        return self.end_factor",
         ("optim/test_schedule.py",),
     ),
     Slip(
