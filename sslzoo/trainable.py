@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 from sslzoo.batch import Batch, ViewSpec, as_batch, describe_views
 from sslzoo.distributed import gather_objects, rank, sum_over_ranks, world_size
 from sslzoo.memory import memory_buffers
-from sslzoo.optim import Clock, RunLength, Schedule, ScheduleLR, all_alike
+from sslzoo.optim import Clock, ConstantSchedule, RunLength, Schedule, ScheduleLR, all_alike
 from sslzoo.random import run_seed
 from sslzoo.trust import (
     PLAIN,
@@ -206,9 +206,12 @@ class Trainable(LightningModule, ABC):
             )
         optimizer = self._optimizer(self._parameter_groups(self))
         self._follow(optimizer)
-        if self._trainer is None or self._schedule is None:
+        rates = self._schedule
+        if rates is None and any("zero_epochs" in group for group in optimizer.param_groups):
+            rates = ConstantSchedule(1.0)
+        if self._trainer is None or rates is None:
             return optimizer
-        schedule = ScheduleLR(optimizer, self._schedule, self._trainer_run_length())
+        schedule = ScheduleLR(optimizer, rates, self._trainer_run_length())
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

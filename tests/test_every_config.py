@@ -170,7 +170,13 @@ def test_recipes_for_every_method() -> None:
 
 
 EMBEDDED = {"barlow_twins", "byol", "simsiam", "vicreg"}  # nothing else shows a collapse
-ASSIGNING = {"deepcluster_v2", "dino", "ibot", "swav"}  # features do not show their collapse
+ASSIGNING = {
+    "deepcluster_v2",
+    "dino",
+    "dinov2",
+    "ibot",
+    "swav",
+}  # features do not show their collapse
 
 
 def pre_training_of(methods: set[str]) -> list[str]:
@@ -279,7 +285,7 @@ CONTINUED = [name for name in NAMES if "/continue_" in name]
 
 
 def test_methods_that_people_continue_have_a_recipe() -> None:
-    vision = {"dino", "ibot", "mae", "simclr", "byol", "moco_v3", "simsiam"}
+    vision = {"dino", "dinov2", "ibot", "mae", "simclr", "byol", "moco_v3", "simsiam"}
     assert {name.split("/")[0] for name in CONTINUED} == {*vision, "simcse", "clear", "cpc"}
 
 

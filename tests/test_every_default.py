@@ -75,6 +75,10 @@ CURVES: dict[str, dict[str, Schedule]] = {
     "BYOL": {"momentum": CosineSchedule(0.996, 1.0)},
     "DINO": {"momentum": CosineSchedule(0.996, 1.0), "teacher_temperature": ConstantSchedule(0.04)},
     "DenseCL": {"momentum": ConstantSchedule(0.999)},
+    "DINOv2": {
+        "momentum": CosineSchedule(0.992, 1.0),
+        "teacher_temperature": ConstantSchedule(0.07),
+    },
     "IBOT": {
         "momentum": CosineSchedule(0.996, 1.0),
         "teacher_temperature": ConstantSchedule(0.04),

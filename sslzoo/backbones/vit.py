@@ -1,9 +1,9 @@
 """Vision transformers: timm's, with access to tokens for self-supervised methods.
 
 Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, https://arxiv.org/abs/2010.11929.
-Initializations: facebookresearch/dino at 7c446df, moco-v3 at c349e6e, mae at efb2a80, ijepa at
-52c1ae9. Resampling of positions: dino, and dinov2 at b8931f7. Parameters have timm's names, which
-are also those of that code.
+Initializations: facebookresearch/dino at 7c446df, dinov2 at b8931f7, moco-v3 at c349e6e, mae at
+efb2a80, ijepa at 52c1ae9. Resampling of positions: dino and dinov2. Parameters have timm's names,
+which are also those of that code.
 
 Shapes: B images, a grid of h x w patches, L = h * w patches, D width, K visible patches.
 """
@@ -11,15 +11,15 @@ Shapes: B images, a grid of h x w patches, L = h * w patches, D width, K visible
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
-from timm.layers import DropPath, PatchEmbed, global_pool_nlc
+from timm.layers import DropPath, PatchEmbed, SwiGLUPacked, global_pool_nlc
 from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,6 +38,7 @@ from sslzoo.layers import GlobalBatchNorm, Init, initialize_blocks, sincos_posit
 Positions = Literal["learned", "mae", "moco_v3"]
 Pool = Literal["net", "token", "mean", "mean_before_norm"]
 Resample = Literal["dino", "antialias"]
+DropPathForm = Literal["linear", "subset"]
 Sides = int | tuple[int, int]
 Stem = Literal["linear", "conv"]
 _TABLE = "relative_position_bias_table"
@@ -107,7 +108,30 @@ def without_drop_path(module: nn.Module) -> nn.Module:
     for part in module.modules():
         if isinstance(part, DropPath):
             part.drop_prob = 0.0
+        elif isinstance(part, ViT):
+            part.subset_rate = 0.0
     return module
+
+
+def add_to_subset(
+    x: Tensor, residual: Callable[[Tensor], Tensor], rate: float, order: Tensor | None = None
+) -> Tensor:
+    """Stochastic depth that computes a residual for a random part of the batch alone.
+
+    Reference code: facebookresearch/dinov2 at b8931f7, block.py.
+
+    Args:
+        x: (B, L, D).
+        residual: (b, L, D) -> (b, L, D), computed for b = max(1, int(B (1 - rate))) samples and
+            scaled by B / b.
+        rate: fraction of the samples that keep x.
+        order: (B,) int64 permutation, of which the first b are used; None: a random one.
+    """
+    count = max(1, int(len(x) * (1 - rate)))
+    order = torch.randperm(len(x), device=x.device) if order is None else order
+    chosen = order[:count]
+    added = residual(x[chosen])
+    return x.index_add(0, chosen, added.to(x.dtype), alpha=len(x) / count)
 
 
 class ViT(nn.Module):
@@ -126,10 +150,10 @@ class ViT(nn.Module):
             SigLIP's attention pooling.
         positions: "learned", or fixed sine-cosine embeddings in the channel order of "mae" or
             "moco_v3".
-        init: initialization of that method's code: "dino" normal 0.02; "moco_v3" Xavier, separately
-            for q, k and v; "mae" Xavier; "ijepa" normal 0.02, also for the patch projection; "beit"
-            normal 0.02 with smaller outputs of deeper blocks, also SimMIM's. None: the values that
-            `net` has.
+        init: initialization of that method's code: "dino" normal 0.02; "dinov2" likewise, and class
+            and register tokens 1e-6; "moco_v3" Xavier, separately for q, k and v; "mae" Xavier;
+            "ijepa" normal 0.02, also for the patch projection; "beit" normal 0.02 with smaller
+            outputs of deeper blocks, also SimMIM's. None: the values that `net` has.
         mask_token: whether to learn a mask token for `forward_tokens(mask=)` (iBOT).
         freeze_patches: whether the patch projection keeps its random initialization (MoCo v3).
         stem: "linear": one projection per patch; "conv": convolutions of stride 2 with batch norm
@@ -137,6 +161,9 @@ class ViT(nn.Module):
             https://arxiv.org/abs/2106.14881), as in MoCo v3's vit_conv_small with 11 blocks.
         resample: how learned positions are resampled for images of other sizes, see
             `resample_positions`; None: "antialias" with registers or rotary positions, else "dino".
+        class_position: whether a class token beside registers has a position of its own, as in
+            DINOv2's training; in released weights it is part of the class token.
+        subset_rate: rate of DINOv2's stochastic depth (`add_to_subset`), the same in every block.
 
     Attributes:
         num_features: D.
@@ -160,9 +187,18 @@ class ViT(nn.Module):
         freeze_patches: bool = False,
         stem: Stem = "linear",
         resample: Resample | None = None,
+        class_position: bool = False,
+        subset_rate: float = 0.0,
     ):
         super().__init__()
         _check(net, pool, positions, init)
+        check_interval("subset_rate", subset_rate, 0, 1, "[)")
+        if subset_rate and not isinstance(net, VisionTransformer):
+            raise ValueError(
+                "subset_rate must be 0 for nets other than a VisionTransformer, got "
+                f"{subset_rate} for a {type(net).__name__}"
+            )
+        self.subset_rate = subset_rate
         check_choice("stem", stem, get_args(Stem))
         check_choice("resample", resample, (None, *get_args(Resample)))
         if stem == "conv" and freeze_patches:
@@ -188,6 +224,8 @@ class ViT(nn.Module):
         self._rope_per_block: bool = getattr(parts, "rope_mixed", False)
         self.rel_pos_bias: Any = getattr(parts, "rel_pos_bias", None)
         self._fixed_size = isinstance(net, Beit)
+        if class_position:
+            self._add_class_position()
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.num_features)) if mask_token else None
         if resample is None:
             registers = self._extra == "reg_token" and self.reg_token is not None
@@ -202,6 +240,15 @@ class ViT(nn.Module):
             self.pos_embed = nn.Parameter(table[None], requires_grad=False)
         if freeze_patches:
             self.patch_embed.requires_grad_(False)
+
+    def _add_class_position(self) -> None:
+        patches = self._grid[0] * self._grid[1]
+        if self.cls_token is None or self.pos_embed is None or self.pos_embed.shape[1] != patches:
+            raise ValueError(
+                "class_position must be False for a net without class token, without positions, "
+                "or in which the class token has one, got True"
+            )
+        self.pos_embed = nn.Parameter(F.pad(self.pos_embed.data, (0, 0, 1, 0)))
 
     def _take_pooling(self, net: Any, pool: Pool) -> None:
         """Take the net's norms, and its attention pooling if it is used."""
@@ -291,6 +338,8 @@ class ViT(nn.Module):
                 tokens = block(tokens, rope=rope[number] if self._rope_per_block else rope)
             elif shared is not None:
                 tokens = block(tokens, shared_rel_pos_bias=shared)
+            elif self.subset_rate and self.training:
+                tokens = _with_subsets(block, tokens, self.subset_rate)
             else:
                 tokens = block(tokens)
             if number >= len(self.blocks) - count:
@@ -326,7 +375,7 @@ class ViT(nn.Module):
                 positions = resample_positions(positions, height, width, self._grid, self.resample)
             tokens = patches + positions
             if count and prefix is not None:
-                prefix = prefix + of_prefix
+                prefix = prefix + F.pad(of_prefix, (0, 0, 0, prefix.shape[1] - count))
         if keep is not None:
             if self._fixed_size:
                 raise ValueError(
@@ -397,6 +446,12 @@ class ViT(nn.Module):
         return {**taken, **new}
 
 
+def _with_subsets(block: Block, x: Tensor, rate: float) -> Tensor:
+    """A block whose residuals are computed for random parts of the batch."""
+    x = add_to_subset(x, lambda part: block.ls1(block.attn(block.norm1(part))), rate)
+    return add_to_subset(x, lambda part: block.ls2(block.mlp(block.norm2(part))), rate)
+
+
 def _check(net: nn.Module, pool: str, positions: str, init: str | None) -> None:
     if type(net) not in _NETS:
         raise ValueError(
@@ -453,11 +508,41 @@ def _initialize(vit: ViT, init: Init) -> None:
         if projection.bias is not None:
             nn.init.zeros_(projection.bias)
     if vit.cls_token is not None:
-        nn.init.trunc_normal_(vit.cls_token, std=1e-6 if init == "moco_v3" else 0.02)
+        small = init == "moco_v3" or (init == "dinov2" and _has_class_position(vit))
+        nn.init.trunc_normal_(vit.cls_token, std=1e-6 if small else 0.02)
+    registers: Any = getattr(vit, "reg_token", None)
+    if init == "dinov2" and registers is not None:
+        nn.init.normal_(registers, std=1e-6)
     if vit.pos_embed is not None:
         nn.init.trunc_normal_(vit.pos_embed, std=0.02)
     if vit.mask_token is not None and init == "beit":  # SimMIM's
         nn.init.trunc_normal_(vit.mask_token, std=0.02, a=-0.02, b=0.02)
+
+
+def _has_class_position(vit: ViT) -> bool:
+    grid = check_sides("grid", vit.grid)
+    return vit.pos_embed is None or vit.pos_embed.shape[1] > grid[0] * grid[1]
+
+
+def _subset_rate(form: DropPathForm, rate: float) -> float:
+    check_choice("drop_path", form, get_args(DropPathForm))
+    return rate if form == "subset" else 0.0
+
+
+def _tokens_and_mlp(
+    width: int, registers: int, swiglu: bool, layer_scale: float | None
+) -> dict[str, Any]:
+    """Timm's arguments for DINOv2's parts of a ViT."""
+    check_at_least("registers", registers, 0)
+    found: dict[str, Any] = {}
+    if registers:
+        found |= {"reg_tokens": registers, "no_embed_class": True}
+    if swiglu:  # two thirds of 4 D, rounded up to a multiple of 8
+        hidden = (int(4 * width * 2 / 3) + 7) // 8 * 8
+        found |= {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU, "mlp_ratio": 2 * hidden / width}
+    if layer_scale is not None:
+        found["init_values"] = layer_scale
+    return found
 
 
 def timm_vit(
@@ -481,6 +566,10 @@ def timm_vit(
     channels: Channels | None = None,
     resample: Resample | None = None,
     options: dict[str, Any] | None = None,
+    drop_path: DropPathForm = "linear",
+    registers: int = 0,
+    swiglu: bool = False,
+    layer_scale: float | None = None,
 ) -> nn.Module:
     """A timm vision transformer by name, randomly initialized or from released weights.
 
@@ -494,8 +583,7 @@ def timm_vit(
         num_heads: number of attention heads; None: the name's. MoCo v3's ViT-S has 12.
         in_chans: channels of the images.
         class_token: whether there is a class token; False in I-JEPA. None: the name's.
-        drop_path_rate: stochastic depth rate of the last block, with a linear rise; see
-            `without_drop_path`.
+        drop_path_rate: stochastic depth rate; see `without_drop_path`.
         pool: see `ViT`; "net" is the name's own, mostly the class token.
         positions: see `ViT`.
         init: see `ViT`; weights that are loaded keep their values.
@@ -510,6 +598,12 @@ def timm_vit(
         channels: how the patch filters are adapted to other channels; see there.
         resample: see `ViT`.
         options: further arguments of timm's model, such as {init_values: 0.1} for LayerScale.
+        drop_path: "linear": per sample, with a linear rise from 0 to the last block's rate;
+            "subset": DINOv2's, the same rate in every block, see `add_to_subset`.
+        registers: number of register tokens to add to a net without; the class token then has its
+            own position, see `ViT`.
+        swiglu: whether the MLPs are DINOv2's SwiGLU, of two thirds of the hidden width.
+        layer_scale: initial LayerScale; 1e-5 in DINOv2. None: the name's, mostly none.
 
     Raises:
         ValueError: the name is not that of such a net, or a value is out of range; the weights do
@@ -527,8 +621,15 @@ def timm_vit(
     }
     if mlp_ratio is not None:
         check_positive("mlp_ratio", mlp_ratio)
-    further: dict[str, Any] = {"drop_path_rate": drop_path_rate, "dynamic_img_size": True}
+    subset_rate = _subset_rate(drop_path, drop_path_rate)
+    further: dict[str, Any] = {"dynamic_img_size": True}
+    further["drop_path_rate"] = 0.0 if subset_rate else drop_path_rate
     further |= {key: value for key, value in asked.items() if value is not None}
+    width = 0
+    if swiglu:
+        with torch.device("meta"):
+            width = create(name, False, in_chans, further, tokens=True).embed_dim
+    further |= _tokens_and_mlp(width, registers, swiglu, layer_scale)
     net = create(name, pretrained, in_chans, {**further, **(options or {})}, tokens=True)
     if type(net) not in _NETS or not isinstance(net.patch_embed, PatchEmbed):
         raise ValueError(
@@ -537,7 +638,18 @@ def timm_vit(
         )
     new = not pretrained and weights is None
     drawn = init if new else None
-    vit = ViT(net, pool, positions, drawn, mask_token, freeze_patches, stem, resample)
+    vit = ViT(
+        net,
+        pool,
+        positions,
+        drawn,
+        mask_token,
+        freeze_patches,
+        stem,
+        resample,
+        class_position=registers > 0,
+        subset_rate=subset_rate,
+    )
     start(vit, name, pretrained, weights, channels)
     return vit
 
@@ -559,6 +671,10 @@ def small_vit(
     mlp_ratio: float = 4.0,
     qkv_bias: bool = True,
     stem: Stem = "linear",
+    drop_path: DropPathForm = "linear",
+    registers: int = 0,
+    swiglu: bool = False,
+    layer_scale: float | None = None,
 ) -> nn.Module:
     """A ViT of any size, by default for images of 32 pixels on CPUs.
 
@@ -581,6 +697,10 @@ def small_vit(
         mlp_ratio: hidden width of the MLPs over D.
         qkv_bias: whether the projections to q, k and v have a bias.
         stem: see `ViT`.
+        drop_path: see `timm_vit`.
+        registers: see `timm_vit`.
+        swiglu: see `timm_vit`.
+        layer_scale: see `timm_vit`.
 
     Raises:
         ValueError: a value is out of range, or width not a multiple of num_heads.
@@ -590,6 +710,8 @@ def small_vit(
     if width % num_heads:
         raise ValueError(f"width must be a multiple of num_heads {num_heads}, got {width}")
     check_mlp_ratio(mlp_ratio, width)
+    subset_rate = _subset_rate(drop_path, drop_path_rate)
+    parts = {"mlp_ratio": mlp_ratio, **_tokens_and_mlp(width, registers, swiglu, layer_scale)}
     net = VisionTransformer(
         img_size=check_sides("img_size", img_size),
         patch_size=patch_size,
@@ -600,9 +722,19 @@ def small_vit(
         depth=depth,
         num_heads=num_heads,
         class_token=class_token,
-        drop_path_rate=drop_path_rate,
-        mlp_ratio=mlp_ratio,
+        drop_path_rate=0.0 if subset_rate else drop_path_rate,
         qkv_bias=qkv_bias,
         dynamic_img_size=True,
+        **parts,
     )
-    return ViT(net, pool, positions, init, mask_token, freeze_patches, stem)
+    return ViT(
+        net,
+        pool,
+        positions,
+        init,
+        mask_token,
+        freeze_patches,
+        stem,
+        class_position=registers > 0,
+        subset_rate=subset_rate,
+    )

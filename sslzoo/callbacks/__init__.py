@@ -1,7 +1,12 @@
 """Callbacks: teacher updates, memory updates, and evaluation during training."""
 
 from sslzoo.callbacks.attention_maps import AttentionMaps
-from sslzoo.callbacks.clip import ClipPerParameter, clip_per_parameter
+from sslzoo.callbacks.clip import (
+    ClipPerModule,
+    ClipPerParameter,
+    clip_per_module,
+    clip_per_parameter,
+)
 from sslzoo.callbacks.clusters import ClusterEpochs
 from sslzoo.callbacks.compare_with_start import CompareWithStart, WorseThanStartWarning
 from sslzoo.callbacks.ema import EMA
@@ -9,6 +14,7 @@ from sslzoo.callbacks.epoch_lines import EpochLines
 from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.final_table import FinalTable
 from sslzoo.callbacks.freeze import Freeze, FreezeUntil
+from sslzoo.callbacks.gram import GramAnchoring, RefreshGramTeacher
 from sslzoo.callbacks.l2_sp import L2SP
 from sslzoo.callbacks.lora import LoRA
 from sslzoo.callbacks.memory import CommitMemory
@@ -29,6 +35,7 @@ __all__ = [
     "EMA",
     "L2SP",
     "AttentionMaps",
+    "ClipPerModule",
     "ClipPerParameter",
     "ClusterEpochs",
     "CollapseWarning",
@@ -39,6 +46,7 @@ __all__ = [
     "FinalTable",
     "Freeze",
     "FreezeUntil",
+    "GramAnchoring",
     "LoRA",
     "OnlineAccuracy",
     "OnlineKNN",
@@ -50,9 +58,11 @@ __all__ = [
     "OnlineSpectrum",
     "PCAMaps",
     "ProgressBar",
+    "RefreshGramTeacher",
     "SentenceTable",
     "TrainingMonitor",
     "WeightDecaySchedule",
     "WorseThanStartWarning",
+    "clip_per_module",
     "clip_per_parameter",
 ]

@@ -1,7 +1,7 @@
 """Parts of transformers that backbones and heads share: fixed positions and initializations.
 
-Reference code: facebookresearch/dino at 7c446df, moco-v3 at c349e6e, mae at efb2a80, ijepa at
-52c1ae9 and microsoft/SimMIM at d3e29bc.
+Reference code: facebookresearch/dino at 7c446df, dinov2 at b8931f7, moco-v3 at c349e6e, mae at
+efb2a80, ijepa at 52c1ae9 and microsoft/SimMIM at d3e29bc.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sslzoo.checks import check_choice
 
-Init = Literal["dino", "moco_v3", "mae", "ijepa", "beit"]
+Init = Literal["dino", "dinov2", "moco_v3", "mae", "ijepa", "beit"]
 
 
 def sincos_positions(
@@ -48,7 +48,7 @@ def initialize_blocks(blocks: nn.Module, init: Init) -> None:
     for name, part in blocks.named_modules():
         if not isinstance(part, nn.Linear):
             continue
-        if init in ("dino", "ijepa", "beit"):
+        if init in ("dino", "dinov2", "ijepa", "beit"):
             nn.init.trunc_normal_(part.weight, std=0.02)
         elif init == "moco_v3" and name.endswith("qkv"):
             bound = math.sqrt(6 / (part.out_features // 3 + part.in_features))

@@ -8,9 +8,11 @@ from sslzoo.losses.cpc import cpc_info_nce
 from sslzoo.losses.dcl import dcl
 from sslzoo.losses.densecl import dense_info_nce, dense_matches
 from sslzoo.losses.dino import dino, distillation, teacher_probabilities
-from sslzoo.losses.ibot import ibot_patches
+from sslzoo.losses.gram import gram, resize_tokens
+from sslzoo.losses.ibot import ibot_patches, ibot_selected
 from sslzoo.losses.info_nce import batch_info_nce, info_nce
 from sslzoo.losses.invaspread import invaspread
+from sslzoo.losses.koleo import koleo
 from sslzoo.losses.margin_contrastive import margin_contrastive
 from sslzoo.losses.masked_features import masked_features
 from sslzoo.losses.masked_l1 import masked_l1, window_normalize
@@ -56,9 +58,12 @@ __all__ = [
     "distillation",
     "generator_loss",
     "gradient_penalty",
+    "gram",
     "ibot_patches",
+    "ibot_selected",
     "info_nce",
     "invaspread",
+    "koleo",
     "margin_contrastive",
     "masked_features",
     "masked_l1",
@@ -72,6 +77,7 @@ __all__ = [
     "proximal",
     "regression",
     "relational",
+    "resize_tokens",
     "sampled_softmax",
     "sinkhorn",
     "soft_cross_entropy",

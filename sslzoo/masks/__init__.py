@@ -1,7 +1,7 @@
 """Masks: random choices of the patches or tokens that are masked."""
 
-from sslzoo.masks.block import BlockMasks
+from sslzoo.masks.block import BlockMasks, StratifiedBlockMasks
 from sslzoo.masks.multi_block import MultiBlock
 from sslzoo.masks.units import UnitMasks
 
-__all__ = ["BlockMasks", "MultiBlock", "UnitMasks"]
+__all__ = ["BlockMasks", "MultiBlock", "StratifiedBlockMasks", "UnitMasks"]

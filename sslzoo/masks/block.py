@@ -1,8 +1,9 @@
 """Block masks: rectangles of masked patches.
 
 Bao, Dong, Piao and Wei, BEiT, ICLR 2022, https://arxiv.org/abs/2106.08254, algorithm 1; with
-iBOT's mask ratios, https://arxiv.org/abs/2111.07832.
-Reference code: bytedance/ibot at da316d8, loader.py.
+iBOT's mask ratios, https://arxiv.org/abs/2111.07832, or DINOv2's, https://arxiv.org/abs/2304.07193.
+Reference code: bytedance/ibot at da316d8, loader.py; facebookresearch/dinov2 at b8931f7,
+masking.py and collate.py.
 
 Deviations:
     attempts: at most 60 rectangles are tried per mask, and at most 10 in a row without success; the
@@ -17,12 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sslzoo.checks import check_choice
+from sslzoo.checks import check_at_least, check_choice, check_interval
 from sslzoo.random import Keys
 
 _ATTEMPTS, _IN_A_ROW = 60, 10
@@ -83,6 +85,93 @@ class BlockMasks:
         if self.shape == "random":
             count = budget.floor().clamp_max(self.max_masked(height * width))
             return keys.permutation("patches", height * width) < count[:, None]
+        blocks = _Blocks(self.max_masked(height * width), self.aspect)
+        return blocks.draw(keys, budget, height, width)
+
+
+class StratifiedBlockMasks:
+    """DINOv2's masks: a fraction of all crops is masked, with ratios spread evenly over a range.
+
+    Of the M masked crops of the global batch, the i-th has a ratio from the i-th of M equal parts
+    of the range. Which crops are masked, and which of the ratios each has, is shuffled.
+
+    Args:
+        ratio: range of the mask ratio; (0.1, 0.5) in DINOv2.
+        fraction: fraction of the crops that are masked; 0.5 in DINOv2.
+        smallest: area of the smallest rectangle in patches; 4 in DINOv2.
+        aspect: the aspect ratio of a rectangle is between this and 1 / this; 0.3 in DINOv2.
+
+    Raises:
+        ValueError: for a range or fraction outside [0, 1], a smallest area below 1, or an aspect
+            outside (0, 1].
+    """
+
+    def __init__(
+        self,
+        ratio: tuple[float, float] = (0.1, 0.5),
+        fraction: float = 0.5,
+        smallest: int = 4,
+        aspect: float = 0.3,
+    ):
+        if not 0 <= ratio[0] <= ratio[1] <= 1:
+            raise ValueError(f"ratio must have 0 <= low <= high <= 1, got {ratio}")
+        check_interval("fraction", fraction, 0, 1)
+        check_at_least("smallest", smallest, 1)
+        check_interval("aspect", aspect, 0, 1, "(]")
+        self.ratio, self.fraction = ratio, fraction
+        self.smallest, self.aspect = smallest, aspect
+
+    def bounds(self, strata: Sequence[int], total: int, num_patches: int) -> list[int]:
+        """Largest number of masked patches of each crop, on the host.
+
+        Args:
+            strata: position of each crop in the shuffled order of all crops.
+            total: number of crops of the global batch.
+            num_patches: L.
+        """
+        masked = int(total * self.fraction)
+        low, high = self.ratio
+        length = num_patches * (1 + 1e-6)  # a device computes in float32
+        return [
+            int(length * (low + (high - low) * (i + 1) / masked)) if i < masked else 0
+            for i in strata
+        ]
+
+    @torch.no_grad()
+    def __call__(self, keys: Keys, strata: Tensor, total: int, height: int, width: int) -> Tensor:
+        """Draw which patches are masked. (B, L) bool.
+
+        Args:
+            keys: B keys, one per crop.
+            strata: (B,) int64 position of each crop in the shuffled order of all crops.
+            total: number of crops of the global batch.
+            height: H.
+            width: W.
+        """
+        masked, length = int(total * self.fraction), height * width
+        low, high = self.ratio
+        share = low + (high - low) * (strata + keys.uniform("share")) / max(1, masked)
+        budget = (length * share).floor() * (strata < masked)
+        blocks = _Blocks(int(length * high), self.aspect, self.smallest)
+        return blocks.draw(keys, budget, height, width)
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Rectangles that are added to each sample's mask while they fit its budget.
+
+    Args:
+        most: largest number of masked patches.
+        aspect: see `BlockMasks`.
+        smallest: area of the smallest rectangle; None: iBOT's, a third of the shorter side squared.
+    """
+
+    most: int
+    aspect: float
+    smallest: int | None = None
+
+    def draw(self, keys: Keys, budget: Tensor, height: int, width: int) -> Tensor:
+        """Masks of at most `budget` (B,) patches. (B, L) bool."""
         size = max(height, width)
         spans = _spans(height, width, budget.device)
         # rectangles over each patch, and number of masked patches, after 0, 1, ... attempts
@@ -108,8 +197,8 @@ class BlockMasks:
         Shapes: budget (B,); yields (2, B, K) int32, valid until the next.
         """
         # one more than can be masked: fractions are rounded
-        counts = torch.arange(self.max_masked(height * width) + 2, device=budget.device)
-        smallest = (min(height, width) // 3) ** 2
+        counts = torch.arange(self.most + 2, device=budget.device)
+        smallest = self.smallest or (min(height, width) // 3) ** 2
         spare = (budget[:, None] - counts).clamp_min(0.0) - smallest  # (B, K)
         draws = keys.uniform("rectangles", _ATTEMPTS, 4).transpose(0, 1)[..., None]
         area, aspect, corner = draws[:, :, 0], draws[:, :, 1], draws[:, :, 2:].movedim(2, 0)

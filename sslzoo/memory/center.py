@@ -50,24 +50,27 @@ class Center(Memory):
         return self.rows[0]
 
     @torch.no_grad()
-    def stage(self, mean: Tensor, count: int) -> None:
+    def stage(self, mean: Tensor, count: int | Tensor) -> None:
         """Stage a micro-batch's mean for the next commit.
 
         Args:
             mean: (K,) mean of its logits; detached here.
-            count: number of rows that it is the mean of.
+            count: number of rows that it is the mean of; it may be on the device. Steps without any
+                row leave the center as it is.
 
         Raises:
             ValueError: for other shapes.
         """
         if mean.shape != self.rows.shape[1:]:
             raise ValueError(f"mean must be ({self.rows.shape[1]},), got {tuple(mean.shape)}")
-        self._append(mean[None], mean.new_full((1, 1), float(count)))
+        self._append(mean[None], mean.new_zeros(1, 1) + count)
 
     def _write(self, *columns: Tensor) -> None:
         means, counts = columns
-        mean = (means * (counts / counts.sum())).sum(dim=0)
-        self.rows.lerp_(mean.to(self.rows.dtype), 1 - self.momentum)
+        total = counts.sum()
+        mean = (means * (counts / total.clamp(min=1))).sum(dim=0)
+        weight = ((1 - self.momentum) * (total > 0)).to(self.rows.dtype)
+        self.rows.lerp_(mean.to(self.rows.dtype), weight)
 
     def extra_repr(self) -> str:
         return f"dim={self.rows.shape[1]}, momentum={self.momentum}"

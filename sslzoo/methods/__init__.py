@@ -12,6 +12,7 @@ from sslzoo.methods.deep_infomax import DeepInfoMax
 from sslzoo.methods.deepcluster_v2 import DeepClusterV2
 from sslzoo.methods.densecl import DenseCL
 from sslzoo.methods.dino import DINO
+from sslzoo.methods.dinov2 import DINOv2
 from sslzoo.methods.ibot import IBOT
 from sslzoo.methods.ijepa import IJEPA
 from sslzoo.methods.image_cpc import ImageCPC
@@ -46,6 +47,7 @@ __all__ = [
     "MAE",
     "NNCLR",
     "BarlowTwins",
+    "DINOv2",
     "DeepClusterV2",
     "DeepInfoMax",
     "DenseCL",

@@ -80,19 +80,64 @@ class ConstantRateFor:
         Raises:
             ValueError: a part is not a module of the method.
         """
-        known = dict(module.named_modules())
-        for name in self.parts:
-            if name not in known:
-                children = [child for child, _ in module.named_children()]
-                raise ValueError(f"parts must be modules of the method {children}, got {name!r}")
-        constant = {id(p) for name in self.parts for p in known[name].parameters()}
-        groups = self.groups(module)
-        moving = [[p for p in group["params"] if id(p) not in constant] for group in groups]
-        held = [[p for p in group["params"] if id(p) in constant] for group in groups]
-        split = [{**group, "params": p} for group, p in zip(groups, moving, strict=True)]
-        for group, parameters in zip(groups, held, strict=True):
-            split.append({**group, "params": parameters, "constant_rate": True})
-        return [group for group in split if group["params"]]
+        return _split(module, self.parts, self.groups, {"constant_rate": True})
+
+
+class ZeroRateFirst:
+    """Groups whose parts have the rate 0 in the first epochs: DINOv2's last layers.
+
+    The optimizer's averages move meanwhile, unlike those of a frozen module (`FreezeUntil`). The
+    parts get groups of their own, marked `zero_epochs` for the schedule.
+
+    Args:
+        parts: names of the method's modules.
+        epochs: duration in epochs (fractions allowed); 1 in DINOv2.
+        groups: function that makes the groups to be split.
+
+    Raises:
+        ValueError: the duration is negative.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[str],
+        epochs: float = 1.0,
+        groups: Callable[[nn.Module], list] = exempt_bias_and_norm,
+    ):
+        if not epochs >= 0:
+            raise ValueError(f"epochs must be at least 0, got {epochs}")
+        self.parts, self.epochs, self.groups = list(parts), epochs, groups
+
+    def __call__(self, module: nn.Module) -> list[dict[str, Any]]:
+        """Make the groups, those of the parts last.
+
+        Raises:
+            ValueError: a part is not a module of the method.
+        """
+        return _split(module, self.parts, self.groups, {"zero_epochs": self.epochs})
+
+
+def _split(
+    module: nn.Module,
+    parts: list[str],
+    groups: Callable[[nn.Module], list],
+    mark: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """The groups, split into parameters of some parts, which get a mark and come last, and others.
+
+    Raises:
+        ValueError: a part is not a module of the method.
+    """
+    known = dict(module.named_modules())
+    for name in parts:
+        if name not in known:
+            children = [child for child, _ in module.named_children()]
+            raise ValueError(f"parts must be modules of the method {children}, got {name!r}")
+    inside = {id(p) for name in parts for p in known[name].parameters()}
+    made = groups(module)
+    split = [{**g, "params": [p for p in g["params"] if id(p) not in inside]} for g in made]
+    split += [{**g, "params": [p for p in g["params"] if id(p) in inside], **mark} for g in made]
+    return [group for group in split if group["params"]]
 
 
 class ExemptNamed:
@@ -163,15 +208,26 @@ class LayerDecay:
     Args:
         rate: above 0 and at most 1; 0.65 (ViT-B) or 0.75 (ViT-L, ViT-H) in MAE's recipes.
         weight_decay: weight decay of the other parameters; None: the optimizer's.
+        patch_scale: further factor of the patch projection's rate (`patch_embed`); 0.2 in DINOv2.
+        decay_tokens: whether tokens and positions are decayed like weights, as in DINOv2.
 
     Raises:
-        ValueError: the rate is outside (0, 1].
+        ValueError: the rate is outside (0, 1], or patch_scale negative.
     """
 
-    def __init__(self, rate: float = 0.75, weight_decay: float | None = 0.05):
+    def __init__(
+        self,
+        rate: float = 0.75,
+        weight_decay: float | None = 0.05,
+        patch_scale: float = 1.0,
+        decay_tokens: bool = False,
+    ):
         if not 0 < rate <= 1:
             raise ValueError(f"rate must be in (0, 1], got {rate}")
+        if not patch_scale >= 0:
+            raise ValueError(f"patch_scale must be at least 0, got {patch_scale}")
         self.rate, self.weight_decay = rate, weight_decay
+        self.patch_scale, self.decay_tokens = patch_scale, decay_tokens
 
     def __call__(self, module: nn.Module) -> list[dict[str, Any]]:
         """Make the groups of a method, a classifier or an encoder.
@@ -180,21 +236,24 @@ class LayerDecay:
             ValueError: the layers of its encoder are not known, see `depth_of`.
         """
         prefix, encoder = encoder_of(module)
-        depth, spared = depth_of(encoder), _spared(module)
+        depth = depth_of(encoder)
+        spared = set() if self.decay_tokens else _spared(module)
         decay = {} if self.weight_decay is None else {"weight_decay": self.weight_decay}
-        groups: dict[tuple[int, bool], dict[str, Any]] = {}
+        groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
             own = depth.layers if name.startswith(prefix) else {}
             layer = own.get(name.removeprefix(prefix), depth.last)
             decayed = parameter.ndim > 1 and name not in spared
+            patches = self.patch_scale != 1 and name.startswith(f"{prefix}patch_embed.")
+            scale = self.rate ** (depth.last - layer)
             group = groups.setdefault(
-                (layer, decayed),
+                (layer, decayed, patches),
                 {
                     "params": [],
                     **(decay if decayed else {"weight_decay": 0.0, "adapt": False}),
-                    "lr_scale": self.rate ** (depth.last - layer),
+                    "lr_scale": scale * self.patch_scale if patches else scale,
                 },
             )
             group["params"].append(parameter)

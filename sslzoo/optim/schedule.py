@@ -131,6 +131,8 @@ class LinearSchedule(Schedule):
         epochs: length of the linear part; None: to the end of the run, as in I-JEPA's momentum.
         every: "step", or "epoch": constant within an epoch.
         delay: epochs before the linear part begins.
+        inclusive: whether the last step of the linear part already has the end value, as in
+            DINOv2's teacher temperature (numpy's linspace).
     """
 
     def __init__(
@@ -140,9 +142,10 @@ class LinearSchedule(Schedule):
         epochs: float | None = None,
         every: Literal["step", "epoch"] = "step",
         delay: float = 0.0,
+        inclusive: bool = False,
     ):
         self.start, self.end, self.epochs = start, end, epochs
-        self.every, self.delay = every, delay
+        self.every, self.delay, self.inclusive = every, delay, inclusive
 
     def __call__(self, step: int, run_length: RunLength) -> float:
         if self.every == "epoch":
@@ -151,7 +154,7 @@ class LinearSchedule(Schedule):
         length = run_length.total_steps - delay
         if self.epochs is not None:
             length = run_length.steps(self.epochs)
-        done = min(1.0, max(0.0, step - delay) / max(1.0, length))
+        done = min(1.0, max(0.0, step - delay) / max(1.0, length - self.inclusive))
         return self.start + (self.end - self.start) * done
 
 
@@ -192,6 +195,52 @@ class StepSchedule(Schedule):
         if step < warmup:
             return dropped * (self.start_factor + (1 - self.start_factor) * step / warmup)
         return dropped
+
+
+class RiseAndCosine(Schedule):
+    """Linear from `start` to `peak`, half a cosine to `end`, then constant.
+
+    This is the weight of Gram anchoring in DINOv3.
+    Reference code: facebookresearch/dinov3 at 6876159, cosine_lr_scheduler.py.
+
+    Args:
+        start: value at step 0.
+        peak: value at the first step of the cosine.
+        end: value at its last step, and afterwards.
+        rise_steps: optimizer steps of the linear part.
+        cosine_steps: optimizer steps of the cosine; None: the rest of the run.
+
+    Raises:
+        ValueError: a number of steps is negative.
+    """
+
+    def __init__(
+        self,
+        start: float,
+        peak: float,
+        end: float,
+        rise_steps: int = 0,
+        cosine_steps: int | None = None,
+    ):
+        if rise_steps < 0 or (cosine_steps or 0) < 0:
+            raise ValueError(
+                "rise_steps and cosine_steps must be at least 0, got "
+                f"{rise_steps} and {cosine_steps}"
+            )
+        self.start, self.peak, self.end = start, peak, end
+        self.rise_steps, self.cosine_steps = rise_steps, cosine_steps
+
+    def __call__(self, step: int, run_length: RunLength) -> float:
+        if step < self.rise_steps:
+            return self.start + (self.peak - self.start) * step / self.rise_steps
+        length = self.cosine_steps
+        length = run_length.total_steps - self.rise_steps if length is None else length
+        at = step - self.rise_steps
+        if at >= length:
+            return self.end
+        return self.end + (self.peak - self.end) * (
+            (1 + math.cos(math.pi * at / max(1, length - 1))) / 2
+        )
 
 
 class WarmupConstant(Schedule):

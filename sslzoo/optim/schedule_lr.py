@@ -16,7 +16,8 @@ class ScheduleLR(LRScheduler):
     """Set each group's rate to base rate * `schedule(step, run_length)` * the group's `lr_scale`.
 
     It is stepped once per optimizer step. A group marked `constant_rate=True` (see
-    `ConstantRateFor`) stays at its base rate.
+    `ConstantRateFor`) stays at its base rate; one marked `zero_epochs` (see `ZeroRateFirst`) has
+    the rate 0 in its first epochs.
 
     Args:
         optimizer: its groups' `lr` are the base rates.
@@ -34,6 +35,7 @@ class ScheduleLR(LRScheduler):
             base
             * group.get("lr_scale", 1.0)
             * (1.0 if group.get("constant_rate", False) else factor)
+            * (self.last_epoch >= self.run_length.steps(group.get("zero_epochs", 0.0)))
             for base, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)
         ]
 

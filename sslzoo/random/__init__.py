@@ -3,6 +3,7 @@
 from sslzoo.random.keys import (
     Keys,
     run_keys,
+    run_permutation,
     run_seed,
     run_uniform,
     sample_keys,
@@ -13,6 +14,7 @@ __all__ = [
     "Keys",
     "rows_per_class",
     "run_keys",
+    "run_permutation",
     "run_seed",
     "run_uniform",
     "sample_keys",

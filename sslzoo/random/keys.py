@@ -146,6 +146,14 @@ def run_uniform(purpose: str, seed: int, *parts: int | str) -> float:
     return (_mix_host(key + GOLDEN) >> 40) * 2.0**-24
 
 
+def run_permutation(purpose: str, n: int, seed: int, *parts: int | str) -> list[int]:
+    """`run_keys(seed, *parts).permutation(purpose, n)` as a list, computed on the host."""
+    key = 0
+    for part in (seed, *parts, purpose):
+        key = _mix_host(key + GOLDEN + _mix_host(cast(int, _number(part))))
+    return sorted(range(n), key=lambda i: signed(_mix_host(key + GOLDEN * (i + 1))))
+
+
 def signed(x: int) -> int:
     """The int64 with the same lowest 64 bits."""
     return (x + (1 << 63)) % (1 << 64) - (1 << 63)

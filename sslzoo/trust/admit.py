@@ -40,6 +40,7 @@ FACTORY_PACKAGES = (
 )
 PACKAGES = (
     *FACTORY_PACKAGES,
+    "sslzoo.callbacks.gram",  # a part of a method, unlike other callbacks
     "torch.nn",
     "torch.optim",
 )

@@ -334,6 +334,14 @@ def _dinov2(state: Any) -> tuple[dict[str, Tensor], list[str]]:
     return kept, dropped
 
 
+def _dinov2_teacher(state: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """A training checkpoint has the heads, too, and blocks in chunks."""
+    layout = Layout("dinov2", keep={"backbone.": ""}, drop=("dino_head.", "ibot_head."))
+    backbone, heads = _renamed(state, layout, "dinov2_teacher")
+    kept, dropped = _dinov2(backbone)
+    return kept, [*(f"backbone.{name}" for name in dropped), *heads]
+
+
 def _dinov3(state: Any) -> tuple[dict[str, Tensor], list[str]]:
     """The biases of the keys are masked in the authors' code, and timm's Eva has none."""
     kept, dropped = {}, []
@@ -566,6 +574,9 @@ LAYOUTS: dict[str, Layout] = {
     "mae": Layout("facebookresearch/mae", ("model",), drop=("decoder_", "mask_token")),
     "ijepa": Layout("facebookresearch/ijepa", ("target_encoder",)),
     "dinov2": Layout("facebookresearch/dinov2, backbones alone", translate=_dinov2),
+    "dinov2_teacher": Layout(
+        "facebookresearch/dinov2, training checkpoints", ("teacher",), translate=_dinov2_teacher
+    ),
     "dinov3": Layout("facebookresearch/dinov3, vision transformers", translate=_dinov3),
     "convnext": Layout("facebookresearch/ConvNeXt and dinov3's ConvNeXts", translate=_convnext),
     "clip": Layout("openai/CLIP and open_clip, image towers", translate=_clip),

@@ -178,9 +178,16 @@ def _by_timm(module: nn.Module, state: Mapping[str, Tensor]) -> list[dict[str, T
 
 def _mask_token(saved: Any) -> dict[str, Tensor]:
     """The mask token, which layouts omit since few encoders have it."""
-    names = list(saved) if isinstance(saved, Mapping) else []
-    found = [n for n in names if isinstance(n, str) and n.endswith("mask_token")]
-    return {"mask_token": saved[found[0]]} if found else {}
+    if not isinstance(saved, Mapping):
+        return {}
+    named = [saved, *(part for part in saved.values() if isinstance(part, Mapping))]
+    found = [
+        part[name]
+        for part in named
+        for name in part
+        if isinstance(name, str) and name.endswith("mask_token")
+    ]
+    return {"mask_token": found[0]} if found else {}
 
 
 def _grid_of(encoder: Any) -> tuple[int, int] | None:

@@ -214,13 +214,50 @@ def test_timm_names_and_moco_v3s_twelve_heads() -> None:
     assert sum(p.numel() for p in small_vit().parameters()) == pytest.approx(1.2e6, rel=0.02)
 
 
-@pytest.mark.parametrize("init", ["dino", "moco_v3", "mae", "ijepa"])
+def test_the_subset_form_of_drop_path_has_one_rate_and_is_the_students_alone() -> None:
+    student = toy(drop_path_rate=0.5, depth=3, drop_path="subset", layer_scale=0.1)
+    teacher = without_drop_path(copy.deepcopy(student))
+    x = torch.rand(16, 3, 8, 8)
+    assert student.subset_rate == 0.5
+    assert not torch.equal(student(x), student(x))
+    assert torch.equal(teacher(x), teacher(x))
+    torch.testing.assert_close(teacher(x), student.eval()(x))
+    with pytest.raises(ValueError, match=r"drop_path must be one of"):
+        toy(drop_path="batch")
+
+
+@pytest.mark.parametrize("layer_scale", [None, 0.1])
+def test_registers_have_no_position_and_swiglu_the_authors_width(layer_scale: Any) -> None:
+    vit = toy(registers=2, swiglu=True, width=24, init="dinov2", layer_scale=layer_scale)
+    assert (vit.num_prefix, vit.pos_embed.shape) == (3, (1, 1 + 4, 24))
+    assert vit.blocks[0].mlp.fc1.out_features == 2 * 64
+    assert isinstance(vit.blocks[0].mlp.act, nn.SiLU)
+    assert vit.cls_token.abs().max() < 1e-5
+    assert vit.reg_token.abs().max() < 1e-5
+    scales = [p for name, p in vit.named_parameters() if name.endswith("gamma")]
+    assert all(torch.equal(p, torch.full_like(p, 0.1)) for p in scales)
+    assert len(scales) == (0 if layer_scale is None else 4)
+    tokens = vit._embed(torch.rand(2, 3, 8, 8))
+    torch.testing.assert_close(tokens[:, 1:3], vit.reg_token.expand(2, -1, -1))
+    torch.testing.assert_close(tokens[0, 0], (vit.cls_token + vit.pos_embed[:, :1])[0, 0])
+    with torch.device("meta"):
+        giant = timm_vit("vit_small_patch16_224", swiglu=True, registers=4, drop_path="subset")
+    assert giant.blocks[0].mlp.fc1.out_features == 2 * 1024
+    assert giant.pos_embed.shape == (1, 197, 384)
+    with pytest.raises(ValueError, match="registers must be at least 0, got -1"):
+        toy(registers=-1)
+    with pytest.raises(ValueError, match="class_position must be False for a net without class"):
+        toy(registers=1, class_token=False, pool="mean")
+
+
+@pytest.mark.parametrize("init", ["dino", "dinov2", "moco_v3", "mae", "ijepa"])
 def test_initialization(init: Any) -> None:
     torch.manual_seed(0)
     vit = small_vit(init=init)
     qkv, fc2 = vit.blocks[3].attn.qkv.weight, vit.blocks[3].mlp.fc2.weight
     std = {
         "dino": (0.02, 0.02, None),
+        "dinov2": (0.02, 0.02, None),
         "moco_v3": ((2 / (128 + 128)) ** 0.5, (2 / 640) ** 0.5, (2 / (48 + 128)) ** 0.5),
         "mae": ((2 / (128 + 384)) ** 0.5, (2 / 640) ** 0.5, (2 / (48 + 128)) ** 0.5),
         "ijepa": (0.02, 0.02, 0.02),

@@ -25,13 +25,13 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from sslzoo.batch import Batch
 from sslzoo.callbacks import EMA
-from sslzoo.methods import BYOL, DINO, IBOT, SimCLR
+from sslzoo.methods import BYOL, DINO, IBOT, DINOv2, SimCLR
 from sslzoo.optim import CosineSchedule, LinearSchedule, RunLength, WarmupCosine
 from sslzoo.trainable import Trainable
 from tests.test_every_method import BATCH, SAMPLES, TRAINABLES, Loader, batches, battery, toy
 from tests.test_every_method import fit as fit_quietly
 
-COUNT_IN_EPOCHS = (DINO, IBOT)  # by a schedule of their own
+COUNT_IN_EPOCHS = (DINO, DINOv2, IBOT)  # by a schedule of their own
 PER_EPOCH = SAMPLES // BATCH
 
 

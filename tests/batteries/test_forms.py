@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from sslzoo.batch import Batch
+from sslzoo.callbacks.gram import GramAnchoring
 from sslzoo.distributed import sum_over_ranks, world_size
-from sslzoo.heads import Prototypes
+from sslzoo.heads import DINOHead, Prototypes
 from sslzoo.masks import MultiBlock
 from sslzoo.memory import commit_memories
-from sslzoo.methods import CMC, IBOT, IJEPA, SSLMethod
+from sslzoo.methods import CMC, IBOT, IJEPA, DINOv2, SSLMethod
 from tests.ranks import Ranks
 from tests.toys import build, data_like, every_method, rows
 
@@ -33,6 +34,9 @@ NEEDS: dict[str, dict[str, Any]] = {
 FURTHER: list[Form] = [
     (CMC, {"memory": "queue", "softmax": True, "momentum": 0.5}),
     (CMC, {"positions": 3, "bank_size": None}),
+    (DINOv2, {"patch_projector": DINOHead(16, 8, 10, 7), "centering": "sinkhorn"}),
+    (DINOv2, {"gram": GramAnchoring(), "koleo_weight": 0.0}),
+    (DINOv2, {"gram": GramAnchoring(level="batch", patches="masked", from_step=1)}),
     (IBOT, {"cls_weight": 0.5, "patch_weight": 2.0, "patch_center_momentum": 0.5}),
     (IBOT, {"patch_prototypes": Prototypes(6, 7, fixed_length=False)}),
     (IJEPA, {"masks": MultiBlock(2, min_keep=2, num_contexts=2)}),

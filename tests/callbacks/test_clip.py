@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from sslzoo.callbacks import ClipPerParameter, clip_per_parameter
+from sslzoo.callbacks import (
+    ClipPerModule,
+    ClipPerParameter,
+    clip_per_module,
+    clip_per_parameter,
+)
 from tests.golden import assert_close_to_golden, load
 from tests.no_sync import DEVICE, syncs
 
@@ -51,8 +56,29 @@ def _clip_on_fake_cuda() -> None:
     clip_per_parameter([parameter], 1.0)
 
 
-def test_no_host_synchronization() -> None:
-    assert syncs(_clip_on_fake_cuda) == []
+def test_modules_are_clipped_separately() -> None:
+    method = nn.ModuleDict({"backbone": nn.Linear(2, 1), "projector": nn.Linear(2, 1)})
+    method["teacher"] = nn.Linear(2, 1)
+    for name, size in (("backbone", 3.0), ("projector", 0.1)):
+        for parameter in method[name].parameters():
+            parameter.grad = torch.full_like(parameter, size)
+    norms = clip_per_module(method, 1.0)
+    torch.testing.assert_close(torch.stack(norms), torch.tensor([3.0, 0.1]) * 3**0.5)
+    torch.testing.assert_close(method["backbone"].bias.grad, torch.full((1,), 3**-0.5))
+    assert torch.equal(method["projector"].bias.grad, torch.full((1,), 0.1))
+    with pytest.raises(ValueError, match="max_norm must be above 0, got 0"):
+        ClipPerModule(0)
+
+
+def _clip_modules_on_fake_cuda() -> None:
+    layer = nn.Linear(2, 1, device=DEVICE)
+    layer.weight.grad = torch.ones(1, 2, device=DEVICE)
+    clip_per_module(nn.Sequential(layer), 1.0)
+
+
+@pytest.mark.parametrize("clip", [_clip_on_fake_cuda, _clip_modules_on_fake_cuda])
+def test_no_host_synchronization(clip: Any) -> None:
+    assert syncs(clip) == []
 
 
 def test_nothing_to_clip_is_no_error() -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import zlib
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from sslzoo.masks import BlockMasks
+from sslzoo.masks import BlockMasks, StratifiedBlockMasks
 from sslzoo.masks import block as block_masks
 from sslzoo.random import sample_keys
 from tests.no_sync import DEVICE, Operations, syncs
@@ -157,3 +157,27 @@ def test_wrong_settings_are_named() -> None:
         BlockMasks(aspect=0)
     with pytest.raises(ValueError, match=r"shape must be one of .* got 'rand'"):
         BlockMasks(shape="rand")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ratio": (0.5, 0.1)}, r"0 <= low <= high <= 1, got \(0\.5, 0\.1\)"),
+        ({"fraction": 1.5}, "fraction must be in .* got 1.5"),
+        ({"smallest": 0}, "smallest must be at least 1, got 0"),
+        ({"aspect": 0.0}, "aspect must be in .* got 0.0"),
+    ],
+)
+def test_wrong_strata_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StratifiedBlockMasks(**options)
+
+
+def test_stratified_masks_fill_their_bounds_and_no_more() -> None:
+    masks, strata = StratifiedBlockMasks(), torch.arange(64).flip(0)
+    drawn = masks(sample_keys(3, 0, torch.arange(64)), strata, 64, 16, 12).sum(1)
+    bounds = torch.tensor(masks.bounds(strata.tolist(), 64, 192))
+    assert (drawn <= bounds).all()
+    assert (drawn > 0).sum() == 32
+    below = torch.tensor(masks.bounds((strata - 1).tolist(), 64, 192))
+    assert (drawn >= below - 12)[strata > 0].float().mean() > 0.95

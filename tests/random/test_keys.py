@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sslzoo.random import Keys, run_keys, run_seed, run_uniform, sample_keys
+from sslzoo.random import Keys, run_keys, run_permutation, run_seed, run_uniform, sample_keys
 from tests.no_sync import DEVICE, syncs
 
 
@@ -133,3 +133,9 @@ def test_host_numbers_are_those_of_run_keys() -> None:
     for seed, step in ((0, 0), (3, 17), (2**31, 100_000)):
         wanted = run_keys(seed, "purpose", step).uniform("size").item()
         assert run_uniform("size", seed, "purpose", step) == wanted
+
+
+@pytest.mark.parametrize("n", [1, 2, 17])
+def test_a_permutation_on_the_host_is_the_devices(n: int) -> None:
+    wanted = run_keys(7, "masks", 3).permutation("crops", n)[0].tolist()
+    assert run_permutation("crops", n, 7, "masks", 3) == wanted

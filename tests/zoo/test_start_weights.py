@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed
+from timm.layers import SwiGLUPacked, resample_abs_pos_embed
 from timm.models import beit, convnext, eva, vision_transformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -70,6 +70,30 @@ def test_positions_are_resampled_as_the_authors_do(name: str, size: str, tmp_pat
     assert report.left_out == ["mask_token"] or registers
     assert_close_to_golden(ours.pos_embed[:, -grid[0] * grid[1] :], z[f"pos_{size}"][:, 1:], 1e-5)
     assert_close_to_golden(ours(x), z[f"cls_{size}"], 1e-5)
+
+
+@pytest.mark.parametrize("layout", [None, "dinov2_teacher"])
+@pytest.mark.parametrize("name", ["vit_plain_offset", "vit_reg_antialias", "vit_swiglu"])
+def test_training_checkpoints_of_dinov2_start_a_net(
+    name: str, layout: str | None, tmp_path: Path
+) -> None:
+    """Their blocks are in chunks, and the heads are beside the backbone."""
+    state, z = golden_state(name)
+    chunked = {
+        f"backbone.{key.replace('blocks.', 'blocks.0.', 1)}": value for key, value in state.items()
+    }
+    heads = {f"{head}.mlp.0.weight": torch.zeros(2, 2) for head in ("dino_head", "ibot_head")}
+    registers = {"reg_tokens": 2, "no_embed_class": True} if "reg" in name else {}
+    swiglu = {"mlp_ratio": 2 * 64 / 24, "mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
+    scale = {} if "swiglu" in name else {"init_values": 0.1}
+    options: dict[str, Any] = {**registers, **scale, **(swiglu if "swiglu" in name else {})}
+    ours = ViT(net(img_size=32, patch_size=8, **options), mask_token=True)
+    path = saved(tmp_path, {"teacher": {**chunked, **heads}})
+    report = load_start_weights(ours, path, layout=layout)
+    assert (report.kept, report.adapted) == ([], [])
+    x, mask = torch.tensor(z["img_native"]).float(), torch.tensor(z["masks"])
+    assert_close_to_golden(ours(x), z["cls_native"], 1e-5)
+    assert_close_to_golden(ours.forward_tokens(x, mask)[:, 0], z["cls_masked"], 1e-5)
 
 
 def test_patch_filters_are_resized_by_the_pseudo_inverse(tmp_path: Path) -> None:

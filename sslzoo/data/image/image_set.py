@@ -153,7 +153,8 @@ class TrainCrops:
         crops = self.transform.crops
         large = min(height, width) >= 4 * max(crop.size for crop in crops)
         if large and isinstance(image, Image.Image):  # else none may be reduced
-            spare = min(_spare(c, keys.fold("view", v), height, width) for v, c in enumerate(crops))
+            placed = zip(crops, self.transform.box_views, strict=True)
+            spare = min(_spare(c, keys.fold("view", v), height, width) for c, v in placed)
             reduce(image, spare)
         return self.transform.crop_one(decoding.lazily(image), keys)
 

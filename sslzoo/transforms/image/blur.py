@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslzoo.checks import check_at_least
+from sslzoo.checks import check_at_least, check_choice
 from sslzoo.random import Keys
 from sslzoo.transforms.image.layout import on_rows
 
@@ -218,7 +218,7 @@ class _RandomBlur(ABC):
 
 @final
 class GaussianBlur(_RandomBlur):
-    """Blur with a kernel of a tenth of the height, padded with zeros (SimCLR, BYOL).
+    """Blur with a Gaussian kernel, by default of a tenth of the height (SimCLR, BYOL).
 
     The radius is SimCLR's (height // 10) // 2, which equals BYOL's int(height / 20).
 
@@ -227,22 +227,34 @@ class GaussianBlur(_RandomBlur):
         sigma: range of the width in pixels, drawn per sample.
         kernel_size: width of the kernel in pixels; an even one is enlarged by 1, as in SimCLR.
             None: a tenth of the height.
+        padding: "zeros" as in SimCLR and BYOL, or "reflect" as in torchvision (DINOv2).
 
     Raises:
-        ValueError: for a kernel_size below 1.
+        ValueError: for a kernel_size below 1, or an unknown padding.
     """
 
     def __init__(
-        self, p: float, sigma: tuple[float, float] = (0.1, 2.0), kernel_size: int | None = None
+        self,
+        p: float,
+        sigma: tuple[float, float] = (0.1, 2.0),
+        kernel_size: int | None = None,
+        padding: Literal["zeros", "reflect"] = "zeros",
     ) -> None:
         super().__init__(p, sigma)
+        check_choice("padding", padding, ("zeros", "reflect"))
+        self.padding = padding
         if kernel_size is not None:
             check_at_least("kernel_size", kernel_size, 1)
         self.kernel_size = kernel_size
 
     def blur_(self, planes: Tensor, sigma: Tensor) -> None:
         size = planes.shape[2] // 10 if self.kernel_size is None else self.kernel_size
-        if radius := size // 2:
+        radius = size // 2
+        if radius and self.padding == "reflect":
+            wide = F.pad(planes, (radius,) * 4, mode="reflect")
+            gaussian_blur_(wide, sigma, radius)
+            planes.copy_(wide[:, :, radius:-radius, radius:-radius])
+        elif radius:
             gaussian_blur_(planes, sigma, radius)
 
 

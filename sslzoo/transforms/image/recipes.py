@@ -436,43 +436,67 @@ def mae_views(
 
 
 def multi_crop_views(
-    recipe: Literal["swav", "dino"] = "swav",
+    recipe: Literal["swav", "dino", "dinov2"] = "swav",
     sizes: Sequence[int] = (224, 96),
     counts: Sequence[int] = (2, 6),
     scales: Sequence[tuple[float, float]] = ((0.14, 1.0), (0.05, 0.14)),
     blur: bool = True,
     mean: Numbers = IMAGENET_MEAN,
     std: Numbers = None,
+    large_blur: tuple[float, float] | None = None,
+    gram_size: int | None = None,
 ) -> Views:
-    """SwAV's or DINO's multi-crop: a few large and several small crops.
+    """SwAV's, DINO's or DINOv2's multi-crop: a few large and several small crops.
 
     Caron et al., Unsupervised Learning of Visual Features by Contrasting Cluster Assignments,
     NeurIPS 2020, https://arxiv.org/abs/2006.09882; code facebookresearch/swav at 06b1b7c. Caron
     et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021,
-    https://arxiv.org/abs/2104.14294; code facebookresearch/dino at 7c446df.
+    https://arxiv.org/abs/2104.14294; code facebookresearch/dino at 7c446df. Oquab et al., DINOv2,
+    2023, https://arxiv.org/abs/2304.07193; code facebookresearch/dinov2 at b8931f7.
 
     SwAV's order: crop (bilinear), flip 0.5, jitter (0.8, 0.8, 0.8, 0.2) with probability 0.8,
     grayscale 0.2, PIL's blur 0.5, normalize. DINO's: crop (bicubic), flip 0.5, jitter (0.4, 0.4,
     0.2, 0.1) with probability 0.8, grayscale 0.2, PIL's blur (first large crop 1.0, second 0.1,
     small 0.5), solarize the second large crop 0.2 at 128, normalize. DINO's published defaults:
-    counts (2, 8), scales ((0.4, 1), (0.05, 0.4)).
+    counts (2, 8), scales ((0.4, 1), (0.05, 0.4)). DINOv2's order is DINO's with torchvision's blur
+    (kernel 9, sigma 0.1 to 2); counts (2, 8), scales ((0.32, 1), (0.05, 0.32)), small crops of 96
+    pixels, or 98 with patches of 14.
+
+    DINOv2's code blurs with the probability 1 - p where p was meant, so that the large crops were
+    blurred with 0 and 0.9, not 1 and 0.1, in the training of the released models (reported as its
+    pull request 411).
 
     Deviations: none.
 
     Args:
-        recipe: "swav" or "dino".
+        recipe: "swav", "dino" or "dinov2".
         sizes: side in pixels per group of crops.
         counts: number of crops per group; 2 in DINO's first group.
         scales: range of the crop's fraction of the image area per group.
         blur: whether to blur; False for small images.
         mean: mean per channel.
         std: standard deviation per channel; None: the recipe's (SwAV's official red is 0.228).
+        large_blur: probabilities of the blur of DINO's or DINOv2's two large crops; None: the
+            code's, (1, 0.1) in DINO and (0, 0.9) in DINOv2, where (1, 0.1) was meant.
+        gram_size: side in pixels of two more views for Gram anchoring (DINOv2): the boxes of the
+            large crops at another size, normalized only; None: no such views.
+
+    Raises:
+        ValueError: the sizes, counts and scales do not fit, DINO and DINOv2 have other than two
+            large crops, or an argument is not the recipe's.
     """
-    check_choice("recipe", recipe, ("swav", "dino"))
+    check_choice("recipe", recipe, ("swav", "dino", "dinov2"))
     check_view_kinds(sizes, counts, scales)
-    if recipe == "dino" and counts[0] != 2:
-        raise ValueError(f"counts must begin with 2 for DINO, got {counts}")
-    dino = recipe == "dino"
+    dino = recipe != "swav"
+    if dino and counts[0] != 2:
+        raise ValueError(f"counts must begin with 2 for DINO and DINOv2, got {counts}")
+    if large_blur is not None and not (dino and blur):
+        raise ValueError(
+            f"large_blur must be None for SwAV and without blur, got {large_blur} for {recipe}"
+        )
+    if gram_size is not None and recipe != "dinov2":
+        raise ValueError(f"gram_size must be None except for dinov2, got {gram_size} for {recipe}")
+    blurs = large_blur or ((0.0, 0.9) if recipe == "dinov2" else (1.0, 0.1))
     if mean is not None and std is None:
         std = IMAGENET_STD if dino else SWAV_STD
     views = []
@@ -485,13 +509,19 @@ def multi_crop_views(
             blur_p: float, *last: Op, crop: RandomResizedCrop = crop, jitter: Op = jitter
         ) -> View:
             ops: list[Op] = [jitter, Grayscale(0.2)]
-            ops += [PILBlur(blur_p)] if blur else []
+            if blur and recipe == "dinov2":
+                ops += [GaussianBlur(blur_p, kernel_size=9, padding="reflect")]
+            elif blur:
+                ops += [PILBlur(blur_p)]
             return View(crop, [*ops, *last, *normalize_ops(mean, std)])
 
         if dino and group == 0:
-            views += [view(1.0), view(0.1, Solarize(0.2))]
+            views += [view(blurs[0]), view(blurs[1], Solarize(0.2))]
         else:
             views += [view(0.5)] * count  # one object, so that they are made together
+    if gram_size is not None:
+        crop = RandomResizedCrop(gram_size, scales[0], interpolation="bicubic")
+        views += [View(crop, normalize_ops(mean, std), same_box_as=large) for large in range(2)]
     return Views(views)
 
 

@@ -34,11 +34,16 @@ class View:
     Args:
         crop: the random resized crop, with its flip.
         ops: the operations after the crop.
+        same_box_as: number of the view whose box and flip this one has, at a size and with
+            operations of its own; None: its own.
     """
 
-    def __init__(self, crop: RandomResizedCrop, ops: list[Op]) -> None:
+    def __init__(
+        self, crop: RandomResizedCrop, ops: list[Op], same_box_as: int | None = None
+    ) -> None:
         self.crop = crop
         self.ops = ops
+        self.same_box_as = same_box_as
         self.size = crop.size  # side of the result in pixels
         for op in ops:
             self.size = op.side(self.size) if isinstance(op, PerPatch) else self.size
@@ -72,6 +77,12 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         return [view.crop for view in self.views]
 
     @property
+    def box_views(self) -> list[int]:
+        """Number of the view whose keys draw the box of each view."""
+        shared = [view.same_box_as for view in self.views]
+        return [number if same is None else same for number, same in enumerate(shared)]
+
+    @property
     def sizes(self) -> list[int]:
         """S per tensor of the result."""
         parts = 1 if self.split is None else len(self.split)
@@ -80,7 +91,8 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
     @property
     def trained_size(self) -> int | None:
         """Side of the largest crop in pixels (multi-crop: the global ones); None without views."""
-        return max((crop.size for crop in self.crops), default=None)
+        own = (view.crop.size for view in self.views if view.same_box_as is None)
+        return max(own, default=None)
 
     def trained_view(self, side: int | None = None) -> EvalView:
         """The evaluation view of an encoder trained on these views, of the training size.
@@ -131,8 +143,10 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         results = []
         for view, numbers in self._groups():
             drawn = own.rows(slice(numbers.start * batch, numbers.stop * batch))
-            boxes = view.crop.draw(drawn, images.shape[2], images.shape[3])
-            flip = view.crop.draw_flip(drawn)
+            first = numbers.start if view.same_box_as is None else view.same_box_as
+            placed = own.rows(slice(first * batch, (first + len(numbers)) * batch))
+            boxes = view.crop.draw(placed, images.shape[2], images.shape[3])
+            flip = view.crop.draw_flip(placed)
             if self.shared_flip:
                 flip ^= keys.bernoulli("shared flip", self.shared_flip).repeat(len(numbers))
 
@@ -205,7 +219,8 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
             One (C, S, S) tensor per view, uint8 or float32 as the image.
         """
         pixels = image if isinstance(image, Raster) else pixels_of(image)
-        crops = [c.crop_one(pixels, keys.fold("view", v)) for v, c in enumerate(self.crops)]
+        placed = zip(self.crops, self.box_views, strict=True)
+        crops = [crop.crop_one(pixels, keys.fold("view", v)) for crop, v in placed]
         if self.shared_flip and bool(keys.bernoulli("shared flip", self.shared_flip)):
             return [crop.flip(2) for crop in crops]
         return crops

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -43,6 +45,7 @@ from sslzoo.transforms.image.layout import chunk_rows
 from sslzoo.transforms.image.normalize import Normalize
 from sslzoo.transforms.image.solarize import Solarize
 from sslzoo.transforms.image.translate import RandomTranslate
+from tests.golden import load
 from tests.no_sync import Operations
 
 RECIPES: dict[str, Callable[[], Views]] = {
@@ -68,6 +71,9 @@ RECIPES: dict[str, Callable[[], Views]] = {
     "cpc_v2": lambda: cpc_views(32, (0.3, 1.0), gray=False, patch=8, stride=4, per_patch=True),
     "swav": lambda: multi_crop_views(sizes=(48, 24), counts=(2, 3)),
     "dino": lambda: multi_crop_views("dino", (48, 24), (2, 3), ((0.4, 1.0), (0.05, 0.4))),
+    "dinov2": lambda: multi_crop_views(
+        "dinov2", (48, 24), (2, 3), ((0.32, 1.0), (0.05, 0.32)), gram_size=64
+    ),
 }
 
 
@@ -209,6 +215,10 @@ def test_wrong_calls_are_named() -> None:
         simclr_views(32, mean=(0.5, 0.5, 0.5))
     with pytest.raises(ValueError, match="begin with 2 for DINO"):
         multi_crop_views("dino", (48, 24), (3, 3))
+    with pytest.raises(ValueError, match="large_blur must be None for SwAV and without blur"):
+        multi_crop_views("dinov2", blur=False, large_blur=(1.0, 0.1))
+    with pytest.raises(ValueError, match="gram_size must be None except for dinov2, got 64"):
+        multi_crop_views("dino", gram_size=64)
 
 
 def _near(share: Tensor, p: float) -> bool:
@@ -442,6 +452,57 @@ def test_multi_crop_is_evaluated_at_the_size_of_its_global_crops() -> None:
         assert (view.size, view.resize, view.mean) == (40, 46, (40,))
     mosaic = cpc_views(64, gray=False, patch=16, stride=8, per_patch=True)
     assert (mosaic.sizes, mosaic.trained_view().size) == ([112], 64)
+
+
+def test_dinov2_blurs_as_its_code_does_or_as_was_meant() -> None:
+    """Its class takes 1 - p for p; the shares are of 1,500 calls of the authors' code."""
+    z = load("dinov2/blur_probability.npz")
+
+    def blurs(**options: Any) -> list[float]:
+        views = multi_crop_views(
+            "dinov2", counts=(2, 1), scales=((0.32, 1), (0.05, 0.32)), **options
+        )
+        ops = [op for view in views.views for op in view.ops if isinstance(op, GaussianBlur)]
+        assert all(
+            (op.kernel_size, op.sigma, op.padding) == (9, (0.1, 2.0), "reflect") for op in ops
+        )
+        return [op.p for op in ops]
+
+    assert [1 - p for p in blurs()] == pytest.approx(z["nominal_p"][:3].tolist())
+    assert blurs(large_blur=(1.0, 0.1)) == z["nominal_p"][:3].tolist()
+    applied = dict(zip(z["nominal_p"].tolist(), z["applied_fraction"].tolist(), strict=True))
+    for nominal, p in zip((1.0, 0.1, 0.5), blurs(), strict=True):
+        assert abs(applied[nominal] - p) <= 4 * math.sqrt(p * (1 - p) / 1500)
+
+
+def test_the_blur_with_reflection_is_torchvisions() -> None:
+    images, sigma = torch.rand(3, 2, 20, 30), torch.tensor([0.4, 1.7])
+    got = images.clone()
+    GaussianBlur(1.0, kernel_size=9, padding="reflect").blur_(got, sigma)
+    for i, width in enumerate(sigma.tolist()):
+        wanted = torchvision.transforms.functional.gaussian_blur(images[:, i], [9, 9], [width] * 2)
+        torch.testing.assert_close(got[:, i], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_the_gram_teachers_crops_are_the_large_ones_at_another_size() -> None:
+    views = multi_crop_views(
+        "dinov2", (64, 24), (2, 2), ((0.32, 1.0), (0.05, 0.32)), gram_size=32, mean=None
+    )
+    images, keys = photos(5), sample_keys(0, 0, torch.arange(5))
+    for view in views.views[:2]:
+        view.ops.clear()  # their colors would hide that the crops are the same
+    made = views(images, keys)
+    assert [view.shape[-1] for view in made] == views.sizes == [64, 64, 24, 24, 32, 32]
+    for large, small in zip(made[:2], made[-2:], strict=True):
+        halved = torch.nn.functional.avg_pool2d(large, 2)
+        assert (halved - small).abs().mean() < 0.02
+    assert (made[4] - made[5]).abs().mean() > 0.05
+    assert views.trained_size == 64
+    assert views.box_views == [0, 1, 2, 3, 0, 1]
+    for i in range(5):
+        one = views.crop_one(images[i], keys.rows(slice(i, i + 1)))
+        for crop, view in zip(one[-2:], made[-2:], strict=True):
+            assert (crop / 255 - view[i]).abs().max() < 0.02
 
 
 def test_views_without_a_crop_are_evaluated_on_whole_images() -> None:
