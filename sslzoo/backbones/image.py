@@ -98,7 +98,8 @@ def cifar_resnet(
     model.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
-    return _with_norm(model, norm, bn_groups).to(memory_format=torch.channels_last)
+    model = with_features(_with_norm(model, norm, bn_groups))
+    return model.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
 
 
 class _Block(nn.Module):

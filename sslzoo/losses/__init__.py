@@ -31,6 +31,7 @@ from sslzoo.losses.swapped_prediction import swapped_prediction
 from sslzoo.losses.tico import TiCoTerms, tico
 from sslzoo.losses.triplet import triplet
 from sslzoo.losses.vicreg import VICRegTerms, vicreg
+from sslzoo.losses.vicregl import crop_centers, vicregl_global, vicregl_local
 
 __all__ = [
     "TiCoTerms",
@@ -41,6 +42,7 @@ __all__ = [
     "batch_info_nce",
     "cluster_cross_entropy",
     "cpc_info_nce",
+    "crop_centers",
     "cross_entropy",
     "dcl",
     "dim_donsker_varadhan",
@@ -74,4 +76,6 @@ __all__ = [
     "tico",
     "triplet",
     "vicreg",
+    "vicregl_global",
+    "vicregl_local",
 ]

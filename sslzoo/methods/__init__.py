@@ -29,6 +29,7 @@ from sslzoo.methods.swav import SwAV
 from sslzoo.methods.tico import TiCo
 from sslzoo.methods.triplet import Triplet
 from sslzoo.methods.vicreg import VICReg
+from sslzoo.methods.vicregl import VICRegL
 
 __all__ = [
     "AMDIM",
@@ -60,4 +61,5 @@ __all__ = [
     "TiCo",
     "Triplet",
     "VICReg",
+    "VICRegL",
 ]
