@@ -37,7 +37,7 @@ from sslzoo.layers import GlobalBatchNorm, Init, initialize_blocks, sincos_posit
 
 Positions = Literal["learned", "mae", "moco_v3"]
 Pool = Literal["net", "token", "mean", "mean_before_norm"]
-Resample = Literal["dino", "antialias"]
+Resample = Literal["dino", "exact", "antialias"]
 Sides = int | tuple[int, int]
 Stem = Literal["linear", "conv"]
 _NETS = (VisionTransformer, VisionTransformerDistilled, Eva, Beit)
@@ -60,14 +60,14 @@ def resample_positions(
         width: columns of the new grid.
         grid: rows and columns of the positions; None: they are equal.
         how: "dino": the scale is that of a grid larger by 0.1 patches, without antialiasing, as in
-            DINO and in DINOv2 without registers; "antialias": exact and antialiased, as in DINOv2
-            with registers and in timm.
+            DINO and in DINOv2 without registers; "exact": that of the grid, as in MSN; "antialias":
+            exact and antialiased, as in DINOv2 with registers and in timm.
     """
     grid = grid or (math.isqrt(positions.shape[1]),) * 2
     table = positions.unflatten(1, grid).permute(0, 3, 1, 2)
-    if how == "antialias":
-        size = (height, width)
-        moved = F.interpolate(table, size, mode="bicubic", align_corners=False, antialias=True)
+    if how != "dino":
+        size, smooth = (height, width), how == "antialias"
+        moved = F.interpolate(table, size, mode="bicubic", align_corners=False, antialias=smooth)
     else:
         scale = ((height + 0.1) / grid[0], (width + 0.1) / grid[1])
         moved = F.interpolate(table, scale_factor=scale, mode="bicubic", align_corners=False)
@@ -538,6 +538,7 @@ def small_vit(
     mlp_ratio: float = 4.0,
     qkv_bias: bool = True,
     stem: Stem = "linear",
+    resample: Resample | None = None,
 ) -> nn.Module:
     """A ViT of any size, by default for images of 32 pixels on CPUs.
 
@@ -560,6 +561,7 @@ def small_vit(
         mlp_ratio: hidden width of the MLPs over D.
         qkv_bias: whether the projections to q, k and v have a bias.
         stem: see `ViT`.
+        resample: see `ViT`.
 
     Raises:
         ValueError: a value is out of range, or width not a multiple of num_heads.
@@ -584,4 +586,4 @@ def small_vit(
         qkv_bias=qkv_bias,
         dynamic_img_size=True,
     )
-    return ViT(net, pool, positions, init, mask_token, freeze_patches, stem)
+    return ViT(net, pool, positions, init, mask_token, freeze_patches, stem, resample)

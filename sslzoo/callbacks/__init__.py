@@ -1,7 +1,7 @@
 """Callbacks: teacher updates, memory updates, and evaluation during training."""
 
 from sslzoo.callbacks.attention_maps import AttentionMaps
-from sslzoo.callbacks.clip import ClipPerParameter, clip_per_parameter
+from sslzoo.callbacks.clip import ClipPerParameter, ClipTogether, clip_per_parameter
 from sslzoo.callbacks.clusters import ClusterEpochs
 from sslzoo.callbacks.compare_with_start import CompareWithStart, WorseThanStartWarning
 from sslzoo.callbacks.ema import EMA
@@ -30,6 +30,7 @@ __all__ = [
     "L2SP",
     "AttentionMaps",
     "ClipPerParameter",
+    "ClipTogether",
     "ClusterEpochs",
     "CollapseWarning",
     "CommitMemory",

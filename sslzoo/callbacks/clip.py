@@ -1,12 +1,13 @@
-"""ClipPerParameter: clip each parameter's gradient by its own norm.
+"""Clipping of each parameter's gradient by its own norm, or of most parameters' by a joint norm.
 
-This is DINO's and iBOT's clipping; `Trainer(gradient_clip_val=...)` clips by the global norm.
-Reference code: facebookresearch/dino at 7c446df, utils.py, clip_gradients.
+The first is DINO's and iBOT's, the second MSN's; `Trainer(gradient_clip_val=...)` clips by the
+global norm. Reference code: facebookresearch/dino at 7c446df, utils.py, clip_gradients; msn at
+4388dc1, src/msn_train.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -45,11 +46,50 @@ class ClipPerParameter(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-            raise ValueError(
-                "gradients must be unscaled to be clipped, got a fused optimizer with precision "
-                "16-mixed; use bf16-mixed or set fused: false"
-            )
+        _check_unscaled(trainer, optimizer)
         parameters = (p for group in optimizer.param_groups for p in group["params"])
         clip_per_parameter(parameters, self.max_norm)
+
+
+class ClipTogether(Callback):
+    """Clip the gradients of all parameters by their joint norm, except those of some parts.
+
+    MSN clips its encoder and head this way, not its prototypes; `Trainer(gradient_clip_val=...)`
+    has no exceptions.
+
+    Args:
+        max_norm: 3.0 in MSN's code.
+        besides: names of the method's modules that are not clipped and do not count in the norm.
+
+    Raises:
+        ValueError: see `ClipPerParameter`; or a part is not a module of the method.
+    """
+
+    def __init__(self, max_norm: float = 3.0, besides: Sequence[str] = ("prototypes",)):
+        if not max_norm > 0:
+            raise ValueError(f"max_norm must be above 0, got {max_norm}")
+        self.max_norm, self.besides = max_norm, list(besides)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        known = dict(pl_module.named_modules())
+        for name in self.besides:
+            if name not in known:
+                children = [child for child, _ in pl_module.named_children()]
+                raise ValueError(f"besides must be modules of the method {children}, got {name!r}")
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        _check_unscaled(trainer, optimizer)
+        spared = {p for name in self.besides for p in pl_module.get_submodule(name).parameters()}
+        named = (p for group in optimizer.param_groups for p in group["params"])
+        nn.utils.clip_grad_norm_([p for p in named if p not in spared], self.max_norm)
+
+
+def _check_unscaled(trainer: Trainer, optimizer: Optimizer) -> None:
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise ValueError(
+            "gradients must be unscaled to be clipped, got a fused optimizer with precision "
+            "16-mixed; use bf16-mixed or set fused: false"
+        )

@@ -14,6 +14,7 @@ from sslzoo.losses.margin_contrastive import margin_contrastive
 from sslzoo.losses.masked_features import masked_features
 from sslzoo.losses.masked_language_model import masked_language_model
 from sslzoo.losses.masked_pixels import masked_pixels, patchify
+from sslzoo.losses.msn import MSNTerms, msn, msn_targets
 from sslzoo.losses.mutual_information import (
     dim_donsker_varadhan,
     dim_fenchel_dual,
@@ -34,6 +35,7 @@ from sslzoo.losses.vicreg import VICRegTerms, vicreg
 from sslzoo.losses.vicregl import crop_centers, vicregl_global, vicregl_local
 
 __all__ = [
+    "MSNTerms",
     "TiCoTerms",
     "VICRegTerms",
     "amdim_nce",
@@ -60,6 +62,8 @@ __all__ = [
     "masked_features",
     "masked_language_model",
     "masked_pixels",
+    "msn",
+    "msn_targets",
     "nce",
     "nce_constant",
     "negative_cosine",

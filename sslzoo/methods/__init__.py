@@ -20,6 +20,7 @@ from sslzoo.methods.mae import MAE
 from sslzoo.methods.margin_contrastive import MarginContrastive
 from sslzoo.methods.moco import MoCo
 from sslzoo.methods.moco_v3 import MoCoV3
+from sslzoo.methods.msn import MSN
 from sslzoo.methods.nnclr import NNCLR
 from sslzoo.methods.simclr import SimCLR
 from sslzoo.methods.simcse import SimCSE
@@ -42,6 +43,7 @@ __all__ = [
     "IBOT",
     "IJEPA",
     "MAE",
+    "MSN",
     "NNCLR",
     "BarlowTwins",
     "DeepClusterV2",
