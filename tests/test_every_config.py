@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from sslzoo.batch import Batch, Tokens
+from sslzoo.batch import Batch, Tokens, ViewSpec
 from sslzoo.callbacks import CompareWithStart, FreezeUntil, OnlinePrototypes, OnlineSpectrum
 from sslzoo.commands.configs import config_folders, find_config, known_configs
 from sslzoo.data import AudioDataModule, MultiViewFolder, TextDataModule
@@ -322,7 +322,9 @@ def test_takes_a_step(name: str) -> None:
     model, index = config["model"]["init_args"], torch.arange(BATCH)
     uses_labels = getattr(on_meta(name).model, "uses_labels", False)
     views = views_of(name, config, index)
-    batch = Batch(views, index, index % 3 if uses_labels else None)
+    takes = getattr(on_meta(name).model, "takes", ViewSpec())
+    boxes = torch.zeros(BATCH, len(views), 5, dtype=torch.int64) if takes.boxes else None
+    batch = Batch(views, index, index % 3 if uses_labels else None, boxes)
     method = copy.deepcopy(on_meta(name).model)
     for module in method.modules():
         if isinstance(module, GlobalBatchNorm):
