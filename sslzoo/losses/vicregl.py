@@ -24,6 +24,7 @@ from sslzoo.layers.precision import at_least_float32, no_autocast
 from sslzoo.losses.vicreg import EPS, VICRegTerms, check_rows, variance_and_covariance
 
 _LARGE = 2  # views that are the first of a pair
+Spread = tuple[Tensor, Tensor]  # a variance and a covariance term
 
 
 class Matches(NamedTuple):
@@ -141,18 +142,26 @@ def vicregl_local(
             f"{shapes(*maps)} and {shapes(*centers)}"
         )
     rows = check_rows(len(maps[0]))
-    first, second = (None, None) if match_all_features else num_matches
+    kept = (None, None) if match_all_features else num_matches
+    found: dict[tuple[int, int, int | None, bool], VICRegTerms] = {}
     terms = []
     with no_autocast(maps[0]):
         z = [at_least_float32(x) for x in maps]
+        of_all = [_spread(x, rows) for x in z] if match_all_features else []
         for i, j in _pairs(len(z)):
-            (a, b), (here, there) = (z[i], z[j]), (centers[i], centers[j])
-            terms += [
-                _matched(a, b, nearest(a, b, first), rows),
-                _matched(b, a, nearest(b, a, second), rows),
-                _matched(a, b, nearest(here, there, num_matches[0]), rows),
-                _matched(b, a, nearest(there, here, num_matches[1]), rows),
-            ]
+            for way in (
+                (i, j, kept[0], True),
+                (j, i, kept[1], True),
+                (i, j, num_matches[0], False),
+                (j, i, num_matches[1], False),
+            ):
+                if way not in found:  # the two large views are a pair twice
+                    a, b, count, by_feature = way
+                    points = z if by_feature else centers
+                    matches = nearest(points[a], points[b], count)
+                    spread = None if count is not None else of_all[a]
+                    found[way] = _matched(z[a], z[b], matches, rows, spread)
+                terms.append(found[way])
         kinds = 2  # the means over two directions are added
         return VICRegTerms(*(kinds * torch.stack(x).mean() for x in zip(*terms, strict=True)))
 
@@ -166,17 +175,32 @@ def _distance(x: Tensor, y: Tensor, rows: Rows) -> Tensor:
     return (x - y).square().sum() * (world_size() / (rows.total * x[0].numel()))
 
 
-def _matched(x: Tensor, y: Tensor, matches: Matches, rows: Rows) -> VICRegTerms:
-    """The terms of matched locations of two maps (n, L, C) and (n, M, C)."""
-    x, y = (
-        z.gather(1, which[..., None].expand(-1, -1, z.shape[2]))
-        for z, which in zip((x, y), matches, strict=True)
-    )  # (n, P, C)
-    (v1, c1), (v2, c2) = _per_location(x, rows), _per_location(y, rows)
+def _matched(
+    x: Tensor, y: Tensor, matches: Matches, rows: Rows, spread: Spread | None = None
+) -> VICRegTerms:
+    """The terms of matched locations of two maps (n, L, C) and (n, M, C).
+
+    Args:
+        x: the first map.
+        y: the second map.
+        matches: locations of both.
+        rows: from `row_layout(n)`.
+        spread: of all locations of x, if all are matched.
+    """
+    if spread is None:
+        x = _at(x, matches.own)
+        spread = _spread(x, rows)
+    y = _at(y, matches.others)
+    (v1, c1), (v2, c2) = spread, _spread(y, rows)
     return VICRegTerms(_distance(x, y, rows), (v1 + v2) / 2, (c1 + c2) / 2)
 
 
-def _per_location(z: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+def _at(z: Tensor, which: Tensor) -> Tensor:
+    """The features (n, P, C) at the locations (n, P) of a map (n, L, C)."""
+    return z.gather(1, which[..., None].expand(-1, -1, z.shape[2]))
+
+
+def _spread(z: Tensor, rows: Rows) -> Spread:
     """Variance and covariance terms of (n, P, C), whose locations have their own statistics."""
     z = z - global_sum(z.sum(dim=0)) / rows.total
     covariance = global_sum(torch.einsum("npc,npd->pcd", z, z)) / (rows.total - 1)
