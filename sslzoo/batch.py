@@ -66,11 +66,14 @@ class Batch(NamedTuple):
         index: (B,) int64, each sample's position in the training set.
         label: None, (B,), (B, T) or multi-hot (B, C); read only by evaluation and by methods
             that declare `uses_labels`.
+        boxes: None, or (B, V, 5) int64 of image crops: top, left, height and width in pixels of the
+            source image, and 1 if the crop is flipped; given if `Views.boxes` is true.
     """
 
     views: list[View]
     index: Tensor  # type: ignore[assignment]  # overrides tuple.index
     label: Tensor | None = None
+    boxes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class ViewSpec:
         alike: how many of the first views must have one shape; None: all.
         kind: "any"; "images": tensors (B, C, H, W); "tokens": `Tokens`.
         size: (H, W) that images must have; None: any.
+        boxes: whether the crops' boxes must be given.
     """
 
     least: int = 1
@@ -90,6 +94,7 @@ class ViewSpec:
     alike: int | None = 0
     kind: Literal["any", "images", "tokens"] = "any"
     size: tuple[int, int] | None = None
+    boxes: bool = False
 
     def check_number(self, number: int, who: str) -> None:
         """Refuse another number of views.
@@ -148,12 +153,29 @@ class ViewSpec:
                 f"the views of {who} must have the {height}x{width} pixels of its patch grid, got "
                 f"{describe_views(views)}"
             )
+        if self.boxes:
+            _check_boxes(batch, who)
         first = [_tensors(view)[0].shape for view in views[: self.alike]]
         if len(set(first)) > 1:
             which = f"first {self.alike} views" if self.alike else "views"
             raise ValueError(
                 f"the {which} of {who} must have one shape, got {describe_views(views)}"
             )
+
+
+def _check_boxes(batch: Batch, who: str) -> None:
+    if batch.boxes is None:
+        raise ValueError(
+            f"the batch of {who} must have the boxes of its crops, got none; set boxes: true in "
+            "the transform of an image data module (multi_crop_views, vicregl_views, Views), or "
+            "yield Batch(views, index, label, boxes)"
+        )
+    wanted = (len(_tensors(batch.views[0])[0]), len(batch.views), 5)
+    if batch.boxes.shape != wanted or batch.boxes.is_floating_point():
+        raise ValueError(
+            f"the boxes of {who} must be integers {wanted}: top, left, height, width and flip per "
+            f"view, got {describe_views([batch.boxes])}"
+        )
 
 
 def _tensors(view: View) -> tuple[Tensor, ...]:

@@ -16,6 +16,7 @@ from sslzoo.optim import (
     LinearSchedule,
     RunLength,
     Schedule,
+    StretchedSchedule,
     as_schedule,
 )
 from sslzoo.trainable import Trainable
@@ -85,6 +86,10 @@ CURVES: dict[str, dict[str, Schedule]] = {
         "teacher_patch_temperature": ConstantSchedule(0.04),
     },
     "IJEPA": {"momentum": LinearSchedule(0.996, 1.0)},
+    "MSN": {
+        "momentum": StretchedSchedule(LinearSchedule(0.996, 1.0), 1.25),
+        "sharpening": ConstantSchedule(0.25),
+    },
     "MoCo": {"momentum": ConstantSchedule(0.999)},
     "MoCoV3": {"momentum": CosineSchedule(0.99, 1.0)},
     "ReSSL": {"momentum": ConstantSchedule(0.999)},

@@ -69,7 +69,8 @@ def data_like(batch: Batch, samples: int, num_classes: int = 3, seed: int = 1) -
         for view in batch.views
     ]
     label = torch.randint(0, num_classes, (samples,), generator=generator)
-    return Batch(views, torch.arange(samples), label)
+    boxes = None if batch.boxes is None else batch.boxes[torch.arange(samples) % len(batch.boxes)]
+    return Batch(views, torch.arange(samples), label, boxes)
 
 
 def rows(batch: Batch, which: slice | Tensor) -> Batch:
@@ -78,8 +79,8 @@ def rows(batch: Batch, which: slice | Tensor) -> Batch:
         view[which] if isinstance(view, Tensor) else type(view)(*(part[which] for part in view))
         for view in batch.views
     ]
-    label = None if batch.label is None else batch.label[which]
-    return Batch(views, batch.index[which], label)
+    label, boxes = (None if x is None else x[which] for x in (batch.label, batch.boxes))
+    return Batch(views, batch.index[which], label, boxes)
 
 
 class Pooled(torch.nn.Module):

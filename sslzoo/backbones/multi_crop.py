@@ -9,13 +9,15 @@ head's over all crops.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 
-def multi_crop(backbone: nn.Module, head: nn.Module, views: Sequence[Tensor]) -> Tensor:
+def multi_crop(
+    backbone: Callable[[Tensor], Tensor], head: nn.Module, views: Sequence[Tensor]
+) -> Tensor:
     """The head's outputs for V views; consecutive views of one size share a forward.
 
     Rows are ordered by sample, so that batch norm in groups has a sample's crops in one group.

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import timm
 from timm.layers import PatchEmbed
+from timm.models.convnext import ConvNeXt
+from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from sslzoo.checks import as_side
@@ -27,6 +29,7 @@ _LOADING = {
     "cache_dir",
 }
 _MAP = 4  # dimensions of a feature map
+_POOLED = (ResNet, ConvNeXt)  # their features are pooled from the map
 
 
 def create(
@@ -141,6 +144,8 @@ def start_from(
 def with_features(net: Any) -> Any:
     """Give a timm model `forward_map`, and `forward_tokens` if it has tokens.
 
+    ResNets and ConvNeXts also get `forward_from_map`, from the map to the features.
+
     Args:
         net: a timm model without classifier. It keeps its class, and its parameters their names.
     """
@@ -148,6 +153,8 @@ def with_features(net: Any) -> Any:
     net.num_features = getattr(net, "head_hidden_size", None) or net.num_features
     if hasattr(net, "forward_intermediates") and type(net).__name__ not in _SEVERAL:
         net.forward_map = partial(_map, net)
+    if isinstance(net, _POOLED):
+        net.forward_from_map = partial(net.forward_head, pre_logits=True)
     embed: Any = getattr(net, "patch_embed", None)
     if isinstance(embed, PatchEmbed) and isinstance(getattr(net, "num_prefix_tokens", None), int):
         net.num_prefix = net.num_prefix_tokens

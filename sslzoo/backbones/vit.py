@@ -37,7 +37,7 @@ from sslzoo.layers import GlobalBatchNorm, Init, initialize_blocks, sincos_posit
 
 Positions = Literal["learned", "mae", "moco_v3"]
 Pool = Literal["net", "token", "mean", "mean_before_norm"]
-Resample = Literal["dino", "antialias"]
+Resample = Literal["dino", "exact", "antialias"]
 DropPathForm = Literal["linear", "subset"]
 Sides = int | tuple[int, int]
 Stem = Literal["linear", "conv"]
@@ -62,14 +62,14 @@ def resample_positions(
         width: columns of the new grid.
         grid: rows and columns of the positions; None: they are equal.
         how: "dino": the scale is that of a grid larger by 0.1 patches, without antialiasing, as in
-            DINO and in DINOv2 without registers; "antialias": exact and antialiased, as in DINOv2
-            with registers and in timm.
+            DINO and in DINOv2 without registers; "exact": that of the grid, as in MSN; "antialias":
+            exact and antialiased, as in DINOv2 with registers and in timm.
     """
     grid = grid or (math.isqrt(positions.shape[1]),) * 2
     table = positions.unflatten(1, grid).permute(0, 3, 1, 2)
-    if how == "antialias":
-        size = (height, width)
-        moved = F.interpolate(table, size, mode="bicubic", align_corners=False, antialias=True)
+    if how != "dino":
+        size, smooth = (height, width), how == "antialias"
+        moved = F.interpolate(table, size, mode="bicubic", align_corners=False, antialias=smooth)
     else:
         scale = ((height + 0.1) / grid[0], (width + 0.1) / grid[1])
         moved = F.interpolate(table, scale_factor=scale, mode="bicubic", align_corners=False)
@@ -675,6 +675,7 @@ def small_vit(
     registers: int = 0,
     swiglu: bool = False,
     layer_scale: float | None = None,
+    resample: Resample | None = None,
 ) -> nn.Module:
     """A ViT of any size, by default for images of 32 pixels on CPUs.
 
@@ -701,6 +702,7 @@ def small_vit(
         registers: see `timm_vit`.
         swiglu: see `timm_vit`.
         layer_scale: see `timm_vit`.
+        resample: see `ViT`.
 
     Raises:
         ValueError: a value is out of range, or width not a multiple of num_heads.
@@ -735,6 +737,7 @@ def small_vit(
         mask_token,
         freeze_patches,
         stem,
+        resample,
         class_position=registers > 0,
         subset_rate=subset_rate,
     )

@@ -4,6 +4,7 @@ from sslzoo.callbacks.attention_maps import AttentionMaps
 from sslzoo.callbacks.clip import (
     ClipPerModule,
     ClipPerParameter,
+    ClipTogether,
     clip_per_module,
     clip_per_parameter,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "AttentionMaps",
     "ClipPerModule",
     "ClipPerParameter",
+    "ClipTogether",
     "ClusterEpochs",
     "CollapseWarning",
     "CommitMemory",

@@ -1,13 +1,13 @@
-"""Clipping of each parameter's gradient by its own norm, or of each module's by the module's.
+"""Clipping of gradients by other norms than the global one of `Trainer(gradient_clip_val=...)`.
 
-The first is DINO's and iBOT's, the second DINOv2's; `Trainer(gradient_clip_val=...)` clips by the
-global norm. Reference code: facebookresearch/dino at 7c446df, utils.py, clip_gradients; dinov2 at
-b8931f7, train.py.
+Each parameter by its own norm is DINO's and iBOT's, each module by the module's DINOv2's, and most
+parameters by a joint norm MSN's. Reference code: facebookresearch/dino at 7c446df, utils.py,
+clip_gradients; dinov2 at b8931f7, train.py; msn at 4388dc1, src/msn_train.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -84,6 +84,41 @@ class ClipPerModule(Callback):
     ) -> None:
         _check_unscaled(trainer, optimizer)
         clip_per_module(pl_module, self.max_norm)
+
+
+class ClipTogether(Callback):
+    """Clip the gradients of all parameters by their joint norm, except those of some parts.
+
+    MSN clips its encoder and head this way, not its prototypes; `Trainer(gradient_clip_val=...)`
+    has no exceptions.
+
+    Args:
+        max_norm: 3.0 in MSN's code.
+        besides: names of the method's modules that are not clipped and do not count in the norm.
+
+    Raises:
+        ValueError: see `ClipPerParameter`; or a part is not a module of the method.
+    """
+
+    def __init__(self, max_norm: float = 3.0, besides: Sequence[str] = ("prototypes",)):
+        if not max_norm > 0:
+            raise ValueError(f"max_norm must be above 0, got {max_norm}")
+        self.max_norm, self.besides = max_norm, list(besides)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        known = dict(pl_module.named_modules())
+        for name in self.besides:
+            if name not in known:
+                children = [child for child, _ in pl_module.named_children()]
+                raise ValueError(f"besides must be modules of the method {children}, got {name!r}")
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        _check_unscaled(trainer, optimizer)
+        spared = {p for name in self.besides for p in pl_module.get_submodule(name).parameters()}
+        named = (p for group in optimizer.param_groups for p in group["params"])
+        nn.utils.clip_grad_norm_([p for p in named if p not in spared], self.max_norm)
 
 
 def _check_unscaled(trainer: Trainer, optimizer: Optimizer) -> None:

@@ -71,7 +71,7 @@ def first_batch(loader: Iterable[Any]) -> Batch:
         for view in batch.views
     ]
     label = None if batch.label is None else batch.label[:COUNT]
-    return Batch(views, batch.index[:COUNT], label)
+    return batch._replace(views=views, index=batch.index[:COUNT], label=label)
 
 
 def embed_first(

@@ -27,7 +27,7 @@ from sslzoo import distributed
 from sslzoo.batch import Batch
 from sslzoo.data.datamodule import PredictOn
 from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
-from sslzoo.data.image.image_set import Crops, ImageSet
+from sslzoo.data.image.image_set import Crops, ImageSet, stack_boxes
 from sslzoo.data.listing import select_rows, spread
 from sslzoo.random import Keys
 from sslzoo.transforms.image.eval_view import EvalView
@@ -301,7 +301,8 @@ class UserImages(ImageSet):
             self.crops.cut(image, Keys(key[i : i + 1]), Decoding())
             for i, image in enumerate(images)
         ]
-        return Batch([_stack(list(view)) for view in zip(*cut, strict=True)], kept, label)
+        views = [_stack(list(view)) for view in zip(*(one.views for one in cut), strict=True)]
+        return Batch(views, kept, label, stack_boxes(cut))
 
 
 def _first(loaders: Any) -> Any:

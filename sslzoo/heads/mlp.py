@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from sslzoo.checks import check_choice
 from sslzoo.layers import GlobalBatchNorm
 
 HiddenNorm = bool | Literal["group", "layer"]
+Activation = Literal["relu", "gelu"]
 
 
 def _hidden_norm(norm: HiddenNorm, width: int, bn_groups: int) -> list[nn.Module]:
@@ -43,6 +45,7 @@ class MLP(nn.Module):
         bn_groups: number of groups of the global batch that batch norm normalizes separately.
         init_std: standard deviation of the initial weights (0.01 in SimCLR); None: torch's
             initialization.
+        activation: "relu" or "gelu" (MSN's), after each hidden layer.
     """
 
     def __init__(
@@ -54,8 +57,10 @@ class MLP(nn.Module):
         last_norm: Literal["none", "full", "scale", "plain"] = "none",
         bn_groups: int = 1,
         init_std: float | None = None,
+        activation: Activation = "relu",
     ):
         super().__init__()
+        check_choice("activation", activation, get_args(Activation))
         if len(sizes) < 2 or min(sizes) < 1:
             raise ValueError(f"sizes must be at least two positive numbers, got {list(sizes)}")
         self.in_features, self.out_features = sizes[0], sizes[-1]
@@ -63,7 +68,7 @@ class MLP(nn.Module):
         for wide, narrow in zip(sizes[:-2], sizes[1:-1], strict=True):
             layers.append(nn.Linear(wide, narrow, bias=bias))
             layers += _hidden_norm(norm, narrow, bn_groups)
-            layers.append(nn.ReLU(inplace=True))
+            layers.append(nn.ReLU(inplace=True) if activation == "relu" else nn.GELU())
         layers.append(nn.Linear(sizes[-2], sizes[-1], bias=last_bias))
         if last_norm != "none":
             last = GlobalBatchNorm(sizes[-1], affine=last_norm != "plain", groups=bn_groups)

@@ -18,6 +18,7 @@ from sslzoo.losses.masked_features import masked_features
 from sslzoo.losses.masked_l1 import masked_l1, window_normalize
 from sslzoo.losses.masked_language_model import masked_language_model
 from sslzoo.losses.masked_pixels import masked_pixels, patchify
+from sslzoo.losses.msn import MSNTerms, msn, msn_targets
 from sslzoo.losses.mutual_information import (
     dim_donsker_varadhan,
     dim_fenchel_dual,
@@ -36,8 +37,10 @@ from sslzoo.losses.swapped_prediction import swapped_prediction
 from sslzoo.losses.tico import TiCoTerms, tico
 from sslzoo.losses.triplet import triplet
 from sslzoo.losses.vicreg import VICRegTerms, vicreg
+from sslzoo.losses.vicregl import crop_centers, vicregl_global, vicregl_local
 
 __all__ = [
+    "MSNTerms",
     "TiCoTerms",
     "VICRegTerms",
     "amdim_nce",
@@ -46,6 +49,7 @@ __all__ = [
     "batch_info_nce",
     "cluster_cross_entropy",
     "cpc_info_nce",
+    "crop_centers",
     "cross_entropy",
     "dcl",
     "dense_info_nce",
@@ -69,6 +73,8 @@ __all__ = [
     "masked_l1",
     "masked_language_model",
     "masked_pixels",
+    "msn",
+    "msn_targets",
     "nce",
     "nce_constant",
     "negative_cosine",
@@ -87,5 +93,7 @@ __all__ = [
     "tico",
     "triplet",
     "vicreg",
+    "vicregl_global",
+    "vicregl_local",
     "window_normalize",
 ]

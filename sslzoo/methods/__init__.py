@@ -22,6 +22,7 @@ from sslzoo.methods.mae import MAE
 from sslzoo.methods.margin_contrastive import MarginContrastive
 from sslzoo.methods.moco import MoCo
 from sslzoo.methods.moco_v3 import MoCoV3
+from sslzoo.methods.msn import MSN
 from sslzoo.methods.nnclr import NNCLR
 from sslzoo.methods.ressl import ReSSL
 from sslzoo.methods.simclr import SimCLR
@@ -33,6 +34,7 @@ from sslzoo.methods.swav import SwAV
 from sslzoo.methods.tico import TiCo
 from sslzoo.methods.triplet import Triplet
 from sslzoo.methods.vicreg import VICReg
+from sslzoo.methods.vicregl import VICRegL
 
 __all__ = [
     "AMDIM",
@@ -45,6 +47,7 @@ __all__ = [
     "IBOT",
     "IJEPA",
     "MAE",
+    "MSN",
     "NNCLR",
     "BarlowTwins",
     "DINOv2",
@@ -68,4 +71,5 @@ __all__ = [
     "TiCo",
     "Triplet",
     "VICReg",
+    "VICRegL",
 ]

@@ -11,6 +11,7 @@ from sslzoo.optim.groups import (
     all_alike,
     exempt_bias_and_norm,
     exempt_bias_norm_and_classifier,
+    exempt_bias_norm_and_prototypes,
 )
 from sslzoo.optim.larc import LARC
 from sslzoo.optim.lars import LARS
@@ -23,6 +24,7 @@ from sslzoo.optim.schedule import (
     RunLength,
     Schedule,
     StepSchedule,
+    StretchedSchedule,
     WarmupConstant,
     WarmupCosine,
     WarmupLinear,
@@ -48,6 +50,7 @@ __all__ = [
     "Schedule",
     "ScheduleLR",
     "StepSchedule",
+    "StretchedSchedule",
     "WarmupConstant",
     "WarmupCosine",
     "WarmupLinear",
@@ -57,4 +60,5 @@ __all__ = [
     "depth_of",
     "exempt_bias_and_norm",
     "exempt_bias_norm_and_classifier",
+    "exempt_bias_norm_and_prototypes",
 ]

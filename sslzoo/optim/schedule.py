@@ -243,6 +243,34 @@ class RiseAndCosine(Schedule):
         )
 
 
+class StretchedSchedule(Schedule):
+    """A schedule of a longer run, which ends before it reaches its last value.
+
+    MSN stretches every schedule by 1.25, and its learning rate and weight decay begin at step 1.
+
+    Args:
+        schedule: the schedule; epochs that it names are not stretched.
+        factor: length of its run as a multiple of the run's.
+        first_step: its step at step 0 of the run.
+
+    Raises:
+        ValueError: the factor is below 1, or the first step negative.
+    """
+
+    def __init__(self, schedule: Schedule, factor: float = 1.25, first_step: int = 0):
+        if not factor >= 1 or first_step < 0:
+            raise ValueError(
+                "factor must be at least 1 and first_step at least 0, got "
+                f"{factor} and {first_step}"
+            )
+        self.schedule, self.factor, self.first_step = schedule, factor, first_step
+        self.run_length_on_resume = schedule.run_length_on_resume
+
+    def __call__(self, step: int, run_length: RunLength) -> float:
+        longer = run_length._replace(total_steps=int(self.factor * run_length.total_steps))
+        return self.schedule(step + self.first_step, longer)
+
+
 class WarmupConstant(Schedule):
     """Linear warm-up from 0 to 1, then constant 1.
 

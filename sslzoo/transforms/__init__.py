@@ -21,9 +21,11 @@ from sslzoo.transforms.image.recipes import (
     moco_v1_views,
     moco_v2_views,
     moco_v3_views,
+    msn_views,
     multi_crop_views,
     ressl_views,
     simclr_views,
+    vicregl_views,
 )
 from sslzoo.transforms.image.supervised import crop_view, mae_fine_tune_views
 from sslzoo.transforms.image.views import View, Views
@@ -70,8 +72,10 @@ __all__ = [
     "moco_v1_views",
     "moco_v2_views",
     "moco_v3_views",
+    "msn_views",
     "multi_crop_views",
     "plain_text",
     "ressl_views",
     "simclr_views",
+    "vicregl_views",
 ]

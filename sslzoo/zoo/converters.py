@@ -393,6 +393,16 @@ def _simmim(state: Any) -> tuple[dict[str, Tensor], list[str]]:
     return kept, dropped
 
 
+def _vicregl(state: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """The backbone of a whole checkpoint, a ResNet under torchvision's names or a ConvNeXt."""
+    heads = ("projector.", "maps_projector.", "classifier.")
+    own, dropped = _renamed(state, Layout("", keep={"backbone.": ""}, drop=heads), "vicregl")
+    if not any("dwconv" in name for name in own):
+        return own, dropped
+    kept, more = _convnext(own)
+    return kept, [*dropped, *more]
+
+
 _CLIP = {
     "conv1.": "patch_embed.proj.",
     "class_embedding": "cls_token",
@@ -569,16 +579,22 @@ LAYOUTS: dict[str, Layout] = {
     "dino_teacher": Layout(
         "facebookresearch/dino, whole checkpoints", ("teacher",), {"backbone.": ""}, ("head.",)
     ),
-    "bare": Layout("facebookresearch/barlowtwins, vicreg and dino, backbones alone"),
+    "bare": Layout("facebookresearch/barlowtwins, vicreg, VICRegL and dino, backbones alone"),
     "ibot": Layout("bytedance/ibot, backbones alone", ("state_dict",), drop=("head.",)),
     "mae": Layout("facebookresearch/mae", ("model",), drop=("decoder_", "mask_token")),
     "ijepa": Layout("facebookresearch/ijepa", ("target_encoder",)),
+    "msn": Layout("facebookresearch/msn", ("target_encoder",), drop=("fc.",)),
+    "vicregl": Layout(
+        "facebookresearch/VICRegL, whole checkpoints", ("model",), translate=_vicregl
+    ),
     "dinov2": Layout("facebookresearch/dinov2, backbones alone", translate=_dinov2),
     "dinov2_teacher": Layout(
         "facebookresearch/dinov2, training checkpoints", ("teacher",), translate=_dinov2_teacher
     ),
     "dinov3": Layout("facebookresearch/dinov3, vision transformers", translate=_dinov3),
-    "convnext": Layout("facebookresearch/ConvNeXt and dinov3's ConvNeXts", translate=_convnext),
+    "convnext": Layout(
+        "facebookresearch/ConvNeXt, and VICRegL's and dinov3's ConvNeXts", translate=_convnext
+    ),
     "clip": Layout("openai/CLIP and open_clip, image towers", translate=_clip),
     "transformers": Layout("Hugging Face's ViT and DINOv2", translate=_transformers),
     "efficientnet": Layout("lukemelas/EfficientNet-PyTorch and its forks", translate=_efficientnet),

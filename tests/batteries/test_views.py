@@ -81,7 +81,10 @@ def test_another_number_of_views_is_refused(cls: type[Trainable], number: int) -
     assert trained(method, batch._replace(views=views)) <= fits
     own = [*batch.views, *[batch.views[-1]] * 7][:number]
     if number == len(batch.views) or (number > len(batch.views) and takes.most is None):
-        assert trained(method, batch._replace(views=own))
+        boxes = batch.boxes
+        if boxes is not None:
+            boxes = torch.cat([boxes, boxes[:, -1:].expand(-1, 7, -1)], dim=1)[:, :number]
+        assert trained(method, batch._replace(views=own, boxes=boxes))
 
 
 @pytest.mark.parametrize("cls", every_method(), ids=lambda cls: cls.__name__)

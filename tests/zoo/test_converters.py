@@ -32,7 +32,9 @@ from sslzoo.zoo import LAYOUTS, convert, entries
 from sslzoo.zoo.build import build_backbone, complete
 from sslzoo.zoo.safe_read import ByolState, read
 from tests.golden import assert_close_to_golden, load
+from tests.methods.test_msn import authors
 from tests.zoo.official_files import MANIFESTS, Content, manifest, number, tensorflow_checkpoint
+from tests.zoo.test_start_weights import convnext_names
 
 
 class Case(NamedTuple):
@@ -764,6 +766,49 @@ def test_runs_of_other_libraries_load(tmp_path: Path) -> None:
                 torch.testing.assert_close(loaded(x), wanted)
 
 
+def test_vicregls_backbones_and_whole_checkpoints_load(tmp_path: Path) -> None:
+    """Random weights under the names of the code; whole checkpoints are DDP's."""
+    x = torch.randn(2, 3, 64, 64)
+    for name, bare in (("resnet18", "bare"), ("convnext_atto", "convnext")):
+        net = timm.create_model(name, num_classes=0).eval()
+        own = dict(net.state_dict())
+        own = convnext_names(own) if bare == "convnext" else own
+        heads = ("projector.0.weight", "maps_projector.6.weight", "classifier.bias")
+        whole = {f"module.backbone.{n}": v for n, v in own.items()}
+        whole |= {f"module.{n}": torch.zeros(2) for n in heads}
+        for layout, content in (
+            (bare, own),
+            ("vicregl", {"epoch": 300, "model": whole, "optimizer": {}}),
+        ):
+            torch.save(content, tmp_path / "file.pth")
+            loaded = sslzoo.load(str(tmp_path / "file.pth"), timm_backbone(name), layout)
+            with torch.no_grad():
+                torch.testing.assert_close(loaded(x), net(x))
+        _, dropped = convert({"model": whole}, "vicregl")
+        assert sorted(dropped) == sorted(f"module.{n}" for n in heads)
+        with pytest.raises(ValueError, match=r"such as \['module.extra'\]"):
+            convert({"model": {**whole, "module.extra": x}}, "vicregl")
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_msns_target_encoder_loads(prefix: str, tmp_path: Path) -> None:
+    method, z = authors()
+    for parameter in method.teacher_backbone.parameters():
+        parameter.mul_(-0.5)
+    vit: Any = method.teacher_backbone
+    head = {key.removeprefix("param:") for key in z if key.startswith("param:fc.")}
+    encoder = {f"{prefix}{n}": v for n, v in method.backbone.state_dict().items()}
+    target = {f"{prefix}{n}": v for n, v in vit.state_dict().items()}
+    target |= {f"{prefix}{n}": torch.zeros(2) for n in head}
+    file = {"encoder": encoder, "target_encoder": target, "prototypes": torch.zeros(8, 6)}
+    file |= {"opt": {}, "epoch": 800, "loss": 0.1, "lr": 1e-6, "temperature": 0.25}
+    torch.save(file, tmp_path / "file.pth.tar")
+    kept, dropped = convert(read(tmp_path / "file.pth.tar"), "msn")
+    assert set(dropped) == {f"{prefix}{n}" for n in head}
+    assert kept.keys() == vit.state_dict().keys()
+    assert all(torch.equal(kept[n], v) for n, v in vit.state_dict().items())
+
+
 def test_a_cifar_run_of_solo_learn_loads(tmp_path: Path) -> None:
     net = timm.create_model("resnet18", num_classes=0)
     net.conv1 = nn.Conv2d(3, 64, 3, 1, 2, bias=False)
@@ -785,6 +830,7 @@ def test_every_layout_is_tested() -> None:
         "transformers",
         "efficientnet",
     }  # test_start_weights.py
+    tested |= {"msn", "vicregl"}
     assert tested == set(LAYOUTS)
 
 

@@ -257,13 +257,10 @@ def test_dinov3_is_timms(tmp_path: Path) -> None:
     torch.testing.assert_close(ours.forward_tokens(x), theirs.eval().forward_features(x))
 
 
-def test_convnext_is_timms(tmp_path: Path) -> None:
-    theirs = convnext.ConvNeXt(depths=(1, 1, 2, 1), dims=(8, 8, 16, 16), num_classes=0)
-    official: dict[str, Tensor] = {
-        "head.weight": torch.zeros(2, 16),
-        "norms.3.bias": torch.ones(16),
-    }
-    for name, value in theirs.state_dict().items():
+def convnext_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """timm's state under the names of facebookresearch/ConvNeXt."""
+    official: dict[str, Tensor] = {}
+    for name, value in state.items():
         for ours, official_name in (
             ("stem.", "downsample_layers.0."),
             (".blocks.", "."),
@@ -276,6 +273,16 @@ def test_convnext_is_timms(tmp_path: Path) -> None:
             stage, _, rest = name.removeprefix("stages.").partition(".downsample.")
             name = f"downsample_layers.{stage}.{rest}"
         official[name] = value
+    return official
+
+
+def test_convnext_is_timms(tmp_path: Path) -> None:
+    theirs = convnext.ConvNeXt(depths=(1, 1, 2, 1), dims=(8, 8, 16, 16), num_classes=0)
+    official: dict[str, Tensor] = {
+        "head.weight": torch.zeros(2, 16),
+        "norms.3.bias": torch.ones(16),
+        **convnext_names(theirs.state_dict()),
+    }
     wanted = convnext.checkpoint_filter_fn(dict(official), theirs)
     kept, _ = convert(official, "convnext")
     assert kept.keys() == theirs.state_dict().keys() == {n for n in wanted if "head.fc" not in n}

@@ -118,10 +118,13 @@ class ImageDataModule(SampleDataModule):
     def train_views(self, batch: Batch, epoch: int) -> Batch:
         keys = sample_keys(self.seed, epoch, batch.index)
         if self.sets.train.needs_crops:
-            views = self.transform.finish(batch.views, keys)
-        else:
-            views = self.transform(batch.views[0], keys)
-        return self._in_precision(batch._replace(views=views))
+            return self._in_precision(
+                batch._replace(views=self.transform.finish(batch.views, keys))
+            )
+        images = batch.views[0]
+        boxes = self.transform.draw_boxes(keys, images.shape[2], images.shape[3])
+        views = self.transform(images, keys)
+        return self._in_precision(batch._replace(views=views, boxes=boxes))
 
     def has_pairs(self) -> bool:
         """Whether there are two unsplit views of one size, normalized like `eval_view`."""

@@ -9,7 +9,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -115,6 +115,24 @@ class ArrayImages(ImageSet):
         return tensor_digest({"images": self.images}) + labels_digest(self.labels)
 
 
+class Cut(NamedTuple):
+    """The crops of one image.
+
+    Attributes:
+        views: V crops (C, h, w).
+        boxes: (V, 5) int64 as in `Batch`, or None.
+    """
+
+    views: list[Tensor]
+    boxes: Tensor | None = None
+
+
+def stack_boxes(cuts: Sequence[Cut]) -> Tensor | None:
+    """The boxes of a batch, (B, V, 5), if its images have them."""
+    boxes = [cut.boxes for cut in cuts if cut.boxes is not None]
+    return torch.stack(boxes) if boxes else None
+
+
 class Crops(Protocol):
     """Crops the views of one image in a worker; must be picklable."""
 
@@ -122,9 +140,7 @@ class Crops(Protocol):
         """(B,) keys of a batch's samples."""
         ...
 
-    def cut(
-        self, image: Image.Image | Tensor | Raster, keys: Keys, decoding: Decoding
-    ) -> list[Tensor]:
+    def cut(self, image: Image.Image | Tensor | Raster, keys: Keys, decoding: Decoding) -> Cut:
         """Crop an image, not decoded yet, or pixels (C, H, W), to (C, h, w), with one key."""
         ...
 
@@ -146,9 +162,7 @@ class TrainCrops:
     def keys(self, index: Tensor) -> Keys:
         return sample_keys(self.seed, int(self.epoch), index)
 
-    def cut(
-        self, image: Image.Image | Tensor | Raster, keys: Keys, decoding: Decoding
-    ) -> list[Tensor]:
+    def cut(self, image: Image.Image | Tensor | Raster, keys: Keys, decoding: Decoding) -> Cut:
         height, width = upright_size(image, decoding.upright)
         crops = self.transform.crops
         large = min(height, width) >= 4 * max(crop.size for crop in crops)
@@ -156,7 +170,12 @@ class TrainCrops:
             placed = zip(crops, self.transform.box_views, strict=True)
             spare = min(_spare(c, keys.fold("view", v), height, width) for c, v in placed)
             reduce(image, spare)
-        return self.transform.crop_one(decoding.lazily(image), keys)
+        found = decoding.lazily(image)
+        boxes = self.transform.draw_boxes(keys, found.shape[1], found.shape[2])
+        if boxes is not None:
+            boxes[..., :4] *= round(height / found.shape[1])  # of a reduced JPEG
+            boxes = boxes[0]
+        return Cut(self.transform.crop_one(found, keys), boxes)
 
 
 class EvalCrops:
@@ -175,16 +194,14 @@ class EvalCrops:
     def keys(self, index: Tensor) -> Keys:
         return sample_keys(0, 0, index)  # unused: nothing is random
 
-    def cut(
-        self, image: Image.Image | Tensor | Raster, keys: Keys, decoding: Decoding
-    ) -> list[Tensor]:
+    def cut(self, image: Image.Image | Tensor | Raster, keys: Keys, decoding: Decoding) -> Cut:
         view = self.view
         short = min(upright_size(image, upright=False))
         if self.fit and short != view.size and view.resize is None:
             view = EvalView(view.size, view.size, interpolation=view.interpolation)
         if isinstance(image, Image.Image):
             reduce(image, short / (view.resize or view.size))
-        return [view.crop_one(decoding(image))]
+        return Cut([view.crop_one(decoding(image))])
 
 
 class Tiles(NamedTuple):
@@ -312,12 +329,12 @@ class FileImages(ImageSet):
         key = self.crops.keys(torch.tensor(index)).key
         cut = [self._cut(i, Keys(key[row : row + 1])) for row, i in enumerate(index)]
         rows = self._readable(cut, index)
-        views = zip(*(cut[row] for row in rows), strict=True)  # type: ignore[arg-type]
+        found = [cast(Cut, cut[row]) for row in rows]
         kept = torch.tensor([index[row] for row in rows])
-        stacked = [stack_pixels(view) for view in views]
-        return Batch(stacked, kept, select_rows(self.labels, kept))
+        views = [stack_pixels(view) for view in zip(*(one.views for one in found), strict=True)]
+        return Batch(views, kept, select_rows(self.labels, kept), stack_boxes(found))
 
-    def _cut(self, index: int, keys: Keys) -> list[Tensor] | None:
+    def _cut(self, index: int, keys: Keys) -> Cut | None:
         path = self.path(index)
         assert self.crops is not None
         try:
@@ -342,9 +359,9 @@ class FileImages(ImageSet):
         top, left, height, width = box
         return self.decoding(image)[:, top : top + height, left : left + width]
 
-    def _readable(self, cut: list[list[Tensor] | None], index: list[int]) -> list[int]:
+    def _readable(self, cut: list[Cut | None], index: list[int]) -> list[int]:
         """The source row of each row of the batch; see `readable_rows`."""
-        rows = readable_rows([views is not None for views in cut], self.keep_size)
+        rows = readable_rows([one is not None for one in cut], self.keep_size)
         if not rows:
             raise ValueError(
                 f"all {len(index)} images of a batch are unreadable, the first is "

@@ -445,6 +445,7 @@ def multi_crop_views(
     std: Numbers = None,
     large_blur: tuple[float, float] | None = None,
     gram_size: int | None = None,
+    boxes: bool = False,
 ) -> Views:
     """SwAV's, DINO's or DINOv2's multi-crop: a few large and several small crops.
 
@@ -480,6 +481,8 @@ def multi_crop_views(
             code's, (1, 0.1) in DINO and (0, 0.9) in DINOv2, where (1, 0.1) was meant.
         gram_size: side in pixels of two more views for Gram anchoring (DINOv2): the boxes of the
             large crops at another size, normalized only; None: no such views.
+
+        boxes: whether batches get the crops' boxes, see `Views`.
 
     Raises:
         ValueError: the sizes, counts and scales do not fit, DINO and DINOv2 have other than two
@@ -522,6 +525,86 @@ def multi_crop_views(
     if gram_size is not None:
         crop = RandomResizedCrop(gram_size, scales[0], interpolation="bicubic")
         views += [View(crop, normalize_ops(mean, std), same_box_as=large) for large in range(2)]
+    return Views(views, boxes=boxes)
+
+
+def vicregl_views(
+    sizes: Sequence[int] = (224, 96),
+    counts: Sequence[int] = (2, 6),
+    scales: Sequence[tuple[float, float]] = ((0.4, 1.0), (0.08, 0.4)),
+    blur: bool = True,
+    mean: Numbers = IMAGENET_MEAN,
+    std: Numbers = SWAV_STD,
+) -> Views:
+    """VICRegL's large and small crops with their boxes; colors alternate between BYOL's two views.
+
+    Bardes et al., VICRegL: Self-Supervised Learning of Local Visual Features, NeurIPS 2022,
+    https://arxiv.org/abs/2210.01571; code facebookresearch/VICRegL at 803ae4c.
+
+    Order: crop (bicubic), flip 0.5, jitter (0.4, 0.4, 0.2, 0.1) with probability 0.8, grayscale
+    0.2, PIL's blur (crops 0, 2, ...: 1.0, crops 1, 3, ...: 0.1; radius 0.1 to 2), solarize crops 1,
+    3, ... 0.2 at 128, normalize. The defaults are those of the ConvNeXts; the ResNet-50 has sizes
+    (224), counts (2) and scales ((0.08, 1)).
+
+    Deviations: the filter of the crop is VICReg's (bicubic), not checked in the code.
+
+    Args:
+        sizes: side in pixels per group of crops.
+        counts: number of crops per group.
+        scales: range of the crop's fraction of the image area per group.
+        blur: whether to blur; False for small images.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
+    """
+    check_view_kinds(sizes, counts, scales)
+    views: list[View] = []
+    for size, count, scale in zip(sizes, counts, scales, strict=True):
+        crop = RandomResizedCrop(size, scale, interpolation="bicubic")
+        for _ in range(count):
+            blur_p, solarize_p = ((1.0, 0.0), (0.1, 0.2))[len(views) % 2]
+            ops: list[Op] = [ColorJitter(0.4, 0.4, 0.2, 0.1, 0.8), Grayscale(0.2)]
+            ops += [PILBlur(blur_p)] if blur else []
+            ops += [Solarize(solarize_p)] if solarize_p else []
+            views.append(View(crop, [*ops, *normalize_ops(mean, std)]))
+    return Views(views, boxes=True)
+
+
+def msn_views(
+    sizes: Sequence[int] = (224, 96),
+    counts: Sequence[int] = (2, 10),
+    scales: Sequence[tuple[float, float]] = ((0.3, 1.0), (0.05, 0.3)),
+    strength: float = 0.5,
+    blur: bool = True,
+    mean: Numbers = IMAGENET_MEAN,
+    std: Numbers = IMAGENET_STD,
+) -> Views:
+    """MSN's random views, of which the first is the target, and its focal views.
+
+    Assran et al., Masked Siamese Networks for Label-Efficient Learning, ECCV 2022,
+    https://arxiv.org/abs/2204.07141; code facebookresearch/msn at 4388dc1.
+
+    Order: crop (bilinear), flip 0.5, jitter (0.8 s, 0.8 s, 0.8 s, 0.2 s) with probability 0.8,
+    grayscale 0.2, PIL's blur 0.5 (radius 0.1 to 2), normalize.
+
+    Deviations: none.
+
+    Args:
+        sizes: side in pixels of random and focal views.
+        counts: number of each; the random ones include the target.
+        scales: range of the crop's fraction of the image area of each.
+        strength: s, the color distortion strength.
+        blur: whether to blur; False for small images.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
+    """
+    check_view_kinds(sizes, counts, scales)
+    s = 0.8 * strength
+    ops: list[Op] = [ColorJitter(s, s, s, 0.2 * strength, 0.8), Grayscale(0.2)]
+    ops += [PILBlur(0.5)] if blur else []
+    ops += normalize_ops(mean, std)
+    views: list[View] = []
+    for size, count, scale in zip(sizes, counts, scales, strict=True):
+        views += [View(RandomResizedCrop(size, scale), ops)] * count
     return Views(views)
 
 

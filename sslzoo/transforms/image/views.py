@@ -57,6 +57,8 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         split: channels of each part into which every view is split, for methods whose views are
             channels of one crop (CMC); None: no split.
         shared_flip: probability of a flip of all views of a sample, in addition to each crop's.
+        boxes: whether batches get the boxes of the crops (`Batch.boxes`), for methods that need
+            positions.
     """
 
     def __init__(
@@ -64,8 +66,10 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         views: list[View],
         split: Sequence[int] | None = None,
         shared_flip: float = 0.0,
+        boxes: bool = False,
     ) -> None:
         self.views = views
+        self.boxes = boxes
         self.split = None if split is None else list(split)
         self.shared_flip = shared_flip
         self._draws = DrawTable()
@@ -157,6 +161,29 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
 
             results += _finish(view, images, drawn, len(numbers), crop)
         return self._cut(results)
+
+    @torch.no_grad()
+    def draw_boxes(self, keys: Keys, height: int, width: int) -> Tensor | None:
+        """The boxes and flips of the crops that the same keys make, as in `Batch.boxes`.
+
+        Args:
+            keys: as in `__call__`.
+            height: height of the source images in pixels.
+            width: width of the source images.
+
+        Returns:
+            (B, V, 5) int64; None if `boxes` is false.
+        """
+        if not self.boxes:
+            return None
+        shared = keys.bernoulli("shared flip", self.shared_flip)
+        drawn = []
+        for number, crop in zip(self.box_views, self.crops, strict=True):
+            own = keys.fold("view", number)
+            flip = crop.draw_flip(own) ^ shared
+            drawn.append(torch.cat((crop.draw(own, height, width), flip[:, None]), dim=1))
+        parts = 1 if self.split is None else len(self.split)
+        return torch.stack(drawn, dim=1).repeat_interleave(parts, dim=1)
 
     def _keys(self, keys: Keys) -> Keys:
         """The keys of all views, view by view, with their draws in one table."""

@@ -33,9 +33,11 @@ from sslzoo.transforms import (
     moco_v1_views,
     moco_v2_views,
     moco_v3_views,
+    msn_views,
     multi_crop_views,
     ressl_views,
     simclr_views,
+    vicregl_views,
 )
 from sslzoo.transforms.image.affine import RandomAffine
 from sslzoo.transforms.image.blur import GaussianBlur, PILBlur
@@ -74,6 +76,8 @@ RECIPES: dict[str, Callable[[], Views]] = {
     "dinov2": lambda: multi_crop_views(
         "dinov2", (48, 24), (2, 3), ((0.32, 1.0), (0.05, 0.32)), gram_size=64
     ),
+    "vicregl": lambda: vicregl_views((48, 24), (2, 3)),
+    "msn": lambda: msn_views((48, 24), (2, 3)),
 }
 
 
@@ -358,6 +362,13 @@ def test_recipes_hold_the_papers_order_and_numbers() -> None:
     assert [i for i, v in enumerate(dino) if "Solarize" in names(v)] == [1]
     assert multi_crop_views().sizes == [224] * 2 + [96] * 6
     assert simclr_views(32, blur=False).views[0].crop.scale == (0.08, 1.0)
+    local = vicregl_views().views
+    assert [op.p for v in local for op in v.ops if isinstance(op, PILBlur)] == [1.0, 0.1] * 4
+    assert [i for i, v in enumerate(local) if "Solarize" in names(v)] == [1, 3, 5, 7]
+    assert [v.crop.scale for v in local] == [(0.4, 1.0)] * 2 + [(0.08, 0.4)] * 6
+    assert msn_views().sizes == [224] * 2 + [96] * 10
+    assert names(msn_views().views[0]) == ["ColorJitter", "Grayscale", "PILBlur", "Normalize"]
+    assert [v.crop.scale for v in msn_views().views[1:3]] == [(0.3, 1.0), (0.05, 0.3)]
 
 
 class _Syncs(TorchDispatchMode):
