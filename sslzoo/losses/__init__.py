@@ -25,12 +25,14 @@ from sslzoo.losses.mutual_information import (
 from sslzoo.losses.nce import bank_softmax, nce, nce_constant, proximal, sampled_softmax
 from sslzoo.losses.nt_xent import nt_xent
 from sslzoo.losses.regression import negative_cosine, regression
+from sslzoo.losses.sigreg import random_directions, sigreg, view_invariance
 from sslzoo.losses.sinkhorn import sinkhorn
 from sslzoo.losses.sup_con import sup_con
 from sslzoo.losses.swapped_prediction import swapped_prediction
 from sslzoo.losses.tico import TiCoTerms, tico
 from sslzoo.losses.triplet import triplet
 from sslzoo.losses.vicreg import VICRegTerms, vicreg
+from sslzoo.losses.w_mse import w_mse, whiten
 
 __all__ = [
     "TiCoTerms",
@@ -64,8 +66,10 @@ __all__ = [
     "nt_xent",
     "patchify",
     "proximal",
+    "random_directions",
     "regression",
     "sampled_softmax",
+    "sigreg",
     "sinkhorn",
     "soft_cross_entropy",
     "sup_con",
@@ -74,4 +78,7 @@ __all__ = [
     "tico",
     "triplet",
     "vicreg",
+    "view_invariance",
+    "w_mse",
+    "whiten",
 ]

@@ -16,6 +16,7 @@ from sslzoo.methods.ijepa import IJEPA
 from sslzoo.methods.image_cpc import ImageCPC
 from sslzoo.methods.instdisc import InstDisc
 from sslzoo.methods.invaspread import InvaSpread
+from sslzoo.methods.lejepa import LeJEPA
 from sslzoo.methods.mae import MAE
 from sslzoo.methods.margin_contrastive import MarginContrastive
 from sslzoo.methods.moco import MoCo
@@ -29,6 +30,7 @@ from sslzoo.methods.swav import SwAV
 from sslzoo.methods.tico import TiCo
 from sslzoo.methods.triplet import Triplet
 from sslzoo.methods.vicreg import VICReg
+from sslzoo.methods.w_mse import WMSE
 
 __all__ = [
     "AMDIM",
@@ -42,12 +44,14 @@ __all__ = [
     "IJEPA",
     "MAE",
     "NNCLR",
+    "WMSE",
     "BarlowTwins",
     "DeepClusterV2",
     "DeepInfoMax",
     "ImageCPC",
     "InstDisc",
     "InvaSpread",
+    "LeJEPA",
     "MarginContrastive",
     "MoCo",
     "MoCoV3",
