@@ -47,9 +47,10 @@ class WMSE(SSLMethod):
     Example:
         >>> from sslzoo.backbones import SmallResNet
         >>> from sslzoo.heads import MLP
-        >>> method = WMSE(SmallResNet((8, 16)), MLP([16, 32, 2], bias=False), sub_batch_size=3)
-        >>> views = [torch.rand(6, 3, 8, 8), torch.rand(6, 3, 8, 8)]
-        >>> batch = Batch(views, index=torch.arange(6))
+        >>> projector = MLP([16, 32, 8], bias=False)
+        >>> method = WMSE(SmallResNet((8, 16)), projector, sub_batch_size=2, eps=0.5)
+        >>> views = [torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8)]
+        >>> batch = Batch(views, index=torch.arange(4))
         >>> list(method.losses(batch))
         ['w_mse']
     """

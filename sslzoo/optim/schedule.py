@@ -163,6 +163,8 @@ class StepSchedule(Schedule):
         gamma: factor at each milestone.
         run_length_on_resume: see `Schedule`.
         warmup_steps: optimizer steps of linear warm-up from 0 (AMDIM: 500).
+        warmup_has_peak: whether the warm-up begins at 1 / warmup_steps, so that its last step
+            already has the value 1 (W-MSE).
     """
 
     def __init__(
@@ -171,14 +173,39 @@ class StepSchedule(Schedule):
         gamma: float = 0.1,
         run_length_on_resume: OnResume = "keep",
         warmup_steps: int = 0,
+        warmup_has_peak: bool = False,
     ):
         self.milestones, self.gamma = sorted(milestones), gamma
         self.run_length_on_resume, self.warmup_steps = run_length_on_resume, warmup_steps
+        self.warmup_has_peak = warmup_has_peak
 
     def __call__(self, step: int, run_length: RunLength) -> float:
         epochs = step / run_length.steps(1)
         dropped = self.gamma ** sum(epochs >= milestone for milestone in self.milestones)
-        return dropped * min(1.0, step / self.warmup_steps) if self.warmup_steps else dropped
+        risen = (step + self.warmup_has_peak) / max(1, self.warmup_steps)
+        return dropped * min(1.0, risen) if self.warmup_steps else dropped
+
+
+class SineSchedule(Schedule):
+    """A quarter of a sine from `start` to `end`: fast at first, and flat at the end of the run.
+
+    With `every="epoch"`, the last epoch has the value `end`, as in sayannag/TiCo-pytorch.
+
+    Args:
+        start: value at step 0.
+        end: value at the end.
+        every: "step", or "epoch": constant within an epoch.
+    """
+
+    def __init__(self, start: float, end: float, every: Literal["step", "epoch"] = "step"):
+        self.start, self.end, self.every = start, end, every
+
+    def __call__(self, step: int, run_length: RunLength) -> float:
+        done = run_length.fraction(step)
+        if self.every == "epoch":
+            last = run_length.epoch_start(max(0, run_length.total_steps - 1))
+            done = min(1.0, run_length.epoch_start(step) / max(1, last))
+        return self.start + (self.end - self.start) * math.sin(math.pi / 2 * done)
 
 
 class WarmupConstant(Schedule):
