@@ -17,12 +17,14 @@ from sslzoo.transforms.image.recipes import (
     ijepa_views,
     instdisc_views,
     invaspread_views,
+    lejepa_views,
     mae_views,
     moco_v1_views,
     moco_v2_views,
     moco_v3_views,
     multi_crop_views,
     simclr_views,
+    w_mse_views,
 )
 from sslzoo.transforms.image.supervised import crop_view, mae_fine_tune_views
 from sslzoo.transforms.image.views import View, Views
@@ -64,6 +66,7 @@ __all__ = [
     "ijepa_views",
     "instdisc_views",
     "invaspread_views",
+    "lejepa_views",
     "mae_fine_tune_views",
     "mae_views",
     "moco_v1_views",
@@ -72,4 +75,5 @@ __all__ = [
     "multi_crop_views",
     "plain_text",
     "simclr_views",
+    "w_mse_views",
 ]
