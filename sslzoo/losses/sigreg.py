@@ -31,19 +31,23 @@ _BLOCK = {"cpu": 1 << 17, "cuda": 1 << 24}  # entries (n, V, directions) per blo
 
 
 def random_directions(
-    dim: int, count: int, seed: int, step: int, device: torch.device | str = "cpu"
+    dim: int, num_directions: int, seed: int, step: int, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Draw unit vectors that depend on seed and step alone: (D, S) float32.
 
     Args:
         dim: D.
-        count: S.
+        num_directions: S.
         seed: seed of the run.
         step: optimizer step.
         device: of the result.
+
+    Raises:
+        ValueError: for a num_directions below 1.
     """
+    check_at_least("num_directions", num_directions, 1)
     keys = run_keys(seed, "sigreg", step, device=device)
-    return torch.nn.functional.normalize(keys.normal("directions", dim, count)[0], dim=0)
+    return torch.nn.functional.normalize(keys.normal("directions", dim, num_directions)[0], dim=0)
 
 
 def knots(

@@ -26,8 +26,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sslzoo.backbones import multi_crop
-from sslzoo.batch import Batch, View, ViewSpec
-from sslzoo.checks import check_at_least, check_interval
+from sslzoo.batch import Batch, ViewSpec
+from sslzoo.checks import check_interval
 from sslzoo.losses import random_directions, sigreg, view_invariance
 from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, output_dim
 from sslzoo.optim import Schedule, all_alike
@@ -71,22 +71,14 @@ class LeJEPA(SSLMethod):
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
+        output_dim(backbone, projector)
         check_interval("sigreg_weight", sigreg_weight, 0, 1)
-        check_at_least("num_directions", num_directions, 1)
-        check_at_least("num_global", 1 if num_global is None else num_global, 1)
         self.takes = ViewSpec(max(2, num_global or 0))
-        self.dim, self.projector = output_dim(backbone, projector), projector
-        self.sigreg_weight, self.num_directions = sigreg_weight, num_directions
-        self.num_global = num_global
-
-    def embed(self, view: View) -> Tensor:
-        """Embedding. (B, C, H, W) -> (B, D)."""
-        return self.projector(self.backbone(view))
+        self.projector, self.sigreg_weight = projector, sigreg_weight
+        self.num_directions, self.num_global = num_directions, num_global
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        z = multi_crop(self.backbone, self.projector, batch.views)  # (B, V, D)
-        A = random_directions(self.dim, self.num_directions, self.seed, self.step, z.device)
-        return {
-            "invariance": (1 - self.sigreg_weight) * view_invariance(z, self.num_global),
-            "sigreg": self.sigreg_weight * sigreg(z, A),
-        }
+        w, z = self.sigreg_weight, multi_crop(self.backbone, self.projector, batch.views)
+        A = random_directions(z.shape[2], self.num_directions, self.seed, self.step, z.device)
+        invariance = view_invariance(z, self.num_global)
+        return {"invariance": (1 - w) * invariance, "sigreg": w * sigreg(z, A)}

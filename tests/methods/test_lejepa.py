@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -56,7 +58,7 @@ def test_the_center_is_of_all_views_or_of_the_global_ones() -> None:
     for num_global in (None, 2):
         method = small(num_global=num_global, sigreg_weight=0.0).eval()
         terms[num_global] = method.losses(batch)["invariance"]
-        z = torch.stack([method.embed(view) for view in batch.views])  # (V, B, D)
+        z = torch.stack([method.projector(method(view)) for view in batch.views])  # (V, B, D)
         torch.testing.assert_close(terms[num_global], (z - z[:num_global].mean(0)).square().mean())
     assert terms[None] < terms[2]
 
@@ -105,12 +107,12 @@ def test_all_parameters_are_decayed() -> None:
     [
         ({"sigreg_weight": 1.5}, r"sigreg_weight must be in \[0, 1\], got 1.5"),
         ({"num_directions": 0}, r"num_directions must be at least 1, got 0"),
-        ({"num_global": 0}, r"num_global must be at least 1, got 0"),
+        ({"num_global": 0}, r"num_global must be in 1..2, the views, got 0"),
     ],
 )
-def test_bad_arguments_are_refused(options: dict[str, float], message: str) -> None:
+def test_bad_arguments_are_refused_before_a_step(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        small(**options)
+        small(**options).training_step(crops(8, 8), 0)
 
 
 def test_too_few_views_are_refused() -> None:

@@ -54,7 +54,7 @@ def test_warmup_cosine_equals_byol() -> None:
 
 
 def test_step_and_cosine_schedules_equal_w_mse() -> None:
-    """Their warm-up sets the rate, so that a drop within it is lost; their cosine is a step late."""
+    """Their warm-up sets the rate, so that drops in it are lost; their cosine is a step late."""
     z = load("wmse/schedule.npz")
     hyper = z["meta"]["hyper"]
     warmup, per_epoch = hyper["warmup"], hyper["iters_per_epoch"]
