@@ -27,7 +27,7 @@ from sslzoo.layers.precision import at_least_float32, no_autocast
 from sslzoo.losses.blockwise import attach_gradient, entries_per_block, needs_gradient
 from sslzoo.random import run_keys
 
-_BLOCK = {"cpu": 1 << 17, "cuda": 1 << 24}  # entries (n, V, directions) per block
+_BLOCK = {"cpu": 1 << 17, "cuda": 1 << 22}  # entries (n, V, directions) per block
 
 
 def random_directions(
