@@ -167,7 +167,8 @@ def test_running_statistics_equal_the_authors() -> None:
     """Their tracked form, with eps, which W-MSE does not use: from the pieces of ours."""
     z = load("wmse/whitening.npz")
     weight, (_, eps) = z["meta"]["hyper"]["momentum"], z["meta"]["hyper"]["eps"]
-    x, x_eval, identity = torch.tensor(z["x"]), torch.tensor(z["x_eval"]), torch.eye(5)
+    x, x_eval = torch.tensor(z["x"]), torch.tensor(z["x_eval"])
+    identity = torch.eye(x.shape[1])
     assert_close_to_golden(whiten(x, eps), z["out_tracked_train"], 2e-6)
     mean, covariance = weight * x.mean(dim=0), identity.lerp(torch.cov(x.T), weight)
     assert_close_to_golden(mean[None, :, None, None], z["tracked:running_mean"], 1e-6)

@@ -60,7 +60,7 @@ def test_step_and_cosine_schedules_equal_w_mse() -> None:
     warmup, per_epoch = hyper["warmup"], hyper["iters_per_epoch"]
     total = hyper["epochs"] * per_epoch
     drops = [hyper["epochs"] - early for early in hyper["drop"]]
-    drops = [epoch for epoch in drops if epoch * per_epoch > warmup]
+    drops = [epoch for epoch in drops if epoch * per_epoch >= warmup]
     schedule = StepSchedule(drops, hyper["gamma"], warmup_steps=warmup, warmup_has_peak=True)
     run_length = RunLength(total, per_epoch)
     rates = [hyper["lr"] * schedule(step, run_length) for step in range(total)]
