@@ -27,7 +27,8 @@ from sslzoo.layers.precision import at_least_float32, no_autocast
 from sslzoo.losses.blockwise import attach_gradient, entries_per_block, needs_gradient
 from sslzoo.random import run_keys
 
-_BLOCK = {"cpu": 1 << 17, "cuda": 1 << 22}  # entries (n, V, directions) per block
+# Entries (n, V, directions) per block: smaller ones wait for the threads of a busy processor.
+_BLOCK = {"cpu": 1 << 19, "cuda": 1 << 22}
 
 
 def random_directions(
