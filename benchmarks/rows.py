@@ -168,6 +168,33 @@ def _dinov2(kind: Literal["speed", "memory"], targets: tuple[float, float]) -> R
     )
 
 
+def _sigreg(kind: Literal["speed", "memory"], targets: tuple[float, float]) -> Row:
+    peers = (
+        Peer("lightly", "sigreg:lightly", *targets, package="lightly"),
+        Peer(
+            "stable-pretraining",
+            "sigreg:stable_pretraining",
+            *targets,
+            package="stable_pretraining",
+        ),
+    )
+    return Row(
+        name="sigreg" + ("_memory" if kind == "memory" else ""),
+        work="SIGReg (LeJEPA), batch 256, 8 views of width 64, 1,024 directions"
+        + (": memory" if kind == "memory" else ""),
+        ours="sigreg:ours",
+        peers=peers,
+        unit="call",
+        threads=2,
+        options={"batch": 256, "views": 8, "dim": 64, "directions": 1024},
+        smoke={"batch": 16, "views": 2, "directions": 64},
+        kind=kind,
+        # Of directions that each side draws by itself.
+        tolerance={"loss": 0.3, "gradient": 0.3},
+        budget=60.0,
+    )
+
+
 def _step(name: str, note: str, ours: bool, theirs: bool, targets: tuple[float, float]) -> Row:
     options = {"bf16": theirs}
     return Row(
@@ -199,6 +226,8 @@ ROWS = (
     _dino("memory", (4.0, 8.0)),
     _dinov2("speed", (1.0, 1.4)),
     _dinov2("memory", (2.0, 4.0)),
+    _sigreg("speed", (1.0, 2.0)),
+    _sigreg("memory", (2.0, 4.0)),
     _knn(10, 200, 1.2, 2.0),
     _knn(1000, 200, 2.5, 6.0),
     _knn(10, 20, 1.2, 2.0),

@@ -90,6 +90,34 @@ SLIPS = [
         "return total / count",
         ("losses/test_nce.py",),
     ),
+    Slip(
+        "SIGReg: the gradient is 1 / W of it on W ranks",
+        "sslzoo/losses/sigreg.py",
+        "grad *= scale * world_size()",
+        "grad *= scale",
+        ("losses/test_sigreg.py",),
+    ),
+    Slip(
+        "SIGReg: the last knot has the weight of the others",
+        "sslzoo/losses/sigreg.py",
+        "weights[-1] /= 2",
+        "weights[-1] /= 1",
+        ("losses/test_sigreg.py",),
+    ),
+    Slip(
+        "LeJEPA: the center is a constant",
+        "sslzoo/losses/sigreg.py",
+        "z[:, :num_global].mean(dim=1, keepdim=True)",
+        "z[:, :num_global].mean(dim=1, keepdim=True).detach()",
+        ("losses/test_sigreg.py",),
+    ),
+    Slip(
+        "W-MSE: covariance divided by w, not w - 1",
+        "sslzoo/losses/w_mse.py",
+        "x.mT @ x / (x.shape[-2] - 1)",
+        "x.mT @ x / x.shape[-2]",
+        ("losses/test_w_mse.py",),
+    ),
     # -- clock
     Slip(
         "the step is counted twice",

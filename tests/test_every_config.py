@@ -155,7 +155,7 @@ def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Not on ImageNet: the papers have no such recipe, or none whose numbers are known here.
-NOT_IMAGENET = {"deep_infomax", "invaspread", "margin_contrastive", "supcon", "triplet"}
+NOT_IMAGENET = {"deep_infomax", "invaspread", "margin_contrastive", "supcon", "triplet", "w_mse"}
 IMAGES = ("imagenet", "cifar10", "folder")
 WANTED = dict.fromkeys(NOT_IMAGENET, ("cifar10", "folder"))
 WANTED |= dict.fromkeys(("clear", "simcse"), ("text", "stsb"))
@@ -320,7 +320,8 @@ def test_a_recipe_that_continues_fits_data_of_any_size(name: str, length: RunLen
 @every_config(others_are_slow=True)
 def test_takes_a_step(name: str) -> None:
     config = content(name)
-    model, index = config["model"]["init_args"], torch.arange(BATCH)
+    model = config["model"]["init_args"]
+    index = torch.arange(model.get("sub_batch_size", BATCH))
     uses_labels = getattr(on_meta(name).model, "uses_labels", False)
     views = views_of(name, config, index)
     takes = getattr(on_meta(name).model, "takes", ViewSpec())

@@ -8,6 +8,7 @@ from sslzoo.heads.mae_decoder import MAEDecoder
 from sslzoo.heads.mlp import (
     MLP,
     byol_mlp,
+    lejepa_projector,
     simclr_projector,
     simclr_v2_projector,
     simsiam_predictor,
@@ -38,6 +39,7 @@ __all__ = [
     "TanhHead",
     "TransformerSteps",
     "byol_mlp",
+    "lejepa_projector",
     "simclr_projector",
     "simclr_v2_projector",
     "simsiam_predictor",

@@ -173,3 +173,20 @@ def simsiam_predictor(dim: int = 2048, hidden_dim: int = 512) -> nn.Module:
         hidden_dim: 512 in the paper.
     """
     return MLP([dim, hidden_dim, dim], bias=False)
+
+
+def lejepa_projector(
+    in_dim: int, embedding_dim: int = 512, hidden_dim: int = 2048, out_dim: int = 16
+) -> nn.Module:
+    """LeJEPA's head: a Linear to the embedding, then Linear-BN-ReLU twice and a Linear.
+
+    Args:
+        in_dim: the backbone's `num_features`.
+        embedding_dim: 512 in the code.
+        hidden_dim: 2048 in the code.
+        out_dim: D; 16 in MINIMAL.md, 64 to 1024 in the paper's ablations.
+    """
+    head = MLP([embedding_dim, hidden_dim, hidden_dim, out_dim])
+    head.layers.insert(0, nn.Linear(in_dim, embedding_dim))
+    head.in_features = in_dim
+    return head

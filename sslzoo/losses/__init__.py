@@ -31,6 +31,7 @@ from sslzoo.losses.nce import bank_softmax, nce, nce_constant, proximal, sampled
 from sslzoo.losses.nt_xent import nt_xent
 from sslzoo.losses.regression import negative_cosine, regression
 from sslzoo.losses.ressl import relational
+from sslzoo.losses.sigreg import random_directions, sigreg, view_invariance
 from sslzoo.losses.sinkhorn import sinkhorn
 from sslzoo.losses.sup_con import sup_con
 from sslzoo.losses.swapped_prediction import swapped_prediction
@@ -38,6 +39,7 @@ from sslzoo.losses.tico import TiCoTerms, tico
 from sslzoo.losses.triplet import triplet
 from sslzoo.losses.vicreg import VICRegTerms, vicreg
 from sslzoo.losses.vicregl import crop_centers, vicregl_global, vicregl_local
+from sslzoo.losses.w_mse import w_mse, whiten
 
 __all__ = [
     "MSNTerms",
@@ -81,10 +83,12 @@ __all__ = [
     "nt_xent",
     "patchify",
     "proximal",
+    "random_directions",
     "regression",
     "relational",
     "resize_tokens",
     "sampled_softmax",
+    "sigreg",
     "sinkhorn",
     "soft_cross_entropy",
     "sup_con",
@@ -95,5 +99,8 @@ __all__ = [
     "vicreg",
     "vicregl_global",
     "vicregl_local",
+    "view_invariance",
+    "w_mse",
+    "whiten",
     "window_normalize",
 ]

@@ -18,6 +18,7 @@ from sslzoo.methods.ijepa import IJEPA
 from sslzoo.methods.image_cpc import ImageCPC
 from sslzoo.methods.instdisc import InstDisc
 from sslzoo.methods.invaspread import InvaSpread
+from sslzoo.methods.lejepa import LeJEPA
 from sslzoo.methods.mae import MAE
 from sslzoo.methods.margin_contrastive import MarginContrastive
 from sslzoo.methods.moco import MoCo
@@ -35,6 +36,7 @@ from sslzoo.methods.tico import TiCo
 from sslzoo.methods.triplet import Triplet
 from sslzoo.methods.vicreg import VICReg
 from sslzoo.methods.vicregl import VICRegL
+from sslzoo.methods.w_mse import WMSE
 
 __all__ = [
     "AMDIM",
@@ -49,6 +51,7 @@ __all__ = [
     "MAE",
     "MSN",
     "NNCLR",
+    "WMSE",
     "BarlowTwins",
     "DINOv2",
     "DeepClusterV2",
@@ -57,6 +60,7 @@ __all__ = [
     "ImageCPC",
     "InstDisc",
     "InvaSpread",
+    "LeJEPA",
     "MarginContrastive",
     "MoCo",
     "MoCoV3",

@@ -10,7 +10,8 @@ Deviations:
        lightly's takes all of C_t as a constant.
     2. rho is 8, which sayannag's code names as the paper's value; the default of both codes is 20.
     3. The momentum is a cosine from 0.99 to 1 over optimizer steps, as in lightly's code; in
-       sayannag's it is a sine over epochs (halfway 0.995 here, 0.997 there).
+       sayannag's it is a sine over epochs (halfway 0.995 here, 0.997 there), which is
+       `SineSchedule(0.99, 1.0, every="epoch")`.
     4. C is updated after the optimizer step, with all micro-batches of a gradient accumulation, and
        a micro-batch's C_t contains its own B; both codes update it in the forward pass and have no
        accumulation.

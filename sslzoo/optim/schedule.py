@@ -168,6 +168,8 @@ class StepSchedule(Schedule):
         warmup_steps: optimizer steps of linear warm-up (AMDIM: 500).
         warmup_epochs: the warm-up in epochs, instead (SimMIM: 10).
         start_factor: value at step 0 if there is warm-up.
+        warmup_has_peak: whether the warm-up begins at 1 / warmup_steps, so that its last step
+            already has the value 1 (W-MSE).
     """
 
     def __init__(
@@ -178,6 +180,7 @@ class StepSchedule(Schedule):
         warmup_steps: int = 0,
         warmup_epochs: float = 0.0,
         start_factor: float = 0.0,
+        warmup_has_peak: bool = False,
     ):
         if warmup_steps and warmup_epochs:
             raise ValueError(
@@ -187,13 +190,15 @@ class StepSchedule(Schedule):
         self.milestones, self.gamma = sorted(milestones), gamma
         self.run_length_on_resume, self.warmup_steps = run_length_on_resume, warmup_steps
         self.warmup_epochs, self.start_factor = warmup_epochs, start_factor
+        self.warmup_has_peak = warmup_has_peak
 
     def __call__(self, step: int, run_length: RunLength) -> float:
         epochs = step / run_length.steps(1)
         dropped = self.gamma ** sum(epochs >= milestone for milestone in self.milestones)
         warmup = self.warmup_steps or round(run_length.steps(self.warmup_epochs))
         if step < warmup:
-            return dropped * (self.start_factor + (1 - self.start_factor) * step / warmup)
+            risen = (step + self.warmup_has_peak) / warmup
+            return dropped * (self.start_factor + (1 - self.start_factor) * risen)
         return dropped
 
 
@@ -269,6 +274,28 @@ class StretchedSchedule(Schedule):
     def __call__(self, step: int, run_length: RunLength) -> float:
         longer = run_length._replace(total_steps=int(self.factor * run_length.total_steps))
         return self.schedule(step + self.first_step, longer)
+
+
+class SineSchedule(Schedule):
+    """A quarter of a sine from `start` to `end`: fast at first, and flat at the end of the run.
+
+    With `every="epoch"`, the last epoch has the value `end`, as in sayannag/TiCo-pytorch.
+
+    Args:
+        start: value at step 0.
+        end: value at the end.
+        every: "step", or "epoch": constant within an epoch.
+    """
+
+    def __init__(self, start: float, end: float, every: Literal["step", "epoch"] = "step"):
+        self.start, self.end, self.every = start, end, every
+
+    def __call__(self, step: int, run_length: RunLength) -> float:
+        done = run_length.fraction(step)
+        if self.every == "epoch":
+            last = run_length.epoch_start(max(0, run_length.total_steps - 1))
+            done = min(1.0, run_length.epoch_start(step) / max(1, last))
+        return self.start + (self.end - self.start) * math.sin(math.pi / 2 * done)
 
 
 class WarmupConstant(Schedule):

@@ -17,6 +17,7 @@ from sslzoo.transforms.image.recipes import (
     ijepa_views,
     instdisc_views,
     invaspread_views,
+    lejepa_views,
     mae_views,
     moco_v1_views,
     moco_v2_views,
@@ -26,6 +27,7 @@ from sslzoo.transforms.image.recipes import (
     ressl_views,
     simclr_views,
     vicregl_views,
+    w_mse_views,
 )
 from sslzoo.transforms.image.supervised import crop_view, mae_fine_tune_views
 from sslzoo.transforms.image.views import View, Views
@@ -67,6 +69,7 @@ __all__ = [
     "ijepa_views",
     "instdisc_views",
     "invaspread_views",
+    "lejepa_views",
     "mae_fine_tune_views",
     "mae_views",
     "moco_v1_views",
@@ -78,4 +81,5 @@ __all__ = [
     "ressl_views",
     "simclr_views",
     "vicregl_views",
+    "w_mse_views",
 ]

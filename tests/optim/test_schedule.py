@@ -18,6 +18,7 @@ from sslzoo.optim import (
     RunLength,
     Schedule,
     ScheduleLR,
+    SineSchedule,
     StepSchedule,
     WarmupConstant,
     WarmupCosine,
@@ -50,6 +51,35 @@ def test_warmup_cosine_equals_byol() -> None:
     tau = CosineSchedule(hyper["base_ema"], 1.0)
     taus = [tau(int(step), run_length) for step in z["step"]]
     assert_close_to_golden(torch.tensor(taus, dtype=torch.float64), z["ema"], 1e-6)
+
+
+def test_step_and_cosine_schedules_equal_w_mse() -> None:
+    """Their warm-up sets the rate, so that drops in it are lost; their cosine is a step late."""
+    z = load("wmse/schedule.npz")
+    hyper = z["meta"]["hyper"]
+    warmup, per_epoch = hyper["warmup"], hyper["iters_per_epoch"]
+    total = hyper["epochs"] * per_epoch
+    drops = [hyper["epochs"] - early for early in hyper["drop"]]
+    drops = [epoch for epoch in drops if epoch * per_epoch >= warmup]
+    schedule = StepSchedule(drops, hyper["gamma"], warmup_steps=warmup, warmup_has_peak=True)
+    run_length = RunLength(total, per_epoch)
+    rates = [hyper["lr"] * schedule(step, run_length) for step in range(total)]
+    assert_close_to_golden(np.array(rates), z["lr_step"], 1e-12)
+    cosine = CosineSchedule(hyper["lr"], 0.0)
+    rates[warmup:] = [cosine(step - 1, run_length) for step in range(warmup, total)]
+    assert_close_to_golden(np.array(rates), z["lr_cos"], 1e-12)
+
+
+def test_sine_equals_sayannags_momentum_of_tico() -> None:
+    z = load("tico/schedules.npz")
+    hyper = z["meta"]["hyper"]
+    schedule, epochs = SineSchedule(hyper["m"], 1.0, every="epoch"), hyper["max_iter"]
+    run_length = RunLength(3 * epochs, 3)
+    values = [schedule(step, run_length) for step in range(3 * epochs)]
+    assert_close_to_golden(np.array(values)[3 * z["i"]], z["momentum"], 1e-12)
+    assert values[::3] == values[2::3]
+    by_step = SineSchedule(0.0, 2.0)
+    assert [by_step(step, RunLength(6, 3)) for step in (0, 2, 6)] == [0, pytest.approx(1), 2]
 
 
 def test_warmup_cosine_equals_simclr() -> None:

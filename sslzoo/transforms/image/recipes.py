@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from sslzoo.checks import check_choice, check_interval, check_view_kinds
+from sslzoo.checks import check_at_least, check_choice, check_interval, check_view_kinds
 from sslzoo.transforms.image.affine import RandomAffine
 from sslzoo.transforms.image.blur import GaussianBlur, PILBlur
 from sslzoo.transforms.image.color import ColorJitter, Grayscale
@@ -606,6 +606,83 @@ def msn_views(
     for size, count, scale in zip(sizes, counts, scales, strict=True):
         views += [View(RandomResizedCrop(size, scale), ops)] * count
     return Views(views)
+
+
+def lejepa_views(
+    sizes: Sequence[int] = (224, 98),
+    counts: Sequence[int] = (2, 6),
+    scales: Sequence[tuple[float, float]] = ((0.3, 1.0), (0.05, 0.3)),
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1),
+    blur: bool = True,
+    mean: Numbers = IMAGENET_MEAN,
+    std: Numbers = IMAGENET_STD,
+    blur_kernel: int | None = 7,
+) -> Views:
+    """LeJEPA's views: global and local crops, all with the same operations.
+
+    Balestriero and LeCun, LeJEPA: Provable and Scalable Self-Supervised Learning Without the
+    Heuristics, 2025, https://arxiv.org/abs/2511.08544; code rbalestr-lab/lejepa at eddffdd, README
+    (ImageNet) and MINIMAL.md (Imagenette: four views of 128 pixels, area 0.08 to 1, jitter (0.8,
+    0.8, 0.8, 0.2)).
+
+    Order: crop (bilinear), flip 0.5, jitter with probability 0.8, grayscale 0.2, Gaussian blur 0.5
+    (sigma 0.1 to 2), solarize 0.2 at 128, normalize.
+
+    Deviations: the blur pads with zeros, torchvision's reflects; its kernel of 7 pixels is that of
+    MINIMAL.md, the README names none.
+
+    Args:
+        sizes: side in pixels per group of crops.
+        counts: number of crops per group.
+        scales: range of the crop's fraction of the image area per group.
+        jitter: half-widths of brightness, contrast, saturation and hue, see `ColorJitter`.
+        blur: whether to blur; False for small images.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
+        blur_kernel: width of the blur's kernel in pixels, see `GaussianBlur`.
+    """
+    check_view_kinds(sizes, counts, scales)
+    ops: list[Op] = [ColorJitter(*jitter, 0.8), Grayscale(0.2)]
+    ops += [GaussianBlur(0.5, kernel_size=blur_kernel)] if blur else []
+    ops += [Solarize(0.2), *normalize_ops(mean, std)]
+    kinds = zip(sizes, counts, scales, strict=True)
+    groups = [[View(RandomResizedCrop(size, scale), ops)] * n for size, n, scale in kinds]
+    return Views([view for group in groups for view in group])
+
+
+def w_mse_views(
+    size: int = 32,
+    count: int = 2,
+    scale: tuple[float, float] = (0.2, 1.0),
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1),
+    gray: float = 0.1,
+    mean: Numbers = IMAGENET_MEAN,
+    std: Numbers = IMAGENET_STD,
+) -> Views:
+    """W-MSE's two or four views, without blur.
+
+    Ermolov et al., Whitening for Self-Supervised Representation Learning, ICML 2021,
+    https://arxiv.org/abs/2007.06346; code htdt/self-supervised at d9662c8.
+
+    Order: crop (area 0.2 to 1, bicubic), flip 0.5, jitter (0.4, 0.4, 0.4, 0.1) with probability
+    0.8, grayscale 0.1, normalize.
+
+    Deviations: the code jitters and grays before it crops, so that contrast is relative to the
+    mean of the whole image.
+
+    Args:
+        size: side of a view in pixels.
+        count: number of views; 2 or 4 in the paper.
+        scale: range of the crop's fraction of the image area; (0.08, 1) for ImageNet-100.
+        jitter: half-widths of brightness, contrast, saturation and hue, see `ColorJitter`; (0.8,
+            0.8, 0.8, 0.2) for ImageNet-100.
+        gray: probability of grayscale; 0.2 for ImageNet-100.
+        mean: mean per channel; None: no normalization.
+        std: standard deviation per channel.
+    """
+    check_at_least("count", count, 2)
+    ops: list[Op] = [ColorJitter(*jitter, 0.8), Grayscale(gray), *normalize_ops(mean, std)]
+    return Views([View(RandomResizedCrop(size, scale, interpolation="bicubic"), ops)] * count)
 
 
 def dim_views(

@@ -28,6 +28,7 @@ from sslzoo.transforms import (
     ijepa_views,
     instdisc_views,
     invaspread_views,
+    lejepa_views,
     mae_fine_tune_views,
     mae_views,
     moco_v1_views,
@@ -38,6 +39,7 @@ from sslzoo.transforms import (
     ressl_views,
     simclr_views,
     vicregl_views,
+    w_mse_views,
 )
 from sslzoo.transforms.image.affine import RandomAffine
 from sslzoo.transforms.image.blur import GaussianBlur, PILBlur
@@ -60,6 +62,7 @@ RECIPES: dict[str, Callable[[], Views]] = {
     "instdisc_cifar": lambda: instdisc_views(32, "cifar"),
     "invaspread": lambda: invaspread_views(32),
     "ijepa": lambda: ijepa_views(40),
+    "lejepa": lambda: lejepa_views((48, 24), (2, 3)),
     "mae": lambda: mae_views(40),
     "mae_fine_tune": lambda: mae_fine_tune_views(40),
     "moco_v1": lambda: moco_v1_views(40),
@@ -71,6 +74,7 @@ RECIPES: dict[str, Callable[[], Views]] = {
     "amdim_cifar": lambda: amdim_views(32, "cifar"),
     "cpc": lambda: cpc_views(32),
     "cpc_v2": lambda: cpc_views(32, (0.3, 1.0), gray=False, patch=8, stride=4, per_patch=True),
+    "w_mse": lambda: w_mse_views(32, count=4),
     "swav": lambda: multi_crop_views(sizes=(48, 24), counts=(2, 3)),
     "dino": lambda: multi_crop_views("dino", (48, 24), (2, 3), ((0.4, 1.0), (0.05, 0.4))),
     "dinov2": lambda: multi_crop_views(
@@ -360,6 +364,12 @@ def test_recipes_hold_the_papers_order_and_numbers() -> None:
     dino = multi_crop_views("dino", counts=(2, 8), scales=((0.4, 1.0), (0.05, 0.4))).views
     assert [op.p for v in dino for op in v.ops if isinstance(op, PILBlur)] == [1.0, 0.1] + [0.5] * 8
     assert [i for i, v in enumerate(dino) if "Solarize" in names(v)] == [1]
+    assert names(lejepa_views().views[7]) == [
+        *("ColorJitter", "Grayscale", "GaussianBlur", "Solarize", "Normalize")
+    ]
+    assert lejepa_views().sizes == [224] * 2 + [98] * 6
+    assert [view.crop.scale for view in lejepa_views().views[1:3]] == [(0.3, 1.0), (0.05, 0.3)]
+    assert names(w_mse_views(count=4).views[3]) == ["ColorJitter", "Grayscale", "Normalize"]
     assert multi_crop_views().sizes == [224] * 2 + [96] * 6
     assert simclr_views(32, blur=False).views[0].crop.scale == (0.08, 1.0)
     local = vicregl_views().views
