@@ -200,7 +200,7 @@ SLIPS = [
     Slip(
         "the center weights ranks equally",
         "sslzoo/memory/center.py",
-        "(means * (counts / counts.sum())).sum(dim=0)",
+        "(means * (counts / total.clamp(min=1))).sum(dim=0)",
         "means.mean(dim=0)",
         ("memory/test_center.py",),
     ),

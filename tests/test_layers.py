@@ -73,12 +73,12 @@ def on_device(cls: type[SSLMethod]) -> tuple[SSLMethod, Batch]:
         method, batch = build(cls)
 
     fake_tensors(method)
-    label = None if batch.label is None else fake(batch.label)
+    label, boxes = (None if x is None else fake(x) for x in (batch.label, batch.boxes))
     views = [
         fake(view) if isinstance(view, Tensor) else type(view)(*map(fake, view))
         for view in batch.views
     ]
-    return method, Batch(views, fake(batch.index), label)
+    return method, Batch(views, fake(batch.index), label, boxes)
 
 
 def summed(parts: tuple[SSLMethod, Batch]) -> Tensor:

@@ -823,14 +823,9 @@ def test_a_cifar_run_of_solo_learn_loads(tmp_path: Path) -> None:
 def test_every_layout_is_tested() -> None:
     tested = {entries()[case.entry].layout for case in CASES}
     tested |= {"byol", "lightly", "solo_learn", "stable_pretraining", "torchvision"}
-    tested |= {
-        "dinov3",
-        "convnext",
-        "clip",
-        "transformers",
-        "efficientnet",
-    }  # test_start_weights.py
-    tested |= {"msn", "vicregl"}
+    # In test_start_weights.py, and in tests of their own here.
+    tested |= {"dinov3", "convnext", "clip", "transformers", "efficientnet", "dinov2_teacher"}
+    tested |= {"msn", "vicregl", "densecl", "densecl_full", "ressl", "simmim"}
     assert tested == set(LAYOUTS)
 
 
