@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import multiprocessing.process
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+import torch.multiprocessing
 
 from sslzoo import __main__ as command
 
@@ -76,6 +78,34 @@ def run_process(args: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+def start(args: list[str], cwd: Path, said: Path) -> multiprocessing.process.BaseProcess:
+    """Start the command in a process that has imported it already.
+
+    Args:
+        args: of the command.
+        cwd: its folder.
+        said: file of what it writes.
+    """
+    context = torch.multiprocessing.get_context("forkserver")
+    process = context.Process(target=_main, args=(args, str(cwd), str(said), {**ENVIRONMENT}))
+    process.start()
+    return process
+
+
+def _main(args: list[str], cwd: str, said: str, environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    sys.path.insert(0, cwd)
+    sys.argv = ["sslzoo", *args]
+    warnings.simplefilter("ignore")
+    with open(said, "w", buffering=1) as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+        sys.stdout = sys.stderr = file
+        command.main()
 
 
 def checkpoint(run_folder: Path) -> Path:

@@ -6,8 +6,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from sslzoo.commands.run_directory import MetricsFile, read_rows
-from tests.commands.command import COMMAND, ENVIRONMENT, arguments, run, weights
+from tests.commands.command import arguments, run, start, weights
 
 SAVES_EVERY_STEP = [
     "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
@@ -236,19 +234,19 @@ def test_stopped_runs_of_one_instant_share_nothing_and_resume_exactly(
     out = tmp_path / "run"
     (tmp_path / "slowly.py").write_text(SLOWLY)
     args = [*arguments(folder, out, "simclr"), *SMALL, *SAVES_EVERY_STEP, "--trainer.max_epochs=2"]
-    environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    starts = {"cwd": tmp_path, "env": environment, "stderr": subprocess.PIPE, "text": True}
-    command = [*COMMAND, *args, "--trainer.callbacks+=slowly.Slowly"]
     numbers = (signal.SIGTERM, signal.SIGKILL)
-    processes = [subprocess.Popen(command, **starts) for _ in numbers]  # type: ignore[call-overload]
+    files = [tmp_path / f"said_{number}" for number in numbers]
+    slowly = [*args, "--trainer.callbacks+=slowly.Slowly"]
+    processes = [start(slowly, tmp_path, file) for file in files]
     waiting, deadline = dict(zip(processes, numbers, strict=True)), time.monotonic() + 120
     while waiting and time.monotonic() < deadline:
         time.sleep(0.02)
         for process in [p for p in waiting if (tmp_path / f"{p.pid}.3").exists()]:
-            process.send_signal(waiting.pop(process))
-    for process, number in zip(processes, numbers, strict=True):
-        said = process.communicate(timeout=60)[1]
-        assert process.returncode == (143 if number == signal.SIGTERM else -9), said
+            os.kill(process.pid or 0, waiting.pop(process))
+    for process, number, file in zip(processes, numbers, files, strict=True):
+        process.join(60)
+        said = file.read_text()
+        assert process.exitcode == (143 if number == signal.SIGTERM else -9), said
         assert ("sslzoo: stopped by SIGTERM: saved " in said) == (number == signal.SIGTERM)
     assert {path.name for path in out.iterdir()} == {"version_0", "version_1"}
     wanted = weights(whole["epochs=2"] / "version_0/checkpoints/last.ckpt")

@@ -183,10 +183,10 @@ def test_ranks_equal_one(ranks: Ranks, counts: tuple[int, ...], mining: str) -> 
 
 @pytest.mark.parametrize("mining", MININGS)
 def test_the_whole_distance_matrix_is_never_formed(mining: str) -> None:
-    n = 2000
+    n = 1000
     with Largest() as largest:
         value_and_gradients(partial(triplet, mining=mining), [torch.randn(n, 2, 2)], 1)
-    assert largest.numel <= 1 << 21 < (2 * n) ** 2 / 7
+    assert largest.numel <= 1 << 21 < (2 * n) ** 2 / 1.9
 
 
 def _on_fake_cuda(mining: str, margin: float | None, mean_over: str) -> Tensor:

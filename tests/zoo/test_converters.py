@@ -311,8 +311,8 @@ def test_resnets_equal_torchvisions(case: Case, tmp_path: Path) -> None:
     assert_same(features(encoder), features(reference))
 
 
-VITS: list[tuple[Case, dict[str, Any]]] = [
-    (case, dict(zip(("embed_dim", "num_heads", "patch_size"), sizes, strict=True)))
+VITS: dict[Case, dict[str, int]] = {
+    case: dict(zip(("embed_dim", "num_heads", "patch_size"), sizes, strict=True))
     for case in CASES
     for manifest_name, sizes in {
         "mocov3_vit_small": (384, 12, 16),
@@ -325,11 +325,11 @@ VITS: list[tuple[Case, dict[str, Any]]] = [
         "ijepa_vith14": (1280, 16, 14),
     }.items()
     if case.manifest == manifest_name and case.part != "released_encoder_only"
-]
+}
 
 
-@pytest.mark.parametrize(("case", "sizes"), VITS, ids=lambda v: getattr(v, "manifest", None))
-def test_vits_equal_timms(case: Case, sizes: dict[str, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", one_per(list(VITS), lambda c: entries()[c.entry].layout))
+def test_vits_equal_timms(case: Case, tmp_path: Path) -> None:
     """The first two blocks: the others' names are held by the test above."""
     shapes = {
         name: shape
@@ -344,7 +344,7 @@ def test_vits_equal_timms(case: Case, sizes: dict[str, int], tmp_path: Path) -> 
     encoder.load_state_dict(kept)
     ijepa = case.manifest.startswith("ijepa")
     pool: Any = {"class_token": False, "global_pool": ""} if ijepa else {}
-    reference = VisionTransformer(depth=2, num_classes=0, **pool, **sizes)
+    reference = VisionTransformer(depth=2, num_classes=0, **pool, **VITS[case])
     own = reference.state_dict()
     reference.load_state_dict({n: state[f"{case.prefix}{n}"] for n in own})
     wanted = features(reference, size=224)
