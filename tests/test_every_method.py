@@ -26,7 +26,7 @@ from sslzoo.methods import SSLMethod
 from sslzoo.optim import WarmupCosine
 from sslzoo.trainable import Trainable
 from tests.ranks import Ranks
-from tests.toys import build, data_like, every_method, every_trainable, rows
+from tests.toys import build, data_like, every_method, every_trainable, one_of_each_kind, rows
 
 METHODS, TRAINABLES = every_method(), every_trainable()
 BATCH, SAMPLES = 12, 36
@@ -194,7 +194,7 @@ def test_labels_do_not_matter_unless_declared(cls: type[Trainable]) -> None:
         assert loss(data.label) == loss(data.label.roll(1)) == loss(None)
 
 
-@battery(TRAINABLES)
+@one_of_each_kind(TRAINABLES)
 def test_same_seed_same_run(cls: type[Trainable]) -> None:
     first, second = train(0, cls, 1, 1), train(0, cls, 1, 1)
     assert all(torch.equal(first["state"][k], second["state"][k]) for k in first["state"])

@@ -27,13 +27,13 @@ from sslzoo.data.sampler import KeyedSampler
 from sslzoo.methods import InstDisc, SimCLR
 from sslzoo.optim import WarmupCosine
 from sslzoo.trainable import Trainable
-from tests.toys import build, data_like, every_trainable, rows
+from tests.toys import build, data_like, every_trainable, one_of_each_kind, rows
 
 SAMPLES, BATCH, EPOCHS = 48, 16, 3  # every bank of the docstrings has 48 rows
 EPOCH_STEPS = SAMPLES // BATCH
 STEPS = EPOCHS * EPOCH_STEPS
 NUM_CLASSES = 3
-CLASSES = pytest.mark.parametrize("cls", every_trainable(), ids=lambda cls: cls.__name__)
+CLASSES = one_of_each_kind(every_trainable())
 
 pytestmark = [
     # Lightning reads a deprecated attribute of torch's itself.

@@ -15,13 +15,9 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from sslzoo.batch import Batch
 from sslzoo.methods import SSLMethod
 from tests.no_sync import DEVICE, fake, fake_tensors, syncs
-from tests.toys import build, every_method
+from tests.toys import build, every_method, one_of_each_kind
 
 ROOT = Path(__file__).parents[1]
-
-
-def battery() -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("cls", every_method(), ids=lambda cls: cls.__name__)
 
 
 def test_imports_point_downwards() -> None:
@@ -95,7 +91,7 @@ def test_a_sync_would_be_seen() -> None:
     assert syncs(read_back, None)
 
 
-@battery()
+@one_of_each_kind(every_method())
 def test_no_host_sync_in_losses_and_backward(cls: type[SSLMethod]) -> None:
     assert syncs(summed, cls, make=on_device) == []
 

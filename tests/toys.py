@@ -9,8 +9,10 @@ from __future__ import annotations
 import doctest
 import inspect
 import sys
+from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -32,6 +34,24 @@ def every_trainable() -> list[type[Trainable]]:
     classes = [getattr(sslzoo.eval, name) for name in sslzoo.eval.__all__]
     downstream = [cls for cls in classes if inspect.isclass(cls) and issubclass(cls, Trainable)]
     return [*every_method(), *downstream]
+
+
+# One of each kind of state, randomness and network. The slow batteries run on them in CI, and on
+# the others, whose state is made of the same parts, before a release (`pytest -m slow`).
+KINDS = (
+    *("BYOL", "CLEAR", "CMC", "CPC", "DINO", "DINOv2", "DeepClusterV2", "Distill", "FineTune"),
+    *("InstDisc", "LeJEPA", "MAE", "MSN", "MoCo", "SwAV", "TiCo", "VICRegL"),
+)
+
+
+def one_of_each_kind(classes: Sequence[type[Trainable]]) -> pytest.MarkDecorator:
+    """Parametrize `cls`; those that are not of `KINDS` are slow."""
+    marks = [() if cls.__name__ in KINDS else pytest.mark.slow for cls in classes]
+    cases = [
+        pytest.param(cls, marks=mark, id=cls.__name__)
+        for cls, mark in zip(classes, marks, strict=True)
+    ]
+    return pytest.mark.parametrize("cls", cases)
 
 
 def build(cls: type[Trainable], seed: int = 0, **changes: Any) -> tuple[Any, Batch]:

@@ -307,8 +307,9 @@ def _fitted(
     report: Loaded,
 ) -> tuple[dict[str, Tensor], list[str], list[str]]:
     """The state under the module's names and in its shapes; what differs; and what would help."""
-    own = module.state_dict()
+    own, given = module.state_dict(), state.keys()
     state = module.taken_from(state) if isinstance(module, ViT) else dict(state)
+    report.left_out += [n for n in given - state.keys() if n.startswith(_LEFT_OUT)]
     for ours, theirs in (("norm.", "fc_norm."), ("fc_norm.", "norm.")):
         moved = {n: n.replace(theirs, ours, 1) for n in state if n.startswith(theirs)}
         if moved and not moved.keys() & own.keys() and set(moved.values()) <= own.keys():

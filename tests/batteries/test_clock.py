@@ -28,8 +28,9 @@ from sslzoo.callbacks import EMA
 from sslzoo.methods import BYOL, DINO, IBOT, DINOv2, SimCLR
 from sslzoo.optim import CosineSchedule, LinearSchedule, RunLength, WarmupCosine
 from sslzoo.trainable import Trainable
-from tests.test_every_method import BATCH, SAMPLES, TRAINABLES, Loader, batches, battery, toy
+from tests.test_every_method import BATCH, SAMPLES, TRAINABLES, Loader, batches, toy
 from tests.test_every_method import fit as fit_quietly
+from tests.toys import one_of_each_kind
 
 COUNT_IN_EPOCHS = (DINO, DINOv2, IBOT)  # by a schedule of their own
 PER_EPOCH = SAMPLES // BATCH
@@ -96,7 +97,7 @@ def endless(content: list[Batch]) -> DataLoader:
     return DataLoader(Endless(content), batch_size=None)
 
 
-@battery(TRAINABLES)
+@one_of_each_kind(TRAINABLES)
 def test_every_fit_starts_afresh(cls: type[Trainable], tmp_path: Path) -> None:
     method, data = toy(cls)
     content = batches(data, BATCH, 0, 1)
@@ -123,7 +124,7 @@ def test_every_fit_starts_afresh(cls: type[Trainable], tmp_path: Path) -> None:
     assert train(other, content, max_epochs=1).clocks == fresh(PER_EPOCH)
 
 
-@battery(TRAINABLES)
+@one_of_each_kind(TRAINABLES)
 def test_a_subclass_with_its_own_optimizer_ticks(cls: type[Trainable]) -> None:
     class Own(cls):  # type: ignore[misc, valid-type]
         def configure_optimizers(self) -> Any:
@@ -136,7 +137,7 @@ def test_a_subclass_with_its_own_optimizer_ticks(cls: type[Trainable]) -> None:
     assert method.step == 2 * PER_EPOCH
 
 
-@battery(TRAINABLES)
+@one_of_each_kind(TRAINABLES)
 def test_a_loader_without_length_needs_max_steps(cls: type[Trainable]) -> None:
     method, data = toy(cls)
     method._schedule = WarmupCosine(warmup_fraction=0.5)

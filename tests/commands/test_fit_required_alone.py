@@ -114,12 +114,9 @@ def command(*args: object) -> None:
 # One of each kind of data, network, memory and teacher; the others before a release.
 CHOSEN = (
     "CLEAR",
-    "CMC",
     "CPC",
-    "DeepClusterV2",
     "DINO",
     "InstDisc",
-    "MAE",
     "SimCLR",
 )
 
