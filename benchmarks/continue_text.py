@@ -9,7 +9,7 @@ verses are trained on, and a chapter is a document. Two measures of each run and
 
 - in-domain: the fraction of held-out verses whose nearest other one, among all that are held out,
   is the verse before or after it (`neighbor_at_1`; `neighbor_at_10`: one of the ten nearest);
-- general: Spearman's correlation on the test pairs of STS-B, on which nothing is chosen.
+- general: Spearman's correlation on the dev and test pairs of STS-B, on which nothing is chosen.
 
 Bag of words has the first measure, too. Runs have a fixed number of steps, which is a small part of
 the epoch of the recipe. Results go to benchmarks/results/continue_text.json.
@@ -120,12 +120,11 @@ class Measures:
         return neighbor_recall(found.features[found.index.argsort()], self.sizes)
 
     def __call__(self, encoder: Any) -> dict[str, float]:
-        loaders = self.pairs.similarity_dataloaders()["test"]
-        found = extract(encoder, loaders.bank, loaders, "forward", "cpu")
-        return {
-            **self.recall(encoder.forward, encoder),
-            "spearman_test": scored_spearman(found),
-        }
+        measured = self.recall(encoder.forward, encoder)
+        for part, loaders in self.pairs.similarity_dataloaders().items():
+            found = extract(encoder, loaders.bank, loaders, "forward", "cpu")
+            measured[f"spearman_{part}"] = scored_spearman(found)
+        return measured
 
     def words(self, encoder: Any) -> dict[str, float]:
         """The first measure of bag of words."""

@@ -362,7 +362,8 @@ def text_table(results: dict[str, Result]) -> str:
 CONTINUE_TEXT = {
     "neighbor_at_1": "neighboring verse is nearest",
     "neighbor_at_10": "is among the 10 nearest",
-    "spearman_test": "STS-B test, Spearman",
+    "spearman_dev": "STS-B dev, Spearman",
+    "spearman_test": "test",
 }
 CONTINUE_IMAGES = {
     "knn_top1_k20_t0.07": "kNN (k 20, T 0.07)",
