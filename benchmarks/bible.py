@@ -113,7 +113,8 @@ def tasks(folder: Path, pairs: Path) -> dict[str, Any]:
 
 def train(folder: Path, pairs: Path, extra: Sequence[str]) -> Path:
     """Run the command; the folder of the run."""
-    options = [f"--data.{key}={json.dumps(value)}" for key, value in tasks(folder, pairs).items()]
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in tasks(folder, pairs).items()}
+    options = [f"--data.{key}={text}" for key, text in texts.items()]
     options += ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", *extra]
     return fit(find_config(CONFIG), str(folder / "text.txt"), None, folder / "runs", options)
 
