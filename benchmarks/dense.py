@@ -1,13 +1,15 @@
-"""Dense: what dense evaluation costs, and what it says of four methods on drawn shapes.
+"""Dense: what dense evaluation costs, and what it says of four methods on drawn images.
 
     python -m benchmarks.dense shapes --folder FOLDER
+    python -m benchmarks.dense scenes --folder FOLDER --scenes SCENES
     python -m benchmarks.dense cost --folder FOLDER
 
 `shapes` draws images of 64 pixels with disks, squares, triangles, rings and crosses of random
 colors on a striped ground, so that no color tells a class, and their masks; trains MAE, DINO, iBOT
 and I-JEPA on them by their recipes `<method>/folder_small_vit_10ep` with a net of 64 channels and 4
 blocks (`small` and `train` have every change: no clipping), and scores the frozen tokens by linear
-probe and retrieval, beside the same net untrained, and raw pixels.
+probe and retrieval, beside the same net untrained, and raw pixels. `scenes` does the same on the
+rendered rooms of `benchmarks.scenes`.
 `cost` times plain extraction of a ViT-S/16 (random weights, 224 pixels) and the dense protocols on
 the same files, each in a process of its own; memory is its largest resident set (Linux alone). A
 search in a full memory of patches is timed apart, since few images do not fill it. Results go to
@@ -27,7 +29,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,6 +68,15 @@ METHODS = ("mae", "dino", "ibot", "ijepa")
 COUNTS = {"train": 1000, "val": 200}
 EPOCHS, BATCH = 40, 64
 OPTIONS = DenseOptions(LinearOptions(epochs=40, lr=0.01), RetrievalOptions(memory_size=20_480))
+
+
+class Images(NamedTuple):
+    """A folder of images with masks, and what is said of it."""
+
+    root: Path
+    folders: dict[str, str]
+    classes: list[str]
+    about: str
 
 
 def shape(kind: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -110,8 +121,8 @@ def write(root: Path, side: int, counts: dict[str, int]) -> Path:
     return root
 
 
-def small(method: str, root: Path) -> dict[str, Any]:
-    """The recipe with a smaller net, on the drawn shapes."""
+def small(method: str, images: Images) -> dict[str, Any]:
+    """The recipe with a smaller net, on images of `SIDE` pixels."""
     config = read_config(ROOT / "configs" / method / "folder_small_vit_10ep.yaml")
     model, data = config["model"]["init_args"], config["data"]["init_args"]
     model["backbone"].setdefault("init_args", {}).update(width=64, depth=4)
@@ -124,8 +135,9 @@ def small(method: str, root: Path) -> dict[str, Any]:
     config["data"] = {
         "class_path": "sslzoo.data.SegmentationFolder",
         "init_args": {
-            "root": str(root),
-            "classes": CLASSES,
+            "root": str(images.root),
+            **images.folders,
+            "classes": images.classes,
             "transform": data["transform"],
             "batch_size": BATCH,
             "num_workers": 0,
@@ -153,13 +165,27 @@ def train(model: Any, data: Any, decay: bool) -> float:
     return (time.process_time() - start) / 60
 
 
-def shapes(folder: Path, keep: Callable[[dict[str, Any]], None]) -> None:
-    """MIoU of the four methods, their nets untrained, and pixels."""
+def shapes(folder: Path) -> Images:
+    """The drawn images."""
     root = write(folder / "shapes", SIDE, COUNTS)
+    said = f"{COUNTS['train']} and {COUNTS['val']} drawn images of {SIDE} pixels"
+    return Images(root, {}, CLASSES, said)
+
+
+def scenes(root: Path) -> Images:
+    """The rendered rooms."""
+    count = {part: len(list((root / part / "image").iterdir())) for part in ("train", "val")}
+    said = f"{count['train']} and {count['val']} rendered rooms of {SIDE} pixels"
+    classes = (root / "classes.txt").read_text().split()
+    return Images(root, {"image_dir": "image", "mask_dir": "labels"}, classes, said)
+
+
+def compare(images: Images, folder: Path, keep: Callable[[dict[str, Any]], None]) -> None:
+    """MIoU of the four methods, their nets untrained, and pixels."""
     rows: dict[str, Any] = {}
     full = DenseOptions(dataclasses.replace(OPTIONS.linear, loss_scale=None), OPTIONS.knn)
     for method in METHODS:
-        config = small(method, root)
+        config = small(method, images)
         data = build(config, "data")
         data.setup()
         loaders = data.eval_dataloaders()
@@ -177,12 +203,12 @@ def shapes(folder: Path, keep: Callable[[dict[str, Any]], None]) -> None:
         print(method, row, flush=True)
         shown = loaders.transform(next(iter(loaders.query))).views[0][:6]
         maps = feature_map(model.encoder().eval(), shown)
-        pca_picture(shown, maps).save(folder / f"pca_{method}.png")
+        pca_picture(shown, maps).save(folder / f"pca_{images.root.name}_{method}.png")
         keep(
             {
                 "rows": rows,
-                "data": f"{COUNTS['train']} and {COUNTS['val']} drawn images of {SIDE} pixels",
-                "classes": CLASSES,
+                "data": images.about,
+                "classes": images.classes,
                 "net": f"ViT of 64 channels and 4 blocks, patches of {PATCH} pixels",
                 "epochs": EPOCHS,
                 "batch_size": BATCH,
@@ -280,8 +306,9 @@ def about() -> dict[str, Any]:
 
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dense", description=__doc__)
-    parser.add_argument("what", choices=("shapes", "cost", "one"))
+    parser.add_argument("what", choices=("shapes", "scenes", "cost", "one"))
     parser.add_argument("--folder", type=Path, required=True, help="for images and runs")
+    parser.add_argument("--scenes", type=Path, help="folder of benchmarks.scenes")
     parser.add_argument("--work", choices=[*WORK, "search"], help="of `one`, which `cost` calls")
     parser.add_argument("--output", type=Path, default=RESULT)
     given = parser.parse_args(args)
@@ -295,7 +322,11 @@ def main(args: list[str] | None = None) -> None:
         kept = json.loads(given.output.read_text()) if given.output.exists() else {}
         given.output.write_text(json.dumps({**kept, given.what: found}, indent=1) + "\n")
 
-    (shapes if given.what == "shapes" else cost)(folder, keep)
+    if given.what == "cost":
+        cost(folder, keep)
+    else:
+        images = shapes(folder) if given.what == "shapes" else scenes(given.scenes.resolve())
+        compare(images, folder, keep)
 
 
 if __name__ == "__main__":
