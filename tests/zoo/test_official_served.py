@@ -232,7 +232,7 @@ WEIGHT = {"a weight less", "a weight of another shape", "a weight of whole numbe
 
 def is_quick(name: str, form: str, how: str) -> bool:
     """Encoders of which a weight is wrong have to be written whole."""
-    most = {"a weight less": 120_000_000}.get(how, 60_000_000)
+    most = 60_000_000
     pickled = FORMS[str(OFFICIAL[name].layout)][form].writer == "pickle"
     return chosen(name, form) and (
         how not in WEIGHT or (encoder_bytes(name) < most and not pickled)
