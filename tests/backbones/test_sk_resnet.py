@@ -224,6 +224,7 @@ def test_norms_are_global_and_maps_channels_last() -> None:
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
 
 
+@pytest.mark.slow
 def test_compiles_without_a_graph_break() -> None:
     net = torch.compile(simclr_v2_resnet(14, 1, 0.0625), backend="eager", fullgraph=True)
     assert net(torch.randn(2, 3, 32, 32)).shape == (2, 2048)

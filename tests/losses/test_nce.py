@@ -231,7 +231,7 @@ def test_no_host_synchronization(loss: str, size: int) -> None:
     assert syncs(_on_fake_cuda, loss, size) == []
 
 
-@pytest.mark.parametrize("size", [30, 300])
+@pytest.mark.parametrize("size", [300])
 def test_compiles_without_graph_break(size: int) -> None:
     f, bank, index = _case(size=size)
     z = torch.tensor(50.0, dtype=torch.float64)

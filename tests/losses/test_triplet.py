@@ -202,7 +202,7 @@ def test_no_host_synchronization(mining: str, mean_over: str) -> None:
     assert syncs(_on_fake_cuda, "hard", None, mean_over) == []
 
 
-@pytest.mark.parametrize("mining", MININGS)
+@pytest.mark.parametrize("mining", ["semi_hard"])
 def test_compiles_without_graph_break(mining: str) -> None:
     loss = partial(triplet, margin=0.8, mining=mining)
     assert_compiles(loss, _case(), 1)
