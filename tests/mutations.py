@@ -349,7 +349,14 @@ def caught(slip: Slip, tests: Path) -> str:
         for name in ("sslzoo", "configs"):
             shutil.copytree(ROOT / name, copy / name)
         shutil.copytree(tests, copy / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("zoo_weights", "benchmarks", "docs", "pyproject.toml", "README.md"):
+        for name in (
+            "zoo_weights",
+            "benchmarks",
+            "docs",
+            "examples",
+            "pyproject.toml",
+            "README.md",
+        ):
             (copy / name).symlink_to(ROOT / name)
         file = copy / slip.file
         file.write_text(file.read_text().replace(slip.old, slip.new))
