@@ -87,6 +87,7 @@ class ViewSpec:
         kind: "any"; "images": tensors (B, C, H, W); "tokens": `Tokens`.
         size: (H, W) that images must have; None: any.
         boxes: whether the crops' boxes must be given.
+        large_first: whether no view may be larger than the first.
     """
 
     least: int = 1
@@ -95,6 +96,7 @@ class ViewSpec:
     kind: Literal["any", "images", "tokens"] = "any"
     size: tuple[int, int] | None = None
     boxes: bool = False
+    large_first: bool = False
 
     def check_number(self, number: int, who: str) -> None:
         """Refuse another number of views.
@@ -161,6 +163,22 @@ class ViewSpec:
             raise ValueError(
                 f"the {which} of {who} must have one shape, got {describe_views(views)}"
             )
+        if self.large_first:
+            check_large_first(views, who)
+
+
+def check_large_first(views: Sequence[View], who: str) -> None:
+    """Refuse views of which one is larger than the first.
+
+    Raises:
+        ValueError: names who takes them, and their shapes.
+    """
+    sizes = [_tensors(view)[0].shape[1:].numel() for view in views]
+    if max(sizes) > sizes[0]:
+        raise ValueError(
+            f"the first views of {who} must be the largest, got {describe_views(views)}; give the "
+            "large crops first"
+        )
 
 
 def _check_boxes(batch: Batch, who: str) -> None:

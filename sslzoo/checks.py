@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,8 +41,20 @@ def check_at_least(name: str, value: float, least: float) -> None:
     Raises:
         ValueError: names the argument, the bound and the value.
     """
+    _check_number(name, value)
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Refuse all but a whole number of at least `least`.
+
+    Raises:
+        ValueError: names the argument, the bound and the value.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    check_at_least(name, int(value), least)
 
 
 def check_interval(name: str, value: float, low: float, high: float, ends: str = "[]") -> None:
@@ -50,6 +63,7 @@ def check_interval(name: str, value: float, low: float, high: float, ends: str =
     Raises:
         ValueError: names the argument, the interval and the value.
     """
+    _check_number(name, value)
     above = low <= value if ends[0] == "[" else low < value
     below = value <= high if ends[1] == "]" else value < high
     if not (above and below):
@@ -97,8 +111,14 @@ def check_num_features(module: object, role: str) -> int:
 
 def check_positive(name: str, value: float) -> None:
     """Raise ValueError unless the value is above 0."""
+    _check_number(name, value)
     if not value > 0:
         raise ValueError(f"{name} must be above 0, got {value}")
+
+
+def _check_number(name: str, value: object) -> None:
+    if value is None or isinstance(value, str | list | tuple | dict):
+        raise ValueError(f"{name} must be a number, got {value!r}")
 
 
 def check_mlp_ratio(mlp_ratio: float, width: int) -> None:

@@ -225,6 +225,7 @@ class Trainable(LightningModule, ABC):
             return self.losses(batch)
         try:
             terms = self.losses(batch)
+            finite = bool(torch.stack(list(terms.values())).isfinite().all())
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, AssertionError, AttributeError, IndexError) as error:
@@ -233,6 +234,19 @@ class Trainable(LightningModule, ABC):
                 f"{name} cannot train on views of {describe_views(batch.views)}: "
                 f"{type(error).__name__}: {line:.300}"
             ) from error
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f"the global batch of {name} must have at least 2 samples for its batch norm, got "
+                f"views of {describe_views(batch.views)}"
+            ) from error
+        if not finite:
+            values = ", ".join(f"{key} {value.item():.4g}" for key, value in terms.items())
+            raise ValueError(
+                f"the loss of {name} must be finite at the first step, got {values}; look for "
+                "samples with values that are not finite, or set precision: 32-true"
+            )
         self._has_trained = True
         if self._trainer is not None:
             self._check_monitors(terms)

@@ -14,6 +14,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from sslzoo.callbacks.rehearsal import require
+from sslzoo.checks import check_interval
 from sslzoo.optim import RunLength, Schedule, as_schedule
 
 
@@ -46,8 +47,12 @@ class EMA(Callback):
     def update(self, method: Student, step: int) -> None:
         """Apply the update of optimizer step `step`; a plain loop calls it once per step."""
         students, teachers = self._pairs or self._parameters(method)
-        weight = 1.0 - self.momentum(step, method.run_length)
-        torch._foreach_lerp_(teachers, students, weight)
+        torch._foreach_lerp_(teachers, students, 1.0 - self._momentum(method, step))
+
+    def _momentum(self, method: Student, step: int) -> float:
+        momentum = self.momentum(step, method.run_length)
+        check_interval("momentum of the teacher", momentum, 0, 1)
+        return momentum
 
     def _parameters(self, method: Student) -> tuple[list[Tensor], list[Tensor]]:
         students: list[Tensor] = []
@@ -80,8 +85,7 @@ class EMA(Callback):
                 f"{count}; set the method's momentum instead"
             )
         self._done = method.step - 1
-        if not method.run_length.steps_per_epoch:
-            self.momentum(method.step, method.run_length)  # refuses epochs of unknown length
+        self._momentum(method, method.step)  # refuses, for example, epochs of unknown length
         self._pairs = self._parameters(method)
 
     def on_train_batch_start(

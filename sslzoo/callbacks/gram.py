@@ -11,6 +11,7 @@ Deviations:
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, Literal, cast
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from sslzoo.backbones.vit import without_drop_path
 from sslzoo.callbacks.rehearsal import require
-from sslzoo.checks import check_at_least, check_choice
+from sslzoo.checks import check_choice, check_interval, check_whole
 from sslzoo.losses import gram, resize_tokens
 from sslzoo.losses.gram import Level, Negatives
 from sslzoo.optim import Schedule, as_schedule
@@ -74,7 +75,7 @@ class GramAnchoring(nn.Module):
         check_choice("interpolation", interpolation, ("bicubic", "bilinear"))
         numbers = {"from_step": from_step, "refresh_every": refresh_every}
         for name, value in {**numbers, "max_refreshes": max_refreshes}.items():
-            check_at_least(name, value, 0)
+            check_whole(name, value, 0)
         if (refresh_every > 0) != (max_refreshes > 0):
             raise ValueError(
                 "refresh_every and max_refreshes must both be 0 or both above, got "
@@ -84,6 +85,8 @@ class GramAnchoring(nn.Module):
             raise ValueError(f"patches must be 'all' with level='image', got {patches!r}")
         if follow and (backbone is not None or refresh_every):
             raise ValueError("backbone and refresh_every must be left out with follow=True")
+        if not isinstance(weight, Schedule):
+            check_interval("weight", weight, 0, math.inf, "[)")
         self.weight, self.from_step = as_schedule(weight), from_step
         self.refresh_every, self.max_refreshes = refresh_every, max_refreshes
         self.level, self.negatives, self.normalize = level, negatives, normalize

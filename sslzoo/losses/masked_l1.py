@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslzoo.checks import shapes
+from sslzoo.checks import check_whole, shapes
 from sslzoo.distributed import sum_over_ranks, world_size
 from sslzoo.layers.precision import at_least_float32, no_autocast
 
@@ -35,6 +35,7 @@ def window_normalize(images: Tensor, window: int) -> Tensor:
     Raises:
         ValueError: the window is even or below 3.
     """
+    check_whole("target_window", window, 0)
     if window < 3 or window % 2 == 0:
         raise ValueError(f"target_window must be an odd number of at least 3, got {window}")
     half = window // 2

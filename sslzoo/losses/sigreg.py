@@ -87,7 +87,8 @@ def sigreg(z: Tensor, directions: Tensor, t_max: float = 3.0, num_knots: int = 1
         Scalar, the same on every rank.
 
     Raises:
-        ValueError: for other shapes, a t_max that is not positive, or fewer than two knots.
+        ValueError: for other shapes, a t_max that is not positive, fewer than two knots, or a
+            global batch of one sample.
 
     Example:
         >>> import torch
@@ -102,6 +103,8 @@ def sigreg(z: Tensor, directions: Tensor, t_max: float = 3.0, num_knots: int = 1
     check_positive("t_max", t_max)
     check_at_least("num_knots", num_knots, 2)
     rows = row_layout(len(z))
+    if rows.total < 2:
+        raise ValueError(f"the global batch must have at least 2 samples, got {rows.total}")
     with no_autocast(z):
         x = at_least_float32(z)
         grad = torch.zeros_like(x) if needs_gradient(x) else None

@@ -19,7 +19,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from sslzoo.checks import check_interval, shapes
+from sslzoo.checks import check_interval, check_whole, shapes
 from sslzoo.distributed import gather, rank, row_layout, world_size
 from sslzoo.layers.precision import at_least_float32, l2_normalize, no_autocast
 
@@ -45,7 +45,7 @@ def whiten(x: Tensor, eps: float = 0.0) -> Tensor:
         >>> whiten(torch.tensor([[0.0], [0.0], [6.0]])).flatten()  # mean 2, variance 12
         tensor([-0.5774, -0.5774,  1.1547])
     """
-    check_interval("eps", eps, 0, 1)
+    check_interval("eps", eps, 0, 1, "[)")
     check_sub_batch(x.shape[-2], x.shape[-1], eps)
     with no_autocast(x):
         x = x - x.mean(dim=-2, keepdim=True)
@@ -62,6 +62,7 @@ def check_sub_batch(size: int, dim: int, eps: float) -> None:
     Raises:
         ValueError: names the size, and what it must be.
     """
+    check_whole("sub_batch_size", size, 0)
     if size < 2:
         raise ValueError(f"sub_batch_size must be at least 2, for a covariance, got {size}")
     if size <= dim and eps == 0:

@@ -113,8 +113,9 @@ class StratifiedBlockMasks:
         smallest: int = 4,
         aspect: float = 0.3,
     ):
-        if not 0 <= ratio[0] <= ratio[1] <= 1:
-            raise ValueError(f"ratio must have 0 <= low <= high <= 1, got {ratio}")
+        pair = isinstance(ratio, tuple | list) and len(ratio) == 2
+        if not pair or not 0 <= ratio[0] <= ratio[1] <= 1:
+            raise ValueError(f"ratio must be (low, high) with 0 <= low <= high <= 1, got {ratio}")
         check_interval("fraction", fraction, 0, 1)
         check_at_least("smallest", smallest, 1)
         check_interval("aspect", aspect, 0, 1, "(]")

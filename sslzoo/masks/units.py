@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sslzoo.checks import check_at_least, check_interval
+from sslzoo.checks import check_interval, check_whole
 from sslzoo.random import Keys
 
 
@@ -38,7 +38,7 @@ class UnitMasks:
     ratio: float = 0.6
 
     def __post_init__(self) -> None:
-        check_at_least("mask_unit", self.unit, 1)
+        check_whole("mask_unit", self.unit, 1)
         check_interval("mask_ratio", self.ratio, 0, 1, "()")
 
     def grid(self, size: tuple[int, int], patch_size: int) -> tuple[int, int]:

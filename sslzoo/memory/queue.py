@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslzoo.checks import check_whole
 from sslzoo.memory.base import Memory
 from sslzoo.random import run_seed
 
@@ -48,8 +49,8 @@ class Queue(Memory):
 
     def __init__(self, size: int, dim: int, seed: int | None = None, empty: bool = False) -> None:
         super().__init__()
-        if size < 1 or dim < 1:
-            raise ValueError(f"size and dim must be at least 1, got ({size}, {dim})")
+        check_whole("size of the queue", size, 1)
+        check_whole("dim of the queue", dim, 1)
         generator = torch.Generator("cpu").manual_seed(run_seed() if seed is None else seed)
         rows = torch.zeros(size, dim, dtype=torch.float32)
         if not empty and not rows.is_meta:

@@ -117,7 +117,7 @@ class DenseCL(SSLMethod):
         self.projector, self.dense_projector = projector, dense_projector
         self.key_backbone, self.key_projector = frozen_copy(backbone), frozen_copy(projector)
         self.key_dense_projector = frozen_copy(dense_projector)
-        self.temperature, self.momentum = temperature, as_schedule(momentum)
+        self.temperature, self.momentum = temperature, as_schedule(momentum, "momentum")
         self.dense_weight, self.shuffle = dense_weight, shuffle
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
@@ -188,6 +188,11 @@ def _check_backbone(backbone: nn.Module) -> None:
         raise ValueError(
             "backbone must have forward_map, (B, C, H, W) -> (B, num_features, h, w), as "
             f"timm_backbone, cifar_resnet with a map and SmallResNet have, got {name} without it"
+        )
+    if getattr(backbone, "pool", None) == "token":
+        raise ValueError(
+            "backbone must pool its map, since the class token would not be trained, got pool "
+            f"'token' of {name}; set pool: mean"
         )
     channels, width = (getattr(backbone, key, None) for key in ("map_features", "num_features"))
     if channels not in (None, width):

@@ -34,11 +34,11 @@ from torch import Tensor, nn
 
 from sslzoo.backbones import multi_crop
 from sslzoo.backbones.vit import without_drop_path
-from sslzoo.batch import Batch, ViewSpec, describe_views
+from sslzoo.batch import Batch, ViewSpec, check_large_first, describe_views
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.gram import GramAnchoring, RefreshGramTeacher
 from sslzoo.callbacks.memory import CommitMemory
-from sslzoo.checks import check_choice, check_interval
+from sslzoo.checks import check_choice, check_interval, check_positive
 from sslzoo.distributed import row_layout
 from sslzoo.heads import DINOHead
 from sslzoo.losses import dino, ibot_selected, koleo, sinkhorn, teacher_probabilities
@@ -132,10 +132,19 @@ class DINOv2(SSLMethod):
                 f"backbone must be a ViT with mask_token=True, got {type(backbone).__name__} "
                 "without a mask token"
             )
-        if getattr(backbone, "cls_token", backbone) is None:
+        if getattr(backbone, "cls_token", None) is None:
             raise ValueError(
                 f"backbone must have a class token, got {type(backbone).__name__} without it"
             )
+        parts = {"projector": projector, "patch_projector": patch_projector}
+        for name, part in parts.items():
+            if not isinstance(part, DINOHead | None):
+                raise ValueError(f"{name} must be a DINOHead, got {type(part).__name__}")
+        if not isinstance(masks, StratifiedBlockMasks | None):
+            raise ValueError(f"masks must be StratifiedBlockMasks, got {type(masks).__name__}")
+        if not isinstance(gram, GramAnchoring | None):
+            raise ValueError(f"gram must be a GramAnchoring, got {type(gram).__name__}")
+        check_positive("student_temperature", student_temperature)
         check_choice("centering", centering, ("center", "sinkhorn"))
         for name, weight in (("patch_weight", patch_weight), ("koleo_weight", koleo_weight)):
             check_interval(name, weight, 0, math.inf, "[)")
@@ -149,8 +158,9 @@ class DINOv2(SSLMethod):
         self.patch_center = Center(patch_dim, center_momentum)
         self.masks, self.centering = masks or StratifiedBlockMasks(), centering
         self.student_temperature = student_temperature
-        self.teacher_temperature = as_schedule(teacher_temperature)
-        self.momentum = CosineSchedule(0.992, 1.0) if momentum is None else as_schedule(momentum)
+        self.teacher_temperature = as_schedule(teacher_temperature, "teacher_temperature")
+        momentum = CosineSchedule(0.992, 1.0) if momentum is None else momentum
+        self.momentum = as_schedule(momentum, "momentum")
         self.patch_weight, self.koleo_weight = patch_weight, koleo_weight
         self.gram = gram
         if gram is not None:
@@ -194,9 +204,12 @@ class DINOv2(SSLMethod):
         """The large and small crops, and the Gram teacher's own."""
         end = len(batch.views) - self.num_gram_views
         own = list(batch.views[end:])
-        if own and own[0].shape != own[1].shape:
+        check_large_first(batch.views[:end], "DINOv2")
+        pixels = [view[0].numel() for view in (batch.views[0], *own)]
+        if own and (own[0].shape != own[1].shape or pixels[1] < pixels[0]):
             raise ValueError(
-                f"the last two views must be the Gram teacher's, got {describe_views(batch.views)}"
+                "the last two views must be the Gram teacher's, at least as large as the first "
+                f"ones (gram_size of multi_crop_views), got {describe_views(batch.views)}"
             )
         return list(batch.views[:2]), list(batch.views[2:end]), own
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from sslzoo.backbones import multi_crop
 from sslzoo.batch import Batch, ViewSpec
-from sslzoo.checks import check_interval
+from sslzoo.checks import check_interval, check_whole
 from sslzoo.losses import random_directions, sigreg, view_invariance
 from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, output_dim
 from sslzoo.optim import Schedule, all_alike
@@ -73,7 +73,11 @@ class LeJEPA(SSLMethod):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
         output_dim(backbone, projector)
         check_interval("sigreg_weight", sigreg_weight, 0, 1)
-        self.takes = ViewSpec(max(2, num_global or 0))
+        check_whole("num_directions", num_directions, 1)
+        if num_global is not None:
+            check_whole("num_global", num_global, 1)
+        several = max(2, num_global or 0)
+        self.takes = ViewSpec(several, alike=num_global or 0, large_first=num_global is not None)
         self.projector, self.sigreg_weight = projector, sigreg_weight
         self.num_directions, self.num_global = num_directions, num_global
 

@@ -19,6 +19,7 @@ Deviations:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from sslzoo.backbones import multi_crop
 from sslzoo.batch import Batch, ViewSpec
 from sslzoo.callbacks.ema import EMA
-from sslzoo.checks import check_at_least, check_interval
+from sslzoo.checks import check_interval, check_positive, check_whole
 from sslzoo.losses import msn, msn_targets
 from sslzoo.losses.msn import log_assignments
 from sslzoo.methods.base import (
@@ -119,22 +120,27 @@ class MSN(SSLMethod):
                 "backbone must be a ViT with a class token (timm_vit, small_vit), got "
                 f"{type(backbone).__name__}"
             )
-        check_at_least("num_prototypes", num_prototypes, 2)
-        check_at_least("random_views", random_views, 1)
-        check_at_least("sinkhorn_iterations", sinkhorn_iterations, 0)
+        check_whole("num_prototypes", num_prototypes, 2)
+        check_whole("random_views", random_views, 1)
+        check_whole("sinkhorn_iterations", sinkhorn_iterations, 0)
         check_interval("drop_fraction", drop_fraction, 0, 1, "[)")
         check_interval("label_smoothing", label_smoothing, 0, 1, "[)")
+        check_positive("temperature", temperature)
+        check_interval("mean_entropy_weight", mean_entropy_weight, 0, math.inf, "[)")
+        check_interval("entropy_weight", entropy_weight, 0, math.inf, "[)")
         self.prototypes = nn.Linear(output_dim(backbone, projector), num_prototypes, bias=False)
         self.projector = projector
         self.teacher_backbone = frozen_copy(backbone)
         self.teacher_projector = frozen_copy(projector)
         self.random_views, self.drop_fraction = random_views, drop_fraction
-        self.temperature, self.sharpening = temperature, as_schedule(sharpening)
+        self.temperature, self.sharpening = temperature, as_schedule(sharpening, "sharpening")
         self.mean_entropy_weight, self.entropy_weight = mean_entropy_weight, entropy_weight
         self.sinkhorn_iterations, self.label_smoothing = sinkhorn_iterations, label_smoothing
         linear = LinearSchedule(0.996, 1.0)
-        self.momentum = StretchedSchedule(linear) if momentum is None else as_schedule(momentum)
-        self.takes = ViewSpec(1 + random_views, alike=1 + random_views, kind="images")
+        momentum = StretchedSchedule(linear) if momentum is None else momentum
+        self.momentum = as_schedule(momentum, "momentum")
+        whole = 1 + random_views
+        self.takes = ViewSpec(whole, alike=whole, kind="images", large_first=True)
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.backbone, self.teacher_backbone), (self.projector, self.teacher_projector)]

@@ -91,13 +91,18 @@ class ReSSL(SSLMethod):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
         check_positive("student_temperature", student_temperature)
         check_positive("teacher_temperature", teacher_temperature)
+        if teacher_temperature > student_temperature:
+            raise ValueError(
+                f"teacher_temperature must be at most {student_temperature}, student_temperature, "
+                f"so that the target is sharper, got {teacher_temperature}"
+            )
         self.queue = Queue(queue_size, output_dim(backbone, projector))
         self.projector = projector
         self.teacher_backbone = frozen_copy(backbone)
         self.teacher_projector = frozen_copy(projector)
         self.student_temperature = student_temperature
         self.teacher_temperature = teacher_temperature
-        self.momentum, self.shuffle = as_schedule(momentum), shuffle
+        self.momentum, self.shuffle = as_schedule(momentum, "momentum"), shuffle
 
     def teacher_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.backbone, self.teacher_backbone), (self.projector, self.teacher_projector)]

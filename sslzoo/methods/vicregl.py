@@ -15,12 +15,13 @@ Deviations:
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from sslzoo.batch import Batch, View, ViewSpec
-from sslzoo.checks import check_interval
+from sslzoo.checks import check_interval, check_whole
 from sslzoo.losses import crop_centers, vicregl_global, vicregl_local
 from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, output_dim
 from sslzoo.optim import Schedule, exempt_bias_and_norm
@@ -68,7 +69,7 @@ class VICRegL(SSLMethod):
 'local_covariance']
     """
 
-    takes = ViewSpec(2, alike=2, kind="images", boxes=True)
+    takes = ViewSpec(2, alike=2, kind="images", boxes=True, large_first=True)
 
     def __init__(
         self,
@@ -90,8 +91,16 @@ class VICRegL(SSLMethod):
         output_dim(backbone, projector)
         _check_map(backbone, map_projector)
         check_interval("alpha", alpha, 0, 1)
-        if len(num_matches) != 2 or min(num_matches) < 1:
-            raise ValueError(f"num_matches must be two numbers from 1, got {list(num_matches)}")
+        for name, weight in (
+            ("invariance_weight", invariance_weight),
+            ("variance_weight", variance_weight),
+            ("covariance_weight", covariance_weight),
+        ):
+            check_interval(name, weight, 0, math.inf, "[)")
+        if not isinstance(num_matches, tuple | list) or len(num_matches) != 2:
+            raise ValueError(f"num_matches must be two numbers from 1, got {num_matches}")
+        for number in num_matches:
+            check_whole("each of num_matches", number, 1)
         self.projector, self.map_projector = projector, map_projector
         self.alpha, self.num_matches = alpha, (num_matches[0], num_matches[1])
         self.invariance_weight, self.variance_weight = invariance_weight, variance_weight

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sslzoo.backbones import multi_crop
 from sslzoo.batch import Batch, View, ViewSpec
-from sslzoo.checks import check_at_least, check_interval
+from sslzoo.checks import check_interval, check_whole
 from sslzoo.distributed import row_layout
 from sslzoo.losses import w_mse
 from sslzoo.losses.w_mse import check_sub_batch
@@ -70,8 +70,8 @@ class WMSE(SSLMethod):
         parameter_groups: GroupsFactory = all_alike,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        check_at_least("num_iterations", num_iterations, 1)
-        check_interval("eps", eps, 0, 1)
+        check_whole("num_iterations", num_iterations, 1)
+        check_interval("eps", eps, 0, 1, "[)")
         check_sub_batch(sub_batch_size, output_dim(backbone, projector), eps)
         self.projector = projector
         self.sub_batch_size, self.num_iterations = sub_batch_size, num_iterations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from numbers import Real
 from typing import Literal, NamedTuple
 
 OnResume = Literal["keep", "new"]
@@ -73,9 +74,17 @@ class ConstantSchedule(Schedule):
         return self.value
 
 
-def as_schedule(value: Schedule | float) -> Schedule:
-    """Return a schedule unchanged, and a number as a `ConstantSchedule`."""
-    return value if isinstance(value, Schedule) else ConstantSchedule(value)
+def as_schedule(value: Schedule | float, name: str = "a schedule") -> Schedule:
+    """Return a schedule unchanged, and a number as a `ConstantSchedule`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(value, Schedule):
+        return value
+    if not isinstance(value, Real):
+        raise ValueError(f"{name} must be a number or a Schedule of sslzoo.optim, got {value!r}")
+    return ConstantSchedule(value)
 
 
 class CosineSchedule(Schedule):

@@ -139,7 +139,7 @@ def test_wrong_input_is_named() -> None:
         w_mse(z, order, 2)
     with pytest.raises(ValueError, match=r"sub_batch_size must be at least 2, .*got 1"):
         w_mse(z, order, 1, eps=0.5)
-    with pytest.raises(ValueError, match=r"eps must be in \[0, 1\], got 2"):
+    with pytest.raises(ValueError, match=r"eps must be in \[0, 1\), got 2"):
         w_mse(z, order, 3, eps=2.0)
 
 

@@ -166,6 +166,25 @@ def test_ema_before_forward_uses_the_weights_a_step_starts_from() -> None:
     assert torch.equal(holder.teacher.weight, holder.student.weight)
 
 
+@pytest.mark.parametrize("momentum", [1.5, -0.1])
+def test_a_momentum_outside_0_and_1_is_refused(momentum: float) -> None:
+    method = BYOL(SmallResNet((8, 16)), byol_mlp(16, 8, 4), byol_mlp(4, 8, 4))
+    with pytest.raises(ValueError, match=rf"teacher must be in \[0, 1\], got {momentum}"):
+        EMA(momentum, when="after_step").update(method, 0)
+
+
+def test_a_first_loss_that_is_not_finite_is_refused() -> None:
+    views = [torch.full((4, 3, 8, 8), torch.nan)] * 2
+    with pytest.raises(ValueError, match=r"loss of SimCLR must be finite .*, got nt_xent nan"):
+        simclr()._checked_losses(Batch(views, torch.arange(4)))
+
+
+def test_batch_norm_of_a_single_sample_is_refused_by_the_methods_name() -> None:
+    method = BYOL(SmallResNet((8, 16)), byol_mlp(16, 8, 4), byol_mlp(4, 8, 4))
+    with pytest.raises(ValueError, match="batch of BYOL must have at least 2 samples"):
+        method._checked_losses(Batch([torch.rand(1, 3, 8, 8)] * 2, torch.arange(1)))
+
+
 def test_ema_refuses_networks_that_differ() -> None:
     holder = Holder()
     holder.teacher = nn.BatchNorm1d(3, affine=False)

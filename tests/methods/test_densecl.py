@@ -235,9 +235,11 @@ def test_bad_input_is_refused() -> None:
         DenseCL(SmallResNet((4, 8)), nn.Linear(8, 8), nn.Linear(4, 8))
     with pytest.raises(ValueError, match=r"dense_weight must be in \[0, 1\], got 1.5"):
         densecl(dense_weight=1.5)
+    with pytest.raises(ValueError, match=r"pool its map, .* 'token' of ViT; set pool: mean"):
+        DenseCL(small_vit(8, 4, 16, 1, 2), nn.Linear(16, 8), nn.Linear(16, 8))
     with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
         densecl(temperature=0)
-    with pytest.raises(ValueError, match=r"size and dim must be at least 1, got \(0, 8\)"):
+    with pytest.raises(ValueError, match="size of the queue must be at least 1, got 0"):
         DenseCL(SmallResNet((4, 8)), nn.Linear(8, 8), nn.Linear(8, 8), queue_size=0)
     small = [view[..., :2, :2] for view in global_batch().views]
     with pytest.raises(
@@ -248,7 +250,9 @@ def test_bad_input_is_refused() -> None:
         densecl()._checked_losses(Batch(small[:1], torch.arange(8)))
 
 
-@pytest.mark.parametrize("backbone", [cifar_resnet(), small_vit(8, 4, 16, 1, 2)], ids=["r", "v"])
+@pytest.mark.parametrize(
+    "backbone", [cifar_resnet(), small_vit(8, 4, 16, 1, pool="mean")], ids=["r", "v"]
+)
 def test_the_zoos_backbones_train(backbone: nn.Module) -> None:
     width: Any = backbone.num_features
     method = DenseCL(backbone, nn.Linear(width, 4), nn.Linear(width, 4), queue_size=4)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from lightning import Callback
-from torch import Tensor
+from torch import Tensor, nn
 
-from sslzoo.backbones import small_vit
+from sslzoo.backbones import small_vit, timm_swin
 from sslzoo.backbones.vit import add_to_subset
 from sslzoo.batch import Batch
 from sslzoo.callbacks import EMA, WeightDecaySchedule, clip_per_module
@@ -19,7 +19,7 @@ from sslzoo.callbacks.gram import GramAnchoring
 from sslzoo.heads import DINOHead
 from sslzoo.losses import gram as gram_of
 from sslzoo.losses import resize_tokens
-from sslzoo.masks import StratifiedBlockMasks
+from sslzoo.masks import BlockMasks, StratifiedBlockMasks
 from sslzoo.memory import commit_memories
 from sslzoo.methods import DINOv2
 from sslzoo.optim import (
@@ -528,6 +528,13 @@ def _wrong() -> Iterator[tuple[dict[str, Any], str]]:
     yield {"backbone": vit}, "mask_token=True, got ViT"
     vit = small_vit(12, 4, width=24, depth=1, num_heads=2)
     yield {"gram": GramAnchoring(backbone=vit)}, "num_features 16, the student's, got 24"
+    swin = timm_swin("swin_tiny_patch4_window7_224", img_size=32, window_size=2)
+    yield {"backbone": swin}, "backbone must have a class token, got Swin"
+    yield {"projector": nn.Linear(16, 10)}, "projector must be a DINOHead, got Linear"
+    yield {"masks": BlockMasks()}, "masks must be StratifiedBlockMasks, got BlockMasks"
+    yield {"gram": 2.0}, "gram must be a GramAnchoring, got float"
+    yield {"student_temperature": 0.0}, "student_temperature must be above 0, got 0.0"
+    yield {"teacher_temperature": [0.04]}, r"must be a number or a Schedule .*, got \[0.04\]"
     yield {"freeze_last_layer_epochs": -1.0}, "epochs must be at least 0, got -1.0"
 
 
@@ -545,6 +552,8 @@ def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
         ({"follow": True, "refresh_every": 3, "max_refreshes": 1}, "left out with follow=True"),
         ({"from_step": -1}, "from_step must be at least 0, got -1"),
         ({"level": "crop"}, "level must be one of"),
+        ({"weight": -1.0}, r"weight must be in \[0, inf\), got -1.0"),
+        ({"weight": [1, 2]}, r"weight must be a number, got \[1, 2\]"),
     ],
 )
 def test_wrong_gram_options_are_named(options: dict[str, Any], message: str) -> None:
@@ -560,7 +569,12 @@ def test_wrong_views_are_named() -> None:
         method.losses(batch_of(method, sizes=(13, 13)))
     with pytest.raises(ValueError, match="at least 2 samples, got 1"):
         method.losses(batch_of(method, 1))
+    for sizes in ((8, 8, 12), (12, 12, 4, 24, 24)):  # small first, or the Gram teacher's without it
+        with pytest.raises(ValueError, match="first views of DINOv2 must be the largest"):
+            method.losses(batch_of(method, sizes=sizes))
     other, _ = gram_toy(own_crops=True)
+    with pytest.raises(ValueError, match="at least as large as the first ones"):
+        other.losses(batch_of(other, sizes=(12, 12, 4, 4, 4)))
     with pytest.raises(ValueError, match="last two views must be the Gram teacher's"):
         other.losses(batch_of(other, sizes=(12, 12, 4, 4, 24)))
     with pytest.raises(ValueError, match="at least 4 views"):

@@ -107,12 +107,25 @@ def test_all_parameters_are_decayed() -> None:
     [
         ({"sigreg_weight": 1.5}, r"sigreg_weight must be in \[0, 1\], got 1.5"),
         ({"num_directions": 0}, r"num_directions must be at least 1, got 0"),
-        ({"num_global": 0}, r"num_global must be in 1..2, the views, got 0"),
+        ({"num_global": 0}, r"num_global must be at least 1, got 0"),
+        ({"num_directions": 2.5}, r"num_directions must be a whole number, got 2.5"),
+        ({"num_directions": [1]}, r"num_directions must be a whole number, got \[1\]"),
+        ({"sigreg_weight": [0.1]}, r"sigreg_weight must be a number, got \[0.1\]"),
     ],
 )
 def test_bad_arguments_are_refused_before_a_step(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(**options).training_step(crops(8, 8), 0)
+
+
+def test_small_views_among_the_global_ones_and_a_single_sample_are_refused() -> None:
+    with pytest.raises(ValueError, match="the first 2 views of LeJEPA must have one shape"):
+        small(num_global=2).training_step(crops(4, 8, 8), 0)
+    with pytest.raises(ValueError, match="the first views of LeJEPA must be the largest"):
+        small(num_global=2).training_step(crops(4, 4, 8), 0)
+    one = Batch([view[:1] for view in crops(8, 8).views], torch.arange(1))
+    with pytest.raises(ValueError, match="global batch must have at least 2 samples, got 1"):
+        small().training_step(one, 0)
 
 
 def test_too_few_views_are_refused() -> None:

@@ -227,6 +227,12 @@ def test_bad_input_is_refused_in_one_sentence() -> None:
         ({"random_views": 0}, "random_views must be at least 1, got 0"),
         ({"drop_fraction": 1.0}, r"drop_fraction must be in \[0, 1\), got 1.0"),
         ({"sinkhorn_iterations": -1}, "sinkhorn_iterations must be at least 0, got -1"),
+        ({"random_views": 1.5}, "random_views must be a whole number, got 1.5"),
+        ({"temperature": 0}, "temperature must be above 0, got 0"),
+        ({"sharpening": [1]}, r"sharpening must be a number or a Schedule .*, got \[1\]"),
+        ({"momentum": [1]}, r"momentum must be a number or a Schedule .*, got \[1\]"),
+        ({"entropy_weight": -1}, r"entropy_weight must be in \[0, inf\), got -1"),
+        ({"mean_entropy_weight": -1}, r"mean_entropy_weight must be in \[0, inf\), got -1"),
     ):
         with pytest.raises(ValueError, match=match):
             small(**options)
@@ -241,6 +247,8 @@ def test_bad_input_is_refused_in_one_sentence() -> None:
         method.takes.check(Batch(views[:1], torch.arange(6)), "MSN")
     with pytest.raises(ValueError, match="the first 2 views of MSN must have one shape"):
         method.takes.check(Batch([views[0], views[2]], torch.arange(6)), "MSN")
+    with pytest.raises(ValueError, match="the first views of MSN must be the largest, got"):
+        method.takes.check(batch(sizes=(4, 4, 8)), "MSN")
     with pytest.raises(ValueError, match="multiples of the patch, 2 pixels, got 5 x 5"):
         method.losses(batch(sizes=(8, 8, 5)))
     with pytest.raises(ValueError, match=r"drop_fraction must leave a patch of the 16 .* got 0.95"):

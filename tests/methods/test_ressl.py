@@ -293,6 +293,8 @@ def test_bad_input_is_refused() -> None:
     for name in ("student_temperature", "teacher_temperature"):
         with pytest.raises(ValueError, match=f"{name} must be above 0, got 0"):
             ressl(**{name: 0})
+    with pytest.raises(ValueError, match=r"teacher_temperature must be at most 0.04, .*, got 0.1"):
+        ressl(student_temperature=0.04, teacher_temperature=0.1)
     with pytest.raises(ValueError, match=r"Linear must have in_features 8, .* got 4"):
         ReSSL(SmallResNet((4, 8)), nn.Linear(4, 8))
     with pytest.raises(ValueError, match="ReSSL must have at least 2 views per sample, got 1"):

@@ -265,6 +265,9 @@ def test_unmasked_pixels_reach_the_map_and_masked_ones_do_not() -> None:
 
 
 def test_bad_input_is_refused() -> None:
+    for name, value in (("mask_unit", [4]), ("mask_unit", 4.0), ("target_window", 3.0)):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number, got"):
+            simmim(**{name: value})
     with pytest.raises(
         ValueError, match="mask_unit must be a multiple of the patch, 4 pixels, got 6"
     ):

@@ -209,8 +209,16 @@ def test_bad_input_is_refused_in_one_sentence() -> None:
     with pytest.raises(ValueError, match=r"num_matches must be in 1\.\.16, .*, got 20"):
         small(num_matches=(20, 4)).losses(data)
     mlp = MLP([8, 4])
-    with pytest.raises(ValueError, match=r"num_matches must be two numbers from 1, got \[3, 0\]"):
+    with pytest.raises(ValueError, match=r"each of num_matches must be at least 1, got 0"):
         small(num_matches=(3, 0))
+    with pytest.raises(ValueError, match="num_matches must be two numbers from 1, got 5"):
+        small(num_matches=5)
+    for name in ("invariance_weight", "variance_weight", "covariance_weight"):
+        with pytest.raises(ValueError, match=rf"{name} must be in \[0, inf\), got -1"):
+            small(**{name: -1})
+    large, _, small_crop = data.views
+    with pytest.raises(ValueError, match="the first views of VICRegL must be the largest"):
+        method.takes.check(data._replace(views=[small_crop, small_crop, large]), "VICRegL")
     with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\], got 1.5"):
         small(alpha=1.5)
     with pytest.raises(ValueError, match=r"map_projector must have in_features 8, .* got 7"):

@@ -95,7 +95,10 @@ def test_it_trains_on_more_views(views: int) -> None:
         ({"sub_batch_size": 6}, r"sub_batch_size must be above 6, the dimensions .*, got 6"),
         ({"sub_batch_size": 1, "eps": 0.1}, r"sub_batch_size must be at least 2, .*, got 1"),
         ({"num_iterations": 0}, r"num_iterations must be at least 1, got 0"),
-        ({"eps": -0.1}, r"eps must be in \[0, 1\], got -0.1"),
+        ({"eps": -0.1}, r"eps must be in \[0, 1\), got -0.1"),
+        ({"eps": 1.0}, r"eps must be in \[0, 1\), got 1.0"),
+        ({"sub_batch_size": [8]}, r"sub_batch_size must be a whole number, got \[8\]"),
+        ({"num_iterations": 1.5}, r"num_iterations must be a whole number, got 1.5"),
     ],
 )
 def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
