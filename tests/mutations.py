@@ -143,8 +143,8 @@ SLIPS = [
     Slip(
         "the teacher moves by the momentum, not by its complement",
         "sslzoo/callbacks/ema.py",
-        "weight = 1.0 - self.momentum(step, method.run_length)",
-        "weight = self.momentum(step, method.run_length)",
+        "weight = 1.0 - self._momentum(method, step)",
+        "weight = self._momentum(method, step)",
         ("methods/test_byol.py", "methods/test_moco.py", "methods/test_dino.py"),
     ),
     Slip(

@@ -47,7 +47,8 @@ class EMA(Callback):
     def update(self, method: Student, step: int) -> None:
         """Apply the update of optimizer step `step`; a plain loop calls it once per step."""
         students, teachers = self._pairs or self._parameters(method)
-        torch._foreach_lerp_(teachers, students, 1.0 - self._momentum(method, step))
+        weight = 1.0 - self._momentum(method, step)
+        torch._foreach_lerp_(teachers, students, weight)
 
     def _momentum(self, method: Student, step: int) -> float:
         momentum = self.momentum(step, method.run_length)

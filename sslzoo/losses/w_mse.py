@@ -104,7 +104,7 @@ def w_mse(
     if rows.total % sub_batch_size:
         raise ValueError(
             f"the global batch must be a multiple of sub_batch_size {sub_batch_size}, got "
-            f"{rows.total}"
+            f"{rows.total}; drop_last=True of a DataLoader drops a smaller last batch"
         )
     with no_autocast(z):
         whole = gather(at_least_float32(z), rows)  # (N, V, D)

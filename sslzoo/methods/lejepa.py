@@ -19,6 +19,8 @@ Deviations:
        views as one sample, which is about V times as large, and W times each rank's own on W ranks.
     5. SIGReg is computed in float32; in MINIMAL.md under bfloat16 autocast.
     6. 1,024 directions by default, as in the package's quick start; 256 in MINIMAL.md.
+    7. `forward` gives the backbone's features; MINIMAL.md probes the embedding of width 512 that
+       the head begins with, the README the class tokens of the last two layers.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ Deviations:
     2. Views are cropped before their colors change; in the code after.
     3. Where an embedding's covariance is singular, the loss is not a number; the code stops with an
        error of the Cholesky decomposition.
+    4. Our recipes have bfloat16; whitening is computed in float32.
 """
 
 from __future__ import annotations

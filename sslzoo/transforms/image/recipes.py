@@ -628,8 +628,7 @@ def lejepa_views(
     Order: crop (bilinear), flip 0.5, jitter with probability 0.8, grayscale 0.2, Gaussian blur 0.5
     (sigma 0.1 to 2), solarize 0.2 at 128, normalize.
 
-    Deviations: the blur pads with zeros, torchvision's reflects; its kernel of 7 pixels is that of
-    MINIMAL.md, the README names none.
+    Deviations: none; the blur's kernel of 7 pixels is that of MINIMAL.md, the README names none.
 
     Args:
         sizes: side in pixels per group of crops.
@@ -643,7 +642,7 @@ def lejepa_views(
     """
     check_view_kinds(sizes, counts, scales)
     ops: list[Op] = [ColorJitter(*jitter, 0.8), Grayscale(0.2)]
-    ops += [GaussianBlur(0.5, kernel_size=blur_kernel)] if blur else []
+    ops += [GaussianBlur(0.5, kernel_size=blur_kernel, padding="reflect")] if blur else []
     ops += [Solarize(0.2), *normalize_ops(mean, std)]
     kinds = zip(sizes, counts, scales, strict=True)
     groups = [[View(RandomResizedCrop(size, scale), ops)] * n for size, n, scale in kinds]
