@@ -18,6 +18,7 @@ import torch
 import torch.multiprocessing
 
 from sslzoo import __main__ as command
+from tests.ranks import settle_torch
 
 ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
 COMMAND = [str(Path(sys.executable).parent / "sslzoo")]
@@ -101,6 +102,7 @@ def _main(args: list[str], cwd: str, said: str, environment: dict[str, str]) -> 
     sys.path.insert(0, cwd)
     sys.argv = ["sslzoo", *args]
     warnings.simplefilter("ignore")
+    settle_torch()
     with open(said, "w", buffering=1) as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
