@@ -23,7 +23,7 @@ from sslzoo.masks import MultiBlock
 from sslzoo.memory import commit_memories
 from sslzoo.methods import CMC, IBOT, IJEPA, DINOv2, SSLMethod
 from tests.ranks import Ranks
-from tests.toys import build, data_like, every_method, rows
+from tests.toys import KINDS, build, data_like, every_method, rows
 
 Form = tuple[type[SSLMethod], dict[str, Any]]
 SAMPLES = 12
@@ -99,7 +99,15 @@ def name(form: Form) -> str:
     return f"{cls.__name__}-{'-'.join(changes)}"
 
 
-@pytest.mark.parametrize("form", FORMS, ids=name)
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(
+            form, id=name(form), marks=() if form[0].__name__ in KINDS else pytest.mark.slow
+        )
+        for form in FORMS
+    ],
+)
 def test_two_ranks_equal_one_and_a_saved_form_goes_on(form: Form, ranks: Ranks) -> None:
     one = train(0, form)
     for two in ranks(2, train, form):

@@ -132,7 +132,7 @@ _SMALLEST = {
     for name, card in OFFICIAL.items()
     for form in FORMS[str(card.layout)]
 }
-LARGE = 400_000_000
+LARGE = 100_000_000
 
 
 def chosen(name: str, form: str) -> bool:
