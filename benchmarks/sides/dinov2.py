@@ -38,6 +38,7 @@ class _Given(nn.Module):
     def __init__(self, num_features: int) -> None:
         super().__init__()
         self.num_features, self.num_prefix, self.patch_size = num_features, 1, 1
+        self.cls_token = True
         self.mask_token = True
 
     def forward(self, x: Tensor) -> Tensor:
