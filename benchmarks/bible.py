@@ -122,12 +122,14 @@ def train(folder: Path, pairs: Path, extra: Sequence[str]) -> Path:
 def measure(run: Path, folder: Path, pairs: Path, lines: dict[str, int]) -> dict[str, Any]:
     """Return what goes into the results."""
     config = yaml.safe_load((run / "config.yaml").read_text())
+    timing = json.loads((run / TIMING).read_text())
+    del timing["extra"]  # the paths of this machine
     return {
         "config": f"configs/{CONFIG}.yaml",
         "epochs": config["trainer"]["max_epochs"],
         "seeds": [config["seed_everything"]],
         "lines": lines,
-        **json.loads((run / TIMING).read_text()),
+        **timing,
         "scores": json.loads((run / TABLE).read_text()),
         "zoo": {name: of_the_zoo(name, folder, pairs) for name in ZOO},
         "versions": versions(),
