@@ -167,3 +167,19 @@ class Ranks:
     def close(self) -> None:
         while self._pools:
             self._pools.popitem()[1].close(kill=False)
+
+
+def assert_same_step(results: list[dict[str, Any]], one: dict[str, Any]) -> None:
+    """Hold what the ranks of a step gave to one process: loss and gradients as means, the state.
+
+    Args:
+        results: of each rank: "loss", "grads" and "state" by name.
+        one: the same of one process.
+    """
+    mean = torch.stack([result["loss"] for result in results]).mean()
+    torch.testing.assert_close(mean, one["loss"], rtol=1e-9, atol=0)
+    for name, wanted in one["grads"].items():
+        got = torch.stack([result["grads"][name] for result in results]).mean(0)
+        torch.testing.assert_close(got, wanted, rtol=1e-7, atol=1e-11)
+    for result in results:
+        torch.testing.assert_close(result["state"], one["state"], rtol=1e-7, atol=1e-11)

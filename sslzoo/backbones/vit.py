@@ -113,6 +113,21 @@ def without_drop_path(module: nn.Module) -> nn.Module:
     return module
 
 
+def check_masked_vit(backbone: nn.Module) -> None:
+    """Refuse a backbone that has no mask token or no class token.
+
+    Raises:
+        ValueError: names what it lacks.
+    """
+    name = type(backbone).__name__
+    if getattr(backbone, "mask_token", None) is None:
+        raise ValueError(
+            f"backbone must be a ViT with mask_token=True, got {name} without a mask token"
+        )
+    if getattr(backbone, "cls_token", None) is None:
+        raise ValueError(f"backbone must have a class token, got {name} without it")
+
+
 def add_to_subset(
     x: Tensor, residual: Callable[[Tensor], Tensor], rate: float, order: Tensor | None = None
 ) -> Tensor:

@@ -33,7 +33,7 @@ from lightning import Callback
 from torch import Tensor, nn
 
 from sslzoo.backbones import multi_crop
-from sslzoo.backbones.vit import without_drop_path
+from sslzoo.backbones.vit import check_masked_vit, without_drop_path
 from sslzoo.batch import Batch, ViewSpec, check_large_first, describe_views
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.gram import GramAnchoring, RefreshGramTeacher
@@ -127,15 +127,7 @@ class DINOv2(SSLMethod):
         last += [] if patch_projector is None else ["patch_projector.last_layer"]
         groups = ZeroRateFirst(last, freeze_last_layer_epochs, parameter_groups)
         super().__init__(backbone, optimizer, schedule, groups)
-        if getattr(backbone, "mask_token", None) is None:
-            raise ValueError(
-                f"backbone must be a ViT with mask_token=True, got {type(backbone).__name__} "
-                "without a mask token"
-            )
-        if getattr(backbone, "cls_token", None) is None:
-            raise ValueError(
-                f"backbone must have a class token, got {type(backbone).__name__} without it"
-            )
+        check_masked_vit(backbone)
         parts = {"projector": projector, "patch_projector": patch_projector}
         for name, part in parts.items():
             if not isinstance(part, DINOHead | None):

@@ -28,7 +28,7 @@ from lightning import Callback
 from torch import Tensor, nn
 
 from sslzoo.backbones import multi_crop
-from sslzoo.backbones.vit import without_drop_path
+from sslzoo.backbones.vit import check_masked_vit, without_drop_path
 from sslzoo.batch import Batch, ViewSpec
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.freeze import FreezeHead
@@ -118,16 +118,8 @@ class IBOT(SSLMethod):
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
         super().__init__(backbone, optimizer, schedule, parameter_groups)
-        if getattr(backbone, "mask_token", None) is None:
-            raise ValueError(
-                f"backbone must be a ViT with mask_token=True, got {type(backbone).__name__} "
-                "without a mask token"
-            )
+        check_masked_vit(backbone)
         self.num_prefix = int(getattr(backbone, "num_prefix", 1))
-        if getattr(backbone, "cls_token", backbone) is None:
-            raise ValueError(
-                f"backbone must have a class token, got {type(backbone).__name__} without it"
-            )
         dim = output_dim(backbone, projector)
         self.projector = projector
         self.teacher_backbone = without_drop_path(frozen_copy(backbone))

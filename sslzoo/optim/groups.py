@@ -41,26 +41,15 @@ def exempt_bias_norm_and_classifier(module: nn.Module) -> list[dict[str, Any]]:
 
     This is the rule of SimCLR's fine-tuning, whose list of exemptions includes `head_supervised`
     (google-research/simclr, tf2/model.py).
-    """
-    return _exempt_layers(module, "classifier")
-
-
-def exempt_bias_norm_and_prototypes(module: nn.Module) -> list[dict[str, Any]]:
-    """Two groups as in `exempt_bias_and_norm`, with the layer `prototypes` exempt too (MSN)."""
-    return _exempt_layers(module, "prototypes")
-
-
-def _exempt_layers(module: nn.Module, layer: str) -> list[dict[str, Any]]:
-    """Two groups as in `exempt_bias_and_norm`, with the layers of a name exempt too.
 
     Raises:
         ValueError: there is no such layer.
     """
     named = module.named_modules()
-    heads = [child for name, child in named if name.rpartition(".")[2] == layer]
+    heads = [child for name, child in named if name.rpartition(".")[2] == "classifier"]
     if not heads:
         raise ValueError(
-            f"the module must have a layer named {layer}, got {type(module).__name__} without it"
+            f"the module must have a layer named classifier, got {type(module).__name__} without it"
         )
     inside = {parameter for head in heads for parameter in head.parameters()}
     groups = exempt_bias_and_norm(module)
@@ -189,6 +178,11 @@ class ExemptNamed:
             {"params": exempt, "weight_decay": 0.0, "adapt": False},
         ]
         return [group for group in groups if group["params"]]
+
+
+def exempt_bias_norm_and_prototypes(module: nn.Module) -> list[dict[str, Any]]:
+    """Two groups as in `exempt_bias_and_norm`, with the layer `prototypes` exempt too (MSN)."""
+    return ExemptNamed(["prototypes"], vectors=True)(module)
 
 
 class BiasAndNormRate:

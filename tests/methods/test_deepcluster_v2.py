@@ -21,7 +21,7 @@ from sslzoo.batch import Batch, as_batch
 from sslzoo.heads import MLP
 from sslzoo.methods import DeepClusterV2
 from tests.data.toys import ToyData
-from tests.ranks import Ranks
+from tests.ranks import Ranks, assert_same_step
 
 pytestmark = [
     # Lightning 2.6.6 flattens loaders with an old spelling of torch's pytree.
@@ -159,13 +159,7 @@ def _step(rank: int, counts: tuple[int, ...]) -> dict[str, Any]:
 def test_ranks_equal_one(ranks: Ranks, counts: tuple[int, ...]) -> None:
     one = _step(0, (8,))
     results = ranks(len(counts), _step, counts)
-    mean = torch.stack([result["loss"] for result in results]).mean()
-    torch.testing.assert_close(mean, one["loss"], rtol=1e-9, atol=0)
-    for name, wanted in one["grads"].items():
-        got = torch.stack([result["grads"][name] for result in results]).mean(0)
-        torch.testing.assert_close(got, wanted, rtol=1e-7, atol=1e-11)
-    for result in results:
-        torch.testing.assert_close(result["state"], one["state"], rtol=1e-7, atol=1e-11)
+    assert_same_step(results, one)
 
 
 def test_value_is_the_authors_formula() -> None:

@@ -23,7 +23,7 @@ from sslzoo.losses import dense_matches
 from sslzoo.memory import commit_memories
 from sslzoo.methods import DenseCL
 from tests.golden import assert_close_to_golden, load
-from tests.ranks import Ranks
+from tests.ranks import Ranks, assert_same_step
 
 THEIRS = {
     "encoder_q.0.": "backbone.",
@@ -201,13 +201,7 @@ def _two_steps(rank: int, counts: tuple[int, ...]) -> dict[str, Any]:
 def test_ranks_equal_one_with_the_same_groups(ranks: Ranks, counts: tuple[int, ...]) -> None:
     one = _two_steps(0, (8,))
     results = ranks(len(counts), _two_steps, counts)
-    mean = torch.stack([result["loss"] for result in results]).mean()
-    torch.testing.assert_close(mean, one["loss"], rtol=1e-9, atol=0)
-    for name, wanted in one["grads"].items():
-        got = torch.stack([result["grads"][name] for result in results]).mean(0)
-        torch.testing.assert_close(got, wanted, rtol=1e-7, atol=1e-11)
-    for result in results:
-        torch.testing.assert_close(result["state"], one["state"], rtol=1e-7, atol=1e-11)
+    assert_same_step(results, one)
 
 
 def test_keys_come_back_in_the_order_of_their_queries() -> None:

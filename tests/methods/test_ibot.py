@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslzoo.backbones import small_vit
+from sslzoo.backbones import small_vit, timm_swin
 from sslzoo.batch import Batch
 from sslzoo.callbacks.freeze import FreezeHead
 from sslzoo.heads import DINOHead, Prototypes
@@ -156,6 +156,10 @@ def test_without_masks_it_is_dino_and_the_patches_cost_nothing() -> None:
 def test_a_backbone_without_mask_token_is_named() -> None:
     with pytest.raises(ValueError, match="mask_token=True, got ViT"):
         IBOT(small_vit(8, 4, width=16, depth=1, num_heads=2), DINOHead(16, 10, 8, 6))
+    options = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1]}
+    swin = timm_swin(img_size=32, window_size=4, options=options)
+    with pytest.raises(ValueError, match="must have a class token, got Swin without it"):
+        IBOT(swin, DINOHead(16, 10, 8, 6))
 
 
 def test_both_prototypes_are_frozen_at_first() -> None:

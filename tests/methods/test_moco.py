@@ -20,7 +20,7 @@ from sslzoo.memory import commit_memories
 from sslzoo.methods import MoCo
 from sslzoo.optim import ConstantSchedule, RunLength, ScheduleLR, StepSchedule, WarmupCosine
 from tests.golden import assert_close_to_golden, load
-from tests.ranks import Ranks
+from tests.ranks import Ranks, assert_same_step
 
 THEIRS = {"encoder_q.fc": "projector", "encoder_k.fc": "key_projector"}
 THEIRS |= {"encoder_q": "backbone", "encoder_k": "key_backbone"}
@@ -208,13 +208,7 @@ def test_ranks_equal_one_with_the_same_groups(
 ) -> None:
     one = _two_steps(0, (8,), symmetric)
     results = ranks(len(counts), _two_steps, counts, symmetric)
-    mean = torch.stack([result["loss"] for result in results]).mean()
-    torch.testing.assert_close(mean, one["loss"], rtol=1e-9, atol=0)
-    for name, wanted in one["grads"].items():
-        got = torch.stack([result["grads"][name] for result in results]).mean(0)
-        torch.testing.assert_close(got, wanted, rtol=1e-7, atol=1e-11)
-    for result in results:
-        torch.testing.assert_close(result["state"], one["state"], rtol=1e-7, atol=1e-11)
+    assert_same_step(results, one)
 
 
 def test_symmetric_is_the_sum_of_both_directions_and_enqueues_both_keys() -> None:

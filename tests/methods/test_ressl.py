@@ -21,7 +21,7 @@ from sslzoo.methods.base import SSLMethod
 from sslzoo.optim import ExemptNamed, RunLength, WarmupCosine
 from sslzoo.transforms import moco_v2_views, ressl_views
 from tests.golden import assert_close_to_golden, load
-from tests.ranks import Ranks
+from tests.ranks import Ranks, assert_same_step
 
 THEIRS = {"encoder_q.fc": "projector", "encoder_k.fc": "teacher_projector"}
 THEIRS |= {"encoder_q": "backbone", "encoder_k": "teacher_backbone"}
@@ -247,13 +247,7 @@ def _two_steps(rank: int, counts: tuple[int, ...]) -> dict[str, Any]:
 def test_ranks_equal_one_with_the_same_groups(ranks: Ranks, counts: tuple[int, ...]) -> None:
     one = _two_steps(0, (8,))
     results = ranks(len(counts), _two_steps, counts)
-    mean = torch.stack([result["loss"] for result in results]).mean()
-    torch.testing.assert_close(mean, one["loss"], rtol=1e-9, atol=0)
-    for name, wanted in one["grads"].items():
-        got = torch.stack([result["grads"][name] for result in results]).mean(0)
-        torch.testing.assert_close(got, wanted, rtol=1e-7, atol=1e-11)
-    for result in results:
-        torch.testing.assert_close(result["state"], one["state"], rtol=1e-7, atol=1e-11)
+    assert_same_step(results, one)
 
 
 def test_the_loss_is_the_mean_over_the_crops() -> None:

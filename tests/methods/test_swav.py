@@ -20,7 +20,7 @@ from sslzoo.memory import commit_memories
 from sslzoo.methods import SwAV
 from sslzoo.optim import LARC, RunLength
 from tests.golden import assert_close_to_golden, load
-from tests.ranks import Ranks
+from tests.ranks import Ranks, assert_same_step
 from tests.test_every_method import BATCH, batches, fit, trainer
 from tests.toys import Pooled, data_like
 
@@ -220,13 +220,7 @@ def _three_steps(rank: int, counts: tuple[int, ...]) -> dict[str, Any]:
 def test_ranks_equal_one(ranks: Ranks, counts: tuple[int, ...]) -> None:
     one = _three_steps(0, (8,))
     results = ranks(len(counts), _three_steps, counts)
-    mean = torch.stack([result["loss"] for result in results]).mean()
-    torch.testing.assert_close(mean, one["loss"], rtol=1e-9, atol=0)
-    for name, wanted in one["grads"].items():
-        got = torch.stack([result["grads"][name] for result in results]).mean(0)
-        torch.testing.assert_close(got, wanted, rtol=1e-7, atol=1e-11)
-    for result in results:
-        torch.testing.assert_close(result["state"], one["state"], rtol=1e-7, atol=1e-11)
+    assert_same_step(results, one)
 
 
 def test_a_full_queue_stands_beside_the_batch_in_sinkhorn() -> None:
