@@ -21,11 +21,20 @@ class undrawn(TorchFunctionMode):  # noqa: N801 - used as a function, like torch
 
     Parameters have arbitrary values within it, and must be filled. On the meta device a
     draw takes a millisecond, and in memory draws take most of the time of building a large network.
+    The state of torch's generator is the same after it as before.
 
     Example:
         >>> with undrawn(), torch.device("meta"):
         ...     net = nn.Linear(1000, 1000)
     """
+
+    def __enter__(self) -> undrawn:
+        self._state = torch.get_rng_state()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.set_rng_state(self._state)
 
     def __torch_function__(
         self,
@@ -36,6 +45,10 @@ class undrawn(TorchFunctionMode):  # noqa: N801 - used as a function, like torch
     ) -> Any:
         if func in _INITIALIZING:
             tensor: torch.Tensor = args[0] if args else (kwargs or {})["tensor"]
-            if tensor.is_meta or isinstance(tensor, nn.Parameter):
+            if tensor.is_meta:
+                return tensor
+            if isinstance(tensor, nn.Parameter):
+                if func is torch.Tensor.normal_:  # torch's trunc_normal_ draws until all are small
+                    return torch.Tensor.zero_(tensor)
                 return tensor
         return func(*args, **(kwargs or {}))

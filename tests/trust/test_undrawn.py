@@ -35,7 +35,12 @@ def test_nothing_is_drawn() -> None:
     before = torch.get_rng_state()
     with undrawn():
         nn.Conv2d(3, 8, 3)
-        nn.init.trunc_normal_(nn.Linear(8, 8).weight)
+        weight = nn.Linear(8, 8).weight
+        weight.data.fill_(7)  # whatever was in memory: truncated draws are repeated
+        nn.init.trunc_normal_(weight)
+        inside = torch.get_rng_state()
+        nn.init.trunc_normal_(weight, std=4)  # draws also what is no parameter
+    assert torch.equal(inside, before)
     assert torch.equal(torch.get_rng_state(), before)
     nn.Linear(2, 2)
     assert not torch.equal(torch.get_rng_state(), before)
