@@ -167,6 +167,23 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def pass_on(x: Tensor) -> Tensor:
+    """Send x to the next rank, the last one's to the first, and return that of the one before.
+
+    Without gradient. Shapes: any, the same on every rank.
+    """
+    if not is_distributed():
+        return x.detach()
+    sent, received = x.detach().contiguous(), torch.empty_like(x, requires_grad=False)
+    after, before = (rank() + 1) % world_size(), (rank() - 1) % world_size()
+    for work in dist.batch_isend_irecv(
+        [dist.P2POp(dist.isend, sent, after), dist.P2POp(dist.irecv, received, before)]
+    ):
+        work.wait()
+    return received
+
+
+@torch.no_grad()
 def broadcast_(x: Tensor, source: int = 0) -> Tensor:
     """Overwrite x on every rank with rank `source`'s value."""
     if is_distributed():

@@ -10,6 +10,7 @@ from sslzoo.losses.densecl import dense_info_nce, dense_matches
 from sslzoo.losses.dino import dino, distillation, teacher_probabilities
 from sslzoo.losses.gram import gram, resize_tokens
 from sslzoo.losses.ibot import ibot_patches, ibot_selected
+from sslzoo.losses.image_text import clip_loss, siglip_loss
 from sslzoo.losses.info_nce import batch_info_nce, info_nce
 from sslzoo.losses.invaspread import invaspread
 from sslzoo.losses.koleo import koleo
@@ -49,6 +50,7 @@ __all__ = [
     "bank_softmax",
     "barlow_twins",
     "batch_info_nce",
+    "clip_loss",
     "cluster_cross_entropy",
     "cpc_info_nce",
     "crop_centers",
@@ -88,6 +90,7 @@ __all__ = [
     "relational",
     "resize_tokens",
     "sampled_softmax",
+    "siglip_loss",
     "sigreg",
     "sinkhorn",
     "soft_cross_entropy",
