@@ -84,7 +84,8 @@ class ViewSpec:
         least: smallest number of views.
         most: largest number; None: any.
         alike: how many of the first views must have one shape; None: all.
-        kind: "any"; "images": tensors (B, C, H, W); "tokens": `Tokens`.
+        kind: "any"; "images": tensors (B, C, H, W); "tokens": `Tokens`; "image and text": images,
+            then `Tokens`.
         size: (H, W) that images must have; None: any.
         boxes: whether the crops' boxes must be given.
         large_first: whether no view may be larger than the first.
@@ -93,7 +94,7 @@ class ViewSpec:
     least: int = 1
     most: int | None = None
     alike: int | None = 0
-    kind: Literal["any", "images", "tokens"] = "any"
+    kind: Literal["any", "images", "tokens", "image and text"] = "any"
     size: tuple[int, int] | None = None
     boxes: bool = False
     large_first: bool = False
@@ -128,6 +129,18 @@ class ViewSpec:
             raise ValueError(
                 f"the views of {who} must have equally many samples, got {describe_views(views)}"
             )
+        if self.kind == "image and text":
+            image, text = views
+            if not isinstance(image, Tensor) or image.ndim != 4 or not isinstance(text, Tokens):
+                raise ValueError(
+                    f"the views of {who} must be images (B, C, H, W) and Tokens(ids, lengths), got "
+                    f"{describe_views(views)}; sslzoo.data.ImageTextFolder makes them"
+                )
+            if text.ids.ndim != 2:
+                raise ValueError(
+                    f"the texts of {who} must be one per image, ids (B, L), got "
+                    f"{describe_views(views)}"
+                )
         if self.kind == "tokens":
             if not all(isinstance(view, Tokens) for view in views):
                 raise ValueError(

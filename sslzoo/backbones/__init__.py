@@ -18,6 +18,7 @@ from sslzoo.backbones.text import (
     SmallTransformer,
     hf_encoder,
 )
+from sslzoo.backbones.text_tower import TextTransformer
 from sslzoo.backbones.timm_models import start_from
 from sslzoo.backbones.towers import Towers
 from sslzoo.backbones.unet import UNet
@@ -42,6 +43,7 @@ __all__ = [
     "SmallTransformer",
     "Staged",
     "Swin",
+    "TextTransformer",
     "Towers",
     "UNet",
     "ViT",

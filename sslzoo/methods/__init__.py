@@ -5,6 +5,7 @@ from sslzoo.methods.barlow_twins import BarlowTwins
 from sslzoo.methods.base import SSLMethod
 from sslzoo.methods.byol import BYOL
 from sslzoo.methods.clear import CLEAR
+from sslzoo.methods.clip import CLIP
 from sslzoo.methods.cmc import CMC
 from sslzoo.methods.cpc import CPC
 from sslzoo.methods.dcl import DCL
@@ -26,6 +27,7 @@ from sslzoo.methods.moco_v3 import MoCoV3
 from sslzoo.methods.msn import MSN
 from sslzoo.methods.nnclr import NNCLR
 from sslzoo.methods.ressl import ReSSL
+from sslzoo.methods.siglip import SigLIP
 from sslzoo.methods.simclr import SimCLR
 from sslzoo.methods.simcse import SimCSE
 from sslzoo.methods.simmim import SimMIM
@@ -42,6 +44,7 @@ __all__ = [
     "AMDIM",
     "BYOL",
     "CLEAR",
+    "CLIP",
     "CMC",
     "CPC",
     "DCL",
@@ -66,6 +69,7 @@ __all__ = [
     "MoCoV3",
     "ReSSL",
     "SSLMethod",
+    "SigLIP",
     "SimCLR",
     "SimCSE",
     "SimMIM",

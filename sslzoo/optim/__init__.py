@@ -11,6 +11,7 @@ from sslzoo.optim.groups import (
     all_alike,
     exempt_bias_and_norm,
     exempt_bias_norm_and_classifier,
+    exempt_bias_norm_and_positions,
     exempt_bias_norm_and_prototypes,
 )
 from sslzoo.optim.larc import LARC
@@ -25,6 +26,7 @@ from sslzoo.optim.schedule import (
     Schedule,
     SineSchedule,
     StepSchedule,
+    StepWarmup,
     StretchedSchedule,
     WarmupConstant,
     WarmupCosine,
@@ -52,6 +54,7 @@ __all__ = [
     "ScheduleLR",
     "SineSchedule",
     "StepSchedule",
+    "StepWarmup",
     "StretchedSchedule",
     "WarmupConstant",
     "WarmupCosine",
@@ -62,5 +65,6 @@ __all__ = [
     "depth_of",
     "exempt_bias_and_norm",
     "exempt_bias_norm_and_classifier",
+    "exempt_bias_norm_and_positions",
     "exempt_bias_norm_and_prototypes",
 ]

@@ -185,6 +185,11 @@ def exempt_bias_norm_and_prototypes(module: nn.Module) -> list[dict[str, Any]]:
     return ExemptNamed(["prototypes"], vectors=True)(module)
 
 
+def exempt_bias_norm_and_positions(module: nn.Module) -> list[dict[str, Any]]:
+    """Two groups as in `exempt_bias_and_norm`, with positions and class tokens too (CLIP)."""
+    return ExemptNamed(["pos_embed", "cls_token"], vectors=True)(module)
+
+
 class BiasAndNormRate:
     """Two groups as in `exempt_bias_and_norm`, with a separate rate for the exempt (Barlow Twins).
 

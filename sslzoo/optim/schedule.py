@@ -398,6 +398,58 @@ class WarmupLinear(Schedule):
         return max(0.0, (total - step) / max(1, total - warmup))
 
 
+class StepWarmup(Schedule):
+    """Warm-up (t + 1) / t_w over optimizer steps, then half a cosine to 0, or constant: CLIP's.
+
+    Reference code: mlfoundations/open_clip at 89fb801, src/open_clip_train/scheduler.py.
+
+    Args:
+        warmup_steps: t_w; 10,000 in the code, 2,000 reported of the paper.
+        then: "cosine", or "constant" up to a cooldown.
+        cooldown_steps: last steps of the run, over which a constant value falls to `end_factor`;
+            the first of them still has the full value.
+        cooldown_power: power of the fall.
+        end_factor: value after the cooldown.
+        run_length_on_resume: see `Schedule`.
+
+    Raises:
+        ValueError: a number of steps is negative, or a cooldown follows a cosine.
+    """
+
+    def __init__(
+        self,
+        warmup_steps: int = 10_000,
+        then: Literal["cosine", "constant"] = "cosine",
+        cooldown_steps: int = 0,
+        cooldown_power: float = 1.0,
+        end_factor: float = 0.0,
+        run_length_on_resume: OnResume = "keep",
+    ):
+        if warmup_steps < 0 or cooldown_steps < 0:
+            raise ValueError(
+                "warmup_steps and cooldown_steps must be at least 0, got "
+                f"{warmup_steps} and {cooldown_steps}"
+            )
+        if then not in ("cosine", "constant") or (then == "cosine" and cooldown_steps):
+            raise ValueError(
+                "then must be 'cosine', or 'constant', which alone has a cooldown, got "
+                f"{then!r} and cooldown_steps={cooldown_steps}"
+            )
+        self.warmup_steps, self.then = warmup_steps, then
+        self.cooldown_steps, self.cooldown_power = cooldown_steps, cooldown_power
+        self.end_factor, self.run_length_on_resume = end_factor, run_length_on_resume
+
+    def __call__(self, step: int, run_length: RunLength) -> float:
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        total = run_length.total_steps
+        if self.then == "cosine":
+            done = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
+            return (1 + math.cos(math.pi * min(1.0, done))) / 2
+        left = min(1.0, (total - step) / max(1, self.cooldown_steps))
+        return self.end_factor + (1 - self.end_factor) * max(0.0, left) ** self.cooldown_power
+
+
 def _check_warmup(epochs: float, fraction: float) -> None:
     if epochs and fraction:
         raise ValueError(
