@@ -16,6 +16,7 @@ from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.final_table import FinalTable
 from sslzoo.callbacks.freeze import Freeze, FreezeUntil
 from sslzoo.callbacks.gram import GramAnchoring, RefreshGramTeacher
+from sslzoo.callbacks.image_text import OnlineRetrieval, OnlineZeroShot
 from sslzoo.callbacks.l2_sp import L2SP
 from sslzoo.callbacks.lora import LoRA
 from sslzoo.callbacks.memory import CommitMemory
@@ -55,9 +56,11 @@ __all__ = [
     "OnlineLinear",
     "OnlineProbe",
     "OnlinePrototypes",
+    "OnlineRetrieval",
     "OnlineSegmentation",
     "OnlineSpearman",
     "OnlineSpectrum",
+    "OnlineZeroShot",
     "PCAMaps",
     "ProgressBar",
     "RefreshGramTeacher",

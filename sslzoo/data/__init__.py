@@ -11,6 +11,7 @@ from sslzoo.data.image.davis import Davis
 from sslzoo.data.image.file_list import ImageList
 from sslzoo.data.image.folder import ImageFolder
 from sslzoo.data.image.image_arrays import ImageArrays
+from sslzoo.data.image.image_text import ImageTextFolder, ImageTextList
 from sslzoo.data.image.imagenet import ImageNet
 from sslzoo.data.image.mnist5k import MNIST5k
 from sslzoo.data.image.multi_view import Modality, MultiViewFolder
@@ -41,6 +42,8 @@ __all__ = [
     "ImageList",
     "ImageNet",
     "ImageSets",
+    "ImageTextFolder",
+    "ImageTextList",
     "LibriSpeech",
     "MNIST5k",
     "Modality",

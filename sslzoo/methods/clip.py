@@ -109,6 +109,15 @@ class CLIP(SSLMethod):
         """L2-normalized embeddings. ids (B, L) -> (B, D)."""
         return l2_normalize(self.text_projector(self.text_backbone(text)))
 
+    def embed_texts(self, texts: Tokens) -> Tensor:
+        """Embeddings of all captions of B images, 0 for a missing one. ids (B, S, L) -> (B, S D).
+
+        A missing caption is one without a token between those of start and end.
+        """
+        B, S, _ = texts.ids.shape
+        z = self.embed_text(Tokens(texts.ids.flatten(0, 1), texts.lengths.flatten()))
+        return (z * (texts.lengths.flatten() > 2)[:, None]).view(B, S * z.shape[1])
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         image, text = batch.views
         return {"clip": clip_loss(self.embed_image(image), self.embed_text(text), self.log_scale)}

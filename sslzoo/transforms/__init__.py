@@ -10,6 +10,7 @@ from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.recipes import (
     amdim_views,
     byol_views,
+    clip_views,
     cmc_views,
     cpc_views,
     digit_views,
@@ -61,6 +62,7 @@ __all__ = [
     "byol_views",
     "channel_views",
     "clear_views",
+    "clip_views",
     "cmc_views",
     "cpc_views",
     "crop_view",

@@ -233,7 +233,7 @@ def test_steps_are_the_authors(ranks: Ranks, name: str, world: int) -> None:
             for step, got in enumerate(steps):
                 if world == 1 or prefix != "one_process":
                     wanted = z[f"{prefix}_loss"][rank, step]
-                    assert_close_to_golden(got["loss"], wanted, 5e-4 if step else 2e-5)
+                    assert_close_to_golden(got["loss"], wanted, 5e-4 if step else 1e-4)
                 for theirs, own in known.items():
                     if step == 0:
                         assert_close_to_golden(

@@ -144,13 +144,13 @@ def read_list(
         raise ValueError(
             f"a list must be an existing file of {', '.join(LIST_EXTENSIONS)}, got {file!r}"
         )
-    table = _table(path, path_column)
+    table = read_table(path, path_column)
     if path_column not in table:
         raise ValueError(
             f"path_column must be one of the columns {sorted(table)} of {file}, got {path_column!r}"
         )
-    labels = _column(table, label_column, "label", file)
-    splits = _column(table, split_column, "split", file)
+    labels = column(table, label_column, "label", file)
+    splits = column(table, split_column, "split", file)
     folder = path.parent if root is None else Path(root).expanduser()
     given = [str(name) for name in table[path_column]]
     paths = [os.path.join(folder, name) for name in given]
@@ -177,7 +177,13 @@ def read_list(
     return {split: whole.take(torch.tensor(chosen)) for split, chosen in rows.items()}
 
 
-def _table(path: Path, path_column: str) -> dict[str, Sequence[Any]]:
+def read_table(path: Path, path_column: str) -> dict[str, Sequence[Any]]:
+    """The columns of a table by name; the lines of a text file are the column of paths.
+
+    Raises:
+        ValueError: a row has another number of columns than the first.
+        ImportError: it is a Parquet file, and pyarrow is not installed.
+    """
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         try:
@@ -204,9 +210,14 @@ def _table(path: Path, path_column: str) -> dict[str, Sequence[Any]]:
     return dict(table)
 
 
-def _column(
+def column(
     table: dict[str, Sequence[Any]], name: str | None, usual: str, file: str
 ) -> Sequence[Any] | None:
+    """A column of a table, or None: without a name, without values, or without the usual name.
+
+    Raises:
+        ValueError: the column is missing, or some of its values are.
+    """
     if name is None or (name == usual and name not in table):
         return None
     if name not in table:

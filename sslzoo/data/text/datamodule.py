@@ -30,7 +30,12 @@ from sslzoo.data.text.lines import (
     read_pairs,
     walk,
 )
-from sslzoo.data.text.tokenizer import TextTokenizer, WordPiece
+from sslzoo.data.text.tokenizer import (
+    TextTokenizer,
+    WordPiece,
+    check_tokenizer,
+    tokenizer_state,
+)
 from sslzoo.eval.loaders import EvalLoaders
 from sslzoo.random import sample_keys
 from sslzoo.transforms.text.special import with_special
@@ -140,19 +145,11 @@ class TextDataModule(SampleDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Also store the tokenizer's digest, and its JSON if it may have been trained here."""
-        state = {**super().state_dict(), "tokenizer": self.tokenizer.digest}
-        if isinstance(self.tokenizer, WordPiece):
-            state["tokenizer_json"] = self.tokenizer.to_json()
-        return state
+        return {**super().state_dict(), **tokenizer_state(self.tokenizer)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        if state_dict["tokenizer"] != self.tokenizer.digest:
-            raise ValueError(
-                "the tokenizer's digest must be that of the checkpoint, "
-                f"{state_dict['tokenizer'][:12]}, got {self.tokenizer.digest[:12]}; use the same "
-                "training text, or the tokenizer's file"
-            )
+        check_tokenizer(self.tokenizer, state_dict)
 
     def encoder_input(self) -> TextInput:
         self.setup("validate")  # the tokenizer may be trained on the text

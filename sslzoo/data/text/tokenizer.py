@@ -176,6 +176,28 @@ class HFTokenizer(TextTokenizer):
         return hashlib.sha256(repr(vocabulary).encode()).hexdigest()
 
 
+def tokenizer_state(tokenizer: TextTokenizer) -> dict[str, Any]:
+    """The digest for a checkpoint, and the JSON of a tokenizer that may have been trained."""
+    state: dict[str, Any] = {"tokenizer": tokenizer.digest}
+    if isinstance(tokenizer, WordPiece):
+        state["tokenizer_json"] = tokenizer.to_json()
+    return state
+
+
+def check_tokenizer(tokenizer: TextTokenizer, state: dict[str, Any]) -> None:
+    """Refuse another tokenizer than that of a checkpoint.
+
+    Raises:
+        ValueError: the digests differ.
+    """
+    if state["tokenizer"] != tokenizer.digest:
+        raise ValueError(
+            "the tokenizer's digest must be that of the checkpoint, "
+            f"{state['tokenizer'][:12]}, got {tokenizer.digest[:12]}; use the same "
+            "training text, or the tokenizer's file"
+        )
+
+
 def _tokenizers() -> Any:
     try:
         import tokenizers

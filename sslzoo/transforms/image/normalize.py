@@ -11,6 +11,8 @@ from torch import Tensor
 from sslzoo.random import Keys
 from sslzoo.transforms.image.layout import Op
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SWAV_STD = (0.228, 0.224, 0.225)  # the official code's first entry differs from ImageNet's

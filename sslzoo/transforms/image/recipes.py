@@ -29,6 +29,8 @@ from sslzoo.transforms.image.layout import Op
 from sslzoo.transforms.image.normalize import (
     AMDIM_CIFAR_MEAN,
     AMDIM_CIFAR_STD,
+    CLIP_MEAN,
+    CLIP_STD,
     GIM_MEAN,
     GIM_STD,
     IMAGENET_MEAN,
@@ -432,6 +434,31 @@ def mae_views(
         std: standard deviation per channel.
     """
     crop = RandomResizedCrop(size, scale, interpolation="bicubic")
+    return Views([View(crop, normalize_ops(mean, std))])
+
+
+def clip_views(
+    size: int = 224,
+    scale: tuple[float, float] = (0.9, 1.0),
+    mean: Numbers = CLIP_MEAN,
+    std: Numbers = CLIP_STD,
+) -> Views:
+    """CLIP's single view of an image beside its text.
+
+    Radford et al., ICML 2021, https://arxiv.org/abs/2103.00020; code mlfoundations/open_clip at
+    89fb801.
+
+    Order: crop (area 0.9 to 1, bicubic), normalize. There is no flip and no color jitter.
+
+    Deviations: none.
+
+    Args:
+        size: side of the view in pixels.
+        scale: range of the crop's fraction of the image area.
+        mean: mean per channel; 0.5 in SigLIP; None: no normalization.
+        std: standard deviation per channel; 0.5 in SigLIP.
+    """
+    crop = RandomResizedCrop(size, scale, flip=0.0, interpolation="bicubic")
     return Views([View(crop, normalize_ops(mean, std))])
 
 

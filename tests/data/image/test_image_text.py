@@ -1,0 +1,280 @@
+"""Folders and tables of images with texts: pairs, draws, cut texts, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning import Trainer
+from PIL import Image
+from torch import nn
+
+from sslzoo.backbones import SmallResNet, TextTransformer
+from sslzoo.batch import Tokens
+from sslzoo.callbacks import OnlineRetrieval, OnlineZeroShot
+from sslzoo.data import ImageTextFolder, ImageTextList
+from sslzoo.data.text.tokenizer import WordPiece
+from sslzoo.methods import CLIP
+from sslzoo.transforms import clip_views, simclr_views
+
+COLORS = {"red": (220, 20, 20), "green": (20, 200, 40), "blue": (30, 30, 210)}
+
+
+def write(folder: Path, name: str, color: str, captions: list[str] | None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(len(name) + sum(map(ord, name)))
+    pixels = np.clip(draw.normal(COLORS[color], 30, (16, 16, 3)), 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / f"{name}.png")
+    if captions is not None:
+        (folder / f"{name}.txt").write_text("\n".join(captions) + "\n")
+
+
+def tree(root: Path, per_color: int = 4) -> Path:
+    for part in ("train", "val"):
+        for color in COLORS:
+            for i in range(per_color):
+                captions = [f"a {color} square", f"{color}, number {i}"][: 1 + i % 2]
+                write(root / part / color, f"{color}{i}", color, captions)
+    return root
+
+
+def folder(root: Path, **changes: Any) -> ImageTextFolder:
+    options: dict[str, Any] = {"batch_size": 6, "num_workers": 0, "seed": 0, "max_length": 12}
+    return ImageTextFolder(str(root), clip_views(16), WordPiece(100), **{**options, **changes})
+
+
+def words(data: Any, tokens: Tokens) -> list[str]:
+    """The texts that ids stand for, lower-cased."""
+    special = set(data.tokenizer.special)
+    decode = data.tokenizer._ready().decode
+    rows = zip(tokens.ids.tolist(), tokens.lengths.tolist(), strict=True)
+    return [decode([i for i in ids[:n] if i not in special]) for ids, n in rows]
+
+
+def test_images_and_texts_stay_together(tmp_path: Path) -> None:
+    data = folder(tree(tmp_path))
+    data.setup("fit")
+    seen: dict[int, set[str]] = {}
+    for epoch in range(6):
+        batch = data.preview(list(range(12)), epoch)
+        image, text = batch.views
+        assert image.shape == (12, 3, 16, 16)
+        for i, said in zip(batch.index.tolist(), words(data, text), strict=True):
+            own = [
+                " ".join(t.replace(",", " ,").split()) for t in data.captions(data.sets.train).of(i)
+            ]
+            assert said in own
+            seen.setdefault(i, set()).add(said)
+    assert {len(found) for found in seen.values()} == {1, 2}  # several captions are all drawn
+
+
+def test_a_caption_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
+    data = folder(tree(tmp_path))
+    data.setup("fit")
+    whole = data.preview(list(range(12)), 3)
+    part = data.preview([7, 2], 3)
+    for row, index in enumerate((7, 2)):
+        length = int(part.views[1].lengths[row])
+        assert torch.equal(part.views[1].ids[row, :length], whole.views[1].ids[index, :length])
+
+
+def test_evaluation_has_every_caption(tmp_path: Path) -> None:
+    data = folder(tree(tmp_path), labels=True)
+    data.setup("validate")
+    assert data.classes == sorted(COLORS)
+    batch = next(iter(data.val_dataloader()))
+    texts = data.eval_views(batch).views[1]
+    assert texts.ids.shape[:2] == (len(batch.index), 2)
+    assert (texts.lengths > 2).sum(1).tolist() == [1 + int(i) % 2 for i in batch.index]
+
+
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("decode", ["array", "workers"])
+def test_it_trains_and_finds_texts_and_classes(tmp_path: Path, workers: int, decode: str) -> None:
+    data = folder(tree(tmp_path), labels=True, num_workers=workers, decode=decode, max_length=9)
+    torch.manual_seed(0)
+    method = CLIP(
+        SmallResNet((8, 16)),
+        TextTransformer(100, width=16, depth=1, heads=2, max_length=9),
+        nn.Linear(16, 8, bias=False),
+        nn.Linear(16, 8, bias=False),
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=0.01),
+    )
+    trainer = Trainer(
+        max_epochs=25 if workers == 0 and decode == "array" else 1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[
+            OnlineRetrieval((1, 5), every_n_epochs=30),
+            OnlineZeroShot(templates=["a {} square"], every_n_epochs=30),
+        ],
+    )
+    trainer.fit(method, data)
+    found = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    assert set(found) >= {"val/image_to_text_r1", "val/text_to_image_r5", "val/zero_shot_top1"}
+    if trainer.max_epochs == 25:
+        assert found["val/zero_shot_top1"] > 0.6
+
+
+def test_long_texts_are_cut_and_counted(tmp_path: Path) -> None:
+    tree(tmp_path)
+    (tmp_path / "train" / "red" / "red0.txt").write_text("red " * 40)
+    data = folder(tmp_path)
+    with pytest.warns(UserWarning, match="1 of 18 texts are longer than 12 tokens"):
+        data.setup("fit")
+    batch = data.preview(list(range(12)))
+    assert batch.views[1].lengths.max() == 12
+
+
+def test_an_unreadable_image_is_replaced_with_its_text(tmp_path: Path) -> None:
+    tree(tmp_path)
+    (tmp_path / "train" / "blue" / "blue1.png").write_bytes(b"no image")
+    data = folder(tmp_path, on_broken="skip")
+    data.setup("fit")
+    with pytest.warns(UserWarning, match="skipped an unreadable image"):
+        batch = data.preview(list(range(12)))
+    captions = data.captions(data.sets.train)
+    for i, said in zip(batch.index.tolist(), words(data, batch.views[1]), strict=True):
+        assert said.split()[0] in " ".join(captions.of(i))
+        assert i != 1
+
+
+def test_state_has_the_tokenizer(tmp_path: Path) -> None:
+    data = folder(tree(tmp_path))
+    data.setup("fit")
+    state = data.state_dict()
+    data.load_state_dict(state)
+    with pytest.raises(ValueError, match="tokenizer's digest must be that of the checkpoint"):
+        data.load_state_dict({**state, "tokenizer": "other"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "red0.txt").unlink(), "1 images without a .txt file, such as .*red0.png"),
+        (lambda f: (f / "red0.png").unlink(), "1 texts without an image, such as .*red0.txt"),
+        (lambda f: (f / "red0.txt").write_text(" \n\n"), "1 empty texts, such as .*red0.txt"),
+    ],
+)
+def test_what_is_alone_is_named_or_left_out(tmp_path: Path, spoil: Any, message: str) -> None:
+    spoil(tree(tmp_path) / "train" / "red")
+    with pytest.raises(ValueError, match=message):
+        folder(tmp_path).setup("fit")
+    data = folder(tmp_path, unpaired="skip")
+    data.setup("fit")
+    assert data.num_samples == 11
+
+
+def test_other_wrong_folders_are_refused(tmp_path: Path) -> None:
+    (tree(tmp_path) / "train" / "red" / "red0.txt").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(ValueError, match=r"texts must be UTF-8, got .*red0.txt"):
+        folder(tmp_path).setup("fit")
+    with pytest.raises(ValueError, match=r"must be a folder, got .*nowhere"):
+        folder(tmp_path / "nowhere").setup("fit")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="must have images with texts, got none"):
+        folder(tmp_path / "empty").setup("fit")
+    with pytest.raises(ValueError, match=r"validation folder \(val_dir\) must be a folder"):
+        folder(tmp_path, val_dir="test").setup("fit")
+    two = ImageTextFolder(str(tmp_path), simclr_views(16), WordPiece(100), 6, unpaired="skip")
+    (tmp_path / "train" / "red" / "red0.txt").write_text("")
+    with pytest.raises(ValueError, match=r"transform must make one view of the image .* got 2"):
+        two.setup("fit")
+    with pytest.raises(ValueError, match="max_length must be at least 3, got 2"):
+        folder(tmp_path, max_length=2)
+    with pytest.raises(ValueError, match="unpaired must be"):
+        folder(tmp_path, unpaired="drop")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_ids": 10}, "num_ids of text_backbone must be at least .*, got 10"),
+        ({"max_length": 8}, "max_length of text_backbone must be at least 12, the data's, got 8"),
+    ],
+)
+def test_a_tower_that_is_too_small_is_refused(
+    tmp_path: Path, options: dict[str, int], message: str
+) -> None:
+    given = {"num_ids": 100, "max_length": 12, **options}
+    text = TextTransformer(width=16, depth=1, heads=2, **given)
+    method = CLIP(
+        SmallResNet((8, 16)),
+        text,
+        nn.Linear(16, 8),
+        nn.Linear(16, 8),
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
+    )
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(method, folder(tree(tmp_path)))
+
+
+def table(root: Path, rows: list[list[str]], name: str = "pairs.csv") -> str:
+    path = root / name
+    with path.open("w", newline="") as file:
+        csv.writer(file, delimiter="\t" if name.endswith("tsv") else ",").writerows(rows)
+    return str(path)
+
+
+def listed(file: str, **changes: Any) -> ImageTextList:
+    options: dict[str, Any] = {"batch_size": 2, "num_workers": 0, "seed": 0, "max_length": 12}
+    return ImageTextList(file, clip_views(16), WordPiece(100), **{**options, **changes})
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.tsv"])
+def test_rows_of_one_path_are_captions_of_one_image(tmp_path: Path, name: str) -> None:
+    tree(tmp_path)
+    rows = [["path", "caption", "split", "kind"]]
+    for part in ("train", "val"):
+        for i in range(4):
+            rows += [[f"{part}/red/red{i}.png", f"a red one, {i}", part, "red"]]
+            rows += [[f"{part}/red/red{i}.png", "again red", part, "red"]] * (i % 2)
+    data = listed(table(tmp_path, rows, name), label_column="kind")
+    data.setup("fit")
+    assert (data.num_samples, data.classes) == (4, ["red"])
+    assert data.captions(data.sets.train).of(1) == ["a red one, 1", "again red"]
+    assert len(data.sets.query) == 4
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "message"),
+    [
+        (["", "a text"], {}, "1 texts without an image, such as row 2"),
+        (["train/red/red1.png", " "], {}, "1 empty texts, such as row 2"),
+        (["train/red/none.png", "a text"], {}, "must be of existing files, got 'train/red/none"),
+        (["train/red/red1.png", "x"], {"text_column": "title"}, "among the columns .* 'title'"),
+        (["train/red/red1.png", "x"], {"split_column": "part"}, "split_column must be one of"),
+    ],
+)
+def test_wrong_tables_are_refused(
+    tmp_path: Path, row: list[str], options: dict[str, Any], message: str
+) -> None:
+    tree(tmp_path)
+    file = table(tmp_path, [["path", "caption"], ["train/red/red0.png", "a red one"], row])
+    with pytest.raises(ValueError, match=message):
+        listed(file, **options).setup("fit")
+
+
+def test_a_missing_table_or_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a table must be an existing file of .csv"):
+        listed(str(tmp_path / "none.csv")).setup("fit")
+    tree(tmp_path)
+    rows = [["path", "caption", "split"], ["train/red/red0.png", "red", "all"]]
+    with pytest.raises(ValueError, match=r"train_split must be one of the splits \['all'\]"):
+        listed(table(tmp_path, rows)).setup("fit")
