@@ -30,12 +30,13 @@ from sslzoo.batch import Batch, Tokens, ViewSpec
 from sslzoo.callbacks import CompareWithStart, FreezeUntil, OnlinePrototypes, OnlineSpectrum
 from sslzoo.commands.configs import config_folders, find_config, known_configs
 from sslzoo.data import AudioDataModule, MultiViewFolder, TextDataModule
+from sslzoo.data.image.image_text import ImageTextDataModule
 from sslzoo.layers import GlobalBatchNorm
 from sslzoo.optim import RunLength
 from sslzoo.random import sample_keys
 from sslzoo.runs.encoders import build_data
 from sslzoo.trainable import Trainable
-from sslzoo.transforms.text.special import Special
+from sslzoo.transforms.text.special import Special, with_special
 from sslzoo.trust import build, undrawn
 
 # LightningCLI calls what jsonargparse deprecates.
@@ -97,6 +98,8 @@ def load(name: str, *overrides: str) -> Namespace:
     args = [f"--config={find_config(name)}", "--trainer.logger=false", *overrides]
     if given["data"]["init_args"].get("root", "set") is None:
         args.append("--data.init_args.root=somewhere")
+    if given["data"]["init_args"].get("file", "set") is None:
+        args.append("--data.init_args.file=somewhere.csv")
     cli.config_dump = {}  # the hyperparameters that a run would save
     cli.config = cli.parser.parse_args(args)
     cli.instantiate_classes()
@@ -154,6 +157,7 @@ NOT_IMAGENET = {"deep_infomax", "invaspread", "margin_contrastive", "supcon", "t
 IMAGES = ("imagenet", "cifar10", "folder")
 WANTED = dict.fromkeys(NOT_IMAGENET, ("cifar10", "folder"))
 WANTED |= dict.fromkeys(("clear", "simcse"), ("text", "stsb"))
+WANTED |= dict.fromkeys(("clip", "siglip"), ("table", "folder"))
 WANTED["cpc"] = ("librispeech", "folder", "arrays", "text")
 
 
@@ -253,7 +257,11 @@ def views_of(name: str, config: dict[str, Any], index: Tensor) -> list[Any]:
     assert [view.shape[2:] for view in views] == [(size, size) for size in sizes]
     assert given.get("size", sizes[0]) == data.transform.crops[0].size
     assert all(view.shape[1] == channels for view in views) or sum(split) == channels
-    return [view.to("meta").expand(len(index), *view.shape[1:]) for view in views]
+    views = [view.to("meta").expand(len(index), *view.shape[1:]) for view in views]
+    if isinstance(data, ImageTextDataModule):
+        words, lengths = torch.randint(6, 1000, (len(index), 14)), 2 * index
+        views.append(with_special(Tokens(words, lengths), Special()))
+    return views
 
 
 def raw_sequences(data: Any, config: dict[str, Any]) -> list[Tensor]:
@@ -267,7 +275,8 @@ def raw_sequences(data: Any, config: dict[str, Any]) -> list[Tensor]:
 
 def given_root(section: dict[str, Any]) -> dict[str, Any]:
     """The data module's config, with a folder where it wants one from the user."""
-    made_up = {"root": "somewhere"} if section["init_args"].get("root", "set") is None else {}
+    missing = [key for key in ("root", "file") if section["init_args"].get(key, "set") is None]
+    made_up = dict.fromkeys(missing, "somewhere")
     return {**section, "init_args": {**section["init_args"], **made_up}}
 
 

@@ -168,7 +168,8 @@ class ViT(nn.Module):
         init: initialization of that method's code: "dino" normal 0.02; "dinov2" likewise, and class
             and register tokens 1e-6; "moco_v3" Xavier, separately for q, k and v; "mae" Xavier;
             "ijepa" normal 0.02, also for the patch projection; "beit" normal 0.02 with smaller
-            outputs of deeper blocks, also SimMIM's. None: the values that `net` has.
+            outputs of deeper blocks, also SimMIM's; "clip": torch's own, q, k and v together Xavier,
+            and tokens and positions normal width^-0.5. None: the values that `net` has.
         mask_token: whether to learn a mask token for `forward_tokens(mask=)` (iBOT).
         freeze_patches: whether the patch projection keeps its random initialization (MoCo v3).
         stem: "linear": one projection per patch; "conv": convolutions of stride 2 with batch norm
@@ -522,6 +523,12 @@ def _initialize(vit: ViT, init: Init) -> None:
         nn.init.trunc_normal_(projection.weight, std=0.02)
         if projection.bias is not None:
             nn.init.zeros_(projection.bias)
+    elif init == "clip":
+        projection.reset_parameters()
+        for table in (vit.cls_token, vit.pos_embed):
+            if table is not None:
+                nn.init.normal_(table, std=vit.num_features**-0.5)
+        return
     if vit.cls_token is not None:
         small = init == "moco_v3" or (init == "dinov2" and _has_class_position(vit))
         nn.init.trunc_normal_(vit.cls_token, std=1e-6 if small else 0.02)

@@ -16,6 +16,7 @@ from sslzoo.heads.mlp import (
 )
 from sslzoo.heads.mutual_information import MapEncoder, MI1x1ConvNet, PriorDiscriminator
 from sslzoo.heads.per_view import PerView
+from sslzoo.heads.projection import clip_projection
 from sslzoo.heads.recurrent import NoContext, Recurrent
 from sslzoo.heads.step_predictors import LinearSteps, TransformerSteps
 from sslzoo.heads.text import MLMHead, TanhHead
@@ -39,6 +40,7 @@ __all__ = [
     "TanhHead",
     "TransformerSteps",
     "byol_mlp",
+    "clip_projection",
     "lejepa_projector",
     "simclr_projector",
     "simclr_v2_projector",

@@ -1,7 +1,7 @@
 """Parts of transformers that backbones and heads share: fixed positions and initializations.
 
 Reference code: facebookresearch/dino at 7c446df, dinov2 at b8931f7, moco-v3 at c349e6e, mae at
-efb2a80, ijepa at 52c1ae9 and microsoft/SimMIM at d3e29bc.
+efb2a80, ijepa at 52c1ae9, microsoft/SimMIM at d3e29bc and mlfoundations/open_clip at 89fb801.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sslzoo.checks import check_choice
 
-Init = Literal["dino", "dinov2", "moco_v3", "mae", "ijepa", "beit"]
+Init = Literal["dino", "dinov2", "moco_v3", "mae", "ijepa", "beit", "clip"]
 
 
 def sincos_positions(
@@ -48,15 +48,19 @@ def initialize_blocks(blocks: nn.Module, init: Init) -> None:
     for name, part in blocks.named_modules():
         if not isinstance(part, nn.Linear):
             continue
-        if init in ("dino", "dinov2", "ijepa", "beit"):
+        if init == "clip" and not name.endswith("qkv"):
+            nn.init.kaiming_uniform_(part.weight, a=math.sqrt(5))  # torch's own
+        elif init in ("dino", "dinov2", "ijepa", "beit"):
             nn.init.trunc_normal_(part.weight, std=0.02)
         elif init == "moco_v3" and name.endswith("qkv"):
             bound = math.sqrt(6 / (part.out_features // 3 + part.in_features))
             nn.init.uniform_(part.weight, -bound, bound)
         else:
             nn.init.xavier_uniform_(part.weight)
-        if part.bias is not None:
+        if part.bias is not None and (init != "clip" or name.endswith(("qkv", "attn.proj"))):
             nn.init.zeros_(part.bias)
+        elif part.bias is not None:
+            nn.init.uniform_(part.bias, -(part.in_features**-0.5), part.in_features**-0.5)
         if init == "beit" and name.endswith(("attn.proj", "mlp.fc2")):
             block = int(name.partition(".")[0]) + 1
             part.weight.data.div_(math.sqrt(2 * block))

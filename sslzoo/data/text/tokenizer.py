@@ -130,10 +130,13 @@ class WordPiece(TextTokenizer):
 
 
 class HFTokenizer(TextTokenizer):
-    """A Hugging Face tokenizer by name, with [DEL] as an added token.
+    """A Hugging Face tokenizer by name.
+
+    One without [CLS] and [SEP], such as CLIP's, has its tokens of start and end in their place, and
+    no [MASK] or [DEL]: it is not for CLEAR.
 
     Args:
-        name: a name such as "bert-base-uncased", or a folder.
+        name: a name such as "bert-base-uncased" or "openai/clip-vit-base-patch32", or a folder.
         local_files_only: use local files only, without a download.
     """
 
@@ -152,6 +155,12 @@ class HFTokenizer(TextTokenizer):
         t = self._tokenizer = AutoTokenizer.from_pretrained(
             self.name, local_files_only=self.local_files_only
         )
+        if t.cls_token_id is None and t.bos_token_id is not None and t.eos_token_id is not None:
+            unknown, pad = t.unk_token_id, t.pad_token_id
+            unknown = t.eos_token_id if unknown is None else unknown
+            pad = t.eos_token_id if pad is None else pad
+            self.special = Special(pad, unknown, t.bos_token_id, t.eos_token_id, unknown, unknown)
+            return
         t.add_special_tokens({"additional_special_tokens": ["[DEL]"]})
         deleted = t.convert_tokens_to_ids("[DEL]")
         ids = (t.pad_token_id, t.unk_token_id, t.cls_token_id, t.sep_token_id, t.mask_token_id)
