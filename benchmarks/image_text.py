@@ -43,7 +43,7 @@ NAMES = tuple(COLORS)
 
 
 def caption(scene: dict[str, Any]) -> str:
-    """ "a room with brown walls and a purple floor, a yellow cabinet and a cyan picture"."""
+    """Text such as: a room with red walls and a blue floor, a yellow cabinet and a cyan vase."""
     walls, floor = (scene["surfaces"][name]["color"] for name in ("wall", "floor"))
     seen = sorted(scene["objects"], key=lambda o: -o["pixels"])
     things = [f"a {o['color']} {o['class']}" for o in seen[:OBJECTS] if o["pixels"] >= PIXELS]

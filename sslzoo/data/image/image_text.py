@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -22,9 +22,9 @@ from sslzoo.checks import check_at_least, check_choice
 from sslzoo.data.datamodule import OnBroken, PredictOn
 from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
 from sslzoo.data.image.file_list import column, read_table
+from sslzoo.data.image.image_set import Crops, ImageSet
 from sslzoo.data.image.load import ANY_EXTENSIONS, Decode, load_images
 from sslzoo.data.listing import Listing, check_folder, find_files, spread
-from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.data.text.tokenizer import TextTokenizer, check_tokenizer, tokenizer_state
 from sslzoo.eval.fingerprint import text_digest
@@ -61,10 +61,6 @@ class Captions:
         """Captions of all samples."""
         return len(self._end) - 1
 
-    def count(self, index: Tensor) -> Tensor:
-        """Captions per sample. (B,) -> (B,)."""
-        return torch.from_numpy(np.diff(self._first)[index.numpy()])
-
     def of(self, sample: int) -> list[str]:
         return [self.text(i) for i in range(self._first[sample], self._first[sample + 1])]
 
@@ -75,8 +71,9 @@ class Captions:
     def walk(self) -> list[str]:
         return [self.text(number) for number in range(self.num_texts)]
 
-    def fingerprint(self) -> str:
-        return text_digest(self.walk())
+    def take(self, rows: Tensor) -> Captions:
+        """Those of the samples at `rows`, (M,) int64."""
+        return Captions([self.of(row) for row in rows.tolist()])
 
 
 class Pairs(NamedTuple):
@@ -91,41 +88,65 @@ class Pairs(NamedTuple):
     captions: Captions
 
 
-class CaptionedImages:
-    """Batches of an image set, with captions as last view.
+class PairedImages(ImageSet):
+    """Images with their captions, which are the last view of a batch.
 
     Args:
-        images: gives the images.
-        captions: of the set's samples.
+        images: the images.
+        captions: of each of them.
         encode: texts -> `Tokens` without special tokens.
         draw: seed and shared epoch of the caption that is drawn; None: all captions, (B, S, L).
     """
 
     def __init__(
         self,
-        images: BatchSource,
+        images: ImageSet,
         captions: Captions,
-        encode: Any,
+        encode: Callable[[Sequence[str]], Tokens],
         draw: tuple[int, Tensor] | None = None,
     ) -> None:
         self.images, self.captions, self.encode, self.draw = images, captions, encode, draw
+        self.labels, self.left_out = images.labels, images.left_out
+        self.needs_crops, self.channels = images.needs_crops, images.channels
 
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def num_broken(self) -> int:
+        return self.images.num_broken
+
+    def side(self, wanted: int | None) -> int | None:
+        return self.images.side(wanted)
+
+    def fingerprint(self) -> str | None:
+        own = self.images.fingerprint()
+        return None if own is None else text_digest([own, *self.captions.walk()])
+
+    def _with(self, images: ImageSet, captions: Captions) -> PairedImages:
+        return PairedImages(images, captions, self.encode, self.draw)
+
+    def subset(self, rows: Tensor) -> PairedImages:
+        return self._with(self.images.subset(rows), self.captions.take(rows))
+
+    def cropped(self, crops: Crops, keep_size: bool) -> PairedImages:
+        return self._with(self.images.cropped(crops, keep_size), self.captions)
+
+    def drawn(self, seed: int, epoch: Tensor) -> PairedImages:
+        """The same pairs with one caption per image, keyed by seed, epoch and index."""
+        return PairedImages(self.images, self.captions, self.encode, (seed, epoch))
+
     def __getitems__(self, index: list[int]) -> Batch:
         batch = self.images.__getitems__(index)
-        samples = batch.index.tolist()
+        texts = [self.captions.of(i) for i in batch.index.tolist()]
         if self.draw is None:
-            texts = [self.captions.of(i) for i in samples]
-            texts = [each + [""] * (self.captions.most - len(each)) for each in texts]
-            tokens = self.encode([text for each in texts for text in each])
-            tokens = Tokens(*(part.unflatten(0, (len(texts), -1)) for part in tokens))
+            most = self.captions.most
+            tokens = self.encode([t for each in texts for t in each + [""] * (most - len(each))])
+            tokens = Tokens(*(part.unflatten(0, (len(texts), most)) for part in tokens))
         else:
             seed, epoch = self.draw
-            u = sample_keys(seed, int(epoch), batch.index).unit("caption")
-            which = (u * self.captions.count(batch.index)).long().tolist()
-            chosen = [self.captions.of(i)[j] for i, j in zip(samples, which, strict=True)]
+            u = sample_keys(seed, int(epoch), batch.index).unit("caption").tolist()
+            chosen = [each[int(x * len(each))] for each, x in zip(texts, u, strict=True)]
             tokens = self.encode(chosen)
         return batch._replace(views=[*batch.views, tokens])
 
@@ -188,10 +209,12 @@ class ImageTextDataModule(ImageDataModule):
         self.classes = list(train.images.classes)
         val = None if query is None else query.images
         sets = load_images(train.images, val, self.decode, self.on_broken, Decoding(3))
-        self._captions = {id(sets.train): train.captions}
-        if query is not None:
-            self._captions[id(sets.query)] = query.captions
-        return sets
+        paired = PairedImages(sets.train, train.captions, self.encode)
+        if query is None or sets.query is None:
+            return sets._replace(train=paired)
+        return sets._replace(
+            train=paired, query=PairedImages(sets.query, query.captions, self.encode)
+        )
 
     def setup(self, stage: str | None = None) -> None:
         """Read the pairs and prepare the tokenizer, once; check both towers against it."""
@@ -203,14 +226,10 @@ class ImageTextDataModule(ImageDataModule):
                     "transform must make one view of the image beside the text, got "
                     f"{len(self.transform.views)}; use sslzoo.transforms.clip_views"
                 )
-            captions = self.captions(self.sets.train)
+            captions = self.sets.train.captions
             self.tokenizer.prepare(captions.walk())
             self._say_long(captions)
         self._check_tower()
-
-    def captions(self, samples: Any) -> Captions:
-        """The captions of one of the sets."""
-        return self._captions[id(samples)]
 
     def _say_long(self, captions: Captions) -> None:
         """Count the texts that are cut."""
@@ -248,14 +267,10 @@ class ImageTextDataModule(ImageDataModule):
         """Texts as a text tower takes them, with the tokens of start and end. (B, L)."""
         return with_special(self.encode(texts), self.tokenizer.special)
 
-    def train_source(self, sampler: KeyedSampler) -> Any:
+    def train_source(self, sampler: KeyedSampler) -> ImageSet:
         images = super().train_source(sampler)
-        draw = (self.seed, sampler.shared_epoch)
-        return CaptionedImages(images, self.captions(self.sets.train), self.encode, draw)
-
-    def eval_source(self, samples: Any) -> Any:
-        images = super().eval_source(samples)
-        return CaptionedImages(images, self.captions(samples), self.encode)
+        assert isinstance(images, PairedImages)
+        return images.drawn(self.seed, sampler.shared_epoch)
 
     def train_views(self, batch: Batch, epoch: int) -> Batch:
         *images, text = batch.views

@@ -64,9 +64,7 @@ def test_images_and_texts_stay_together(tmp_path: Path) -> None:
         image, text = batch.views
         assert image.shape == (12, 3, 16, 16)
         for i, said in zip(batch.index.tolist(), words(data, text), strict=True):
-            own = [
-                " ".join(t.replace(",", " ,").split()) for t in data.captions(data.sets.train).of(i)
-            ]
+            own = [" ".join(t.replace(",", " ,").split()) for t in data.sets.train.captions.of(i)]
             assert said in own
             seen.setdefault(i, set()).add(said)
     assert {len(found) for found in seen.values()} == {1, 2}  # several captions are all drawn
@@ -90,6 +88,21 @@ def test_evaluation_has_every_caption(tmp_path: Path) -> None:
     texts = data.eval_views(batch).views[1]
     assert texts.ids.shape[:2] == (len(batch.index), 2)
     assert (texts.lengths > 2).sum(1).tolist() == [1 + int(i) % 2 for i in batch.index]
+
+
+def test_a_subset_keeps_its_captions_and_the_fingerprint_has_them(tmp_path: Path) -> None:
+    data = folder(tree(tmp_path))
+    data.setup("fit")
+    part = data.sets.train.subset(torch.tensor([5, 0]))
+    batch = data.eval_source(part).__getitems__([0, 1])
+    texts = data.eval_views(batch).views[1]
+    flat = Tokens(texts.ids[:, 0], texts.lengths[:, 0])
+    assert words(data, flat) == ["a green square", "a blue square"]
+    before = data.fingerprint()
+    (tmp_path / "val" / "red" / "red0.txt").write_text("another")
+    other = folder(tmp_path)
+    other.setup("fit")
+    assert other.fingerprint() != before
 
 
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec")
@@ -141,7 +154,7 @@ def test_an_unreadable_image_is_replaced_with_its_text(tmp_path: Path) -> None:
     data.setup("fit")
     with pytest.warns(UserWarning, match="skipped an unreadable image"):
         batch = data.preview(list(range(12)))
-    captions = data.captions(data.sets.train)
+    captions = data.sets.train.captions
     for i, said in zip(batch.index.tolist(), words(data, batch.views[1]), strict=True):
         assert said.split()[0] in " ".join(captions.of(i))
         assert i != 1
@@ -248,7 +261,7 @@ def test_rows_of_one_path_are_captions_of_one_image(tmp_path: Path, name: str) -
     data = listed(table(tmp_path, rows, name), label_column="kind")
     data.setup("fit")
     assert (data.num_samples, data.classes) == (4, ["red"])
-    assert data.captions(data.sets.train).of(1) == ["a red one, 1", "again red"]
+    assert data.sets.train.captions.of(1) == ["a red one, 1", "again red"]
     assert len(data.sets.query) == 4
 
 
