@@ -45,6 +45,7 @@ class TextTransformer(nn.Module):
             Hugging Face's form.
         eps: of the norms; 1e-5 in CLIP, 1e-6 in SigLIP.
         pad: id of the padding, which is read with `pool="last"`; 1 in SigLIP.
+        hidden: hidden width of the MLPs; None: 4 D.
 
     Attributes:
         num_features: D.
@@ -65,6 +66,7 @@ class TextTransformer(nn.Module):
         activation: Activation = "gelu",
         eps: float = 1e-5,
         pad: int = 0,
+        hidden: int | None = None,
     ) -> None:
         super().__init__()
         for name, number in (("num_ids", num_ids), ("depth", depth), ("max_length", max_length)):
@@ -79,8 +81,10 @@ class TextTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(max_length, width))
         norm: Any = partial(nn.LayerNorm, eps=eps)
         act: Any = get_act_layer(activation)
+        ratio = (hidden or 4 * width) / width
         self.blocks = nn.ModuleList(
-            Block(width, heads, qkv_bias=True, norm_layer=norm, act_layer=act) for _ in range(depth)
+            Block(width, heads, ratio, qkv_bias=True, norm_layer=norm, act_layer=act)
+            for _ in range(depth)
         )
         self.norm = norm(width)
         self._initialize(width, depth)

@@ -14,6 +14,7 @@ _MODULES = {
     "convert": "converters",
     "entries": "catalog",
     "list_models": "catalog",
+    "load_image_text": "image_text",
     "load_start_weights": "start_weights",
     "locate": "weights_file",
     "read_card": "card",
