@@ -157,6 +157,7 @@ NOT_IMAGENET = {"deep_infomax", "invaspread", "margin_contrastive", "supcon", "t
 IMAGES = ("imagenet", "cifar10", "folder")
 WANTED = dict.fromkeys(NOT_IMAGENET, ("cifar10", "folder"))
 WANTED |= dict.fromkeys(("clear", "simcse"), ("text", "stsb"))
+WANTED["byol_a"] = ("folder",)
 WANTED |= dict.fromkeys(("clip", "siglip"), ("table", "folder"))
 WANTED["cpc"] = ("librispeech", "folder", "arrays", "text")
 

@@ -74,6 +74,7 @@ def test_an_object_is_no_plain_default() -> None:
 # Where the default is None or a number, the curve of the paper.
 CURVES: dict[str, dict[str, Schedule]] = {
     "BYOL": {"momentum": CosineSchedule(0.996, 1.0)},
+    "BYOLA": {"momentum": ConstantSchedule(0.99)},
     "DINO": {"momentum": CosineSchedule(0.996, 1.0), "teacher_temperature": ConstantSchedule(0.04)},
     "DenseCL": {"momentum": ConstantSchedule(0.999)},
     "DINOv2": {

@@ -2,6 +2,7 @@
 
 from sslzoo.backbones.alexnet import half_alexnet
 from sslzoo.backbones.amdim import AMDIMEncoder
+from sslzoo.backbones.audio_ntt import AudioNTT
 from sslzoo.backbones.image import SmallConvNet, SmallResNet, cifar_resnet, timm_backbone
 from sslzoo.backbones.multi_crop import multi_crop
 from sslzoo.backbones.patches import CPCResNet, PatchGrid
@@ -28,6 +29,7 @@ from sslzoo.layers import GlobalBatchNorm, convert_batch_norm, convert_to_group_
 
 __all__ = [
     "AMDIMEncoder",
+    "AudioNTT",
     "CPCResNet",
     "FrameMLP",
     "FrameNorm",

@@ -4,6 +4,7 @@ from sslzoo.methods.amdim import AMDIM
 from sslzoo.methods.barlow_twins import BarlowTwins
 from sslzoo.methods.base import SSLMethod
 from sslzoo.methods.byol import BYOL
+from sslzoo.methods.byol_a import BYOLA
 from sslzoo.methods.clear import CLEAR
 from sslzoo.methods.clip import CLIP
 from sslzoo.methods.cmc import CMC
@@ -43,6 +44,7 @@ from sslzoo.methods.w_mse import WMSE
 __all__ = [
     "AMDIM",
     "BYOL",
+    "BYOLA",
     "CLEAR",
     "CLIP",
     "CMC",

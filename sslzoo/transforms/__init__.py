@@ -1,6 +1,7 @@
 """Transforms: random views per sample, made in batches on the batch's device."""
 
 from sslzoo.transforms.audio.log_mel import LogMel
+from sslzoo.transforms.audio.log_mel_image import LogMelImage
 from sslzoo.transforms.audio.log_mel_views import LogMelViews
 from sslzoo.transforms.audio.waveform import Waveform
 from sslzoo.transforms.image.channel_views import channel_views
@@ -46,6 +47,7 @@ __all__ = [
     "Drawn",
     "EvalView",
     "LogMel",
+    "LogMelImage",
     "LogMelViews",
     "NearestEmbeddings",
     "RandomResizedCrop",
