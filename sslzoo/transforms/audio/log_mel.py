@@ -23,11 +23,15 @@ def mel_filters(bands: int, bins: int, rate: int, low: float, high: float) -> Te
     """Triangular filters (bins, M) between frequencies that are equally spaced in mel."""
     ends = [2595 * math.log10(1 + hertz / 700) for hertz in (low, high)]
     mel = torch.linspace(ends[0], ends[1], bands + 2, dtype=torch.float64)
-    corners = 700 * (10 ** (mel / 2595) - 1)
+    return triangles(700 * (10 ** (mel / 2595) - 1), bins, rate).float()
+
+
+def triangles(corners: Tensor, bins: int, rate: int) -> Tensor:
+    """Filters of height 1 over each three neighbors of the corners (M + 2,) in Hz. (bins, M)."""
     frequency = torch.linspace(0, rate / 2, bins, dtype=torch.float64)[:, None]
     rising = (frequency - corners[:-2]) / (corners[1:-1] - corners[:-2])
     falling = (corners[2:] - frequency) / (corners[2:] - corners[1:-1])
-    return torch.minimum(rising, falling).clamp_min(0).float()
+    return torch.minimum(rising, falling).clamp_min(0)
 
 
 @final

@@ -23,6 +23,7 @@ from torch import Tensor
 from sslzoo.batch import Padded
 from sslzoo.checks import check_at_least, check_choice
 from sslzoo.random import Keys
+from sslzoo.transforms.audio.log_mel import mel_filters, triangles
 from sslzoo.value_range import Look, as_sound
 
 FrontEnd = Literal["torchaudio", "librosa"]
@@ -35,26 +36,13 @@ def slaney_mel(hertz: float) -> float:
     return linear if hertz < 1000 else 15 + 27 * math.log(hertz / 1000) / math.log(6.4)
 
 
-def filter_bank(
-    front_end: FrontEnd, bands: int, bins: int, rate: int, low: float, high: float
-) -> Tensor:
-    """Triangular filters (bins, M): HTK's scale of height 1, or Slaney's of area 1."""
-    if front_end == "torchaudio":
-        ends = [2595 * math.log10(1 + hertz / 700) for hertz in (low, high)]
-        mel = torch.linspace(ends[0], ends[1], bands + 2, dtype=torch.float64)
-        corners = 700 * (10 ** (mel / 2595) - 1)
-    else:
-        ends = [slaney_mel(hertz) for hertz in (low, high)]
-        mel = torch.linspace(ends[0], ends[1], bands + 2, dtype=torch.float64)
-        upper = 1000 * (math.log(6.4) / 27 * (mel - 15)).exp()
-        corners = torch.where(mel < 15, mel * 200 / 3, upper)
-    frequency = torch.linspace(0, rate / 2, bins, dtype=torch.float64)[:, None]
-    rising = (frequency - corners[:-2]) / (corners[1:-1] - corners[:-2])
-    falling = (corners[2:] - frequency) / (corners[2:] - corners[1:-1])
-    filters = torch.minimum(rising, falling).clamp_min(0)
-    if front_end == "librosa":
-        filters = filters * 2 / (corners[2:] - corners[:-2])
-    return filters.float()
+def slaney_filters(bands: int, bins: int, rate: int, low: float, high: float) -> Tensor:
+    """Triangular filters (bins, M) of area 1, at equal distances on Slaney's scale."""
+    ends = [slaney_mel(hertz) for hertz in (low, high)]
+    mel = torch.linspace(ends[0], ends[1], bands + 2, dtype=torch.float64)
+    upper = 1000 * (math.log(6.4) / 27 * (mel - 15)).exp()
+    corners = torch.where(mel < 15, mel * 200 / 3, upper)
+    return (triangles(corners, bins, rate) * 2 / (corners[2:] - corners[:-2])).float()
 
 
 @final
@@ -107,7 +95,8 @@ class LogMelImage:
         self.low, self.high, self.front_end = low, high, front_end
         self.mean, self.std = mean, std
         self._look = Look()
-        self._filters = filter_bank(front_end, bands, window // 2 + 1, rate, low, high)
+        make = mel_filters if front_end == "torchaudio" else slaney_filters
+        self._filters = make(bands, window // 2 + 1, rate, low, high)
 
     @torch.no_grad()
     def spectrum(self, waves: Tensor) -> Tensor:
