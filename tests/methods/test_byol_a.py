@@ -202,9 +202,11 @@ def test_training_is_the_authors(monkeypatch: pytest.MonkeyPatch) -> None:
                 q.data.lerp_(p.data, 1 - hyper["decay"])
     after = own.state_dict()
     for key, wanted in group(a, "after1:", state).items():
-        noise = key in NOISE or (key.endswith("bias") and "features" in key)
-        if not noise and "num_batches" not in key:
-            assert_close_to_golden(after[key], wanted, 5e-4)
+        if key.endswith(("bias", "running_mean")):
+            # Adam moves by the rate whatever the gradient is, also one that a batch norm cancels.
+            assert (after[key] - wanted).abs().max() < 4 * hyper["lr"]
+        elif "num_batches" not in key:
+            assert_close_to_golden(after[key], wanted, 1e-3)
 
 
 def test_an_empty_memory_changes_nothing_and_a_half_full_one_is_read_to_its_end() -> None:
