@@ -321,6 +321,72 @@ def views_table(result: Result | None) -> str:
     return "\n".join([*lines, "", note])
 
 
+def dense_table(result: Result | None) -> str:
+    """Segmentation by frozen patch tokens, before and after training."""
+    if result is None:
+        return NOT_RUN
+    titles = ["method", "linear mIoU", "untrained", "patch kNN mIoU", "untrained"]
+    lines = _head([*titles, "training, CPU minutes"])
+    for row, found in result["rows"].items():
+        trained = found.get("trained", found.get(row, {}))
+        cells = []
+        for score in ("linear_miou", "knn_miou_k30_t0.02"):
+            for part in (trained, found.get("untrained")):
+                cells.append("-" if part is None else f"{100 * part[score]:.1f}")
+        minutes = found.get("cpu_minutes")
+        lines.append(_line([row, *cells, "-" if minutes is None else f"{minutes:.1f}"]))
+    note = (
+        f"- {result['data']}, {len(result['classes'])} classes, in percent; {result['net']}; "
+        f"{result['epochs']} epochs of pre-training, one seed; {result['processor']}"
+    )
+    return "\n".join([*lines, "", note])
+
+
+def pairs_table(result: Result | None) -> str:
+    """Retrieval and zero-shot classification of CLIP and SigLIP: mean and range over seeds."""
+    if result is None:
+        return NOT_RUN
+    titles = ["method", "image to text R@1", "R@5", "text to image R@1", "R@5"]
+    lines = _head([*titles, "R@1 among new pairs", "floor, zero-shot", "of new pairs"])
+    scores = ["all_image_to_text_r1", "all_image_to_text_r5", "all_text_to_image_r1"]
+    scores += ["all_text_to_image_r5", "new_image_to_text_r1", "all_zero_shot", "new_zero_shot"]
+    names = list(dict.fromkeys(row.split(" seed ")[0] for row in result["rows"]))
+    for name, state in itertools.product(names, ("untrained", "trained")):
+        seeds = [v[state] for row, v in result["rows"].items() if row.startswith(f"{name} seed")]
+        cells = []
+        for score in scores:
+            values = [100 * seed[score] for seed in seeds]
+            spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+            cells.append(f"{statistics.fmean(values):.1f}{spread}")
+        lines.append(_line([f"{name}, {state}", *cells]))
+    minutes = statistics.fmean(row["cpu_minutes"] for row in result["rows"].values())
+    note = (
+        f"- {result['rooms']['train']:,} rooms, {result['rooms']['val']} held out, of which "
+        f"{result['new_rooms']} of new pairs; {result['epochs']} epochs, seeds "
+        f"{', '.join(map(str, result['seeds']))}, {minutes:.1f} CPU minutes a run; in percent, the "
+        f"mean (lowest to highest); {_place(result)}, commit {result['commit'][:12]}"
+    )
+    return "\n".join([*lines, "", note])
+
+
+def pairs_memory_table(result: Result | None) -> str:
+    """Memory and time of forward and backward of CLIP's and SigLIP's losses."""
+    if result is None:
+        return NOT_RUN
+    lines = _head(["loss", "form", "pairs", "memory", "seconds"])
+    for row, found in result["rows"].items():
+        name, form, count = row.split()
+        form = "sslzoo" if form == "sslzoo" else "open_clip's, all logits at once"
+        memory, seconds = f"{found['mib']:,.0f} MiB", f"{found['seconds']:.1f}"
+        lines.append(_line([name, form, f"{int(count):,}", memory, seconds]))
+    note = (
+        f"- embeddings of width {result['width']}, float32, one process; the rise of the peak "
+        f"resident memory over what the embeddings take, once each, beside other work; "
+        f"{_place(result)}, commit {result['commit'][:12]}"
+    )
+    return "\n".join([*lines, "", note])
+
+
 def text_table(results: dict[str, Result]) -> str:
     """Spearman of trained sentence encoders, their baselines, and what bounds their training."""
     if not results:
@@ -472,6 +538,9 @@ def render(readme: str, results: Path) -> str:
         "continue-text": continue_table(read("continue_text.json"), CONTINUE_TEXT),
         "continue-images": continue_table(read("continue_images.json"), CONTINUE_IMAGES),
         "views": views_table(read("views.json")),
+        "dense": dense_table((read("dense.json") or {}).get("scenes")),
+        "pairs": pairs_table((read("image_text.json") or {}).get("train")),
+        "pairs-memory": pairs_memory_table((read("image_text.json") or {}).get("memory")),
     }
     found = 0
     for name, table in tables.items():
@@ -493,7 +562,8 @@ def render(readme: str, results: Path) -> str:
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
-    pages = ("benchmarks/README.md", "README.md", "docs/continue.md")
+    pages = ["benchmarks/README.md", "README.md", "docs/continue.md"]
+    pages += ["docs/dense_evaluation.md", "docs/image_text.md"]
     default = [FOLDER.parent / page for page in pages]
     parser.add_argument("--readme", type=Path, nargs="+", default=default)
     parser.add_argument("--results", type=Path, default=FOLDER / "results")
