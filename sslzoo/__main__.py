@@ -2,6 +2,8 @@
 
     sslzoo fit | validate | test | predict --config NAME    run a shipped config or your own file
     sslzoo data check FOLDER|LIST                           check images, print their YAML
+    sslzoo data shard FOLDER --output FOLDER                write tar shards of a folder of images
+    sslzoo data index SHARDS --output FILE                  list tar shards that exist
     sslzoo embed NAME|RUN|FILE FILES --to x.npz             write the features of files
     sslzoo eval RUN|NAME|FILE... [--on CONFIG]              evaluate encoders on labeled data
     sslzoo report RUN...                                    compare runs in one HTML page

@@ -22,7 +22,7 @@ _TRAINER = [
 ]
 _WORDS = {
     **dict.fromkeys(("fit", "validate", "test", "predict"), _TRAINER),
-    "data": ["check", "--value_range", "--clip", "--reader", "--root", "--yaml", "--help"],
+    "data": ["check", "shard", "index", "--value_range", "--yaml", "--output", "--help"],
     "embed": ["--to", "--batch_size", "--device", "--on_broken", "--trust", "--help"],
     "eval": ["--on", "--data.root", "--suite.protocols", "--seeds", "--untrained", "--output"],
     "report": ["--output", "--results", "--root", "--samples", "--pictures", "--trust"],

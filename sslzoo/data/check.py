@@ -29,7 +29,7 @@ from sslzoo.value_range import ValueRange, as_pixels, check_value_range
 
 _ROWS = 1024  # rows of an image that are read at a time
 _BITS = (8, 10, 12, 14, 16, 32)  # of the sensors whose values are stored in wider integers
-_VALIDATION = ("val", "valid", "validation", "dev", "test")
+VALIDATION = ("val", "valid", "validation", "dev", "test")
 _SIZES = (224, 96, 64, 32)  # of the recipes
 _SHOWN = 5  # names of each problem that a report prints
 
@@ -135,7 +135,7 @@ def check_data(
         columns = path_column, label_column, split_column
         splits, args = _of_list(source, root, columns)
     else:
-        splits, args = _of_folder(source, reader)
+        splits, args = folder_splits(source, reader)
     files = [(path, split) for split, found in splits.items() for path, _ in found]
     with ThreadPoolExecutor(num_workers or default_workers()) as pool:
         read = list(pool.map(lambda file: _facts(file[0], reader), files))
@@ -191,7 +191,7 @@ def _of_list(
     for kind, column in zip(usual, columns, strict=True):
         args |= {} if column == kind else {f"{kind}_column": column}
     if None not in parts:
-        val = next((x for x in _VALIDATION if x in parts), None)
+        val = next((x for x in VALIDATION if x in parts), None)
         rest = [name for name in names if name not in ("train", val)]
         args["train_split"] = "train" if "train" in parts else rest[0]
         args["val_split"] = val
@@ -206,13 +206,24 @@ def _of_list(
     return found, args
 
 
-def _of_folder(source: str, reader: Reader | None) -> tuple[dict[str, _Split], dict[str, Any]]:
+def folder_splits(
+    source: str, reader: Reader | None
+) -> tuple[dict[str, list[tuple[str, str]]], dict[str, Any]]:
+    """The (file, class) of each split of a folder, and the arguments of `ImageFolder` for it.
+
+    The class is "" without labels, and the split "all" without splits. Files beside the folders of
+    splits are in the split "outside".
+
+    Args:
+        source: a folder in one of `ImageFolder`'s layouts.
+        reader: see there.
+    """
     root = check_folder(source, "the folder")
     extensions = ANY_EXTENSIONS if reader is None else ("",)
     paths = [Path(path) for path in find_files(root, extensions).paths]
     parts = [path.relative_to(root).parts for path in paths]
     tops = {part[0] for part in parts if len(part) > 1}
-    val = next((name for name in _VALIDATION if name in tops), None)
+    val = next((name for name in VALIDATION if name in tops), None)
     args: dict[str, Any] = {"root": source}
     if "train" in tops:
         depth = [part for part in parts if part[0] == "train"]

@@ -19,7 +19,7 @@ from torch import Tensor
 from sslzoo.batch import Batch
 from sslzoo.checks import check_at_least, check_choice, check_interval
 from sslzoo.data.loader import BatchSource, EvalLoader, SingleBatchLoader, TrainLoader
-from sslzoo.data.sampler import KeyedSampler
+from sslzoo.data.sampler import KeyedSampler, Order
 from sslzoo.eval.fingerprint import text_digest
 from sslzoo.eval.loaders import EvalLoaders
 from sslzoo.random import run_seed, stratified_split
@@ -162,6 +162,10 @@ class SampleDataModule(LightningDataModule, ABC):
 
     def groups(self) -> Tensor | None:
         """The group per training sample, (N,) int64, for batches of one group; or None."""
+        return None
+
+    def order(self) -> Order | None:
+        """The order of training samples in each epoch; None: one permutation of all."""
         return None
 
     def encoder_input(self) -> EncoderInput | None:
@@ -378,6 +382,7 @@ class SampleDataModule(LightningDataModule, ABC):
         return KeyedSampler(
             *(self.num_samples, self.batch_size, self.seed, self.drop_last, self.shuffles()),
             groups=self.groups(),
+            order=self.order(),
         )
 
     def _trainer_epoch(self) -> int | None:

@@ -105,17 +105,19 @@ class TrainLoader:
             self._position += 1
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """The position in the epoch, the same for every rank and number of ranks."""
-        return {
+        state = {
             "epoch": self._epoch,
             "position": self._position,
             "batch_size": self.sampler.batch_size,
             "num_samples": len(self._loader.dataset),  # type: ignore[arg-type]
             "seed": self.sampler.seed,
         }
+        order = self.sampler.order
+        return state if order is None else {**state, "order": order.digest()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the last returned batch, or with the next epoch.
 
         Raises:
@@ -129,6 +131,12 @@ class TrainLoader:
                     f"{name} must be {state[name]} to resume in the middle of the checkpoint's "
                     f"epoch, got {own[name]}; or use a checkpoint from the end of an epoch"
                 )
+        if not finished and state["position"] and state.get("order") != own.get("order"):
+            raise ValueError(
+                "the shards, shuffle_shards and shuffle_samples must be those of the checkpoint to "
+                "resume in the middle of its epoch, got others; or use a checkpoint from the end "
+                "of an epoch"
+            )
         self._epoch = state["epoch"] + finished
         self._position = 0 if finished else state["position"]
         self._resume_epoch = self._epoch

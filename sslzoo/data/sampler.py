@@ -6,7 +6,8 @@ alone, and rank r takes its r-th contiguous block. No sample is padded or repeat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +16,16 @@ from torch.utils.data import DistributedSampler, Sampler
 from sslzoo import distributed
 from sslzoo.checks import check_at_least
 from sslzoo.random import run_keys
+
+
+class Order(Protocol):
+    """The order of the samples in each epoch, where it is not one permutation of all."""
+
+    def pieces(self, seed: int, epoch: int, first: int) -> Iterable[Tensor]:
+        """The epoch's samples from position `first` on, in pieces (n,) int64."""
+
+    def digest(self) -> str:
+        """Hash of everything that the order depends on, besides seed and epoch."""
 
 
 class KeyedSampler(DistributedSampler[int]):
@@ -34,6 +45,7 @@ class KeyedSampler(DistributedSampler[int]):
         world: W; None: that of the process group.
         groups: (N,) int64; every global batch is then drawn from one group (such as a speaker), and
             the remainder of a group is skipped in that epoch. Needs drop_last and shuffle.
+        order: gives each epoch's order in place of the permutation, such as that of shards.
 
     Raises:
         ValueError: W does not divide B, B is larger than N, the last batch has fewer rows than
@@ -50,6 +62,7 @@ class KeyedSampler(DistributedSampler[int]):
         rank: int | None = None,
         world: int | None = None,
         groups: Tensor | None = None,
+        order: Order | None = None,
     ) -> None:
         world = distributed.world_size() if world is None else world
         rank = distributed.rank() if rank is None else rank
@@ -75,6 +88,7 @@ class KeyedSampler(DistributedSampler[int]):
         self.shared_epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # for workers
         self._total = num_samples
         self._groups = groups
+        self.order = order
         if groups is not None:
             self._check_groups(groups)
 
@@ -94,6 +108,8 @@ class KeyedSampler(DistributedSampler[int]):
         return full * self.rank_batch + (0 if self.drop_last else self._share(last)[1])
 
     def __iter__(self) -> Iterator[int]:
+        if self.order is not None:
+            return self._in_order(self.order)
         order = torch.arange(self._total)
         if self.shuffle:
             keys = run_keys(self.seed, "sampler", self.epoch)
@@ -109,6 +125,13 @@ class KeyedSampler(DistributedSampler[int]):
             start, count = self._share(last)
             mine.append(order[full * self.batch_size + start :][:count])
         return iter(torch.cat(mine).tolist())
+
+    def _in_order(self, order: Order) -> Iterator[int]:
+        pieces = order.pieces(self.seed, self.epoch, self.first_batch * self.batch_size)
+        for batch in _batches(pieces, self.batch_size):
+            if len(batch) == self.batch_size or not self.drop_last:
+                start, count = self._share(len(batch))
+                yield from batch[start : start + count].tolist()
 
     def _blocks(self) -> tuple[int, int]:
         """Number of complete global batches of an epoch, and rows of an incomplete last one."""
@@ -182,6 +205,16 @@ class ShardedBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         for start in self._starts():
             yield list(self.order[start : start + self.batch_size])
+
+
+def _batches(pieces: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """The rows of all pieces in batches (size,), of which the last may be smaller."""
+    rest = torch.empty(0, dtype=torch.int64)
+    for piece in pieces:
+        *whole, rest = torch.cat([rest, piece]).split(size)
+        yield from whole
+    if len(rest):
+        yield rest
 
 
 def _check_batch(num_samples: int, batch_size: int, world: int) -> None:

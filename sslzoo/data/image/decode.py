@@ -112,7 +112,7 @@ def check_sample(paths: Sequence[str], decoding: Decoding) -> Decoding:
             continue  # reading a batch reports it
     if dark is not None and not bright:
         raise dark
-    _say_conversion(modes, channels)
+    say_conversion(modes, channels)
     if several is not None:
         rank_zero_warn(f"only the first frame of images such as {several} is read")
     return decoding._replace(may_be_dark=True, channels=channels)
@@ -124,7 +124,13 @@ def _center(image: Raster) -> tuple[int, int, int, int]:
     return (height - tall) // 2, (width - wide) // 2, tall, wide
 
 
-def _say_conversion(modes: dict[str, str], channels: int | None) -> None:
+def say_conversion(modes: dict[str, str], channels: int | None) -> None:
+    """Say that alpha channels are dropped, or that gray is repeated.
+
+    Args:
+        modes: an image of each mode.
+        channels: C that images are converted to.
+    """
     alpha = next((path for mode, path in modes.items() if mode in ALPHA), None)
     if alpha is not None and channels != 4:
         rank_zero_warn(

@@ -29,6 +29,8 @@ _LARGE = 1 << 22  # pixels of a TIFF above which Pillow would decode more than a
 _WHITE_IS_ZERO, _PALETTE, _YCBCR = 0, 3, 6  # TIFF's photometric interpretations
 _DEFLATE = (8, 32946)  # TIFF's compressions that are zlib's
 _SEPARATE = 2  # TIFF's planar configuration of one plane per channel
+_NUMPY = b"\x93NUMPY"  # the first bytes of formats
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MODES = ("1", "L", "LA", "RGB", "RGBA", "CMYK", "LAB", "I;16", "I;16B", "I;16L")
 
 
@@ -134,6 +136,40 @@ def open_image(
 
 
 @contextmanager
+def open_encoded(
+    data: bytes, name: str, channels: int | None = None
+) -> Iterator[Image.Image | Raster]:
+    """Open the bytes of a photograph or of a .npy file.
+
+    Args:
+        data: the content of the file.
+        name: its name, for errors.
+        channels: C, if known, which tells the layout of an array.
+
+    Raises:
+        ValueRangeError: Pillow would not keep its channels and bits.
+    """
+    if data.startswith(_NUMPY):
+        yield array_raster(np.load(io.BytesIO(data), allow_pickle=False), channels)
+        return
+    if data.startswith(_TIFF):
+        kept = _kept_by_pillow(io.BytesIO(data))
+        if kept is None:
+            raise ValueRangeError(
+                "a TIFF in a shard must be one whose channels and bits Pillow keeps, got another; "
+                "store its array as .npy"
+            )
+        with kept:
+            yield kept
+        return
+    with Image.open(io.BytesIO(data)) as image:
+        if is_deep_color(image) and image.format == "PNG":
+            yield array_raster(png_values(data, name), None, axis=2)
+        else:
+            yield image
+
+
+@contextmanager
 def _read(path: str, channels: int | None, reader: Reader) -> Iterator[Image.Image | Raster]:
     found = reader(path)
     if isinstance(found, Image.Image):
@@ -223,7 +259,7 @@ def _tiff(path: str, channels: int | None) -> Iterator[Image.Image | Raster]:
         yield _tiff_raster(file, path)
 
 
-def _kept_by_pillow(path: str) -> Image.Image | None:
+def _kept_by_pillow(path: str | io.BytesIO) -> Image.Image | None:
     """A TIFF of which Pillow keeps channels and bits, if it is not large; else None."""
     try:
         with warnings.catch_warnings():

@@ -14,8 +14,13 @@ from torch.utils.data import Dataset
 from sslzoo.checks import check_at_least
 from sslzoo.data.datamodule import PredictOn
 from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
+from sslzoo.data.image.image_set import ImageSet
+from sslzoo.data.streams.iterable import IterableShards
+from sslzoo.data.streams.order import ShardOrder
+from sslzoo.data.streams.shard_images import ShardImages, Shuffle
 from sslzoo.data.with_views import Rows, UserImages
 from sslzoo.transforms.image.eval_view import EvalView
+from sslzoo.transforms.image.pixels import Decoding
 from sslzoo.transforms.image.views import Views
 from sslzoo.value_range import ValueRange, check_value_range
 
@@ -81,10 +86,12 @@ class ImageDataset(ImageDataModule):
     (H, W, C) or (C, H, W), or tensors (C, H, W), of uint8, uint16, bool, or floats in [0, 1]; the
     data sets' own transforms should neither augment nor normalize. Channels and bits are kept.
 
-    An iterable data set needs `num_samples`. It is read in its own order in every epoch, by one
-    process per rank, and each rank reads all of it and keeps its part. So views, resumes and ranks
-    are as exact as for other data, if the data set gives the same items in the same order each
-    time; shuffle it before.
+    Hugging Face's iterable data sets are read by shard: one pass counts their samples, epochs mix
+    shards as `ImageShards` does, and any number of ranks and workers reads them. Another iterable
+    data set needs `num_samples`, as do the first samples of one of Hugging Face. It is read in its
+    own order in every epoch, by one process per rank, and each rank reads all of it and keeps its
+    part. So views, resumes and ranks are as exact as for other data, if the data set gives the same
+    items in the same order each time; shuffle it before.
 
     For the other arguments see `ImageDataModule`.
 
@@ -140,6 +147,8 @@ class ImageDataset(ImageDataModule):
     def read(self) -> ImageSets:
         """Check a few samples, and that an iterable data set is used as one can be."""
         train, val = self.datasets()
+        if self.given_samples is None and hasattr(train, "num_shards") and not _is_map(train):
+            return self._sharded(train, val)
         rows = self._rows(train)
         query = None if val is None else self._rows(val)
         if isinstance(query, Stream):
@@ -169,9 +178,31 @@ class ImageDataset(ImageDataModule):
             sets[0], sets[1] if len(sets) > 1 else None, None if label is None else classes
         )
 
+    def _sharded(self, train: Any, val: Any) -> ImageSets:
+        """The sets with an iterable training set of Hugging Face, read by shard."""
+        decoding = Decoding(None, self.value_range, clip=self.clip)
+
+        def opened(dataset: Any) -> ShardImages:
+            shards = IterableShards(dataset, self.keys)
+            return ShardImages(shards, shards.classes, decoding, Shuffle()).checked()
+
+        images = opened(train)
+        query: ImageSet | None = None
+        if val is not None and not _is_map(val):
+            query = opened(val)
+        elif val is not None:
+            rows = self._rows(val)
+            rows.check_sample()
+            query = UserImages(rows, True, labels=_known_labels(val, self.keys[1]))
+        return ImageSets(images, query, self.given_classes or _num_classes(train, self.keys[1]))
+
+    def order(self) -> ShardOrder | None:
+        train = self.sets.train
+        return train.order() if isinstance(train, ShardImages) else None
+
     def _rows(self, dataset: Any) -> Rows:
         given = self.value_range, self.keys, self.clip
-        if hasattr(dataset, "__getitem__") and isinstance(dataset, Sized):
+        if _is_map(dataset):
             if not len(dataset):
                 raise ValueError(f"a data set must have samples, got none in {dataset!r:.100}")
             return Rows(dataset, given[0], columns=given[1], clip=given[2])
@@ -228,7 +259,7 @@ class HFImages(ImageDataset):
         train_split: split for training, such as "train" or "train[:90%]".
         val_split: split that evaluation scores; None: no validation.
         streaming: whether to read the training split without downloading all of it, as an iterable
-            data set (`num_samples`).
+            data set, by shard (or in order, with `num_samples`).
         local_files_only: refuse a name that would be downloaded. It is set when the config of a run
             directory is read without `trust`.
     """
@@ -305,6 +336,10 @@ class HFImages(ImageDataset):
         else:
             return datasets.load_dataset(self.source, self.subset, split=split, streaming=streaming)
         return saved.to_iterable_dataset() if streaming else saved
+
+
+def _is_map(dataset: Any) -> bool:
+    return hasattr(dataset, "__getitem__") and isinstance(dataset, Sized)
 
 
 def _num_classes(dataset: Any, label_key: str | None) -> int | None:

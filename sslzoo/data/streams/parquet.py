@@ -1,0 +1,167 @@
+"""Parquet shards: a column of images, and maybe one of labels; row groups are read whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from itertools import chain
+from typing import Any
+
+from sslzoo.data.streams.remote import ShardCache, opened
+from sslzoo.data.streams.shards import Recent, Sample, Shards, library
+from sslzoo.eval.fingerprint import files_digest
+
+
+class ParquetShards(Shards):
+    """Parquet files, local or by address.
+
+    The image is a column of bytes, or of Hugging Face's structs of bytes and path. A process keeps
+    the row groups that hold the samples of `recent`, so memory is their bytes: files should have
+    row groups of about 100 images.
+
+    Args:
+        names: the files or addresses.
+        columns: the column of images, and that of labels or None.
+        groups: row groups of each file as their numbers of rows.
+        cache: downloads addresses.
+        recent: see `Shards.again`.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        columns: tuple[str, str | None],
+        groups: list[list[int]],
+        cache: ShardCache,
+        recent: int = 1,
+    ) -> None:
+        super().__init__(names, [sum(each) for each in groups])
+        self.columns, self.groups, self.cache = columns, groups, cache
+        self.is_remote = any(map(cache.is_remote, names))
+        self._files: Recent[Any] = Recent(8)
+        self._tables: Recent[Any] = Recent(recent + 2 * max(chain(*groups), default=0), len)
+
+    def again(self, recent: int) -> ParquetShards:
+        other = ParquetShards(self.names, self.columns, self.groups, self.cache, recent)
+        other.classes = self.classes
+        return other
+
+    def blocks(self, shard: int) -> Sequence[int]:
+        return self.groups[shard]
+
+    def read(self, shard: int, offset: int) -> Sample:
+        group = 0
+        while offset >= self.groups[shard][group]:
+            offset -= self.groups[shard][group]
+            group += 1
+        table = self._tables.get((shard, group), lambda: self._read(shard, group))
+        image, label = self.columns
+        found = table[image][offset].as_py()
+        found = found.get("bytes") if isinstance(found, Mapping) else found
+        if found is None:
+            raise ValueError(f"the column {image!r} must hold the bytes of an image, got none")
+        if label is None:
+            return Sample(found, None)
+        told = table[label][offset].as_py()
+        if told is None:
+            raise ValueError(f"the column {label!r} must hold a label, got none")
+        return Sample(found, told)
+
+    def _read(self, shard: int, group: int) -> Any:
+        parquet = library("pyarrow.parquet", self.names[shard])
+
+        def opened_file() -> Any:
+            return parquet.ParquetFile(self.cache.path(self.names[shard]), memory_map=True)
+
+        columns = [column for column in self.columns if column is not None]
+        file = self._files.get(shard, opened_file)
+        return file.read_row_group(group, columns, use_threads=False)
+
+    def fingerprint(self) -> str | None:
+        own = "" if self.is_remote else files_digest(self.names)
+        return f"{own}{self.columns}{super().fingerprint()}"
+
+
+def parquet_shards(
+    names: Sequence[str],
+    image_key: str | None,
+    label_key: str | None,
+    cache: ShardCache,
+    skip: bool = False,
+) -> tuple[ParquetShards, list[str]]:
+    """Open Parquet files: the footers tell counts, columns and, of Hugging Face's, classes.
+
+    Args:
+        names: the files or addresses.
+        image_key: column of images; None: "image".
+        label_key: column of labels; None: no labels; "auto": "label" if there is one.
+        cache: downloads addresses.
+        skip: leave out files that cannot be read.
+
+    Returns:
+        The shards, and the files that are left out.
+
+    Raises:
+        ValueError: a file is truncated or no Parquet file, or it lacks a column.
+    """
+    parquet = library("pyarrow.parquet", names[0])
+    kept: list[str] = []
+    left_out: list[str] = []
+    groups: list[list[int]] = []
+    columns: tuple[str, str | None] | None = None
+    classes: Sequence[str] | None = None
+    for name in names:
+        with ExitStack() as stack:
+            try:
+                source = stack.enter_context(opened(name)) if cache.is_remote(name) else name
+                footer = parquet.ParquetFile(source)
+            except (OSError, ValueError) as error:  # pyarrow's errors are of these
+                if not skip:
+                    raise ValueError(
+                        f"the shard {name} must be a whole Parquet file, got {error}"
+                    ) from error
+                left_out.append(name)
+                continue
+            schema = footer.schema_arrow
+            given = _columns(schema.names, image_key, label_key, name)
+            columns = columns or given
+            if columns != given:
+                raise ValueError(
+                    f"all shards must have the columns {columns}, got {given} in {name}"
+                )
+            classes = classes or _classes(schema.metadata or {}, columns[1])
+            meta = footer.metadata
+            sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
+            kept.append(name)
+            groups.append(sizes)
+    if columns is None:
+        raise ValueError(f"shards must be readable, got none of {len(names)}: {left_out[:3]}")
+    shards = ParquetShards(kept, columns, groups, cache)
+    shards.classes = classes
+    return shards, left_out
+
+
+def _columns(
+    found: Sequence[str], image_key: str | None, label_key: str | None, name: str
+) -> tuple[str, str | None]:
+    image = image_key or "image"
+    label = label_key
+    if label_key == "auto":
+        label = "label" if "label" in found else None
+    missing = [key for key in (image, label) if key is not None and key not in found]
+    if missing:
+        raise ValueError(
+            f"image_key and label_key must be among the columns {list(found)} of {name}, got "
+            f"{missing[0]!r}"
+        )
+    return image, label
+
+
+def _classes(metadata: Mapping[bytes, bytes], label: str | None) -> list[str] | None:
+    """Names of the classes in the metadata that Hugging Face's datasets writes."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return list(features[label]["names"])
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -1,0 +1,122 @@
+"""Remote shards: whole files in a cache folder with a bound."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from sslzoo.atomic_write import replacing
+from sslzoo.checks import check_positive
+from sslzoo.data.streams.shards import library
+
+_GIB = 1 << 30
+
+
+def default_cache() -> Path:
+    """`SSLZOO_STREAMS`, or `~/.cache/sslzoo/streams`."""
+    given = os.environ.get("SSLZOO_STREAMS")
+    return Path(given) if given else Path.home() / ".cache" / "sslzoo" / "streams"
+
+
+class ShardCache:
+    """Local files of shards: those of addresses are downloaded, whole, when they are first read.
+
+    All processes of a machine share the folder: a lock per file lets one of them download it. When
+    the folder is over its bound, the files used longest ago are removed; a file that a process has
+    open keeps its space until it is closed.
+
+    Args:
+        folder: the folder; None: `default_cache`.
+        max_gb: its bound in GiB.
+    """
+
+    def __init__(self, folder: str | None = None, max_gb: float = 100.0) -> None:
+        check_positive("cache_gb", max_gb)
+        self.folder = default_cache() if folder is None else Path(folder).expanduser()
+        self.max_gb = max_gb
+
+    @staticmethod
+    def is_remote(name: str) -> bool:
+        """Whether a name is an address such as https://, s3:// or hf://."""
+        return "://" in name
+
+    def path(self, name: str) -> Path:
+        """The local file of a shard.
+
+        Raises:
+            ValueError: it cannot be downloaded.
+        """
+        if not self.is_remote(name):
+            return Path(name)
+        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        target = self.folder / f"{digest}-{name.rpartition('/')[2]}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / f".{digest}.lock"):
+            if target.is_file():
+                os.utime(target)
+            else:
+                self._download(name, target)
+        return target
+
+    def text(self, name: str) -> str:
+        """The text of a small remote file, which is not kept."""
+        with opened(name) as file:
+            return bytes(file.read()).decode()
+
+    def _download(self, name: str, target: Path) -> None:
+        with _readable(name) as (files, path), replacing(target) as part:
+            expected = files.info(path).get("size")
+            files.get_file(path, str(part))
+            found = part.stat().st_size
+            if expected not in (None, found):
+                raise ValueError(f"it must have {expected} bytes, got {found}")
+        self._evict(target)
+
+    def _evict(self, newest: Path) -> None:
+        with FileLock(self.folder / ".evict.lock"):
+            files = [path for path in self.folder.iterdir() if not path.name.startswith(".")]
+            found = []
+            for path in files:
+                try:
+                    found.append((path.stat().st_mtime, path.stat().st_size, path))
+                except FileNotFoundError:
+                    continue  # another process finished its download
+            total = sum(size for _, size, _ in found)
+            for _, size, path in sorted(found):
+                if total <= self.max_gb * _GIB:
+                    break
+                if path != newest and ".part" not in path.suffixes:
+                    path.unlink(missing_ok=True)
+                    total -= size
+
+
+@contextmanager
+def opened(name: str) -> Iterator[Any]:
+    """Open a remote file for reading; see `_readable` for errors."""
+    with _readable(name) as (files, path), files.open(path, "rb") as file:
+        yield file
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[tuple[Any, str]]:
+    """The file system of fsspec and the path in it.
+
+    Raises:
+        ValueError: reading fails.
+        ImportError: the protocol needs a package that is not installed.
+    """
+    fsspec = library("fsspec", name)
+    try:
+        yield fsspec.core.url_to_fs(name)
+    except (ImportError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # of any protocol's library
+        raise ValueError(
+            f"the address of a shard must be readable, got {name} ({type(error).__name__}: {error})"
+        ) from error

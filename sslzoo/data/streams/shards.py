@@ -1,0 +1,138 @@
+"""Shards: the base class of the formats, whose samples are read by (shard, offset).
+
+S shards, N samples. Sample i of the set is (shard, offset), with the shards one behind the other.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from sslzoo.data.streams.order import even_blocks
+from sslzoo.eval.fingerprint import text_digest
+
+BLOCK = 256  # samples that lie together in the order of an epoch, where a format has no blocks
+Opened = TypeVar("Opened")
+
+
+class Sample(NamedTuple):
+    """One sample as it is stored.
+
+    Attributes:
+        image: an encoded image (JPEG, PNG, .npy, ...), or a PIL image or array.
+        label: the class as a number or a name; None without labels.
+    """
+
+    image: Any
+    label: Any
+
+
+class Shards(ABC):
+    """S shards of one format.
+
+    Args:
+        names: S files or addresses, for errors.
+        counts: (S,) samples per shard.
+
+    Attributes:
+        classes: names of the classes, if the format knows them.
+        is_remote: whether shards are downloaded before they are read.
+        is_forward: whether the blocks of a shard are best read in order.
+    """
+
+    classes: Sequence[str] | None = None
+    is_remote: bool = False
+    is_forward: bool = False
+
+    def __init__(self, names: Sequence[str], counts: Sequence[int]) -> None:
+        self.names = list(names)
+        self.counts = np.asarray(counts, dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.counts)])
+        if not self.starts[-1]:
+            raise ValueError(f"shards must have samples, got none in {self.names[:3]}")
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def place(self, index: int) -> tuple[int, int]:
+        """The shard and the offset in it of a sample."""
+        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return shard, index - int(self.starts[shard])
+
+    def blocks(self, shard: int) -> Sequence[int]:
+        """Sizes of a shard's runs of samples that are read together."""
+        return even_blocks(int(self.counts[shard]), BLOCK)
+
+    @abstractmethod
+    def read(self, shard: int, offset: int) -> Sample:
+        """Read one sample.
+
+        Raises:
+            Exception: the sample is missing or cannot be read; the caller names shard and offset.
+        """
+
+    @abstractmethod
+    def again(self, recent: int) -> Shards:
+        """The same shards for another reader, with no open files.
+
+        Args:
+            recent: number of samples from which an epoch draws at a time.
+        """
+
+    def fingerprint(self) -> str | None:
+        """Hash of everything that the samples depend on; None if unknown."""
+        return text_digest([*self.names, *map(str, self.counts.tolist())])
+
+
+class Recent(Generic[Opened]):
+    """What was opened or read last, such as files or blocks of samples.
+
+    It is empty in another process, since forked processes may not share what is open.
+
+    Args:
+        most: total weight that is kept; what was used last stays in any case.
+        weight: gives the weight of one; None: 1.
+    """
+
+    def __init__(self, most: int, weight: Callable[[Opened], int] | None = None) -> None:
+        self.most, self._weight = most, weight
+        self._kept: OrderedDict[Any, Opened] = OrderedDict()
+        self._total = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"most": self.most, "_weight": self._weight, "_kept": OrderedDict(), "_total": 0}
+
+    def get(self, key: Any, make: Callable[[], Opened]) -> Opened:
+        """The object under a key, made by `make` if it is not kept."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        self._kept[key] = found = make()
+        self._total += self._weigh(found)
+        while self._total > self.most and len(self._kept) > 1:
+            self._total -= self._weigh(self._kept.popitem(last=False)[1])
+        return found
+
+    def _weigh(self, found: Opened) -> int:
+        return 1 if self._weight is None else self._weight(found)
+
+
+def library(name: str, what: str) -> Any:
+    """Import a library of the extra `streams`.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise ImportError(
+            f"reading {what} needs the package {package}, which is not installed; run pip install "
+            "'sslzoo[streams]'"
+        ) from error

@@ -1,0 +1,241 @@
+"""Find the shards that a name, pattern, folder or address stands for."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+
+from sslzoo.data.streams.litdata import lit_shards
+from sslzoo.data.streams.parquet import parquet_shards
+from sslzoo.data.streams.remote import ShardCache
+from sslzoo.data.streams.shards import Shards, library
+from sslzoo.data.streams.tar import (
+    IMAGE_KEYS,
+    BrokenShardError,
+    ShardList,
+    TarKeys,
+    TarShards,
+    parse_list,
+    scan_tar,
+)
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_SUFFIXES = (".tar", ".parquet")
+
+
+class Found(NamedTuple):
+    """Shards that were opened.
+
+    Attributes:
+        shards: the shards.
+        left_out: names of shards that cannot be read at all ("skip").
+    """
+
+    shards: Shards
+    left_out: Sequence[str] = ()
+
+
+def open_shards(
+    source: str | Sequence[str],
+    image_key: str | None,
+    label_key: str | None,
+    cache: ShardCache,
+    skip: bool = False,
+) -> Found:
+    """Open shards of any format, which the names tell.
+
+    Args:
+        source: a JSON list of shards; a pattern such as `x-{000..127}.tar`, `x-*.tar`, or of
+            `.parquet`; a folder of such files, or of LitData; or a list of these.
+        image_key: extension, column or key of the image; None: the format's usual.
+        label_key: that of the label; None: no labels; "auto": the format's usual, if it is there.
+        cache: downloads addresses.
+        skip: leave out broken shards, with a warning.
+
+    Raises:
+        ValueError: there is no such shard, or one is broken.
+        ImportError: the format needs a library that is not installed.
+    """
+    names = [name for each in ([source] if isinstance(source, str) else source)
+             for name in expand(each)]  # fmt: skip
+    if len(names) == 1 and _kind(names[0], cache) == "chunks":
+        folder = names[0].removesuffix("/index.json")
+        return Found(lit_shards(folder, image_key, label_key, cache))
+    suffixes = {Path(name).suffix.lower() for name in names}
+    if suffixes == {".parquet"}:
+        return Found(*parquet_shards(names, image_key, label_key, cache, skip))
+    if suffixes == {".json"}:
+        lists = [parse_list(_text(name, cache), name) for name in names]
+        return Found(_listed(_joined(lists), image_key, label_key, cache, skip))
+    if suffixes == {".tar"}:
+        return tar_shards(names, image_key, label_key, cache, skip)
+    raise ValueError(
+        "shards must be .tar or .parquet files, a .json list of them, or a folder of LitData, got "
+        f"{names[0]!r}{'' if len(suffixes) == 1 else ' besides other formats'}"
+    )
+
+
+def expand(source: str) -> list[str]:
+    """The names that a pattern or a folder stands for, in order.
+
+    Raises:
+        ValueError: there is none.
+    """
+    source = os.path.expanduser(source)
+    found = _RANGE.search(source)
+    if found is not None:
+        first, last = found.groups()
+        numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
+        before, after = source[: found.start()], source[found.end() :]
+        return [name for number in numbers for name in expand(f"{before}{number}{after}")]
+    if "://" in source:
+        return _remote(source)
+    path = Path(source)
+    if path.is_dir():
+        if (path / "index.json").is_file():
+            return [str(path / "index.json")]
+        names = [str(file) for file in sorted(path.iterdir()) if file.suffix in _SUFFIXES]
+    else:
+        names = sorted(glob.glob(source)) if glob.has_magic(source) else [source] * path.is_file()
+    if not names:
+        raise ValueError(
+            "shards must be existing .tar or .parquet files, a .json list of them, or a folder of "
+            f"such files, got {source!r}"
+        )
+    return names
+
+
+def is_folder_of_images(source: object) -> bool:
+    """Whether a source is a folder without shards, such as of images in class folders."""
+    if not isinstance(source, str) or not Path(source).expanduser().is_dir():
+        return False
+    path = Path(source).expanduser()
+    files = {file.suffix for file in path.iterdir() if file.is_file()}
+    return not files & set(_SUFFIXES) and not (path / "index.json").is_file()
+
+
+def _remote(source: str) -> list[str]:
+    if not glob.has_magic(source):
+        return [source]
+    fsspec = library("fsspec", source)
+    files, _, _ = fsspec.get_fs_token_paths(source)
+    protocol = source.partition("://")[0]
+    names = sorted(name if "://" in name else f"{protocol}://{name}" for name in files.glob(source))
+    if not names:
+        raise ValueError(f"the pattern of an address must match shards, got none of {source}")
+    return names
+
+
+def _text(name: str, cache: ShardCache) -> str:
+    return cache.text(name) if cache.is_remote(name) else Path(name).read_text(encoding="utf-8")
+
+
+def _kind(name: str, cache: ShardCache) -> str:
+    """What an `index.json` lists: "chunks" of LitData or a "shardlist"; "" of other files."""
+    if not Path(name).suffix and cache.is_remote(name):
+        name = f"{name.rstrip('/')}/index.json"
+    if not name.endswith("index.json"):
+        return ""
+    content = json.loads(_text(name, cache))
+    return "chunks" if "chunks" in content else "shardlist"
+
+
+def _joined(lists: Sequence[ShardList]) -> ShardList:
+    first = lists[0]
+    if any((each.keys, each.classes) != (first.keys, first.classes) for each in lists):
+        raise ValueError("lists of shards must have the same members and classes, got others")
+    sizes = [size for each in lists for size in each.sizes or []]
+    names = [name for each in lists for name in each.names]
+    counts = [count for each in lists for count in each.counts]
+    return ShardList(
+        names, counts, sizes if len(sizes) == len(names) else None, first.keys, first.classes
+    )
+
+
+def _listed(
+    shards: ShardList, image_key: str | None, label_key: str | None, cache: ShardCache, skip: bool
+) -> TarShards:
+    """The tar shards of a list, whose sizes are checked against it."""
+    for i, name in enumerate(shards.names):
+        if cache.is_remote(name):
+            continue
+        size = os.path.getsize(name) if Path(name).is_file() else 0
+        expected = None if shards.sizes is None else shards.sizes[i]
+        if size == 0 or expected not in (None, size):
+            problem = (
+                f"the shard {name} must have {expected or 'the'} bytes as its list says, got {size}"
+            )
+            if not skip:
+                raise ValueError(f"{problem}; copy it again")
+            rank_zero_warn(f"{problem}; the samples that it lacks are skipped")
+    known = shards.keys
+    if known is not None and image_key is None and label_key in ("auto", known.label):
+        return TarShards(shards, known, cache)
+    return TarShards(shards, _keys(shards.names[0], image_key, label_key, cache), cache)
+
+
+def tar_shards(
+    names: Sequence[str],
+    image_key: str | None,
+    label_key: str | None,
+    cache: ShardCache,
+    skip: bool = False,
+) -> Found:
+    """Open local tar files by a scan of their headers; see `open_shards`."""
+    remote = next((name for name in names if cache.is_remote(name)), None)
+    if remote is not None:
+        raise ValueError(
+            f"tar shards of an address must come with a .json list of their counts, got {remote}; "
+            "`sslzoo data index` writes it from local copies"
+        )
+    keys = _keys(names[0], image_key, label_key, cache)
+    kept: list[str] = []
+    left_out: list[str] = []
+    scanned: list[np.ndarray] = []
+    for name in names:
+        try:
+            index = scan_tar(name, keys)
+        except BrokenShardError as error:
+            if not skip:
+                raise
+            rank_zero_warn(f"{error}; the number of samples that are lost is unknown")
+            index = error.index
+        if not skip:
+            _check_members(name, index, keys)
+        if len(index):
+            kept.append(name)
+            scanned.append(index)
+        else:
+            left_out.append(name)
+    shards = ShardList(kept, [len(index) for index in scanned])
+    return Found(TarShards(shards, keys, cache, scanned), left_out)
+
+
+def _check_members(name: str, index: np.ndarray, keys: TarKeys) -> None:
+    for column, wanted in ((0, "/".join(keys.image)), (2, keys.label)):
+        lacking = np.flatnonzero(index[:, column] < 0)
+        if wanted is not None and len(lacking):
+            raise ValueError(
+                f"every sample must have a member .{wanted}, but {len(lacking)} lack it, the first "
+                f'is sample {lacking[0]} of {name}; repair it, or set on_broken="skip" to skip and '
+                "count such samples"
+            )
+
+
+def _keys(first: str, image_key: str | None, label_key: str | None, cache: ShardCache) -> TarKeys:
+    image = IMAGE_KEYS if image_key is None else tuple(image_key.lower().split(","))
+    if label_key != "auto":
+        return TarKeys(image, label_key)
+    try:
+        found = scan_tar(cache.path(first), TarKeys(image, "cls"))
+    except BrokenShardError as error:
+        found = error.index
+    return TarKeys(image, "cls" if len(found) and found[0, 2] >= 0 else None)

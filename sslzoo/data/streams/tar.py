@@ -1,0 +1,281 @@
+"""Tar shards of WebDataset, read by an index of where each sample lies.
+
+A sample is the consecutive members of one key: the path up to the first dot of the file's name.
+The library webdataset reads shards forward only, so an index gives the bytes of each sample here:
+`x.tar.index.npy` beside `x.tar`, (n, 4) int64, or a scan of the headers. A JSON file lists the
+shards with their counts, in the form of wids.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sslzoo.atomic_write import replacing
+from sslzoo.data.streams.remote import ShardCache
+from sslzoo.data.streams.shards import Recent, Sample, Shards
+from sslzoo.eval.fingerprint import files_digest, text_digest
+
+WIDS = "wids-shard-index-v1"  # the JSON form of webdataset's wids
+IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "ppm", "bmp", "gif", "tif", "tiff", "jp2", "npy")
+_OPEN = 64  # tar files that a process keeps open
+_MISSING = -1
+
+
+class TarKeys(NamedTuple):
+    """Which members of a sample are its image and its label.
+
+    Attributes:
+        image: extensions, of which the first present is the image.
+        label: extension of the label, such as "cls", or "json.label" for a field of a JSON
+            member; None: no labels.
+    """
+
+    image: tuple[str, ...] = IMAGE_KEYS
+    label: str | None = "cls"
+
+    @property
+    def label_member(self) -> str | None:
+        """The extension of the member that holds the label."""
+        if self.label is None:
+            return None
+        return "json" if self.label.startswith("json.") else self.label
+
+
+class BrokenShardError(ValueError):
+    """A tar file ends within a sample, or is no tar file.
+
+    Attributes:
+        index: (n, 4) int64, the whole samples before.
+    """
+
+    def __init__(self, message: str, index: np.ndarray) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Key and extension of a member as WebDataset splits them: at the first dot of the file."""
+    folder, _, file = name.rpartition("/")
+    stem, _, extension = file.partition(".")
+    return f"{folder}/{stem}" if folder else stem, extension.lower()
+
+
+def scan_tar(path: str | Path, keys: TarKeys = TarKeys()) -> np.ndarray:  # noqa: B008 (a tuple)
+    """Where each sample of a tar file lies, from its headers alone.
+
+    Returns:
+        (n, 4) int64: offset and size of the image, then of the label; -1 if it is missing.
+
+    Raises:
+        BrokenShardError: it is truncated or no tar file; compressed ones are refused too.
+    """
+    rows: list[tuple[int, int, int, int]] = []
+    size = os.path.getsize(path)
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for members in _samples(tar):
+                if any(first + length > size for first, length in members.values()):
+                    raise tarfile.ReadError("unexpected end of data")
+                rows.append(_row(members, keys))
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        index = np.array(rows, dtype=np.int64).reshape(-1, 4)
+        raise BrokenShardError(
+            f"the shard {path} must be a whole, uncompressed tar file, got {error} after "
+            f"{len(index)} samples",
+            index,
+        ) from error
+    return np.array(rows, dtype=np.int64).reshape(-1, 4)
+
+
+def _samples(tar: tarfile.TarFile) -> Iterator[dict[str, tuple[int, int]]]:
+    """Each sample's members: extension -> (offset, size)."""
+    key: str | None = None
+    members: dict[str, tuple[int, int]] = {}
+    for member in tar:
+        tar.members = []  # type: ignore[attr-defined]  # else it keeps every header in memory
+        name, extension = split_name(member.name)
+        hidden = member.name.rpartition("/")[2].startswith(("._", "__"))
+        if not member.isreg() or not extension or hidden:
+            continue
+        if name != key and members:
+            yield members
+            members = {}
+        key = name
+        members[extension] = member.offset_data, member.size
+    if members:
+        yield members
+
+
+def _row(members: dict[str, tuple[int, int]], keys: TarKeys) -> tuple[int, int, int, int]:
+    image = next((members[k] for k in keys.image if k in members), (_MISSING, 0))
+    label = members.get(keys.label_member or "", (_MISSING, 0))
+    return *image, *label
+
+
+def index_path(shard: str) -> str:
+    """The path of a shard's index."""
+    return f"{shard}.index.npy"
+
+
+def write_index(shard: Path, index: np.ndarray) -> None:
+    """Write a shard's index beside it."""
+    with replacing(Path(index_path(str(shard)))) as part, open(part, "wb") as file:
+        np.save(file, index)
+
+
+class ShardList(NamedTuple):
+    """What a JSON file says of shards.
+
+    Attributes:
+        names: S files or addresses.
+        counts: samples per shard.
+        sizes: bytes per shard, or None.
+        keys: the members that the indices beside the shards are of, or None without these.
+        classes: names of the classes, or None.
+    """
+
+    names: list[str]
+    counts: list[int]
+    sizes: list[int] | None = None
+    keys: TarKeys | None = None
+    classes: list[str] | None = None
+
+
+def list_content(shards: ShardList) -> str:
+    """The JSON text of a list of shards, which wids reads too."""
+    each: list[dict[str, Any]] = [
+        {"url": name, "nsamples": count}
+        for name, count in zip(shards.names, shards.counts, strict=True)
+    ]
+    for one, size in zip(each, shards.sizes or (), strict=False):
+        one["filesize"] = size
+    content: dict[str, Any] = {"__kind__": WIDS, "wids_version": 1, "shardlist": each}
+    if shards.keys is not None:
+        content["index"] = {"image": list(shards.keys.image), "label": shards.keys.label}
+    if shards.classes is not None:
+        content["classes"] = shards.classes
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def parse_list(text: str, source: str) -> ShardList:
+    """Read the JSON text of `list_content` or of wids.
+
+    Args:
+        text: the content.
+        source: the file or address, beside which relative names lie.
+
+    Raises:
+        ValueError: it is no such list.
+    """
+    try:
+        content = json.loads(text)
+        each = content["shardlist"]
+        names = [str(shard["url"]) for shard in each]
+        counts = [int(shard["nsamples"]) for shard in each]
+        known = content.get("index")
+        keys = None if known is None else TarKeys(tuple(known["image"]), known["label"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{source} must be a JSON list of shards (shardlist of url and nsamples), got "
+            f"{type(error).__name__}: {error}"
+        ) from None
+    folder = source.rpartition("/")[0]
+    near = [name if "://" in name or os.path.isabs(name) or not folder else f"{folder}/{name}"
+            for name in names]  # fmt: skip
+    sizes = [shard.get("filesize") for shard in each]
+    return ShardList(near, counts, None if None in sizes else sizes, keys, content.get("classes"))
+
+
+class TarShards(Shards):
+    """Tar files, local or by address.
+
+    Args:
+        shards: the shards with their counts.
+        keys: the members to read.
+        cache: downloads addresses.
+        scanned: (n, 4) int64 per shard that was scanned; None: read beside the shard, or scanned
+            when it is opened.
+    """
+
+    def __init__(
+        self,
+        shards: ShardList,
+        keys: TarKeys,
+        cache: ShardCache,
+        scanned: Sequence[np.ndarray] | None = None,
+    ) -> None:
+        super().__init__(shards.names, shards.counts)
+        self.shards, self.keys, self.cache, self.scanned = shards, keys, cache, scanned
+        self.classes = shards.classes
+        self.is_remote = any(map(cache.is_remote, self.names))
+        self._open: Recent[_TarFile] = Recent(_OPEN)
+
+    def again(self, recent: int) -> TarShards:
+        return TarShards(self.shards, self.keys, self.cache, self.scanned)
+
+    def read(self, shard: int, offset: int) -> Sample:
+        file = self._open.get(shard, lambda: self._opened(shard))
+        if offset >= len(file.index):
+            raise ValueError(f"the shard has {len(file.index)} samples, its list says more")
+        row = file.index[offset].tolist()
+        image = file.part(row[0], row[1], f"an image ({', '.join(self.keys.image)})")
+        if self.keys.label is None:
+            return Sample(image, None)
+        label = file.part(row[2], row[3], f"a label ({self.keys.label})")
+        return Sample(image, _label(label, self.keys.label))
+
+    def _opened(self, shard: int) -> _TarFile:
+        path = self.cache.path(self.names[shard])
+        index = None if self.scanned is None else self.scanned[shard]
+        return _TarFile(path, self._index(shard, path) if index is None else index)
+
+    def _index(self, shard: int, path: Path) -> np.ndarray:
+        if self.shards.keys == self.keys:
+            return np.load(self.cache.path(index_path(self.names[shard])), allow_pickle=False)
+        try:
+            return scan_tar(path, self.keys)
+        except BrokenShardError as error:
+            return error.index  # the samples after it are read and refused
+
+    def fingerprint(self) -> str:
+        parts = [*map(str, self.keys), *map(str, self.counts.tolist())]
+        return text_digest(parts) + (
+            text_digest(self.names) if self.is_remote else files_digest(self.names)
+        )
+
+
+class _TarFile:
+    """An open tar file, read by position, so that processes may share it."""
+
+    def __init__(self, path: Path, index: np.ndarray) -> None:
+        self._file = open(path, "rb")  # noqa: SIM115 (closed by __del__)
+        self.index = index
+
+    def part(self, offset: int, size: int, what: str) -> bytes:
+        if offset < 0:
+            raise ValueError(f"a sample must have {what}, got none")
+        content = os.pread(self._file.fileno(), size, offset)
+        if len(content) < size:
+            raise ValueError(f"the file ends {size - len(content)} bytes before the sample does")
+        return content
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+
+def _label(content: bytes, key: str) -> Any:
+    text = content.decode()
+    if not key.startswith("json."):
+        return text.strip()
+    found = json.loads(text)
+    for part in key.split(".")[1:]:
+        found = found[part]
+    return found

@@ -1,0 +1,279 @@
+"""ImageShards: the batches of a folder, on any number of ranks and workers, and after a resume."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sslzoo.batch import Batch
+from sslzoo.data import ImageFolder, ImageShards
+from sslzoo.data.streams.shards import Sample
+from sslzoo.data.streams.tar import TarShards
+from sslzoo.data.streams.write import write_shards
+from tests.data.streams.toys import (
+    CLASSES,
+    batches,
+    encoded,
+    shards,
+    two_crops,
+    write_photos,
+    write_tar,
+    write_tars,
+)
+
+COUNTS = [5, 9, 1, 12, 3]  # 30 samples
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return write_tars(tmp_path_factory.mktemp("tars"), COUNTS)
+
+
+def same(ours: Batch, theirs: Batch) -> bool:
+    views = all(map(torch.equal, ours.views, theirs.views))
+    assert ours.label is not None
+    assert theirs.label is not None
+    return views and torch.equal(ours.index, theirs.index) and torch.equal(ours.label, theirs.label)
+
+
+def joined(parts: list[Batch]) -> Batch:
+    views = [torch.cat(view) for view in zip(*(part.views for part in parts), strict=True)]
+    labels = [part.label for part in parts if part.label is not None]
+    return Batch(views, torch.cat([part.index for part in parts]), torch.cat(labels))
+
+
+def test_shards_give_the_views_of_the_folder(tmp_path: Path):
+    root = write_photos(tmp_path / "photos")
+    write_photos(root, (2, 1, 3), "val")
+    write_shards(str(root), str(tmp_path / "shards"), shard_mb=0.02)
+    data = shards(
+        str(tmp_path / "shards" / "train.json"), val=str(tmp_path / "shards" / "val.json")
+    )
+    folder = ImageFolder(str(root), two_crops(), batch_size=6, seed=1, decode="workers")
+    folder.setup("fit")
+    assert (data.num_samples, data.num_classes, data.classes) == (36, 3, CLASSES)
+    names = (tmp_path / "shards" / "train.files.txt").read_text().splitlines()
+    paths = [folder.sets.train.path(i) for i in range(36)]
+    row = {f"{Path(path).parent.name}/{Path(path).name}": i for i, path in enumerate(paths)}
+    crops = folder.train_source(folder._sampler())
+    for batch in batches(data):
+        rows = [row[names[i]] for i in batch.index.tolist()]
+        # The keys of a sample are those of its index, so the folder's are replaced.
+        keys = crops.crops.keys(batch.index)
+        cut = [crops._cut(r, keys.rows(slice(i, i + 1))) for i, r in enumerate(rows)]
+        for view, ours in enumerate(batch.views):
+            assert torch.equal(ours, torch.stack([one.views[view] for one in cut]))
+        assert torch.equal(batch.label, folder.sets.train.labels[rows])
+    evaluated = [list(x.eval_dataloaders().query) for x in (data, folder)]
+    counts = [torch.cat([batch.label for batch in each]).bincount() for each in evaluated]
+    assert counts[0].tolist() == counts[1].tolist() == [2, 1, 3]
+    assert data.encoder_input().fingerprint() == folder.encoder_input().fingerprint()
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_any_ranks_and_workers_see_one_process_batches(tars: list[str], workers: int):
+    data = shards(tars)
+    one = batches(data, epoch=1)
+    assert sorted(chain(*(batch.index.tolist() for batch in one))) == list(range(30))
+    labels = [int(i) % 3 for batch in one for i in batch.index]
+    assert torch.cat([batch.label for batch in one]).tolist() == labels
+    for world in (1, 2, 3) if workers != 1 else (2,):
+        ranks = [batches(data, 1, rank, world, workers) for rank in range(world)]
+        for whole, parts in zip(one, zip(*ranks, strict=True), strict=True):
+            assert same(joined(list(parts)), whole)
+
+
+class Counting(TarShards):
+    """Writes down which samples are read."""
+
+    reads: list[tuple[int, int]]
+
+    def again(self, recent: int) -> Counting:
+        other = Counting(self.shards, self.keys, self.cache, self.scanned)
+        other.reads = self.reads
+        return other
+
+    def read(self, shard: int, offset: int) -> Sample:
+        self.reads.append((shard, offset))
+        return super().read(shard, offset)
+
+
+def test_a_resume_within_a_shard_reads_only_what_follows(tars: list[str]):
+    data = shards(tars)
+    images = data.sets.train
+    given = images.shards
+    images.shards = Counting(given.shards, given.keys, given.cache, given.scanned)
+    images.shards.reads = []
+    whole = batches(data)
+    reads = list(images.shards.reads)
+    assert len(reads) == len(set(reads)) == 30
+    for first in range(1, 5):
+        images.shards.reads.clear()
+        for ours, theirs in zip(batches(data, first=first), whole[first:], strict=True):
+            assert same(ours, theirs)
+        assert images.shards.reads == reads[6 * first :]
+
+
+def test_other_shards_or_shuffling_are_refused_in_the_middle(tars: list[str], tmp_path: Path):
+    data = shards(tars)
+    loader = data.train_dataloader()
+    next(iter(loader))
+    state = loader.state_dict()
+    for other in (shards(tars, shuffle_samples=8), shards(write_tars(tmp_path, COUNTS[::-1]))):
+        with pytest.raises(ValueError, match=r"shards, shuffle_shards .* those of the checkpoint"):
+            other.train_dataloader().load_state_dict(state)
+    ended = {**state, "position": len(loader)}
+    shards(tars, shuffle_samples=8).train_dataloader().load_state_dict(ended)
+
+
+def test_a_fraction_is_a_part_of_the_same_samples(tars: list[str]):
+    data = shards(tars, train_fraction=0.5, batch_size=5)
+    assert data.num_samples == 15
+    found = batches(data, epoch=2)
+    places = [data.sets.train.place(int(i)) for batch in found for i in batch.index]
+    assert len(set(places)) == 15
+    number = [sum(COUNTS[:shard]) + offset for shard, offset in places]
+    assert torch.cat([batch.label for batch in found]).tolist() == [n % 3 for n in number]
+    assert max(number) > 20
+
+
+def test_evaluation_reads_each_sample_once_in_order(tars: list[str]):
+    data = shards(tars, eval_batch_size=7, num_workers=1, num_classes=3)
+    bank = list(data.eval_dataloaders().bank)
+    assert torch.cat([batch.index for batch in bank]).tolist() == list(range(30))
+    assert torch.cat([batch.label for batch in bank]).tolist() == [i % 3 for i in range(30)]
+    assert data.fingerprint() == shards(tars).fingerprint() is not None
+
+
+def test_labels_may_be_names_a_json_field_or_none(tmp_path: Path):
+    tar = write_tar(
+        tmp_path / "a.tar",
+        [
+            member
+            for i in range(4)
+            for member in [
+                (f"d/{i}.JPG", encoded(i)),
+                (f"d/{i}.json", b'{"a": {"name": "%s"}}' % CLASSES[i % 3].encode()),
+                (f"d/{i}.txt", b"ignored"),
+            ]
+        ],
+    )
+    named = shards(str(tar), label_key="json.a.name", classes=CLASSES, batch_size=4)
+    (batch,) = batches(named)
+    assert batch.label.tolist() == [int(i) % 3 for i in batch.index]
+    assert named.num_classes == 3
+    (batch,) = batches(shards(str(tar), batch_size=4))
+    assert batch.label is None
+    with pytest.raises(ValueError, match=r"label must be a whole number or one of classes .*'cat'"):
+        shards(str(tar), label_key="json.a.name")
+    with pytest.raises(ValueError, match=r"member \.cls, but 4 lack it, the first is sample 0 of"):
+        shards(str(tar), label_key="cls")
+
+
+def test_a_labeled_folder_validates_a_stream(tmp_path: Path, tars: list[str]):
+    root = write_photos(tmp_path, (2, 1, 3), "val")
+    data = shards(tars, val=str(root / "val"))
+    assert data.num_classes == 3
+    query = data.eval_dataloaders().query
+    assert query is not None
+    assert torch.cat([batch.label for batch in query]).tolist() == [0, 0, 1, 2, 2, 2]
+
+
+def broken_tars(root: Path, problem: str) -> str:
+    """Two shards of 6, whose second breaks from sample 3 on, or in it."""
+    names = write_tars(root, [6, 6])
+    members = [(f"{i:05d}.{kind}", encoded(i) if kind == "jpg" else b"0")
+               for i in range(6, 12) for kind in ("jpg", "cls")]  # fmt: skip
+    if problem == "truncated":
+        content = Path(names[1]).read_bytes()
+        Path(names[1]).write_bytes(content[: content.index(b"00009.jpg") + 700])
+    if problem == "undecodable":
+        members[6] = (members[6][0], encoded(9)[:90])
+        write_tar(Path(names[1]), members)
+    if problem == "missing":
+        write_tar(Path(names[1]), members[:6] + members[7:])
+    if problem == "empty":
+        Path(names[1]).write_bytes(b"")
+    if problem == "compressed":
+        Path(names[1]).write_bytes(b"\x1f\x8b\x08" + bytes(600))
+    return str(root / "t-*.tar")
+
+
+@pytest.mark.parametrize(
+    ("problem", "message", "kept", "broken"),
+    [
+        ("truncated", r"t-001.tar must be a whole, .* after 3 samples", 9, 0),
+        ("undecodable", r"cannot read sample 3 of .*t-001.tar \(.*on_broken=.skip", 12, 1),
+        ("missing", r"member \.jpg/.*but 1 lack it, the first is sample 3 of .*t-001.tar", 12, 1),
+        ("empty", r"t-001.tar must be a whole, uncompressed tar file, .* after 0", 6, 1),
+        ("compressed", r"t-001.tar must be a whole, uncompressed tar file, .* after 0", 6, 1),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*(lost is unknown|skipped a broken|left out)")
+def test_broken_shards_are_named_or_skipped_and_counted(
+    tmp_path: Path, problem: str, message: str, kept: int, broken: int
+):
+    source = broken_tars(tmp_path, problem)
+    with pytest.raises(ValueError, match=message):
+        batches(shards(source, batch_size=3))
+    data = shards(source, batch_size=3, on_broken="skip")
+    assert data.num_samples == kept
+    found = batches(data)
+    assert all(len(batch.index) == 3 for batch in found)
+    assert data.num_broken == broken
+    if problem == "undecodable":
+        assert 9 not in set(chain(*(batch.index.tolist() for batch in found)))
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("no-{000..002}.tar", {}, r"must be existing .*got '.*no-000.tar'"),
+        ("*.tar", {"batch_size": 31}, "at most 30 .*training set"),
+        ("*.tar", {"image_key": "png"}, r"\.png, but 5 lack it, the first is sample 0 of"),
+        ("*.tar", {"channels": 0}, "channels must be at least 1"),
+        ("*.tar", {"shuffle_shards": -1}, "shuffle_shards must be at least 0"),
+        ("*.tar", {"cache_gb": 0.0}, "cache_gb must be"),
+        ("*.tar", {"on_broken": "drop"}, "on_broken must be"),
+        ("*.jpg", {}, r"must be \.tar or \.parquet files.*got"),
+        ("https://a.b/x.tar", {}, r"address must come with a \.json list.*sslzoo data index"),
+        ("https://a.b/x.tar", {"local_files_only": True}, "must be local.*--trust"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_at_once(
+    tars: list[str], tmp_path: Path, source: str, options: dict[str, Any], message: str
+):
+    (tmp_path / "a.jpg").write_bytes(encoded(0))
+    folder = tmp_path if "jpg" in source else Path(tars[0]).parent
+    with pytest.raises(ValueError, match=message):
+        shards(source if "://" in source else str(folder / source), **options)
+
+
+def test_arrays_in_shards_keep_their_channels(tmp_path: Path):
+    import io
+
+    import numpy as np
+
+    members = []
+    for i in range(3):
+        out = io.BytesIO()
+        np.save(out, np.full((5, 9, 9), 100 * i, dtype=np.uint8))
+        members.append((f"{i}.npy", out.getvalue()))
+    data = shards(str(write_tar(tmp_path / "a.tar", members)), channels=None, batch_size=3)
+    (batch,) = batches(data)
+    assert batch.views[0].shape == (3, 5, 8, 8)
+    assert batch.views[0][:, 0, 0, 0].tolist() == [100 * int(i) for i in batch.index]
+
+
+def test_it_is_public_and_a_config_builds_it(tars: list[str]):
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser()
+    parser.add_subclass_arguments(ImageShards, "data")
+    given = {"train": tars, "transform": {"class_path": "sslzoo.transforms.simclr_views"}}
+    parsed = parser.parse_object({"data": {"class_path": "ImageShards", "init_args": given}})
+    assert parser.instantiate(parsed).data.given == (tars, None)

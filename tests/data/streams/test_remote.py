@@ -1,0 +1,84 @@
+"""Shards of an address: whole files in a cache with a bound, and no half files."""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+
+from sslzoo.data.streams.remote import ShardCache
+from sslzoo.data.streams.write import index_shards
+from tests.data.streams.toys import batches, shards, write_tars
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name.partition("-")[2] for path in folder.iterdir() if "-" in path.name)
+
+
+def test_shards_of_an_address_are_those_of_the_files(tmp_path: Path):
+    names = write_tars(tmp_path / "t", [6, 4, 8])
+    index_shards(names, None, "auto", str(tmp_path / "t" / "all.json"))
+    local = batches(shards(str(tmp_path / "t" / "all.json")))
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "t"), "/t", recursive=True)
+    data = shards("memory://t/all.json", cache_dir=str(tmp_path / "cache"))
+    assert files(tmp_path / "cache") == ["t-000.tar", "t-000.tar.index.npy"]  # of the first check
+    for ours, theirs in zip(batches(data), local, strict=True):
+        assert all(map(torch.equal, ours.views, theirs.views))
+        assert torch.equal(ours.label, theirs.label)
+    assert len(files(tmp_path / "cache")) == 6
+    memory.rm("/t", recursive=True)
+    again = [batch.index.tolist() for batch in batches(data)]  # from the cache alone
+    assert again == [batch.index.tolist() for batch in local]
+
+
+def test_files_used_longest_ago_are_removed(tmp_path: Path):
+    memory = fsspec.filesystem("memory")
+    for name in "abc":
+        memory.pipe(f"/e/{name}.tar", bytes(1000))
+    cache = ShardCache(str(tmp_path), 2500 / 2**30)
+    paths = {name: cache.path(f"memory://e/{name}.tar") for name in "ab"}
+    for age, name in enumerate("ab"):
+        os.utime(paths[name], (1000 + age, 1000 + age))
+    cache.path("memory://e/a.tar")  # used again
+    cache.path("memory://e/c.tar")
+    assert files(tmp_path) == ["a.tar", "c.tar"]
+
+
+class Cut(SimpleHTTPRequestHandler):
+    """Tells the size of a file and sends the half of it."""
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def copyfile(self, source, outputfile) -> None:
+        content = source.read()
+        outputfile.write(content[: len(content) // 2] if self.path == "/b.tar" else content)
+
+
+def test_a_download_that_ends_early_leaves_nothing(tmp_path: Path):
+    pytest.importorskip("aiohttp")
+    (tmp_path / "web").mkdir()
+    for name in ("a.tar", "b.tar"):
+        (tmp_path / "web" / name).write_bytes(os.urandom(5000))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Cut, directory=str(tmp_path / "web")))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    cache = ShardCache(str(tmp_path / "cache"))
+    try:
+        found = cache.path(f"{url}/a.tar").read_bytes()
+        assert found == (tmp_path / "web" / "a.tar").read_bytes()
+        for name in ("b.tar", "no.tar"):
+            with pytest.raises(ValueError, match=f"{url}/{name}"):
+                cache.path(f"{url}/{name}")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert files(tmp_path / "cache") == ["a.tar"]
+    assert not list((tmp_path / "cache").glob("*.part*"))

@@ -1,0 +1,144 @@
+"""Shards are written whole or not at all, and hold the files byte by byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sslzoo.data.streams.write as write
+from sslzoo.data.streams.remote import ShardCache
+from sslzoo.data.streams.sources import open_shards
+from sslzoo.data.streams.tar import BrokenShardError, TarKeys, index_path, scan_tar
+from sslzoo.data.streams.write import index_shards, write_shards
+from tests.data.streams.toys import CLASSES, encoded, write_photos, write_tar, write_tars
+
+
+def test_shards_hold_the_files_byte_by_byte_in_mixed_order(tmp_path: Path):
+    root = write_photos(tmp_path / "photos")
+    write_photos(root, (1, 2, 1), "val")
+    written = write_shards(str(root), str(tmp_path / "out"), shard_mb=0.02)
+    assert (written["train"].samples, written["train"].classes) == (36, 3)
+    assert written["train"].shards == len(list((tmp_path / "out").glob("train-*.tar"))) > 3
+    names = (tmp_path / "out" / "train.files.txt").read_text().splitlines()
+    assert names != sorted(names)
+    found: list[tuple[bytes, int]] = []
+    for path in sorted((tmp_path / "out").glob("train-*.tar")):  # read by tarfile alone
+        with tarfile.open(path) as tar:
+            members = [(m.name, tar.extractfile(m).read()) for m in tar]
+        assert os.path.getsize(path) <= 0.02 * 2**20 + tarfile.RECORDSIZE
+        for (image, content), (label, text) in zip(members[::2], members[1::2], strict=True):
+            assert image.removesuffix(".jpg") == label.removesuffix(".cls") == f"{len(found):09d}"
+            found.append((content, int(text)))
+    expected = [((root / "train" / name).read_bytes(), CLASSES.index(name.partition("/")[0]))
+                for name in names]  # fmt: skip
+    assert found == expected
+    listed = json.loads((tmp_path / "out" / "train.json").read_text())
+    assert listed["classes"] == CLASSES
+    assert sum(shard["nsamples"] for shard in listed["shardlist"]) == 36
+    again = write_shards(str(root), str(tmp_path / "again"), shard_mb=0.02)
+    for path in sorted((tmp_path / "out").iterdir()):
+        assert (again["train"].file.parent / path.name).read_bytes() == path.read_bytes()
+
+
+def test_an_output_that_exists_is_refused_and_unchanged(tmp_path: Path):
+    root = write_photos(tmp_path / "photos")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match=r"the output must not exist, got .*out"):
+        write_shards(str(root), str(tmp_path / "out"))
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("problem", ["unreadable", "class", "disk", "interrupt"])
+def test_nothing_is_left_of_a_failed_writing(
+    tmp_path: Path, problem: str, monkeypatch: pytest.MonkeyPatch
+):
+    root = write_photos(tmp_path / "photos")
+    error: type[BaseException] = ValueError
+    if problem == "unreadable":
+        (root / "train" / "eel" / "3.jpg").write_bytes(b"no image")
+    elif problem == "class":
+        (root / "val" / "fox").mkdir(parents=True)
+        (root / "val" / "fox" / "0.jpg").write_bytes(encoded(0))
+    else:
+        error = OSError if problem == "disk" else KeyboardInterrupt
+        original = write._Shard.add
+
+        def fail(self: write._Shard, key: str, members: dict[str, bytes]) -> None:
+            if key.endswith("20"):
+                raise error("full")
+            original(self, key, members)
+
+        monkeypatch.setattr(write._Shard, "add", fail)
+    with pytest.raises(error, match=r"3\.jpg|fox|full"):
+        write_shards(str(root), str(tmp_path / "out"), shard_mb=0.02)
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_unreadable_files_are_skipped_by_choice_and_named(tmp_path: Path):
+    root = write_photos(tmp_path / "photos")
+    (root / "train" / "eel" / "3.jpg").write_bytes(encoded(0)[:200])
+    with pytest.raises(ValueError, match=r"cannot read the image .*3\.jpg.*on_broken"):
+        write_shards(str(root), str(tmp_path / "out"), decode=True)
+    written = write_shards(str(root), str(tmp_path / "out"), on_broken="skip", decode=True)
+    assert written["train"].samples == 35
+    assert [Path(path).name for path in written["train"].skipped] == ["3.jpg"]
+
+
+def test_bytes_that_changed_on_the_way_to_the_disk_are_noticed(tmp_path: Path):
+    shard = write._Shard(tmp_path / "a.tar")
+    for i in range(3):
+        shard.add(str(i), {"jpg": encoded(i), "cls": b"1"})
+    shard.close()
+    shard.verify(TarKeys())
+    content = bytearray(shard.path.read_bytes())
+    content[700] ^= 1
+    shard.path.write_bytes(content)
+    with pytest.raises(ValueError, match="must hold the 3 samples that were written"):
+        shard.verify(TarKeys())
+
+
+def test_the_index_is_that_of_the_members(tmp_path: Path):
+    long = "d" * 120  # needs a header of its own
+    members = [
+        ("__skipped__/x.jpg", b"1"),
+        (f"{long}/a.b.jpg", b""),
+        ("a/0.jpg", encoded(0)),
+        ("a/0.cls", b"2"),
+        ("a/1.cls", b"1"),
+        ("a/1.png", encoded(1, "PNG")),
+        ("a/._1.png", b"of a Mac"),
+        ("a/README", b"no sample"),
+        ("a/2.cls", b"0"),
+    ]
+    path = write_tar(tmp_path / "a.tar", members)
+    index = scan_tar(path)
+    content = path.read_bytes()
+    parts = [[content[o : o + n] if o >= 0 else None for o, n in row.reshape(2, 2)]
+             for row in index[-3:]]  # fmt: skip
+    assert parts == [[encoded(0), b"2"], [encoded(1, "PNG"), b"1"], [None, b"0"]]
+    assert len(index) == 5
+    for size in (len(content) // 3, 100, 0):
+        path.write_bytes(content[:size])
+        with pytest.raises(BrokenShardError, match=r"a\.tar must be a whole, uncompressed tar"):
+            scan_tar(path)
+
+
+def test_existing_shards_are_indexed_and_listed(tmp_path: Path):
+    names = write_tars(tmp_path / "t", [3, 5])
+    with pytest.raises(ValueError, match=r"must be a new \.json file in the one folder"):
+        index_shards(names, None, "auto", str(tmp_path / "t.json"))
+    listed = str(tmp_path / "t" / "all.json")
+    assert index_shards([str(tmp_path / "t" / "t-{000..001}.tar")], None, "auto", listed) == 8
+    for name in names:
+        assert np.array_equal(np.load(index_path(name)), scan_tar(name))
+    found = open_shards(listed, None, "auto", ShardCache()).shards
+    assert found.counts.tolist() == [3, 5]
+    assert found.read(1, 4) == (encoded(7), "1")
+    Path(names[1]).write_bytes(Path(names[1]).read_bytes()[:-512])
+    with pytest.raises(ValueError, match=r"t-001\.tar must have \d+ bytes as its list says, got"):
+        open_shards(listed, None, "auto", ShardCache())
