@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -62,7 +61,7 @@ class IterableShards(Shards):
     def _read(self, shard: int, number: int) -> list[Any]:
         start = number * BLOCK
         forward = self._iterators.get(shard, lambda: _Forward(self._shard(shard)))
-        return forward.read(start, BLOCK)
+        return forward.read(start)
 
     def _shard(self, shard: int) -> Any:
         one = self.dataset.shard(num_shards=len(self.counts), index=shard)
@@ -77,15 +76,20 @@ class _Forward:
 
     def __init__(self, shard: Any) -> None:
         self._shard = shard
-        self._items: Iterator[Any] = iter(())
+        self._blocks: Iterator[dict[str, list[Any]]] = iter(())
         self._at: int | None = None
 
-    def read(self, start: int, count: int) -> list[Any]:
+    def read(self, start: int) -> list[dict[str, Any]]:
+        """The items of a block."""
         if start != self._at:
-            self._items = iter(self._shard.skip(start) if start else self._shard)
-        found = list(islice(self._items, count))
-        self._at = start + len(found)
-        return found
+            shard = self._shard.skip(start) if start else self._shard
+            self._blocks = shard.iter(batch_size=BLOCK)  # `iter(shard)` splits it over workers
+        columns = next(self._blocks, {})
+        items = [
+            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+        ]
+        self._at = start + len(items)
+        return items
 
 
 def _undecoded(dataset: Any, column: str) -> Any:
@@ -103,7 +107,13 @@ def _counted(dataset: Any, columns: tuple[str, str | None]) -> list[int]:
     light = dataset.select_columns([small]) if small in (dataset.column_names or ()) else dataset
     light = _undecoded(light, columns[0])
     shards = light.num_shards
-    counts = [sum(1 for _ in light.shard(num_shards=shards, index=i)) for i in range(shards)]
+    counts = [
+        sum(
+            len(next(iter(block.values())))
+            for block in light.shard(num_shards=shards, index=i).iter(batch_size=BLOCK)
+        )
+        for i in range(shards)
+    ]
     seconds = time.perf_counter() - begin
     rank_zero_info(
         f"Counted {sum(counts):,} samples in {shards} shards of the iterable set in {seconds:.1f} s"

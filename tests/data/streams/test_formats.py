@@ -1,0 +1,247 @@
+"""Parquet, LitData, Hugging Face's iterable sets and WebDataset's own reader and writer."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sslzoo.data import HFImages, ImageDataset
+from sslzoo.data.image.datamodule import ImageDataModule
+from tests.data.streams.toys import CLASSES, batches, encoded, shards, two_crops, write_tars
+
+COUNTS = [9, 1, 12, 8]
+
+
+def items(first: int, count: int) -> list[dict[str, Any]]:
+    return [{"image": encoded(i), "label": i % 3} for i in range(first, first + count)]
+
+
+def parquet(root: Path, rows_per_group: int = 4, form: str = "bytes") -> str:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    root.mkdir(exist_ok=True)
+    first = 0
+    for shard, count in enumerate(COUNTS):
+        rows = items(first, count)
+        images: list[Any] = [row["image"] for row in rows]
+        if form == "struct":  # of Hugging Face
+            images = [{"bytes": image, "path": None} for image in images]
+        labels = [row["label"] for row in rows]
+        table = arrow.table({"image": images, "label": labels, "more": labels})
+        if form == "struct":
+            names = {"info": {"features": {"label": {"names": CLASSES, "_type": "ClassLabel"}}}}
+            table = table.replace_schema_metadata({"huggingface": json.dumps(names)})
+        name = root / f"p-{shard:02d}.parquet"
+        parquet.write_table(table, name, row_group_size=rows_per_group)
+        first += count
+    return str(root / "p-*.parquet")
+
+
+def expected(root: Path, **options: Any) -> ImageDataModule:
+    """The same samples in tar files, whose blocks are other ones."""
+    return shards(write_tars(root / "tars", COUNTS), **options)
+
+
+def samples(data: Any, **options: int) -> dict[int, tuple[list[list[int]], int]]:
+    """The views and the label of each sample."""
+    out = {}
+    for batch in batches(data, **options):
+        for row, index in enumerate(batch.index.tolist()):
+            assert index not in out
+            out[index] = [v[row].flatten().tolist() for v in batch.views], int(batch.label[row])
+    return out
+
+
+@pytest.mark.parametrize("form", ["bytes", "struct"])
+def test_parquet_gives_the_samples_of_tar_files(tmp_path: Path, form: str):
+    source = parquet(tmp_path / "p", form=form)
+    data = shards(source, num_classes=None if form == "struct" else 3)
+    assert samples(data) == samples(expected(tmp_path))
+    assert data.num_classes == 3
+    assert data.classes == (CLASSES if form == "struct" else None)
+    blocks = [list(data.sets.train.shards.blocks(i)) for i in range(4)]
+    assert blocks == [[4, 4, 1], [1], [4, 4, 4], [4, 4]]
+
+
+def check_ranks_workers_and_resume(data: Any) -> None:
+    one = [batch.index.tolist() for batch in batches(data)]
+    assert sorted(chain(*one)) == list(range(30))
+    whole = samples(data)
+    for world, workers in ((2, 2), (3, 1)):
+        parts = [samples(data, rank=r, world=world, workers=workers) for r in range(world)]
+        assert {k: v for part in parts for k, v in part.items()} == whole
+    assert [batch.index.tolist() for batch in batches(data, first=3)] == one[3:]
+    kept = set(chain(*one[3:]))
+    assert samples(data, first=3) == {k: v for k, v in whole.items() if k in kept}
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_parquet_is_the_same_on_ranks_and_workers_and_resumes(tmp_path: Path):
+    check_ranks_workers_and_resume(shards(parquet(tmp_path / "p")))
+
+
+def test_parquet_keeps_few_row_groups(tmp_path: Path):
+    data = shards(parquet(tmp_path / "p"))
+    loader = data.train_dataloader()
+    reader = loader._loader.dataset.shards  # type: ignore[attr-defined]
+    for _ in loader:
+        assert reader._tables._total <= 7 + 2 * 4
+    assert reader._tables._total
+
+
+@pytest.mark.parametrize("problem", ["truncated", "column", "null"])
+@pytest.mark.filterwarnings("ignore:.*(left out|skipped a broken)")
+def test_broken_parquet_is_named_or_skipped(tmp_path: Path, problem: str):
+    source = parquet(tmp_path / "p")
+    path = tmp_path / "p" / "p-02.parquet"
+    message, kept, broken = r"p-02\.parquet must be a whole Parquet file", 18, 1
+    if problem == "truncated":
+        path.write_bytes(path.read_bytes()[:-40])
+    elif problem == "column":
+        with pytest.raises(ValueError, match=r"among the columns .*p-00\.parquet, got 'photo'"):
+            shards(source, image_key="photo")
+        return
+    else:
+        arrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet as files
+
+        images = [encoded(i) for i in range(12)]
+        images[5] = None
+        files.write_table(arrow.table({"image": images, "label": [0] * 12, "more": [0] * 12}), path)
+        message, kept, broken = r"cannot read sample 5 of .*p-02\.parquet", 30, 1
+    with pytest.raises(ValueError, match=message):
+        batches(shards(source))
+    data = shards(source, on_broken="skip")
+    batches(data)
+    assert (data.num_samples, data.num_broken) == (kept, broken)
+
+
+def litdata_folder(root: Path) -> str:
+    """Chunks as `litdata.optimize` writes them, in this process."""
+    pytest.importorskip("litdata")
+    from litdata.streaming.cache import Cache
+
+    root.mkdir()
+    cache = Cache(str(root), chunk_size=8)
+    for i, item in enumerate(items(0, 30)):
+        cache[i] = item
+    cache.done()
+    cache.merge()
+    return str(root)
+
+
+@pytest.mark.filterwarnings("ignore")  # of litdata
+def test_litdata_gives_the_samples_of_tar_files(tmp_path: Path):
+    data = shards(litdata_folder(tmp_path / "lit"))
+    assert data.sets.train.shards.counts.tolist() == [8, 8, 8, 6]
+    assert samples(data) == samples(expected(tmp_path))
+    check_ranks_workers_and_resume(data)
+
+
+def iterable(count: int = 3) -> Any:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)}
+    )
+    rows = [{"image": {"bytes": row["image"], "path": None}, "label": row["label"]}
+            for row in items(0, 30)]  # fmt: skip
+    return datasets.Dataset.from_list(rows, features=features).to_iterable_dataset(count)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_iterable_sets_give_the_samples_of_tar_files(tmp_path: Path):
+    data = ImageDataset(iterable(), two_crops(), batch_size=6, seed=1, num_workers=0)
+    data.setup("fit")
+    assert data.sets.train.shards.counts.tolist() == [10, 10, 10]
+    assert (data.num_samples, data.num_classes) == (30, 3)
+    assert samples(data) == samples(expected(tmp_path))
+    check_ranks_workers_and_resume(data)
+
+
+def test_generators_of_several_shards_need_no_number_of_samples():
+    datasets = pytest.importorskip("datasets")
+
+    def generate(shards: list[int]) -> Any:
+        for shard in shards:
+            yield from items(10 * shard, 10)
+
+    given = datasets.IterableDataset.from_generator(generate, gen_kwargs={"shards": [0, 1, 2]})
+    data = ImageDataset(given, two_crops(), batch_size=6, seed=1, num_classes=3)
+    data.setup("fit")
+    assert sorted(samples(data)) == list(range(30))
+
+
+def test_a_shard_is_entered_by_skipping_not_by_reading_the_stream():
+    datasets = pytest.importorskip("datasets")
+    made: list[int] = []
+
+    def generate(shards: list[int]) -> Any:
+        for shard in shards:
+            for row in items(600 * shard, 600):
+                made.append(shard)
+                yield row
+
+    given = datasets.IterableDataset.from_generator(generate, gen_kwargs={"shards": [0, 1, 2]})
+    from sslzoo.data.streams.iterable import IterableShards
+
+    shards = IterableShards(given, ("image", "label"), [600] * 3)
+    assert shards.read(1, 300).image == encoded(900)
+    assert shards.read(1, 511).image == encoded(1111)
+    assert shards.read(1, 512).image == encoded(1112)
+    assert set(made) == {1}
+    assert len(made) <= 600
+    with pytest.raises(ValueError, match="ended after 600 samples"):
+        IterableShards(given, ("image", "label"), [700] * 3).read(0, 650)
+
+
+def test_a_streamed_hugging_face_folder_needs_no_number_of_samples(tmp_path: Path):
+    pytest.importorskip("datasets")
+    parquet(tmp_path / "p", form="struct")
+    data = HFImages(*(str(tmp_path / "p"), two_crops(), 6), streaming=True, seed=1, num_workers=0)
+    data.setup("fit")
+    assert data.sets.train.shards.counts.tolist() == COUNTS
+    assert sorted(samples(data)) == list(range(30))
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset closes no file
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_webdataset_reads_what_we_write_and_writes_what_we_read(tmp_path: Path):
+    webdataset = pytest.importorskip("webdataset")
+    pattern = str(tmp_path / "w-%03d.tar")
+    with webdataset.ShardWriter(pattern, maxcount=7, verbose=0) as sink:
+        for i in range(30):
+            sink.write({"__key__": f"{i:04d}", "jpg": encoded(i), "cls": i % 3})
+    data = shards(str(tmp_path / "w-*.tar"))
+    assert data.sets.train.shards.counts.tolist() == [7, 7, 7, 7, 2]
+    assert samples(data) == samples(expected(tmp_path))
+    names = write_tars(tmp_path / "ours", COUNTS)
+    read = list(webdataset.WebDataset(names, shardshuffle=False))
+    assert [row["jpg"] for row in read] == [encoded(i) for i in range(30)]
+    assert [int(row["cls"]) for row in read] == [i % 3 for i in range(30)]
+
+
+@pytest.mark.parametrize("name", ["pyarrow.parquet", "litdata"])
+def test_a_missing_library_is_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch):
+    import sys
+
+    from sslzoo.data.streams.shards import library
+
+    monkeypatch.setitem(sys.modules, name, None)
+    package = re.escape(name.partition(".")[0])
+    with pytest.raises(ImportError, match=f"reading x needs the package {package}, .*pip install"):
+        library(name, "x")
+
+
+def test_torch_has_no_part_in_the_order(tmp_path: Path):
+    data = expected(tmp_path)
+    torch.manual_seed(0)
+    first = [batch.index.tolist() for batch in batches(data)]
+    torch.manual_seed(1)
+    assert [batch.index.tolist() for batch in batches(data)] == first
