@@ -115,7 +115,10 @@ class TrainLoader:
             "seed": self.sampler.seed,
         }
         order = self.sampler.order
-        return state if order is None else {**state, "order": order.digest()}
+        if order is None:
+            return state
+        first = self._position * self.sampler.batch_size
+        return {**state, **order.state(self.sampler.seed, self._epoch, first)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the last returned batch, or with the next epoch.

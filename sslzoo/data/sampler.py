@@ -7,7 +7,7 @@ alone, and rank r takes its r-th contiguous block. No sample is padded or repeat
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,8 +24,8 @@ class Order(Protocol):
     def pieces(self, seed: int, epoch: int, first: int) -> Iterable[Tensor]:
         """The epoch's samples from position `first` on, in pieces (n,) int64."""
 
-    def digest(self) -> str:
-        """Hash of everything that the order depends on, besides seed and epoch."""
+    def state(self, seed: int, epoch: int, first: int) -> dict[str, Any]:
+        """What a checkpoint tells of position `first`, with a hash of the order as "order"."""
 
 
 class KeyedSampler(DistributedSampler[int]):

@@ -149,7 +149,7 @@ class ImageShards(ImageDataModule):
         decoding = self.decoding._replace(channels=channels or self.decoding.channels)
         images = ShardImages(
             *(shards, self.classes or shards.classes, decoding, self.shuffle, self.on_broken),
-            left_out=len(found.left_out),
+            left_out=found.lost,
         )
         return images.checked()
 

@@ -6,6 +6,7 @@ S shards, N samples. Sample i of the set is (shard, offset), with the shards one
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,6 +55,22 @@ class ShardOrder:
         """Hash of everything that the order depends on, besides seed and epoch."""
         parts = [self.counts.tolist(), self.shuffle_shards, self.shuffle_samples]
         return text_digest(map(str, parts))
+
+    def state(self, seed: int, epoch: int, first: int) -> dict[str, Any]:
+        """The hash of the order, and the shard and offset of the sample at position `first`.
+
+        Both are None at the end of the epoch.
+        """
+        piece = next(self.pieces(seed, epoch, first), None)
+        if piece is None:
+            return {"order": self.digest(), "shard": None, "offset": None}
+        sample = int(piece[0])
+        shard = int(np.searchsorted(self.starts, sample, side="right")) - 1
+        return {
+            "order": self.digest(),
+            "shard": shard,
+            "offset": sample - int(self.starts[shard]),
+        }
 
     def shards(self, seed: int, epoch: int) -> np.ndarray:
         """The shards in the order in which an epoch comes to them, (S,) int64."""

@@ -193,7 +193,10 @@ class ShardImages(ImageSet):
         }
         rows = readable_rows([read[row] is not None for row in range(len(index))], self.keep_size)
         if not rows:
-            raise self.error(index[0], ValueError(f"all {len(index)} images of a batch are broken"))
+            raise ValueError(
+                f"all {len(index)} images of a batch are broken, the first is "
+                f"{self.where(index[0])}"
+            )
         found = [pair for row in rows if (pair := read[row]) is not None]
         cuts = [cut for cut, _ in found]
         views = [stack_pixels(view) for view in zip(*(cut.views for cut in cuts), strict=True)]

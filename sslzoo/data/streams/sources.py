@@ -37,10 +37,12 @@ class Found(NamedTuple):
     Attributes:
         shards: the shards.
         left_out: names of shards that cannot be read at all ("skip").
+        lost: number of their samples; a shard of which it is unknown counts as one.
     """
 
     shards: Shards
     left_out: Sequence[str] = ()
+    lost: int = 0
 
 
 def open_shards(
@@ -71,10 +73,11 @@ def open_shards(
         return Found(lit_shards(folder, image_key, label_key, cache))
     suffixes = {Path(name).suffix.lower() for name in names}
     if suffixes == {".parquet"}:
-        return Found(*parquet_shards(names, image_key, label_key, cache, skip))
+        shards, left_out = parquet_shards(names, image_key, label_key, cache, skip)
+        return Found(shards, left_out, len(left_out))
     if suffixes == {".json"}:
         lists = [parse_list(_text(name, cache), name) for name in names]
-        return Found(_listed(_joined(lists), image_key, label_key, cache, skip))
+        return _listed(_joined(lists), image_key, label_key, cache, skip)
     if suffixes == {".tar"}:
         return tar_shards(names, image_key, label_key, cache, skip)
     raise ValueError(
@@ -162,24 +165,30 @@ def _joined(lists: Sequence[ShardList]) -> ShardList:
 
 def _listed(
     shards: ShardList, image_key: str | None, label_key: str | None, cache: ShardCache, skip: bool
-) -> TarShards:
+) -> Found:
     """The tar shards of a list, whose sizes are checked against it."""
+    lost: list[int] = []
     for i, name in enumerate(shards.names):
         if cache.is_remote(name):
             continue
         size = os.path.getsize(name) if Path(name).is_file() else 0
-        expected = None if shards.sizes is None else shards.sizes[i]
-        if size == 0 or expected not in (None, size):
-            problem = (
-                f"the shard {name} must have {expected or 'the'} bytes as its list says, got {size}"
-            )
-            if not skip:
-                raise ValueError(f"{problem}; copy it again")
+        wanted = size if shards.sizes is None else shards.sizes[i]
+        if 0 < size == wanted:
+            continue
+        problem = f"the shard {name} must have {wanted or 'its'} bytes as its list says, got {size}"
+        if not skip:
+            raise ValueError(f"{problem}; copy it again")
+        if size:
             rank_zero_warn(f"{problem}; the samples that it lacks are skipped")
-    known = shards.keys
-    if known is not None and image_key is None and label_key in ("auto", known.label):
-        return TarShards(shards, known, cache)
-    return TarShards(shards, _keys(shards.names[0], image_key, label_key, cache), cache)
+        else:
+            lost.append(i)
+    left_out = [shards.names[i] for i in lost]
+    count = sum(shards.counts[i] for i in lost)
+    kept = shards.without(lost)
+    known = kept.keys
+    if known is None or image_key is not None or label_key not in ("auto", known.label):
+        known = _keys(kept.names[0], image_key, label_key, cache)
+    return Found(TarShards(kept, known, cache), left_out, count)
 
 
 def tar_shards(
@@ -216,7 +225,7 @@ def tar_shards(
         else:
             left_out.append(name)
     shards = ShardList(kept, [len(index) for index in scanned])
-    return Found(TarShards(shards, keys, cache, scanned), left_out)
+    return Found(TarShards(shards, keys, cache, scanned), left_out, len(left_out))
 
 
 def _check_members(name: str, index: np.ndarray, keys: TarKeys) -> None:

@@ -147,6 +147,21 @@ class ShardList(NamedTuple):
     keys: TarKeys | None = None
     classes: list[str] | None = None
 
+    def without(self, shards: Sequence[int]) -> ShardList:
+        """The list without some of its shards.
+
+        Raises:
+            ValueError: none is left.
+        """
+        kept = [i for i in range(len(self.names)) if i not in set(shards)]
+        if not kept:
+            raise ValueError(f"a shard of the list must exist, got none of {self.names[:3]}")
+        return self._replace(
+            names=[self.names[i] for i in kept],
+            counts=[self.counts[i] for i in kept],
+            sizes=None if self.sizes is None else [self.sizes[i] for i in kept],
+        )
+
 
 def list_content(shards: ShardList) -> str:
     """The JSON text of a list of shards, which wids reads too."""

@@ -94,7 +94,8 @@ def write_shards(
     classes = sorted({label for _, label in next(iter(splits.values())) if label})
     for split, files in splits.items():
         check_known({label for _, label in files}, classes or [""], f"the split {split!r}")
-    how = _Writing(classes, int(shard_mb * _MIB), on_broken == "skip", decode, seed)
+    numbers = {name: i for i, name in enumerate(classes)}
+    how = _Writing(numbers, int(shard_mb * _MIB), on_broken == "skip", decode, seed)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
@@ -109,7 +110,7 @@ def write_shards(
 class _Writing(NamedTuple):
     """What `write_shards` was asked for, beside the files."""
 
-    classes: list[str]
+    classes: dict[str, int]  # name -> number
     shard_bytes: int
     skips: bool
     decode: bool
@@ -133,7 +134,7 @@ def _write(folder: Path, split: str, files: list[tuple[str, str]], how: _Writing
             shards[-1].close()
     if not shards:
         raise ValueError(f"the split {split!r} must hold readable images, got none of {len(files)}")
-    file = _write_list(folder / f"{split}.json", shards, how.classes)
+    file = _write_list(folder / f"{split}.json", shards, list(how.classes))
     root = os.path.commonpath([os.path.dirname(path) for path, _ in files])
     with open(folder / f"{split}.files.txt", "wb") as text:
         text.writelines(os.fsencode(os.path.relpath(path, root)) + b"\n" for path in kept)
@@ -158,7 +159,7 @@ def _samples(
             continue
         members = {path.rpartition(".")[2].lower(): content}
         if how.classes:
-            members["cls"] = str(how.classes.index(label)).encode()
+            members["cls"] = str(how.classes[label]).encode()
         yield path, members
 
 

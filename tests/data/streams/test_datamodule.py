@@ -13,7 +13,7 @@ from sslzoo.batch import Batch
 from sslzoo.data import ImageFolder, ImageShards
 from sslzoo.data.streams.shards import Sample
 from sslzoo.data.streams.tar import TarShards
-from sslzoo.data.streams.write import write_shards
+from sslzoo.data.streams.write import index_shards, write_shards
 from tests.data.streams.toys import (
     CLASSES,
     batches,
@@ -188,7 +188,11 @@ def broken_tars(root: Path, problem: str) -> str:
     names = write_tars(root, [6, 6])
     members = [(f"{i:05d}.{kind}", encoded(i) if kind == "jpg" else b"0")
                for i in range(6, 12) for kind in ("jpg", "cls")]  # fmt: skip
-    if problem == "truncated":
+    if problem in ("listed", "lost"):
+        index_shards(names, None, "auto", str(root / "all.json"))
+    if problem == "lost":
+        Path(names[1]).unlink()
+    if problem in ("truncated", "listed"):
         content = Path(names[1]).read_bytes()
         Path(names[1]).write_bytes(content[: content.index(b"00009.jpg") + 700])
     if problem == "undecodable":
@@ -200,7 +204,7 @@ def broken_tars(root: Path, problem: str) -> str:
         Path(names[1]).write_bytes(b"")
     if problem == "compressed":
         Path(names[1]).write_bytes(b"\x1f\x8b\x08" + bytes(600))
-    return str(root / "t-*.tar")
+    return str(root / ("all.json" if problem in ("listed", "lost") else "t-*.tar"))
 
 
 @pytest.mark.parametrize(
@@ -211,9 +215,11 @@ def broken_tars(root: Path, problem: str) -> str:
         ("missing", r"member \.jpg/.*but 1 lack it, the first is sample 3 of .*t-001.tar", 12, 1),
         ("empty", r"t-001.tar must be a whole, uncompressed tar file, .* after 0", 6, 1),
         ("compressed", r"t-001.tar must be a whole, uncompressed tar file, .* after 0", 6, 1),
+        ("listed", r"t-001.tar must have \d+ bytes as its list says, got \d+; copy it", 12, 3),
+        ("lost", r"t-001.tar must have \d+ bytes as its list says, got 0; copy it", 6, 6),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*(lost is unknown|skipped a broken|left out)")
+@pytest.mark.filterwarnings("ignore:.*(lost is unknown|skipped a broken|left out|that it lacks)")
 def test_broken_shards_are_named_or_skipped_and_counted(
     tmp_path: Path, problem: str, message: str, kept: int, broken: int
 ):

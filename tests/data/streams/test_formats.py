@@ -76,6 +76,7 @@ def check_ranks_workers_and_resume(data: Any) -> None:
     whole = samples(data)
     for world, workers in ((2, 2), (3, 1)):
         parts = [samples(data, rank=r, world=world, workers=workers) for r in range(world)]
+        assert sum(map(len, parts)) == 30  # no two ranks have one sample
         assert {k: v for part in parts for k, v in part.items()} == whole
     assert [batch.index.tolist() for batch in batches(data, first=3)] == one[3:]
     kept = set(chain(*one[3:]))

@@ -105,6 +105,16 @@ def test_global_batches_are_the_same_for_any_number_of_ranks(drop_last: bool):
         assert global_batches(world, 2) == one[2:]
 
 
+def test_the_state_names_the_shard_and_offset_of_the_next_sample():
+    given, starts = order(), np.cumsum([0, *COUNTS])
+    found = whole(given, 4, 1)
+    for first in range(0, TOTAL, 7):
+        state = given.state(4, 1, first)
+        assert starts[state["shard"]] + state["offset"] == found[first]
+        assert state["offset"] < COUNTS[state["shard"]]
+    assert given.state(4, 1, TOTAL) == {"order": given.digest(), "shard": None, "offset": None}
+
+
 def test_the_digest_tells_other_orders():
     digests = {order(*given).digest() for given in [(3, 10), (3, 11), (2, 10)]}
     other = ShardOrder(np.array([1, 2]), lambda s: [1], 3, 10)
