@@ -1,6 +1,6 @@
 """Table: the tables of benchmarks, made from the result files and from nothing else.
 
-python -m benchmarks.table            writes them into the READMEs and docs/continue.md
+python -m benchmarks.table            writes them into the READMEs and two pages of docs/
 python -m benchmarks.table --check    fails where a page is not what the results say
 """
 
@@ -504,6 +504,45 @@ def quickstart_table(result: Result | None) -> str:
     return "\n".join([*lines, "", about])
 
 
+def streams_table(result: Result | None) -> str:
+    """Shards beside the folder loader, each with N and 10 N images."""
+    if result is None or "rows" not in result:
+        return NOT_RUN
+    sizes = list(next(iter(result["rows"].values())))
+    kinds = {"start_up": "start-up", "resume": "resume"}
+    titles = ["format", "CPU ms per image", "images/s"]
+    titles += [f"memory (MB), {int(size):,} images" for size in sizes]
+    titles += [f"{kind} (CPU s / s), {int(n):,} images" for kind in kinds.values() for n in sizes]
+    lines = _head(titles)
+    for name, cases in result["rows"].items():
+        largest = cases[sizes[-1]]
+        cells = [f"{1000 * largest['image_cpu_s']:.1f}", f"{1 / largest['image_s']:.0f}"]
+        cells += [f"{cases[size]['peak_mb']:.0f}" for size in sizes]
+        for kind in kinds:
+            both = [(cases[size][f"{kind}_cpu_s"], cases[size][f"{kind}_s"]) for size in sizes]
+            cells += [f"{cpu:.2f} / {wall:.2f}" for cpu, wall in both]
+        lines.append(_line([name, *cells]))
+    return "\n".join([*lines, "", f"- {_streams_place(result)}"])
+
+
+def knn_memory_note(result: Result | None) -> str:
+    """What exact kNN on the features of a large set takes."""
+    if result is None or "knn" not in result:
+        return NOT_RUN
+    knn = result["knn"]
+    return (
+        f"{knn['rows']:,} random features of 768 numbers take {knn['features_mb']:,} MB in "
+        f"float16; the exact search for {knn['queries']} queries took "
+        f"{knn['beyond_features_mb']:,} MB beyond them at its peak, and {knn['cpu_seconds']:.0f} s "
+        f"of one core ({_streams_place(knn)})."
+    )
+
+
+def _streams_place(result: Result) -> str:
+    beside = f", beside {result['beside']}" if result["beside"] else ""
+    return f"{result['cpu']}, one thread{beside}; commit {result['commit'][:12]}"
+
+
 def render(readme: str, results: Path) -> str:
     """A README's text with the tables that it has markers for, as the results say.
 
@@ -541,6 +580,8 @@ def render(readme: str, results: Path) -> str:
         "dense": dense_table((read("dense.json") or {}).get("scenes")),
         "pairs": pairs_table((read("image_text.json") or {}).get("train")),
         "pairs-memory": pairs_memory_table((read("image_text.json") or {}).get("memory")),
+        "streams": streams_table(read("streams.json")),
+        "knn-memory": knn_memory_note(read("streams.json")),
     }
     found = 0
     for name, table in tables.items():
@@ -563,7 +604,7 @@ def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
     pages = ["benchmarks/README.md", "README.md", "docs/continue.md"]
-    pages += ["docs/dense_evaluation.md", "docs/image_text.md"]
+    pages += ["docs/dense_evaluation.md", "docs/image_text.md", "docs/streams.md"]
     default = [FOLDER.parent / page for page in pages]
     parser.add_argument("--readme", type=Path, nargs="+", default=default)
     parser.add_argument("--results", type=Path, default=FOLDER / "results")

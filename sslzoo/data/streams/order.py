@@ -34,6 +34,7 @@ class ShardOrder:
         shuffle_shards: number of shards that are mixed; 0: the order 0..N-1 in each epoch.
         shuffle_samples: number of samples that are permuted together; 1: blocks in order.
         is_forward: whether the blocks of each shard keep their order.
+        ahead: called with the shards that are mixed next, such as to download them.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class ShardOrder:
         shuffle_shards: int,
         shuffle_samples: int,
         is_forward: bool = False,
+        ahead: Callable[[list[int]], None] | None = None,
     ) -> None:
         check_at_least("shuffle_shards", shuffle_shards, 0)
         check_at_least("shuffle_samples", shuffle_samples, 1)
         self.counts, self.blocks = counts, blocks
         self.shuffle_shards, self.shuffle_samples = shuffle_shards, shuffle_samples
         self.is_forward = is_forward
+        self._ahead = ahead
         self.starts = np.concatenate([[0], np.cumsum(counts)])
 
     def digest(self) -> str:
@@ -89,6 +92,8 @@ class ShardOrder:
             group = order[start : start + each]
             total = int(self.counts[group].sum())
             if passed + total > first:
+                if self._ahead is not None:
+                    self._ahead(order[start + each : start + 2 * each].tolist())
                 for piece in self._group(group, seed, epoch, start):
                     if passed + len(piece) > first:
                         yield piece[max(0, first - passed) :]

@@ -68,6 +68,10 @@ class ParquetShards(Shards):
             raise ValueError(f"the column {label!r} must hold a label, got none")
         return Sample(found, told)
 
+    def fetch(self, shards: Sequence[int]) -> None:
+        for shard in shards:
+            self.cache.path(self.names[shard])
+
     def _read(self, shard: int, group: int) -> Any:
         parquet = library("pyarrow.parquet", self.names[shard])
 

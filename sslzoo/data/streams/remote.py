@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from sslzoo.checks import check_positive
 from sslzoo.data.streams.shards import library
 
 _GIB = 1 << 30
+_DAY = 24 * 3600  # seconds
 
 
 def default_cache() -> Path:
@@ -88,10 +90,10 @@ class ShardCache:
                 except FileNotFoundError:
                     continue  # another process finished its download
             total = sum(size for _, size, _ in found)
-            for _, size, path in sorted(found):
-                if total <= self.max_gb * _GIB:
-                    break
-                if path != newest and ".part" not in path.suffixes:
+            for used, size, path in sorted(found):
+                is_part = ".part" in path.suffixes  # of a download that goes on, or was killed
+                over = total > self.max_gb * _GIB and not is_part
+                if path != newest and (over or (is_part and time.time() - used > _DAY)):
                     path.unlink(missing_ok=True)
                     total -= size
 

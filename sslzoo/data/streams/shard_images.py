@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -112,7 +113,8 @@ class ShardImages(ImageSet):
     def order(self) -> ShardOrder:
         """The order of an epoch's samples."""
         shards, given = self.shards, self.shuffle
-        settings = given.shards, given.samples, shards.is_forward
+        settings: Any = given.shards, given.samples, shards.is_forward
+        settings += (self._ahead if shards.is_remote else None,)
         if self.rows is None:
             return ShardOrder(shards.counts, shards.blocks, *settings)
         rows = self.rows.numpy()
@@ -123,6 +125,15 @@ class ShardImages(ImageSet):
             return [int(size) for size in sizes if size]
 
         return ShardOrder(np.diff(np.searchsorted(rows, shards.starts)), blocks, *settings)
+
+    def _ahead(self, shards: list[int]) -> None:
+        """Download shards in a thread; a failure is reported where they are read."""
+
+        def fetch() -> None:
+            with suppress(Exception):
+                self.shards.fetch(shards)
+
+        Thread(target=fetch, daemon=True).start()
 
     def side(self, wanted: int | None) -> int | None:
         """The shorter side of a few images, if all have one."""

@@ -84,6 +84,10 @@ class Shards(ABC):
             recent: number of samples from which an epoch draws at a time.
         """
 
+    def fetch(self, shards: Sequence[int]) -> None:
+        """Download shards, so that reading them does not wait; called in a thread."""
+        return
+
     def fingerprint(self) -> str | None:
         """Hash of everything that the samples depend on; None if unknown."""
         return text_digest([*self.names, *map(str, self.counts.tolist())])

@@ -246,6 +246,10 @@ class TarShards(Shards):
         label = file.part(row[2], row[3], f"a label ({self.keys.label})")
         return Sample(image, _label(label, self.keys.label))
 
+    def fetch(self, shards: Sequence[int]) -> None:
+        for shard in shards:
+            self.cache.path(self.names[shard])
+
     def _opened(self, shard: int) -> _TarFile:
         path = self.cache.path(self.names[shard])
         index = None if self.scanned is None else self.scanned[shard]

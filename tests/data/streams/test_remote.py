@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -38,6 +39,20 @@ def test_shards_of_an_address_are_those_of_the_files(tmp_path: Path):
     assert again == [batch.index.tolist() for batch in local]
 
 
+def test_the_shards_that_are_mixed_next_are_downloaded_ahead(tmp_path: Path):
+    names = write_tars(tmp_path / "t", [4] * 6)
+    index_shards(names, None, "auto", str(tmp_path / "t" / "all.json"))
+    fsspec.filesystem("memory").put(str(tmp_path / "t"), "/a", recursive=True)
+    data = shards("memory://a/all.json", cache_dir=str(tmp_path / "cache"))
+    order = data.order().shards(data.seed, 0).tolist()
+    next(iter(data.train_dataloader()))  # it needs the first two
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and "fetch" in thread.name:
+            thread.join()
+    wanted = {f"t-{shard:03d}.tar" for shard in order[:4]} | {"t-000.tar"}
+    assert {name for name in files(tmp_path / "cache") if name.endswith(".tar")} == wanted
+
+
 def test_files_used_longest_ago_are_removed(tmp_path: Path):
     memory = fsspec.filesystem("memory")
     for name in "abc":
@@ -47,8 +62,11 @@ def test_files_used_longest_ago_are_removed(tmp_path: Path):
     for age, name in enumerate("ab"):
         os.utime(paths[name], (1000 + age, 1000 + age))
     cache.path("memory://e/a.tar")  # used again
+    for name, age in (("old.part", 3 * 86400), ("new.part", 60)):
+        (tmp_path / f"x-{name}.tar").write_bytes(bytes(9))
+        os.utime(tmp_path / f"x-{name}.tar", (time.time() - age,) * 2)
     cache.path("memory://e/c.tar")
-    assert files(tmp_path) == ["a.tar", "c.tar"]
+    assert files(tmp_path) == ["a.tar", "c.tar", "new.part.tar"]
 
 
 class Cut(SimpleHTTPRequestHandler):
