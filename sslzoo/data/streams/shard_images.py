@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,16 +30,16 @@ from sslzoo.value_range import TooDarkError, ValueRangeError
 _SAMPLE = 16  # samples that are read before training
 
 
-class Shuffle:
+class Shuffle(NamedTuple):
     """How an epoch mixes shards; see `ShardOrder`.
 
-    Args:
+    Attributes:
         shards: number of shards that are mixed.
         samples: number of samples that are permuted together.
     """
 
-    def __init__(self, shards: int = 8, samples: int = 4096) -> None:
-        self.shards, self.samples = shards, samples
+    shards: int = 8
+    samples: int = 4096
 
 
 class ShardImages(ImageSet):

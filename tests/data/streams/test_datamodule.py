@@ -81,7 +81,7 @@ def test_any_ranks_and_workers_see_one_process_batches(tars: list[str], workers:
     assert sorted(chain(*(batch.index.tolist() for batch in one))) == list(range(30))
     labels = [int(i) % 3 for batch in one for i in batch.index]
     assert torch.cat([batch.label for batch in one]).tolist() == labels
-    for world in (1, 2, 3) if workers != 1 else (2,):
+    for world in {0: (1, 2, 3), 1: (2,), 2: (3,)}[workers]:
         ranks = [batches(data, 1, rank, world, workers) for rank in range(world)]
         for whole, parts in zip(one, zip(*ranks, strict=True), strict=True):
             assert same(joined(list(parts)), whole)
