@@ -223,7 +223,7 @@ def main() -> None:
         kept["knn"] = {**measure_knn(given.rows), **about}
     else:
         given.folder.mkdir(parents=True, exist_ok=True)
-        rows: dict[str, Any] = {}
+        rows: dict[str, Any] = kept.get("rows", {})
         for size in given.sizes:
             write(given.folder, size, given.formats)
             for kind in given.formats:

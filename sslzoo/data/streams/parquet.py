@@ -76,7 +76,7 @@ class ParquetShards(Shards):
         parquet = library("pyarrow.parquet", self.names[shard])
 
         def opened_file() -> Any:
-            return parquet.ParquetFile(self.cache.path(self.names[shard]), memory_map=True)
+            return parquet.ParquetFile(self.cache.path(self.names[shard]))
 
         columns = [column for column in self.columns if column is not None]
         file = self._files.get(shard, opened_file)
