@@ -510,17 +510,21 @@ def streams_table(result: Result | None) -> str:
         return NOT_RUN
     sizes = list(next(iter(result["rows"].values())))
     kinds = {"start_up": "start-up", "resume": "resume"}
-    titles = ["format", "CPU ms per image", "images/s"]
+    quiet = not result["beside"]  # seconds of the clock say little beside other work
+    titles = ["format", "images per CPU second", *(["images/s"] if quiet else [])]
     titles += [f"memory (MB), {int(size):,} images" for size in sizes]
-    titles += [f"{kind} (CPU s / s), {int(n):,} images" for kind in kinds.values() for n in sizes]
+    unit = "CPU s / s" if quiet else "CPU s"
+    titles += [f"{kind} ({unit}), {int(n):,} images" for kind in kinds.values() for n in sizes]
     lines = _head(titles)
     for name, cases in result["rows"].items():
         largest = cases[sizes[-1]]
-        cells = [f"{1000 * largest['image_cpu_s']:.1f}", f"{1 / largest['image_s']:.0f}"]
+        cells = [f"{1 / largest['image_cpu_s']:.0f}"]
+        cells += [f"{1 / largest['image_s']:.0f}"] if quiet else []
         cells += [f"{cases[size]['peak_mb']:.0f}" for size in sizes]
         for kind in kinds:
-            both = [(cases[size][f"{kind}_cpu_s"], cases[size][f"{kind}_s"]) for size in sizes]
-            cells += [f"{cpu:.2f} / {wall:.2f}" for cpu, wall in both]
+            for size in sizes:
+                cpu, wall = cases[size][f"{kind}_cpu_s"], cases[size][f"{kind}_s"]
+                cells.append(f"{cpu:.2f}" + (f" / {wall:.2f}" if quiet else ""))
         lines.append(_line([name, *cells]))
     return "\n".join([*lines, "", f"- {_streams_place(result)}"])
 

@@ -97,10 +97,9 @@ class ImageShards(ImageDataModule):
         self.given_classes = num_classes
         self.shuffle = Shuffle(shuffle_shards, shuffle_samples)
         self.on_broken: OnBroken = on_broken
-        self.cache = ShardCache(cache_dir, cache_gb)
+        self.cache = ShardCache(cache_dir, cache_gb, local_files_only)
         self.value_range, self.clip = check_value_range(value_range), clip
         self.decoding = Decoding(channels, self.value_range, clip=clip)
-        self.local_files_only = local_files_only
 
     def read(self) -> ImageSets:
         """Open the shards, and read a few samples."""
@@ -130,12 +129,8 @@ class ImageShards(ImageDataModule):
 
     def _open(self, source: str | Sequence[str], channels: int | None) -> ShardImages:
         names = [source] if isinstance(source, str) else list(source)
-        remote = [name for name in names if self.cache.is_remote(name)]
-        if remote and self.local_files_only:
-            raise ValueError(
-                f"the shards {remote[0]!r} of a run's config must be local, since nothing is "
-                "downloaded for a file; if you trust the run, say so: --trust"
-            )
+        for name in names:
+            self.cache.check(name)
         found = open_shards(names, *self.keys, self.cache, self.on_broken == "skip")
         say_left_out(found.left_out)
         shards = found.shards

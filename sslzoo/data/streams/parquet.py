@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from itertools import chain
 from typing import Any
 
-from sslzoo.data.streams.remote import ShardCache, opened
+from sslzoo.data.streams.remote import ShardCache
 from sslzoo.data.streams.shards import Recent, Sample, Shards, library
 from sslzoo.eval.fingerprint import files_digest
 
@@ -118,7 +118,7 @@ def parquet_shards(
     for name in names:
         with ExitStack() as stack:
             try:
-                source = stack.enter_context(opened(name)) if cache.is_remote(name) else name
+                source = stack.enter_context(cache.opened(name)) if cache.is_remote(name) else name
                 footer = parquet.ParquetFile(source)
             except (OSError, ValueError) as error:  # pyarrow's errors are of these
                 if not skip:

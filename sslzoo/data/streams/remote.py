@@ -36,12 +36,16 @@ class ShardCache:
     Args:
         folder: the folder; None: `default_cache`.
         max_gb: its bound in GiB.
+        local_files_only: refuse addresses.
     """
 
-    def __init__(self, folder: str | None = None, max_gb: float = 100.0) -> None:
+    def __init__(
+        self, folder: str | None = None, max_gb: float = 100.0, local_files_only: bool = False
+    ) -> None:
         check_positive("cache_gb", max_gb)
         self.folder = default_cache() if folder is None else Path(folder).expanduser()
         self.max_gb = max_gb
+        self.local_files_only = local_files_only
 
     @staticmethod
     def is_remote(name: str) -> bool:
@@ -52,10 +56,11 @@ class ShardCache:
         """The local file of a shard.
 
         Raises:
-            ValueError: it cannot be downloaded.
+            ValueError: it cannot be downloaded, or may not be.
         """
         if not self.is_remote(name):
             return Path(name)
+        self.check(name)
         digest = hashlib.sha256(name.encode()).hexdigest()[:16]
         target = self.folder / f"{digest}-{name.rpartition('/')[2]}"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -68,8 +73,27 @@ class ShardCache:
 
     def text(self, name: str) -> str:
         """The text of a small remote file, which is not kept."""
-        with opened(name) as file:
+        with self.opened(name) as file:
             return bytes(file.read()).decode()
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[Any]:
+        """Open a remote file for reading, without keeping it; see `path` for errors."""
+        self.check(name)
+        with _readable(name) as (files, path), files.open(path, "rb") as file:
+            yield file
+
+    def check(self, name: str) -> None:
+        """Refuse an address with `local_files_only`.
+
+        Raises:
+            ValueError: it is one.
+        """
+        if self.local_files_only and self.is_remote(name):
+            raise ValueError(
+                f"the shards {name!r} of a run's config must be local, since nothing is downloaded "
+                "for a file; if you trust the run, say so: --trust"
+            )
 
     def _download(self, name: str, target: Path) -> None:
         with _readable(name) as (files, path), replacing(target) as part:
@@ -96,13 +120,6 @@ class ShardCache:
                 if path != newest and (over or (is_part and time.time() - used > _DAY)):
                     path.unlink(missing_ok=True)
                     total -= size
-
-
-@contextmanager
-def opened(name: str) -> Iterator[Any]:
-    """Open a remote file for reading; see `_readable` for errors."""
-    with _readable(name) as (files, path), files.open(path, "rb") as file:
-        yield file
 
 
 @contextmanager

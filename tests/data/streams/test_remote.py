@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -51,6 +52,15 @@ def test_the_shards_that_are_mixed_next_are_downloaded_ahead(tmp_path: Path):
             thread.join()
     wanted = {f"t-{shard:03d}.tar" for shard in order[:4]} | {"t-000.tar"}
     assert {name for name in files(tmp_path / "cache") if name.endswith(".tar")} == wanted
+
+
+@pytest.mark.parametrize("suffix", ["tar", "parquet"])
+def test_a_run_of_another_reads_no_address_in_a_list_either(tmp_path: Path, suffix: str):
+    listed = {"shardlist": [{"url": f"memory://b/x.{suffix}", "nsamples": 9}]}
+    (tmp_path / "all.json").write_text(json.dumps(listed))
+    given = tmp_path / "all.json" if suffix == "tar" else "memory://b/x.parquet"
+    with pytest.raises(ValueError, match=r"must be local, since nothing is downloaded.*--trust"):
+        shards(str(given), local_files_only=True)
 
 
 def test_files_used_longest_ago_are_removed(tmp_path: Path):
