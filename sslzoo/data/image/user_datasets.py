@@ -15,7 +15,7 @@ from sslzoo.checks import check_at_least
 from sslzoo.data.datamodule import PredictOn
 from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
 from sslzoo.data.image.image_set import ImageSet
-from sslzoo.data.streams.iterable import IterableShards
+from sslzoo.data.streams.iterable import IterableShards, is_sharded
 from sslzoo.data.streams.order import ShardOrder
 from sslzoo.data.streams.shard_images import ShardImages, Shuffle
 from sslzoo.data.with_views import Rows, UserImages
@@ -147,15 +147,10 @@ class ImageDataset(ImageDataModule):
     def read(self) -> ImageSets:
         """Check a few samples, and that an iterable data set is used as one can be."""
         train, val = self.datasets()
-        if self.given_samples is None and hasattr(train, "num_shards") and not _is_map(train):
+        if self.given_samples is None and is_sharded(train) and not _is_map(train):
             return self._sharded(train, val)
         rows = self._rows(train)
-        query = None if val is None else self._rows(val)
-        if isinstance(query, Stream):
-            raise ValueError(
-                "val must be a map-style data set, since evaluation needs its length, got an "
-                f"iterable {type(val).__name__}"
-            )
+        query = self._val_rows(val)
         image, label = rows.read([0])
         for each in (rows, query):
             if each is not None and not isinstance(each, Stream):
@@ -188,13 +183,20 @@ class ImageDataset(ImageDataModule):
 
         images = opened(train)
         query: ImageSet | None = None
-        if val is not None and not _is_map(val):
+        if is_sharded(val) and not _is_map(val):
             query = opened(val)
-        elif val is not None:
-            rows = self._rows(val)
+        elif (rows := self._val_rows(val)) is not None:
             rows.check_sample()
             query = UserImages(rows, True, labels=_known_labels(val, self.keys[1]))
         return ImageSets(images, query, self.given_classes or _num_classes(train, self.keys[1]))
+
+    def _val_rows(self, val: Any) -> Rows | None:
+        if val is not None and not _is_map(val) and hasattr(val, "__iter__"):
+            raise ValueError(
+                "val must be a map-style data set, since evaluation needs its length, got an "
+                f"iterable {type(val).__name__}"
+            )
+        return None if val is None else self._rows(val)
 
     def order(self) -> ShardOrder | None:
         train = self.sets.train

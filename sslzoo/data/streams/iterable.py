@@ -92,8 +92,14 @@ class _Forward:
         return items
 
 
+def is_sharded(dataset: Any) -> bool:
+    """Whether it is an iterable set with shards, as those of Hugging Face are."""
+    return all(hasattr(dataset, name) for name in ("num_shards", "shard", "skip", "iter"))
+
+
 def _undecoded(dataset: Any, column: str) -> Any:
-    """The same items with the bytes of images, which are decoded if they are used."""
+    """The same items as Python's values, with the bytes of images, decoded if they are used."""
+    dataset = dataset.with_format(None)
     feature: Any = (dataset.features or {}).get(column)
     if not hasattr(feature, "decode"):
         return dataset

@@ -158,7 +158,9 @@ def iterable(count: int = 3) -> Any:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_iterable_sets_give_the_samples_of_tar_files(tmp_path: Path):
-    data = ImageDataset(iterable(), two_crops(), batch_size=6, seed=1, num_workers=0)
+    data = ImageDataset(
+        iterable().with_format("torch"), two_crops(), batch_size=6, seed=1, num_workers=0
+    )
     data.setup("fit")
     assert data.sets.train.shards.counts.tolist() == [10, 10, 10]
     assert (data.num_samples, data.num_classes) == (30, 3)
