@@ -1,6 +1,6 @@
 """Table: the tables of benchmarks, made from the result files and from nothing else.
 
-python -m benchmarks.table            writes them into the READMEs and two pages of docs/
+python -m benchmarks.table            writes them into the READMEs and pages of docs/
 python -m benchmarks.table --check    fails where a page is not what the results say
 """
 
