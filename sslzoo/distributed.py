@@ -1,4 +1,4 @@
-"""Collectives: rank, world size, gathers and sums; the only file that uses torch.distributed.
+"""Collectives: rank, world size, gathers and sums; `sharding` alone uses torch.distributed, too.
 
 A single process is the case W = 1 of every function here. Shapes: W ranks, rank r holds
 n_r rows, N = sum of n_r. The rule of the losses: rank r returns L_r such that the mean of L_r

@@ -3,7 +3,7 @@
 It is the common base of pre-training (`SSLMethod`) and downstream training (`sslzoo.eval`):
 `training_step` logs and sums the terms of `losses`; optimizer and schedule come from callables;
 step, run_length and generators are in the checkpoint. It works in a Lightning Trainer on one
-device or under DDP, and in a plain loop (docs/plain_loop.md).
+device, under DDP or sharded (FSDP2), and in a plain loop (docs/plain_loop.md).
 """
 
 from __future__ import annotations
@@ -16,11 +16,18 @@ from typing import Any, cast
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import (
+    GradientAccumulationScheduler,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.core.saving import load_hparams_from_yaml
 from lightning.pytorch.plugins import DoublePrecision
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    SingleDeviceStrategy,
+)
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor, nn
@@ -31,6 +38,7 @@ from sslzoo.distributed import gather_objects, rank, sum_over_ranks, world_size
 from sslzoo.memory import memory_buffers
 from sslzoo.optim import Clock, ConstantSchedule, RunLength, Schedule, ScheduleLR, all_alike
 from sslzoo.random import run_seed
+from sslzoo.sharding import FullyShard, is_sharded, refuse_sharding, shard
 from sslzoo.trust import (
     PLAIN,
     forget_other_files,
@@ -282,15 +290,30 @@ class Trainable(LightningModule, ABC):
 
     def setup(self, stage: str) -> None:
         strategy = self.trainer.strategy
-        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FullyShard):
             raise ValueError(
-                "the Trainer's strategy must be a single device or DDP, the only ones that sslzoo "
-                f"supports, got {type(strategy).__name__}"
+                "the Trainer's strategy must be a single device, DDP or "
+                "sslzoo.sharding.FullyShard (FSDP2), the only ones that sslzoo supports, got "
+                f"{type(strategy).__name__}"
+            )
+        if is_sharded(self) and not isinstance(strategy, FullyShard):
+            raise ValueError(
+                f"{type(self).__name__} must be loaded from a checkpoint after a sharded run to "
+                f"use another strategy, got {type(strategy).__name__} for its sharded parameters"
             )
         self._saved_clock = None
         self._max_epochs = getattr(self.trainer, "max_epochs", None)
+        if isinstance(strategy, FullyShard):
+            for callback in cast(Any, self.trainer).callbacks:
+                if isinstance(callback, StochasticWeightAveraging | WeightAveraging):
+                    refuse_sharding(strategy, type(callback).__name__, "copies the whole module")
         if isinstance(strategy, DDPStrategy):
             self._ddp_params_and_buffers_to_ignore = memory_buffers(self)
+
+    def configure_model(self) -> None:
+        """Shard the module if the strategy says so; a subclass's own one calls this one last."""
+        if self._trainer is not None and isinstance(self.trainer.strategy, FullyShard):
+            shard(self)
 
     # -- saving
 

@@ -149,6 +149,16 @@ def add_to_subset(
     return x.index_add(0, chosen, added.to(x.dtype), alpha=len(x) / count)
 
 
+class SubsetBlock(Block):
+    """A timm block that can compute its residuals for random parts of the batch."""
+
+    def forward(self, x: Tensor, *args: Any, subset_rate: float = 0.0, **options: Any) -> Tensor:
+        if not subset_rate:
+            return super().forward(x, *args, **options)
+        x = add_to_subset(x, lambda part: self.ls1(self.attn(self.norm1(part))), subset_rate)
+        return add_to_subset(x, lambda part: self.ls2(self.mlp(self.norm2(part))), subset_rate)
+
+
 class ViT(nn.Module):
     """A timm vision transformer with access to its tokens.
 
@@ -227,6 +237,13 @@ class ViT(nn.Module):
         self.patch_size: int = parts.patch_embed.patch_size[0]
         self.num_prefix: int = parts.num_prefix_tokens
         self.patch_embed, self.blocks = parts.patch_embed, parts.blocks
+        for block in parts.blocks if subset_rate else ():
+            if type(block) is not Block:
+                raise ValueError(
+                    f"subset_rate must be 0 with blocks of type {type(block).__name__}, got "
+                    f"{subset_rate}"
+                )
+            block.__class__ = SubsetBlock
         if stem == "conv":
             self.patch_embed.proj = conv_stem(self.patch_embed.proj)
         self.norm_pre: nn.Module = getattr(parts, "norm_pre", nn.Identity())
@@ -355,7 +372,7 @@ class ViT(nn.Module):
             elif shared is not None:
                 tokens = block(tokens, shared_rel_pos_bias=shared)
             elif self.subset_rate and self.training:
-                tokens = _with_subsets(block, tokens, self.subset_rate)
+                tokens = block(tokens, subset_rate=self.subset_rate)
             else:
                 tokens = block(tokens)
             if number >= len(self.blocks) - count:
@@ -460,12 +477,6 @@ class ViT(nn.Module):
         taken = {name: x for name, x in saved.items() if not name.startswith("norm.")}
         new = self.fc_norm.state_dict(prefix="fc_norm.")
         return {**taken, **new}
-
-
-def _with_subsets(block: Block, x: Tensor, rate: float) -> Tensor:
-    """A block whose residuals are computed for random parts of the batch."""
-    x = add_to_subset(x, lambda part: block.ls1(block.attn(block.norm1(part))), rate)
-    return add_to_subset(x, lambda part: block.ls2(block.mlp(block.norm2(part))), rate)
 
 
 def _check(net: nn.Module, pool: str, positions: str, init: str | None) -> None:

@@ -28,6 +28,7 @@ from sslzoo.callbacks.online_prototypes import OnlinePrototypes
 from sslzoo.callbacks.online_segmentation import OnlineSegmentation
 from sslzoo.callbacks.online_spectrum import CollapseWarning, OnlineSpectrum
 from sslzoo.callbacks.pca_maps import PCAMaps
+from sslzoo.callbacks.per_block import PerBlock
 from sslzoo.callbacks.progress import ProgressBar
 from sslzoo.callbacks.sentences import OnlineSpearman, SentenceTable
 from sslzoo.callbacks.training_monitor import TrainingMonitor
@@ -62,6 +63,7 @@ __all__ = [
     "OnlineSpectrum",
     "OnlineZeroShot",
     "PCAMaps",
+    "PerBlock",
     "ProgressBar",
     "RefreshGramTeacher",
     "SentenceTable",

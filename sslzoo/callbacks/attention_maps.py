@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,7 @@ from sslzoo.distributed import rank
 from sslzoo.eval.attention import attention_picture, cls_attention
 from sslzoo.eval.loaders import EvalLoaders
 from sslzoo.run_folder import folder_of
+from sslzoo.sharding import whole
 
 
 class AttentionMaps(Callback):
@@ -47,12 +49,16 @@ class AttentionMaps(Callback):
         loaders = eval_loaders(trainer, self.loaders, "AttentionMaps")
         first = first_batch(loaders.bank if loaders.query is None else loaders.query)
         shown = loaders.transform(move_data_to_device(first, pl_module.device)).views[0]
-        cls_attention(_encoder(pl_module), shown)  # fail at once, not after training
+        with whole(pl_module):
+            cls_attention(_encoder(pl_module), shown)  # fail at once, not after training
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = folder_of(trainer)
-        if rank() != 0:
-            return
+        with whole(pl_module):
+            if rank() == 0:
+                self._write(trainer, pl_module, folder)
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         loaders = eval_loaders(trainer, self.loaders, "AttentionMaps")
         images, device = [], pl_module.device
         for raw in loaders.bank if loaders.query is None else loaders.query:

@@ -15,6 +15,7 @@ from lightning import Callback, LightningModule, Trainer
 from sslzoo.batch import Batch, as_batch
 from sslzoo.callbacks.rehearsal import require
 from sslzoo.memory import ClusterMemory
+from sslzoo.sharding import whole
 
 
 class Clustered(Protocol):
@@ -68,10 +69,11 @@ class ClusterEpochs(Callback):
         method = cast(Clustered, pl_module)
         loader: Any = trainer.train_dataloader
         count = trainer.num_training_batches  # infinite for a loader without a length
-        for raw in islice(loader, count if isinstance(count, int) else None):
-            batch = trainer.precision_plugin.convert_input(raw)
-            batch = pl_module._on_before_batch_transfer(batch)
-            batch = trainer.strategy.batch_to_device(batch)
-            with trainer.precision_plugin.train_step_context():
-                method.remember(as_batch(batch))
-            method.clusters.commit()
+        with whole(pl_module):
+            for raw in islice(loader, count if isinstance(count, int) else None):
+                batch = trainer.precision_plugin.convert_input(raw)
+                batch = pl_module._on_before_batch_transfer(batch)
+                batch = trainer.strategy.batch_to_device(batch)
+                with trainer.precision_plugin.train_step_context():
+                    method.remember(as_batch(batch))
+                method.clusters.commit()

@@ -2,7 +2,8 @@
 
 Once per optimizer step, one `_foreach_lerp_` updates every parameter of the method's
 (student, teacher) pairs. Only parameters are updated: the teacher's batch-norm statistics are its
-own, as in MoCo, BYOL and DINO, and integer buffers are left unchanged.
+own, as in MoCo, BYOL and DINO, and integer buffers are left unchanged. Of a sharded method, each
+rank updates its shards.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from sslzoo.callbacks.rehearsal import require
 from sslzoo.checks import check_interval
 from sslzoo.optim import RunLength, Schedule, as_schedule
+from sslzoo.sharding import local, reshard
 
 
 class Student(Protocol):
@@ -46,6 +48,7 @@ class EMA(Callback):
     @torch.no_grad()
     def update(self, method: Student, step: int) -> None:
         """Apply the update of optimizer step `step`; a plain loop calls it once per step."""
+        reshard(cast(nn.Module, method))
         students, teachers = self._pairs or self._parameters(method)
         weight = 1.0 - self._momentum(method, step)
         torch._foreach_lerp_(teachers, students, weight)
@@ -67,8 +70,8 @@ class EMA(Callback):
                     "student and teacher must have the same parameters, got only in one of them: "
                     f"{odd[:5]}"
                 )
-            students += ours.values()
-            teachers += (theirs[name] for name in ours)
+            students += map(local, ours.values())
+            teachers += (local(theirs[name]) for name in ours)
         return students, teachers
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

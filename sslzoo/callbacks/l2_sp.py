@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from sslzoo.callbacks.freeze import submodule
 from sslzoo.checks import check_positive
+from sslzoo.sharding import refuse_sharding
 
 
 class L2SP(Callback):
@@ -37,6 +38,7 @@ class L2SP(Callback):
         self.start: dict[str, Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        refuse_sharding(trainer.strategy, "L2SP", "keeps whole start weights in its state")
         submodule(pl_module, self.module)
         if stage == "fit":  # the state of a resumed run is loaded later
             self.start = {}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sslzoo.callbacks.freeze import with_teacher
 from sslzoo.checks import check_at_least, check_interval, check_positive
+from sslzoo.sharding import refuse_sharding
 
 _ADAPTER = "default"  # peft's name
 _OWN = re.compile(r"(?:lora_\w+|base_layer)\.")  # what peft adds to the names of a layer
@@ -59,6 +60,7 @@ class LoRA(Callback):
         self._frozen: list[nn.Parameter] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        refuse_sharding(trainer.strategy, "LoRA", "merges whole weights")
         if stage == "fit":
             self.wrap(pl_module)
 

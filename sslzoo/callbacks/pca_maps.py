@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,6 +19,7 @@ from sslzoo.eval.dense.pca import pca_picture
 from sslzoo.eval.features import eval_mode
 from sslzoo.eval.loaders import EvalLoaders
 from sslzoo.run_folder import folder_of
+from sslzoo.sharding import whole
 
 
 class PCAMaps(Callback):
@@ -57,8 +60,11 @@ class PCAMaps(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = folder_of(trainer)
-        if rank() != 0:
-            return
+        with whole(pl_module):
+            if rank() == 0:
+                self._write(trainer, pl_module, folder)
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         loaders = eval_loaders(trainer, self.loaders, "PCAMaps")
         images, device = [], pl_module.device
         for raw in loaders.bank if loaders.query is None else loaders.query:

@@ -23,6 +23,7 @@ from sslzoo.eval.linear import linear_probe
 from sslzoo.eval.loaders import EvalLoaders
 from sslzoo.eval.similarity import bag_of_words, mean_of_tokens, scored_spearman
 from sslzoo.run_folder import folder_of
+from sslzoo.sharding import full
 
 ROWS = {
     "trained": "trained encoder",
@@ -131,7 +132,7 @@ class SentenceTable(Callback):
             return embed(trainer, pl_module, loaders, loader, self.features)
 
         self.scores[row] = self._score(trainer, encode)
-        table = cast(Any, pl_module.backbone).token_embedding.weight.detach()
+        table = full(cast(Any, pl_module.backbone).token_embedding.weight.detach())
         plain = lambda text: mean_of_tokens(text, table)  # noqa: E731
         self._score_plain(trainer, pl_module, f"{row}_tokens", plain)
 

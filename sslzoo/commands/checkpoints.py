@@ -14,7 +14,6 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from sslzoo.zoo.safe_read import read
 LIGHTNINGS = "pytorch-lightning_version"
 _RESUMED = ("loops", "callbacks", "optimizer_states", "lr_schedulers")  # what only `fit` reads
 _CALLBACKS = ("sslzoo.callbacks.", "lightning.pytorch.callbacks.ModelCheckpoint", "ModelCheckpoint")
+_OURS = ("sslzoo.", "lightning.")  # modules whose hooks make no parts
 _FREE = ("callbacks", "logger", "plugins", "strategy", "profiler", "accelerator")
 
 
@@ -231,7 +231,8 @@ def _check_module(saved: Mapping[str, Any], path: Path, verb: str, model: Lightn
             "sslzoo.load, and omit --ckpt_path to train anew"
         )
     differing = _differences(theirs, dict(model.hparams))
-    lazily = is_overridden("configure_model", model) or not model.strict_loading
+    own_parts = type(model).configure_model.__module__
+    lazily = not own_parts.startswith(_OURS) or not model.strict_loading
     if not lazily and not _makes_parts_later(model):
         try:
             check_fit(model, saved["state_dict"], str(path))
@@ -248,7 +249,7 @@ def _check_module(saved: Mapping[str, Any], path: Path, verb: str, model: Lightn
 
 def _makes_parts_later(model: LightningModule) -> bool:
     """Whether the class has its own `setup`, where users build parts that depend on the data."""
-    return not type(model).setup.__module__.startswith(("sslzoo.", "lightning."))
+    return not type(model).setup.__module__.startswith(_OURS)
 
 
 def _class_name(name: str) -> str:

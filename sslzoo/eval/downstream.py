@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sslzoo.batch import Batch, View, ViewSpec
 from sslzoo.eval.classifier import Classifier, load_weights
 from sslzoo.optim import Schedule
+from sslzoo.sharding import FullyShard
 from sslzoo.trainable import GroupsFactory, OptimizerFactory, Trainable
 
 RANDOM = "random"
@@ -55,6 +56,14 @@ class Downstream(Trainable):
         if frozen is not None:
             frozen.eval()
         return self
+
+    def configure_model(self) -> None:
+        fresh = self._trainer is not None and self.trainer.ckpt_path is None
+        sharded = self._trainer is not None and isinstance(self.trainer.strategy, FullyShard)
+        if fresh and sharded and self.trainer.training and not self._has_weights:
+            self.load_initial_weights()  # while the parameters are whole
+            self._has_weights = True
+        super().configure_model()
 
     def on_train_start(self) -> None:
         super().on_train_start()

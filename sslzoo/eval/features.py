@@ -20,6 +20,7 @@ from sslzoo.distributed import gather_objects, gather_rows, rank, row_layout, wo
 from sslzoo.eval.knn.search import first_occurrence
 from sslzoo.eval.loaders import EvalLoaders
 from sslzoo.random import stratified_split
+from sslzoo.sharding import whole
 
 
 class Features(NamedTuple):
@@ -38,11 +39,15 @@ class Features(NamedTuple):
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Context manager for eval mode that restores each submodule's train flag afterwards."""
+    """Context manager for eval mode that restores each submodule's train flag afterwards.
+
+    A sharded module is whole inside, so all ranks must enter.
+    """
     flags = [(child, child.training) for child in module.modules()]
     module.eval()
     try:
-        yield
+        with whole(module):
+            yield
     finally:
         for child, training in flags:
             child.training = training

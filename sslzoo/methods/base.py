@@ -3,7 +3,8 @@
 A method has four duties: it holds `backbone`; `forward(view)` returns the features that its paper
 evaluates; `training_step` logs and sums the terms of `losses`; `configure_optimizers` builds the
 optimizer and its schedule. The last two are inherited from `Trainable`. A method works in a
-Lightning Trainer on one device or under DDP, and in a plain loop (docs/plain_loop.md).
+Lightning Trainer on one device, under DDP or sharded (FSDP2), and in a plain loop
+(docs/plain_loop.md).
 """
 
 from __future__ import annotations

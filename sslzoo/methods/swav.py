@@ -22,6 +22,7 @@ Deviations:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning import Callback
@@ -43,6 +44,7 @@ from sslzoo.methods.base import (
     output_dim,
 )
 from sslzoo.optim import Schedule, all_alike
+from sslzoo.sharding import is_sharded, local
 
 
 class SwAV(SSLMethod):
@@ -119,8 +121,13 @@ class SwAV(SSLMethod):
         """L2-normalized embeddings of V views. V times (B, C, S, S) -> (B, V, D)."""
         return l2_normalize(multi_crop(self.backbone, self.projector, views))
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if is_sharded(self):  # what changes while they are gathered is lost
+            self.normalize_prototypes()
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        self.normalize_prototypes()
+        if not is_sharded(self):
+            self.normalize_prototypes()
         z = self.embed_crops(batch.views)  # (B, V, D)
         targets = torch.stack([z[:, crop].detach() for crop in self.assigned])  # (A, B, D)
         q = self.assign(targets)  # (A, B, K)
@@ -138,7 +145,8 @@ class SwAV(SSLMethod):
     @torch.no_grad()
     def normalize_prototypes(self) -> None:
         """Normalize the prototypes in place, before each forward pass."""
-        self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
+        prototypes = local(self.prototypes.weight)
+        prototypes.copy_(F.normalize(prototypes, dim=1))
 
     @property
     def queue_has_begun(self) -> bool:

@@ -7,6 +7,7 @@ from sslzoo.trust.fill import check_fit, fill
 from sslzoo.trust.pickles import refuse_deep_pickles
 from sslzoo.trust.renamed import renamed_arguments
 from sslzoo.trust.run_files import forget_other_files, read_config, refuse_objects
+from sslzoo.trust.shards import assemble, is_folder_of_shards, outline
 from sslzoo.trust.undrawn import undrawn
 
 __all__ = [
@@ -15,13 +16,16 @@ __all__ = [
     "PLAIN",
     "UntrustedError",
     "admit",
+    "assemble",
     "build",
     "build_trusted",
     "check_fit",
     "fill",
     "forget_other_files",
     "hyper_parameters",
+    "is_folder_of_shards",
     "module_of",
+    "outline",
     "read_checkpoint",
     "read_config",
     "refuse_deep_pickles",

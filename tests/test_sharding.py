@@ -1,0 +1,224 @@
+"""Sharding: two ranks with half of the parameters each equal one process, for every method.
+
+Toys in float64 through a real Trainer; two ranks are real gloo ranks with different data. Where a
+method's toy has a ResNet of images, it gets a ViT.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from torch import Tensor
+
+from sslzoo.backbones import SmallResNet, small_vit
+from sslzoo.callbacks import ClipPerModule, ClipPerParameter, ClipTogether, PerBlock
+from sslzoo.methods import DINO, MAE, MoCo
+from sslzoo.optim import LARC, LARS, LayerDecay, exempt_bias_and_norm
+from sslzoo.sharding import FullyShard, blocks_of, full
+from sslzoo.trainable import Trainable
+from tests import test_every_resume as resume
+from tests.callbacks.toy import quiet
+from tests.ranks import Ranks
+from tests.test_every_method import BATCH, SAMPLES, Gradients, assert_same, batches, fit, trainer
+from tests.toys import build, data_like, every_trainable
+
+DEFAULT = ("DINOv2", "MSN", "SwAV")  # the others are slow
+CONVNETS = ("DeepInfoMax", "DenseCL", "VICRegL")  # take no ViT
+
+
+def method_with_vit(cls: type[Trainable], **changes: Any) -> tuple[Any, Any]:
+    method, batch = build(cls, **changes)
+    if cls.__name__ in CONVNETS or not isinstance(getattr(method, "backbone", None), SmallResNet):
+        return method, batch
+    patch = 2 if any(x.shape[-1] % 4 for x in batch.views) else 4
+    vit = small_vit(8, patch, method.backbone.num_features, 2, 2)
+    return build(cls, backbone=vit, **changes)
+
+
+def make(cls: type[Trainable], **changes: Any) -> tuple[Any, Any]:
+    """Double-precision toy with an optimizer, and its training set."""
+    torch.manual_seed(0)
+    method, batch = method_with_vit(cls)
+    method._optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-3)
+    for name, value in changes.items():
+        setattr(method, name, value)
+    return method.double(), data_like(batch, SAMPLES)
+
+
+def whole(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: full(value.detach()).clone() for name, value in named.items()}
+
+
+class WholeGradients(Gradients):
+    def on_before_optimizer_step(self, *args: Any) -> None:
+        super().on_before_optimizer_step(*args)
+        self.first = whole(self.first)
+
+
+def options_of(world: int, strategy: Any = None) -> dict[str, Any]:
+    if world == 1:
+        return {"devices": 1}
+    environment = [TorchElasticEnvironment()]
+    return {"devices": world, "strategy": strategy or FullyShard(), "plugins": environment}
+
+
+def train(
+    rank: int, cls: type[Trainable], world: int, accumulate: int, changes: Any, options: Any
+) -> dict[str, Any]:
+    """Two epochs on this rank's share: loss, first gradients, final state and parameter sizes."""
+    method, data = make(cls, **changes)
+    gradients = WholeGradients()
+    callbacks = [*options.get("callbacks", []), gradients]
+    run = trainer(
+        **{**options_of(world), **options, "callbacks": callbacks},
+        accumulate_grad_batches=accumulate,
+    )
+    fit(run, method, batches(data, BATCH // accumulate, rank, world))
+    here = [getattr(p, "_local_tensor", p).numel() for p in method.parameters()]
+    return {
+        "loss": run.callback_metrics["train/loss"],
+        "gradients": gradients.first,
+        "state": whole(method.state_dict()),
+        "step": method.step,
+        "name": type(method).__name__,
+        "here": sum(here),
+    }
+
+
+def assert_equal(
+    ranks: Ranks, cls: type[Trainable], accumulate: int = 2, changes: Any = None, **options: Any
+) -> list[dict[str, Any]]:
+    one = train(0, cls, 1, accumulate, changes or {}, options)
+    two = ranks(2, train, cls, 2, accumulate, changes or {}, options)
+    for result in two:
+        assert result["step"] == one["step"]
+        assert_same(result["gradients"], one["gradients"])
+        assert_same(result["state"], one["state"])
+        torch.testing.assert_close(result["loss"], one["loss"], rtol=1e-6, atol=0)  # float32 log
+    assert sum(result["here"] for result in two) == one["here"]
+    assert {result["name"] for result in two} == {cls.__name__}
+    return two
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        pytest.param(
+            cls, id=cls.__name__, marks=() if cls.__name__ in DEFAULT else pytest.mark.slow
+        )
+        for cls in every_trainable()
+    ],
+)
+def test_two_shards_equal_one_process(cls: type[Trainable], ranks: Ranks) -> None:
+    """With two batches a step, whose sizes do not divide by the ranks' parameters."""
+    two = assert_equal(ranks, cls)
+    if blocks_of(method_with_vit(cls)[0]):
+        assert max(r["here"] for r in two) < 0.6 * sum(r["here"] for r in two)
+
+
+def adamw(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=1e-3, weight_decay=0.1, eps=1e-3)
+
+
+STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "AdamW, layer decay, clipped by the global norm": (
+        {"_optimizer": adamw, "_parameter_groups": LayerDecay(0.5)},
+        {"gradient_clip_val": 0.05},
+    ),
+    "LARS, clipped per parameter": (
+        {
+            "_optimizer": partial(LARS, lr=1.0, weight_decay=0.1),
+            "_parameter_groups": exempt_bias_and_norm,
+        },
+        {"callbacks": [ClipPerParameter(0.01)]},
+    ),
+    "LARC, clipped per module": (
+        {"_optimizer": partial(LARC, lr=1.0, weight_decay=0.1)},
+        {"callbacks": [ClipPerModule(0.05)]},
+    ),
+    "SGD, clipped together, recomputed": (
+        {},
+        {"callbacks": [PerBlock(), ClipTogether(0.05, besides=[])]},
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "options"), STEPS.values(), ids=STEPS)
+def test_optimizers_groups_and_clipping(changes: Any, options: Any, ranks: Ranks) -> None:
+    assert_equal(ranks, MAE, 1, changes, **options)
+
+
+class SaveAt(Checkpoint):
+    """Saves a checkpoint after a step, in the middle of an epoch; behind all other callbacks."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def run(
+    method: Any, data: Any, world: int, resume: Path | None, save: SaveAt, folder: bool = False
+) -> dict[str, Any]:
+    """Two epochs of three steps; the whole state behind them."""
+    own = Trainer(
+        **options_of(world, FullyShard(save_distributed_checkpoint=folder)),
+        accelerator="cpu",
+        max_epochs=2,
+        callbacks=[save],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    own.fit(method, datamodule=data, ckpt_path=resume, weights_only=True)
+    optimizer = own.optimizers[0]
+    moments = [
+        {name: full(value) if isinstance(value, Tensor) else value for name, value in each.items()}
+        for group in optimizer.param_groups
+        for each in [optimizer.state.get(p, {}) for p in group["params"]]
+    ]
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return {
+        "state": whole(method.state_dict()),
+        "moments": moments,
+        "rates": rates,
+        "clock": method.clock.state_dict(),
+    }
+
+
+def resumed_toy(cls: type[Trainable]) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    method, data = resume.toy(cls)
+    return method.double(), data
+
+
+def broken_and_unbroken(
+    rank: int, cls: type[Trainable], path: Path, folder: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    quiet()
+    method, data = resumed_toy(cls)
+    unbroken = run(method, data, 2, None, SaveAt(path, 2), folder)
+    method, data = resumed_toy(cls)
+    return unbroken, run(method, data, 2, path, SaveAt(path, -1), folder)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+@pytest.mark.parametrize("cls", [DINO, MoCo], ids=lambda cls: cls.__name__)
+def test_resumed_shards_equal_the_unbroken_run(
+    cls: type[Trainable], folder: bool, tmp_path: Path, ranks: Ranks
+) -> None:
+    path = tmp_path / "run.ckpt"
+    for unbroken, broken in ranks(2, broken_and_unbroken, cls, path, folder):
+        assert broken["clock"] == unbroken["clock"] == {"step": 6, "horizon": [6, 3]}
+        torch.testing.assert_close(broken, unbroken, rtol=0, atol=0)
+    assert path.is_dir() == folder
