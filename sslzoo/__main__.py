@@ -10,6 +10,7 @@
     sslzoo methods | configs [PATTERN]                      list what can be trained, and recipes
     sslzoo zoo list | info | fetch | verify | add | push | remove    encoders of others and yours
     sslzoo export NAME --format FORMAT --to FILE            export an encoder to other formats
+    sslzoo consolidate FOLDER --to FILE     make one file of a distributed checkpoint
     sslzoo completion bash | zsh | fish                     print a completion script
     sslzoo --version                                        print the version
 
@@ -50,6 +51,12 @@ def _embed(args: Sequence[str]) -> None:
     embed.main(args[1:])
 
 
+def _consolidate(args: Sequence[str]) -> None:
+    from sslzoo.commands import consolidate
+
+    consolidate.main(args[1:])
+
+
 def _data(args: Sequence[str]) -> None:
     from sslzoo.commands import data
 
@@ -85,6 +92,7 @@ VERBS: dict[str, Verb] = {
     "report": _report,
     **dict.fromkeys(("methods", "configs"), _listing),
     **dict.fromkeys(("zoo", "export"), _zoo),
+    "consolidate": _consolidate,
     "completion": _listing,
 }
 

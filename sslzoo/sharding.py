@@ -33,7 +33,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from sslzoo.distributed import broadcast_
-from sslzoo.trust import is_folder_of_shards, outline, read_checkpoint
+from sslzoo.trust import is_folder_of_shards, outline
 from sslzoo.trust.shards import EXTRA, METADATA, read_index
 
 # What is called from outside and uses parameters that are in no block.
@@ -126,7 +126,9 @@ class FullyShard(ModelParallelStrategy):
     ) -> dict[str, Any]:
         path = Path(self.broadcast(checkpoint_path))
         self._shards = path if is_folder_of_shards(path) else None
-        return read_checkpoint(path) if self._shards is None else outline(path)
+        if self._shards is not None:
+            return outline(path)
+        return self.checkpoint_io.load_checkpoint(path, weights_only=weights_only is not False)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         module = self.lightning_module

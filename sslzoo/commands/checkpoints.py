@@ -20,7 +20,14 @@ from torch import Tensor
 from sslzoo.atomic_write import replacing
 from sslzoo.file_kind import other_kind
 from sslzoo.run_folder import CHECKPOINTS, RunFolder, run_of, versions
-from sslzoo.trust import build, check_fit, hyper_parameters, shell
+from sslzoo.trust import (
+    build,
+    check_fit,
+    hyper_parameters,
+    is_folder_of_shards,
+    outline,
+    shell,
+)
 from sslzoo.trust.renamed import renamed_class
 from sslzoo.zoo.safe_read import read
 
@@ -159,7 +166,9 @@ def read_for(given: str, verb: str, model: LightningModule, weights_only: bool) 
     """
     path = Path(given)
     try:
-        if weights_only or not path.is_file() or other_kind(path):
+        if is_folder_of_shards(path):
+            saved = outline(path)
+        elif weights_only or not path.is_file() or other_kind(path):
             saved = read(path)
         else:
             saved = torch.load(path, "cpu", weights_only=False)

@@ -48,6 +48,8 @@ from sslzoo.commands.stop import RunTrainer, SaveAndStop, last_saved
 from sslzoo.commands.summary import summary
 from sslzoo.run_folder import RunFolder, folder_of, is_version, run_of
 from sslzoo.runs.start import start_from
+from sslzoo.sharding import FullyShard
+from sslzoo.trust import assemble, is_folder_of_shards
 
 VERBS = ("fit", "validate", "test", "predict")
 
@@ -287,7 +289,11 @@ class SSLZooCLI(LightningCLI):
         self.saved = bool(saved)
         if saved:
             files = self.trainer.strategy.checkpoint_io
-            if isinstance(files, CheckpointFiles):
+            shards = is_folder_of_shards(Path(given))
+            by_ranks = shards and isinstance(self.trainer.strategy, FullyShard)
+            if shards and not by_ranks:
+                saved = assemble(Path(given))
+            if isinstance(files, CheckpointFiles) and not by_ranks:
                 files.keep(given, saved)
         resumed = run_of(Path(given)) if saved and subcommand == "fit" else None
         self.directory = RunDirectory(self.trainer, resumed, saved, self._evaluation_folder())

@@ -30,6 +30,7 @@ _WORDS = {
     "configs": [],
     "zoo": ["list", "info", "fetch", "verify", "add", "push", "remove"],
     "export": ["--format", "--to", "--model", "--size", "--channels", "--trust"],
+    "consolidate": ["--to", "--help"],
     "completion": list(SHELLS),
 }
 _OF_MODELS = ("embed", "eval", "export", "zoo")

@@ -139,6 +139,15 @@ def _tree(
     folder: Path, tensors: Mapping[str, Tensor], index: Mapping[str, Stored]
 ) -> dict[str, Any]:
     """Nest tensors and plain values as they were saved, and add the contents of `meta.pt`."""
+    try:
+        return _nested(folder, tensors, index)
+    except (KeyError, AttributeError, TypeError, IndexError) as error:
+        raise ValueError(f"{folder} must be a distributed checkpoint, got {error!r:.200}") from None
+
+
+def _nested(
+    folder: Path, tensors: Mapping[str, Tensor], index: Mapping[str, Stored]
+) -> dict[str, Any]:
     found: dict[Any, Any] = {}
     for name, stored in index.items():
         value = tensors[name] if stored.dtype is not None else _read(folder, name, stored.parts[0])

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from torch import nn
 
 from sslzoo.run_folder import RunFolder
-from sslzoo.trust import check_fit, shell
+from sslzoo.trust import check_fit, is_folder_of_shards, shell
 from sslzoo.zoo.build import complete
 from sslzoo.zoo.cache import ANY, check, fetch, forget, is_url, place, refuse_malformed
 from sslzoo.zoo.card import LARGEST, Card, read_card
@@ -111,6 +111,8 @@ def _refuse_irregular(path: Path) -> None:
         kind = "a folder" if path.is_dir() else "a device or a pipe"
         last = RunFolder(path).checkpoint
         more = f"; its weights are in {str(last)!r}" if last.is_file() else ""
+        if any(is_folder_of_shards(folder) for folder in (path, last)):
+            more = f"; run `sslzoo consolidate {path} --to FILE.ckpt` and use that file"
         raise ValueError(f"weights must be a file, got {str(path)!r}, which is {kind}{more}")
 
 
