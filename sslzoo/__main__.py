@@ -11,6 +11,7 @@
     sslzoo zoo list | info | fetch | verify | add | push | remove    encoders of others and yours
     sslzoo export NAME --format FORMAT --to FILE            export an encoder to other formats
     sslzoo consolidate FOLDER --to FILE     make one file of a distributed checkpoint
+    sslzoo memory --config NAME             state the memory of a training step per rank
     sslzoo completion bash | zsh | fish                     print a completion script
     sslzoo --version                                        print the version
 
@@ -57,6 +58,12 @@ def _consolidate(args: Sequence[str]) -> None:
     consolidate.main(args[1:])
 
 
+def _memory(args: Sequence[str]) -> None:
+    from sslzoo.commands import memory
+
+    memory.main(args[1:])
+
+
 def _data(args: Sequence[str]) -> None:
     from sslzoo.commands import data
 
@@ -93,6 +100,7 @@ VERBS: dict[str, Verb] = {
     **dict.fromkeys(("methods", "configs"), _listing),
     **dict.fromkeys(("zoo", "export"), _zoo),
     "consolidate": _consolidate,
+    "memory": _memory,
     "completion": _listing,
 }
 

@@ -31,6 +31,7 @@ _WORDS = {
     "zoo": ["list", "info", "fetch", "verify", "add", "push", "remove"],
     "export": ["--format", "--to", "--model", "--size", "--channels", "--trust"],
     "consolidate": ["--to", "--help"],
+    "memory": ["--config", "--ranks", "--batch_size", "--checkpointing", "--help"],
     "completion": list(SHELLS),
 }
 _OF_MODELS = ("embed", "eval", "export", "zoo")
