@@ -11,17 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from lightning import Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-from torch import Tensor
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
 
-from sslzoo.backbones import SmallResNet, small_vit
+from sslzoo.backbones import SmallResNet, SmallTransformer, small_vit
 from sslzoo.callbacks import (
+    L2SP,
     ClipPerModule,
     ClipPerParameter,
     ClipTogether,
+    LoRA,
     OnlineKNN,
     PerBlock,
 )
@@ -241,3 +245,67 @@ def test_resumed_shards_equal_the_unbroken_run(
         torch.testing.assert_close(saved[name], wanted[name], rtol=0, atol=0)
     alone = resumed(cls, 1, one)
     torch.testing.assert_close(alone, unbroken, rtol=1e-7, atol=1e-10)
+
+
+def refusal(rank: int, strategy: Any, callbacks: Any) -> str:
+    quiet()
+    method, data = make(MAE)
+    own = trainer(1, **options_of(2, strategy), callbacks=callbacks)
+    with pytest.raises(ValueError, match="must") as caught:
+        fit(own, method, batches(data, BATCH, rank, 2))
+    return str(caught.value)
+
+
+REFUSED = {
+    "any parallelism": (
+        ModelParallelStrategy(2, 1),
+        [],
+        "FullyShard (FSDP2), the only ones that sslzoo supports",
+    ),
+    "L2SP": (None, [L2SP(0.1)], "L2SP must be omitted with FullyShard, which shards parameters"),
+    "LoRA": (None, [LoRA()], "LoRA must be omitted with FullyShard"),
+    "averages": (None, [StochasticWeightAveraging(1e-2)], "StochasticWeightAveraging must be"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("strategy", "callbacks", "wanted"), REFUSED.values(), ids=REFUSED)
+def test_what_is_not_proven_is_refused(
+    strategy: Any, callbacks: Any, wanted: str, ranks: Ranks
+) -> None:
+    for said in ranks(2, refusal, strategy, callbacks):
+        assert wanted in said
+        assert "\n" not in said
+
+
+def used_again(rank: int) -> str:
+    quiet()
+    method, data = make(MAE)
+    fit(trainer(1, **options_of(2)), method, batches(data, BATCH, rank, 2))
+    again = trainer(1, devices=2, strategy="ddp", plugins=[TorchElasticEnvironment()])
+    with pytest.raises(ValueError, match="must be loaded from a checkpoint") as caught:
+        fit(again, method, batches(data, BATCH, rank, 2))
+    return str(caught.value)
+
+
+def test_a_sharded_module_is_not_trained_by_another_strategy(ranks: Ranks) -> None:
+    assert all(said.startswith("MAE must be loaded") for said in ranks(2, used_again))
+
+
+def test_blocks_of_networks() -> None:
+    with torch.device("meta"):
+        nets = {
+            "timm's ViT": (timm.create_model("vit_tiny_patch16_224"), 12),
+            "timm's Swin": (timm.create_model("swin_tiny_patch4_window7_224"), 12),
+            "timm's EVA": (timm.create_model("vit_small_patch16_dinov3"), 12),
+            "torch's": (
+                nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, batch_first=True), 3),
+                3,
+            ),
+            "ours of text": (SmallTransformer(100, 8, 2, 2), 2),
+            "none": (timm.create_model("resnet18"), 0),
+        }
+    for name, (net, count) in nets.items():
+        assert len(blocks_of(net)) == count, name
+    student = small_vit(8, 4, 16, 2, 2)
+    assert len(blocks_of(nn.ModuleDict({"student": student, "teacher": small_vit()}))) == 2 + 6
