@@ -39,6 +39,13 @@ from sslzoo.callbacks.progress import ProgressBar
 from sslzoo.callbacks.training_monitor import TrainingMonitor
 from sslzoo.commands import checkpoints
 from sslzoo.commands.checkpoints import CheckpointFiles
+from sslzoo.commands.cluster import (
+    JobRun,
+    check_processes,
+    is_one_of_many,
+    job_number,
+    own_environment,
+)
 from sslzoo.commands.configs import config_folders, find_config, similar_configs
 from sslzoo.commands.errors import line, refuse
 from sslzoo.commands.loadable import refuse_config, refuse_hyperparameters
@@ -167,7 +174,26 @@ class SSLZooCLI(LightningCLI):
             help="whether heads begin anew, or are those of --start_from, a run of this method",
         )
 
+    def _go_on_after_requeue(self) -> None:
+        """Let a requeued SLURM job resume from its last checkpoint, and no other job from it."""
+        SaveRun.job = None
+        if self.subcommand != "fit" or job_number() is None:
+            return
+        config = yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_none=False))
+        root = self._get(self.config, "trainer").default_root_dir or self._root()
+        run = SaveRun.job = JobRun(Path(root), config)
+        checkpoint = run.checkpoint(self._get(self.config, "weights_only") is not False)
+        if checkpoint is not None:
+            rank_zero_info(f"SLURM job {job_number()} was requeued and goes on from {checkpoint}")
+            self.config["fit"]["ckpt_path"] = str(checkpoint)
+        elif others := run.others():
+            rank_zero_info(
+                f"this run begins anew, and not from {', '.join(map(str, others))}: another job's "
+                "or another config's; --ckpt_path goes on from a checkpoint"
+            )
+
     def before_instantiate_classes(self) -> None:
+        self._go_on_after_requeue()
         self._choose_precision(self._get(self.config, "trainer"))
         if self.subcommand == "fit":
             refuse_config(self._parser("fit"), self.config["fit"])
@@ -237,8 +263,10 @@ class SSLZooCLI(LightningCLI):
         plugins = _as_list(config.get("plugins"))
         if not any(isinstance(p, CheckpointIO) for p in plugins):
             kwargs["plugins"] = [*plugins, CheckpointFiles()]
+        kwargs["plugins"] = [*kwargs.get("plugins", plugins), *own_environment(plugins)]
         kwargs["callbacks"] = [*callbacks, self.resumed, KeepMetrics(), self.stop]
         trainer = super().instantiate_trainer(**kwargs)
+        check_processes(trainer)
         _say_where_bfloat16_is_slow(trainer)
         return trainer
 
@@ -285,7 +313,13 @@ class SSLZooCLI(LightningCLI):
         if given in ("last", "best"):
             given = kwargs["ckpt_path"] = checkpoints.last_checkpoint(self.trainer, given)
         if given and checkpoints.is_local(given):
-            saved = checkpoints.read_for(given, subcommand, self.model, kwargs["weights_only"])
+            try:
+                saved = checkpoints.read_for(given, subcommand, self.model, kwargs["weights_only"])
+            except (ValueError, OSError) as error:
+                if not is_one_of_many(self.trainer):
+                    raise
+                self.resumed.error = f"{line(error)}"
+        self.resumed.step = saved.get("global_step")
         self.saved = bool(saved)
         if saved:
             files = self.trainer.strategy.checkpoint_io

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol, get_filesystem
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -24,6 +23,8 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.trainer.states import TrainerFn
 
 from sslzoo.atomic_write import atomic_write, replacing
+from sslzoo.commands.cluster import JOB, JobRun
+from sslzoo.distributed import gather_objects
 from sslzoo.run_folder import CHECKPOINTS, LAST, RECORD, RunFolder, claim
 from sslzoo.runs.provenance import processor, provenance
 from sslzoo.trust import forget_other_files
@@ -182,7 +183,7 @@ class RunDirectory:
         if resumed is not None:
             folders[resumed.path.parent.resolve()] = resumed
         evaluates = bool(self.claimed or self.continued)
-        if not trainer.loggers and not evaluates and not SLURMEnvironment.detect():
+        if not trainer.loggers and not evaluates:
             trainer._default_root_dir = str(
                 self._enter(Path(trainer.default_root_dir), folders).path
             )
@@ -253,9 +254,13 @@ def _remove_empty(folder: Path, top: Path) -> None:
 
 
 class SaveRun(SaveConfigCallback):
-    """Write config.yaml, and `run.json`: provenance, and the training time of an unbroken run."""
+    """Write config.yaml, and `run.json`: provenance, and the training time of an unbroken run.
+
+    In a SLURM job, it also names the folders of the checkpoints for the requeued job.
+    """
 
     command: str | None = None
+    job: JobRun | None = None
     start: dict[str, Any] | None = None  # what `--start_from` loaded
     _started: float | None = None
 
@@ -268,6 +273,15 @@ class SaveRun(SaveConfigCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.monotonic() if trainer.global_step == 0 else None
+        if self.job is not None and trainer.is_global_zero:
+            savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+            self.job.add(saver.dirpath for saver in savers)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self.job is not None:
+            checkpoint[JOB] = self.job.name
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._started is None or self.folder is None or not trainer.is_global_zero:
@@ -312,9 +326,29 @@ class Resumed(Callback):
 
     Attributes:
         checkpoint: that of the resumed run; in its own folder, the run goes on writing last.ckpt.
+        step: the steps of the checkpoint that this rank has read; None: it read none.
+        error: why this rank could not read it.
     """
 
     checkpoint: Path | None = None
+    step: int | None = None
+    error: str | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse ranks that would begin at different steps, such as with disks of their own.
+
+        Raises:
+            ValueError: on every rank, instead of a hang of some.
+        """
+        read = gather_objects((self.step, self.error))
+        if self.error is None and len(set(read)) == 1:
+            return
+        texts = [error or ("no file" if step is None else f"step {step}") for step, error in read]
+        parts = [f"{text!r} on rank {r}" for r, text in enumerate(texts) if text not in texts[:r]]
+        raise ValueError(
+            "--ckpt_path must be the same checkpoint on every node, such as on a shared file "
+            f"system, got {', '.join(parts)}"
+        )
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

@@ -1,7 +1,8 @@
-"""Stopping and finishing: SIGTERM and SIGINT save a checkpoint; a resumed run makes up its end."""
+"""Stopping and finishing: a signal saves a checkpoint; a resumed run makes up its end."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -11,70 +12,94 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from lightning import LightningModule, Trainer
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from sslzoo.commands.cluster import job_number, requeue
 from sslzoo.commands.precision import AUTO, best_precision
-from sslzoo.distributed import agree_on_step, world_size
+from sslzoo.distributed import agree_on_step, barrier, world_size
 from sslzoo.run_folder import CHECKPOINTS, LAST, folder_of
 
 Precision = _PRECISION_INPUT | Literal["auto"] | None
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class SaveAndStop(Callback):
-    """Save last.ckpt behind the current step at SIGTERM or SIGINT, and exit with 143 or 130.
+    """Save last.ckpt behind the current step at a signal, and exit with 128 + its number.
 
-    The run resumes from it bit for bit. Outside of training, and at a second SIGINT, it exits at
-    once. Lightning would go on to the end of the step too, but save nothing and exit with 0 (or 1
-    for SIGINT). Where Lightning requeues a SLURM job, its own handling stays.
+    The run resumes from it bit for bit. SIGTERM and SIGINT stop the run; SIGUSR1 and SIGUSR2,
+    which `sbatch --signal` sends before the time is over, requeue the SLURM job too, unless
+    Lightning's `SLURMEnvironment(auto_requeue=False)` is among the Trainer's plugins. Its
+    `requeue_signal` is a further one.
+
+    Where a validation or another epoch follows a step, it saves behind the validation, or behind
+    the next step: Lightning resumes without the hooks that it has skipped. Outside of training, and
+    at a second SIGINT, it exits at once. Lightning would save within a step at SIGUSR1, and at the
+    others save nothing and exit with 0 (or 1 for SIGINT).
     """
 
     def __init__(self) -> None:
         self.has_started = False  # the first step of this process may begin
         self.has_trained = False  # this process has taken a step
         self._asked: signal.Signals | None = None
+        self._requeues = False  # the job is to be requeued
         self._trainer: Trainer | None = None
         self._defers = False
+        self._is_finished = False
+        self._before: dict[signal.Signals, Any] = {}
+        self._process = os.getpid()
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Handle both signals while the command runs, and none of them later."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        """Handle the signals while the command runs, and none of them later."""
         try:
             self._register()
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in self._before.items():
                 signal.signal(number, handler)
 
     def _register(self) -> None:
-        if threading.current_thread() is threading.main_thread() and not self._is_requeued():
-            for number in _SIGNALS:
+        if threading.current_thread() is threading.main_thread():
+            for number in {signal.SIGTERM, signal.SIGINT, *self._job_signals()}:
+                self._before.setdefault(number, signal.getsignal(number))
                 signal.signal(number, self._handle)
 
-    def _is_requeued(self) -> bool:
-        if self._trainer is None:
-            return SLURMEnvironment.detect()
-        environment = self._trainer._accelerator_connector.cluster_environment
-        return isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+    def _job_signals(self) -> set[signal.Signals]:
+        """The signals that SLURM sends before it ends a job; none outside of a job."""
+        if job_number() is None:
+            return set()
+        chosen = getattr(self._environment(), "requeue_signal", None)
+        return {signal.SIGUSR1, signal.SIGUSR2} | ({chosen} if chosen else set())
+
+    def _environment(self) -> Any:
+        trainer = self._trainer
+        return None if trainer is None else trainer._accelerator_connector.cluster_environment
 
     def _handle(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._process:  # a loader's worker, whose end is the command's
+            return
+        asks = number in self._job_signals()
+        if asks and self._is_finished:
+            return
         again, self._asked = self._asked, signal.Signals(number)
-        if self._trainer is not None and number == signal.SIGTERM and again is None:
+        self._requeues |= asks and getattr(self._environment(), "auto_requeue", True)
+        if self._trainer is not None and number != signal.SIGINT and again is None:
             launcher = self._trainer.strategy.launcher
             if launcher is not None:
                 launcher.kill(number)
         if not self._defers or (again == number == signal.SIGINT):
             self._exit()
+
+    def requeue(self) -> None:
+        """Requeue the job, once, if a signal asks for it."""
+        asked, self._requeues = self._requeues, False
+        if asked and (self._trainer is None or self._trainer.is_global_zero):
+            print(f"sslzoo: {requeue()}", file=sys.stderr, flush=True)
 
     def _exit(self, saved: str | None = None) -> None:
         """Exit with the code that a shell gives to the signal; the line names the checkpoint."""
@@ -86,15 +111,19 @@ class SaveAndStop(Callback):
             what = "saved" if saved else "the last checkpoint is" if last else "no checkpoint"
             line = f"sslzoo: stopped by {self._asked.name}: {what} {last or ''}".rstrip()
             print(line, file=sys.stderr, flush=True)
+        self.requeue()
+        if saved:
+            barrier()  # srun may end the job when the first rank exits
         # Lightning kills all ranks as soon as one that it started exits with another code than 0.
         own = trainer is not None and not trainer.is_global_zero
         started = own and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher)  # type: ignore[union-attr]
         raise SystemExit(0 if started else 128 + self._asked)
 
-    # -- Lightning has registered its handlers when these hooks are called
+    # -- Lightning registers its handlers between the first two hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = trainer
+        self._register()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.has_started = self._defers = True
@@ -110,31 +139,39 @@ class SaveAndStop(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.fit_loop._should_accumulate():
+        loop = trainer.fit_loop.epoch_loop
+        self.has_trained |= not loop._should_accumulate()
+        if self._asked is None:
             return
-        self.has_trained = True
-        if self._asked is not None and self._is_time(trainer.global_step):
-            self._save(trainer)
+        validates = loop._should_check_val_fx(cast(Any, trainer.fit_loop._data_fetcher))
+        ends = loop._is_training_done and trainer.num_training_batches > 1
+        if not validates and not ends:
+            self._stop(trainer)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._asked is not None and world_size() == 1:
-            self._save(trainer)
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._asked is not None and self._defers:
+            self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._defers = False
-        if self._asked is not None and world_size() == 1:
+        self._defers, self._is_finished = False, True
+        asks, self._requeues = self._asked in self._job_signals(), False
+        if self._asked is not None and not asks and world_size() == 1:
             self._exit()
 
-    @staticmethod
-    def _is_time(step: int) -> bool:
-        return world_size() == 1 or agree_on_step(step) == step
+    def _stop(self, trainer: Trainer) -> None:
+        """Save and exit behind an optimizer step, the same one on every rank."""
+        if not trainer.fit_loop.epoch_loop._should_accumulate():
+            agreed = agree_on_step(trainer.global_step)
+            if agreed is not None and trainer.global_step >= agreed:
+                self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
         if not savers:
+            self._requeues = False  # it would begin anew each time
             self._exit()
         folder = savers[0].dirpath or folder_of(trainer) / CHECKPOINTS
-        path = str(Path(folder) / LAST)
+        path = savers[0].last_model_path or str(Path(folder) / LAST)
         trainer.save_checkpoint(path)
         self._exit(path)
 
@@ -146,12 +183,21 @@ def last_saved(trainer: Trainer | None) -> str | None:
     return next((s._last_checkpoint_saved for s in savers if s._last_checkpoint_saved), None)
 
 
+class _NoForeignCheckpoint(_CheckpointConnector):
+    """In a SLURM job, Lightning would restore the newest hpc_ckpt_N.ckpt, whichever job's it is."""
+
+    @property
+    def _hpc_resume_path(self) -> str | None:
+        return None
+
+
 class RunTrainer(Trainer):
     """A Trainer that resumes at the end of an epoch and of training too.
 
     Lightning 2.6 returns at once from a run whose steps are all taken: an evaluation at the end of
     the last epoch or of training, during which the run was killed, would never be made. And with
-    `max_steps`, it resumes from the end of an epoch as if from its middle, at the wrong epoch.
+    `max_steps`, it resumes from the end of an epoch as if from its middle, at the wrong epoch. In a
+    SLURM job, it restores no checkpoint that is not named.
 
     Args:
         precision: as for Lightning's; "auto": the one that this machine computes well in.
@@ -162,6 +208,7 @@ class RunTrainer(Trainer):
         if precision == AUTO:
             precision = cast(Any, best_precision(kwargs.get("accelerator", "auto"))[0])
         super().__init__(precision=cast(Any, precision), **kwargs)
+        self._checkpoint_connector = _NoForeignCheckpoint(self)
 
     def _run_stage(self) -> Any:
         callbacks = cast(Any, self).callbacks

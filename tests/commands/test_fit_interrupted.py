@@ -119,7 +119,7 @@ def test_killed_in_the_last_evaluation_and_resumed_writes_what_the_unbroken_run_
     ("number", "hook", "step", "saved"),
     [
         (signal.SIGTERM, "on_train_batch_end", 3, 3),
-        (signal.SIGINT, "on_train_epoch_end", 2, 2),
+        (signal.SIGINT, "on_train_epoch_end", 2, 3),  # behind the next step
         (signal.SIGINT, "on_train_end", 4, None),
         (signal.SIGTERM, "setup", 0, None),
     ],

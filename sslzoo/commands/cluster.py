@@ -1,0 +1,181 @@
+"""Clusters: a requeued SLURM job goes on with its own run; the processes fit the Trainer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
+
+from sslzoo.atomic_write import atomic_write
+
+JOB = "sslzoo_job"  # a checkpoint's key: the name of the `JobRun` that saved it
+# What may differ between two commands of one run.
+_FREE = {"callbacks", "logger", "plugins", "profiler", "accelerator", "strategy"}
+_FREE |= {"devices", "num_nodes", "default_root_dir", "config", "ckpt_path", "weights_only"}
+_ENVIRONMENT = "lightning.pytorch.plugins.environments.LightningEnvironment"
+
+
+def job_number() -> str | None:
+    """The number of the running SLURM job, N_TASK in an array; None outside and interactively.
+
+    In a shell that `salloc` or `srun --pty` opened, nothing is requeued.
+    """
+    variables = os.environ
+    if SLURMEnvironment.job_id() is None or "SLURM_PTY_PORT" in variables:
+        return None
+    array = variables.get("SLURM_ARRAY_JOB_ID"), variables.get("SLURM_ARRAY_TASK_ID")
+    number = "_".join(map(str, array)) if all(array) else variables["SLURM_JOB_ID"]
+    return number if re.fullmatch(r"\d+(_\d+)?", number) else None
+
+
+def requeue() -> str:
+    """Put the running job back into SLURM's queue.
+
+    Returns:
+        What became of it, as a sentence.
+    """
+    command = ["scontrol", "requeue", str(job_number())]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        return f"SLURM job {job_number()} is requeued"
+    except FileNotFoundError:
+        why = "no scontrol was found"
+    except subprocess.CalledProcessError as error:
+        why = error.stderr.strip() or f"scontrol gave {error.returncode}"
+    return f"the job must be requeued by hand, since {why}: {shlex.join(command)}"
+
+
+@dataclass(frozen=True)
+class JobRun:
+    """A run of a SLURM job; `slurm_<job>_<hash>.json` has the folders of its checkpoints.
+
+    A command of the same job is of the same run if its config is the same but for callbacks,
+    loggers, and the processes and devices that the numbers do not depend on.
+
+    Args:
+        folder: the parent of the run directories.
+        config: the command's config, plain values.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name of the file; the checkpoints of the run have it too."""
+        config = {name: part for name, part in self.config.items() if name not in _FREE}
+        config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in _FREE}
+        text = json.dumps([os.environ.get("SLURM_CLUSTER_NAME"), config], sort_keys=True)
+        return f"slurm_{job_number()}_{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
+
+    @property
+    def folders(self) -> list[str]:
+        """Folders of the run's checkpoints; empty before its first step."""
+        path = self.folder / self.name
+        return json.loads(path.read_text())["folders"] if path.is_file() else []
+
+    def add(self, folders: Iterable[str | Path | None]) -> None:
+        """Add folders of checkpoints to the file."""
+        local = [folder for folder in folders if folder and _is_local_file_protocol(folder)]
+        known = [str(Path(folder).absolute()) for folder in local]
+        about = {"folders": list(dict.fromkeys([*self.folders, *known]))}
+        atomic_write(self.folder / self.name, json.dumps(about, indent=1) + "\n")
+
+    def checkpoint(self, weights_only: bool) -> Path | None:
+        """Path of the last whole checkpoint of the run; None without one."""
+        found: list[tuple[int, int, Path]] = []
+        for path in (path for folder in self.folders for path in Path(folder).glob("*.ckpt")):
+            # With mmap, the tensors are not read.
+            saved = torch.load(path, "cpu", weights_only=weights_only, mmap=True)
+            if saved.get(JOB) == self.name and "optimizer_states" in saved:
+                found.append((saved["global_step"], path.stat().st_mtime_ns, path))
+        return max(found)[-1] if found else None
+
+    def others(self) -> list[Path]:
+        """Checkpoints of Lightning's own requeueing, and other runs of the same job."""
+        hpc = sorted(self.folder.glob("hpc_ckpt_*.ckpt"))
+        runs = sorted(self.folder.glob(f"slurm_{job_number()}_*.json"))
+        return [*hpc, *(path for path in runs if path.name != self.name)]
+
+
+def own_environment(plugins: Sequence[Any]) -> list[ClusterEnvironment]:
+    """Lightning's own environment where SLURM's variables are set but no `srun` started it.
+
+    Args:
+        plugins: of the Trainer; one that names an environment wins.
+
+    Raises:
+        ValueError: SLURM has given several tasks, and the command would wait for all others.
+    """
+    given = any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
+    if given or TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    if "SLURM_PROCID" not in os.environ:  # the shell of `salloc`
+        return [LightningEnvironment()]
+    tasks = int(os.environ["SLURM_NTASKS"])
+    started = {"SLURM_STEP_ID", "SLURM_STEPID"} & set(os.environ)
+    if tasks > 1 and not started and shutil.which("srun"):
+        raise ValueError(
+            f"a command in a SLURM job of {tasks} tasks must be started by srun, got one process "
+            f"that would wait for {tasks - 1} others; for a single process with all devices of "
+            f"this machine, pass --trainer.plugins+={_ENVIRONMENT}"
+        )
+    return []
+
+
+def is_one_of_many(trainer: Trainer) -> bool:
+    """Whether torchrun or srun has started further ranks, which fail or wait with this one."""
+    environment = trainer._accelerator_connector.cluster_environment
+    return environment.creates_processes_externally and trainer.world_size > 1
+
+
+def check_processes(trainer: Trainer) -> None:
+    """Refuse processes, started by torchrun or srun, that are not num_nodes x devices.
+
+    Lightning 2.6 trains the ranks apart from each other, or waits for those that do not exist.
+
+    Raises:
+        ValueError: the number differs.
+    """
+    environment = trainer._accelerator_connector.cluster_environment
+    if not environment.creates_processes_externally:
+        return
+    nodes, devices = trainer.num_nodes, trainer.num_devices
+    starter = _starter(environment)
+    world = environment.world_size()
+    if isinstance(environment, LightningEnvironment):
+        world = int(os.environ.get("WORLD_SIZE", nodes * devices))
+    if world != nodes * devices:
+        raise ValueError(
+            "--trainer.num_nodes times --trainer.devices must be the number of processes that "
+            f"{starter} has started, {world}, got {nodes} x {devices}"
+        )
+    if environment.local_rank() >= devices:
+        raise ValueError(
+            f"--trainer.devices must be the number of processes per node, of which {starter} has "
+            f"started at least {environment.local_rank() + 1}, got {devices}"
+        )
+
+
+def _starter(environment: ClusterEnvironment) -> str:
+    if isinstance(environment, TorchElasticEnvironment):
+        return "torchrun"
+    if isinstance(environment, SLURMEnvironment):
+        return "srun (or SLURM_NTASKS of an interactive shell)"
+    return type(environment).__name__

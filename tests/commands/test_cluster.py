@@ -1,0 +1,273 @@
+"""SLURM: a requeued job is the unbroken one, and no job goes on with another's checkpoint."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from sslzoo.commands import cluster
+from sslzoo.commands.run_directory import read_rows
+from sslzoo.commands.stop import SaveAndStop
+from tests.commands.command import arguments, run
+from tests.commands.test_fit_interrupted import MEASURED, SMALL
+from tests.test_every_resume import flat
+
+ONE_TASK = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_JOB_NAME": "train",
+    "SLURM_NTASKS": "1",
+    "SLURM_NTASKS_PER_NODE": "1",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_NNODES": "1",
+    "SLURM_STEP_ID": "0",
+}
+
+
+class SignalAt(Callback):
+    """Sends the first process of a test a signal at the first moment, the second at the second.
+
+    Args:
+        moments: hooks with the number of the call in this process, such as "on_train_start:1".
+        folder: where the moments that have passed are noted.
+        number: the signal.
+    """
+
+    def __init__(
+        self, moments: Sequence[str] = (), folder: str = "", number: int = signal.SIGUSR1
+    ) -> None:
+        self.number, self.folder = int(number), Path(folder)
+        self.calls: dict[str, int] = {}
+        self.passed = len(list(self.folder.glob("passed_*")))
+        for hook in {moment.partition(":")[0] for moment in moments}:
+            setattr(self, hook, lambda *_, hook=hook, **__: self._call(hook, moments))
+
+    def _call(self, hook: str, moments: Sequence[str]) -> None:
+        self.calls[hook] = self.calls.get(hook, 0) + 1
+        if moments[self.passed : self.passed + 1] == [f"{hook}:{self.calls[hook]}"]:
+            (self.folder / f"passed_{self.passed}").touch()
+            signal.raise_signal(self.number)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A job of one task; the file into which `scontrol` writes its arguments."""
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    for name, value in ONE_TASK.items():
+        monkeypatch.setenv(name, value)
+    said, folder = tmp_path / "scontrol.log", tmp_path / "bin"
+    folder.mkdir()
+    (folder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {said}\n')
+    (folder / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return said
+
+
+def unbroken(args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command outside of SLURM."""
+    with monkeypatch.context() as patch:
+        for name in ONE_TASK:
+            patch.delenv(name)
+        run(args, tmp_path)
+
+
+def signals(moments: Sequence[str], folder: Path, number: int = signal.SIGUSR1) -> list[str]:
+    """Arguments of the command that add `SignalAt`."""
+    return [
+        f"--trainer.callbacks+={__name__}.SignalAt",
+        f"--trainer.callbacks.moments=[{','.join(moments)}]",
+        f"--trainer.callbacks.folder={folder}",
+        f"--trainer.callbacks.number={int(number)}",
+    ]
+
+
+def requeued(args: list[str], tmp_path: Path, moments: Sequence[str]) -> list[str]:
+    """Run a job until it ends by itself, as SLURM does; what each run of it said."""
+    said = []
+    while len(said) <= len(moments):
+        done = run([*args, *signals(moments, tmp_path)], tmp_path, check=False)
+        said.append(done.stderr)
+        if done.returncode == 0:
+            return said
+        assert done.returncode == 128 + signal.SIGUSR1, done.stderr
+    raise AssertionError(said[-1])
+
+
+def last(out: Path) -> Path:
+    return out / "version_0" / "checkpoints" / "last.ckpt"
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """All that a checkpoint holds, by name, but folders, the job and the clock of the wall."""
+    saved = torch.load(path, weights_only=True)
+    out = str(path.parents[2])
+    alike = {
+        name.replace(out, ""): value.replace(out, "") if isinstance(value, str) else value
+        for name, value in flat(saved)
+    }
+    return {name: value for name, value in alike.items() if name != "/sslzoo_job"}
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """Names of what two checkpoints do not have alike, bit for bit."""
+    a, b = contents(one), contents(other)
+    return sorted(
+        name
+        for name in a.keys() | b.keys()
+        if name not in a
+        or name not in b
+        or not (
+            torch.equal(a[name], b[name])
+            if isinstance(a[name], torch.Tensor)
+            else a[name] == b[name]
+        )
+    )
+
+
+def are_alike(outs: Sequence[Path]) -> None:
+    """The last checkpoints and the metrics of two runs are the same."""
+    rows = [logged(out) for out in outs]
+    assert rows[0] == rows[1]
+    assert differences(*map(last, outs)) == []
+
+
+def logged(out: Path) -> list[dict[str, float]]:
+    """The metrics of a folder's only run but time and memory."""
+    assert [path.name for path in out.iterdir() if path.is_dir()] == ["version_0"]
+    rows = read_rows(out / "version_0" / "metrics.csv")
+    return [
+        {name: float(cell) for name, cell in row.items() if cell and name not in MEASURED}
+        for row in rows
+    ]
+
+
+def test_requeued_job_is_the_unbroken_one_and_another_job_begins_anew(
+    folder: Path, tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = [
+        "on_train_batch_start:1",  # a batch was handed out, and no step was taken
+        "on_train_batch_end:1",  # the last step of an epoch: it stops behind the next
+    ]
+    outs = [tmp_path / name for name in ("whole", "requeued")]
+    length = [*SMALL[:4], "--trainer.max_epochs=2"]
+    args = [[*arguments(folder, out, "simclr"), *length] for out in outs]
+    unbroken(args[0], tmp_path, monkeypatch)
+    said = requeued(args[1], tmp_path, moments)
+    assert len(said) == len(moments) + 1
+    assert f"saved {last(outs[1])}" in said[0]
+    assert slurm.read_text().splitlines() == ["requeue 7"] * len(moments)
+    are_alike(outs)
+
+    torch.save({"of": "another job"}, outs[1] / "hpc_ckpt_3.ckpt")
+    rate = "--model.init_args.optimizer.init_args.lr=0.01"
+    anew = run([*args[1], rate, "--trainer.max_steps=1"], tmp_path).stderr
+    found = rf"begins anew, and not from {outs[1]}/hpc_ckpt_3.ckpt, {outs[1]}/slurm_7_\w+.json: "
+    assert re.search(found, anew)
+    steps = [row["step"] for row in read_rows(outs[1] / "version_1" / "metrics.csv")]
+    assert set(steps) == {"0"}
+
+
+def test_only_a_job_that_nobody_sits_at_is_requeued(
+    slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cluster.job_number() == "7"
+    with monkeypatch.context() as patch:
+        patch.setenv("SLURM_ARRAY_JOB_ID", "5")
+        patch.setenv("SLURM_ARRAY_TASK_ID", "2")
+        assert cluster.job_number() == "5_2"
+        assert cluster.requeue() == "SLURM job 5_2 is requeued"
+    assert slurm.read_text() == "requeue 5_2\n"
+    for name, value in {"SLURM_JOB_NAME": "interactive", "SLURM_PTY_PORT": "40001"}.items():
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert cluster.job_number() is None, name
+    (slurm.parent / "bin" / "scontrol").write_text("#!/bin/sh\necho no such job >&2; exit 1\n")
+    wanted = "the job must be requeued by hand, since {}: scontrol requeue 7"
+    assert cluster.requeue() == wanted.format("no such job")
+    monkeypatch.setenv("PATH", "")
+    assert cluster.requeue() == wanted.format("no scontrol was found")
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert cluster.job_number() is None
+
+
+@pytest.mark.usefixtures("slurm")
+def test_config_apart_from_callbacks_and_devices_makes_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"model": {"lr": 1}, "seed_everything": 0, "trainer": {"max_epochs": 3, "devices": 1}}
+    name = cluster.JobRun(tmp_path, config).name
+    more = {"max_epochs": 3, "devices": 2, "callbacks": [{"class_path": "Own"}]}
+    assert cluster.JobRun(tmp_path, {**config, "trainer": more, "ckpt_path": "x"}).name == name
+    others = [{"model": {"lr": 2}}, {"seed_everything": 1}, {"trainer": {"max_epochs": 4}}]
+    names = {cluster.JobRun(tmp_path, {**config, **other}).name for other in others}
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "other")
+    names.add(cluster.JobRun(tmp_path, config).name)
+    assert len(names - {name}) == 4
+
+
+def test_requeueing_is_turned_off_by_lightnings_flag(
+    folder: Path, tmp_path: Path, slurm: Path
+) -> None:
+    out = tmp_path / "out"
+    args = [*arguments(folder, out, "simclr"), *SMALL[:4], "--trainer.max_epochs=1"]
+    args += ["--trainer.plugins=lightning.pytorch.plugins.environments.SLURMEnvironment"]
+    args += ["--trainer.plugins.auto_requeue=false", *signals(["on_before_zero_grad:1"], tmp_path)]
+    done = run(args, tmp_path, check=False)
+    assert done.returncode == 128 + signal.SIGUSR1
+    assert f"stopped by SIGUSR1: saved {last(out)}" in done.stderr
+    assert not slurm.exists()
+
+
+def test_worker_that_inherits_the_handler_goes_on(slurm: Path) -> None:
+    stop = SaveAndStop()
+    assert stop._job_signals() == {signal.SIGUSR1, signal.SIGUSR2}
+    stop._process = -1  # as seen from a forked worker of a loader
+    stop._handle(signal.SIGUSR1, None)
+    stop._process = os.getpid()
+    with pytest.raises(SystemExit) as end:
+        stop._handle(signal.SIGUSR2, None)
+    assert end.value.code == 128 + signal.SIGUSR2
+    assert slurm.read_text() == "requeue 7\n"
+
+
+HOOKS = [
+    *["setup", "on_sanity_check_start", "on_train_start", "on_train_epoch_start"],
+    *["on_train_batch_start", "on_after_backward", "on_before_optimizer_step"],
+    *["on_before_zero_grad", "on_train_batch_end", "on_validation_start", "on_validation_end"],
+    *["on_save_checkpoint", "on_train_epoch_end"],
+]
+EVERY = {
+    "byol": [
+        *["--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=2"],
+        *["--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping"],
+        *["--trainer.callbacks.monitor=train/loss", "--trainer.callbacks.patience=99"],
+    ],
+    "instdisc": ["--data.num_workers=2", "--trainer.callbacks+=sslzoo.callbacks.OnlineProbe"],
+    "simclr": ["--trainer.val_check_interval=1", "--trainer.max_steps=9"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", EVERY)
+def test_job_requeued_at_every_hook_is_the_unbroken_one(
+    method: str, folder: Path, tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of five batches: 12 hooks in the first and a later call."""
+    outs = [tmp_path / name for name in ("whole", "requeued")]
+    args = [[*arguments(folder, out, method), *EVERY[method]] for out in outs]
+    length = [] if method == "simclr" else ["--trainer.max_epochs=9"]
+    unbroken([*args[0], *length], tmp_path, monkeypatch)
+    moments = [f"{hook}:{call}" for call in (1, 2) for hook in HOOKS]
+    said = requeued([*args[1], *length], tmp_path, moments)
+    assert len(said) > len(HOOKS)
+    are_alike(outs)
