@@ -115,7 +115,7 @@ class JobRun:
 
 
 def own_environment(plugins: Sequence[Any]) -> list[ClusterEnvironment]:
-    """Lightning's own environment where SLURM's variables are set but no `srun` started it.
+    """Lightning's own environment for a command in a SLURM job that `srun` has not started.
 
     Args:
         plugins: of the Trainer; one that names an environment wins.
@@ -126,9 +126,10 @@ def own_environment(plugins: Sequence[Any]) -> list[ClusterEnvironment]:
     given = any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
     if given or TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
         return []
-    if "SLURM_PROCID" not in os.environ:  # the shell of `salloc`
-        return [LightningEnvironment()]
     tasks = int(os.environ["SLURM_NTASKS"])
+    shell = "SLURM_PTY_PORT" in os.environ and tasks == 1  # of `srun --pty`
+    if shell or "SLURM_PROCID" not in os.environ:  # of `salloc`
+        return [LightningEnvironment()]
     started = {"SLURM_STEP_ID", "SLURM_STEPID"} & set(os.environ)
     if tasks > 1 and not started and shutil.which("srun"):
         raise ValueError(
@@ -177,5 +178,5 @@ def _starter(environment: ClusterEnvironment) -> str:
     if isinstance(environment, TorchElasticEnvironment):
         return "torchrun"
     if isinstance(environment, SLURMEnvironment):
-        return "srun (or SLURM_NTASKS of an interactive shell)"
+        return "srun"
     return type(environment).__name__

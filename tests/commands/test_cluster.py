@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import Trainer
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback
 
 from sslzoo.commands import cluster
@@ -240,6 +242,55 @@ def test_worker_that_inherits_the_handler_goes_on(slurm: Path) -> None:
     assert slurm.read_text() == "requeue 7\n"
 
 
+def processes(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], **flags: Any) -> None:
+    """Check a Trainer's processes with some variables set."""
+    with monkeypatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        cluster.check_processes(Trainer(accelerator="cpu", logger=False, **flags))
+
+
+def test_number_of_processes_must_be_that_of_torchrun_and_srun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torchrun = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}
+    torchrun |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    wanted = "num_nodes times --trainer.devices must be the number of .* {} has started, {}, got {}"
+    for world, devices, nodes in (("4", 1, 1), ("4", 2, 1), ("2", 2, 2)):
+        by = {**torchrun, "WORLD_SIZE": world}
+        said = wanted.format("torchrun", world, f"{nodes} x {devices}")
+        with pytest.raises(ValueError, match=said):
+            processes(monkeypatch, by, devices=devices, num_nodes=nodes)
+    processes(monkeypatch, torchrun, devices=2, num_nodes=2)
+    with pytest.raises(ValueError, match="must be the number of processes per node"):
+        processes(monkeypatch, {**torchrun, "LOCAL_RANK": "3"}, devices=2, num_nodes=2)
+    by_hand = {"LOCAL_RANK": "0", "NODE_RANK": "0", "WORLD_SIZE": "4"}
+    with pytest.raises(ValueError, match="LightningEnvironment has started, 4, got 1 x 2"):
+        processes(monkeypatch, by_hand, devices=2)
+    two_tasks = {**ONE_TASK, "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+    with pytest.raises(ValueError, match="srun has started, 2, got 1 x 1"):
+        processes(monkeypatch, two_tasks, devices=1)
+    processes(monkeypatch, two_tasks, devices=2)
+    processes(monkeypatch, {}, devices=2)
+
+
+def test_command_that_srun_did_not_start(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cluster.own_environment([]) == []
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert cluster.own_environment([]) == []
+    (slurm.parent / "bin" / "srun").touch(0o755)
+    monkeypatch.delenv("SLURM_STEP_ID")
+    with pytest.raises(ValueError, match="2 tasks must be started by srun, got one process"):
+        cluster.own_environment([])
+    own = LightningEnvironment()
+    assert cluster.own_environment([own]) == []
+    monkeypatch.delenv("SLURM_PROCID")  # the shell of `salloc`, where Lightning raises a KeyError
+    assert [type(part) for part in cluster.own_environment([])] == [LightningEnvironment]
+    for name, value in {**ONE_TASK, "SLURM_PTY_PORT": "40001"}.items():
+        monkeypatch.setenv(name, value)
+    assert [type(part) for part in cluster.own_environment([])] == [LightningEnvironment]
+
+
 HOOKS = [
     *["setup", "on_sanity_check_start", "on_train_start", "on_train_epoch_start"],
     *["on_train_batch_start", "on_after_backward", "on_before_optimizer_step"],
@@ -253,7 +304,7 @@ EVERY = {
         *["--trainer.callbacks.monitor=train/loss", "--trainer.callbacks.patience=99"],
     ],
     "instdisc": ["--data.num_workers=2", "--trainer.callbacks+=sslzoo.callbacks.OnlineProbe"],
-    "simclr": ["--trainer.val_check_interval=1", "--trainer.max_steps=9"],
+    "simclr": ["--trainer.val_check_interval=1", "--trainer.max_steps=31"],
 }
 
 
@@ -262,7 +313,7 @@ EVERY = {
 def test_job_requeued_at_every_hook_is_the_unbroken_one(
     method: str, folder: Path, tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step of five batches: 12 hooks in the first and a later call."""
+    """Epochs of five batches; accumulated, with validations in between, with workers."""
     outs = [tmp_path / name for name in ("whole", "requeued")]
     args = [[*arguments(folder, out, method), *EVERY[method]] for out in outs]
     length = [] if method == "simclr" else ["--trainer.max_epochs=9"]
