@@ -218,3 +218,8 @@ def agree_on_step(step: int) -> int | None:
     if not store.check(names):
         return None
     return max(int(store.get(name)) for name in names) + 1
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether a collective failed because another rank has ended or its node is not reached."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)

@@ -53,6 +53,7 @@ from sslzoo.commands.precision import AUTO, best_precision, has_amx
 from sslzoo.commands.run_directory import KeepMetrics, Resumed, RunDirectory, SaveRun
 from sslzoo.commands.stop import RunTrainer, SaveAndStop, last_saved
 from sslzoo.commands.summary import summary
+from sslzoo.distributed import is_lost_rank
 from sslzoo.run_folder import RunFolder, folder_of, is_version, run_of
 from sslzoo.runs.start import start_from
 from sslzoo.sharding import FullyShard
@@ -364,7 +365,12 @@ class SSLZooCLI(LightningCLI):
                     f"--ckpt_path must hold the state of a run of {name}, got "
                     f"{type(error).__name__}: {line(error)}"
                 ) from error
+            self.stop.requeue()  # an earlier rank may have stopped at the same signal already
             last = last_saved(self.trainer)
+            if is_lost_rank(error):
+                where = f"; the last checkpoint is {last}" if last else ""
+                why = f"another rank has ended or is not reached{where} ({line(error):.200})"
+                raise OSError(why) from error
             if isinstance(error, OSError) and last:
                 raise OSError(f"{line(error)}; the last checkpoint is {last}") from error
             raise

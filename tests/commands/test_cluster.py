@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from sslzoo.commands import cluster
 from sslzoo.commands.run_directory import read_rows
 from sslzoo.commands.stop import SaveAndStop
-from tests.commands.command import arguments, run
+from tests.commands.command import arguments, run, start
 from tests.commands.test_fit_interrupted import MEASURED, SMALL
 from tests.test_every_resume import flat
 
@@ -322,3 +323,51 @@ def test_job_requeued_at_every_hook_is_the_unbroken_one(
     said = requeued([*args[1], *length], tmp_path, moments)
     assert len(said) > len(HOOKS)
     are_alike(outs)
+
+
+@pytest.mark.slow
+def test_two_tasks_that_get_the_signal_at_different_moments_stop_behind_one_step(
+    folder: Path, tmp_path: Path, slurm: Path
+) -> None:
+    """A rank may be a step ahead, or in a validation, when the other gets the signal."""
+    outs = [tmp_path / name for name in ("whole", "requeued")]
+    options = ["--trainer.max_epochs=4", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    options += ["--trainer.accelerator=cpu", "--trainer.precision=64-true"]
+    args = [[*arguments(folder, out), *options] for out in outs]
+    moments = [
+        ("setup:1", "on_train_start:1"),
+        ("on_train_batch_start:1", "on_train_batch_end:2"),
+        ("on_validation_start:1", "on_train_epoch_end:1"),
+        ("on_train_epoch_start:1", "on_train_batch_end:4"),  # the last step of an epoch
+    ]
+    assert tasks(args[0], tmp_path, [[], []], {}) == [0, 0]
+    for number, both in enumerate(moments):
+        own = [tmp_path / f"{number}_{rank}" for rank in range(2)]
+        extra = [signals([moment], own[rank]) for rank, moment in enumerate(both)]
+        for path in own:
+            path.mkdir()
+        codes = tasks(args[1], tmp_path, extra, ONE_TASK)
+        if number:
+            assert codes == [128 + signal.SIGUSR1] * 2
+        assert len(slurm.read_text().splitlines()) == number + 1
+    assert tasks(args[1], tmp_path, [[], []], ONE_TASK) == [0, 0]
+    are_alike(outs)
+
+
+def tasks(
+    args: list[str], cwd: Path, extra: Sequence[list[str]], variables: dict[str, str]
+) -> list[int | None]:
+    """Run two tasks of a job on one node; their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    processes = []
+    for rank in range(2):
+        own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_NTASKS": "2"}
+        own |= {"SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0", "PATH": os.environ["PATH"]}
+        said = cwd / f"said_{rank}.txt"
+        every = {**variables, **own, **where}
+        processes.append(start([*args, *extra[rank]], cwd, said, **every))
+    for process in processes:
+        process.join(200)
+    return [process.exitcode for process in processes]

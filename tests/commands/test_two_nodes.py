@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from tests.commands.command import ENVIRONMENT, arguments
+from tests.commands.command import ENVIRONMENT, arguments, run
 from tests.commands.test_cluster import differences, last, logged
 from tests.commands.test_fit_interrupted import SAVES_EVERY_STEP
 
@@ -153,38 +154,82 @@ def fit(nodes: list[Node], args: list[str], cwd: Path, name: str) -> list[Any]:
     return [*started, *files]
 
 
+def options(folder: Path, out: Path, *more: str) -> list[str]:
+    """Two epochs of five steps, saved behind each, on two nodes."""
+    return [
+        *arguments(folder, out),
+        *["--trainer.precision=64-true", "--trainer.max_epochs=2", *SAVES_EVERY_STEP],
+        *["--trainer.accelerator=cpu", "--trainer.num_nodes=2", "--trainer.devices=2"],
+        *(more or ["--trainer.strategy=ddp"]),
+    ]
+
+
+def until_third_step(processes: Sequence[subprocess.Popen[str]], cwd: Path, said: Path) -> None:
+    """Wait for it on the second node."""
+    deadline = time.monotonic() + 300
+    while not (cwd / "1.3").exists() and time.monotonic() < deadline:
+        assert processes[0].poll() is None, said.read_text()[-3000:]
+        time.sleep(0.05)
+
+
 def test_lost_node_and_a_second_start_equal_the_unbroken_run(
     nodes: list[Node], folder: Path, tmp_path: Path
 ) -> None:
     outs = [tmp_path / name for name in ("whole", "lost")]
     (tmp_path / "slowly.py").write_text(SLOWLY)
-    two = ["--trainer.accelerator=cpu", "--trainer.strategy=ddp", "--trainer.devices=2"]
-    args = [
-        [
-            *arguments(folder, out),
-            *["--trainer.precision=64-true", "--trainer.max_epochs=2", *SAVES_EVERY_STEP],
-            *["--trainer.num_nodes=2", *two],
-        ]
-        for out in outs
-    ]
+    args = [options(folder, out) for out in outs]
     one, other, *files = fit(nodes, args[0], tmp_path, "whole")
     assert [one.wait(400), other.wait(60)] == [0, 0], [file.read_text()[-2000:] for file in files]
 
     slow = [*args[1], "--trainer.callbacks+=slowly.Slowly"]
     one, other, *files = fit(nodes, slow, tmp_path, "lost")
-    deadline = time.monotonic() + 300
-    while not (tmp_path / "1.3").exists() and time.monotonic() < deadline:
-        assert one.poll() is None, files[0].read_text()[-3000:]
-        time.sleep(0.05)
+    until_third_step([one, other], tmp_path, files[0])
     nodes[1].kill()
     other.wait()
     began = time.monotonic()
     assert one.wait(100) != 0
-    print(f"the other node has failed {time.monotonic() - began:.1f} s later")
-    print(files[0].read_text()[-6000:])
-    assert 3 <= torch.load(last(outs[1]), weights_only=True)["global_step"] < 5
+    print(f"the other node ended {time.monotonic() - began:.1f} s later")
+    wanted = (
+        f"sslzoo: another rank has ended or is not reached; the last checkpoint is {last(outs[1])}"
+    )
+    assert wanted in files[0].read_text()
+    assert 2 <= torch.load(last(outs[1]), weights_only=True)["global_step"] < 5
 
     one, other, *files = fit(nodes, [*args[1], f"--ckpt_path={last(outs[1])}"], tmp_path, "again")
     assert [one.wait(400), other.wait(60)] == [0, 0], [file.read_text()[-2000:] for file in files]
     assert logged(outs[1]) == logged(outs[0])
     assert differences(*map(last, outs)) == []
+
+
+def test_node_that_is_not_reached_ends_the_run_after_the_timeout(
+    nodes: list[Node], folder: Path, tmp_path: Path
+) -> None:
+    """Nothing says that a node whose cable was pulled is gone."""
+    (tmp_path / "slowly.py").write_text(SLOWLY)
+    more = ["--trainer.strategy=lightning.pytorch.strategies.DDPStrategy"]
+    more += ["--trainer.strategy.timeout=0:00:40", "--trainer.callbacks+=slowly.Slowly"]
+    args = options(folder, tmp_path / "out", *more)
+    one, other, *files = fit(nodes, args, tmp_path, "pulled")
+    until_third_step([one, other], tmp_path, files[0])
+    _call(*nodes[0].enter, *["ip", "link", "set", "cable0", "down"])
+    began = time.monotonic()
+    for process, file in zip((one, other), files, strict=True):
+        assert process.wait(200) != 0
+        print(f"a node ended {time.monotonic() - began:.1f} s later")
+        assert "sslzoo: another rank has ended or is not reached" in file.read_text()
+
+
+def test_checkpoint_that_one_node_lacks_is_refused_on_both(
+    nodes: list[Node], folder: Path, tmp_path: Path
+) -> None:
+    """A disk of its own: the second node has another working directory."""
+    run([*options(folder, tmp_path / "out")[:-4], "--trainer.max_steps=1"], tmp_path)
+    (tmp_path / "other").mkdir()
+    args = [*options(folder, tmp_path / "out"), "--ckpt_path=out/version_0/checkpoints/last.ckpt"]
+    places = [tmp_path, tmp_path / "other"]
+    files = [tmp_path / f"lacks_{i}.txt" for i in range(2)]
+    processes = [start(nodes[i], i, args, places[i], files[i]) for i in range(2)]
+    wanted = "must be the same checkpoint on every node, .*, got 'step 1' on rank 0, '.*' on rank 2"
+    for process, file in zip(processes, files, strict=True):
+        assert process.wait(300) != 0
+        assert re.search(wanted, file.read_text()), file.read_text()[-3000:]
