@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import _functional_collectives as funcol
+from torch.nn.parallel import DistributedDataParallel
 
 _host_groups: dict[Any, Any] = {}  # default group -> gloo group of the same ranks
 
@@ -218,6 +219,33 @@ def agree_on_step(step: int) -> int | None:
     if not store.check(names):
         return None
     return max(int(store.get(name)) for name in names) + 1
+
+
+class _FixedBuckets:
+    """A reducer of DDP that never rebuilds its buckets."""
+
+    def __init__(self, reducer: Any) -> None:
+        self._reducer = reducer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reducer, name)
+
+    def _rebuild_buckets(self) -> bool:
+        return False
+
+
+def keep_buckets(model: Any) -> None:
+    """Keep DDP's buckets of gradients as they are, on more than two ranks.
+
+    DDP rebuilds them after the first step of a process, in the order in which the gradients came.
+    Of more than two ranks, the order of a sum depends on a gradient's place in its bucket, so the
+    step behind a resume would be rounded differently from that of the unbroken run.
+
+    Args:
+        model: any module; only `DistributedDataParallel` has buckets.
+    """
+    if isinstance(model, DistributedDataParallel) and world_size() > 2:
+        model.reducer = _FixedBuckets(model.reducer)  # type: ignore[assignment]
 
 
 def is_lost_rank(error: BaseException) -> bool:

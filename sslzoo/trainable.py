@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sslzoo.batch import Batch, ViewSpec, as_batch, describe_views
-from sslzoo.distributed import gather_objects, rank, sum_over_ranks, world_size
+from sslzoo.distributed import gather_objects, keep_buckets, rank, sum_over_ranks, world_size
 from sslzoo.memory import memory_buffers
 from sslzoo.optim import Clock, ConstantSchedule, RunLength, Schedule, ScheduleLR, all_alike
 from sslzoo.random import run_seed
@@ -402,6 +402,7 @@ class Trainable(LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        keep_buckets(self.trainer.strategy.model)
         forget_other_files(self.trainer)
         self._has_trained = False
         for optimizer in self.trainer.optimizers[:1]:

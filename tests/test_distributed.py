@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sslzoo import distributed
 from sslzoo.distributed import (
@@ -18,6 +19,7 @@ from sslzoo.distributed import (
     gather_objects,
     gather_rows,
     global_sum,
+    keep_buckets,
     row_layout,
     sum_over_ranks,
 )
@@ -164,3 +166,43 @@ def test_ranks_stop_behind_the_same_step(ranks: Ranks) -> None:
     """Asked at steps 2 and 3, both stop at 4: then each has seen that the other was asked."""
     assert ranks(2, _steps_until_stop, [3, 2]) == [4, 4]
     assert agree_on_step(5) == 5
+
+
+class _OtherOrder(nn.Module):
+    """Gradients come in another order than that of the reversed parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(32, 8).double()
+        self.first = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 32)).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu())
+
+
+def _ddp_steps(rank: int, steps: range, saved: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    net = _OtherOrder()
+    net.load_state_dict(saved or net.state_dict())
+    model = DistributedDataParallel(net)
+    keep_buckets(model)
+    for step in steps:
+        generator = torch.Generator().manual_seed(100 * step + rank)
+        x = torch.randn(8, 16, generator=generator, dtype=torch.float64)
+        net.zero_grad()
+        model(x).square().mean().backward()
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter -= 0.1 * parameter.grad
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def _broken_and_whole(rank: int) -> list[bool]:
+    whole = _ddp_steps(rank, range(8), None)
+    half = _ddp_steps(rank, range(3), None)
+    broken = _ddp_steps(rank, range(3, 8), half)
+    return [whole[name].equal(broken[name]) for name in whole]
+
+
+def test_resumed_ddp_of_three_ranks_rounds_as_the_unbroken_one(ranks: Ranks) -> None:
+    assert all(map(all, ranks(3, _broken_and_whole)))

@@ -2,9 +2,9 @@
 
 `--data.batch_size` is the global batch, and the loss, the gradients, the memories and the kNN
 accuracy of W processes are those of one process with the same global batch. This tutorial shows it
-with two processes on a CPU (gloo), which is what the tests do for every method. Several GPUs (NCCL)
-and several machines have not been run by the authors of this library: the commands below are
-Lightning's and torch's own, and the equality on two CPU processes is what supports them.
+with two processes on a CPU (gloo), which is what the tests do for every method. Two nodes were run
+as two network namespaces of one machine, with gloo; several GPUs (NCCL) and a real cluster have not
+been run by the authors of this library ([clusters](../clusters.md) says what was).
 """
 
 # %% [markdown]
@@ -26,11 +26,13 @@ Lightning's and torch's own, and the equality on two CPU processes is what suppo
 #     #SBATCH --nodes=2
 #     #SBATCH --ntasks-per-node=8
 #     #SBATCH --gpus-per-node=8
-#     #SBATCH --signal=SIGTERM@120
+#     #SBATCH --signal=SIGUSR1@300
 #     srun sslzoo fit --config ... --trainer.devices 8 --trainer.num_nodes 2
 #
-# At SIGTERM a run saves `checkpoints/last.ckpt`; `sslzoo fit --ckpt_path RUN/checkpoints/last.ckpt`
-# goes on in the middle of the epoch.
+# At SIGUSR1 the run saves `checkpoints/last.ckpt` and requeues the job, which goes on in the middle
+# of the epoch; at SIGTERM it saves and ends, and `sslzoo fit --ckpt_path
+# RUN/checkpoints/last.ckpt` goes on. Nodes that are lost, sbatch files, containers and local disks:
+# [clusters](../clusters.md).
 
 # %% [markdown]
 # ## A proof on two processes

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from sslzoo.commands.cluster import job_number, requeue
 from sslzoo.commands.precision import AUTO, best_precision
-from sslzoo.distributed import agree_on_step, barrier, world_size
+from sslzoo.distributed import agree_on_step, barrier, keep_buckets, world_size
 from sslzoo.run_folder import CHECKPOINTS, LAST, folder_of
 
 Precision = _PRECISION_INPUT | Literal["auto"] | None
@@ -211,6 +211,7 @@ class RunTrainer(Trainer):
         self._checkpoint_connector = _NoForeignCheckpoint(self)
 
     def _run_stage(self) -> Any:
+        keep_buckets(self.strategy.model)  # for modules of users too
         callbacks = cast(Any, self).callbacks
         callbacks.sort(key=lambda c: isinstance(c, SaveAndStop))  # it saves what all others did
         epochs = cast(Any, self.fit_loop.epoch_progress).current

@@ -326,12 +326,13 @@ def test_job_requeued_at_every_hook_is_the_unbroken_one(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # 12 processes that train
 def test_two_tasks_that_get_the_signal_at_different_moments_stop_behind_one_step(
     folder: Path, tmp_path: Path, slurm: Path
 ) -> None:
     """A rank may be a step ahead, or in a validation, when the other gets the signal."""
     outs = [tmp_path / name for name in ("whole", "requeued")]
-    options = ["--trainer.max_epochs=4", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    options = ["--trainer.max_epochs=3", "--trainer.devices=2", "--trainer.strategy=ddp"]
     options += ["--trainer.accelerator=cpu", "--trainer.precision=64-true"]
     args = [[*arguments(folder, out), *options] for out in outs]
     moments = [
@@ -369,5 +370,5 @@ def tasks(
         every = {**variables, **own, **where}
         processes.append(start([*args, *extra[rank]], cwd, said, **every))
     for process in processes:
-        process.join(200)
+        process.join(280)
     return [process.exitcode for process in processes]
