@@ -14,6 +14,7 @@ import pytest
 import torch
 from lightning import Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 
 from sslzoo.commands import cluster
@@ -218,29 +219,32 @@ def test_config_apart_from_callbacks_and_devices_makes_the_run(
     assert len(names - {name}) == 4
 
 
-def test_requeueing_is_turned_off_by_lightnings_flag(
-    folder: Path, tmp_path: Path, slurm: Path
+def test_signal_requeues_once_unless_lightnings_flag_turns_it_off(
+    slurm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
-    args = [*arguments(folder, out, "simclr"), *SMALL[:4], "--trainer.max_epochs=1"]
-    args += ["--trainer.plugins=lightning.pytorch.plugins.environments.SLURMEnvironment"]
-    args += ["--trainer.plugins.auto_requeue=false", *signals(["on_before_zero_grad:1"], tmp_path)]
-    done = run(args, tmp_path, check=False)
-    assert done.returncode == 128 + signal.SIGUSR1
-    assert f"stopped by SIGUSR1: saved {last(out)}" in done.stderr
-    assert not slurm.exists()
+    def asked(stop: SaveAndStop, number: signal.Signals) -> None:
+        with pytest.raises(SystemExit) as end:
+            stop._handle(number, None)
+        assert end.value.code == 128 + number
 
-
-def test_worker_that_inherits_the_handler_goes_on(slurm: Path) -> None:
+    off = SaveAndStop()
+    environment = SLURMEnvironment(auto_requeue=False, requeue_signal=signal.SIGHUP)
+    off._trainer = Trainer(accelerator="cpu", devices=1, logger=False, plugins=[environment])
+    wanted = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
+    assert off._job_signals() == wanted
+    for number in wanted:
+        asked(off, number)
     stop = SaveAndStop()
-    assert stop._job_signals() == {signal.SIGUSR1, signal.SIGUSR2}
+    asked(stop, signal.SIGTERM)
+    assert not slurm.exists(), "scancel sends it"
     stop._process = -1  # as seen from a forked worker of a loader
     stop._handle(signal.SIGUSR1, None)
     stop._process = os.getpid()
-    with pytest.raises(SystemExit) as end:
-        stop._handle(signal.SIGUSR2, None)
-    assert end.value.code == 128 + signal.SIGUSR2
+    asked(stop, signal.SIGUSR2)
+    asked(stop, signal.SIGTERM)  # which SLURM sends to a job that was requeued
     assert slurm.read_text() == "requeue 7\n"
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert stop._job_signals() == set()
 
 
 def processes(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], **flags: Any) -> None:
