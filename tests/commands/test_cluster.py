@@ -112,14 +112,15 @@ def last(out: Path) -> Path:
 
 
 def contents(path: Path) -> dict[str, Any]:
-    """All that a checkpoint holds, by name, but folders, the job and the clock of the wall."""
+    """All that a checkpoint holds, by name, but folders, the job, and measured time and memory."""
     saved = torch.load(path, weights_only=True)
     out = str(path.parents[2])
     alike = {
         name.replace(out, ""): value.replace(out, "") if isinstance(value, str) else value
         for name, value in flat(saved)
     }
-    return {name: value for name, value in alike.items() if name != "/sslzoo_job"}
+    others = ("/sslzoo_job", *MEASURED)
+    return {name: value for name, value in alike.items() if not name.endswith(others)}
 
 
 def differences(one: Path, other: Path) -> list[str]:
