@@ -319,7 +319,7 @@ class SSLZooCLI(LightningCLI):
             except (ValueError, OSError) as error:
                 if not is_one_of_many(self.trainer):
                     raise
-                self.resumed.error = f"{line(error)}"
+                self.resumed.error = line(error).removeprefix("--ckpt_path: ")
         self.resumed.step = saved.get("global_step")
         self.saved = bool(saved)
         if saved:

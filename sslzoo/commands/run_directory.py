@@ -344,7 +344,7 @@ class Resumed(Callback):
         if self.error is None and len(set(read)) == 1:
             return
         texts = [error or ("no file" if step is None else f"step {step}") for step, error in read]
-        parts = [f"{text!r} on rank {r}" for r, text in enumerate(texts) if text not in texts[:r]]
+        parts = [f"{text} on rank {r}" for r, text in enumerate(texts) if text not in texts[:r]]
         raise ValueError(
             "--ckpt_path must be the same checkpoint on every node, such as on a shared file "
             f"system, got {', '.join(parts)}"

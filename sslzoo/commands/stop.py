@@ -18,7 +18,7 @@ from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from sslzoo.commands.cluster import job_number, requeue
 from sslzoo.commands.precision import AUTO, best_precision
@@ -47,6 +47,7 @@ class SaveAndStop(Callback):
         self.has_trained = False  # this process has taken a step
         self._asked: signal.Signals | None = None
         self._requeues = False  # the job is to be requeued
+        self._has_requeued = False
         self._trainer: Trainer | None = None
         self._defers = False
         self._is_finished = False
@@ -87,7 +88,8 @@ class SaveAndStop(Callback):
         if asks and self._is_finished:
             return
         again, self._asked = self._asked, signal.Signals(number)
-        self._requeues |= asks and getattr(self._environment(), "auto_requeue", True)
+        if asks and not self._has_requeued:
+            self._requeues = getattr(self._environment(), "auto_requeue", True)
         if self._trainer is not None and number != signal.SIGINT and again is None:
             launcher = self._trainer.strategy.launcher
             if launcher is not None:
@@ -98,7 +100,8 @@ class SaveAndStop(Callback):
     def requeue(self) -> None:
         """Requeue the job, once, if a signal asks for it."""
         asked, self._requeues = self._requeues, False
-        if asked and (self._trainer is None or self._trainer.is_global_zero):
+        self._has_requeued |= asked
+        if asked and cast(Any, rank_zero_only).rank == 0:
             print(f"sslzoo: {requeue()}", file=sys.stderr, flush=True)
 
     def _exit(self, saved: str | None = None) -> None:
