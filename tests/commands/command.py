@@ -81,21 +81,16 @@ def run_process(args: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def start(
-    args: list[str], cwd: Path, said: Path, **variables: str
-) -> multiprocessing.process.BaseProcess:
+def start(args: list[str], cwd: Path, said: Path) -> multiprocessing.process.BaseProcess:
     """Start the command in a process that has imported it already.
 
     Args:
         args: of the command.
         cwd: its folder.
         said: file of what it writes.
-        variables: further environment variables.
     """
     context = torch.multiprocessing.get_context("forkserver")
-    process = context.Process(
-        target=_main, args=(args, str(cwd), str(said), {**ENVIRONMENT, **variables})
-    )
+    process = context.Process(target=_main, args=(args, str(cwd), str(said), {**ENVIRONMENT}))
     process.start()
     return process
 
