@@ -187,6 +187,7 @@ class SSLZooCLI(LightningCLI):
         if checkpoint is not None:
             rank_zero_info(f"SLURM job {job_number()} was requeued and goes on from {checkpoint}")
             self.config["fit"]["ckpt_path"] = str(checkpoint)
+            self.typed = ()  # a --start_from was for its first start
         elif others := run.others():
             rank_zero_info(
                 f"this run begins anew, and not from {', '.join(map(str, others))}: another job's "

@@ -177,11 +177,13 @@ def test_requeued_job_is_the_unbroken_one_and_another_job_begins_anew(
 
     torch.save({"of": "another job"}, outs[1] / "hpc_ckpt_3.ckpt")
     rate = "--model.init_args.optimizer.init_args.lr=0.01"
-    anew = run([*args[1], rate, "--trainer.max_steps=1"], tmp_path).stderr
+    other = [*args[1], rate, "--trainer.max_steps=1", f"--start_from={outs[0] / 'version_0'}"]
+    anew = run(other, tmp_path).stderr
     found = rf"begins anew, and not from {outs[1]}/hpc_ckpt_3.ckpt, {outs[1]}/slurm_7_\w+.json: "
     assert re.search(found, anew)
     steps = [row["step"] for row in read_rows(outs[1] / "version_1" / "metrics.csv")]
     assert set(steps) == {"0"}
+    assert "was requeued and goes on from" in run(other, tmp_path).stderr
 
 
 def test_only_a_job_that_nobody_sits_at_is_requeued(
