@@ -39,13 +39,17 @@ _OF_MODELS = ("embed", "eval", "export", "zoo")
 
 def methods() -> Iterator[tuple[str, str]]:
     """Class path and title of each method, from the source."""
+    found = {}  # name -> its bases and title
     for path in sorted((Path(sslzoo.__file__).parent / "methods").glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         title = (ast.get_docstring(tree) or "").partition("\n")[0].rstrip(".")
         for node in tree.body:
-            bases = getattr(node, "bases", [])
-            if isinstance(node, ast.ClassDef) and "SSLMethod" in map(ast.unparse, bases):
-                yield f"sslzoo.methods.{node.name}", title.partition(": ")[2] or title
+            if isinstance(node, ast.ClassDef):
+                bases = set(map(ast.unparse, node.bases))
+                found[node.name] = bases, title.partition(": ")[2] or title
+    for name, (bases, title) in found.items():
+        if "SSLMethod" in bases or any("SSLMethod" in found[b][0] for b in bases & found.keys()):
+            yield f"sslzoo.methods.{name}", title
 
 
 def configs() -> Iterator[tuple[str, str]]:
