@@ -2,6 +2,7 @@
 
 from sslzoo.masks.block import BlockMasks, StratifiedBlockMasks
 from sslzoo.masks.multi_block import MultiBlock
+from sslzoo.masks.span import SpanMasks
 from sslzoo.masks.units import UnitMasks
 
-__all__ = ["BlockMasks", "MultiBlock", "StratifiedBlockMasks", "UnitMasks"]
+__all__ = ["BlockMasks", "MultiBlock", "SpanMasks", "StratifiedBlockMasks", "UnitMasks"]
