@@ -9,6 +9,13 @@ from sslzoo.backbones.patches import CPCResNet, PatchGrid
 from sslzoo.backbones.scaled_resnet import scaled_resnet
 from sslzoo.backbones.sequence import FrameMLP, SequenceEncoder
 from sslzoo.backbones.sk_resnet import simclr_v2_resnet
+from sslzoo.backbones.speech import (
+    ConvFrames,
+    ConvPositions,
+    SpeechEncoder,
+    SpeechTransformer,
+    normalize_waveforms,
+)
 from sslzoo.backbones.staged import Staged, dim_convnet, staged_cifar_resnet
 from sslzoo.backbones.swin import Swin, timm_swin
 from sslzoo.backbones.text import (
@@ -31,6 +38,8 @@ __all__ = [
     "AMDIMEncoder",
     "AudioNTT",
     "CPCResNet",
+    "ConvFrames",
+    "ConvPositions",
     "FrameMLP",
     "FrameNorm",
     "GlobalBatchNorm",
@@ -43,6 +52,8 @@ __all__ = [
     "SmallConvNet",
     "SmallResNet",
     "SmallTransformer",
+    "SpeechEncoder",
+    "SpeechTransformer",
     "Staged",
     "Swin",
     "TextTransformer",
@@ -57,6 +68,7 @@ __all__ = [
     "half_alexnet",
     "hf_encoder",
     "multi_crop",
+    "normalize_waveforms",
     "scaled_resnet",
     "simclr_v2_resnet",
     "small_vit",

@@ -17,14 +17,17 @@ from sslzoo.heads.mlp import (
 from sslzoo.heads.mutual_information import MapEncoder, MI1x1ConvNet, PriorDiscriminator
 from sslzoo.heads.per_view import PerView
 from sslzoo.heads.projection import clip_projection
+from sslzoo.heads.quantizer import GumbelQuantizer, Quantized
 from sslzoo.heads.recurrent import NoContext, Recurrent
 from sslzoo.heads.step_predictors import LinearSteps, TransformerSteps
 from sslzoo.heads.text import MLMHead, TanhHead
+from sslzoo.heads.units import UnitHead
 
 __all__ = [
     "MLP",
     "CausalTransformer",
     "DINOHead",
+    "GumbelQuantizer",
     "IJEPAPredictor",
     "LinearSteps",
     "MAEDecoder",
@@ -36,9 +39,11 @@ __all__ = [
     "PixelContext",
     "PriorDiscriminator",
     "Prototypes",
+    "Quantized",
     "Recurrent",
     "TanhHead",
     "TransformerSteps",
+    "UnitHead",
     "byol_mlp",
     "clip_projection",
     "lejepa_projector",

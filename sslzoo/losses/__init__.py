@@ -5,6 +5,7 @@ from sslzoo.losses.barlow_twins import barlow_twins
 from sslzoo.losses.classification import cross_entropy, soft_cross_entropy
 from sslzoo.losses.cluster_cross_entropy import cluster_cross_entropy
 from sslzoo.losses.cpc import cpc_info_nce
+from sslzoo.losses.data2vec import average_targets, masked_regression, normalize_targets, spread
 from sslzoo.losses.dcl import dcl
 from sslzoo.losses.densecl import dense_info_nce, dense_matches
 from sslzoo.losses.dino import dino, distillation, teacher_probabilities
@@ -19,6 +20,7 @@ from sslzoo.losses.masked_features import masked_features
 from sslzoo.losses.masked_l1 import masked_l1, window_normalize
 from sslzoo.losses.masked_language_model import masked_language_model
 from sslzoo.losses.masked_pixels import masked_pixels, patchify
+from sslzoo.losses.masked_units import masked_units
 from sslzoo.losses.msn import MSNTerms, msn, msn_targets
 from sslzoo.losses.mutual_information import (
     dim_donsker_varadhan,
@@ -41,17 +43,25 @@ from sslzoo.losses.triplet import triplet
 from sslzoo.losses.vicreg import VICRegTerms, vicreg
 from sslzoo.losses.vicregl import crop_centers, vicregl_global, vicregl_local
 from sslzoo.losses.w_mse import w_mse, whiten
+from sslzoo.losses.wav2vec2 import (
+    codebook_diversity,
+    feature_penalty,
+    masked_contrastive,
+    perplexity,
+)
 
 __all__ = [
     "MSNTerms",
     "TiCoTerms",
     "VICRegTerms",
     "amdim_nce",
+    "average_targets",
     "bank_softmax",
     "barlow_twins",
     "batch_info_nce",
     "clip_loss",
     "cluster_cross_entropy",
+    "codebook_diversity",
     "cpc_info_nce",
     "crop_centers",
     "cross_entropy",
@@ -64,6 +74,7 @@ __all__ = [
     "dino",
     "discriminator_loss",
     "distillation",
+    "feature_penalty",
     "generator_loss",
     "gradient_penalty",
     "gram",
@@ -73,17 +84,22 @@ __all__ = [
     "invaspread",
     "koleo",
     "margin_contrastive",
+    "masked_contrastive",
     "masked_features",
     "masked_l1",
     "masked_language_model",
     "masked_pixels",
+    "masked_regression",
+    "masked_units",
     "msn",
     "msn_targets",
     "nce",
     "nce_constant",
     "negative_cosine",
+    "normalize_targets",
     "nt_xent",
     "patchify",
+    "perplexity",
     "proximal",
     "random_directions",
     "regression",
@@ -94,6 +110,7 @@ __all__ = [
     "sigreg",
     "sinkhorn",
     "soft_cross_entropy",
+    "spread",
     "sup_con",
     "swapped_prediction",
     "teacher_probabilities",

@@ -34,6 +34,12 @@ from sslzoo.optim.schedule import (
     as_schedule,
 )
 from sslzoo.optim.schedule_lr import ScheduleLR
+from sslzoo.optim.schedules_by_step import (
+    ExponentialSchedule,
+    LinearSteps,
+    TriStage,
+    WarmupPolynomial,
+)
 
 __all__ = [
     "LARC",
@@ -45,8 +51,10 @@ __all__ = [
     "CosineSchedule",
     "Depth",
     "ExemptNamed",
+    "ExponentialSchedule",
     "LayerDecay",
     "LinearSchedule",
+    "LinearSteps",
     "MomentumForRun",
     "RiseAndCosine",
     "RunLength",
@@ -56,9 +64,11 @@ __all__ = [
     "StepSchedule",
     "StepWarmup",
     "StretchedSchedule",
+    "TriStage",
     "WarmupConstant",
     "WarmupCosine",
     "WarmupLinear",
+    "WarmupPolynomial",
     "ZeroRateFirst",
     "all_alike",
     "as_schedule",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sslzoo.zoo.safe_read import ByolState, tensors_by_name
+from sslzoo.zoo.speech_names import speech_encoder
 
 # Blocks per stage of a ResNet, by their total number.
 _STAGES = {
@@ -630,6 +631,14 @@ LAYOUTS: dict[str, Layout] = {
             "gAR.baseNet.": "context.",
         },
     ),
+    "fairseq_speech": Layout(
+        "facebookresearch/fairseq: wav2vec 2.0, HuBERT and data2vec",
+        ("model",),
+        translate=speech_encoder,
+    ),
+    "transformers_speech": Layout(
+        "Hugging Face's Wav2Vec2, Hubert and Data2VecAudio", translate=speech_encoder
+    ),
     "simclr": Layout("google-research/simclr, TensorFlow 1 and 2", translate=_simclr),
     "byol": Layout("deepmind/deepmind-research, byol", ("experiment_state",), translate=_byol),
     "torchvision": Layout("torchvision's own names", drop=("fc.", "heads.")),
@@ -649,6 +658,7 @@ LAYOUTS: dict[str, Layout] = {
 REVEALED = {
     "dinov3": "storage_tokens",
     "transformers": "encoder.layer.0.",
+    "transformers_speech": "pos_conv_embed.",
     "clip": "transformer.resblocks.0.",
     "convnext": "dwconv.",
     "efficientnet": "_depthwise_conv.",

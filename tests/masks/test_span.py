@@ -92,7 +92,7 @@ def test_short_rows_are_not_masked_and_do_not_cut_the_others() -> None:
     mask = masks(Keys(torch.arange(4)), lengths, 60)
     assert mask.sum(1).tolist()[:2] == [0, 0]
     assert mask.sum(1)[2] == mask.sum(1)[3] > 0
-    with pytest.raises(ValueError, match="more than 10 frames .* got 10"):
+    with pytest.raises(ValueError, match=r"more than 10 frames .* got 10"):
         masks.check_size(10)
 
 
