@@ -58,6 +58,20 @@ class Tokens(NamedTuple):
         return length_mask(self.lengths.clamp_min(1), self.ids.shape[-1])
 
 
+class UnitSequence(NamedTuple):
+    """Waveforms with the units of their frames, such as clusters of features (HuBERT).
+
+    Attributes:
+        values: (B, L), zero-padded to the longest.
+        lengths: (B,) int64, each waveform's samples without padding.
+        units: (B, S, U) int64 of S sets of units, from the first sample on; -1: unknown.
+    """
+
+    values: Tensor
+    lengths: Tensor
+    units: Tensor
+
+
 class Batch(NamedTuple):
     """A batch of B samples with V views each.
 
@@ -223,6 +237,9 @@ def describe_views(views: Sequence[View]) -> str:
     return " and ".join(told)
 
 
+_NAMED = (Padded, Tokens, UnitSequence)  # views that are named tuples
+
+
 def as_batch(data: Any) -> Batch:
     """Convert the output of any loader to a `Batch`.
 
@@ -236,17 +253,17 @@ def as_batch(data: Any) -> Batch:
     """
     if isinstance(data, Batch):
         return data
-    if isinstance(data, Padded | Tokens):
+    if isinstance(data, _NAMED):
         return _foreign([data], None)
     if isinstance(data, list | tuple) and data:
         first, last = data[0], data[-1]
-        several = isinstance(first, list | tuple) and not isinstance(first, Padded | Tokens)
+        several = isinstance(first, list | tuple) and not isinstance(first, _NAMED)
         if several and len(data) == 2:
             return _foreign(list(first), last)
         if len(data) == 2 and _is_labeled(first, last):
             return _foreign([first], last)
         if all(
-            isinstance(view, Padded | Tokens) or (isinstance(view, Tensor) and view.ndim > 1)
+            isinstance(view, _NAMED) or (isinstance(view, Tensor) and view.ndim > 1)
             for view in data
         ):
             return _foreign(list(data), None)
@@ -260,7 +277,7 @@ def _is_labeled(view: Any, label: Any) -> bool:
     """Whether two values are samples and their labels, not two views of the samples."""
     if not isinstance(label, Tensor):
         return False
-    if isinstance(view, Padded | Tokens):
+    if isinstance(view, _NAMED):
         return True
     if not isinstance(view, Tensor):
         return False

@@ -14,7 +14,9 @@ from sslzoo.backbones.speech import (
     ConvPositions,
     SpeechEncoder,
     SpeechTransformer,
+    check_speech,
     normalize_waveforms,
+    without_dropout,
 )
 from sslzoo.backbones.staged import Staged, dim_convnet, staged_cifar_resnet
 from sslzoo.backbones.swin import Swin, timm_swin
@@ -61,6 +63,7 @@ __all__ = [
     "UNet",
     "ViT",
     "WaveEncoder",
+    "check_speech",
     "cifar_resnet",
     "convert_batch_norm",
     "convert_to_group_norm",
@@ -78,4 +81,5 @@ __all__ = [
     "timm_swin",
     "timm_vit",
     "without_drop_path",
+    "without_dropout",
 ]

@@ -24,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslzoo.backbones.vit import without_drop_path
 from sslzoo.backbones.wave import SequenceNorm
-from sslzoo.batch import Padded, length_mask
+from sslzoo.batch import Padded, UnitSequence, length_mask
 from sslzoo.checks import check_at_least, check_choice, check_interval, check_whole
 from sslzoo.layers.precision import at_least_float32
 
@@ -38,7 +39,7 @@ class Frames(NamedTuple):
     Attributes:
         conv: (B, T, C) outputs of the convolutions.
         normalized: (B, T, C) after the layer norm; wav2vec 2.0 quantizes them.
-        projected: (B, T, D), which are masked.
+        projected: (B, T, D), without dropout.
         lengths: (B,) int64 frames of each waveform; None: all T.
     """
 
@@ -393,9 +394,9 @@ class SpeechEncoder(nn.Module):
         self.dropout = nn.Dropout(input_dropout)
         self.mask_token = nn.Parameter(torch.rand(width))
 
-    def embed(self, x: Tensor | Padded) -> Frames:
+    def embed(self, x: Tensor | Padded | UnitSequence) -> Frames:
         """Frames before the mask and the Transformer."""
-        values, samples = x if isinstance(x, Padded) else (x, None)
+        values, samples = (x, None) if isinstance(x, Tensor) else x[:2]
         if self.normalize:
             values = normalize_waveforms(values, samples)
         lengths = None if samples is None else self.frames.num_frames(samples)
@@ -403,35 +404,67 @@ class SpeechEncoder(nn.Module):
         if self.feature_gradient != 1:
             conv = torch.lerp(conv.detach(), conv, self.feature_gradient)
         normalized = self.norm(conv)
-        return Frames(conv, normalized, self.dropout(self.project(normalized)), lengths)
+        return Frames(conv, normalized, self.project(normalized), lengths)
 
-    def masked(self, frames: Frames, mask: Tensor) -> Tensor:
-        """The projected frames, with the mask token where the mask (B, T) is True."""
-        token = self.mask_token.to(frames.projected.dtype)
-        return torch.where(mask[..., None], token, frames.projected)
+    def contexts(self, frames: Frames, mask: Tensor | None = None) -> list[Tensor]:
+        """The first layer's input and each layer's output, see `SpeechTransformer.run`.
 
-    def forward_layers(self, x: Tensor | Padded) -> tuple[list[Tensor], Tensor]:
+        Args:
+            frames: of `embed`.
+            mask: (B, T) bool, the frames that the mask token replaces; None: none.
+        """
+        x = self.dropout(frames.projected)
+        if mask is not None:
+            x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
+        h = self.transformer.add_positions(x, frames.lengths)
+        return self.transformer.run(h, frames.lengths)[0]
+
+    def forward_masked(self, frames: Frames, mask: Tensor) -> Tensor:
+        """The Transformer's result for masked frames, (B, T, D)."""
+        return self.transformer.finish(self.contexts(frames, mask)[-1])
+
+    def forward_layers(self, x: Tensor | Padded | UnitSequence) -> tuple[list[Tensor], Tensor]:
         """The first layer's input and each layer's output, for probes of layers.
 
         Returns:
             depth + 1 tensors (B, T, D), and the number of frames of each waveform (B,).
         """
         frames = self.embed(x)
-        h = self.transformer.add_positions(frames.projected, frames.lengths)
-        return self.transformer.run(h, frames.lengths)[0], frames.num_frames
+        return self.contexts(frames), frames.num_frames
 
-    def forward_frames(self, x: Tensor | Padded) -> Padded:
+    def forward_frames(self, x: Tensor | Padded | UnitSequence) -> Padded:
         """Contexts (B, T, D) with the number of frames per waveform."""
         layers, lengths = self.forward_layers(x)
         if self.layer is not None:
             return Padded(layers[self.layer], lengths)
         return Padded(self.transformer.finish(layers[-1]), lengths)
 
-    def forward(self, x: Tensor | Padded) -> Tensor:
+    def forward(self, x: Tensor | Padded | UnitSequence) -> Tensor:
         """The mean over a waveform's frames, (B, D)."""
         frames = self.forward_frames(x)
         mean = (frames.values * frames.mask[..., None]).sum(1)
         return mean / frames.lengths.clamp_min(1)[:, None]
+
+
+def check_speech(backbone: nn.Module) -> SpeechEncoder:
+    """Return a backbone that is a SpeechEncoder.
+
+    Raises:
+        ValueError: it is another module.
+    """
+    if not isinstance(backbone, SpeechEncoder):
+        raise ValueError(f"backbone must be a SpeechEncoder, got {type(backbone).__name__}")
+    return backbone
+
+
+def without_dropout(module: nn.Module) -> nn.Module:
+    """Disable dropout, layer drop and stochastic depth in place, as for a teacher."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        elif isinstance(part, SpeechTransformer):
+            part.layer_drop = 0.0
+    return without_drop_path(module)
 
 
 def normalize_waveforms(values: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -324,12 +324,13 @@ class ViT(nn.Module):
         """
         return self.norm(self._blocks(x, mask, keep)[0])
 
-    def forward_blocks(self, x: Tensor, count: int) -> list[Tensor]:
+    def forward_blocks(self, x: Tensor, count: int, norm: bool = True) -> list[Tensor]:
         """All tokens after each of the last blocks and the norm, for DINO's linear evaluation.
 
         Args:
             x: (B, C, H, W).
             count: number of last blocks.
+            norm: whether the final norm follows; data2vec's targets are without it.
 
         Returns:
             Per block, in order: (B, R + L, D).
@@ -338,7 +339,8 @@ class ViT(nn.Module):
             ValueError: there are fewer blocks.
         """
         check_interval("count", count, 1, len(self.blocks))
-        return [self.norm(tokens) for tokens in self._blocks(x, count=count)]
+        blocks = self._blocks(x, count=count)
+        return [self.norm(tokens) for tokens in blocks] if norm else blocks
 
     def forward_map(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The patch tokens as a feature map.

@@ -32,6 +32,7 @@ from sslzoo.callbacks.per_block import PerBlock
 from sslzoo.callbacks.progress import ProgressBar
 from sslzoo.callbacks.sentences import OnlineSpearman, SentenceTable
 from sslzoo.callbacks.training_monitor import TrainingMonitor
+from sslzoo.callbacks.watch import Watch
 from sslzoo.callbacks.weight_decay import WeightDecaySchedule
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "RefreshGramTeacher",
     "SentenceTable",
     "TrainingMonitor",
+    "Watch",
     "WeightDecaySchedule",
     "WorseThanStartWarning",
     "clip_per_module",

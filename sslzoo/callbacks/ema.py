@@ -36,12 +36,20 @@ class EMA(Callback):
         momentum: a schedule or a number; the update of step k uses momentum(k).
         when: "after_step": after the optimizer has updated the student (BYOL, DINO);
             "before_forward": at the start of the step, toward the current weights (MoCo).
+        copy_buffers: whether the student's buffers and frozen parameters are copied (data2vec for
+            speech).
     """
 
-    def __init__(self, momentum: Schedule | float, when: Literal["after_step", "before_forward"]):
+    def __init__(
+        self,
+        momentum: Schedule | float,
+        when: Literal["after_step", "before_forward"],
+        copy_buffers: bool = False,
+    ):
         if when not in ("after_step", "before_forward"):
             raise ValueError(f"when must be 'after_step' or 'before_forward', got {when!r}")
         self.momentum, self.when = as_schedule(momentum), when
+        self.copy_buffers = copy_buffers
         self._done = -1  # the last step that was applied
         self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
 
@@ -52,6 +60,11 @@ class EMA(Callback):
         students, teachers = self._pairs or self._parameters(method)
         weight = 1.0 - self._momentum(method, step)
         torch._foreach_lerp_(teachers, students, weight)
+        for student, teacher in method.teacher_pairs() if self.copy_buffers else ():
+            theirs = {**dict(teacher.named_buffers()), **dict(teacher.named_parameters())}
+            for name, value in (*student.named_buffers(), *student.named_parameters()):
+                if not value.requires_grad:
+                    theirs[name].copy_(value)
 
     def _momentum(self, method: Student, step: int) -> float:
         momentum = self.momentum(step, method.run_length)

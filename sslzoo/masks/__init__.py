@@ -2,7 +2,14 @@
 
 from sslzoo.masks.block import BlockMasks, StratifiedBlockMasks
 from sslzoo.masks.multi_block import MultiBlock
-from sslzoo.masks.span import SpanMasks
+from sslzoo.masks.span import SpanMasks, masked_first
 from sslzoo.masks.units import UnitMasks
 
-__all__ = ["BlockMasks", "MultiBlock", "SpanMasks", "StratifiedBlockMasks", "UnitMasks"]
+__all__ = [
+    "BlockMasks",
+    "MultiBlock",
+    "SpanMasks",
+    "StratifiedBlockMasks",
+    "UnitMasks",
+    "masked_first",
+]

@@ -131,6 +131,20 @@ class SpanMasks:
         return mask
 
 
+def masked_first(mask: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The first `most` masked positions of each row, without a device synchronization.
+
+    Args:
+        mask: (B, T) bool with at most `most` True per row.
+        most: M.
+
+    Returns:
+        Positions (B, M) int64, masked ones first, and (B, M) bool, whether they are masked.
+    """
+    masked, order = mask.sort(dim=1, descending=True, stable=True)
+    return order[:, :most], masked[:, :most]
+
+
 def _smallest(score: Tensor, among: Tensor, count: Tensor) -> Tensor:
     """The `count` (B,) smallest scores (B, T) of each row among the given ones, (B, T) bool."""
     order = score.masked_fill(~among, torch.inf).argsort(dim=1, stable=True)

@@ -9,12 +9,14 @@ from sslzoo.methods.clear import CLEAR
 from sslzoo.methods.clip import CLIP
 from sslzoo.methods.cmc import CMC
 from sslzoo.methods.cpc import CPC
+from sslzoo.methods.data2vec import Data2Vec
 from sslzoo.methods.dcl import DCL
 from sslzoo.methods.deep_infomax import DeepInfoMax
 from sslzoo.methods.deepcluster_v2 import DeepClusterV2
 from sslzoo.methods.densecl import DenseCL
 from sslzoo.methods.dino import DINO
 from sslzoo.methods.dinov2 import DINOv2
+from sslzoo.methods.hubert import HuBERT
 from sslzoo.methods.ibot import IBOT
 from sslzoo.methods.ijepa import IJEPA
 from sslzoo.methods.image_cpc import ImageCPC
@@ -40,6 +42,7 @@ from sslzoo.methods.triplet import Triplet
 from sslzoo.methods.vicreg import VICReg
 from sslzoo.methods.vicregl import VICRegL
 from sslzoo.methods.w_mse import WMSE
+from sslzoo.methods.wav2vec2 import Wav2Vec2
 
 __all__ = [
     "AMDIM",
@@ -59,9 +62,11 @@ __all__ = [
     "WMSE",
     "BarlowTwins",
     "DINOv2",
+    "Data2Vec",
     "DeepClusterV2",
     "DeepInfoMax",
     "DenseCL",
+    "HuBERT",
     "ImageCPC",
     "InstDisc",
     "InvaSpread",
@@ -82,4 +87,5 @@ __all__ = [
     "Triplet",
     "VICReg",
     "VICRegL",
+    "Wav2Vec2",
 ]
