@@ -4,6 +4,7 @@
     sslzoo data check FOLDER|LIST                           check images, print their YAML
     sslzoo data shard FOLDER --output FOLDER                write tar shards of a folder of images
     sslzoo data index SHARDS --output FILE                  list tar shards that exist
+    sslzoo units FOLDER --to x.units.npz                    cluster the frames of recordings
     sslzoo embed NAME|RUN|FILE FILES --to x.npz             write the features of files
     sslzoo eval RUN|NAME|FILE... [--on CONFIG]              evaluate encoders on labeled data
     sslzoo report RUN...                                    compare runs in one HTML page
@@ -70,6 +71,12 @@ def _data(args: Sequence[str]) -> None:
     data.main(args[1:])
 
 
+def _units(args: Sequence[str]) -> None:
+    from sslzoo.commands import units
+
+    units.main(args[1:])
+
+
 def _report(args: Sequence[str]) -> None:
     try:
         from sslzoo.commands import report
@@ -94,6 +101,7 @@ def _listing(args: Sequence[str]) -> None:
 VERBS: dict[str, Verb] = {
     **dict.fromkeys(("fit", "validate", "test", "predict"), _fit),
     "data": _data,
+    "units": _units,
     "embed": _embed,
     "eval": _evaluate,
     "report": _report,

@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from sslzoo.batch import Batch, Tokens, ViewSpec
+from sslzoo.batch import Batch, Padded, Tokens, UnitSequence, ViewSpec
 from sslzoo.callbacks import CompareWithStart, FreezeUntil, OnlinePrototypes, OnlineSpectrum
 from sslzoo.commands.configs import config_folders, find_config, known_configs
 from sslzoo.data import AudioDataModule, MultiViewFolder, TextDataModule
@@ -265,11 +265,16 @@ def views_of(name: str, config: dict[str, Any], index: Tensor) -> list[Any]:
     return views
 
 
-def raw_sequences(data: Any, config: dict[str, Any]) -> list[Tensor]:
+def raw_sequences(data: Any, config: dict[str, Any]) -> list[Any]:
     """Windows: sound (and what is mixed in), or frames as wide as the encoder takes."""
     if isinstance(data, AudioDataModule):
         shape = (1 + data.transform.partners, BATCH, data.window)
-        return list(torch.randint(-9999, 9999, shape, dtype=torch.int16))
+        waves = list(torch.randint(-9999, 9999, shape, dtype=torch.int16))
+        lengths = torch.arange(BATCH) * data.window // BATCH
+        if data.units:
+            units = torch.randint(0, 100, (BATCH, len(data.units), data.window // 80))
+            return [UnitSequence(waves[0], lengths, units)]
+        return [Padded(waves[0], lengths)] if data.short == "mask" else waves
     encoder = config["model"]["init_args"]["backbone"]["init_args"]["encoder"]["init_args"]
     return [torch.randn(BATCH, data.window, encoder["in_features"])]
 

@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,9 +14,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, Padded, UnitSequence, length_mask
 from sslzoo.checks import check_at_least, check_choice, check_interval
 from sslzoo.data.audio.sound_files import SOUND_EXTENSIONS
+from sslzoo.data.audio.units import UnitTable, read_units
 from sslzoo.data.audio.waveforms import (
     Centers,
     Decode,
@@ -32,10 +34,11 @@ from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.random import sample_keys
 from sslzoo.transforms.audio.log_mel_views import LogMelViews
+from sslzoo.transforms.audio.waveform import Waveform
 from sslzoo.value_range import check_value_range
 
 Batches = Literal["uniform", "same_group"]
-ShortFiles = Literal["pad", "loop", "skip"]
+ShortFiles = Literal["pad", "loop", "skip", "mask"]
 
 
 class AudioDataModule(SampleDataModule):
@@ -51,8 +54,9 @@ class AudioDataModule(SampleDataModule):
         batch_size: size of the global batch, over all ranks.
         rate: sampling rate in Hz.
         batches: "uniform", or "same_group": every batch has files of one group (speaker).
-        short: zero-pad ("pad") files shorter than the window, repeat them ("loop"), or exclude them
-            from training ("skip").
+        short: zero-pad ("pad") files shorter than the window, likewise with their lengths, so that
+            no frame of the padding counts ("mask"), repeat them ("loop"), or exclude them from
+            training ("skip").
         decode: "memory" reads all files once, "workers" reads windows for each batch, "auto"
             chooses memory up to 1 GiB.
         on_broken: raise an "error" for an unreadable file, or "skip" it with a warning.
@@ -64,6 +68,8 @@ class AudioDataModule(SampleDataModule):
         predict_on: the set that `predict` runs on.
         drop_last: drop the last batch of an epoch if it is incomplete.
         value_range: the lowest and highest values of floating-point files; None: -1 and 1.
+        units: files of `sslzoo units`, in `root` or anywhere, one per set of units (HuBERT); the
+            view is `UnitSequence`.
     """
 
     noun = "files"
@@ -86,6 +92,7 @@ class AudioDataModule(SampleDataModule):
         predict_on: PredictOn,
         drop_last: bool,
         value_range: tuple[float, float] | None = None,
+        units: Sequence[str] = (),
     ) -> None:
         super().__init__(
             batch_size, eval_batch_size, num_workers, seed, train_fraction, predict_on, drop_last
@@ -103,6 +110,12 @@ class AudioDataModule(SampleDataModule):
         self.decode, self.on_broken = decode, on_broken
         self.eval_window = eval_window
         self.value_range = check_value_range(value_range)
+        if (units or short == "mask") and not isinstance(transform, Waveform):
+            raise ValueError(
+                "transform must be Waveform with units or short='mask', got "
+                f"{type(transform).__name__}"
+            )
+        self.units = [units] if isinstance(units, str) else list(units)
         self.classes: list[str] = []
 
     @abstractmethod
@@ -140,9 +153,19 @@ class AudioDataModule(SampleDataModule):
         return groups
 
     def train_source(self, sampler: KeyedSampler) -> BatchSource:
-        short: Short = "loop" if self.short == "loop" else "pad"
+        short: Short = "pad" if self.short == "skip" else self.short
         given = self.window, short, self.seed, sampler.shared_epoch
-        return Windows(self.sets.train, *given, self.transform.partners)
+        return Windows(self.sets.train, *given, self.transform.partners, self._unit_tables())
+
+    def _unit_tables(self) -> list[UnitTable]:
+        """The units of the training set's files, in their order."""
+        train = self.sets.train
+        root = Path(getattr(self, "root", "")).expanduser()
+        tables = [read_units(root / path, train.paths()) for path in self.units]
+        rates = sorted({table.rate for table in tables})
+        if len(rates) > 1:
+            raise ValueError(f"units must have one rate in all files, got {rates} per second")
+        return tables
 
     def eval_source(self, samples: Waveforms) -> BatchSource:
         return Whole(samples) if self.eval_window is None else Centers(samples, self.eval_window)
@@ -153,6 +176,11 @@ class AudioDataModule(SampleDataModule):
 
     def train_views(self, batch: Batch, epoch: int) -> Batch:
         keys = sample_keys(self.seed, epoch, batch.index)
+        view = batch.views[0]
+        if isinstance(view, Padded | UnitSequence):
+            (values,) = self.transform([view.values], keys)
+            values = values * length_mask(view.lengths, values.shape[1])
+            return self._in_precision(batch._replace(views=[view._replace(values=values)]))
         return self._in_precision(batch._replace(views=self.transform(batch.views, keys)))
 
     def has_pairs(self) -> bool:
@@ -239,6 +267,7 @@ class AudioFolder(AudioDataModule):
         predict_on: PredictOn = "query",
         drop_last: bool = True,
         value_range: tuple[float, float] | None = None,
+        units: Sequence[str] = (),
     ) -> None:
         if val_fraction is not None:
             check_interval("val_fraction", val_fraction, 0, 1, "()")
@@ -254,7 +283,7 @@ class AudioFolder(AudioDataModule):
         super().__init__(
             *(transform, window, batch_size, rate, batches, short, decode, on_broken),
             *(eval_window, eval_batch_size, num_workers, seed, train_fraction, predict_on),
-            *(drop_last, value_range),
+            *(drop_last, value_range, units),
         )
         self.root, self.train_dir, self.val_dir = root, train_dir, val_dir
         self.val_fraction, self.labels = val_fraction, labels

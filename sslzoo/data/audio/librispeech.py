@@ -7,6 +7,7 @@ audio books, ICASSP 2015, https://www.openslr.org/12. The splits and aligned pho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,13 +74,14 @@ class LibriSpeech(AudioDataModule):
         train_fraction: float = 1.0,
         predict_on: PredictOn = "query",
         drop_last: bool = True,
+        units: Sequence[str] = (),
     ) -> None:
         if test_split is not None and val_fraction is not None:
             raise ValueError(f"val_fraction must be None with test_split, got {val_fraction}")
         super().__init__(
             *(transform, window, batch_size, rate, batches, short, decode, on_broken),
             *(eval_window, eval_batch_size, num_workers, seed, train_fraction, predict_on),
-            drop_last,
+            *(drop_last, None, units),
         )
         self.root, self.subset, self.phones = root, subset, phones
         self.train_split, self.test_split = train_split, test_split

@@ -6,21 +6,23 @@ Shapes: N files, B files of a batch, L samples of a window or of the longest fil
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sslzoo.batch import Batch, Padded
+from sslzoo.batch import Batch, Padded, UnitSequence
 from sslzoo.data.audio.sound_files import SoundFileError, num_samples, read_sound
+from sslzoo.data.audio.units import UnitTable, window_units
 from sslzoo.data.datamodule import OnBroken, SampleSet, readable_rows
 from sslzoo.data.listing import Listing, pack_paths, select_rows, spread, unpack_path
 from sslzoo.eval.fingerprint import array_digest, files_digest, labels_digest, text_digest
 from sslzoo.random import Keys, sample_keys
 from sslzoo.value_range import ValueRange
 
-Short = Literal["pad", "loop"]
+Short = Literal["pad", "loop", "mask"]
 
 
 class Waveforms(SampleSet):
@@ -59,6 +61,10 @@ class Waveforms(SampleSet):
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def paths(self) -> list[str]:
+        """Path of each file."""
+        return [unpack_path(packed) for packed in self._paths]
 
     def __getitems__(self, index: list[int]) -> Batch:
         return Whole(self).__getitems__(index)
@@ -132,11 +138,12 @@ class Windows:
     Args:
         waveforms: the files.
         window: L.
-        short: zero-pad files shorter than L at a random position ("pad"), or repeat them from a
-            random start ("loop").
+        short: zero-pad files shorter than L at a random position ("pad") or at the end, with their
+            lengths (`Padded`; "mask"), or repeat them from a random start ("loop").
         seed: seed of the draws.
         epoch: shared int64 scalar that the sampler writes (`KeyedSampler.shared_epoch`).
         partners: number of further views, windows of random other files, for transforms that mix.
+        units: sets of units of the files; the view is then `UnitSequence`.
     """
 
     def __init__(
@@ -147,9 +154,11 @@ class Windows:
         seed: int,
         epoch: Tensor,
         partners: int = 0,
+        units: Sequence[UnitTable] = (),
     ) -> None:
         self.waveforms, self.window, self.short = waveforms, window, short
         self.seed, self.epoch, self.partners = seed, epoch, partners
+        self.units = units
 
     def __len__(self) -> int:
         return len(self.waveforms)
@@ -158,6 +167,8 @@ class Windows:
         keys = sample_keys(self.seed, int(self.epoch), torch.tensor(index))
         batch = self.waveforms.batch(self._windows(index, keys), index, keep_size=True)
         keys = sample_keys(self.seed, int(self.epoch), batch.index)
+        if self.short == "mask" or self.units:
+            return self._with_lengths(batch, keys)
         views = batch.views
         for number in range(self.partners):
             own = keys.fold("partner", number)
@@ -166,15 +177,51 @@ class Windows:
             views = [*views, self.waveforms.batch(waves, others, keep_size=True).views[0]]
         return batch._replace(views=views)
 
-    def _windows(self, index: list[int], keys: Keys) -> list[np.ndarray | None]:
-        """A window of each file, at a random position."""
+    def _with_lengths(self, batch: Batch, keys: Keys) -> Batch:
+        """The windows with their lengths, and with their units if there are any."""
+        index = batch.index.tolist()
+        lengths = self.waveforms.lengths[batch.index]
+        inside = lengths.clamp_max(self.window)
+        if self.short != "mask":
+            inside = torch.full_like(lengths, self.window)
+        if not self.units:
+            return batch._replace(views=[Padded(batch.views[0], inside)])
+        found = [
+            window_units(self.units, *case, self.waveforms.rate)
+            for case in zip(index, self._samples(index, keys), strict=True)
+        ]
+        return batch._replace(views=[UnitSequence(batch.views[0], inside, torch.stack(found))])
+
+    def _samples(self, index: list[int], keys: Keys) -> list[np.ndarray]:
+        """The file's sample at each position of its window, -1 for padding."""
+        position = np.arange(self.window)
+        samples = []
+        for start, length in zip(*self._starts(index, keys), strict=True):
+            if length >= self.window:
+                samples.append(start + position)
+            elif self.short == "loop":
+                samples.append((start + position) % length)
+            else:
+                at = position - start
+                samples.append(np.where((at >= 0) & (at < length), at, -1))
+        return samples
+
+    def _starts(self, index: list[int], keys: Keys) -> tuple[list[int], list[int]]:
+        """Where each window begins, see `_cut`, and the length of its file."""
         lengths = self.waveforms.lengths[torch.tensor(index)]
         if self.short == "loop":
             room = torch.where(lengths < self.window, lengths - 1, lengths - self.window)
         else:
             room = (lengths - self.window).abs()
+        if self.short == "mask":
+            room = room.where(lengths >= self.window, 0)
         starts = (keys.integers("window", 1 << 31) * (room + 1) >> 31).tolist()
-        return [self._cut(*case) for case in zip(index, lengths.tolist(), starts, strict=True)]
+        return starts, lengths.tolist()
+
+    def _windows(self, index: list[int], keys: Keys) -> list[np.ndarray | None]:
+        """A window of each file, at a random position."""
+        starts, lengths = self._starts(index, keys)
+        return [self._cut(*case) for case in zip(index, lengths, starts, strict=True)]
 
     def _cut(self, index: int, length: int, start: int) -> np.ndarray | None:
         if length >= self.window:
