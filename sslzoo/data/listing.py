@@ -97,6 +97,7 @@ class Found(NamedTuple):
     left_out: list[str]
 
 
+UNITS = ".units.npz"  # files of `sslzoo units` beside the recordings, which are no samples
 _CLUTTER = {".ds_store", "thumbs.db", "desktop.ini"}
 
 
@@ -132,7 +133,7 @@ def _find(folder: str, extensions: tuple[str, ...], found: Found, visited: set[o
             folders.append(entry.path)
         elif name.endswith(extensions) and not hidden and (entry.is_file() or entry.is_symlink()):
             found.paths.append(entry.path)  # a dangling link is an unreadable sample
-        elif name not in _CLUTTER and not name.startswith("._"):
+        elif name not in _CLUTTER and not name.startswith("._") and not name.endswith(UNITS):
             found.left_out.append(entry.path)
     for path in folders:
         _find(path, extensions, found, visited)

@@ -22,7 +22,7 @@ from sslzoo.batch import Padded
 from sslzoo.checks import check_interval, check_whole
 from sslzoo.data.audio.sound_files import SOUND_EXTENSIONS, num_samples, read_sound
 from sslzoo.data.audio.units import write_units
-from sslzoo.data.listing import check_folder, find_files
+from sslzoo.data.listing import UNITS, check_folder, find_files
 from sslzoo.random import run_keys
 from sslzoo.runs.encoders import read_model
 from sslzoo.transforms.audio.mfcc import mfcc
@@ -68,6 +68,8 @@ def cluster_units(
             "'sslzoo[report]'"
         ) from None
     check_whole("num_units", num_units, 2)
+    if not to.endswith(UNITS):
+        raise ValueError(f"to must end in {UNITS}, got {to!r}")
     check_interval("fraction", fraction, 0, 1, "(]")
     paths = find_files(check_folder(folder, "folder"), SOUND_EXTENSIONS).paths
     if not paths:

@@ -1,0 +1,147 @@
+"""Units of recordings: what is written is read with every window, and bad files are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sslzoo.batch import Batch, Padded, UnitSequence
+from sslzoo.data import AudioFolder
+from sslzoo.data.audio.units import read_units, window_units, write_units
+from sslzoo.runs.units import cluster_units
+from sslzoo.transforms import LogMel, Waveform
+from sslzoo.transforms.audio.log_mel_views import LogMelViews
+from sslzoo.transforms.audio.mfcc import differences, mfcc
+
+soundfile = pytest.importorskip("soundfile")
+RATE = 8000
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six recordings whose first half is low and second half high, of several lengths."""
+    root = tmp_path_factory.mktemp("recordings")
+    for i, half in enumerate((1200, 1600, 2000, 2400, 2800, 3200)):
+        time = np.arange(half) / RATE
+        wave = np.concatenate([np.sin(2 * np.pi * hertz * time) for hertz in (300, 2500)])
+        soundfile.write(root / f"{i}.wav", 0.5 * wave, RATE)
+    return root
+
+
+def test_clusters_are_of_the_sound_and_windows_have_theirs(recordings: Path) -> None:
+    pytest.importorskip("sklearn")
+    target = recordings / "mfcc.units.npz"
+    said = cluster_units(str(recordings), str(target), 2, RATE, fraction=1.0)
+    assert "6 recordings, 100 per second, 2 of 2 clusters" in said
+    paths = sorted(map(str, recordings.glob("*.wav")))
+    table = read_units(target, paths)
+    for i, half in enumerate((1200, 1600, 2000, 2400, 2800, 3200)):
+        own = table.at(i, np.arange(0, 2 * half, 80), RATE)
+        middle = half // 80
+        assert len({*own[2 : middle - 6].tolist()}) == 1
+        assert own[2] != own[middle + 6]
+    data = AudioFolder(
+        str(recordings), Waveform(), 3000, 6, RATE, labels=False, short="mask",
+        units=[target.name], seed=0,
+    )  # fmt: skip
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    (view,) = batch.views
+    assert isinstance(view, UnitSequence)
+    assert view.units.shape == (6, 1, 38)
+    lengths = data.sets.train.lengths[batch.index].clamp_max(3000)
+    assert torch.equal(view.lengths, lengths)
+    made = data.train_views(batch, 0).views[0]
+    for row in range(6):
+        length, units = int(lengths[row]), view.units[row, 0]
+        wave = made.values[row]
+        assert (wave[length:] == 0).all()
+        # Where the window is low, all of its units are those of low sound.
+        low = wave[: length - length % 80].unfold(0, 80, 80).sign().diff(dim=1).ne(0).sum(1) < 15
+        known = units[: len(low)] >= 0
+        agree = low[known] == (units[: len(low)][known] == table.units[2])
+        assert agree.double().mean() > 0.8
+
+
+def test_units_of_a_window_begin_at_its_first_sample(tmp_path: Path) -> None:
+    write_units(tmp_path / "u.npz", [str(tmp_path / "a.wav")], [torch.arange(10)], 100, 10)
+    table = read_units(tmp_path / "u.npz", [str(tmp_path / "a.wav")])
+    samples = np.concatenate([np.arange(240, 800), np.full(160, -1)])
+    (units,) = window_units([table], 0, samples, RATE)
+    assert units.tolist() == [3, 4, 5, 6, 7, 8, 9, -1, -1]
+
+
+def test_masked_windows_have_their_lengths(recordings: Path) -> None:
+    data = AudioFolder(
+        str(recordings), Waveform(), 3000, 6, RATE, labels=False, short="mask", seed=0
+    )
+    data.setup("fit")
+    batch: Batch = data.train_views(next(iter(data.train_dataloader())), 0)
+    (view,) = batch.views
+    assert isinstance(view, Padded)
+    assert view.lengths.tolist() == data.sets.train.lengths[batch.index].clamp_max(3000).tolist()
+
+
+def test_bad_files_of_units_are_refused(recordings: Path, tmp_path: Path) -> None:
+    paths = sorted(map(str, recordings.glob("*.wav")))
+    with pytest.raises(ValueError, match="units must be a file that `sslzoo units` wrote"):
+        read_units(tmp_path / "none.npz", paths)
+    (tmp_path / "text.npz").write_text("no archive")
+    with pytest.raises(ValueError, match="got one that cannot be read"):
+        read_units(tmp_path / "text.npz", paths)
+    write_units(recordings / "part.units.npz", paths[:2], [torch.arange(3)] * 2, 50, 3)
+    with pytest.raises(ValueError, match=r"none of 4, such as .* run sslzoo units again"):
+        read_units(recordings / "part.units.npz", paths)
+    write_units(recordings / "high.units.npz", paths, [torch.arange(3)] * 6, 50, 2)
+    with pytest.raises(ValueError, match=r"units in 0\.\.1 .* 18 units in 0\.\.2"):
+        read_units(recordings / "high.units.npz", paths)
+    with pytest.raises(ValueError, match="folder must hold recordings"):
+        cluster_units(str(tmp_path), str(tmp_path / "x.units.npz"))
+    with pytest.raises(ValueError, match=r"to must end in \.units\.npz, got 'x\.npz'"):
+        cluster_units(str(recordings), "x.npz")
+    with pytest.raises(ValueError, match="layer must be given with an encoder, got 3 without one"):
+        cluster_units(str(recordings), str(tmp_path / "x.units.npz"), layer=3)
+    with pytest.raises(ValueError, match=r"num_units must be at most the .* raise fraction"):
+        cluster_units(str(recordings), str(tmp_path / "x.units.npz"), 5000, RATE)
+    with pytest.raises(ValueError, match="transform must be Waveform with units or short='mask'"):
+        AudioFolder(str(recordings), LogMelViews(LogMel(RATE)), short="mask")
+
+
+def test_mfcc_of_a_frame_is_the_formula() -> None:
+    """One frame at 8 kHz, coefficient by coefficient."""
+    wave = torch.rand(1, 200, generator=torch.Generator().manual_seed(0)).double() - 0.5
+    x = wave[0].numpy() - wave[0].numpy().mean()
+    x = x - 0.97 * np.concatenate([x[:1], x[:-1]])
+    x = x * (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(200) / 199)) ** 0.85
+    power = np.abs(np.fft.rfft(x, 256)) ** 2
+
+    def mel(hertz: float) -> float:
+        return 1127 * np.log(1 + hertz / 700)
+
+    step = (mel(4000) - mel(20)) / 24
+    logs = []
+    for band in range(23):
+        left = mel(20) + band * step
+        total = 0.0
+        for k in range(128):
+            m = mel(k * 8000 / 256)
+            if left < m < left + 2 * step:
+                total += power[k] * min((m - left) / step, (left + 2 * step - m) / step)
+        logs.append(np.log(total))
+    got = mfcc(wave, RATE)
+    assert got.shape == (1, 1, 39)
+    for i in range(13):
+        scale = np.sqrt((1 if i == 0 else 2) / 23) * (1 + 11 * np.sin(np.pi * i / 22))
+        terms = [logs[n] * np.cos(np.pi * i * (n + 0.5) / 23) for n in range(23)]
+        assert got[0, 0, i].item() == pytest.approx(scale * sum(terms), rel=1e-4, abs=1e-4)
+    assert (got[..., 13:] == 0).all()  # of one frame
+
+
+def test_differences_of_a_line_are_its_slope() -> None:
+    line = 3.0 * torch.arange(9.0)[None, :, None]
+    torch.testing.assert_close(differences(line)[0, 2:7, 0], torch.full((5,), 3.0))
+    with pytest.raises(ValueError, match=r"25 ms.* must be at least 200, got 199"):
+        mfcc(torch.zeros(1, 199), RATE)
