@@ -13,7 +13,9 @@ from sslzoo.masks import MultiBlock
 from sslzoo.optim import (
     ConstantSchedule,
     CosineSchedule,
+    ExponentialSchedule,
     LinearSchedule,
+    LinearSteps,
     RunLength,
     Schedule,
     StretchedSchedule,
@@ -76,6 +78,7 @@ CURVES: dict[str, dict[str, Schedule]] = {
     "BYOL": {"momentum": CosineSchedule(0.996, 1.0)},
     "BYOLA": {"momentum": ConstantSchedule(0.99)},
     "DINO": {"momentum": CosineSchedule(0.996, 1.0), "teacher_temperature": ConstantSchedule(0.04)},
+    "Data2Vec": {"momentum": LinearSteps(0.999, 0.9999, 30_000, first_step=1)},
     "DenseCL": {"momentum": ConstantSchedule(0.999)},
     "DINOv2": {
         "momentum": CosineSchedule(0.992, 1.0),
@@ -95,6 +98,7 @@ CURVES: dict[str, dict[str, Schedule]] = {
     "MoCoV3": {"momentum": CosineSchedule(0.99, 1.0)},
     "ReSSL": {"momentum": ConstantSchedule(0.999)},
     "TiCo": {"momentum": CosineSchedule(0.99, 1.0)},
+    "Wav2Vec2": {"quantizer_temperature": ExponentialSchedule(2.0, 0.5, 0.999995)},
 }
 
 

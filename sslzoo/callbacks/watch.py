@@ -65,6 +65,8 @@ class Watch(Callback):
         if self._warned or method.step < self.after_steps:
             return
         for name, least in self.least.items():
+            if name not in method.watched:  # resumed behind the last batch of an epoch
+                continue
             value = float(method.watched[name])
             if value < least:
                 self._warned = True

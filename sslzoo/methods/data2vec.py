@@ -72,7 +72,7 @@ class Data2Vec(SSLMethod):
         >>> from sslzoo.backbones import ConvFrames, SpeechEncoder, SpeechTransformer
         >>> transformer = SpeechTransformer(8, 2, 2, 8, False, 4, 2, 1, 0.0, 0.0, 0.0, 0.0)
         >>> encoder = SpeechEncoder(ConvFrames((4, 6), (4, 3), (2, 2), "layer"), transformer)
-        >>> method = Data2Vec(encoder, SpanMasks(0.6, 3), top_layers=2, momentum=0.9)
+        >>> method = Data2Vec(encoder, SpanMasks(0.6, 3), top_layers=2)
         >>> batch = Batch([torch.randn(4, 64)], index=torch.arange(4))
         >>> list(method.losses(batch))
         ['masked_regression']

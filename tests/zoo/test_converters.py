@@ -824,6 +824,7 @@ def test_every_layout_is_tested() -> None:
     tested = {entries()[case.entry].layout for case in CASES}
     tested |= {"byol", "lightly", "solo_learn", "stable_pretraining", "torchvision"}
     # In test_start_weights.py, and in tests of their own here.
+    tested |= {"fairseq_speech", "transformers_speech"}  # in tests/backbones/test_speech.py
     tested |= {"dinov3", "convnext", "clip", "transformers", "efficientnet", "dinov2_teacher"}
     tested |= {"msn", "vicregl", "densecl", "densecl_full", "ressl", "simmim"}
     assert tested == set(LAYOUTS)
