@@ -14,8 +14,8 @@ from sslzoo.optim import (
     ConstantSchedule,
     CosineSchedule,
     ExponentialSchedule,
+    LinearBySteps,
     LinearSchedule,
-    LinearSteps,
     RunLength,
     Schedule,
     StretchedSchedule,
@@ -78,7 +78,7 @@ CURVES: dict[str, dict[str, Schedule]] = {
     "BYOL": {"momentum": CosineSchedule(0.996, 1.0)},
     "BYOLA": {"momentum": ConstantSchedule(0.99)},
     "DINO": {"momentum": CosineSchedule(0.996, 1.0), "teacher_temperature": ConstantSchedule(0.04)},
-    "Data2Vec": {"momentum": LinearSteps(0.999, 0.9999, 30_000, first_step=1)},
+    "Data2Vec": {"momentum": LinearBySteps(0.999, 0.9999, 30_000, first_step=1)},
     "DenseCL": {"momentum": ConstantSchedule(0.999)},
     "DINOv2": {
         "momentum": CosineSchedule(0.992, 1.0),

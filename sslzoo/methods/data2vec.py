@@ -38,7 +38,7 @@ from sslzoo.methods.base import (
     frozen_copy,
     step_keys,
 )
-from sslzoo.optim import LinearSteps, Schedule, all_alike, as_schedule
+from sslzoo.optim import LinearBySteps, Schedule, all_alike, as_schedule
 
 
 class Data2Vec(SSLMethod):
@@ -117,7 +117,7 @@ class Data2Vec(SSLMethod):
         self.beta = beta
         self.scale = {"sum": 1.0, "sqrt": width**-0.5, "mean": 1 / width}[reduction]
         if momentum is None:
-            momentum = LinearSteps(0.999, 0.9999, 30_000, first_step=1)
+            momentum = LinearBySteps(0.999, 0.9999, 30_000, first_step=1)
         self.momentum = as_schedule(momentum)
         self.final_proj = nn.Linear(width, width)
         self.teacher = without_dropout(frozen_copy(cast(nn.Module, copied)))

@@ -36,7 +36,7 @@ from sslzoo.optim.schedule import (
 from sslzoo.optim.schedule_lr import ScheduleLR
 from sslzoo.optim.schedules_by_step import (
     ExponentialSchedule,
-    LinearSteps,
+    LinearBySteps,
     TriStage,
     WarmupPolynomial,
 )
@@ -53,8 +53,8 @@ __all__ = [
     "ExemptNamed",
     "ExponentialSchedule",
     "LayerDecay",
+    "LinearBySteps",
     "LinearSchedule",
-    "LinearSteps",
     "MomentumForRun",
     "RiseAndCosine",
     "RunLength",

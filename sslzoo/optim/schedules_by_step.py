@@ -30,7 +30,7 @@ class ExponentialSchedule(Schedule):
         return max(self.start * self.decay**step, self.end)
 
 
-class LinearSteps(Schedule):
+class LinearBySteps(Schedule):
     """Linear from `start` to `end` over some optimizer steps, then constant: a teacher's momentum.
 
     Args:

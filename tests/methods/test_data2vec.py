@@ -15,7 +15,7 @@ from sslzoo.callbacks.ema import EMA
 from sslzoo.losses import average_targets, masked_regression
 from sslzoo.masks import BlockMasks, SpanMasks
 from sslzoo.methods import Data2Vec
-from sslzoo.optim import LinearSteps, RunLength, exempt_bias_and_norm
+from sslzoo.optim import LinearBySteps, RunLength, exempt_bias_and_norm
 from tests.golden import assert_close_to_golden, load
 from tests.toys import build
 
@@ -62,7 +62,7 @@ def test_three_steps_are_the_authors_for_images(form: str) -> None:
         eps=how["eps"],
         weight_decay=how["weight_decay"],
     )
-    momentum = LinearSteps(how["ema_decay_init"], how["ema_decay"], how["ema_start_at"])
+    momentum = LinearBySteps(how["ema_decay_init"], how["ema_decay"], how["ema_start_at"])
     ema = EMA(momentum, when="after_step")
     pairs: Any = SimpleNamespace(
         teacher_pairs=lambda: [(student, teacher)], run_length=RunLength(3, 3)

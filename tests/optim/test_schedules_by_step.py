@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sslzoo.optim import ExponentialSchedule, LinearSteps, RunLength, TriStage, WarmupPolynomial
+from sslzoo.optim import ExponentialSchedule, LinearBySteps, RunLength, TriStage, WarmupPolynomial
 from tests.golden import assert_close_to_golden, load
 
 
@@ -43,10 +43,10 @@ def test_tri_stage_equals_fairseq() -> None:
 def test_momentum_equals_data2vecs() -> None:
     z = load("data2vec/ema.npz")
     how = z["meta"]["hyper"]
-    schedule = LinearSteps(how["start"], how["end"], how["anneal_end_step"])
+    schedule = LinearBySteps(how["start"], how["end"], how["anneal_end_step"])
     momenta = [schedule(int(step), RunLength(1, 0)) for step in z["step"]]
     assert_close_to_golden(np.array(momenta), z["decay"], 1e-12)
-    shifted = LinearSteps(how["start"], how["end"], how["anneal_end_step"], first_step=1)
+    shifted = LinearBySteps(how["start"], how["end"], how["anneal_end_step"], first_step=1)
     assert shifted(4, RunLength(1, 0)) == schedule(5, RunLength(1, 0))
 
 
