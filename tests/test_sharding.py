@@ -40,7 +40,7 @@ from tests.ranks import Ranks
 from tests.test_every_method import BATCH, SAMPLES, Gradients, assert_same, batches, fit, trainer
 from tests.toys import build, data_like, every_trainable
 
-DEFAULT = ("DINOv2", "MSN", "SwAV")  # the others are slow
+DEFAULT = ("DINOv2", "SwAV")  # the others are slow
 CONVNETS = ("DeepInfoMax", "DenseCL", "VICRegL")  # take no ViT
 
 
@@ -221,12 +221,9 @@ def on_ranks(rank: int, cls: type[Trainable], path: Path, folder: bool) -> dict[
     return resumed(cls, 2, path, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "cls",
-    [DINO, pytest.param(MoCo, marks=pytest.mark.slow)],  # a queue
-    ids=lambda cls: cls.__name__,
-)
+@pytest.mark.parametrize("cls", [DINO, MoCo], ids=lambda cls: cls.__name__)  # MoCo has a queue
 def test_resumed_shards_equal_the_unbroken_run(
     cls: type[Trainable], tmp_path: Path, ranks: Ranks
 ) -> None:

@@ -49,6 +49,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "EMA": (0.9, "after_step"),
     "FreezeUntil": ("projector", 1.0),
     "L2SP": (0.1,),
+    "Watch": ({"perplexity": 1.0}, "look at it"),
     "WeightDecaySchedule": (ConstantSchedule(0.1),),
 }
 CALLBACKS = [

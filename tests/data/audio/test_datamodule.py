@@ -369,7 +369,7 @@ def test_names_that_do_not_match_are_shown() -> None:
     ("changes", "message"),
     [
         ({"window": 0}, "window must be at least 1, got 0"),
-        ({"short": "cut"}, r"short must be one of \['pad', 'loop', 'skip'\], got 'cut'"),
+        ({"short": "cut"}, r"short must be one of \['pad', 'loop', 'skip', 'mask'\], got 'cut'"),
         ({"label": "word"}, r"without \['word'\]"),
         ({"query": {"n": [9]}}, "which matches 0 of 24"),
         ({"val_fraction": 0.5}, "query must be None with val_fraction"),

@@ -190,6 +190,7 @@ def test_a_data_module_is_built_and_run_from_yaml(tmp_path: Path, monkeypatch: p
 
 SHIPPED = [kind for kind in ImageDataModule.__subclasses__() if not kind.__name__.startswith("_")]
 SHIPPED = [kind for kind in SHIPPED if kind.__module__.startswith("sslzoo.")]
+SHIPPED = [kind for kind in SHIPPED if not inspect.isabstract(kind)]
 
 
 def normalized(size: int, channels: int = 3) -> Views:
