@@ -48,7 +48,8 @@ def method_with_vit(cls: type[Trainable], **changes: Any) -> tuple[Any, Any]:
     method, batch = build(cls, **changes)
     if cls.__name__ in CONVNETS or not isinstance(getattr(method, "backbone", None), SmallResNet):
         return method, batch
-    patch = 2 if any(x.shape[-1] % 4 for x in batch.views) else 4
+    images = [view for view in batch.views if isinstance(view, Tensor)]
+    patch = 2 if any(x.shape[-1] % 4 for x in images) else 4
     vit = small_vit(8, patch, method.backbone.num_features, 2, 2)
     return build(cls, backbone=vit, **changes)
 

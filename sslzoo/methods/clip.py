@@ -27,6 +27,7 @@ from sslzoo.methods.base import (
     output_dim,
 )
 from sslzoo.optim import Schedule, exempt_bias_norm_and_positions
+from sslzoo.sharding import local
 
 
 class CLIP(SSLMethod):
@@ -89,7 +90,7 @@ class CLIP(SSLMethod):
         self.text_backbone = text_backbone
         self.projector, self.text_projector = projector, text_projector
         self.max_scale = max_scale
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.log_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))
 
     def configure_optimizers(self) -> Any:
         made = super().configure_optimizers()
@@ -99,7 +100,7 @@ class CLIP(SSLMethod):
 
     @torch.no_grad()
     def _clamp(self, *step: Any) -> None:
-        self.log_scale.clamp_(0, math.log(self.max_scale))
+        local(self.log_scale).clamp_(0, math.log(self.max_scale))
 
     def embed_image(self, image: Tensor) -> Tensor:
         """L2-normalized embeddings. (B, C, H, W) -> (B, D)."""
@@ -120,4 +121,5 @@ class CLIP(SSLMethod):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         image, text = batch.views
-        return {"clip": clip_loss(self.embed_image(image), self.embed_text(text), self.log_scale)}
+        images, texts = self.embed_image(image), self.embed_text(text)
+        return {"clip": clip_loss(images, texts, self.log_scale[0])}

@@ -70,9 +70,9 @@ class SigLIP(CLIP):
             *(backbone, text_backbone, projector, text_projector, temperature, max_scale),
             *(optimizer, schedule, parameter_groups),
         )
-        self.bias = nn.Parameter(torch.tensor(float(bias)))
+        self.bias = nn.Parameter(torch.tensor([float(bias)]))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         image, text = batch.views
         images, texts = self.embed_image(image), self.embed_text(text)
-        return {"siglip": siglip_loss(images, texts, self.log_scale, self.bias)}
+        return {"siglip": siglip_loss(images, texts, self.log_scale[0], self.bias[0])}

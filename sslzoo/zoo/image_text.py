@@ -151,7 +151,7 @@ def _shaped(theirs: str, ours: str, value: Tensor) -> Tensor:
         return value.T.contiguous()  # stored as (in, out)
     if ours in ("backbone.cls_token", "backbone.pos_embed"):
         return value.reshape(1, -1, value.shape[-1])
-    return value.reshape(()) if ours in ("log_scale", "bias") else value
+    return value.reshape(1) if ours in ("log_scale", "bias") else value
 
 
 def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
