@@ -381,7 +381,7 @@ def pairs_memory_table(result: Result | None) -> str:
         lines.append(_line([name, form, f"{int(count):,}", memory, seconds]))
     note = (
         f"- embeddings of width {result['width']}, float32, one process; the rise of the peak "
-        f"resident memory over what the embeddings take, once each, beside other work; "
+        f"resident memory over what the embeddings take, two threads, once each; "
         f"{_place(result)}, commit {result['commit'][:12]}"
     )
     return "\n".join([*lines, "", note])
