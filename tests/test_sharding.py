@@ -162,7 +162,13 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize(("changes", "options"), STEPS.values(), ids=STEPS)
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        pytest.param(*case, id=name, marks=pytest.mark.slow if name.startswith("LAR") else ())
+        for name, case in STEPS.items()
+    ],
+)
 def test_optimizers_groups_and_clipping(changes: Any, options: Any, ranks: Ranks) -> None:
     assert_equal(ranks, MAE, 1, changes, **options)
 
