@@ -95,11 +95,12 @@ def command() -> LightningCLI:
 def load(name: str, *overrides: str) -> Namespace:
     """Model, data module and trainer of a config; a path that the user gives is made up."""
     given, cli = content(name), copy.copy(command())
-    args = [f"--config={find_config(name)}", "--trainer.logger=false", *overrides]
+    args = [f"--config={find_config(name)}", "--trainer.logger=false"]
     if given["data"]["init_args"].get("root", "set") is None:
         args.append("--data.init_args.root=somewhere")
     if given["data"]["init_args"].get("file", "set") is None:
         args.append("--data.init_args.file=somewhere.csv")
+    args += overrides
     cli.config_dump = {}  # the hyperparameters that a run would save
     cli.config = cli.parser.parse_args(args)
     cli.instantiate_classes()
