@@ -12,10 +12,11 @@ from torch import Tensor
 
 from sslzoo.batch import Batch
 from sslzoo.callbacks.evaluation import Evaluation, embed, eval_loaders, labeled_loaders, query_set
-from sslzoo.callbacks.rehearsal import embed_first, first_batch
+from sslzoo.callbacks.rehearsal import embed_first, first_batch, require
 from sslzoo.eval.features import eval_mode, gather_features
 from sslzoo.eval.loaders import EvalLoaders
 from sslzoo.eval.zero_shot import class_embeddings, retrieval_recall, zero_shot_topk
+from sslzoo.sharding import whole
 
 
 class OnlineRetrieval(Evaluation):
@@ -40,7 +41,9 @@ class OnlineRetrieval(Evaluation):
         return [f"val/{way}_r{k}" for way in ways for k in self.ks]
 
     def rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        require(pl_module, "OnlineRetrieval", "embed_image", "embed_texts")
         loaders = eval_loaders(trainer, None, "OnlineRetrieval")
+        _check_data(trainer, "OnlineRetrieval")
         first = first_batch(query_set(loaders, "OnlineRetrieval"))
         embed_first(trainer, pl_module, loaders, first, self.features)
         embed_first(trainer, pl_module, _texts(loaders), first, "embed_texts")
@@ -86,7 +89,9 @@ class OnlineZeroShot(Evaluation):
         return [f"val/zero_shot_top{k}" for k in self.ks]
 
     def rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        require(pl_module, "OnlineZeroShot", "embed_image", "embed_text")
         loaders, query, num_classes = labeled_loaders(trainer, None, "OnlineZeroShot")
+        _check_data(trainer, "OnlineZeroShot")
         embed_first(trainer, pl_module, loaders, first_batch(query), self.features)
         classes = self._classes(trainer, pl_module)
         if len(classes) != num_classes:
@@ -110,8 +115,18 @@ class OnlineZeroShot(Evaluation):
                 moved = type(texts)(*(part.to(pl_module.device) for part in texts))
                 return module.embed_text(moved)
 
-        with torch.no_grad(), isolate_rng(), eval_mode(pl_module):
+        with torch.no_grad(), isolate_rng(), eval_mode(pl_module), whole(pl_module):
             return class_embeddings(embed_text, data.tokens, names, self.templates)
+
+
+def _check_data(trainer: Trainer, who: str) -> None:
+    """Refuse a data module without texts, whose `tokens` makes those of a tower."""
+    data = cast(Any, trainer).datamodule
+    if not hasattr(data, "tokens"):
+        raise ValueError(
+            f"the data module must be one of images with texts for {who}, such as "
+            f"sslzoo.data.ImageTextFolder, got {type(data).__name__}"
+        )
 
 
 def _texts(loaders: EvalLoaders) -> EvalLoaders:

@@ -100,7 +100,8 @@ def siglip_loss(images: Tensor, texts: Tensor, log_scale: Tensor, bias: Tensor) 
                 grad_images[block] = grad_images[block] + slope @ t
                 grad_t.addmm_(slope.T, a[block])
                 grad_bias = grad_bias + slope.sum()
-            held = pass_on(held)
+            if with_gradient or hop < W - 1:
+                held = pass_on(held)
         scale = W / rows.total
         loss = total * scale
         if not with_gradient:

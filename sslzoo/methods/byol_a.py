@@ -209,9 +209,10 @@ class BYOLA(BYOL):
             v: (B,) likewise: which clip, the oldest first.
         """
         rows = self.memory.read()
-        count = rows.any(1).sum()
+        full = self.memory.full
+        count = torch.where(full, len(rows), self.memory.pointer)
         place = (v * count).long().minimum(count - 1).clamp_min(0)
-        oldest = torch.where(count == len(rows), self.memory.pointer, 0)
+        oldest = torch.where(full, self.memory.pointer, 0)
         other = rows[(oldest + place) % len(rows)].view_as(clips).to(clips.dtype)
         share = (self.mix * u)[:, None, None, None].to(clips.dtype)
         return torch.where(count > 0, log_mixup_exp(other, clips, share), clips)

@@ -24,7 +24,7 @@ from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
 from sslzoo.data.image.file_list import column, read_table
 from sslzoo.data.image.image_set import Crops, ImageSet
 from sslzoo.data.image.load import ANY_EXTENSIONS, Decode, load_images
-from sslzoo.data.listing import Listing, check_folder, find_files, spread
+from sslzoo.data.listing import Listing, check_folder, find_files, say_left_out, spread
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.data.text.tokenizer import TextTokenizer, check_tokenizer, tokenizer_state
 from sslzoo.eval.fingerprint import text_digest
@@ -348,8 +348,18 @@ class ImageTextFolder(ImageTextDataModule):
         return train, self._pairs(val, train.images.classes)
 
     def _pairs(self, folder: Path, classes: Sequence[str] = ()) -> Pairs:
-        images = {os.path.splitext(path)[0]: path for path in find_files(folder, ANY_EXTENSIONS)[0]}
-        texts = {path[: -len(".txt")]: path for path in find_files(folder, (".txt",))[0]}
+        of_images, of_texts = find_files(folder, ANY_EXTENSIONS), find_files(folder, (".txt",))
+        others = sorted(set(of_images.left_out) & set(of_texts.left_out))
+        say_left_out(others, (".txt", *ANY_EXTENSIONS))
+        images: dict[str, str] = {}
+        for path in of_images.paths:
+            first = images.setdefault(os.path.splitext(path)[0], path)
+            if first != path:
+                raise ValueError(
+                    "images must have different names, so that each has a text of its own, got "
+                    f"{first} and {os.path.basename(path)}"
+                )
+        texts = {path[: -len(".txt")]: path for path in of_texts.paths}
         found: dict[str, list[str]] = {}
         for stem in images.keys() & texts.keys():
             try:

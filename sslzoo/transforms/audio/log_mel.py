@@ -19,6 +19,20 @@ from sslzoo.random import Keys
 from sslzoo.value_range import Look, as_sound
 
 
+def check_mel(rate: int, bands: int, window: int, hop: int, low: float, high: float | None) -> None:
+    """Check the arguments of a mel spectrogram.
+
+    Raises:
+        ValueError: a size is below 1, or the edges are not 0 <= low < high <= rate / 2.
+    """
+    for name, size in (("rate", rate), ("bands", bands), ("window", window), ("hop", hop)):
+        check_at_least(name, size, 1)
+    if not 0 <= low < (high or rate / 2) <= rate / 2:
+        raise ValueError(
+            f"low and high must be 0 <= low < high <= rate / 2, got {low} and {high} at rate {rate}"
+        )
+
+
 def mel_filters(bands: int, bins: int, rate: int, low: float, high: float) -> Tensor:
     """Triangular filters (bins, M) between frequencies that are equally spaced in mel."""
     ends = [2595 * math.log10(1 + hertz / 700) for hertz in (low, high)]
@@ -63,13 +77,7 @@ class LogMel:
         high: float | None = None,
         floor: float = 1e-8,
     ) -> None:
-        for name, size in (("rate", rate), ("bands", bands), ("window", window), ("hop", hop)):
-            check_at_least(name, size, 1)
-        if not 0 <= low < (high or rate / 2) <= rate / 2:
-            raise ValueError(
-                f"low and high must be 0 <= low < high <= rate / 2, got {low} and {high} at rate "
-                f"{rate}"
-            )
+        check_mel(rate, bands, window, hop, low, high)
         self.rate, self.bands, self.window, self.hop = rate, bands, window, hop
         self.low, self.high, self.floor = low, high, floor
         self._look = Look()

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslzoo.batch import Padded
-from sslzoo.checks import check_at_least, check_choice
+from sslzoo.checks import check_choice
 from sslzoo.random import Keys
-from sslzoo.transforms.audio.log_mel import mel_filters, triangles
+from sslzoo.transforms.audio.log_mel import check_mel, mel_filters, triangles
 from sslzoo.value_range import Look, as_sound
 
 FrontEnd = Literal["torchaudio", "librosa"]
@@ -81,14 +81,8 @@ class LogMelImage:
         mean: float = 0.0,
         std: float = 1.0,
     ) -> None:
-        for name, size in (("rate", rate), ("bands", bands), ("window", window), ("hop", hop)):
-            check_at_least(name, size, 1)
+        check_mel(rate, bands, window, hop, low, high)
         check_choice("front_end", front_end, get_args(FrontEnd))
-        if not 0 <= low < high <= rate / 2:
-            raise ValueError(
-                f"low and high must be 0 <= low < high <= rate / 2, got {low} and {high} at rate "
-                f"{rate}"
-            )
         if std <= 0:
             raise ValueError(f"std must be greater than 0, got {std}")
         self.rate, self.bands, self.window, self.hop = rate, bands, window, hop

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning import Trainer
+from lightning import LightningDataModule, Trainer
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader
 
 from sslzoo.backbones import SmallResNet, TextTransformer
 from sslzoo.batch import Tokens
@@ -20,6 +21,8 @@ from sslzoo.data import ImageTextFolder, ImageTextList
 from sslzoo.data.text.tokenizer import WordPiece
 from sslzoo.methods import CLIP
 from sslzoo.transforms import clip_views, simclr_views
+
+pytest.importorskip("tokenizers")
 
 COLORS = {"red": (220, 20, 20), "green": (20, 200, 40), "blue": (30, 30, 210)}
 
@@ -291,3 +294,55 @@ def test_a_missing_table_or_split_is_refused(tmp_path: Path) -> None:
     rows = [["path", "caption", "split"], ["train/red/red0.png", "red", "all"]]
     with pytest.raises(ValueError, match=r"train_split must be one of the splits \['all'\]"):
         listed(table(tmp_path, rows)).setup("fit")
+
+
+def test_two_images_of_one_name_are_refused_and_other_files_are_said(tmp_path: Path) -> None:
+    tree(tmp_path)
+    (tmp_path / "train" / "red" / "notes.md").write_text("about")
+    with pytest.warns(UserWarning, match=r"notes\.md"):
+        folder(tmp_path).setup("fit")
+    (tmp_path / "train" / "red" / "notes.md").unlink()
+    write(tmp_path / "train" / "red", "red0", "red", ["a red square"])
+    Image.new("RGB", (16, 16)).save(tmp_path / "train" / "red" / "red0.jpg")
+    with pytest.raises(ValueError, match=r"images must have different names, .*red0\.(png|jpg)"):
+        folder(tmp_path).setup("fit")
+
+
+class WithoutTexts(LightningDataModule):
+    """Batches as `ImageTextFolder` gives them, of a module that cannot make texts."""
+
+    def __init__(self, data: ImageTextFolder) -> None:
+        super().__init__()
+        self.data, self.classes = data, data.classes
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader([self.data.preview(list(range(6)))], batch_size=None)  # type: ignore[arg-type]
+
+    def eval_dataloaders(self) -> Any:
+        return self.data.eval_dataloaders()
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's, of loaders
+@pytest.mark.parametrize("callback", [OnlineRetrieval, OnlineZeroShot])
+def test_data_without_texts_is_refused_before_the_first_step(tmp_path: Path, callback: Any) -> None:
+    data = folder(tree(tmp_path), labels=True)
+    data.setup("fit")
+    method = CLIP(
+        SmallResNet((8, 16)),
+        TextTransformer(100, width=16, depth=1, heads=2, max_length=12),
+        nn.Linear(16, 8),
+        nn.Linear(16, 8),
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
+    )
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[callback()],
+    )
+    with pytest.raises(ValueError, match=r"must be one of images with texts for .* WithoutTexts"):
+        trainer.fit(method, WithoutTexts(data))
+    assert method.step == 0

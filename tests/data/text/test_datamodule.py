@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import pickle
 import sys
 from pathlib import Path
@@ -338,6 +339,20 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match="pip install datasets"):
         HFText("ag_news", plain_text(), WordPiece(60)).setup()
+
+
+def test_a_tokenizer_of_clip_has_its_tokens_of_start_and_end(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    words = ["a", "b", "a</w>", "b</w>", "ab</w>", "<|startoftext|>", "<|endoftext|>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b</w>\n")
+    made = transformers.CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    made.save_pretrained(tmp_path / "saved")
+    tokenizer = HFTokenizer(str(tmp_path / "saved"), local_files_only=True)
+    tokenizer.prepare([])
+    assert tokenizer.num_ids == len(words)  # none is added
+    assert (tokenizer.special.cls, tokenizer.special.sep) == (5, 6)
+    assert tokenizer.encode(["ab", "b"]) == [[4], [3]]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="needs datasets")
