@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,20 @@ from PIL import Image
 from tests.ranks import Ranks, settle_torch
 
 settle_torch()
+# Else each of the processes that tests start compiles the library's source anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_sessionstart() -> None:
+    gc.disable()  # what is imported and collected stays
 
 
 def pytest_collection_finish() -> None:
     """Keep what is imported out of garbage collections, which take seconds with it."""
     gc.collect()
     gc.freeze()
+    gc.enable()
+    gc.set_threshold(20_000, 20, 50)  # a test makes thousands of objects and few cycles
 
 
 @pytest.fixture(scope="session")

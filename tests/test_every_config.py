@@ -12,6 +12,7 @@ import inspect
 import json
 import re
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from sslzoo.runs.encoders import build_data
 from sslzoo.trainable import Trainable
 from sslzoo.transforms.text.special import Special, with_special
 from sslzoo.trust import build, undrawn
+from tests.toys import KINDS
 
 # LightningCLI calls what jsonargparse deprecates.
 pytestmark = pytest.mark.filterwarnings(
@@ -68,12 +70,19 @@ def is_first(name: str) -> bool:
     return name == first or (recipe.startswith("continue") and folder == "dino")
 
 
-def every_config(others_are_slow: bool = False) -> pytest.MarkDecorator:
-    """One config after the other, so that all tests of it share one model."""
-    slow = [others_are_slow and not is_first(name) for name in NAMES]
-    names = [
-        pytest.param(n, marks=[pytest.mark.slow] * s) for n, s in zip(NAMES, slow, strict=True)
-    ]
+def is_parsed(name: str) -> bool:
+    """Whether the command's parser builds the recipe here: one of each kind, and a hub's."""
+    kind = content(name)["model"]["class_path"].rpartition(".")[2] in KINDS
+    return (kind and is_first(name)) or "hf_encoder" in Path(find_config(name)).read_text()
+
+
+def every_config(chosen: Callable[[str], bool] = lambda name: True) -> pytest.MarkDecorator:
+    """One config after the other, so that all tests of it share one model.
+
+    Args:
+        chosen: by name; the others are slow.
+    """
+    names = [pytest.param(n, marks=() if chosen(n) else pytest.mark.slow) for n in NAMES]
     return pytest.mark.parametrize("name", names, scope="module")
 
 
@@ -143,7 +152,7 @@ def built(name: str) -> Namespace:
 def on_meta(name: str) -> Namespace:
     """Model and data module of a config, without numbers; made once for all tests of it."""
     with undrawn(), torch.device("meta"):
-        if is_first(name) or "hf_encoder" in Path(find_config(name)).read_text():
+        if is_parsed(name):
             return load(name, *hub_free(name))
         return built(name)
 
@@ -199,6 +208,8 @@ def watched(name: str, callback: type[Callback]) -> Tensor:
 def assert_watched_for_collapse(name: str) -> None:
     callbacks = on_meta(name).trainer.callbacks
     assert any(isinstance(callback, OnlineSpectrum) for callback in callbacks)
+    if not is_first(name):  # what the others watch is of the same classes
+        return
     if name.split("/")[0] in EMBEDDED:
         assert watched(name, OnlineSpectrum).ndim == 2
     elif name.split("/")[0] in ASSIGNING:
@@ -218,19 +229,18 @@ def test_header_states_its_claims(name: str) -> None:
 
 @every_config()
 def test_instantiates(name: str) -> None:
-    """By the command's parser if it is the first of its kind."""
-    model = on_meta(name).model
-    assert isinstance(model, Trainable)
+    assert isinstance(on_meta(name).model, Trainable)
     if name in CAN_COLLAPSE:
         assert_watched_for_collapse(name)
 
 
-@every_config(others_are_slow=True)
+@every_config(is_parsed)
 def test_is_built_as_a_run_is_loaded(name: str) -> None:
     if "hf_encoder" in Path(find_config(name)).read_text():
         return
-    model, section = on_meta(name).model, content(name)["model"]
+    section = content(name)["model"]
     with undrawn(), torch.device("meta"):
+        model = (on_meta(name) if is_parsed(name) else load(name)).model
         made = build(section, LightningModule, name)
     assert type(made) is type(model)
     assert repr(made) == repr(model)
@@ -330,7 +340,7 @@ def test_a_recipe_that_continues_fits_data_of_any_size(name: str, length: RunLen
         assert memory <= max(1, 0.051 * length.total_steps)
 
 
-@every_config(others_are_slow=True)
+@every_config(is_first)
 def test_takes_a_step(name: str) -> None:
     config = content(name)
     model = config["model"]["init_args"]

@@ -304,10 +304,17 @@ class _Builder:
         return tuple(self._convert(v, p, at) for v, p in zip(value, parts, strict=True))
 
     def _reference(self, value: Any, hint: Sequence[Any]) -> Callable[..., Any]:
-        """Build a factory that is called later, such as an optimizer's, with arguments bound."""
+        """Build what is called later, with arguments bound.
+
+        It is a factory, such as an optimizer's class; or an object that can be called, if its
+        class is not what the call is to return: `sslzoo.optim.LayerDecay`, say, which gives lists.
+        """
         name, args = self._split(value)
         given = hint[-1] if hint and isinstance(hint[-1], type) else object
         maker = admit(name, object, self.where, given)
+        parents = maker.__mro__ if isinstance(maker, type) and not issubclass(maker, given) else ()
+        if any("__call__" in vars(cls) for cls in parents):
+            return self.make(value, object, {})
         arguments = self._arguments(maker, name, args, {})
         return partial(maker, **arguments) if arguments else maker
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sslzoo
+from sslzoo.methods import SSLMethod
 from sslzoo.runs.encoders import build_data
 from sslzoo.trust import UntrustedError, build, shell
 from sslzoo.zoo import entries
@@ -199,6 +200,22 @@ def test_weights_are_asked_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
             spec = {"class_path": f"sslzoo.backbones.{factory}", "init_args": bad}
             with pytest.raises(ValueError, match=f"options must not have {key}"):
                 build(spec, nn.Module, "x.json")
+
+
+def test_an_object_that_is_called_is_told_from_a_class_that_is() -> None:
+    arguments = {
+        "backbone": NET,
+        "projector": {"class_path": "sslzoo.heads.MLP", "init_args": {"sizes": [16, 8]}},
+        "parameter_groups": {
+            "class_path": "sslzoo.optim.ConstantRateFor",
+            "init_args": {"parts": ["projector"]},
+        },
+        "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.25}},
+    }
+    spec = {"class_path": "sslzoo.methods.SimCLR", "init_args": arguments}
+    optimizer = build(spec, SSLMethod, "x.yaml").configure_optimizers()
+    assert {group["lr"] for group in optimizer.param_groups} == {0.25}
+    assert [bool(group.get("constant_rate")) for group in optimizer.param_groups] == [False, True]
 
 
 def test_building_draws_nothing_from_the_program_s_generator() -> None:

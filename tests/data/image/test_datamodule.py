@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 
@@ -32,6 +33,7 @@ from sslzoo.transforms import RandomResizedCrop, View, Views
 from sslzoo.transforms.image.normalize import Normalize
 from tests.data.image.test_folder import two_crops, write_tree
 from tests.data.toys import Recorder, ToyData
+from tests.ranks import PRELOADED
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 
@@ -123,11 +125,13 @@ def test_a_split_takes_at_least_one_and_leaves_one():
         stratified_split(labels, 13, 0)
 
 
-def test_spawned_workers_follow_the_epoch(tmp_path: Path):
+def test_pickled_workers_follow_the_epoch(tmp_path: Path):
+    """They get all that they need by pickling, as where a system spawns them."""
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     root = write_tree(tmp_path, ("train",), 2)
     files = FileImages(sorted(str(p) for p in root.rglob("*.jpg")), None)
     results = []
-    for context in (None, "spawn"):
+    for context in (None, "forkserver"):
         sampler = KeyedSampler(4, 2, seed=1)
         crops = TrainCrops(two_crops(16), 1, sampler.shared_epoch)
         loader = TrainLoader(files.cropped(crops, True), sampler, 1 if context else 0)
