@@ -263,6 +263,12 @@ def random_state(shapes: dict[str, list[int]], keep: Callable[[str], bool]) -> d
     }
 
 
+def empty(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """The network, without draws: a state follows that fills it."""
+    with undrawn():
+        return make(*args, **options)
+
+
 def features(net: nn.Module, channels: int = 3, size: int = 64) -> Tensor:
     x = torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -301,10 +307,10 @@ def test_resnets_equal_torchvisions(case: Case, tmp_path: Path) -> None:
     torch.save(wrapped(case, state), tmp_path / "file.pth")
     card = entries()[case.entry]
     kept, _ = convert(read(tmp_path / "file.pth"), str(card.layout))
-    encoder = build_backbone(card.backbone)
+    encoder = empty(build_backbone, card.backbone)
     encoder.load_state_dict(complete(kept, encoder, "file"))
     depth = "18" if "18" in case.manifest else "50"
-    reference = getattr(torchvision.models, f"resnet{depth}")()
+    reference = empty(getattr(torchvision.models, f"resnet{depth}"))
     reference.fc = nn.Identity()
     own = reference.state_dict()
     reference.load_state_dict({name: state[f"{case.prefix}{name}"] for name in own})
@@ -340,7 +346,7 @@ def test_vits_equal_timms(case: Case, tmp_path: Path) -> None:
     torch.save(wrapped(case, state), tmp_path / "file.pth")
     card = entries()[case.entry]
     kept, _ = convert(read(tmp_path / "file.pth"), str(card.layout))
-    encoder = timm_vit(**card.backbone["init_args"], options={"depth": 2})
+    encoder = empty(timm_vit, **card.backbone["init_args"], options={"depth": 2})
     encoder.load_state_dict(kept)
     ijepa = case.manifest.startswith("ijepa")
     pool: Any = {"class_token": False, "global_pool": ""} if ijepa else {}
@@ -358,11 +364,11 @@ def test_cmcs_towers_see_their_own_channels() -> None:
     state = random_state(shapes_of(case), lambda name: True)
     card = entries()[case.entry]
     kept, _ = convert({"model": state}, str(card.layout))
-    encoder = build_backbone(card.backbone)
+    encoder = empty(build_backbone, card.backbone)
     encoder.load_state_dict(kept)
     towers = []
     for view, channels in (("l_to_ab", 1), ("ab_to_l", 2)):
-        net = torchvision.models.resnet50()
+        net = empty(torchvision.models.resnet50)
         net.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
         net.fc = nn.Identity()
         net.load_state_dict({n: state[f"encoder.module.{view}.{n}"] for n in net.state_dict()})
@@ -398,7 +404,7 @@ def test_cmcs_alexnet_equals_a_plain_one() -> None:
     card = entries()[case.entry]
     kept, dropped = convert(wrapped(case, state), str(card.layout))
     assert {name.split(".")[3] for name in dropped} == {"fc8"}
-    encoder = build_backbone(card.backbone)
+    encoder = empty(build_backbone, card.backbone)
     encoder.load_state_dict(kept)
     x = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     views = {"encoder.module.l_to_ab": x[:, :1], "encoder.module.ab_to_l": x[:, 1:]}
@@ -443,9 +449,9 @@ def test_invaspreads_resnet_equals_timms_with_a_small_stem() -> None:
     (case,) = (c for c in CASES if c.manifest == "invaspread_resnet18")
     state = random_state(shapes_of(case), lambda name: True)
     kept, _ = convert({"net": {f"module.{n}": v for n, v in state.items()}}, "invaspread")
-    encoder = build_backbone(entries()[case.entry].backbone)
+    encoder = empty(build_backbone, entries()[case.entry].backbone)
     encoder.load_state_dict(kept)
-    net = torchvision.models.resnet18()
+    net = empty(torchvision.models.resnet18)
     net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     net.fc = nn.Identity()
     their = {n: n.replace("downsample", "shortcut") for n in net.state_dict()}
@@ -528,7 +534,7 @@ def test_simclr_equals_tensorflows_graph(case: Case) -> None:
     more = {"global_step": np.int64(7), f"{next(iter(arrays))}/Momentum": np.zeros(1)}
     kept, dropped = convert({**arrays, **more}, str(card.layout))
     assert {"global_step"} < set(dropped)
-    encoder = build_backbone(card.backbone)
+    encoder = empty(build_backbone, card.backbone)
     encoder.load_state_dict(complete(kept, encoder, "file"))
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert_same(features(encoder), TFGraph(arrays, "_sk_" in case.manifest)(x))
@@ -622,12 +628,12 @@ def test_byol_equals_haikus_graph_and_not_torchvisions() -> None:
     assert set(dropped) < set(flat)
     unknown = {n for n in dropped if n.startswith("res_net") and "||average" in n}
     assert not unknown
-    encoder = build_backbone(entries()["byol-resnet50-imagenet-1000ep"].backbone)
+    encoder = empty(build_backbone, entries()["byol-resnet50-imagenet-1000ep"].backbone)
     encoder.load_state_dict(complete(kept, encoder, "file"))
     for size in (64, 65):
         x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
         assert_same(features(encoder, size=size), haiku_resnet50(flat, x))
-    plain = torchvision.models.resnet50()
+    plain = empty(torchvision.models.resnet50)
     plain.fc = nn.Identity()
     plain.load_state_dict(complete(kept, plain, "file"))
     assert (features(plain) - features(encoder)).abs().max() > 1e-3
@@ -855,7 +861,7 @@ def shapes_of_net(net: nn.Module) -> dict[str, Tensor]:
 def assert_fills(kept: dict[str, Tensor], card_name: str) -> None:
     """Names and shapes of an entry's encoder, none missing."""
     with torch.device("meta"):
-        encoder = build_backbone(entries()[card_name].backbone)
+        encoder = empty(build_backbone, entries()[card_name].backbone)
     wanted = {name: value.shape for name, value in encoder.state_dict().items()}
     assert {name: value.shape for name, value in kept.items()} == wanted
 
@@ -895,7 +901,7 @@ def test_simmims_names_are_mapped_or_left_out(name: str) -> None:
     """The authors' classes, whose names the golden arrays list, merge patches at a stage's end."""
     entry = f"simmim-{name}-imagenet-800ep"
     with torch.device("meta"):
-        encoder = build_backbone(entries()[entry].backbone)
+        encoder = empty(build_backbone, entries()[entry].backbone)
     theirs, other = {}, torch.zeros(2)
     for own, value in shapes_of_net(encoder).items():
         match = re.fullmatch(r"layers\.(\d)\.downsample\.(.*)", own)
