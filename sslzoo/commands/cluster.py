@@ -23,6 +23,8 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 
 from sslzoo.atomic_write import atomic_write
+from sslzoo.trust import is_folder_of_shards, outline
+from sslzoo.trust.shards import METADATA
 
 JOB = "sslzoo_job"  # a checkpoint's key: the name of the `JobRun` that saved it
 # What may differ between two commands of one run.
@@ -101,8 +103,12 @@ class JobRun:
         """Path of the last whole checkpoint of the run; None without one."""
         found: list[tuple[int, int, Path]] = []
         for path in (path for folder in self.folders for path in Path(folder).glob("*.ckpt")):
-            # With mmap, the tensors are not read.
-            saved = torch.load(path, "cpu", weights_only=weights_only, mmap=True)
+            if is_folder_of_shards(path):
+                if not (path / METADATA).exists():  # its writing was cut off
+                    continue
+                saved = outline(path)
+            else:  # with mmap, the tensors are not read
+                saved = torch.load(path, "cpu", weights_only=weights_only, mmap=True)
             if saved.get(JOB) == self.name and "optimizer_states" in saved:
                 found.append((saved["global_step"], path.stat().st_mtime_ns, path))
         return max(found)[-1] if found else None

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 from lightning import Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -222,6 +223,22 @@ def test_config_apart_from_callbacks_and_devices_makes_the_run(
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "other")
     names.add(cluster.JobRun(tmp_path, config).name)
     assert len(names - {name}) == 4
+
+
+@pytest.mark.usefixtures("slurm")
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
+def test_last_checkpoint_may_be_a_folder_of_shards(tmp_path: Path) -> None:
+    run = cluster.JobRun(tmp_path, {"trainer": {}})
+    run.add([tmp_path])
+    for step in (1, 2, 3):
+        folder = tmp_path / f"{step}.ckpt"
+        torch.distributed.checkpoint.save(
+            {"state_dict": {"w": torch.ones(2)}}, checkpoint_id=folder
+        )
+        saved = {cluster.JOB: run.name, "global_step": step, "optimizer_states": []}
+        torch.save(saved, folder / "meta.pt")
+    (tmp_path / "3.ckpt" / ".metadata").unlink()  # as where a job was killed while it wrote
+    assert run.checkpoint(weights_only=True) == tmp_path / "2.ckpt"
 
 
 def test_signal_requeues_once_unless_lightnings_flag_turns_it_off(
