@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch.multiprocessing
 from PIL import Image
 
-from tests.ranks import Ranks, settle_torch
+from tests.ranks import PRELOADED, Ranks, settle_torch
 
 settle_torch()
+torch.multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
 # Else each of the processes that tests start compiles the library's source anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 

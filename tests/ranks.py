@@ -22,7 +22,8 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 HANG_SECONDS = 120.0  # a call that takes longer is a hang
-PRELOADED = ["tests.ranks", "sslzoo.methods"]  # imported once for all ranks
+# Imported once, by the server that all ranks and started commands are forked from.
+PRELOADED = ["tests.ranks", "sslzoo.methods", "sslzoo.commands.fit"]
 GRACE_SECONDS = 5.0  # what the other ranks get to finish after one of them has failed
 
 
@@ -85,7 +86,6 @@ class _Pool:
 
     def __init__(self, world_size: int) -> None:
         context = torch.multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.connections: list[Connection] = []
         self.processes: list[Any] = []

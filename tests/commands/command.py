@@ -7,11 +7,14 @@ import io
 import logging
 import multiprocessing.process
 import os
+import socket
 import subprocess
 import sys
 import traceback
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from unittest import mock
 
 import torch
@@ -81,18 +84,41 @@ def run_process(args: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def start(args: list[str], cwd: Path, said: Path) -> multiprocessing.process.BaseProcess:
+def start(
+    args: list[str], cwd: Path, said: Path, variables: Mapping[str, str] = MappingProxyType({})
+) -> multiprocessing.process.BaseProcess:
     """Start the command in a process that has imported it already.
 
     Args:
         args: of the command.
         cwd: its folder.
         said: file of what it writes.
+        variables: of its environment, further ones.
     """
     context = torch.multiprocessing.get_context("forkserver")
-    process = context.Process(target=_main, args=(args, str(cwd), str(said), {**ENVIRONMENT}))
+    process = context.Process(
+        target=_main, args=(args, str(cwd), str(said), {**ENVIRONMENT, **variables})
+    )
     process.start()
     return process
+
+
+def torchrun(args: list[str], cwd: Path, said: Path, world_size: int = 2) -> None:
+    """Run the command on ranks as torchrun starts them; all must succeed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    about = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "x"}
+    about |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
+    files = [said.with_suffix(f".{rank}") for rank in range(world_size)]
+    processes = [
+        start(args, cwd, file, {**about, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank, file in enumerate(files)
+    ]
+    for process in processes:
+        process.join(120)
+    codes = [process.exitcode for process in processes]
+    assert codes == [0] * world_size, files[0].read_text()[-3000:]
 
 
 def _main(args: list[str], cwd: str, said: str, environment: dict[str, str]) -> None:

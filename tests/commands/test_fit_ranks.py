@@ -8,27 +8,45 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.commands.command import arguments, checkpoint, run, run_process, weights
+from tests.commands.command import arguments, checkpoint, run, run_process, torchrun, weights
+
+Ends = tuple[list[float], list[str], dict[str, torch.Tensor]]
 
 
-def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
-    ends = []
-    for devices in (1, 2):
-        out = tmp_path / str(devices)
-        options = [f"--trainer.devices={devices}", "--trainer.accelerator=cpu"]
-        # In float32 a rounding error that carries one activation over ReLU's kink grows a
-        # hundredfold a step on images this few and this small, on one process as on two.
-        options.append("--trainer.precision=64-true")
-        if devices > 1:
-            options.append("--trainer.strategy=ddp")
-        start = run_process if devices > 1 else run  # Lightning starts the other rank
-        start([*arguments(folder, out), *options, "--trainer.max_epochs=2"], tmp_path)
-        with (out / "version_0" / "metrics.csv").open() as file:
-            rows = list(csv.DictReader(file))
-        losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
-        knn = [row["val/knn_top1_k20_t0.07"] for row in rows if row["val/knn_top1_k20_t0.07"]]
-        ends.append((losses, knn, weights(checkpoint(out / "version_0"))))
-    (losses, knn, one), (losses2, knn2, two) = ends
+def options(folder: Path, out: Path, devices: int) -> list[str]:
+    more = [f"--trainer.devices={devices}", "--trainer.accelerator=cpu", "--trainer.max_epochs=2"]
+    # In float32 a rounding error that carries one activation over ReLU's kink grows a
+    # hundredfold a step on images this few and this small, on one process as on two.
+    more.append("--trainer.precision=64-true")
+    return [*arguments(folder, out), *more, *["--trainer.strategy=ddp"] * (devices > 1)]
+
+
+def ends(out: Path) -> Ends:
+    """Losses, kNN and the last weights of a run."""
+    with (out / "version_0" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
+    knn = [row["val/knn_top1_k20_t0.07"] for row in rows if row["val/knn_top1_k20_t0.07"]]
+    return losses, knn, weights(checkpoint(out / "version_0"))
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ends:
+    out = tmp_path_factory.mktemp("alone")
+    run(options(folder, out, 1), out)
+    return ends(out)
+
+
+@pytest.mark.parametrize("starter", ["torchrun", pytest.param("Lightning", marks=pytest.mark.slow)])
+def test_two_processes_equal_one(starter: str, alone: Ends, folder: Path, tmp_path: Path) -> None:
+    args = options(folder, tmp_path, 2)
+    if starter == "torchrun":
+        torchrun(args, tmp_path, tmp_path / "said")
+    else:
+        run_process(args, tmp_path)
+    assert [path.name for path in tmp_path.glob("version_*")] == ["version_0"]
+    losses, knn, one = alone
+    losses2, knn2, two = ends(tmp_path)
     assert len(losses) == 10
     assert losses2 == pytest.approx(losses, rel=1e-9)
     assert knn == knn2

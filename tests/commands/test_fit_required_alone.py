@@ -26,7 +26,6 @@ from sslzoo.commands.fit import run
 from sslzoo.methods import ImageCPC, SSLMethod
 from sslzoo.zoo.save import add_run
 from tests.data.text.test_datamodule import sentences
-from tests.ranks import PRELOADED
 from tests.toys import every_method
 
 SMALL = ("folder_small", "arrays_small", "stsb_small")
@@ -158,7 +157,5 @@ def test_loads_in_a_fresh_process(made: Path) -> None:
     names = sorted(path.name for path in made.iterdir() if path.is_dir())
     if not names:
         pytest.skip("runs behind the test above")
-    context = torch.multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    with context.Pool(1) as pool:
+    with torch.multiprocessing.get_context("forkserver").Pool(1) as pool:
         assert pool.apply(loaded, (made,)) == names

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 
@@ -33,7 +32,6 @@ from sslzoo.transforms import RandomResizedCrop, View, Views
 from sslzoo.transforms.image.normalize import Normalize
 from tests.data.image.test_folder import two_crops, write_tree
 from tests.data.toys import Recorder, ToyData
-from tests.ranks import PRELOADED
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 
@@ -127,7 +125,6 @@ def test_a_split_takes_at_least_one_and_leaves_one():
 
 def test_pickled_workers_follow_the_epoch(tmp_path: Path):
     """They get all that they need by pickling, as where a system spawns them."""
-    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     root = write_tree(tmp_path, ("train",), 2)
     files = FileImages(sorted(str(p) for p in root.rglob("*.jpg")), None)
     results = []
