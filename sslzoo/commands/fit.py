@@ -198,7 +198,8 @@ class SSLZooCLI(LightningCLI):
         self._go_on_after_requeue()
         self._choose_precision(self._get(self.config, "trainer"))
         if self.subcommand == "fit":
-            refuse_config(self._parser("fit"), self.config["fit"])
+            # Lightning would make it, and check the config, once more.
+            self.config_dump = refuse_config(self._parser("fit"), self.config["fit"])
 
     def after_instantiate_classes(self) -> None:
         if self.subcommand == "fit":

@@ -17,19 +17,24 @@ from sslzoo.trust import PLAIN
 NOT_WRITTEN = "Unable to serialize instance"  # jsonargparse's text for an object
 
 
-def refuse_config(parser: Any, config: Any) -> None:
-    """Raise an error if config.yaml could not be written, or would be read back differently."""
+def refuse_config(parser: Any, config: Any) -> dict[str, Any]:
+    """Raise an error if config.yaml could not be written, or would be read back differently.
+
+    Returns:
+        The config as plain values.
+    """
     exits, parser.exit_on_error = parser.exit_on_error, False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an argument that cannot be written is refused below
             text = parser.dump(config, skip_none=False, skip_validation=True)
-            for name, value in _leaves(yaml.safe_load(text)):
+            plain: dict[str, Any] = yaml.safe_load(text)
+            for name, value in _leaves(plain):
                 if isinstance(value, str) and value.startswith(NOT_WRITTEN):
                     _refuse(name, value.removeprefix(NOT_WRITTEN))
             again = parser.parse_string(text)
             if parser.dump(again, skip_none=False, skip_validation=True) == text:
-                return
+                return plain
             why = "reads back differently"
     except Exception as error:
         named = re.findall(r'key "([^"]+)"', str(error))

@@ -304,7 +304,7 @@ class SaveRun(SaveConfigCallback):
         }
         config = self.config.clone()
         config["ckpt_path"] = None  # that of this command, not of those that name its config.yaml
-        text = self.parser.dump(config, skip_none=False)
+        text = self.parser.dump(config, skip_none=False, skip_validation=True)
         for name, content in (("config.yaml", text), (RECORD, json.dumps(about, indent=1) + "\n")):
             path = f"{self.folder}/{name}"
             if _is_local_file_protocol(path):
