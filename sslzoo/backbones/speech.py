@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslzoo.backbones.text import KeyedDropout
 from sslzoo.backbones.vit import without_drop_path
 from sslzoo.backbones.wave import SequenceNorm
 from sslzoo.batch import Padded, UnitSequence, length_mask
@@ -460,7 +461,7 @@ def check_speech(backbone: nn.Module) -> SpeechEncoder:
 def without_dropout(module: nn.Module) -> nn.Module:
     """Disable dropout, layer drop and stochastic depth in place, as for a teacher."""
     for part in module.modules():
-        if isinstance(part, nn.Dropout):
+        if isinstance(part, nn.Dropout | KeyedDropout):
             part.p = 0.0
         elif isinstance(part, SpeechTransformer):
             part.layer_drop = 0.0

@@ -51,11 +51,13 @@ class KeyedDropout(nn.Module):
 
 
 class _Block(nn.Module):
-    """Pre-norm: x + attention(norm(x)), then x + MLP(norm(x))."""
+    """Attention, then an MLP; each with a norm before it, or after its residual sum."""
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float, name: str) -> None:
+    def __init__(
+        self, width: int, heads: int, hidden: int, dropout: float, norm_first: bool, name: str
+    ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.norm_first = heads, norm_first
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         # Without biases: the softmax cancels the keys' bias, whose gradient is rounding noise.
         self.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -64,21 +66,29 @@ class _Block(nn.Module):
         self.dropout1 = KeyedDropout(dropout, f"{name}, attention")
         self.dropout2 = KeyedDropout(dropout, f"{name}, MLP")
 
-    def forward(self, x: Tensor, mask: Tensor, keys: Keys | None) -> Tensor:
-        q, k, v = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+    def attend(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, heads, L, D/heads)
-        attended = self.out(attended.transpose(1, 2).flatten(2))
-        x = x + self.dropout1(attended, keys)
-        return x + self.dropout2(self.mlp(self.norm2(x)), keys)
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+    def forward(self, x: Tensor, mask: Tensor, keys: Keys | None) -> tuple[Tensor, Tensor]:
+        """The block's output, and that of its MLP before the residual."""
+        if self.norm_first:
+            x = x + self.dropout1(self.attend(self.norm1(x), mask), keys)
+            fed = self.mlp(self.norm2(x))
+            return x + self.dropout2(fed, keys), fed
+        x = self.norm1(x + self.dropout1(self.attend(x, mask), keys))
+        fed = self.mlp(x)
+        return self.norm2(x + self.dropout2(fed, keys)), fed
 
 
 class SmallTransformer(nn.Module):
     """A Transformer encoder that trains in minutes on a CPU; 4.3 M parameters by default.
 
-    It is pre-norm with a final norm, which trains without warm-up (Xiong et al., ICML 2020,
-    https://arxiv.org/abs/2002.04745). Initial weights are N(0, 0.02), as in BERT. Dropout is on the
-    embeddings and on each residual branch, but not on the attention weights as in BERT. Dropout is
-    keyed, which `torch.nn.TransformerEncoder` cannot do.
+    By default it is pre-norm with a final norm, which trains without warm-up (Xiong et al., ICML
+    2020, https://arxiv.org/abs/2002.04745). Initial weights are N(0, 0.02), as in BERT. Dropout is
+    on the embeddings and on each residual branch, but not on the attention weights as in BERT.
+    Dropout is keyed, which `torch.nn.TransformerEncoder` cannot do.
 
     Args:
         num_ids: V, the size of the tokenizer's vocabulary.
@@ -89,6 +99,7 @@ class SmallTransformer(nn.Module):
         max_length: largest number of tokens, including [CLS] and [SEP].
         dropout: dropout probability; 0.1 in BERT.
         pooling: features are the first token ("cls") or the mean over the sentence ("mean").
+        norm_first: pre-norm, or BERT's post-norm without a final norm.
     """
 
     def __init__(
@@ -101,6 +112,7 @@ class SmallTransformer(nn.Module):
         max_length: int = 64,
         dropout: float = 0.1,
         pooling: Pooling = "cls",
+        norm_first: bool = True,
     ) -> None:
         super().__init__()
         if width % heads:
@@ -112,9 +124,9 @@ class SmallTransformer(nn.Module):
         self.place_embedding = nn.Parameter(torch.empty(max_length, width))
         self.norm_in = nn.LayerNorm(width)
         self.dropout = KeyedDropout(dropout, "embedding")
-        blocks = [_Block(width, heads, hidden or 4 * width, dropout, f"{i}") for i in range(depth)]
-        self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(width)
+        sizes = width, heads, hidden or 4 * width, dropout, norm_first
+        self.blocks = nn.ModuleList(_Block(*sizes, f"{i}") for i in range(depth))
+        self.norm = nn.LayerNorm(width) if norm_first else nn.Identity()
         nn.init.normal_(self.place_embedding, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -122,19 +134,38 @@ class SmallTransformer(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def forward_tokens(self, tokens: Tokens, keys: Keys | None = None) -> Tensor:
-        """Features per token, (B, L, D)."""
+    def embed(self, tokens: Tokens) -> Tensor:
+        """Normalized sums of embeddings and positions, before dropout. (B, L, D)."""
         length = tokens.ids.shape[1]
         if length > self.max_length:
             raise ValueError(
                 f"a view must have at most {self.max_length} tokens (max_length), got {length}"
             )
-        x = self.norm_in(self.token_embedding(tokens.ids) + self.place_embedding[:length])
-        x = self.dropout(x, keys)
-        mask = tokens.mask[:, None, None]  # (B, 1, 1, L): attended positions
+        return self.norm_in(self.token_embedding(tokens.ids) + self.place_embedding[:length])
+
+    def forward_tokens(self, tokens: Tokens, keys: Keys | None = None) -> Tensor:
+        """Features per token, (B, L, D)."""
+        x, mask = self.dropout(self.embed(tokens), keys), tokens.mask[:, None, None]
         for block in self.blocks:
-            x = block(x, mask, keys)
+            x, _ = block(x, mask, keys)
         return self.norm(x)
+
+    def forward_fed(self, tokens: Tokens, blocks: nn.ModuleList) -> list[Tensor]:
+        """Outputs of the MLPs of `blocks` before their residual, for data2vec's teacher.
+
+        Args:
+            tokens: B sentences.
+            blocks: a copy of this encoder's blocks, without dropout; embeddings and positions are
+                this encoder's.
+
+        Returns:
+            One tensor (B, L, D) per block.
+        """
+        x, mask, outputs = self.embed(tokens), tokens.mask[:, None, None], []
+        for block in blocks:
+            x, fed = block(x, mask, None)
+            outputs.append(fed)
+        return outputs
 
     def forward(self, tokens: Tokens, keys: Keys | None = None) -> Tensor:
         return _pool(self.forward_tokens(tokens, keys), tokens, self.pooling)

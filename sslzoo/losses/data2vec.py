@@ -8,9 +8,9 @@ Deviations:
     padding: padded frames are in no statistic; in the code they are.
     ranks: the mean is over the masked positions of the global batch. The code for speech has it,
         too; that for images averages the means of the GPUs.
-    "group" and "instance" of the mean without an "instance" or "batch" norm of the layers: over the
-        time of each sequence; the code's states are (T, B, D) then, so that it normalizes over the
-        batch.
+    "group" and "instance" without an "instance" or "batch" norm of the layers: over the time of
+        each sequence by default; the code's states are (T, B, D) then, so that it normalizes over
+        the batch, which `transposed` does: over that of all ranks, where the code's is one GPU's.
 
 Shapes: n local samples, T positions, D width.
 """
@@ -31,7 +31,9 @@ from sslzoo.layers.precision import at_least_float32, no_autocast
 TargetNorm = Literal["none", "layer", "instance", "batch", "group"]
 
 
-def normalize_targets(x: Tensor, norm: TargetNorm, real: Tensor | None = None) -> Tensor:
+def normalize_targets(
+    x: Tensor, norm: TargetNorm, real: Tensor | None = None, transposed: bool = False
+) -> Tensor:
     """Normalize to mean 0 and variance 1 (biased, plus 1e-5), without weights.
 
     Args:
@@ -40,6 +42,8 @@ def normalize_targets(x: Tensor, norm: TargetNorm, real: Tensor | None = None) -
             time; "batch": the channels over all samples, of all ranks, and time; "group": each
             sample over time and channels; "none": as it is.
         real: (n, T) bool; other positions are not in the statistics over time. None: all are.
+        transposed: whether "instance" and "group" are over the samples of all ranks instead of
+            time, at each position.
 
     Returns:
         (n, T, D) in float32 at least.
@@ -52,12 +56,14 @@ def normalize_targets(x: Tensor, norm: TargetNorm, real: Tensor | None = None) -
         return F.layer_norm(x, x.shape[2:])
     inside = (torch.ones_like(x[..., 0]) if real is None else real.to(x.dtype))[..., None]
     over = {"instance": (1,), "batch": (0, 1), "group": (1, 2)}[norm]
+    swapped = transposed and norm != "batch"
+    over = tuple(0 if d == 1 else d for d in over) if swapped else over
     channels = x.shape[2] if norm == "group" else 1
 
     def mean(values: Tensor) -> Tensor:
         total = (values * inside).sum(over, keepdim=True)
         count = inside.sum(tuple(d for d in over if d < 2), keepdim=True) * channels
-        if norm == "batch":
+        if norm == "batch" or swapped:
             total, count = global_sum(total), global_sum(count)
         return total / count.clamp_min(1)
 
@@ -70,6 +76,7 @@ def average_targets(
     layer_norm: TargetNorm = "instance",
     norm: TargetNorm = "none",
     real: Tensor | None = None,
+    transposed: bool = False,
 ) -> Tensor:
     """Mean of the normalized layers, which is then normalized.
 
@@ -79,13 +86,25 @@ def average_targets(
             images.
         norm: norm of the mean; "none" for speech, "layer" for images.
         real: (n, T) bool; see `normalize_targets`.
+        transposed: see `normalize_targets`; as the code for speech and text does without an
+            "instance" or "batch" norm of the layers. All ranks need equal T.
 
     Returns:
         (n, T, D) in float32 at least.
+
+    Raises:
+        ValueError: an unknown norm, or `transposed` beside an "instance" or "batch" norm of the
+            layers.
     """
+    if transposed and layer_norm in ("instance", "batch"):
+        raise ValueError(
+            f"layer_norm must be 'none', 'layer' or 'group' with transposed, got {layer_norm!r}"
+        )
     with no_autocast(layers[0]):
-        mean = torch.stack([normalize_targets(x, layer_norm, real) for x in layers]).mean(0)
-        return normalize_targets(mean, norm, real)
+        mean = torch.stack(
+            [normalize_targets(x, layer_norm, real, transposed) for x in layers]
+        ).mean(0)
+        return normalize_targets(mean, norm, real, transposed)
 
 
 def masked_regression(

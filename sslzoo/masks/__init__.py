@@ -3,6 +3,7 @@
 from sslzoo.masks.block import BlockMasks, StratifiedBlockMasks
 from sslzoo.masks.multi_block import MultiBlock
 from sslzoo.masks.span import SpanMasks, masked_first
+from sslzoo.masks.token import TokenMasks
 from sslzoo.masks.units import UnitMasks
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "MultiBlock",
     "SpanMasks",
     "StratifiedBlockMasks",
+    "TokenMasks",
     "UnitMasks",
     "masked_first",
 ]

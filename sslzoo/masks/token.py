@@ -6,19 +6,42 @@ max(1, round(15 %)) are chosen; 80 % of these become [MASK], 10 % a random token
 
 Deviations:
     1. Draws are keyed by sample, step and position; the code's come from one generator.
+    2. `mask_spans` never masks [CLS], [SEP] or the last token; fairseq's code, masked_lm with
+       mask_multiple_length, can.
 
 Shapes: B sentences, L positions, K masked positions of the longest sentence.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sslzoo.batch import Tokens, length_mask
+from sslzoo.checks import check_interval
+from sslzoo.masks.span import SpanMasks
 from sslzoo.random import Keys
+
+
+@dataclass(frozen=True)
+class TokenMasks:
+    """BERT's masks: of the chosen tokens 80 % become [MASK], 10 % random ones, 10 % stay.
+
+    Args:
+        fraction: chosen fraction of a sentence's tokens, at least one; 0.15 in the paper.
+
+    Raises:
+        ValueError: the fraction is outside (0, 1).
+    """
+
+    fraction: float = 0.15
+
+    def __post_init__(self) -> None:
+        check_interval("fraction", self.fraction, 0, 1, "()")
 
 
 class Masked(NamedTuple):
@@ -67,3 +90,17 @@ def mask_tokens(
     new = torch.where(how < 0.8, mask_id, torch.where(how < 0.9, drawn, old))
     masked = ids.scatter(1, chosen, torch.where(real, new, old))
     return Masked(Tokens(masked, lengths), chosen, old, real)
+
+
+def mask_spans(tokens: Tokens, keys: Keys, mask_id: int, masks: SpanMasks) -> Tokens:
+    """Replace spans of the tokens between [CLS] and [SEP] by [MASK].
+
+    Args:
+        tokens: with [CLS] first and [SEP] last, which are never masked.
+        keys: (B,), of this step.
+        mask_id: id of [MASK].
+        masks: draws the spans.
+    """
+    words = (tokens.lengths - 2).clamp_min(0)
+    mask = masks(keys, words, tokens.ids.shape[1] - 2)
+    return tokens._replace(ids=tokens.ids.masked_fill(F.pad(mask, (1, 1)), mask_id))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 
 import pytest
@@ -78,6 +79,40 @@ def test_equals_the_attention_written_out() -> None:
         for block in backbone.blocks:
             x = slow_block(block, x, n)
         torch.testing.assert_close(got[row, :n], backbone.norm(x))
+
+
+def test_post_norm_equals_torchs_encoder_layer() -> None:
+    """Also the outputs of the MLPs before the residual, of blocks with other weights."""
+    torch.manual_seed(0)
+    backbone = SmallTransformer(30, width=16, depth=2, heads=2, max_length=12, norm_first=False)
+    teacher, tokens = copy.deepcopy(backbone.blocks), text()
+    for parameter in teacher.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    backbone.double().eval(), teacher.double().eval()
+    real, fed = tokens.mask, backbone.forward_fed(tokens, teacher)
+    ours, theirs = (backbone.embed(tokens) for _ in range(2))
+    for own, copied, got in zip(backbone.blocks, teacher, fed, strict=True):
+        ours = torch_layer(own)(ours, src_key_padding_mask=~real)
+        layer = torch_layer(copied)
+        between = layer.norm1(theirs + layer._sa_block(theirs, None, ~real))
+        torch.testing.assert_close(got[real], layer._ff_block(between)[real])
+        theirs = layer(theirs, src_key_padding_mask=~real)
+    torch.testing.assert_close(backbone.forward_tokens(tokens)[real], ours[real])
+
+
+def torch_layer(block) -> torch.nn.TransformerEncoderLayer:
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 64, activation="gelu", batch_first=True)
+    layer = layer.double()  # not `eval`: its fast path is not exact
+    for dropout in (layer.dropout, layer.dropout1, layer.dropout2):
+        dropout.p = 0.0
+    layer.self_attn.dropout = 0.0
+    layer.self_attn.in_proj_weight.data = block.qkv.weight.data
+    layer.self_attn.in_proj_bias.data.zero_()
+    pairs = [(layer.self_attn.out_proj, block.out), (layer.linear1, block.mlp[0])]
+    pairs += [(layer.linear2, block.mlp[2]), (layer.norm1, block.norm1)]
+    for theirs, own in [*pairs, (layer.norm2, block.norm2)]:
+        theirs.load_state_dict(own.state_dict())
+    return layer
 
 
 def test_dropout_follows_the_key_alone() -> None:

@@ -29,6 +29,7 @@ Form = tuple[type[SSLMethod], dict[str, Any]]
 SAMPLES = 12
 # What an argument needs besides the example of its method.
 NEEDS: dict[str, dict[str, Any]] = {
+    "transposed": {"layer_norm": "group"},
     "teacher_shares_prototypes": {"patch_prototypes": Prototypes(6, 10)},
 }
 FURTHER: list[Form] = [

@@ -17,7 +17,7 @@ from tests.ranks import Ranks
 
 AUDIO, VISION = load("data2vec/audio.npz"), load("data2vec/vision.npz")
 # How our options say what the code's do; without a norm of the layers over the batch or time, its
-# states are (T, B, D), so that "instance" of the mean is over the batch (a named deviation).
+# states are (T, B, D), so that "instance" of the mean is over the batch (`transposed`).
 NORMS: dict[str, tuple[str, str]] = {
     "instance_layer": ("instance", "none"),
     "layer_layer": ("layer", "none"),
@@ -33,13 +33,9 @@ TRANSPOSED = {"group_layer": ("group", "none"), "instance_targets": ("none", "in
 def test_equals_fairseq_for_speech(name: str, form: str) -> None:
     z, how = AUDIO, AUDIO["meta"]["hyper"]
     hidden = torch.from_numpy(z["hidden"])[-how["average_top_k_layers"] :]
-    if name in TRANSPOSED:
-        layer_norm, norm = TRANSPOSED[name]
-        targets = average_targets(hidden.transpose(1, 2).unbind(), layer_norm, norm).mT.mT
-        targets = targets.transpose(0, 1)
-    else:
-        layer_norm, norm = NORMS[name]
-        targets = average_targets(hidden.unbind(), layer_norm, norm)  # type: ignore[arg-type]
+    transposed = name in TRANSPOSED
+    norms: Any = (TRANSPOSED if transposed else NORMS)[name]
+    targets = average_targets(hidden.unbind(), *norms, transposed=transposed)
     mask = torch.from_numpy(z["mask"])
     assert_close_to_golden(targets[mask], z[f"{name}_{form}:target"])
     features = torch.from_numpy(z["features"]).requires_grad_()
@@ -97,6 +93,16 @@ def test_padding_is_in_no_statistic(norm: Any) -> None:
         wanted = [normalize_targets(x[:1], norm)[0], normalize_targets(x[1:, :4], norm)[0]]
     torch.testing.assert_close(got[0], wanted[0])
     torch.testing.assert_close(got[1, :4], wanted[1])
+
+
+def transposed_loss(p: Tensor, layers: Tensor, masked: Tensor) -> Tensor:
+    targets = average_targets(layers.unbind(1), "group", "instance", transposed=True)
+    return masked_regression(p, targets.detach(), masked, 0.5, 0.7)
+
+
+@pytest.mark.parametrize("counts", COUNTS[1:3])
+def test_transposed_norms_on_ranks_are_those_of_one(ranks: Ranks, counts: tuple[int, ...]) -> None:
+    assert_ranks_equal_one(ranks, transposed_loss, data(), 1, counts)
 
 
 def loss(p: Tensor, layers: Tensor, masked: Tensor) -> Tensor:
@@ -177,3 +183,5 @@ def test_wrong_arguments_are_named() -> None:
         masked_regression(p, p[:, :4], masked, 1.0)
     with pytest.raises(ValueError, match=r"norm must be one of .* got 'channel'"):
         average_targets(layers.unbind(1), "channel")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"layer_norm must be .* with transposed, got 'batch'"):
+        average_targets(layers.unbind(1), "batch", transposed=True)

@@ -9,15 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sslzoo.backbones import SmallResNet, small_vit
-from sslzoo.batch import Batch, Padded
+from sslzoo.backbones import SmallResNet, SmallTransformer, small_vit
+from sslzoo.batch import Batch, Padded, Tokens
 from sslzoo.callbacks.ema import EMA
+from sslzoo.distributed import sum_over_ranks
 from sslzoo.losses import average_targets, masked_regression
-from sslzoo.masks import BlockMasks, SpanMasks
+from sslzoo.masks import BlockMasks, SpanMasks, TokenMasks
+from sslzoo.masks.token import mask_tokens
 from sslzoo.methods import Data2Vec
 from sslzoo.optim import LinearBySteps, RunLength, exempt_bias_and_norm
+from sslzoo.random import Keys
 from tests.golden import assert_close_to_golden, load
-from tests.toys import build
+from tests.ranks import Ranks
+from tests.toys import build, rows
 
 
 class Toy(nn.Module):
@@ -183,8 +187,91 @@ def test_images_train_and_the_teacher_has_no_dropout() -> None:
     assert all(not p.requires_grad for p in method.teacher.parameters())
 
 
+def of_text(masks: Any = None, **options: Any) -> tuple[Data2Vec, Batch]:
+    torch.manual_seed(0)
+    net = SmallTransformer(
+        40, width=8, depth=3, heads=2, max_length=20, norm_first=False, dropout=0.5
+    )
+    how: dict[str, Any] = {"top_layers": 2, "layer_norm": "layer", "beta": 4.0, "head_layers": 2}
+    method = Data2Vec(net, masks, reduction="sum", **{**how, **options})
+    text = Tokens(torch.randint(6, 40, (8, 20)), torch.arange(20, 4, -2))
+    return method.double(), Batch([text], torch.arange(8))
+
+
+@pytest.mark.parametrize("masks", [None, TokenMasks(0.3)])
+def test_a_step_is_the_codes_for_text(masks: Any) -> None:
+    """data2vec_text.py: states (T, B, D), layer norms, [MASK] alone in the loss, by sum."""
+    method, batch = of_text(masks)
+    method.step = 3
+    keys = Keys(batch.index).fold(method.seed, 3)
+    (text,) = batch.views
+    if masks is None:
+        words = text.lengths - 2
+        inner = SpanMasks(0.35, 4, 0, False)(keys, words, 18)
+        source = text.ids.masked_fill(nn.functional.pad(inner, (1, 1)), 4)
+    else:
+        source = mask_tokens(text, keys, 4, 40, 0.3).tokens.ids
+    torch.nn.init.normal_(method.teacher[1].qkv.weight)  # a teacher that is not the student
+    states, h = [], method.backbone.embed(text)
+    for block in method.teacher:
+        h, fed = block(h, text.mask[:, None, None], None)
+        states.append(fed.transpose(0, 1))
+    normed = [nn.functional.layer_norm(x, (8,)) for x in states[-2:]]
+    y = (sum(normed) / 2).transpose(0, 1)
+    masked = source.eq(4) & text.mask
+    assert 4 < masked.sum() < text.lengths.sum() / 2
+    assert not masked[:, 0].any()
+    assert not masked[torch.arange(8), text.lengths - 1].any()
+    x = method.backbone.forward_tokens(Tokens(source, text.lengths), keys.fold("dropout"))
+    x = method.final_proj[2](nn.functional.gelu(method.final_proj[0](x[masked])))
+    wanted = nn.functional.smooth_l1_loss(x, y[masked], beta=4.0, reduction="none").sum(1).mean()
+    (loss,) = method.losses(batch).values()
+    torch.testing.assert_close(loss, wanted)
+    loss.backward()
+    assert all((p.grad is not None) == p.requires_grad for p in method.parameters())
+
+
+def test_texts_padding_changes_nothing() -> None:
+    method, batch = of_text(TokenMasks(0.2))
+    (text,) = batch.views
+    texts = [Tokens(text.ids[1:, :size], text.lengths[1:]) for size in (20, 18)]
+    a, b = (method.losses(Batch([x], batch.index[1:])).popitem()[1] for x in texts)
+    torch.testing.assert_close(a, b)
+
+
+def _text_on_rank(rank: int, world: int) -> list[Tensor]:
+    method, batch = of_text()
+    mine = torch.arange(8).tensor_split([5] if world > 1 else [])[rank]
+    loss = method.losses(rows(batch, mine))["masked_regression"]
+    loss.backward()
+    summed = [loss.detach(), *(p.grad for p in method.parameters() if p.requires_grad)]
+    return [sum_over_ranks(x) / world for x in summed]
+
+
+def test_two_ranks_equal_one_for_text(ranks: Ranks) -> None:
+    for got in ranks(2, _text_on_rank, 2):
+        torch.testing.assert_close(got, _text_on_rank(0, 1))
+
+
+def test_texts_teacher_is_its_layers_alone() -> None:
+    method, _ = of_text()
+    assert [name for name, _ in method.teacher.named_parameters() if "embedding" in name] == []
+    (pair,) = method.teacher_pairs()
+    assert pair[0] is method.backbone.blocks
+
+
+def test_texts_shorter_than_a_span_are_refused() -> None:
+    method, batch = of_text()
+    (text,) = batch.views
+    short = Tokens(text.ids[:, :6], text.lengths.clamp_max(6))
+    with pytest.raises(ValueError, match=r"text of more than 4 tokens .* got at most 4"):
+        method.losses(batch._replace(views=[short]))
+    method, batch = of_text(SpanMasks(0.2, 1, 1, False))
+    assert method.losses(batch._replace(views=[short])).popitem()[1] > 0
+
+
 def test_wrong_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match="SpeechEncoder or a ViT with mask_token=True, got Small"):
+    with pytest.raises(ValueError, match=r"SpeechEncoder, .* mask_token=True, got SmallRes"):
         Data2Vec(SmallResNet((8, 16)))
     with pytest.raises(ValueError, match=r"top_layers must be in \[1, 2\], got 8"):
         build(Data2Vec, top_layers=8)
