@@ -51,11 +51,16 @@ def _parser() -> Parser:
     )
     shard.add_argument("--decode", action="store_true", help="decode every image, not only headers")
     shard.add_argument("--seed", type=int, default=0, help="seed of the samples' order")
+    shard.add_argument(
+        *("--captions",),
+        action="store_true",
+        help="write the .txt beside each image in place of its class, for CLIP and SigLIP",
+    )
     index = verbs.add_parser(
         "index",
         help="write the index of tar shards that exist",
         description="Write an index beside each tar shard of WebDataset, and the JSON list of them "
-        "that sslzoo.data.ImageShards reads.",
+        "that sslzoo.data.ImageShards and, with --label_key txt, ImageTextShards read.",
     )
     index.add_argument("shards", nargs="+", help="tar files, or patterns such as x-{000..127}.tar")
     index.add_argument("--output", required=True, help="the .json list to write beside the shards")
@@ -93,22 +98,27 @@ def _shard(given: dict[str, Any]) -> None:
     from sslzoo.data.streams.write import write_shards
 
     written = write_shards(**given)
+    lone = " and those without a partner" if given["captions"] else ""
     for split, one in written.items():
         told = f" of {one.classes} classes" if one.classes else ""
         print(f"{split}: {one.samples} images{told} in {one.shards} shards, {one.file}")
         if one.skipped:
-            print(f"  skipped {len(one.skipped)} unreadable files, such as {one.skipped[0]}")
+            print(f"  skipped {len(one.skipped)} unreadable files{lone}, such as {one.skipped[0]}")
     names = list(written)
     train = "train" if "train" in names else names[0]
     val = next((name for name in VALIDATION if name in names), None)
     arguments: dict[str, Any] = {"train": str(written[train].file)}
     if val is not None:
         arguments["val"] = str(written[val].file)
+    views = "clip_views" if given["captions"] else "simclr_views"
     arguments["transform"] = {
-        "class_path": "sslzoo.transforms.simclr_views",
+        "class_path": f"sslzoo.transforms.{views}",
         "init_args": {"size": 224},
     }
-    data = {"data": {"class_path": "sslzoo.data.ImageShards", "init_args": arguments}}
+    if given["captions"]:
+        arguments["tokenizer"] = {"class_path": "sslzoo.data.WordPiece"}
+    reader = "ImageTextShards" if given["captions"] else "ImageShards"
+    data = {"data": {"class_path": f"sslzoo.data.{reader}", "init_args": arguments}}
     print(f"\n{yaml.safe_dump(data, sort_keys=False).rstrip()}")
 
 

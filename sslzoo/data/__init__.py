@@ -20,6 +20,7 @@ from sslzoo.data.image.stl10 import STL10
 from sslzoo.data.image.user_datasets import HFImages, ImageDataset
 from sslzoo.data.inputs import FrameInput, TextInput, WaveformInput
 from sslzoo.data.streams.datamodule import ImageShards
+from sslzoo.data.streams.image_text import ImageTextShards
 from sslzoo.data.text.datamodule import STSB, HFText, TextDataModule, TextLines, TextSets
 from sslzoo.data.text.tokenizer import HFTokenizer, TextTokenizer, WordPiece
 from sslzoo.data.with_views import with_views
@@ -46,6 +47,7 @@ __all__ = [
     "ImageShards",
     "ImageTextFolder",
     "ImageTextList",
+    "ImageTextShards",
     "LibriSpeech",
     "MNIST5k",
     "Modality",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -76,6 +76,49 @@ class Captions:
         return Captions([self.of(row) for row in rows.tolist()])
 
 
+class PairSet(ImageSet):
+    """Images with their captions, which are the last view of a batch."""
+
+    encode: Callable[[Sequence[str]], Tokens]
+
+    @abstractmethod
+    def drawn(self, seed: int, epoch: Tensor) -> ImageSet:
+        """The same pairs with one caption per image, keyed by seed, epoch and index."""
+
+    @abstractmethod
+    def walk(self) -> Iterable[str]:
+        """Every caption, for the training of a tokenizer."""
+
+    @abstractmethod
+    def some(self, number: int) -> list[str]:
+        """At most so many captions, evenly spaced."""
+
+    def with_texts(
+        self,
+        batch: Batch,
+        texts: list[list[str]],
+        most: int,
+        draw: tuple[int, Tensor] | None,
+    ) -> Batch:
+        """A batch of images with the captions of its samples as the last view.
+
+        Args:
+            batch: B images.
+            texts: the captions of each.
+            most: S, to which captions are padded by empty ones.
+            draw: seed and shared epoch of the caption that is drawn; None: all, (B, S, L).
+        """
+        if draw is None:
+            tokens = self.encode([t for each in texts for t in each + [""] * (most - len(each))])
+            tokens = Tokens(*(part.unflatten(0, (len(texts), most)) for part in tokens))
+        else:
+            seed, epoch = draw
+            u = sample_keys(seed, int(epoch), batch.index).unit("caption").tolist()
+            chosen = [each[int(x * len(each))] for each, x in zip(texts, u, strict=True)]
+            tokens = self.encode(chosen)
+        return batch._replace(views=[*batch.views, tokens])
+
+
 class Pairs(NamedTuple):
     """Listed images with their captions.
 
@@ -88,8 +131,8 @@ class Pairs(NamedTuple):
     captions: Captions
 
 
-class PairedImages(ImageSet):
-    """Images with their captions, which are the last view of a batch.
+class PairedImages(PairSet):
+    """Images with captions in memory.
 
     Args:
         images: the images.
@@ -136,23 +179,20 @@ class PairedImages(ImageSet):
         """The same pairs with one caption per image, keyed by seed, epoch and index."""
         return PairedImages(self.images, self.captions, self.encode, (seed, epoch))
 
+    def walk(self) -> list[str]:
+        return self.captions.walk()
+
+    def some(self, number: int) -> list[str]:
+        return [self.captions.text(row) for row in spread(self.captions.num_texts, number)]
+
     def __getitems__(self, index: list[int]) -> Batch:
         batch = self.images.__getitems__(index)
         texts = [self.captions.of(i) for i in batch.index.tolist()]
-        if self.draw is None:
-            most = self.captions.most
-            tokens = self.encode([t for each in texts for t in each + [""] * (most - len(each))])
-            tokens = Tokens(*(part.unflatten(0, (len(texts), most)) for part in tokens))
-        else:
-            seed, epoch = self.draw
-            u = sample_keys(seed, int(epoch), batch.index).unit("caption").tolist()
-            chosen = [each[int(x * len(each))] for each, x in zip(texts, u, strict=True)]
-            tokens = self.encode(chosen)
-        return batch._replace(views=[*batch.views, tokens])
+        return self.with_texts(batch, texts, self.captions.most, self.draw)
 
 
 class ImageTextDataModule(ImageDataModule):
-    """Base class of data modules of images with texts; subclasses implement `list_pairs`.
+    """Base class of data modules of images with texts; subclasses implement `read`.
 
     For the other arguments see `ImageFolder`.
 
@@ -196,26 +236,6 @@ class ImageTextDataModule(ImageDataModule):
         self.decode: Decode = "workers" if on_broken == "skip" else decode
         self.classes: list[str] = []
 
-    @abstractmethod
-    def list_pairs(self) -> tuple[Pairs, Pairs | None]:
-        """The training and the validation pairs.
-
-        Raises:
-            ValueError: a file is missing, or an image or a text is alone.
-        """
-
-    def read(self) -> ImageSets:
-        train, query = self.list_pairs()
-        self.classes = list(train.images.classes)
-        val = None if query is None else query.images
-        sets = load_images(train.images, val, self.decode, self.on_broken, Decoding(3))
-        paired = PairedImages(sets.train, train.captions, self.encode)
-        if query is None or sets.query is None:
-            return sets._replace(train=paired)
-        return sets._replace(
-            train=paired, query=PairedImages(sets.query, query.captions, self.encode)
-        )
-
     def setup(self, stage: str | None = None) -> None:
         """Read the pairs and prepare the tokenizer, once; check both towers against it."""
         first = self._sets is None
@@ -226,19 +246,18 @@ class ImageTextDataModule(ImageDataModule):
                     "transform must make one view of the image beside the text, got "
                     f"{len(self.transform.views)}; use sslzoo.transforms.clip_views"
                 )
-            captions = self.sets.train.captions
-            self.tokenizer.prepare(captions.walk())
-            self._say_long(captions)
+            train: PairSet = self.sets.train
+            self.tokenizer.prepare(train.walk())
+            self._say_long(train.some(_LOOKED_AT))
         self._check_tower()
 
-    def _say_long(self, captions: Captions) -> None:
+    def _say_long(self, texts: list[str]) -> None:
         """Count the texts that are cut."""
-        rows = spread(captions.num_texts, _LOOKED_AT)
-        ids = self.tokenizer.encode([captions.text(row) for row in rows])
+        ids = self.tokenizer.encode(texts)
         long = sum(len(each) > self.max_length - 2 for each in ids)
         if long:
             rank_zero_warn(
-                f"{long} of {len(rows)} texts are longer than {self.max_length} tokens "
+                f"{long} of {len(texts)} texts are longer than {self.max_length} tokens "
                 "(max_length), and cut"
             )
 
@@ -269,7 +288,7 @@ class ImageTextDataModule(ImageDataModule):
 
     def train_source(self, sampler: KeyedSampler) -> ImageSet:
         images = super().train_source(sampler)
-        assert isinstance(images, PairedImages)
+        assert isinstance(images, PairSet)
         return images.drawn(self.seed, sampler.shared_epoch)
 
     def train_views(self, batch: Batch, epoch: int) -> Batch:
@@ -296,7 +315,31 @@ class ImageTextDataModule(ImageDataModule):
         check_tokenizer(self.tokenizer, state_dict)
 
 
-class ImageTextFolder(ImageTextDataModule):
+class ImageTextFiles(ImageTextDataModule):
+    """Base class of data modules of image files with texts; subclasses implement `list_pairs`."""
+
+    @abstractmethod
+    def list_pairs(self) -> tuple[Pairs, Pairs | None]:
+        """The training and the validation pairs.
+
+        Raises:
+            ValueError: a file is missing, or an image or a text is alone.
+        """
+
+    def read(self) -> ImageSets:
+        train, query = self.list_pairs()
+        self.classes = list(train.images.classes)
+        val = None if query is None else query.images
+        sets = load_images(train.images, val, self.decode, self.on_broken, Decoding(3))
+        paired = PairedImages(sets.train, train.captions, self.encode)
+        if query is None or sets.query is None:
+            return sets._replace(train=paired)
+        return sets._replace(
+            train=paired, query=PairedImages(sets.query, query.captions, self.encode)
+        )
+
+
+class ImageTextFolder(ImageTextFiles):
     """Images beside text files of the same name: `<root>/train/**/NAME.jpg` and `NAME.txt`.
 
     Each line of a text file is a caption. Without the folder `train_dir`, `root` itself is the
@@ -372,7 +415,7 @@ class ImageTextFolder(ImageTextDataModule):
             "texts without an image": sorted(texts[s] for s in texts.keys() - images.keys()),
             "empty texts": sorted(texts[s] for s, lines in found.items() if not lines),
         }
-        _say_alone(alone, self.unpaired)
+        say_alone(alone, self.unpaired)
         stems = sorted(stem for stem, lines in found.items() if lines)
         names = [os.path.relpath(s, folder).split(os.sep) for s in stems] if self.labels else []
         return _listed(
@@ -384,7 +427,7 @@ class ImageTextFolder(ImageTextDataModule):
         )
 
 
-class ImageTextList(ImageTextDataModule):
+class ImageTextList(ImageTextFiles):
     """Rows of a CSV, TSV or Parquet table: the path of an image, and its caption.
 
     Rows with the same path are captions of one image. For the other arguments see
@@ -494,7 +537,7 @@ class ImageTextList(ImageTextDataModule):
                         f"the rows of an image must have one label, got {known[name]!r} and "
                         f"{label!r} for {name!r} in {self.file}"
                     )
-        _say_alone(alone, self.unpaired)
+        say_alone(alone, self.unpaired)
         names = list(captions)
         paths = [os.path.join(folder, name) for name in names]
         for i in spread(len(paths), _CHECKED_FILES):
@@ -533,7 +576,7 @@ def _listed(
     )
 
 
-def _say_alone(alone: dict[str, list[str]], unpaired: Unpaired) -> None:
+def say_alone(alone: dict[str, list[str]], unpaired: Unpaired) -> None:
     """Refuse what has no partner, or say what is left out."""
     found = {kind: which for kind, which in alone.items() if which}
     if not found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import Thread
 from typing import Any, NamedTuple
@@ -55,6 +55,8 @@ class ShardImages(ImageSet):
         shuffle: how an epoch mixes shards.
         on_broken: raise an "error" for a sample that cannot be read, or "skip" and count it.
         left_out: see `SampleSet`.
+        convert: what stands beside an image, as stored -> as `read_rows` gives it; None: class
+            numbers.
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class ShardImages(ImageSet):
         shuffle: Shuffle,
         on_broken: OnBroken = "error",
         left_out: int = 0,
+        convert: Callable[[Any], Any] | None = None,
     ) -> None:
         self.shards, self.decoding, self.shuffle = shards, decoding, shuffle
+        self.convert = self._class if convert is None else convert
         self.numbers = None if classes is None else {name: i for i, name in enumerate(classes)}
         self.channels = decoding.channels
         self.needs_crops = True
@@ -166,7 +170,7 @@ class ShardImages(ImageSet):
                         modes.setdefault(image.mode, self.where(row))
                     channels = channels or own
                     bright |= self.decoding._replace(channels=channels)(image).is_floating_point()
-                self.label(sample)
+                self.convert(sample.label)
             except TooDarkError as error:
                 dark = dark or self.error(row, error)
             except BROKEN as error:
@@ -195,6 +199,11 @@ class ShardImages(ImageSet):
         return False
 
     def __getitems__(self, index: list[int]) -> Batch:
+        batch, labels = self.read_rows(index)
+        return batch._replace(label=None if labels[0] is None else torch.stack(labels))
+
+    def read_rows(self, index: list[int]) -> tuple[Batch, list[Any]]:
+        """A batch without labels, and what `convert` made of those of its rows."""
         if self.crops is None:
             raise ValueError("crops must be set to read a batch, got None; use `cropped(...)`")
         key = self.crops.keys(torch.tensor(index)).key
@@ -212,16 +221,15 @@ class ShardImages(ImageSet):
         cuts = [cut for cut, _ in found]
         views = [stack_pixels(view) for view in zip(*(cut.views for cut in cuts), strict=True)]
         kept = torch.tensor([index[row] for row in rows])
-        labels = [label for _, label in found]
-        label = None if labels[0] is None else torch.stack(labels)
-        return Batch(views, kept, label, stack_boxes(cuts))
+        return Batch(views, kept, None, stack_boxes(cuts)), [label for _, label in found]
 
     def _cut(self, row: int, keys: Keys) -> tuple[Cut, Any] | None:
         assert self.crops is not None
         try:
             sample = self._read(row)
             with self._open(sample) as image:
-                return self.crops.cut(image, keys, self.decoding), self.label(sample)
+                cut = self.crops.cut(image, keys, self.decoding)
+                return cut, self.convert(sample.label)
         except ValueRangeError as error:
             raise self.error(row, error) from error
         except BROKEN as error:
@@ -265,13 +273,23 @@ class ShardImages(ImageSet):
         else:
             yield array_raster(np.asarray(image), self.decoding.channels)
 
-    def label(self, sample: Sample) -> Tensor | None:
+    def beside(self, row: int) -> Any:
+        """What `convert` makes of what stands beside the image of a sample.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        try:
+            return self.convert(self._read(row).label)
+        except BROKEN as error:
+            raise self.error(row, error) from error
+
+    def _class(self, label: Any) -> Tensor | None:
         """The label as a number, or None without labels.
 
         Raises:
             ValueError: it is neither a number nor one of `classes`.
         """
-        label = sample.label
         if label is None:
             return None
         if isinstance(label, str) and not label.lstrip("-").isdigit():

@@ -51,6 +51,7 @@ def open_shards(
     label_key: str | None,
     cache: ShardCache,
     skip: bool = False,
+    lone: bool = False,
 ) -> Found:
     """Open shards of any format, which the names tell.
 
@@ -61,6 +62,7 @@ def open_shards(
         label_key: that of the label; None: no labels; "auto": the format's usual, if it is there.
         cache: downloads addresses.
         skip: leave out broken shards, with a warning.
+        lone: open tar shards of which a sample lacks its image or label.
 
     Raises:
         ValueError: there is no such shard, or one is broken.
@@ -79,7 +81,7 @@ def open_shards(
         lists = [parse_list(_text(name, cache), name) for name in names]
         return _listed(_joined(lists), image_key, label_key, cache, skip)
     if suffixes == {".tar"}:
-        return tar_shards(names, image_key, label_key, cache, skip)
+        return tar_shards(names, image_key, label_key, cache, skip, lone)
     raise ValueError(
         "shards must be .tar or .parquet files, a .json list of them, or a folder of LitData, got "
         f"{names[0]!r}{'' if len(suffixes) == 1 else ' besides other formats'}"
@@ -197,6 +199,7 @@ def tar_shards(
     label_key: str | None,
     cache: ShardCache,
     skip: bool = False,
+    lone: bool = False,
 ) -> Found:
     """Open local tar files by a scan of their headers; see `open_shards`."""
     remote = next((name for name in names if cache.is_remote(name)), None)
@@ -217,7 +220,7 @@ def tar_shards(
                 raise
             rank_zero_warn(f"{error}; the number of samples that are lost is unknown")
             index = error.index
-        if not skip:
+        if not (skip or lone):
             _check_members(name, index, keys)
         if len(index):
             kept.append(name)

@@ -250,6 +250,19 @@ class TarShards(Shards):
         for shard in shards:
             self.cache.path(self.names[shard])
 
+    def sizes(self) -> np.ndarray | None:
+        """Bytes of each image and label, (N, 2) int64, -1 if it is missing.
+
+        None if they are not known before reading: of addresses, and of shards without an index.
+        """
+        known = self.scanned
+        if known is None:
+            if self.is_remote or self.shards.keys != self.keys:
+                return None
+            known = [np.load(index_path(name), allow_pickle=False) for name in self.names]
+        rows = np.concatenate([*known]).reshape(-1, 2, 2)
+        return np.where(rows[:, :, 0] < 0, _MISSING, rows[:, :, 1])
+
     def _opened(self, shard: int) -> _TarFile:
         path = self.cache.path(self.names[shard])
         index = None if self.scanned is None else self.scanned[shard]
@@ -296,5 +309,8 @@ def _label(content: bytes, key: str) -> Any:
         return text.strip()
     found = json.loads(text)
     for part in key.split(".")[1:]:
+        if not isinstance(found, dict) or part not in found:
+            has = sorted(found) if isinstance(found, dict) else type(found).__name__
+            raise ValueError(f"a JSON member must have the field {key[5:]!r}, got {has}")
         found = found[part]
     return found

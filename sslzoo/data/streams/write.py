@@ -17,7 +17,7 @@ from sslzoo.checks import check_choice, check_positive
 from sslzoo.data.check import folder_splits
 from sslzoo.data.image.decode import BROKEN, broken_error
 from sslzoo.data.image.rasters import open_encoded
-from sslzoo.data.listing import check_known
+from sslzoo.data.listing import check_known, find_files
 from sslzoo.data.streams.remote import ShardCache
 from sslzoo.data.streams.sources import expand, tar_shards
 from sslzoo.data.streams.tar import (
@@ -42,7 +42,7 @@ class Written(NamedTuple):
         shards: number of shards.
         samples: number of samples.
         classes: number of classes; 0 without labels.
-        skipped: files that cannot be read as images ("skip").
+        skipped: files that cannot be read as images, or have no partner ("skip").
     """
 
     file: Path
@@ -59,6 +59,7 @@ def write_shards(
     on_broken: str = "error",
     decode: bool = False,
     seed: int = 0,
+    captions: bool = False,
 ) -> dict[str, Written]:
     """Write the images of a folder as tar shards of WebDataset.
 
@@ -74,12 +75,15 @@ def write_shards(
         on_broken: raise an "error" for a file that is no image, or "skip" and count it.
         decode: decode every image, which finds truncated ones; otherwise headers are read.
         seed: seed of the order.
+        captions: write the text file beside each image (`NAME.txt`) in place of its class, for
+            `ImageTextShards`.
 
     Returns:
         What was written, by split.
 
     Raises:
-        ValueError: there are no images, one cannot be read, or the output exists.
+        ValueError: there are no images, one cannot be read or, with captions, has no text, or the
+            output exists.
         OSError: writing failed; nothing is left.
     """
     check_positive("shard_mb", shard_mb)
@@ -92,10 +96,14 @@ def write_shards(
     if not any(splits.values()):
         raise ValueError(f"{folder!r} must hold images, got none")
     classes = sorted({label for _, label in next(iter(splits.values())) if label})
+    lone: list[str] = []
+    if captions:
+        classes, lone = [], _texts_without_image(folder, splits, on_broken)
+        splits = {split: [(path, "") for path, _ in files] for split, files in splits.items()}
     for split, files in splits.items():
         check_known({label for _, label in files}, classes or [""], f"the split {split!r}")
     numbers = {name: i for i, name in enumerate(classes)}
-    how = _Writing(numbers, int(shard_mb * _MIB), on_broken == "skip", decode, seed)
+    how = _Writing(numbers, int(shard_mb * _MIB), on_broken == "skip", decode, seed, captions)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
@@ -104,7 +112,22 @@ def write_shards(
         part.rename(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+    next(iter(written.values())).skipped.extend(lone)
     return {name: one._replace(file=target / one.file.name) for name, one in written.items()}
+
+
+def _texts_without_image(
+    folder: str, splits: dict[str, list[tuple[str, str]]], on_broken: str
+) -> list[str]:
+    images = {os.path.splitext(path)[0] for files in splits.values() for path, _ in files}
+    found = find_files(folder, (".txt",)).paths
+    lone = [path for path in found if os.path.splitext(path)[0] not in images]
+    if lone and on_broken == "error":
+        raise ValueError(
+            f"every text must have an image, got {len(lone)} texts without an image, such as "
+            f'{lone[0]}; remove them, or set on_broken="skip" to leave them out'
+        )
+    return lone
 
 
 class _Writing(NamedTuple):
@@ -115,6 +138,7 @@ class _Writing(NamedTuple):
     skips: bool
     decode: bool
     seed: int
+    captions: bool
 
 
 def _write(folder: Path, split: str, files: list[tuple[str, str]], how: _Writing) -> Written:
@@ -134,7 +158,7 @@ def _write(folder: Path, split: str, files: list[tuple[str, str]], how: _Writing
             shards[-1].close()
     if not shards:
         raise ValueError(f"the split {split!r} must hold readable images, got none of {len(files)}")
-    file = _write_list(folder / f"{split}.json", shards, list(how.classes))
+    file = _write_list(folder / f"{split}.json", shards, list(how.classes), how.captions)
     root = os.path.commonpath([os.path.dirname(path) for path, _ in files])
     with open(folder / f"{split}.files.txt", "wb") as text:
         text.writelines(os.fsencode(os.path.relpath(path, root)) + b"\n" for path in kept)
@@ -152,6 +176,7 @@ def _samples(
             with open_encoded(content, path) as image:
                 if how.decode:
                     Decoding(None, may_be_dark=True)(image)
+            text = _text_beside(path) if how.captions else b""
         except BROKEN as error:
             if not how.skips:
                 raise broken_error(path, error) from error
@@ -160,13 +185,28 @@ def _samples(
         members = {path.rpartition(".")[2].lower(): content}
         if how.classes:
             members["cls"] = str(how.classes[label]).encode()
+        if how.captions:
+            members["txt"] = text
         yield path, members
 
 
-def _write_list(file: Path, shards: list[_Shard], classes: list[str]) -> Path:
+def _text_beside(path: str) -> bytes:
+    """The text file of an image's name.
+
+    Raises:
+        ValueError: there is none, or it is empty or not UTF-8.
+    """
+    file = Path(path).with_suffix(".txt")
+    text = file.read_bytes() if file.is_file() else b""
+    if not text.decode("utf-8-sig").strip():
+        raise ValueError(f"an image must have its captions in {file.name}, got none")
+    return text
+
+
+def _write_list(file: Path, shards: list[_Shard], classes: list[str], captions: bool) -> Path:
     """Read the shards back, write their indices, and list them."""
-    extensions = sorted(set().union(*(shard.extensions for shard in shards)) - {"cls"})
-    keys = TarKeys(tuple(extensions), "cls" if classes else None)
+    extensions = sorted(set().union(*(shard.extensions for shard in shards)) - {"cls", "txt"})
+    keys = TarKeys(tuple(extensions), "txt" if captions else "cls" if classes else None)
     for shard in shards:
         shard.verify(keys)
     listed = ShardList(

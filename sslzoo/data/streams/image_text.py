@@ -1,0 +1,234 @@
+"""ImageTextShards: pairs of images and captions in tar shards, Parquet or LitData."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslzoo.batch import Batch, Tokens
+from sslzoo.checks import check_at_least
+from sslzoo.data.datamodule import OnBroken, PredictOn
+from sslzoo.data.image.datamodule import ImageSets
+from sslzoo.data.image.image_set import Crops
+from sslzoo.data.image.image_text import ImageTextDataModule, PairSet, Unpaired, say_alone
+from sslzoo.data.listing import spread
+from sslzoo.data.streams.order import ShardOrder
+from sslzoo.data.streams.remote import ShardCache
+from sslzoo.data.streams.shard_images import ShardImages, Shuffle, say_left_out
+from sslzoo.data.streams.sources import open_shards
+from sslzoo.data.streams.tar import TarShards
+from sslzoo.data.text.tokenizer import TextTokenizer
+from sslzoo.transforms.image.eval_view import EvalView
+from sslzoo.transforms.image.pixels import Decoding
+from sslzoo.transforms.image.views import Views
+
+_REMOTE = 64  # captions of an address that are read before training
+
+
+def captions_of(told: Any) -> list[str]:
+    """The captions beside an image: a text's lines, or the texts of a list.
+
+    Raises:
+        ValueError: there is none.
+    """
+    texts = told if isinstance(told, list | tuple) else str(told or "").splitlines()
+    found = [" ".join(str(text).split()) for text in texts if str(text or "").strip()]
+    if not found:
+        raise ValueError(f"an image must have a caption, got {told!r}")
+    return found
+
+
+class ShardPairs(PairSet):
+    """Images and captions that are read together, by (shard, offset).
+
+    Args:
+        images: the images, whose `convert` is `captions_of`.
+        encode: texts -> `Tokens` without special tokens.
+        most: S, captions per image in evaluation; None: those of the batch's image with most.
+        draw: seed and shared epoch of the caption that is drawn; None: all captions, (B, S, L).
+    """
+
+    def __init__(
+        self,
+        images: ShardImages,
+        encode: Callable[[Sequence[str]], Tokens],
+        most: int | None = None,
+        draw: tuple[int, Tensor] | None = None,
+    ) -> None:
+        self.images, self.encode, self.most, self.draw = images, encode, most, draw
+        self.labels, self.left_out = None, images.left_out
+        self.needs_crops, self.channels = images.needs_crops, images.channels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_broken(self) -> int:
+        return self.images.num_broken
+
+    def side(self, wanted: int | None) -> int | None:
+        return self.images.side(wanted)
+
+    def fingerprint(self) -> str | None:
+        return self.images.fingerprint()  # the captions are in the shards
+
+    def subset(self, rows: Tensor) -> ShardPairs:
+        return ShardPairs(self.images.subset(rows), self.encode, self.most, self.draw)
+
+    def cropped(self, crops: Crops, keep_size: bool) -> ShardPairs:
+        images = self.images.cropped(crops, keep_size)
+        return ShardPairs(images, self.encode, self.most, self.draw)
+
+    def drawn(self, seed: int, epoch: Tensor) -> ShardPairs:
+        return ShardPairs(self.images, self.encode, self.most, (seed, epoch))
+
+    def walk(self) -> Iterator[str]:
+        if self.images.shards.is_remote:
+            raise ValueError(
+                "the tokenizer must not be trained on shards of an address, which would download "
+                "them all; give WordPiece(path=...) of a file that was saved, or HFTokenizer"
+            )
+        for row in range(len(self)):
+            yield from self._captions(row)
+
+    def some(self, number: int) -> list[str]:
+        if self.images.shards.is_remote:  # of the first shard alone
+            rows = list(range(min(_REMOTE, int(self.images.order().counts[0]))))
+        else:
+            rows = spread(len(self), number)
+        return [text for row in rows for text in self._captions(row)]
+
+    def counted(self) -> ShardPairs:
+        """The same pairs, padded to the captions of the image that has most."""
+        most = max(len(self._captions(row)) for row in range(len(self)))
+        return ShardPairs(self.images, self.encode, max(1, most), self.draw)
+
+    def _captions(self, row: int) -> list[str]:
+        """The captions of a sample; none if it is broken and skipped."""
+        try:
+            return self.images.beside(row)
+        except ValueError:
+            if self.images.on_broken == "error":
+                raise
+            return []
+
+    def __getitems__(self, index: list[int]) -> Batch:
+        batch, texts = self.images.read_rows(index)
+        return self.with_texts(batch, texts, self.most or max(map(len, texts)), self.draw)
+
+
+class ImageTextShards(ImageTextDataModule):
+    """Pairs of images and captions in shards: WebDataset's tar files, Parquet, or LitData.
+
+    A sample of a tar file is an image and a text of one key, such as `0001.jpg` and `0001.txt` (as
+    img2dataset writes them), or a field of `0001.json`. Samples are read by (shard, offset), so
+    batches, views and captions are the same for any number of ranks and workers, and a run resumes
+    within a shard; see `ImageShards`. There are no classes. Each line of a text, and each text of
+    a list, is a caption; of several, one is drawn per epoch.
+
+    For the other arguments see `ImageShards` and `ImageTextFolder`.
+
+    Args:
+        train: the training shards, see `ImageShards`.
+        val: the shards of the pairs that retrieval scores; None: no validation.
+        image_key: extension of the image in a tar sample, column of Parquet, or key of LitData;
+            None: any image, or "image".
+        text_key: that of the caption; `json.caption` is a field of a JSON member.
+        unpaired: "error" for an image without a text, a text without an image or an empty text in
+            tar files on a disk; "skip" leaves them out and says how many. Those in other shards are
+            broken samples.
+        on_broken: raise an "error" for a broken shard or sample, or "skip" and count it.
+    """
+
+    def __init__(
+        self,
+        train: str | list[str],
+        transform: Views,
+        tokenizer: TextTokenizer,
+        batch_size: int = 256,
+        max_length: int = 77,
+        val: str | list[str] | None = None,
+        image_key: str | None = None,
+        text_key: str = "txt",
+        shuffle_shards: int = 8,
+        shuffle_samples: int = 4096,
+        unpaired: Unpaired = "error",
+        on_broken: OnBroken = "error",
+        cache_dir: str | None = None,
+        cache_gb: float = 100.0,
+        eval_view: EvalView | None = None,
+        eval_batch_size: int = 250,
+        num_workers: int | None = None,
+        seed: int | None = None,
+        predict_on: PredictOn = "query",
+        drop_last: bool = True,
+        local_files_only: bool = False,
+    ) -> None:
+        check_at_least("shuffle_shards", shuffle_shards, 0)
+        check_at_least("shuffle_samples", shuffle_samples, 1)
+        super().__init__(
+            *(transform, tokenizer, batch_size, max_length, unpaired, "workers", on_broken),
+            *(eval_view, eval_batch_size, num_workers, seed, predict_on, drop_last),
+        )
+        self.given = train, val
+        self.keys = image_key, text_key
+        self.shuffle = Shuffle(shuffle_shards, shuffle_samples)
+        self.cache = ShardCache(cache_dir, cache_gb, local_files_only)
+
+    def read(self) -> ImageSets:
+        """Open the shards, and read a few pairs and the captions of the validation set."""
+        train, val = self.given
+        query = None if val is None else self._open(val).counted()
+        return ImageSets(self._open(train), query, None)
+
+    def order(self) -> ShardOrder:
+        train: ShardPairs = self.sets.train
+        return train.images.order()
+
+    def shuffles(self) -> bool:
+        return self.shuffle.shards > 0
+
+    def _open(self, source: str | Sequence[str]) -> ShardPairs:
+        names = [source] if isinstance(source, str) else list(source)
+        for name in names:
+            self.cache.check(name)
+        found = open_shards(names, *self.keys, self.cache, self.on_broken == "skip", lone=True)
+        say_left_out(found.left_out)
+        images = ShardImages(
+            *(found.shards, None, Decoding(3), self.shuffle, self.on_broken),
+            left_out=found.lost,
+            convert=captions_of,
+        )
+        rows = self._paired(images)
+        paired = images if rows is None else images.subset(rows)
+        return ShardPairs(paired.checked(), self.encode)
+
+    def _paired(self, images: ShardImages) -> Tensor | None:
+        """Rows that have an image and a text; None: all, or it is not known before reading."""
+        shards = images.shards
+        sizes = shards.sizes() if isinstance(shards, TarShards) else None
+        if sizes is None:
+            return None
+        image, text = sizes.T
+        if (text < 0).all() or (image < 0).all():
+            which, key = ("text_key", self.keys[1]) if (text < 0).all() else ("image_key", None)
+            raise ValueError(
+                f"{which} must be a member of the samples, such as txt or json.caption, got "
+                f"{key or self.keys[0]!r}, which none of the {len(sizes)} samples of "
+                f"{shards.names[0]} has"
+            )
+        alone = {
+            "images without a text": (image >= 0) & (text < 0),
+            "texts without an image": (image < 0) & (text >= 0),
+            "empty texts": (image >= 0) & (text == 0),
+        }
+        where = {
+            k: [images.where(row) for row in np.flatnonzero(v).tolist()] for k, v in alone.items()
+        }
+        say_alone(where, self.unpaired)
+        kept = (image >= 0) & (text > 0)
+        return None if kept.all() else torch.from_numpy(np.flatnonzero(kept))
