@@ -3,6 +3,7 @@
 from sslzoo.backbones.alexnet import half_alexnet
 from sslzoo.backbones.amdim import AMDIMEncoder
 from sslzoo.backbones.audio_ntt import AudioNTT
+from sslzoo.backbones.hugging_face import HFMaps, HFSound, HFSpeech, HFTokens, HFWhisper, hf
 from sslzoo.backbones.image import SmallConvNet, SmallResNet, cifar_resnet, timm_backbone
 from sslzoo.backbones.multi_crop import multi_crop
 from sslzoo.backbones.patches import CPCResNet, PatchGrid
@@ -46,6 +47,11 @@ __all__ = [
     "FrameNorm",
     "GlobalBatchNorm",
     "HFEncoder",
+    "HFMaps",
+    "HFSound",
+    "HFSpeech",
+    "HFTokens",
+    "HFWhisper",
     "KeyedDropout",
     "PatchGrid",
     "SentenceConv",
@@ -69,6 +75,7 @@ __all__ = [
     "convert_to_group_norm",
     "dim_convnet",
     "half_alexnet",
+    "hf",
     "hf_encoder",
     "multi_crop",
     "normalize_waveforms",

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslzoo.backbones.hf_models import load_hf
 from sslzoo.backbones.sequence import check_context
 from sslzoo.batch import Tokens
 from sslzoo.checks import check_choice, check_interval
@@ -284,6 +285,14 @@ class HFEncoder(nn.Module):
         mask = tokens.mask
         return self.model(input_ids=tokens.ids, attention_mask=mask.long()).last_hidden_state
 
+    def forward_layers(self, tokens: Tokens) -> tuple[list[Tensor], Tensor]:
+        """The embeddings and each layer's output (B, L, D), and the number of tokens (B,)."""
+        mask = tokens.mask
+        found = self.model(
+            input_ids=tokens.ids, attention_mask=mask.long(), output_hidden_states=True
+        )
+        return list(found.hidden_states), mask.sum(1)
+
     def forward(self, tokens: Tokens, keys: Keys | None = None) -> Tensor:
         return _pool(self.forward_tokens(tokens, keys), tokens, self.pooling)
 
@@ -295,7 +304,7 @@ def hf_encoder(
     pretrained: bool = True,
     local_files_only: bool = False,
 ) -> nn.Module:
-    """A Hugging Face encoder by name, without its pooler if it has one.
+    """A Hugging Face text encoder by name, without its pooler; `hf` takes any encoder.
 
     Args:
         name: a name such as "bert-base-uncased" or "roberta-base", or a folder.
@@ -306,26 +315,14 @@ def hf_encoder(
         local_files_only: use local files only, without a download.
 
     Raises:
-        ValueError: transformers is not installed.
-        OSError: the encoder does not exist, or is not on this machine.
+        ValueError: transformers is not installed, or the repository needs code of its own.
+        OSError: the encoder does not exist, is not on this machine, or has no weights in
+            safetensors.
     """
-    try:
-        from transformers import AutoConfig, AutoModel
-    except ImportError as error:
-        raise ValueError(
-            "hf_encoder needs the package transformers, which is not installed; run: "
-            "pip install transformers"
-        ) from error
-    local = {"local_files_only": local_files_only}
-    if pretrained:
-        model = AutoModel.from_pretrained(name, **local)
-    else:
-        model = AutoModel.from_config(AutoConfig.from_pretrained(name, **local))
-    if hasattr(model, "pooler"):
-        model.pooler = None  # it would have no gradient
+    model = load_hf(name, pretrained, local_files_only=local_files_only)
     if num_ids is not None:
         model.resize_token_embeddings(num_ids)
-    return HFEncoder(model.train(), pooling)  # from_pretrained turns dropout off
+    return HFEncoder(model, pooling)
 
 
 def _pool(x: Tensor, tokens: Tokens, pooling: Pooling) -> Tensor:

@@ -165,7 +165,7 @@ def test_errors_name_what_they_got() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is not None, reason="it is there")
 def test_a_missing_package_is_named() -> None:
-    with pytest.raises(ValueError, match="pip install transformers"):
+    with pytest.raises(ValueError, match=r"pip install 'sslzoo\[hf\]'"):
         hf_encoder("bert-base-uncased")
 
 

@@ -146,6 +146,7 @@ def gadgets() -> dict[str, Spec]:
             options={"checkpoint_path": str(_pickle())},
         ),
         of("sslzoo.backbones.hf_encoder", name="somebody/something"),
+        of("sslzoo.backbones.hf", name="somebody/something", revision="main"),
         of("sslzoo.atomic_write.atomic_write", path=str(CANARY), content="x"),
         of("sslzoo.zoo.save.atomic_write", path=str(CANARY), content="x"),
         of("sslzoo.zoo.safe_read.subprocess.Popen", args=touch),

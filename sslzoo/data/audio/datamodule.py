@@ -118,6 +118,21 @@ class AudioDataModule(SampleDataModule):
         self.units = [units] if isinstance(units, str) else list(units)
         self.classes: list[str] = []
 
+    def setup(self, stage: str | None = None) -> None:
+        """Read the sets once, and check the sampling rate against the model's.
+
+        Raises:
+            ValueError: the rates differ.
+        """
+        super().setup(stage)
+        module = None if self.trainer is None else self.trainer.lightning_module
+        wanted = getattr(getattr(module, "backbone", None), "rate", None)
+        if isinstance(wanted, int) and wanted != self.rate:
+            raise ValueError(
+                f"rate of the data must be the net's {wanted} Hz, got {self.rate} Hz; set "
+                "data.rate, to which files are resampled, or rate of the backbone"
+            )
+
     @abstractmethod
     def files(self) -> tuple[Listing, Listing | None]:
         """The files of the training set and of the query set.

@@ -9,6 +9,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from sslzoo.batch import Batch
 from sslzoo.data.datamodule import PredictOn, SampleDataModule, default_workers
 from sslzoo.data.image.image_set import EvalCrops, ImageSet, TrainCrops
@@ -17,6 +19,8 @@ from sslzoo.random import sample_keys
 from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.views import Views
 from sslzoo.value_range import ValueRange
+
+_SAME = 1e-3  # means and standard deviations that are written with other digits
 
 
 class ImageSets(NamedTuple):
@@ -98,6 +102,26 @@ class ImageDataModule(SampleDataModule):
             same = side is not None and all(part.side(wanted) == side for part in parts[1:])
             self.eval_view = self.transform.trained_view(side if same else None)
             self._fits = same
+
+        if stage in ("fit", None):
+            self._check_look()
+
+    def _check_look(self) -> None:
+        """Warn about images that a pre-trained net was not trained on."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        backbone = getattr(module, "backbone", None)
+        for name, none in (("mean", 0.0), ("std", 1.0)):
+            wanted, own = getattr(backbone, f"expected_{name}", None), getattr(self.eval_view, name)
+            if wanted is None:
+                continue
+            given = [none] * len(wanted) if own is None else list(own)
+            given = given * len(wanted) if len(given) == 1 else given
+            far = [abs(x - y) > _SAME for x, y in zip(given, wanted, strict=False)]
+            if any(far) or len(given) != len(wanted):
+                rank_zero_warn(
+                    f"{name} of the views must be {list(wanted)}, with which the net was trained, "
+                    f"got {own}; set {name} of the transform"
+                )
 
     @abstractmethod
     def read(self) -> ImageSets:
