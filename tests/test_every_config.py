@@ -167,9 +167,9 @@ NOT_IMAGENET = {"deep_infomax", "invaspread", "margin_contrastive", "supcon", "t
 IMAGES = ("imagenet", "cifar10", "folder")
 WANTED = dict.fromkeys(NOT_IMAGENET, ("cifar10", "folder"))
 WANTED |= dict.fromkeys(("clear", "simcse"), ("text", "stsb"))
-WANTED |= dict.fromkeys(("hubert", "wav2vec2"), ("librispeech", "folder"))
-WANTED["data2vec"] = ("librispeech", "imagenet", "folder", "text")
-WANTED["byol_a"] = ("folder",)
+WANTED |= dict.fromkeys(("hubert", "wav2vec2"), ("librispeech", "speechcommands", "folder"))
+WANTED["data2vec"] = ("librispeech", "speechcommands", "imagenet", "folder", "text")
+WANTED["byol_a"] = ("folder", "speechcommands")
 WANTED |= dict.fromkeys(("clip", "siglip"), ("table", "folder"))
 WANTED["cpc"] = ("librispeech", "folder", "arrays", "text")
 

@@ -123,7 +123,8 @@ def standardize(views: list[Tensor]) -> list[Tensor]:
     total = row_layout(len(views[0])).total * values[:, 0].numel()
     mean = sum_over_ranks(values.sum()) / total
     variance = sum_over_ranks((values - mean).square().sum()) / max(1, total - 1)
-    return [((view - mean) / variance.sqrt()).to(view.dtype) for view in views]
+    scale = variance.clamp_min(1e-12).rsqrt()  # silence alone gives 0 / 0 in the code
+    return [((view - mean) * scale).to(view.dtype) for view in views]
 
 
 class BYOLA(BYOL):

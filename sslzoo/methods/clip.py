@@ -113,11 +113,11 @@ class CLIP(SSLMethod):
     def embed_texts(self, texts: Tokens) -> Tensor:
         """Embeddings of all captions of B images, 0 for a missing one. ids (B, S, L) -> (B, S D).
 
-        A missing caption is one without a token between those of start and end.
+        A missing caption has length 0.
         """
         B, S, _ = texts.ids.shape
         z = self.embed_text(Tokens(texts.ids.flatten(0, 1), texts.lengths.flatten()))
-        return (z * (texts.lengths.flatten() > 2)[:, None]).view(B, S * z.shape[1])
+        return (z * (texts.lengths.flatten() > 0)[:, None]).view(B, S * z.shape[1])
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         image, text = batch.views

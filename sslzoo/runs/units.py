@@ -65,7 +65,7 @@ def cluster_units(
     except ImportError as error:
         raise ImportError(
             f"sslzoo units needs packages that are not installed ({error}); run: pip install "
-            "'sslzoo[report]'"
+            "'sslzoo[audio]'"
         ) from None
     check_whole("num_units", num_units, 2)
     if not to.endswith(UNITS):

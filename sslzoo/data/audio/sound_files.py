@@ -21,6 +21,8 @@ SOUND_EXTENSIONS = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".
                     ".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".voc")  # fmt: skip
 _FLOATS = ("FLOAT", "DOUBLE")  # sample types without a range of their own
 _DELAY = 4608  # samples that an MP3 may lack at its end: the delay of codecs, four frames
+_RESERVOIR = 34_560  # samples: 30 frames of MP3, as 511 bytes hold at the lowest bit rate
+_FROM_START = 1 << 20  # samples of an MP3 that are decoded without a seek
 MARGIN = 1024  # samples read on either side of a window, as context of the resampling filter
 
 
@@ -140,15 +142,13 @@ def _read(
     common = gcd(file.samplerate, rate)
     old, new = file.samplerate // common, rate // common  # `old` input samples give `new` samples
     if old == new and file.channels == 1 and file.subtype == "PCM_16":
-        _skip_to(file, start)
-        return _fill(_expected(file, file.read(count, dtype="int16"), start, count), count)
+        wave = _take(file, start, count, dtype="int16")
+        return _fill(_expected(file, wave, start, count), count)
     if old == new:
-        _skip_to(file, start)
         wave, skip = _mono(file, start, count, value_range), 0
     else:
         block = max(0, start - MARGIN) // new  # a position on the grid of both rates
         stop = (start + count + MARGIN) * old // new + 1
-        _skip_to(file, block * old)
         read = max(0, stop - block * old)
         wave, skip = _mono(file, block * old, read, value_range), start - block * new
         wave = _resample(wave, file.samplerate, rate)
@@ -156,18 +156,25 @@ def _read(
     return _fill(np.clip(scaled, -32768, 32767).astype(np.int16), count)
 
 
-def _skip_to(file: Any, start: int) -> None:
-    """Go from the first sample to another; some codecs cannot seek."""
+def _take(file: Any, start: int, count: int, **how: Any) -> np.ndarray:
+    """Samples start..start + count - 1 of a file that was just opened, or those that it has.
+
+    Some codecs cannot seek. After a seek in MP3, libsndfile decodes the first frames without the
+    bits that earlier ones hold for them, so those before `start` are decoded, too.
+    """
     start = min(start, file.frames)
-    if start and file.seekable():
-        file.seek(start)
-    elif start:
-        file.read(start)
+    first = start if file.seekable() else 0
+    if file.subtype.startswith("MPEG"):
+        first = max(0, start - _RESERVOIR) if start > _FROM_START else 0
+    if first:
+        file.seek(first)
+    count = min(count, file.frames - start)  # a read behind the end fails in some MP3
+    return file.read(start - first + count, **how)[start - first :]
 
 
 def _mono(file: Any, start: int, count: int, value_range: Sequence[float] | None) -> np.ndarray:
     # float32 in all cases, since libsndfile does not scale float files to the range of int16.
-    wave = file.read(count, dtype="float32", always_2d=True)
+    wave = _take(file, start, count, dtype="float32", always_2d=True)
     wave = _expected(file, wave, start, count)
     if file.subtype in _FLOATS:
         wave = as_sound(torch.from_numpy(wave), value_range, "samples of a sound file").numpy()

@@ -6,6 +6,7 @@ https://arxiv.org/abs/1804.03209. The layout is that of the official archive.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -61,12 +62,13 @@ class SpeechCommands(AudioDataModule):
         train_fraction: float = 1.0,
         predict_on: PredictOn = "query",
         drop_last: bool = True,
+        units: Sequence[str] = (),
     ) -> None:
         check_choice("query", query, LISTS)
         super().__init__(
             *(transform, window, batch_size, rate, batches, short, decode, on_broken),
             *(eval_window, eval_batch_size, num_workers, seed, train_fraction, predict_on),
-            drop_last,
+            *(drop_last, None, units),
         )
         self.root, self.query = root, query
 

@@ -252,8 +252,14 @@ class ImageTextDataModule(ImageDataModule):
         self._check_tower()
 
     def _say_long(self, texts: list[str]) -> None:
-        """Count the texts that are cut."""
+        """Count the texts that are cut, and those without tokens."""
         ids = self.tokenizer.encode(texts)
+        empty = [text for text, each in zip(texts, ids, strict=True) if not each]
+        if empty:
+            rank_zero_warn(
+                f"{len(empty)} of {len(texts)} texts have no token in the tokenizer's vocabulary, "
+                f"such as {empty[0]!r}; they train as empty texts and count as missing in retrieval"
+            )
         long = sum(len(each) > self.max_length - 2 for each in ids)
         if long:
             rank_zero_warn(
@@ -297,12 +303,13 @@ class ImageTextDataModule(ImageDataModule):
         return made._replace(views=[*made.views, with_special(text, self.tokenizer.special)])
 
     def eval_views(self, batch: Batch) -> Batch:
-        """The image, and all its captions as ids (B, S, L); a missing one has length 2."""
+        """The image, and all its captions as ids (B, S, L); a missing one has length 0."""
         *images, text = batch.views
         made = super().eval_views(batch._replace(views=images))
         count = text.ids.shape[1]
         flat = Tokens(*(part.flatten(0, 1) for part in text))
-        flat = with_special(flat, self.tokenizer.special)
+        framed = with_special(flat, self.tokenizer.special)
+        flat = framed._replace(lengths=framed.lengths * (flat.lengths > 0))
         return made._replace(
             views=[*made.views, Tokens(*(part.unflatten(0, (-1, count)) for part in flat))]
         )

@@ -128,6 +128,11 @@ class TextDataModule(SampleDataModule):
         super().setup(stage)
         if first:
             self.tokenizer.prepare(walk(self.sets.train.lines))
+            if self.tokenizer.special.cls < 0:
+                raise ValueError(
+                    "tokenizer must have a token of the start ([CLS]) for methods of text, got one "
+                    "without; take another, such as that of BERT or RoBERTa"
+                )
             self.transform.prepare(self.tokenizer)
         self._check_vocabulary()
 

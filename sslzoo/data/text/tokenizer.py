@@ -132,8 +132,9 @@ class WordPiece(TextTokenizer):
 class HFTokenizer(TextTokenizer):
     """A Hugging Face tokenizer by name.
 
-    One without [CLS] and [SEP], such as CLIP's, has its tokens of start and end in their place, and
-    no [MASK] or [DEL]: it is not for CLEAR.
+    One without [CLS] and [SEP], such as CLIP's, has its tokens of start and end in their place; one
+    without a token of the start, such as SigLIP's and T5's, that of the end alone. Both have no
+    [MASK] or [DEL]: they are for methods of images and texts, and not for those that mask tokens.
 
     Args:
         name: a name such as "bert-base-uncased" or "openai/clip-vit-base-patch32", or a folder.
@@ -155,11 +156,12 @@ class HFTokenizer(TextTokenizer):
         t = self._tokenizer = AutoTokenizer.from_pretrained(
             self.name, local_files_only=self.local_files_only
         )
-        if t.cls_token_id is None and t.bos_token_id is not None and t.eos_token_id is not None:
+        if t.cls_token_id is None and t.eos_token_id is not None:
             unknown, pad = t.unk_token_id, t.pad_token_id
             unknown = t.eos_token_id if unknown is None else unknown
             pad = t.eos_token_id if pad is None else pad
-            self.special = Special(pad, unknown, t.bos_token_id, t.eos_token_id, unknown, unknown)
+            start = -1 if t.bos_token_id is None else t.bos_token_id
+            self.special = Special(pad, unknown, start, t.eos_token_id, unknown, unknown)
             return
         t.add_special_tokens({"additional_special_tokens": ["[DEL]"]})
         deleted = t.convert_tokens_to_ids("[DEL]")

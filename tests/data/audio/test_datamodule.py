@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,28 @@ def test_each_format_is_read_within_its_own_loss(tmp_path: Path, ending: str) ->
     got = read_sound(path, 8000, 2000, 4000) / 32768
     error = np.abs(got - tone(8000)[2000:6000]).max()
     assert error < (1e-4 if ending in ("wav", "flac") else 0.1)
+
+
+@pytest.mark.parametrize("seeks", [False, True])
+@pytest.mark.parametrize("ending", ["flac", "mp3", "ogg", "opus"])
+def test_a_window_of_a_codec_is_a_piece_of_the_file(
+    tmp_path: Path, ending: str, seeks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two channels at 48 kHz; MP3 is decoded from the start, and with a seek if it is long."""
+    monkeypatch.setattr("sslzoo.data.audio.sound_files._FROM_START", 0 if seeks else 1 << 20)
+    time = np.arange(48000 * 3) / 48000
+    wave = 0.4 * np.sin(2 * np.pi * (200 + 100 * time) * time)
+    path, options = str(tmp_path / f"a.{ending}"), {}
+    if ending == "opus":
+        options = {"format": "OGG", "subtype": "OPUS"}
+    soundfile.write(path, np.stack([wave, wave / 2], 1), 48000, **options)
+    whole = read_sound(path, 48000, 0, len(wave)).astype(int)
+    for start in (3000, 60000, 130000):
+        part = read_sound(path, 48000, start, 4000)
+        assert np.abs(whole[start : start + 4000] - part).max() <= 8
+    resampled = read_sound(path, 8000, 0, 24000).astype(int)
+    part = read_sound(path, 8000, 20000, 1000)
+    assert np.abs(resampled[20000:21000] - part).max() <= 40
 
 
 @pytest.mark.parametrize("subtype", ["FLOAT", "PCM_24", "PCM_U8", "DOUBLE"])
@@ -380,6 +403,14 @@ def test_names_that_do_not_match_are_shown() -> None:
 def test_wrong_options_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         folder(digits(tmp_path), **changes)
+
+
+def test_a_rate_that_is_not_the_nets_is_refused(tmp_path: Path) -> None:
+    data = folder(digits(tmp_path))
+    net: Any = SimpleNamespace(backbone=SimpleNamespace(rate=16000))
+    data.trainer = SimpleNamespace(lightning_module=net)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="rate of the data must be the net's 16000 Hz, got 8000"):
+        data.setup("fit")
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader
 from sslzoo.backbones import SmallResNet, TextTransformer
 from sslzoo.batch import Tokens
 from sslzoo.callbacks import OnlineRetrieval, OnlineZeroShot
-from sslzoo.data import ImageTextFolder, ImageTextList
+from sslzoo.data import HFTokenizer, ImageTextFolder, ImageTextList, TextLines
 from sslzoo.data.text.tokenizer import WordPiece
 from sslzoo.methods import CLIP
-from sslzoo.transforms import clip_views, simclr_views
+from sslzoo.transforms import clip_views, plain_text, simclr_views
 
 pytest.importorskip("tokenizers")
 
@@ -148,6 +148,52 @@ def test_long_texts_are_cut_and_counted(tmp_path: Path) -> None:
         data.setup("fit")
     batch = data.preview(list(range(12)))
     assert batch.views[1].lengths.max() == 12
+
+
+def test_texts_without_tokens_are_counted_and_missing(tmp_path: Path) -> None:
+    """A combining accent is stripped by the tokenizer."""
+    tree(tmp_path)
+    for part in ("train", "val"):
+        (tmp_path / part / "red" / "red0.txt").write_text("\u0301\n", encoding="utf-8")
+    data = folder(tmp_path)
+    with pytest.warns(UserWarning, match="1 of 18 texts have no token in the tokenizer's vocabul"):
+        data.setup("fit")
+    texts = data.eval_views(next(iter(data.eval_loader(data.sets.query)))).views[1]
+    assert (texts.lengths == 0).sum(1).tolist().count(2) == 1
+
+
+def without_start(folder: Path) -> HFTokenizer:
+    """A SentencePiece-like tokenizer, which has a token of the end alone."""
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581a", "\u2581red", "\u2581green", "\u2581square"]
+    model = tokenizers.models.Unigram([(piece, -1.0) for piece in pieces], unk_id=2)
+    made = tokenizers.Tokenizer(model)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    named = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=made, **named)
+    fast.save_pretrained(folder / "tokenizer")
+    return HFTokenizer(str(folder / "tokenizer"), local_files_only=True)
+
+
+def test_a_tokenizer_without_a_start_frames_texts_by_the_end_alone(tmp_path: Path) -> None:
+    for number in range(4):
+        write(tmp_path / "train", f"r{number}", "red", ["red"] if number else ["a red square"])
+    data = ImageTextFolder(
+        *(str(tmp_path), clip_views(16), without_start(tmp_path), 2, 9), num_workers=0, val_dir=None
+    )
+    data.setup("fit")
+    (_, text) = data.preview([0, 1]).views
+    assert text.ids.tolist() == [[3, 4, 6, 1], [4, 1, 0, 0]]
+    assert text.lengths.tolist() == [4, 2]
+    batch = data.eval_source(data.sets.train).__getitems__([0, 1])
+    assert data.eval_views(batch).views[1].lengths.tolist() == [[4], [2]]  # none counts as missing
+    (tmp_path / "lines.txt").write_text("a red square\n" * 8)
+    lines = TextLines(
+        str(tmp_path / "lines.txt"), plain_text(), without_start(tmp_path / "b"), batch_size=2
+    )
+    with pytest.raises(ValueError, match="tokenizer must have a token of the start"):
+        lines.setup("fit")
 
 
 def test_an_unreadable_image_is_replaced_with_its_text(tmp_path: Path) -> None:
