@@ -12,13 +12,13 @@ _UNUSED = ("mask_token", "masked_spec_embed")  # parameters without gradient
 _PART = "pooler", "mask_token", "masked_spec_embed"  # may be missing in a file of weights
 
 
-def load_hf(name: str, pretrained: bool, **source: Any) -> Any:
+def load_hf(name: str, pretrained: bool, revision: str = "main") -> Any:
     """A model of transformers in float32 and in training mode, without what is not used.
 
     Args:
         name: of the Hub, or a folder.
         pretrained: whether to load its weights.
-        source: `local_files_only` and `revision`.
+        revision: branch, tag or commit.
     """
     try:
         from transformers import AutoConfig, AutoModel
@@ -27,7 +27,7 @@ def load_hf(name: str, pretrained: bool, **source: Any) -> Any:
             "an encoder of Hugging Face needs the package transformers, which is not installed; "
             "run: pip install 'sslzoo[hf]'"
         ) from error
-    safe = {**source, "trust_remote_code": False}
+    safe: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(name, **safe)
         for key in ("layerdrop", "encoder_layerdrop"):
@@ -92,7 +92,7 @@ def _refused(name: str, error: ValueError) -> ValueError:
     return error
 
 
-def preprocessing_of(name: str, source: dict[str, Any]) -> dict[str, Any]:
+def preprocessing_of(name: str, revision: str) -> dict[str, Any]:
     """What the repository says of its inputs; empty if it says nothing."""
     from transformers.utils import cached_file
 
@@ -101,7 +101,7 @@ def preprocessing_of(name: str, source: dict[str, Any]) -> dict[str, Any]:
         "preprocessor_config.json",
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
-        **source,
+        revision=revision,
     )
     if path is None:
         return {}

@@ -22,6 +22,7 @@ from sslzoo.backbones.hf_models import load_hf, preprocessing_of
 from sslzoo.backbones.speech import normalize_waveforms
 from sslzoo.backbones.text import HFEncoder
 from sslzoo.batch import Padded, UnitSequence, length_mask
+from sslzoo.trust.hub_cache import folder_on_disk
 
 Sound = Tensor | Padded | UnitSequence
 _MAP = 4  # dimensions of a feature map
@@ -59,9 +60,9 @@ def hf(
             weights lack tensors, or the encoder is none of these.
         OSError: it does not exist or is not on this machine, or has no weights in safetensors.
     """
-    source = {"local_files_only": local_files_only, "revision": revision or "main"}
-    model = load_hf(name, pretrained, **source)
-    about = preprocessing_of(name, source)
+    name = folder_on_disk(name, revision) if local_files_only else name
+    model = load_hf(name, pretrained, revision or "main")
+    about = preprocessing_of(name, revision or "main")
     kind = getattr(model, "main_input_name", "")
     if kind == "input_ids":
         if num_ids is not None:

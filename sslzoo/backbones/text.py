@@ -21,6 +21,7 @@ from sslzoo.backbones.sequence import check_context
 from sslzoo.batch import Tokens
 from sslzoo.checks import check_choice, check_interval
 from sslzoo.random import Keys
+from sslzoo.trust.hub_cache import folder_on_disk
 
 Pooling = Literal["cls", "mean"]
 
@@ -319,7 +320,7 @@ def hf_encoder(
         OSError: the encoder does not exist, is not on this machine, or has no weights in
             safetensors.
     """
-    model = load_hf(name, pretrained, local_files_only=local_files_only)
+    model = load_hf(folder_on_disk(name) if local_files_only else name, pretrained)
     if num_ids is not None:
         model.resize_token_embeddings(num_ids)
     return HFEncoder(model, pooling)

@@ -15,6 +15,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from sslzoo.checks import as_side
+from sslzoo.trust.hub_cache import folder_on_disk
 
 Channels = Literal["sum", "mean", "repeat"]
 HUB = "hf-hub:"
@@ -92,9 +93,9 @@ def hub_config(name: str, fetch: bool) -> str:
 
     repository, _, revision = name.removeprefix(HUB).partition("@")
     try:
-        path = hf_hub_download(
-            repository, "config.json", revision=revision or None, local_files_only=not fetch
-        )
+        if not fetch:
+            return f"local-dir:{folder_on_disk(repository, revision or None)}"
+        path = hf_hub_download(repository, "config.json", revision=revision or None)
     except Exception as error:  # the Hub's errors have no common base
         reason = " ".join(str(error).split())
         raise OSError(

@@ -11,6 +11,7 @@ from typing import Any
 from sslzoo.atomic_write import atomic_write
 from sslzoo.checks import check_at_least
 from sslzoo.transforms.text.special import Special
+from sslzoo.trust.hub_cache import folder_on_disk
 
 NAMES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEL]")  # in the order of `Special`
 
@@ -153,9 +154,10 @@ class HFTokenizer(TextTokenizer):
                 "HFTokenizer needs the package transformers, which is not installed; run: "
                 "pip install transformers"
             ) from error
-        t = self._tokenizer = AutoTokenizer.from_pretrained(
-            self.name, local_files_only=self.local_files_only
-        )
+        name = self.name
+        if self.local_files_only:
+            name = folder_on_disk(name, wanted=("tokenizer_config.json", "tokenizer.json"))
+        t = self._tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         if t.cls_token_id is None and t.eos_token_id is not None:
             unknown, pad = t.unk_token_id, t.pad_token_id
             unknown = t.eos_token_id if unknown is None else unknown
