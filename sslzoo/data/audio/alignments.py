@@ -8,7 +8,7 @@ lies beside its recording, and has one line "start end phone" per phone, in samp
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ class _Segment(NamedTuple):
 
 
 def read_alignments(
-    source: str, root: Path, paths: Sequence[str], seconds: Sequence[float], rate: int
+    source: str, root: Path, listed: Sequence[str], seconds: Mapping[str, float], rate: int
 ) -> Alignments:
     """Read the phones of all recordings.
 
@@ -49,8 +49,8 @@ def read_alignments(
         source: a table, in `root` or anywhere; or "phn" for a .PHN file beside each recording.
         root: folder that a table's clips are relative to. A clip may also be given without its
             extension, or by its file name alone if that is unique.
-        paths: the recordings.
-        seconds: duration of each.
+        listed: all recordings; a table may have phones of those that are not read.
+        seconds: duration of each recording that is read.
         rate: samples per second of the result.
 
     Raises:
@@ -58,13 +58,13 @@ def read_alignments(
             before it begins, overlaps another one, or exceeds its recording.
     """
     if source.lower().lstrip(".") == PHN:
-        found = {path: _read_phn(path) for path in paths}
+        found = {path: _read_phn(path) for path in seconds}
     else:
-        found = _read_table(source, root, paths)
-    phones = sorted({segment.phone for rows in found.values() for segment in rows})
+        found = _read_table(source, root, listed)
+    phones = sorted({segment.phone for path in seconds for segment in found.get(path, [])})
     number = {phone: i for i, phone in enumerate(phones)}
     segments = {}
-    for path, duration in zip(paths, seconds, strict=True):
+    for path, duration in seconds.items():
         rows = sorted(found.get(path, []))
         _check(path, rows, duration)
         segments[path] = np.array(

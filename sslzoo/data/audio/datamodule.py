@@ -168,15 +168,19 @@ class AudioDataModule(SampleDataModule):
                 )
             sets[0] = sets[0].subset(long)
         if self.alignments is not None:
-            self._align(sets, self.alignments)
+            listed = [*train.paths, *([] if query is None else query.paths)]
+            self._align(sets, self.alignments, listed)
         return Sets(sets[0], sets[1] if query is not None else None, len(self.classes) or None)
 
-    def _align(self, sets: list[Waveforms], source: str) -> None:
-        """Replace the labels by aligned phones."""
-        paths = [path for each in sets for path in each.paths()]
-        seconds = [int(n) / self.rate for each in sets for n in each.lengths]
+    def _align(self, sets: list[Waveforms], source: str, listed: list[str]) -> None:
+        """Replace the labels by aligned phones; `listed` also has the files that are left out."""
+        seconds = {
+            path: int(length) / self.rate
+            for each in sets
+            for path, length in zip(each.paths(), each.lengths, strict=True)
+        }
         root = Path(getattr(self, "root", "")).expanduser()
-        found = read_alignments(source, root, paths, seconds, self.rate)
+        found = read_alignments(source, root, listed, seconds, self.rate)
         self.classes = found.phones
         for each in sets:
             own = [found.segments[path] for path in each.paths()]

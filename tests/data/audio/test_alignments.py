@@ -74,6 +74,9 @@ def test_a_table_labels_frames_by_their_centers(tmp_path: Path, name: str) -> No
     assert found.label[found.index == 1].tolist() == [0] * 19  # the rest has no phone
     every = extract_frames(encoder(), loaders.bank, loaders, "cpu", unlabeled=True)
     assert every.label[every.index == 1].tolist() == [0] * 19 + [-1] * 79
+    short = folder(tmp_path, name, short="skip", window=1900, batch_size=1)
+    assert [Path(p).stem for p in short.sets.train.paths()] == ["b_0"]
+    assert short.classes == ["k", "s"]  # t is in a_0 alone, which is not read
     training = next(iter(data.train_dataloader()))
     assert training.views[0].shape == (2, 400)
 
