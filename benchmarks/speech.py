@@ -166,11 +166,8 @@ def scores(recordings: Recordings, both: tuple[Tensor, Tensor], probe: Any) -> d
 def evaluate(recordings: Recordings, model: Any) -> dict[str, Any]:
     """Scores of the last layer and of all layers, and the weights of the latter for digits."""
     encoder = model.encoder().eval()
-    found: dict[str, Any] = {
-        "last": scores(recordings, recordings.features(encoder, "forward"), by_linear)
-    }
     if not hasattr(encoder, "forward_layers"):
-        return found
+        return {"last": scores(recordings, recordings.features(encoder, "forward"), by_linear)}
     stack, depth = stacked_layers(encoder), len(encoder.transformer.layers) + 1
 
     def layers(view: Any) -> Tensor:
@@ -178,6 +175,8 @@ def evaluate(recordings: Recordings, model: Any) -> dict[str, Any]:
         return mean_of_frames(made._replace(values=made.values.flatten(2)))
 
     x, asked = (x.unflatten(1, (depth, -1)) for x in recordings.features(encoder, layers))
+    # The mean of the last layer is what `forward` gives.
+    found: dict[str, Any] = {"last": scores(recordings, (x[:, -1], asked[:, -1]), by_linear)}
     found["layers"] = scores(recordings, (x, asked), by_layers)
     for task in ("digit", "speaker"):
         labels = recordings.fields[0][task]
@@ -189,7 +188,7 @@ def evaluate(recordings: Recordings, model: Any) -> dict[str, Any]:
 def run(method: str, data: Path, seed: int, minutes: float, units: Path) -> dict[str, Any]:
     """Train one method from one seed, and score it and its initial net."""
     config = configured(method, data, seed, units)
-    untrained, first = fit(config, TIMED + 1, seed)
+    first = fit(config, TIMED + 1, seed)[1]
     steps = max(TIMED, round(60 * minutes * TIMED / first.seconds))
     seed_everything(seed, verbose=False)
     untrained = build(config, "model")
