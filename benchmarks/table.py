@@ -208,6 +208,51 @@ def audio_table(result: Result | None) -> str:
     return "\n".join([*lines, "", about, rate])
 
 
+SPEECH = {
+    "cpc": "CPC",
+    "wav2vec2": "wav2vec 2.0",
+    "hubert": "HuBERT",
+    "data2vec": "data2vec",
+    "byol_a": "BYOL-A",
+}
+
+
+def speech_table(result: Result | None) -> str:
+    """Digits of unseen speakers, and speakers, of speech methods trained for equal time."""
+    if result is None:
+        return NOT_RUN
+    columns = [(task, part) for task in ("digit", "speaker") for part in ("last", "layers")]
+    titles = ["digits, last layer", "digits, all layers", "speakers, last layer"]
+    lines = _head(["features", *titles, "speakers, all layers", "steps", "seeds"])
+    runs: dict[str, list[Result]] = {}
+    for name, row in result["rows"].items():
+        runs.setdefault(name.split(" seed ")[0], []).append(row)
+    for mean in ("mean", "mean_and_deviation"):
+        for row in runs.get("log_mel", []):
+            cells = [f"{100 * row[mean][task]:.1f}" for task in ("digit", "speaker")]
+            title = f"log-mel, {mean.replace('_', ' ')} over time"
+            lines.append(_line([title, cells[0], "-", cells[1], "-", "-", "-"]))
+    for (name, title), state in itertools.product(SPEECH.items(), ("untrained", "trained")):
+        rows = runs.get(name, [])
+        cells = []
+        for task, part in columns:
+            values = [100 * row[state][part][task] for row in rows if part in row[state]]
+            spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+            cells.append(f"{statistics.fmean(values):.1f}{spread}" if values else "-")
+        if rows:
+            steps = f"{statistics.fmean(row['steps'] for row in rows):,.0f}"
+            about = [steps if state == "trained" else "-", str(len(rows))]
+            lines.append(_line([f"{title}, {state}", *cells, *about]))
+    trained = [row for name, rows in runs.items() if name in SPEECH for row in rows]
+    minutes = sorted({f"{row['minutes']:g}" for row in trained})
+    places = sorted({f"{_place(row)}, commit {row['commit'][:12]}" for row in trained})
+    note = (
+        f"- top-1 in percent, the mean (lowest to highest); {' or '.join(minutes)} CPU minutes of "
+        f"training a run, one thread; {'; '.join(places)}"
+    )
+    return "\n".join([*lines, "", note])
+
+
 def agent_table(results: dict[str, Any] | None) -> str:
     """Mean return of the whole training and of its last tenth, with the deviation over seeds."""
     if results is None:
@@ -576,6 +621,7 @@ def render(readme: str, results: Path) -> str:
         "text-labels": labels_note(read("text_with_labels.json")),
         "quickstart": quickstart_table(read("quickstart.json")),
         "audio": audio_table(read("audio.json")),
+        "speech": speech_table(read("speech.json")),
         "agent": agent_table(read("agent.json")),
         "trajectories": trajectories_table(read("trajectories.json")),
         "continue-text": continue_table(read("continue_text.json"), CONTINUE_TEXT),
@@ -608,7 +654,8 @@ def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
     pages = ["benchmarks/README.md", "README.md", "docs/continue.md"]
-    pages += ["docs/dense_evaluation.md", "docs/image_text.md", "docs/streams.md"]
+    pages += ["docs/dense_evaluation.md", "docs/image_text.md", "docs/speech_evaluation.md"]
+    pages += ["docs/streams.md"]
     default = [FOLDER.parent / page for page in pages]
     parser.add_argument("--readme", type=Path, nargs="+", default=default)
     parser.add_argument("--results", type=Path, default=FOLDER / "results")

@@ -78,8 +78,9 @@ class Batch(NamedTuple):
     Attributes:
         views: V views, each a tensor (B, ...) or a named tuple of such tensors.
         index: (B,) int64, each sample's position in the training set.
-        label: None, (B,), (B, T) or multi-hot (B, C); read only by evaluation and by methods
-            that declare `uses_labels`.
+        label: None, (B,), (B, T), multi-hot (B, C), or segments of recordings (B, S, 3): first
+            sample, sample after the last, class; read only by evaluation and by methods that
+            declare `uses_labels`.
         boxes: None, or (B, V, 5) int64 of image crops: top, left, height and width in pixels of the
             source image, and 1 if the crop is flipped; given if `Views.boxes` is true.
     """

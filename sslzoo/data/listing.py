@@ -24,7 +24,8 @@ class Listing(NamedTuple):
         labels: (N,) int64 positions in `classes`, or None.
         classes: sorted class names; empty without labels.
         groups: (N,) int64 group per file, such as the speaker, or None.
-        frame_labels: N arrays with one label per frame (phones), or None.
+        frame_labels: N arrays with one label per frame (phones), or with one row per segment (first
+            sample, sample after the last, label); or None.
     """
 
     paths: list[str]
@@ -98,6 +99,7 @@ class Found(NamedTuple):
 
 
 UNITS = ".units.npz"  # files of `sslzoo units` beside the recordings, which are no samples
+_BESIDE = (UNITS, ".phn", ".alignments.csv", ".alignments.tsv")
 _CLUTTER = {".ds_store", "thumbs.db", "desktop.ini"}
 
 
@@ -133,7 +135,7 @@ def _find(folder: str, extensions: tuple[str, ...], found: Found, visited: set[o
             folders.append(entry.path)
         elif name.endswith(extensions) and not hidden and (entry.is_file() or entry.is_symlink()):
             found.paths.append(entry.path)  # a dangling link is an unreadable sample
-        elif name not in _CLUTTER and not name.startswith("._") and not name.endswith(UNITS):
+        elif name not in _CLUTTER and not name.startswith("._") and not name.endswith(_BESIDE):
             found.left_out.append(entry.path)
     for path in folders:
         _find(path, extensions, found, visited)

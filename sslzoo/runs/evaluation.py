@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning import LightningDataModule
 from lightning.fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from sslzoo.batch import Batch
 from sslzoo.callbacks.rehearsal import first_batch
@@ -173,8 +173,9 @@ def protocols_of_maps(data: LightningDataModule) -> tuple[str, ...]:
     loaders = loaders_of(data)
     if loaders.query is None or loaders.num_classes is None:
         return ()
-    label = first_batch(loaders.query).label
-    return DENSE if label is not None and label.ndim == 3 else ()
+    batch = first_batch(loaders.query)
+    images = isinstance(batch.views[0], Tensor) and batch.views[0].ndim == 4
+    return DENSE if images and batch.label is not None and batch.label.ndim == 3 else ()
 
 
 def _labeled_once(batch: Batch) -> Batch:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sslzoo.batch import Batch, Padded, UnitSequence, length_mask
 from sslzoo.checks import check_at_least, check_choice, check_interval
+from sslzoo.data.audio.alignments import read_alignments
 from sslzoo.data.audio.sound_files import SOUND_EXTENSIONS
 from sslzoo.data.audio.units import UnitTable, read_units
 from sslzoo.data.audio.waveforms import (
@@ -70,6 +71,8 @@ class AudioDataModule(SampleDataModule):
         value_range: the lowest and highest values of floating-point files; None: -1 and 1.
         units: files of `sslzoo units`, in `root` or anywhere, one per set of units (HuBERT); the
             view is `UnitSequence`.
+        alignments: table of phones with their times, or "phn" (`read_alignments`), instead of
+            labels; evaluation then classifies frames.
     """
 
     noun = "files"
@@ -93,6 +96,7 @@ class AudioDataModule(SampleDataModule):
         drop_last: bool,
         value_range: tuple[float, float] | None = None,
         units: Sequence[str] = (),
+        alignments: str | None = None,
     ) -> None:
         super().__init__(
             batch_size, eval_batch_size, num_workers, seed, train_fraction, predict_on, drop_last
@@ -115,6 +119,12 @@ class AudioDataModule(SampleDataModule):
                 "transform must be Waveform with units or short='mask', got "
                 f"{type(transform).__name__}"
             )
+        if alignments is not None and eval_window is not None:
+            raise ValueError(
+                "eval_window must be None with alignments, whose times are those of whole files, "
+                f"got {eval_window}"
+            )
+        self.alignments = alignments
         self.units = [units] if isinstance(units, str) else list(units)
         self.classes: list[str] = []
 
@@ -157,7 +167,27 @@ class AudioDataModule(SampleDataModule):
                     f'samples with short="skip", got {self.window}'
                 )
             sets[0] = sets[0].subset(long)
-        return Sets(sets[0], sets[1] if query is not None else None, len(train.classes) or None)
+        if self.alignments is not None:
+            listed = [*train.paths, *([] if query is None else query.paths)]
+            self._align(sets, self.alignments, listed)
+        return Sets(sets[0], sets[1] if query is not None else None, len(self.classes) or None)
+
+    def _align(self, sets: list[Waveforms], source: str, listed: list[str]) -> None:
+        """Replace the labels by aligned phones; `listed` also has the files that are left out."""
+        seconds = {
+            path: int(length) / self.rate
+            for each in sets
+            for path, length in zip(each.paths(), each.lengths, strict=True)
+        }
+        root = Path(getattr(self, "root", "")).expanduser()
+        found = read_alignments(source, root, listed, seconds, self.rate)
+        self.classes = found.phones
+        for each in sets:
+            own = [found.segments[path] for path in each.paths()]
+            each.listing = each.listing._replace(
+                labels=None, classes=found.phones, frame_labels=own
+            )
+            each.labels = None
 
     def groups(self) -> Tensor | None:
         if self.batches == "uniform":
@@ -283,6 +313,7 @@ class AudioFolder(AudioDataModule):
         drop_last: bool = True,
         value_range: tuple[float, float] | None = None,
         units: Sequence[str] = (),
+        alignments: str | None = None,
     ) -> None:
         if val_fraction is not None:
             check_interval("val_fraction", val_fraction, 0, 1, "()")
@@ -298,7 +329,7 @@ class AudioFolder(AudioDataModule):
         super().__init__(
             *(transform, window, batch_size, rate, batches, short, decode, on_broken),
             *(eval_window, eval_batch_size, num_workers, seed, train_fraction, predict_on),
-            *(drop_last, value_range, units),
+            *(drop_last, value_range, units, alignments),
         )
         self.root, self.train_dir, self.val_dir = root, train_dir, val_dir
         self.val_fraction, self.labels = val_fraction, labels

@@ -75,13 +75,16 @@ class LibriSpeech(AudioDataModule):
         predict_on: PredictOn = "query",
         drop_last: bool = True,
         units: Sequence[str] = (),
+        alignments: str | None = None,
     ) -> None:
+        if phones is not None and alignments is not None:
+            raise ValueError(f"phones must be None with alignments, got {phones!r}")
         if test_split is not None and val_fraction is not None:
             raise ValueError(f"val_fraction must be None with test_split, got {val_fraction}")
         super().__init__(
             *(transform, window, batch_size, rate, batches, short, decode, on_broken),
             *(eval_window, eval_batch_size, num_workers, seed, train_fraction, predict_on),
-            *(drop_last, None, units),
+            *(drop_last, None, units, alignments),
         )
         self.root, self.subset, self.phones = root, subset, phones
         self.train_split, self.test_split = train_split, test_split

@@ -113,7 +113,7 @@ class Waveforms(SampleSet):
             return None
 
     def label(self, rows: Tensor) -> Tensor | None:
-        """Labels (B,), or frame labels (B, T) padded with -1."""
+        """Labels (B,), or frame labels (B, T) or segments (B, S, 3) padded with -1."""
         if self.listing.frame_labels is None:
             return select_rows(self.labels, rows)
         parts = [torch.from_numpy(self.listing.frame_labels[i]).long() for i in rows.tolist()]

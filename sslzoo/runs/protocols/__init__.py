@@ -30,6 +30,7 @@ from sslzoo.runs.protocols.features import (
 from sslzoo.runs.protocols.images import CopyDetection, RevisitedRetrieval, VocTransfer
 from sslzoo.runs.protocols.probes import Attentive, LayerProbes, LinearProbe
 from sslzoo.runs.protocols.sentences import SentEval, Sts
+from sslzoo.runs.protocols.speech import LayerSumOfClips, LayerSumOfFrames
 from sslzoo.runs.results import Metrics
 
 __all__ = ["PROTOCOLS", "Entry", "Protocol", "Subject", "check_name", "figures", "subject_of"]
@@ -189,6 +190,18 @@ PROTOCOLS: dict[str, Entry] = {
         Phones(),
         "van den Oord et al., 2018 (arXiv 1807.03748), section 3.1; loeweX/Greedy_InfoMax at "
         "22d17e4: Adam 1e-4, 20 epochs",
+    ),
+    "superb_clips": Entry(
+        LayerSumOfClips(),
+        "Yang et al., Interspeech 2021 (arXiv 2105.01051): keyword spotting and speaker "
+        "identification; s3prl/s3prl at 04fc021, upstream/interfaces.py; standardization, rate and "
+        "length are our choice",
+    ),
+    "superb_frames": Entry(
+        LayerSumOfFrames(),
+        "Yang et al., Interspeech 2021 (arXiv 2105.01051), on frames with given alignments instead "
+        "of by CTC, as s3prl/s3prl at a4600f9, downstream/phone_linear; "
+        "standardization, rate and length are our choice",
     ),
 }
 

@@ -80,7 +80,7 @@ def test_phones_go_with_the_last_frames(tmp_path: Path) -> None:
     assert len(alone) == 7  # one more than there are labels
     torch.testing.assert_close(found.features[4:], alone[1:])
     speakers = libri(tmp_path).eval_dataloaders()
-    with pytest.raises(ValueError, match=r"labels must be \(B, T\), one per frame, got \(3,\)"):
+    with pytest.raises(ValueError, match=r"one per frame, or segments .*, got \(3,\)"):
         extract_frames(model, speakers.bank, speakers, "cpu")
     with pytest.raises(ValueError, match="must have forward_frames, got Linear"):
         extract_frames(torch.nn.Linear(2, 2), loaders.bank, loaders, "cpu")

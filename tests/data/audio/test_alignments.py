@@ -1,0 +1,169 @@
+"""Alignments: tables and .PHN files, the frames that they label, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sslzoo.backbones import (
+    AudioNTT,
+    ConvFrames,
+    SequenceEncoder,
+    SpeechEncoder,
+    SpeechTransformer,
+    WaveEncoder,
+)
+from sslzoo.data import AudioFolder
+from sslzoo.eval.frames import extract_frames, frame_centers, segment_labels
+from sslzoo.heads import Recurrent
+from sslzoo.transforms import Waveform
+from tests.data.audio.test_datamodule import ramp, write
+from tests.data.audio.test_speech import libri, librispeech
+
+pytest.importorskip("soundfile")
+
+ROWS = ["a_0,0.1,0.2,t", "a_0,0,0.1,k", "a_1.wav,0.02,0.3,k", "b_0,0,0.05,k", "b_1,0,.4,s"]
+
+
+def clips(root: Path, rate: int = 8000) -> Path:
+    """Four recordings of 0.2, 0.3, 0.25 and 0.4 s."""
+    for name, length in {"a_0": 0.2, "a_1": 0.3, "b_0": 0.25, "b_1": 0.4}.items():
+        write(root / f"{name}.wav", ramp(round(length * rate)), rate)
+    return root
+
+
+def table(root: Path, rows: list[str], name: str = "phones.alignments.csv", head: str = "") -> str:
+    text = "\n".join([head or "clip,start,end,phone", *rows])
+    (root / name).write_text(text if name.endswith("csv") else text.replace(",", "\t"))
+    return name
+
+
+def folder(root: Path, alignments: str, **changes: Any) -> AudioFolder:
+    given: dict[str, Any] = {"window": 400, "batch_size": 2, "rate": 8000}
+    given |= {"pattern": "{word}_{n}.wav", "query": {"n": [1]}, "alignments": alignments}
+    data = AudioFolder(str(root), Waveform(), **{**given, **changes})
+    data.setup("fit")
+    return data
+
+
+def encoder(norm_first: bool = False) -> SpeechEncoder:
+    """A net whose frames see 45 samples and are 20 apart."""
+    torch.manual_seed(0)
+    frames = ConvFrames([8, 8], [10, 8], [5, 4])
+    rates = {"dropout": 0.0, "attention_dropout": 0.0, "layer_drop": 0.0}
+    transformer = SpeechTransformer(
+        *(8, 2, 2), norm_first=norm_first, position_kernel=4, position_groups=2, **rates
+    )
+    return SpeechEncoder(frames, transformer, rate=8000).eval()
+
+
+@pytest.mark.parametrize("name", ["phones.alignments.csv", "phones.alignments.tsv"])
+def test_a_table_labels_frames_by_their_centers(tmp_path: Path, name: str) -> None:
+    data = folder(clips(tmp_path), table(tmp_path, ROWS, name))
+    assert (data.classes, data.num_classes) == (["k", "s", "t"], 3)
+    train = data.sets.train.listing.frame_labels
+    assert [own.tolist() for own in train] == [[[0, 800, 0], [800, 1600, 2]], [[0, 400, 0]]]
+    loaders = data.eval_dataloaders()
+    found = extract_frames(encoder(), loaders.bank, loaders, "cpu")
+    # Frame 39 is centered at sample 802, frame 19 at 402.
+    assert found.label[found.index == 0].tolist() == [0] * 39 + [2] * 39
+    assert found.label[found.index == 1].tolist() == [0] * 19  # the rest has no phone
+    every = extract_frames(encoder(), loaders.bank, loaders, "cpu", unlabeled=True)
+    assert every.label[every.index == 1].tolist() == [0] * 19 + [-1] * 79
+    short = folder(tmp_path, name, short="skip", window=1900, batch_size=1)
+    assert [Path(p).stem for p in short.sets.train.paths()] == ["b_0"]
+    assert short.classes == ["k", "s"]  # t is in a_0 alone, which is not read
+    training = next(iter(data.train_dataloader()))
+    assert training.views[0].shape == (2, 400)
+
+
+def test_phn_files_are_in_samples_of_their_recording(tmp_path: Path) -> None:
+    clips(tmp_path, 16000)
+    for path in tmp_path.glob("*.wav"):
+        suffix = ".PHN" if path.stem == "a_0" else ".phn"
+        path.with_suffix(suffix).write_text("0 1600 h#\n1600 3200 ah n\n")
+    data = folder(tmp_path, "phn")
+    assert data.classes == ["ah n", "h#"]
+    for own in data.sets.train.listing.frame_labels:
+        assert own.tolist() == [[0, 800, 1], [800, 1600, 0]]
+
+
+def test_librispeech_is_aligned_by_utterance(tmp_path: Path) -> None:
+    root = librispeech(tmp_path)
+    names = sorted(path.stem for path in root.rglob("*.flac"))
+    table(root, [f"{name},0,0.05,{i % 2}" for i, name in enumerate(names)])
+    data = libri(root, alignments="phones.alignments.csv", val_fraction=1 / 3)
+    assert data.classes == ["0", "1"]
+    assert data.sets.query.label(torch.tensor([0, 1])).shape == (2, 1, 3)
+    with pytest.raises(ValueError, match="phones must be None with alignments, got 'a'"):
+        libri(root, alignments="phones.alignments.csv", phones="a")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["a_0,0,0.3,k"], r"within the recording's 0.2 s, got 'k' from 0 to 0.3 s in .*a_0"),
+        (["a_0,0.2,0.21,k"], "within the recording's 0.2 s"),
+        (["a_0,0,0.1,k", "a_0,0.05,0.2,t"], "must not overlap, got 't' from 0.05 to 0.2 s after"),
+        (["a_0,0.1,0.1,k"], "begin at 0 s or later and end after that, got 'k' from 0.1 to 0.1"),
+        (["a_0,-1,0.1,k"], "begin at 0 s or later"),
+        (["a_0,nan,0.1,k"], "begin at 0 s or later"),
+        (["c_7,0,0.1,k"], r"clip must be a recording below .*, got 'c_7' \(line 2 of"),
+        (["a_0,0,x,k"], r"must be numbers of seconds, got \['0', 'x'\] \(line 2"),
+        (["a_0,0,0.1"], r"must have a phone, got none \(line 2"),
+        ([], "every recording must have aligned phones, got none for .*a_0"),
+    ],
+)
+def test_bad_alignments_are_refused(tmp_path: Path, rows: list[str], message: str) -> None:
+    others = [row for row in ROWS if not row.startswith("a_0")]
+    with pytest.raises(ValueError, match=message):
+        folder(clips(tmp_path), table(tmp_path, [*rows, *others]))
+
+
+def test_other_mistakes_are_named(tmp_path: Path) -> None:
+    clips(tmp_path)
+    with pytest.raises(ValueError, match=r"a \.csv or \.tsv file that exists.*got 'none.csv'"):
+        folder(tmp_path, "none.csv")
+    with pytest.raises(ValueError, match=r"must have the columns .* got .*'word'"):
+        folder(tmp_path, table(tmp_path, [], head="clip,start,end,word"))
+    with pytest.raises(ValueError, match=r"must have a \.PHN file beside it, got none for"):
+        folder(tmp_path, "phn")
+    with pytest.raises(ValueError, match=r"eval_window must be None with alignments.*got 400"):
+        folder(tmp_path, table(tmp_path, ROWS), eval_window=400)
+    for name in ("x", "y"):
+        write(tmp_path / name / "c_1.wav", ramp(1600))
+    layout: dict[str, Any] = {"pattern": "{speaker}/{word}_{n}.wav", "query": {"n": [1]}}
+    for path in tmp_path.glob("*.wav"):
+        path.unlink()
+    with pytest.raises(ValueError, match="got 'c_1', which is the name of 2"):
+        folder(tmp_path, table(tmp_path, ["c_1,0,0.1,k"]), **{**layout, "query": {"speaker": "x"}})
+
+
+@pytest.mark.parametrize("kind", ["speech", "wave"])
+def test_centers_are_those_of_what_a_frame_sees(kind: str) -> None:
+    net: nn.Module = encoder()
+    convs: Any = net.frames
+    if kind == "wave":
+        convs = WaveEncoder(4, [10, 8, 4], [5, 4, 2], [3, 2, 1])
+        net = SequenceEncoder(convs, Recurrent(4, 5))
+    else:  # without the group norm, by which a frame sees everything
+        convs.norms[0] = nn.Identity()
+    wave = torch.rand(1, 900, requires_grad=True)
+    frames = convs(wave)
+    centers = frame_centers(net, frames.shape[1], 900)
+    for position in (3, 5, 8):
+        (seen,) = torch.autograd.grad(frames[0, position].square().sum(), wave, retain_graph=True)
+        at = seen[0].nonzero()[:, 0].double()
+        assert centers[position] == (at.min() + at.max()) / 2
+
+
+def test_frames_of_other_encoders_are_evenly_spaced() -> None:
+    assert frame_centers(AudioNTT(8, 80), 4, 8).tolist() == [0.5, 2.5, 4.5, 6.5]
+    segments = torch.tensor([[1, 3, 7], [4, 7, 5], [-1, -1, -1]])
+    assert segment_labels(segments, torch.tensor([0.5, 2.5, 3.0, 4.5, 6.5, 7.0])).tolist() == [
+        *(-1, 7, -1, 5, 5, -1)
+    ]
