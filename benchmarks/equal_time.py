@@ -34,7 +34,7 @@ import torch
 from benchmarks.driver import ROOT
 from benchmarks.quality import TEMPERATURE, K
 from benchmarks.sides.equal_time import CLOCKS, OUTCOME, Features, Order
-from benchmarks.speed import provenance
+from benchmarks.speed import has_package, provenance
 from sslzoo.eval.knn import knn_top1
 from sslzoo.eval.linear import linear_probe
 from sslzoo.trust import read_config
@@ -43,6 +43,7 @@ RESULT = ROOT / "benchmarks" / "results" / "equal_time.json"
 METHODS = ("simclr", "moco", "byol", "simsiam", "barlow_twins", "vicreg")
 METHODS += ("swav", "nnclr", "dino", "mae", "tico", "dcl")
 SIDES = ("ours", "lightly", "lightly-recipe")
+SHOWN = ("steps", "epochs", "seconds", "loss", "knn_top1", "linear_top1")
 GOAL = 0.60  # of kNN, for the time that it takes
 
 
@@ -168,9 +169,15 @@ def parse(args: list[str] | None) -> argparse.Namespace:
             f"--workers must be 0 with the CPU clock, which does not see their time, got "
             f"{given.workers}: use --clock wall"
         )
-    if given.peers_python is None and set(given.sides) != {"ours"}:
+    for part in ("train", given.val_dir):
+        if not (Path(given.data) / part).is_dir():
+            parser.error(f"--data must be a folder with {part}/, got {given.data}")
+    if set(given.sides) != {"ours"} and not (
+        given.peers_python and has_package(given.peers_python, "lightly")
+    ):
         parser.error(
-            "--peers-python must name lightly's environment, got none: or use --sides ours"
+            "--peers-python must be the executable of an environment that has lightly, got "
+            f"{given.peers_python}: or use --sides ours"
         )
     return given
 
@@ -200,8 +207,6 @@ def make(given: argparse.Namespace, method: str, side: str, seed: int) -> None:
         given.output.parent.mkdir(parents=True, exist_ok=True)
         given.output.write_text(json.dumps(kept, indent=1) + "\n")
 
-
-SHOWN = ("steps", "epochs", "seconds", "loss", "knn_top1", "linear_top1")
 
 if __name__ == "__main__":
     main()

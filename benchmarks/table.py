@@ -540,7 +540,10 @@ def _equal_times(setting: str, rows: Result) -> str:
                 part = f" in {len(reached)} of {len(times)} runs" if reached else ""
                 goal = f"time to kNN {runs[0]['goal']:.2f}"
                 notes.append(f"- {method}, {EQUAL_SIDES[side]}: {goal}: {took}{part}")
-    notes += sorted({f"- {setting}; {_place(run)}, commit {run['commit'][:12]}" for run in runs})
+    peers = {run["versions"].get("lightly") for run in runs} - {None}
+    against = f" against lightly {', '.join(sorted(peers))}" if peers else ""
+    about = f"- {setting}{against}; "
+    notes += sorted({f"{about}{_place(run)}, commit {run['commit'][:12]}" for run in runs})
     return "\n".join([*lines, "", *notes])
 
 

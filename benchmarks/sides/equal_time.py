@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.worker import versions
+
 WARM_UPS, TIMED = 3, 10
 CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 OUTCOME = "outcome.json"
@@ -133,6 +135,7 @@ def train(
         "trial_seconds_per_step": per_step,
         "loss": sum(last) / len(last),
         "checks": checks,
+        "versions": versions(),
     }
 
 

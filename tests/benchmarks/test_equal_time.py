@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
 ]
-
-PEERS = ["--data", "x", "--peers-python", "p"]
 
 
 def test_a_pause_does_not_count() -> None:
@@ -66,30 +65,6 @@ def test_the_goal_is_reached_between_two_checks() -> None:
     assert minutes_to(0.9, curve) is None
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--data", "x"], "must name lightly's environment"),
-        ([*PEERS, "--workers", "2"], "--workers must be 0 with the CPU clock"),
-        ([*PEERS, "--threads", "0"], "--threads must be at least 1, got 0"),
-        ([*PEERS, "--minutes", "0"], "--minutes must be above 0, got 0"),
-        ([*PEERS, "--methods", "amdim"], "invalid choice"),
-    ],
-    ids=["peers", "workers", "threads", "minutes", "methods"],
-)
-def test_wrong_arguments_are_refused(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        parse(arguments)
-    assert message in capsys.readouterr().err
-
-
-def test_runs_with_other_clocks_are_other_settings() -> None:
-    options = [[], ["--minutes", "2"], ["--threads", "1"], ["--clock", "wall"]]
-    assert len({setting_of(parse([*PEERS, *more])) for more in options}) == len(options)
-
-
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
@@ -101,6 +76,45 @@ def images(tmp_path: Path) -> Path:
                 pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
     return tmp_path / "data"
+
+
+@pytest.fixture
+def peers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments that name an environment as if it had lightly."""
+    monkeypatch.setattr(equal_time, "has_package", lambda python, package: package == "lightly")
+    return ["--peers-python", "p"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--peers-python must be the executable"),
+        (["--peers-python", sys.executable], "--peers-python must be the executable"),
+        (["--workers", "2"], "--workers must be 0 with the CPU clock"),
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--minutes", "0"], "--minutes must be above 0, got 0"),
+        (["--val-dir", "val"], "--data must be a folder with val/"),
+        (["--methods", "amdim"], "invalid choice"),
+    ],
+    ids=["no_peers", "peers", "workers", "threads", "minutes", "val_dir", "methods"],
+)
+def test_wrong_arguments_are_refused(
+    images: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(equal_time, "has_package", lambda python, package: False)
+    with pytest.raises(SystemExit):
+        parse(["--data", str(images), *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_runs_with_other_clocks_are_other_settings(images: Path, peers: list[str]) -> None:
+    options = [[], ["--minutes", "2"], ["--threads", "1"], ["--clock", "wall"]]
+    given = [parse(["--data", str(images), *peers, *more]) for more in options]
+    assert len({setting_of(one) for one in given}) == len(options)
 
 
 def small(order: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +166,7 @@ def test_the_time_says_how_many_steps_and_where_schedules_end(
 
 
 def test_a_run_that_stands_in_the_results_is_not_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, peers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = dict.fromkeys(equal_time.SHOWN, 1.0)
     made: list[tuple[str, int]] = []
@@ -163,7 +177,8 @@ def test_a_run_that_stands_in_the_results_is_not_made_again(
 
     monkeypatch.setattr(equal_time, "run", run)
     output = tmp_path / "results.json"
-    command = [*PEERS, "--methods", "simclr", "--output", str(output), "--seeds", "0"]
+    command = ["--data", str(images), *peers, "--methods", "simclr", "--output", str(output)]
+    command += ["--seeds", "0"]
     equal_time.main(command)
     equal_time.main([*command, "1"])
     assert made == [("ours", 0), ("lightly", 0), ("ours", 1), ("lightly", 1)]
@@ -179,7 +194,8 @@ def test_a_run_that_stands_in_the_results_is_not_made_again(
 
 def test_the_table_has_means_ranges_and_times() -> None:
     def run(knn: float, minutes: float | None) -> dict[str, Any]:
-        about = {"cpu": "CPU", "cores": 2, "commit": "abc", "goal": 0.6}
+        about: dict[str, Any] = {"cpu": "CPU", "cores": 2, "commit": "abc", "goal": 0.6}
+        about["versions"] = {"lightly": "1.6.0"}
         return {
             "knn_top1": knn,
             "linear_top1": 0.7,
@@ -195,5 +211,5 @@ def test_the_table_has_means_ranges_and_times() -> None:
     assert expected in text
     assert "- simclr, sslzoo: time to kNN 0.60: 9.0 minutes in 1 of 2 runs" in text
     assert "- simclr, lightly: time to kNN 0.60: not reached" in text
-    assert "- 20 CPU minutes, 2 threads; CPU, 2 cores, commit abc" in text
+    assert "- 20 CPU minutes, 2 threads against lightly 1.6.0; CPU, 2 cores, commit abc" in text
     assert table.equal_time_table(None) == table.NOT_RUN
