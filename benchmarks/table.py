@@ -549,6 +549,58 @@ def quickstart_table(result: Result | None) -> str:
     return "\n".join([*lines, "", about])
 
 
+EQUAL_SIDES = {
+    "ours": "sslzoo",
+    "lightly": "lightly",
+    "lightly-recipe": "lightly, the recipe's loss",
+}
+
+
+def equal_time_table(result: Result | None) -> str:
+    """KNN, linear probe and epochs after equal times: mean and range over seeds."""
+    if not result:
+        return NOT_RUN
+    return "\n\n".join(_equal_times(setting, rows) for setting, rows in result.items())
+
+
+def _equal_times(setting: str, rows: Result) -> str:
+    sides = [side for side in EQUAL_SIDES if any(side in by for by in rows.values())]
+    columns = {"knn_top1": "kNN", "linear_top1": "linear", "epochs": "epochs"}
+    pairs = list(itertools.product(columns, sides))
+    lines = _head(["method", *(f"{columns[c]}, {EQUAL_SIDES[side]}" for c, side in pairs), "seeds"])
+    notes, runs = (
+        [],
+        [run for by in rows.values() for seeds in by.values() for run in seeds.values()],
+    )
+    for method, by in rows.items():
+        digits = {"knn_top1": 3, "linear_top1": 3, "epochs": 1}
+        cells = [_mean([run[c] for run in by.get(s, {}).values()], digits[c]) for c, s in pairs]
+        numbers = sorted({seed for seeds in by.values() for seed in seeds}, key=int)
+        lines.append(_line([method, *cells, ", ".join(numbers)]))
+        for side, seeds in by.items():
+            times = [run["minutes_to_goal"] for run in seeds.values() if "minutes_to_goal" in run]
+            reached = [time for time in times if time is not None]
+            if times:
+                took = _mean(reached, 1) + " minutes" if reached else "not reached"
+                part = f" in {len(reached)} of {len(times)} runs" if reached else ""
+                goal = f"time to kNN {runs[0]['goal']:.2f}"
+                notes.append(f"- {method}, {EQUAL_SIDES[side]}: {goal}: {took}{part}")
+    peers = {run["versions"].get("lightly") for run in runs} - {None}
+    against = f" against lightly {', '.join(sorted(peers))}" if peers else ""
+    about = f"- {setting}{against}; "
+    notes += sorted({f"{about}{_place(run)}, commit {run['commit'][:12]}" for run in runs})
+    return "\n".join([*lines, "", *notes])
+
+
+def _mean(values: list[float], digits: int) -> str:
+    """With the range where it has one."""
+    if not values:
+        return "-"
+    texts = [f"{value:.{digits}f}" for value in (min(values), max(values))]
+    spread = f" ({' to '.join(texts)})" if texts[0] != texts[1] else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
+
+
 def streams_table(result: Result | None) -> str:
     """Shards beside the folder loader, each with N and 10 N images."""
     if result is None or "rows" not in result:
@@ -632,6 +684,7 @@ def render(readme: str, results: Path) -> str:
         "pairs-memory": pairs_memory_table((read("image_text.json") or {}).get("memory")),
         "streams": streams_table(read("streams.json")),
         "knn-memory": knn_memory_note(read("streams.json")),
+        "equal-time": equal_time_table(read("equal_time.json")),
     }
     found = 0
     for name, table in tables.items():
