@@ -28,5 +28,5 @@ def test_a_repository_in_the_cache_is_found_by_revision(
     for name in ("somebody/else", "no/such/name", "../x"):
         with pytest.raises(OSError, match="must be a folder or in the Hub's cache"):
             folder_on_disk(name)
-    with pytest.raises(OSError, match="with tokenizer.json"):
+    with pytest.raises(OSError, match="with tokenizer"):
         folder_on_disk("somebody/something", wanted=["tokenizer.json"])
