@@ -111,9 +111,10 @@ class ImageDataModule(SampleDataModule):
         module = None if self.trainer is None else self.trainer.lightning_module
         backbone = getattr(module, "backbone", None)
         for name, none in (("mean", 0.0), ("std", 1.0)):
-            wanted, own = getattr(backbone, f"expected_{name}", None), getattr(self.eval_view, name)
-            if wanted is None:
+            wanted = getattr(backbone, f"expected_{name}", None)
+            if wanted is None or not hasattr(self.eval_view, name):
                 continue
+            own = getattr(self.eval_view, name)
             given = [none] * len(wanted) if own is None else list(own)
             given = given * len(wanted) if len(given) == 1 else given
             far = [abs(x - y) > _SAME for x, y in zip(given, wanted, strict=False)]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import pickle
 import sys
+import warnings
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +31,7 @@ from sslzoo.data.loader import TrainLoader
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.random import stratified_split
 from sslzoo.transforms import RandomResizedCrop, View, Views
+from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.normalize import Normalize
 from tests.data.image.test_folder import two_crops, write_tree
 from tests.data.toys import Recorder, ToyData
@@ -278,3 +281,16 @@ def test_a_place_in_the_epoch_is_saved_before_anything_is_read() -> None:
     data = Planes(3, 12)
     assert data.state_dict() == {}
     data.load_state_dict({})
+
+
+def test_views_that_the_net_was_not_trained_on_are_said():
+    data = ToyData()
+    net = SimpleNamespace(expected_mean=[0.5] * 3, expected_std=[0.25] * 3)
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(backbone=net))
+    data._check_look()  # a view of the user's own that does not tell
+    for mean, std, wrong in (((0.5,) * 3, (0.25,) * 3, ()), ((0.4,) * 3, None, ("mean", "std"))):
+        data.eval_view = EvalView(4, mean=mean, std=std or (1.0,) * 3)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            data._check_look()
+        assert [str(one.message).split()[0] for one in seen] == list(wrong)
