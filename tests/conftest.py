@@ -19,6 +19,7 @@ settle_torch()
 torch.multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
 # Else each of the processes that tests start compiles the library's source anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 def pytest_sessionstart() -> None:
