@@ -94,14 +94,28 @@ def quality_table(results: list[Result]) -> str:
             f"{result['normalized_pixels_knn_top1']:.4f}",
         ]
         cost = [*_minutes(result), f"{result['peak_memory_mb']:,.0f} MiB"]
-        about = [", ".join(map(str, result["seeds"])), f"`{result['config']}`"]
+        recipe = " ".join(f"`{text}`" for text in (result["config"], *changes(result)))
+        about = [", ".join(map(str, result["seeds"])), recipe]
         about.append(result["commit"][:12] + ("-dirty" if "dirty" in result["commit"] else ""))
         lines.append(
-            _line([result["name"], result["data"], str(result["epochs"]), *cost, *scores, *about])
+            _line([result["name"], result["data"], epochs(result), *cost, *scores, *about])
         )
     protocols = sorted({result["protocol"] for result in results})
     places = sorted({_place(result) for result in results})
     return "\n".join([*lines, "", *(f"- {note}" for note in [*protocols, *places])])
+
+
+def changes(result: Result) -> list[str]:
+    """Arguments by which a run differs from its recipe, besides length, precision and seed."""
+    others = ("--trainer.", "--ckpt_path", "--seed_everything")
+    return [text for text in result["extra"] if not text.startswith(others)]
+
+
+def epochs(result: Result) -> str:
+    """The epochs of a run, a fraction where it had a part of the batches."""
+    limit = "--trainer.limit_train_batches="
+    part = [float(text.removeprefix(limit)) for text in result["extra"] if text.startswith(limit)]
+    return f"{result['epochs'] * (part or [1.0])[-1]:g}"
 
 
 def _place(result: Result) -> str:
@@ -123,10 +137,10 @@ def short_quality_table(results: list[Result]) -> str:
     titles = ["recipe", "epochs", "kNN top-1 (k 20, T 0.07)", "untrained net"]
     lines = _head([*titles, "pixels", "normalized pixels", "minutes", "CPU minutes"])
     floors = ("untrained_knn_top1", "raw_pixels_knn_top1", "normalized_pixels_knn_top1")
-    for r in results:
+    for r in (result for result in results if result["seeds"] == [0]):  # one row per recipe
         scores = [r["knn_top1"], *(r[floor] for floor in floors)]
         cells = [f"{value:.3f}" for value in scores]
-        lines.append(_line([f"`{r['config']}`", str(r["epochs"]), *cells, *_minutes(r)]))
+        lines.append(_line([f"`{r['config']}`", epochs(r), *cells, *_minutes(r)]))
     return "\n".join(lines)
 
 
@@ -137,8 +151,7 @@ def studies_table(results: list[Result]) -> str:
     titles = ["study", "config", "changes", "epochs", "CPU minutes", "kNN", "untrained net"]
     lines = _head([*titles, "commit"])
     for r in results:
-        extra = [text for text in r["extra"] if not text.startswith("--trainer.")]
-        about = [f"`{r['config']}`", ", ".join(f"`{text}`" for text in extra) or "-"]
+        about = [f"`{r['config']}`", ", ".join(f"`{text}`" for text in changes(r)) or "-"]
         cost = [str(r["epochs"]), f"{r['cpu_minutes']:.1f}"]
         scores = [f"**{r['knn_top1']:.4f}**", f"{r['untrained_knn_top1']:.4f}"]
         lines.append(_line([r["name"], *about, *cost, *scores, r["commit"][:12]]))

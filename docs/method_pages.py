@@ -18,6 +18,9 @@ from pathlib import Path
 from textwrap import dedent
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))
+from benchmarks.table import changes, epochs  # noqa: E402
+
 HISTORY = ROOT / "docs/history.md"
 PAGES = sorted((ROOT / "docs/methods").glob("*.md"))
 SECTIONS = (
@@ -83,8 +86,11 @@ def results(method: str) -> str:
     for result in found.values():
         recipe = result["config"].removeprefix("configs/").removesuffix(".yaml")
         machine = result.get("gpu") or f"{result['cpu']}, {result['cores']} cores"
+        recipe = " ".join(f"`{text}`" for text in (recipe, *changes(result)))
+        (seed,) = result["seeds"]
         rows.append(
-            f"| `{recipe}` | {result['epochs']} | {result['knn_top1']:.3f} "
+            f"| {recipe}{f', seed {seed}' * bool(seed)} | {epochs(result)} "
+            f"| {result['knn_top1']:.3f} "
             f"| {result['untrained_knn_top1']:.3f} | {result['minutes']:.1f} ({machine}) "
             f"| `{entries[result['config']]}` |"
         )
@@ -129,7 +135,7 @@ def figures(method: str) -> str:
     ]
     recipe = found[0]["config"].removeprefix("configs/").removesuffix(".yaml")
     here = (
-        f"{found[0]['knn_top1']:.3f} after {found[0]['epochs']} epochs "
+        f"{found[0]['knn_top1']:.3f} after {epochs(found[0])} epochs "
         f"(untrained {found[0]['untrained_knn_top1']:.3f})"
     )
     return f"| the paper's figure | here |\n|---|---|\n| {paper(method)} | `{recipe}`: {here} |"
