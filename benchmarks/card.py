@@ -12,7 +12,7 @@ from torch import nn
 
 from sslzoo.eval.classifier import fill
 from sslzoo.zoo import card_of
-from sslzoo.zoo.build import build_backbone
+from sslzoo.zoo.build import build_backbone, count_parameters
 from sslzoo.zoo.preprocess import preprocessor, tokenizer_json
 from sslzoo.zoo.save import save
 from sslzoo.zoo.verifying import fixed_features
@@ -75,6 +75,7 @@ def card(
             "init_args": backbone.get("init_args") or {},
         },
         "num_features": encoder.num_features,
+        "parameters": count_parameters(encoder),
         "data": result["data"],
         "preprocessing": preprocessing,
         "recipe": result["config"],

@@ -108,13 +108,14 @@ def quality_table(results: list[Result]) -> str:
 def changes(result: Result) -> list[str]:
     """Arguments by which a run differs from its recipe, besides length, precision and seed."""
     others = ("--trainer.", "--ckpt_path", "--seed_everything")
-    return [text for text in result["extra"] if not text.startswith(others)]
+    return [text for text in result.get("extra", ()) if not text.startswith(others)]
 
 
 def epochs(result: Result) -> str:
     """The epochs of a run, a fraction where it had a part of the batches."""
     limit = "--trainer.limit_train_batches="
-    part = [float(text.removeprefix(limit)) for text in result["extra"] if text.startswith(limit)]
+    given = [text for text in result.get("extra", ()) if text.startswith(limit)]
+    part = [float(text.removeprefix(limit)) for text in given]
     return f"{result['epochs'] * (part or [1.0])[-1]:g}"
 
 
