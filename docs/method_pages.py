@@ -88,11 +88,14 @@ def results(method: str) -> str:
         machine = result.get("gpu") or f"{result['cpu']}, {result['cores']} cores"
         recipe = " ".join(f"`{text}`" for text in (recipe, *changes(result)))
         (seed,) = result["seeds"]
+        entry = f"`{entries[result['config']]}`"
+        if seed:  # the encoder of seed 0 alone is kept
+            recipe, entry = f"{recipe}, seed {seed}", "-"
         rows.append(
-            f"| {recipe}{f', seed {seed}' * bool(seed)} | {epochs(result)} "
+            f"| {recipe} | {epochs(result)} "
             f"| {result['knn_top1']:.3f} "
             f"| {result['untrained_knn_top1']:.3f} | {result['minutes']:.1f} ({machine}) "
-            f"| `{entries[result['config']]}` |"
+            f"| {entry} |"
         )
     pixels = {
         (result["raw_pixels_knn_top1"], result["normalized_pixels_knn_top1"])
