@@ -205,11 +205,13 @@ def watched(name: str, callback: type[Callback]) -> Tensor:
         return getattr(method, watch.features)(torch.rand(4, channels, size, size, device="meta"))
 
 
-def assert_watched_for_collapse(name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if is_first(n) else pytest.mark.slow) for n in CAN_COLLAPSE],
+)
+def test_a_collapse_would_be_seen(name: str) -> None:
     callbacks = on_meta(name).trainer.callbacks
     assert any(isinstance(callback, OnlineSpectrum) for callback in callbacks)
-    if not is_first(name):  # what the others watch is of the same classes
-        return
     if name.split("/")[0] in EMBEDDED:
         assert watched(name, OnlineSpectrum).ndim == 2
     elif name.split("/")[0] in ASSIGNING:
@@ -230,8 +232,6 @@ def test_header_states_its_claims(name: str) -> None:
 @every_config()
 def test_instantiates(name: str) -> None:
     assert isinstance(on_meta(name).model, Trainable)
-    if name in CAN_COLLAPSE:
-        assert_watched_for_collapse(name)
 
 
 @every_config(is_parsed)
