@@ -1,15 +1,16 @@
-"""Dense: what dense evaluation costs, and what it says of four methods on drawn images.
+"""Dense: what dense evaluation costs, and what it says of eight methods on drawn images.
 
     python -m benchmarks.dense shapes --folder FOLDER
-    python -m benchmarks.dense scenes --folder FOLDER --scenes SCENES
+    python -m benchmarks.dense scenes --folder FOLDER --scenes SCENES [--methods simmim]
     python -m benchmarks.dense cost --folder FOLDER
 
 `shapes` draws images of 64 pixels with disks, squares, triangles, rings and crosses of random
-colors on a striped ground, so that no color tells a class, and their masks; trains MAE, DINO, iBOT
-and I-JEPA on them by their recipes `<method>/folder_small_vit_10ep` with a net of 64 channels and 4
-blocks (`small` and `train` have every change: no clipping), and scores the frozen tokens by linear
-probe and retrieval, beside the same net untrained, and raw pixels. `scenes` does the same on the
-rendered rooms of `benchmarks.scenes`.
+colors on a striped ground, so that no color tells a class, and their masks; trains MAE, DINO, iBOT,
+I-JEPA, DINOv2 and SimMIM on them by their recipes `<method>/folder_small_vit_10ep` with a net of 64
+channels and 4 blocks, and DenseCL and VICRegL by `<method>/folder_small_10ep` with a ResNet of half
+the width (`small` and `train` have every change: no clipping), and scores the frozen tokens or maps
+by linear probe and retrieval, beside the same net untrained, and raw pixels. `scenes` does the same
+on the rendered rooms of `benchmarks.scenes`.
 `cost` times plain extraction of a ViT-S/16 (random weights, 224 pixels) and the dense protocols on
 the same files, each in a process of its own; memory is its largest resident set (Linux alone). A
 search in a full memory of patches is timed apart, since few images do not fill it. Results go to
@@ -64,7 +65,9 @@ from sslzoo.trust import read_config
 RESULT = ROOT / "benchmarks" / "results" / "dense.json"
 CLASSES = ["ground", "disk", "square", "triangle", "ring", "cross"]
 SIDE, PATCH = 64, 4
-METHODS = ("mae", "dino", "ibot", "ijepa")
+METHODS = ("mae", "dino", "ibot", "ijepa", "dinov2", "simmim", "densecl", "vicregl")
+RESNETS = ("densecl", "vicregl")
+DECAYED = ("dino", "ibot", "ijepa", "dinov2")  # whose recipes let the weight decay grow
 COUNTS = {"train": 1000, "val": 200}
 EPOCHS, BATCH = 40, 64
 OPTIONS = DenseOptions(LinearOptions(epochs=40, lr=0.01), RetrievalOptions(memory_size=20_480))
@@ -123,13 +126,24 @@ def write(root: Path, side: int, counts: dict[str, int]) -> Path:
 
 def small(method: str, images: Images) -> dict[str, Any]:
     """The recipe with a smaller net, on images of `SIDE` pixels."""
-    config = read_config(ROOT / "configs" / method / "folder_small_vit_10ep.yaml")
+    name = "folder_small_10ep" if method in RESNETS else "folder_small_vit_10ep"
+    config = read_config(ROOT / "configs" / method / f"{name}.yaml")
     model, data = config["model"]["init_args"], config["data"]["init_args"]
-    model["backbone"].setdefault("init_args", {}).update(width=64, depth=4)
+    backbone = model["backbone"].setdefault("init_args", {})
+    if method in RESNETS:
+        backbone["widths"] = [16, 32, 64, 128]
+        for part in ("projector", "dense_projector", "map_projector"):
+            if part in model:
+                model[part]["init_args"]["sizes"][0] = 128
+    elif method == "simmim":  # its relative positions need the size at which it is evaluated
+        backbone["img_size"] = data["transform"]["init_args"]["size"] = SIDE
+        backbone["options"] |= {"embed_dim": 64, "depth": 4}
+    else:
+        backbone.update(width=64, depth=4)
     for part in ("decoder", "predictor"):
         if part in model:
             model[part]["init_args"] |= {"token_dim": 64, "width": 48, "depth": 2}
-    if "projector" in model:
+    if method in ("dino", "ibot", "dinov2"):
         model["projector"]["init_args"] |= {"in_dim": 64, "out_dim": 512, "hidden_dim": 256}
     view = {"size": SIDE, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     config["data"] = {
@@ -151,7 +165,7 @@ def small(method: str, images: Images) -> dict[str, Any]:
 def train(model: Any, data: Any, decay: bool) -> float:
     """Train for EPOCHS on the CPU; CPU minutes."""
     callbacks: list[Any] = []
-    if decay:  # as in the recipes of DINO, iBOT and I-JEPA
+    if decay:
         callbacks = [WeightDecaySchedule(CosineSchedule(0.04, 0.4))]
     start = time.process_time()
     Trainer(
@@ -180,11 +194,16 @@ def scenes(root: Path) -> Images:
     return Images(root, {"image_dir": "image", "mask_dir": "labels"}, classes, said)
 
 
-def compare(images: Images, folder: Path, keep: Callable[[dict[str, Any]], None]) -> None:
-    """MIoU of the four methods, their nets untrained, and pixels."""
-    rows: dict[str, Any] = {}
+def compare(
+    images: Images,
+    methods: list[str],
+    rows: dict[str, Any],
+    folder: Path,
+    keep: Callable[[dict[str, Any]], None],
+) -> None:
+    """MIoU of the methods, their nets untrained, and pixels, beside the `rows` that are there."""
     full = DenseOptions(dataclasses.replace(OPTIONS.linear, loss_scale=None), OPTIONS.knn)
-    for method in METHODS:
+    for method in methods:
         config = small(method, images)
         data = build(config, "data")
         data.setup()
@@ -192,7 +211,7 @@ def compare(images: Images, folder: Path, keep: Callable[[dict[str, Any]], None]
         seed_everything(0, verbose=False)
         model = build(config, "model")
         row = {"untrained": dense_metrics(model.encoder(), loaders, options=OPTIONS)}
-        row["cpu_minutes"] = train(model, data, method != "mae")
+        row["cpu_minutes"] = train(model, data, method in DECAYED)
         row["trained"] = dense_metrics(model.encoder(), loaders, options=OPTIONS)
         if not rows:
             row["trained, loss of all pixels"] = dense_metrics(
@@ -209,7 +228,8 @@ def compare(images: Images, folder: Path, keep: Callable[[dict[str, Any]], None]
                 "rows": rows,
                 "data": images.about,
                 "classes": images.classes,
-                "net": f"ViT of 64 channels and 4 blocks, patches of {PATCH} pixels",
+                "net": f"ViT of 64 channels and 4 blocks, patches of {PATCH} pixels; "
+                "of DenseCL and VICRegL a ResNet of 16 to 128 channels, maps of 8 x 8",
                 "epochs": EPOCHS,
                 "batch_size": BATCH,
                 "options": dataclasses.asdict(OPTIONS),
@@ -309,6 +329,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("what", choices=("shapes", "scenes", "cost", "one"))
     parser.add_argument("--folder", type=Path, required=True, help="for images and runs")
     parser.add_argument("--scenes", type=Path, help="folder of benchmarks.scenes")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--work", choices=[*WORK, "search"], help="of `one`, which `cost` calls")
     parser.add_argument("--output", type=Path, default=RESULT)
     given = parser.parse_args(args)
@@ -326,7 +347,9 @@ def main(args: list[str] | None = None) -> None:
         cost(folder, keep)
     else:
         images = shapes(folder) if given.what == "shapes" else scenes(given.scenes.resolve())
-        compare(images, folder, keep)
+        kept = json.loads(given.output.read_text()) if given.output.exists() else {}
+        rows = kept.get(given.what, {}).get("rows", {})
+        compare(images, given.methods, rows, folder, keep)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ epoch if there are several. Shapes: B samples, S captions of the sample that has
 
 from __future__ import annotations
 
+import copy
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.pixels import Decoding
 from sslzoo.transforms.image.views import Views
 from sslzoo.transforms.text.special import with_special
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Unpaired = Literal["error", "skip"]
 _LOOKED_AT = 65_536  # texts whose length is counted before training
@@ -77,13 +81,49 @@ class Captions:
 
 
 class PairSet(ImageSet):
-    """Images with their captions, which are the last view of a batch."""
+    """Images with their captions, which are the last view of a batch.
 
-    encode: Callable[[Sequence[str]], Tokens]
+    Args:
+        images: the images.
+        encode: texts -> `Tokens` without special tokens.
+        draw: seed and shared epoch of the caption that is drawn; None: all captions, (B, S, L).
+    """
 
-    @abstractmethod
-    def drawn(self, seed: int, epoch: Tensor) -> ImageSet:
+    def __init__(
+        self,
+        images: ImageSet,
+        encode: Callable[[Sequence[str]], Tokens],
+        draw: tuple[int, Tensor] | None = None,
+    ) -> None:
+        self.images, self.encode, self.draw = images, encode, draw
+        self.labels, self.left_out = images.labels, images.left_out
+        self.needs_crops, self.channels = images.needs_crops, images.channels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_broken(self) -> int:
+        return self.images.num_broken
+
+    def side(self, wanted: int | None) -> int | None:
+        return self.images.side(wanted)
+
+    def again(self, images: ImageSet, draw: tuple[int, Tensor] | None = None) -> Self:
+        """The same captions with other images, or with another draw."""
+        other = copy.copy(self)
+        PairSet.__init__(other, images, self.encode, draw or self.draw)
+        return other
+
+    def subset(self, rows: Tensor) -> Self:
+        return self.again(self.images.subset(rows))
+
+    def cropped(self, crops: Crops, keep_size: bool) -> Self:
+        return self.again(self.images.cropped(crops, keep_size))
+
+    def drawn(self, seed: int, epoch: Tensor) -> Self:
         """The same pairs with one caption per image, keyed by seed, epoch and index."""
+        return self.again(self.images, (seed, epoch))
 
     @abstractmethod
     def walk(self) -> Iterable[str]:
@@ -93,26 +133,19 @@ class PairSet(ImageSet):
     def some(self, number: int) -> list[str]:
         """At most so many captions, evenly spaced."""
 
-    def with_texts(
-        self,
-        batch: Batch,
-        texts: list[list[str]],
-        most: int,
-        draw: tuple[int, Tensor] | None,
-    ) -> Batch:
+    def with_texts(self, batch: Batch, texts: list[list[str]], most: int) -> Batch:
         """A batch of images with the captions of its samples as the last view.
 
         Args:
             batch: B images.
             texts: the captions of each.
             most: S, to which captions are padded by empty ones.
-            draw: seed and shared epoch of the caption that is drawn; None: all, (B, S, L).
         """
-        if draw is None:
+        if self.draw is None:
             tokens = self.encode([t for each in texts for t in each + [""] * (most - len(each))])
             tokens = Tokens(*(part.unflatten(0, (len(texts), most)) for part in tokens))
         else:
-            seed, epoch = draw
+            seed, epoch = self.draw
             u = sample_keys(seed, int(epoch), batch.index).unit("caption").tolist()
             chosen = [each[int(x * len(each))] for each, x in zip(texts, u, strict=True)]
             tokens = self.encode(chosen)
@@ -132,13 +165,10 @@ class Pairs(NamedTuple):
 
 
 class PairedImages(PairSet):
-    """Images with captions in memory.
+    """Images with captions in memory; for the arguments see `PairSet`.
 
     Args:
-        images: the images.
-        captions: of each of them.
-        encode: texts -> `Tokens` without special tokens.
-        draw: seed and shared epoch of the caption that is drawn; None: all captions, (B, S, L).
+        captions: of each image.
     """
 
     def __init__(
@@ -146,38 +176,18 @@ class PairedImages(PairSet):
         images: ImageSet,
         captions: Captions,
         encode: Callable[[Sequence[str]], Tokens],
-        draw: tuple[int, Tensor] | None = None,
     ) -> None:
-        self.images, self.captions, self.encode, self.draw = images, captions, encode, draw
-        self.labels, self.left_out = images.labels, images.left_out
-        self.needs_crops, self.channels = images.needs_crops, images.channels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def num_broken(self) -> int:
-        return self.images.num_broken
-
-    def side(self, wanted: int | None) -> int | None:
-        return self.images.side(wanted)
+        super().__init__(images, encode)
+        self.captions = captions
 
     def fingerprint(self) -> str | None:
         own = self.images.fingerprint()
         return None if own is None else text_digest([own, *self.captions.walk()])
 
-    def _with(self, images: ImageSet, captions: Captions) -> PairedImages:
-        return PairedImages(images, captions, self.encode, self.draw)
-
-    def subset(self, rows: Tensor) -> PairedImages:
-        return self._with(self.images.subset(rows), self.captions.take(rows))
-
-    def cropped(self, crops: Crops, keep_size: bool) -> PairedImages:
-        return self._with(self.images.cropped(crops, keep_size), self.captions)
-
-    def drawn(self, seed: int, epoch: Tensor) -> PairedImages:
-        """The same pairs with one caption per image, keyed by seed, epoch and index."""
-        return PairedImages(self.images, self.captions, self.encode, (seed, epoch))
+    def subset(self, rows: Tensor) -> Self:
+        other = super().subset(rows)
+        other.captions = self.captions.take(rows)
+        return other
 
     def walk(self) -> list[str]:
         return self.captions.walk()
@@ -188,7 +198,7 @@ class PairedImages(PairSet):
     def __getitems__(self, index: list[int]) -> Batch:
         batch = self.images.__getitems__(index)
         texts = [self.captions.of(i) for i in batch.index.tolist()]
-        return self.with_texts(batch, texts, self.captions.most, self.draw)
+        return self.with_texts(batch, texts, self.captions.most)
 
 
 class ImageTextDataModule(ImageDataModule):

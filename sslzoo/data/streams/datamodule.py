@@ -13,17 +13,17 @@ from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
 from sslzoo.data.image.image_set import FileImages, ImageSet
 from sslzoo.data.image.load import ANY_EXTENSIONS
 from sslzoo.data.listing import check_known, list_classes
-from sslzoo.data.streams.order import ShardOrder
+from sslzoo.data.streams.from_shards import FromShards, checked_shuffle
 from sslzoo.data.streams.remote import ShardCache
-from sslzoo.data.streams.shard_images import ShardImages, Shuffle, say_left_out
-from sslzoo.data.streams.sources import is_folder_of_images, open_shards
+from sslzoo.data.streams.shard_images import ShardImages
+from sslzoo.data.streams.sources import is_folder_of_images
 from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.pixels import Decoding
 from sslzoo.transforms.image.views import Views
 from sslzoo.value_range import check_value_range
 
 
-class ImageShards(ImageDataModule):
+class ImageShards(FromShards, ImageDataModule):
     """Images in shards: tar files of WebDataset, Parquet, or LitData.
 
     A sample is read by (shard, offset), so batches and views are the same for any number of ranks
@@ -85,8 +85,6 @@ class ImageShards(ImageDataModule):
     ) -> None:
         check_choice("on_broken", on_broken, get_args(OnBroken))
         check_at_least("channels", 1 if channels is None else channels, 1)
-        check_at_least("shuffle_shards", shuffle_shards, 0)
-        check_at_least("shuffle_samples", shuffle_samples, 1)
         super().__init__(
             *(transform, batch_size, eval_view, eval_batch_size, num_workers, seed),
             *(train_fraction, predict_on, drop_last),
@@ -95,7 +93,7 @@ class ImageShards(ImageDataModule):
         self.keys = image_key, label_key
         self.classes = None if classes is None else list(classes)
         self.given_classes = num_classes
-        self.shuffle = Shuffle(shuffle_shards, shuffle_samples)
+        self.shuffle = checked_shuffle(shuffle_shards, shuffle_samples)
         self.on_broken: OnBroken = on_broken
         self.cache = ShardCache(cache_dir, cache_gb, local_files_only)
         self.value_range, self.clip = check_value_range(value_range), clip
@@ -120,25 +118,14 @@ class ImageShards(ImageDataModule):
             )
         return ImageSets(train, query, count if labeled else None)
 
-    def order(self) -> ShardOrder:
-        train: ShardImages = self.sets.train
-        return train.order()
-
-    def shuffles(self) -> bool:
-        return self.shuffle.shards > 0
-
     def _open(self, source: str | Sequence[str], channels: int | None) -> ShardImages:
-        names = [source] if isinstance(source, str) else list(source)
-        for name in names:
-            self.cache.check(name)
-        found = open_shards(names, *self.keys, self.cache, self.on_broken == "skip")
-        say_left_out(found.left_out)
+        found = self.find_shards(source)
         shards = found.shards
         if self.classes is not None and shards.classes is not None:
-            check_known(shards.classes, self.classes, f"the shards {names[0]}")
+            check_known(shards.classes, self.classes, f"the shards {source}")
             if list(shards.classes) != self.classes[: len(shards.classes)]:
                 raise ValueError(
-                    f"classes must be {list(shards.classes)[:5]}, those of {names[0]}, got "
+                    f"classes must be {list(shards.classes)[:5]}, those of {source}, got "
                     f"{self.classes[:5]}"
                 )
         decoding = self.decoding._replace(channels=channels or self.decoding.channels)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sslzoo.batch import Batch, Tokens
-from sslzoo.checks import check_at_least
+from sslzoo.batch import Batch
 from sslzoo.data.datamodule import OnBroken, PredictOn
 from sslzoo.data.image.datamodule import ImageSets
-from sslzoo.data.image.image_set import Crops
 from sslzoo.data.image.image_text import ImageTextDataModule, PairSet, Unpaired, say_alone
 from sslzoo.data.listing import spread
+from sslzoo.data.streams.from_shards import FromShards, checked_shuffle
 from sslzoo.data.streams.order import ShardOrder
 from sslzoo.data.streams.remote import ShardCache
-from sslzoo.data.streams.shard_images import ShardImages, Shuffle, say_left_out
-from sslzoo.data.streams.sources import open_shards
+from sslzoo.data.streams.shard_images import ShardImages
 from sslzoo.data.streams.tar import TarShards
 from sslzoo.data.text.tokenizer import TextTokenizer
 from sslzoo.transforms.image.eval_view import EvalView
@@ -43,48 +41,22 @@ def captions_of(told: Any) -> list[str]:
 
 
 class ShardPairs(PairSet):
-    """Images and captions that are read together, by (shard, offset).
+    """Images and captions that are read together, by (shard, offset); see `PairSet`.
 
-    Args:
-        images: the images, whose `convert` is `captions_of`.
-        encode: texts -> `Tokens` without special tokens.
+    The images' `convert` is `captions_of`.
+
+    Attributes:
         most: S, captions per image in evaluation; None: those of the batch's image with most.
-        draw: seed and shared epoch of the caption that is drawn; None: all captions, (B, S, L).
     """
 
-    def __init__(
-        self,
-        images: ShardImages,
-        encode: Callable[[Sequence[str]], Tokens],
-        most: int | None = None,
-        draw: tuple[int, Tensor] | None = None,
-    ) -> None:
-        self.images, self.encode, self.most, self.draw = images, encode, most, draw
-        self.labels, self.left_out = None, images.left_out
-        self.needs_crops, self.channels = images.needs_crops, images.channels
+    images: ShardImages
+    most: int | None = None
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def num_broken(self) -> int:
-        return self.images.num_broken
-
-    def side(self, wanted: int | None) -> int | None:
-        return self.images.side(wanted)
+    def order(self) -> ShardOrder:
+        return self.images.order()
 
     def fingerprint(self) -> str | None:
         return self.images.fingerprint()  # the captions are in the shards
-
-    def subset(self, rows: Tensor) -> ShardPairs:
-        return ShardPairs(self.images.subset(rows), self.encode, self.most, self.draw)
-
-    def cropped(self, crops: Crops, keep_size: bool) -> ShardPairs:
-        images = self.images.cropped(crops, keep_size)
-        return ShardPairs(images, self.encode, self.most, self.draw)
-
-    def drawn(self, seed: int, epoch: Tensor) -> ShardPairs:
-        return ShardPairs(self.images, self.encode, self.most, (seed, epoch))
 
     def walk(self) -> Iterator[str]:
         if self.images.shards.is_remote:
@@ -104,8 +76,9 @@ class ShardPairs(PairSet):
 
     def counted(self) -> ShardPairs:
         """The same pairs, padded to the captions of the image that has most."""
-        most = max(len(self._captions(row)) for row in range(len(self)))
-        return ShardPairs(self.images, self.encode, max(1, most), self.draw)
+        other = self.again(self.images)
+        other.most = max(1, *(len(self._captions(row)) for row in range(len(self))))
+        return other
 
     def _captions(self, row: int) -> list[str]:
         """The captions of a sample; none if it is broken and skipped."""
@@ -118,10 +91,10 @@ class ShardPairs(PairSet):
 
     def __getitems__(self, index: list[int]) -> Batch:
         batch, texts = self.images.read_rows(index)
-        return self.with_texts(batch, texts, self.most or max(map(len, texts)), self.draw)
+        return self.with_texts(batch, texts, self.most or max(map(len, texts)))
 
 
-class ImageTextShards(ImageTextDataModule):
+class ImageTextShards(FromShards, ImageTextDataModule):
     """Pairs of images and captions in shards: WebDataset's tar files, Parquet, or LitData.
 
     A sample of a tar file is an image and a text of one key, such as `0001.jpg` and `0001.txt` (as
@@ -168,15 +141,13 @@ class ImageTextShards(ImageTextDataModule):
         drop_last: bool = True,
         local_files_only: bool = False,
     ) -> None:
-        check_at_least("shuffle_shards", shuffle_shards, 0)
-        check_at_least("shuffle_samples", shuffle_samples, 1)
         super().__init__(
             *(transform, tokenizer, batch_size, max_length, unpaired, "workers", on_broken),
             *(eval_view, eval_batch_size, num_workers, seed, predict_on, drop_last),
         )
         self.given = train, val
         self.keys = image_key, text_key
-        self.shuffle = Shuffle(shuffle_shards, shuffle_samples)
+        self.shuffle = checked_shuffle(shuffle_shards, shuffle_samples)
         self.cache = ShardCache(cache_dir, cache_gb, local_files_only)
 
     def read(self) -> ImageSets:
@@ -185,19 +156,8 @@ class ImageTextShards(ImageTextDataModule):
         query = None if val is None else self._open(val).counted()
         return ImageSets(self._open(train), query, None)
 
-    def order(self) -> ShardOrder:
-        train: ShardPairs = self.sets.train
-        return train.images.order()
-
-    def shuffles(self) -> bool:
-        return self.shuffle.shards > 0
-
     def _open(self, source: str | Sequence[str]) -> ShardPairs:
-        names = [source] if isinstance(source, str) else list(source)
-        for name in names:
-            self.cache.check(name)
-        found = open_shards(names, *self.keys, self.cache, self.on_broken == "skip", lone=True)
-        say_left_out(found.left_out)
+        found = self.find_shards(source, lone=True)
         images = ShardImages(
             *(found.shards, None, Decoding(3), self.shuffle, self.on_broken),
             left_out=found.lost,

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 
@@ -301,11 +300,3 @@ class ShardImages(ImageSet):
             label = (self.numbers or {})[label]
         label = int(label) if isinstance(label, str) else label
         return torch.as_tensor(label)
-
-
-def say_left_out(shards: Sequence[str]) -> None:
-    """Warn about shards that cannot be read at all."""
-    if shards:
-        rank_zero_warn(
-            f"{len(shards)} shards are left out, which cannot be read, such as {shards[0]}"
-        )
