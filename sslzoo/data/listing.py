@@ -99,7 +99,7 @@ class Found(NamedTuple):
 
 
 UNITS = ".units.npz"  # files of `sslzoo units` beside the recordings, which are no samples
-_BESIDE = (UNITS, ".phn", ".alignments.csv", ".alignments.tsv")
+_BESIDE = (UNITS, ".phn", ".textgrid", ".alignments.csv", ".alignments.tsv")
 _CLUTTER = {".ds_store", "thumbs.db", "desktop.ini"}
 
 

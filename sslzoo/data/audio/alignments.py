@@ -1,8 +1,9 @@
-"""Alignments: which phone is spoken when in a recording, from a table or from .PHN files.
+"""Alignments: which phone is spoken when in a recording, from a table, .PHN or .TextGrid files.
 
 A table (.csv, .tsv) has the columns clip, start, end and phone, with times in seconds; inside the
 folder of the recordings its name ends in .alignments.csv or .alignments.tsv. A .PHN file of TIMIT
-lies beside its recording, and has one line "start end phone" per phone, in samples.
+lies beside its recording, and has one line "start end phone" per phone, in samples; so does a
+.TextGrid file of Praat, as forced aligners write it, with a tier of phones.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from typing import NamedTuple
 import numpy as np
 
 from sslzoo.data.audio.sound_files import soundfile
+from sslzoo.data.audio.text_grid import read_tier
 from sslzoo.text_file import read_text
 
 COLUMNS = ("clip", "start", "end", "phone")
 PHN = "phn"
+TEXT_GRID = "textgrid"
+_TIER = "phones"  # as the Montreal Forced Aligner calls it
 _ROUNDING = 0.02  # seconds by which an end may exceed the recording
 
 
@@ -46,7 +50,9 @@ def read_alignments(
     """Read the phones of all recordings.
 
     Args:
-        source: a table, in `root` or anywhere; or "phn" for a .PHN file beside each recording.
+        source: a table, in `root` or anywhere; "phn" for a .PHN file beside each recording; or
+            "textgrid" for a .TextGrid file, of which "textgrid:NAME" reads another tier than
+            "phones".
         root: folder that a table's clips are relative to. A clip may also be given without its
             extension, or by its file name alone if that is unique.
         listed: all recordings; a table may have phones of those that are not read.
@@ -57,8 +63,15 @@ def read_alignments(
         ValueError: there is no such file; a clip is unknown or has no phones; or a phone ends
             before it begins, overlaps another one, or exceeds its recording.
     """
+    kind, _, tier = source.partition(":")
     if source.lower().lstrip(".") == PHN:
         found = {path: _read_phn(path) for path in seconds}
+    elif kind.lower().lstrip(".") == TEXT_GRID:
+        grids = {path: _beside(path, ".TextGrid", ".textgrid", ".textGrid") for path in seconds}
+        found = {
+            path: [_Segment(*row) for row in read_tier(grid, tier or _TIER)]
+            for path, grid in grids.items()
+        }
     else:
         found = _read_table(source, root, listed)
     phones = sorted({segment.phone for path in seconds for segment in found.get(path, [])})
@@ -102,12 +115,19 @@ def _told(row: _Segment) -> str:
     return f"{row.phone!r} from {row.start:g} to {row.end:g} s"
 
 
-def _read_phn(path: str) -> list[_Segment]:
-    recording = Path(path)
-    beside = [recording.with_suffix(suffix) for suffix in (".PHN", ".phn")]
-    file = next((name for name in beside if name.is_file()), None)
+def _beside(path: str, *suffixes: str) -> Path:
+    """The file beside a recording that differs in its suffix."""
+    files = [Path(path).with_suffix(suffix) for suffix in suffixes]
+    file = next((name for name in files if name.is_file()), None)
     if file is None:
-        raise ValueError(f"every recording must have a .PHN file beside it, got none for {path}")
+        raise ValueError(
+            f"every recording must have a {suffixes[0]} file beside it, got none for {path}"
+        )
+    return file
+
+
+def _read_phn(path: str) -> list[_Segment]:
+    file = _beside(path, ".PHN", ".phn")
     rate = soundfile().info(path).samplerate
     lines = enumerate(read_text(file).splitlines(), 1)
     rows = [
@@ -123,8 +143,8 @@ def _read_table(source: str, root: Path, paths: Sequence[str]) -> dict[str, list
     delimiter = {".csv": ",", ".tsv": "\t"}.get(Path(source).suffix.lower())
     if file is None or delimiter is None:
         raise ValueError(
-            "alignments must be a .csv or .tsv file that exists, or 'phn' for .PHN files beside "
-            f"the recordings, got {source!r}"
+            "alignments must be a .csv or .tsv file that exists, or 'phn' or 'textgrid' for such "
+            f"files beside the recordings, got {source!r}"
         )
     known = _names(root, paths)
     rows = csv.DictReader(read_text(file).splitlines(), delimiter=delimiter)

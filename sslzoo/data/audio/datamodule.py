@@ -71,8 +71,8 @@ class AudioDataModule(SampleDataModule):
         value_range: the lowest and highest values of floating-point files; None: -1 and 1.
         units: files of `sslzoo units`, in `root` or anywhere, one per set of units (HuBERT); the
             view is `UnitSequence`.
-        alignments: table of phones with their times, or "phn" (`read_alignments`), instead of
-            labels; evaluation then classifies frames.
+        alignments: table of phones with their times, or "phn" or "textgrid" for such files
+            (`read_alignments`), instead of labels; evaluation then classifies frames.
     """
 
     noun = "files"

@@ -92,6 +92,111 @@ def test_phn_files_are_in_samples_of_their_recording(tmp_path: Path) -> None:
         assert own.tolist() == [[0, 800, 1], [800, 1600, 0]]
 
 
+LONG = """File type = "ooTextFile"
+Object class = "TextGrid"
+
+xmin = 0
+xmax = 0.2
+tiers? <exists>
+size = 3
+item []:
+    item [1]:
+        class = "IntervalTier"
+        name = "words"
+        xmin = 0
+        xmax = 0.2
+        intervals: size = 1
+        intervals [1]:
+            xmin = 0
+            xmax = 0.2
+            text = "say ""0 1"" !"
+    item [2]:
+        class = "TextTier"
+        name = "clicks"
+        xmin = 0
+        xmax = 0.2
+        points: size = 1
+        points [1]:
+            number = 0.1
+            mark = "x"
+    item [3]:
+        class = "IntervalTier"
+        name = "phones"
+        xmin = 0
+        xmax = 0.2
+        intervals: size = 3
+        intervals [1]:
+            xmin = 0
+            xmax = 0.05
+            text = ""
+        intervals [2]:
+            xmin = 0.05
+            xmax = 0.1
+            text = "ah0"
+        intervals [3]:
+            xmin = 1e-1
+            xmax = 0.2
+            text = "h#"
+"""
+SHORT = """File type = "ooTextFile short"
+"TextGrid"
+
+0
+0.2
+<exists>
+1
+"IntervalTier"
+"A - phones"
+0
+0.2
+2 ! a comment, with 7 and "text"
+0.05
+0.1
+"ah0"
+0.1
+0.2
+"h#"
+"""
+
+
+def test_text_grids_are_read_in_both_forms_and_any_encoding(tmp_path: Path) -> None:
+    grids = {"a_0": LONG, "a_1": SHORT, "b_0": LONG, "b_1": SHORT}
+    clips(tmp_path)
+    for i, (name, text) in enumerate(grids.items()):
+        file = tmp_path / f"{name}.{'TextGrid' if i else 'textgrid'}"
+        file.write_text(text, encoding="utf-16" if i == 1 else "utf-8")
+    data = folder(tmp_path, "textgrid")
+    assert data.classes == ["ah0", "h#"]
+    for own in data.sets.train.listing.frame_labels:
+        assert own.tolist() == [[400, 800, 0], [800, 1600, 1]]
+    with pytest.raises(
+        ValueError, match=r"must have one tier 'words', got \['A - phones'\] in .*a_1"
+    ):
+        folder(tmp_path, "TextGrid:words")
+    (tmp_path / "b_1.TextGrid").write_text(LONG)
+    (tmp_path / "a_1.TextGrid").write_text(LONG)
+    assert folder(tmp_path, "textgrid:words").classes == ['say "0 1" !']
+    with pytest.raises(ValueError, match="tier 'clicks' must have intervals, got points"):
+        folder(tmp_path, "textgrid:clicks")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LONG[:-30], "must be whole, got one that ends too early: .*a_0.TextGrid"),
+        (LONG.replace("TextGrid", "PitchTier"), "first texts must be ooTextFile and TextGrid"),
+        (LONG.replace("<exists>", "<absent>"), r"must have one tier 'phones', got \[\]"),
+        (LONG.replace("size = 3", "size = x", 1), "must be as Praat writes it, got .*a_0.TextGrid"),
+    ],
+)
+def test_broken_text_grids_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    clips(tmp_path)
+    for name in ("a_0", "a_1", "b_0", "b_1"):
+        (tmp_path / f"{name}.TextGrid").write_text(text if name == "a_0" else LONG)
+    with pytest.raises(ValueError, match=message):
+        folder(tmp_path, "textgrid")
+
+
 def test_librispeech_is_aligned_by_utterance(tmp_path: Path) -> None:
     root = librispeech(tmp_path)
     names = sorted(path.stem for path in root.rglob("*.flac"))
