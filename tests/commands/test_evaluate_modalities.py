@@ -181,6 +181,28 @@ def test_an_encoder_hears_as_it_was_trained(of_sound: Path) -> None:
         data.with_input(type(given)(Waveform(), 16000))
 
 
+def test_the_layers_of_a_speech_encoder_are_weighed(sound: Path, tmp_path: Path) -> None:
+    """Digits by clips, and phones by frames, of which a table tells the times."""
+    small = ["--data.batch_size=4", "--data.window=1600", "--data.query={n: [0, 4, 9]}"]
+    net = "--model.backbone"
+    small += [f"{net}.frames.widths=[8,8,8,8,8,8]", f"{net}.transformer.width=16"]
+    small += [f"{net}.transformer.depth=2", "--model.quantizer.in_features=8"]
+    small.append("--trainer.callbacks=[]")
+    run = trained("wav2vec2/folder_small_fsdd_40ep", sound, tmp_path / "run", *small)
+    training = ["--superb_clips.training.epochs=2", "--superb_frames.training.epochs=2"]
+    got = metrics(run, "--protocol=superb_clips", training[0], output=tmp_path / "clips.json")
+    weights = [got[f"superb_clips/layer{i}_weight"] for i in range(3)]
+    assert sum(weights) == pytest.approx(1)
+    assert 0 <= got["superb_clips/top1"] <= 1
+    rows = [f"{path.stem},0,0.1,{'ab'[i % 2]}" for i, path in enumerate(sorted(sound.iterdir()))]
+    table = tmp_path / "phones.csv"
+    table.write_text("\n".join(["clip,start,end,phone", *rows]))
+    given = ["--protocol=superb_frames", training[1], f"--data.alignments={table}"]
+    got = metrics(run, *given, output=tmp_path / "frames.json")
+    assert got["superb_frames/phone_error_rate"] >= 0
+    assert "superb_frames/layer2_weight" in got
+
+
 def test_simclr_on_spectrograms_is_measured(sound: Path, tmp_path: Path) -> None:
     """An entry of the zoo: the evaluation takes its transform and its window."""
     mel = {"class_path": "sslzoo.transforms.LogMel", "init_args": {"rate": 8000}}
