@@ -2,6 +2,7 @@
 
     python -m benchmarks.speech --data FOLDER --methods cpc --seeds 0 --minutes 4
     python -m benchmarks.speech --data FOLDER --methods log_mel
+    python -m benchmarks.speech --data FOLDER --seeds 0 --minutes 15 --weights zoo_weights
 
 FOLDER has the recordings of the Free Spoken Digit Dataset, DIGIT_SPEAKER_INDEX.wav. Each method is
 trained by its small recipe on recordings 5 to 49 of all speakers for the same CPU time: the time of
@@ -14,7 +15,8 @@ recordings 0 to 4, which pre-training has not seen. Speakers are told by recordi
 trained on recordings 5 to 49 and scored on 0 to 4. The features are what the encoder's `forward`
 gives (the mean over time of the last layer; of BYOL-A the sum of mean and maximum), and all layers
 by `superb_clips`, where there are several. Floors are the same net untrained, and log-mel spectra
-(mean over time, and with the deviation). Each run is added to benchmarks/results/speech.json.
+(mean over time, and with the deviation). Each run is added to benchmarks/results/speech.json, and
+with --weights its encoder is kept, with a card.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ from lightning import Callback, Trainer, seed_everything
 from torch import Tensor
 
 from benchmarks.audio import statistics
+from benchmarks.card import keep
 from benchmarks.driver import ROOT
-from benchmarks.quality import build
+from benchmarks.quality import TEMPERATURE, K, build, score
 from benchmarks.speed import provenance
 from benchmarks.worker import versions
 from sslzoo.atomic_write import atomic_write
@@ -47,6 +50,7 @@ from sslzoo.eval.protocols.layer_sum import (
 from sslzoo.runs.units import cluster_units
 from sslzoo.transforms import LogMel
 from sslzoo.trust import read_config
+from sslzoo.zoo.preprocess import describe
 
 RESULT = ROOT / "benchmarks" / "results" / "speech.json"
 CONFIGS = {
@@ -185,11 +189,11 @@ def evaluate(recordings: Recordings, model: Any) -> dict[str, Any]:
     return found
 
 
-def run(method: str, data: Path, seed: int, minutes: float, units: Path) -> dict[str, Any]:
+def run(method: str, data: Path, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """Train one method from one seed, and score it and its initial net."""
-    config = configured(method, data, seed, units)
+    config = configured(method, data, seed, given.units.resolve())
     first = fit(config, TIMED + 1, seed)[1]
-    steps = max(TIMED, round(60 * minutes * TIMED / first.seconds))
+    steps = max(TIMED, round(60 * given.minutes * TIMED / first.seconds))
     seed_everything(seed, verbose=False)
     untrained = build(config, "model")
     recordings = Recordings(config)
@@ -201,8 +205,51 @@ def run(method: str, data: Path, seed: int, minutes: float, units: Path) -> dict
         sum(course.losses[i : i + every]) / len(course.losses[i : i + every])
         for i in range(0, steps, every)
     ]
-    about = {"config": f"configs/{CONFIGS[method]}.yaml", "steps": steps, "loss": course_of_loss}
-    return {**found, **about, "cpu_minutes": course.seconds / 60, "minutes": minutes}
+    batches = recordings.data.num_samples // config["data"]["init_args"]["batch_size"]
+    about = {
+        "config": f"configs/{CONFIGS[method]}.yaml",
+        "steps": steps,
+        "epochs": round(steps / batches),
+        "loss": course_of_loss,
+        "cpu_minutes": course.seconds / 60,
+        "minutes": given.minutes,
+        **provenance("cpu"),
+    }
+    if given.weights is not None:
+        about["knn_of_file"] = kept(method, config, model, seed, about, given.weights)
+    return {**found, **about}
+
+
+def kept(
+    method: str,
+    config: dict[str, Any],
+    model: Any,
+    seed: int,
+    about: dict[str, Any],
+    folder: Path,
+) -> dict[str, float]:
+    """Write the encoder and its card; its score."""
+    digits = Recordings(config).loaders
+    preprocessing, metadata = describe(config["data"])
+    assert preprocessing is not None
+    metric = f"val/knn_top1_k{K}_t{TEMPERATURE}"
+    protocol = f"weighted kNN of digits, k {K}, T {TEMPERATURE}, whole recordings"
+    folder.mkdir(parents=True, exist_ok=True)
+    return keep(
+        folder / f"{method}-{'small_ntt' if method == 'byol_a' else 'small_speech'}-fsdd",
+        model.encoder(),
+        config["model"]["init_args"]["backbone"],
+        {
+            **{name: about[name] for name in ("config", "epochs", "commit")},
+            "method": config["model"]["class_path"],
+            "data": "FSDD",
+            "seeds": [seed],
+            "extra": [f"{about['steps']} steps"],
+            "protocol": protocol,
+        },
+        (preprocessing, metadata),
+        lambda net: {metric: score(net, digits)},
+    )
 
 
 def floor(data: Path) -> dict[str, Any]:
@@ -223,21 +270,22 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=4.0, help="CPU minutes of training a run")
     parser.add_argument("--units", type=Path, default=ROOT / "runs" / "speech" / "mfcc.units.npz")
+    parser.add_argument("--weights", type=Path, help="folder for the encoders; None: not kept")
     parser.add_argument("--output", type=Path, default=RESULT)
     given = parser.parse_args(args)
     torch.set_num_threads(1)
-    data, units = given.data.resolve(), given.units.resolve()
+    data = given.data.resolve()
     for seed in given.seeds:
         for method in given.methods:
             if method == FLOOR:
-                name, found = FLOOR, floor(data)
+                name, found = FLOOR, {**floor(data), **provenance("cpu")}
             else:
-                name = f"{method} seed {seed}"
-                found = run(method, data, seed, given.minutes, units)
+                name = f"{method} {given.minutes:g} minutes seed {seed}"
+                found = run(method, data, seed, given)
             print(name, json.dumps(found), flush=True)
             # Read anew, since runs may be made side by side.
             result = json.loads(given.output.read_text()) if given.output.exists() else {}
-            rows = {**result.get("rows", {}), name: {**found, **provenance("cpu")}}
+            rows = {**result.get("rows", {}), name: found}
             result = {"data": "FSDD", "rows": dict(sorted(rows.items())), "versions": versions()}
             given.output.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(given.output, json.dumps(result, indent=1) + "\n")

@@ -238,30 +238,36 @@ def speech_table(result: Result | None) -> str:
     columns = [(task, part) for task in ("digit", "speaker") for part in ("last", "layers")]
     titles = ["digits, last layer", "digits, all layers", "speakers, last layer"]
     lines = _head(["features", *titles, "speakers, all layers", "steps", "seeds"])
-    runs: dict[str, list[Result]] = {}
+    runs: dict[tuple[str, float], list[Result]] = {}
     for name, row in result["rows"].items():
-        runs.setdefault(name.split(" seed ")[0], []).append(row)
+        runs.setdefault((name.split()[0], row.get("minutes", 0.0)), []).append(row)
     for mean in ("mean", "mean_and_deviation"):
-        for row in runs.get("log_mel", []):
+        for row in runs.get(("log_mel", 0.0), []):
             cells = [f"{100 * row[mean][task]:.1f}" for task in ("digit", "speaker")]
             title = f"log-mel, {mean.replace('_', ' ')} over time"
             lines.append(_line([title, cells[0], "-", cells[1], "-", "-", "-"]))
-    for (name, title), state in itertools.product(SPEECH.items(), ("untrained", "trained")):
-        rows = runs.get(name, [])
+
+    def line(title: str, state: str, rows: list[Result]) -> str:
         cells = []
         for task, part in columns:
             values = [100 * row[state][part][task] for row in rows if part in row[state]]
             spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
             cells.append(f"{statistics.fmean(values):.1f}{spread}" if values else "-")
-        if rows:
-            steps = f"{statistics.fmean(row['steps'] for row in rows):,.0f}"
-            about = [steps if state == "trained" else "-", str(len(rows))]
-            lines.append(_line([f"{title}, {state}", *cells, *about]))
-    trained = [row for name, rows in runs.items() if name in SPEECH for row in rows]
-    minutes = sorted({f"{row['minutes']:g}" for row in trained})
+        steps = f"{statistics.fmean(row['steps'] for row in rows):,.0f}"
+        return _line([title, *cells, steps if state == "trained" else "-", str(len(rows))])
+
+    trained = []
+    for name, title in SPEECH.items():
+        own = {minutes: rows for (of, minutes), rows in sorted(runs.items()) if of == name}
+        if own:
+            most = max(own.values(), key=len)
+            lines.append(line(f"{title}, untrained", "untrained", most))
+        for minutes, rows in own.items():
+            lines.append(line(f"{title}, {minutes:g} min", "trained", rows))
+            trained += rows
     places = sorted({f"{_place(row)}, commit {row['commit'][:12]}" for row in trained})
     note = (
-        f"- top-1 in percent, the mean (lowest to highest); {' or '.join(minutes)} CPU minutes of "
+        "- top-1 in percent, the mean (lowest to highest) of the seeds; minutes are CPU minutes of "
         f"training a run, one thread; {'; '.join(places)}"
     )
     return "\n".join([*lines, "", note])

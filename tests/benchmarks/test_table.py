@@ -169,20 +169,22 @@ def test_trajectory_lines_say_what_was_probed() -> None:
 def test_the_table_of_speech_has_means_over_seeds_and_floors() -> None:
     place = {"cpu": "a processor", "cores": 2, "commit": "0123456789abcdef"}
 
-    def row(digit: float) -> dict[str, Any]:
+    def row(digit: float, minutes: float = 4.0) -> dict[str, Any]:
         part = {"last": {"digit": digit, "speaker": 0.9}}
-        return {"untrained": part, "trained": part, "steps": 1000, "minutes": 4.0, **place}
+        return {"untrained": part, "trained": part, "steps": 1000, "minutes": minutes, **place}
 
     both = row(0.5)
     both["trained"] = {**both["trained"], "layers": {"digit": 0.75, "speaker": 1.0}}
     floor = {"digit": 0.25, "speaker": 0.5}
-    rows = {"cpc seed 0": row(0.25), "cpc seed 1": row(0.75), "hubert seed 0": both}
+    rows = {f"cpc 4 minutes seed {seed}": row(0.25 + seed / 2) for seed in range(2)}
+    rows |= {"cpc 15 minutes seed 0": row(1.0, 15.0), "hubert 4 minutes seed 0": both}
     rows["log_mel"] = {"mean": floor, "mean_and_deviation": floor, **place}
     text = table.speech_table({"rows": rows})
     assert "| log-mel, mean over time | 25.0 | - | 50.0 | - | - | - |" in text
     spread = "50.0 (25.0 to 75.0) | - | 90.0 (90.0 to 90.0) | - | 1,000 | 2 |"
-    assert f"| CPC, trained | {spread}" in text
-    assert "| HuBERT, trained | 50.0 | 75.0 | 90.0 | 100.0 | 1,000 | 1 |" in text
-    assert "4 CPU minutes" in text
+    assert f"| CPC, 4 min | {spread}" in text
+    assert f"| CPC, untrained | {spread.replace('1,000', '-')}" in text
+    assert "| CPC, 15 min | 100.0 | - | 90.0 | - | 1,000 | 1 |" in text
+    assert "| HuBERT, 4 min | 50.0 | 75.0 | 90.0 | 100.0 | 1,000 | 1 |" in text
     assert "BYOL-A" not in text
     assert table.speech_table(None) == table.NOT_RUN
