@@ -55,6 +55,7 @@ from sslzoo.commands.stop import RunTrainer, SaveAndStop, last_saved
 from sslzoo.commands.summary import summary
 from sslzoo.distributed import is_lost_rank
 from sslzoo.run_folder import RunFolder, folder_of, is_version, run_of
+from sslzoo.runs.allocation import keep_freed_memory
 from sslzoo.runs.start import start_from
 from sslzoo.sharding import FullyShard
 from sslzoo.trust import assemble, is_folder_of_shards
@@ -271,6 +272,8 @@ class SSLZooCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         check_processes(trainer)
         _say_where_bfloat16_is_slow(trainer)
+        if isinstance(trainer.accelerator, CPUAccelerator):
+            keep_freed_memory()
         return trainer
 
     def _resumed(self) -> str | None:

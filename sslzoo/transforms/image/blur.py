@@ -20,7 +20,8 @@ from sslzoo.checks import check_at_least, check_choice
 from sslzoo.random import Keys
 from sslzoo.transforms.image.layout import on_rows
 
-_BLOCK = 56  # rows of the result per product; at 224 pixels and radius 11, a quarter is multiplied
+_BLOCK = 56  # rows of the result per product of a batch; at 224 pixels, a third is multiplied
+_OWN_BLOCK = 32  # likewise, for a single sample
 _NO_WEIGHT = 1e-10  # weight of a tap that is lost in a float32 sum
 _PIL_PASSES = 3  # box passes of ImageFilter.GaussianBlur
 _PIL_ONE = 2.0**24  # the weights of a box sum to it
@@ -63,16 +64,18 @@ def gaussian_blur_(planes: Tensor, sigma: Tensor, radius: int) -> None:
 def _blur_by_samples(planes: Tensor, sigma: Tensor, radius: int) -> None:
     """Blur sample by sample, in the cache, by products with a block of a banded matrix.
 
-    Taps of negligible weight are set to 0, since denormal numbers are slow.
+    Taps of negligible weight are left out, or 0, since denormal numbers are slow.
     """
     height, width = planes.shape[2:]
     tap = torch.arange(-radius, radius + 1, dtype=torch.float64)
     kernel = (-0.5 * (tap / sigma.double()[:, None]).square()).exp()
     kernel /= kernel.sum(1, keepdim=True)
     kernel = torch.where(kernel < _NO_WEIGHT, 0, kernel).to(planes.dtype)
+    reach = max(int(kernel.any(0).sum()) // 2, 1)
+    kernel, radius = kernel[:, radius - reach : radius + reach + 1], reach
     # Row i of a block holds the kernel from column i.
-    padded = F.pad(kernel, (_BLOCK - 1, _BLOCK - 1))
-    blocks = padded.unfold(1, _BLOCK + 2 * radius, 1).flip(1).contiguous()
+    padded = F.pad(kernel, (_OWN_BLOCK - 1, _OWN_BLOCK - 1))
+    blocks = padded.unfold(1, _OWN_BLOCK + 2 * radius, 1).flip(1).contiguous()
     half = planes.new_empty(planes.shape[0], height, width)
     for sample, block in enumerate(blocks):
         image = planes[:, sample]
@@ -87,8 +90,8 @@ def _blur_by_samples(planes: Tensor, sigma: Tensor, radius: int) -> None:
 
 def _spans(length: int, radius: int) -> list[tuple[int, int, int, int]]:
     """Per block of an axis: start and stop, and the start and stop of its band."""
-    starts = range(0, length, _BLOCK)
-    ends = [min(start + _BLOCK, length) for start in starts]
+    starts = range(0, length, _OWN_BLOCK)
+    ends = [min(start + _OWN_BLOCK, length) for start in starts]
     return [
         (start, stop, max(0, start - radius), min(length, stop + radius))
         for start, stop in zip(starts, ends, strict=True)

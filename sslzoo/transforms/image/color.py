@@ -42,9 +42,7 @@ def grayscale_(planes: Tensor) -> None:
 
 def _extremes(planes: Tensor) -> tuple[Tensor, Tensor]:
     """HSV's value and chroma (value times saturation); 0 chroma for a value below 0."""
-    red, green, blue = planes
-    low = torch.minimum(torch.minimum(red, green), blue)
-    high = torch.maximum(torch.maximum(red, green), blue)
+    low, high = planes.amin(0), planes.amax(0)
     return high, torch.minimum(high - low, (high * _HUGE).clamp_min_(0))
 
 
@@ -53,8 +51,9 @@ def hue_(planes: Tensor, turns: Tensor) -> None:
 
     With m the smallest and M the largest channel, the hue from red in sixths of a turn is
     sign(g - b) (1 + (g + b - r - m) / (M - m)), whichever channel is the largest. Conversely, a
-    channel is m + (M - m) clamp(2 - d, 0, 1), with d the distance in sixths to that channel's hue.
-    For red, the distance wraps around, so it is clamp(d - 1, 0, 1) with d the distance to cyan.
+    channel is m + (M - m) clamp(2 - 6 d, 0, 1), with d the distance in turns to that channel's hue:
+    m + 2 (M - m) - 6 (M - m) clamp(d, 1/6, 1/3). For red, the distance wraps around, so it is
+    m - (M - m) + 6 (M - m) clamp(d, 1/6, 1/3) with d the distance to cyan.
 
     Args:
         planes: (3, B, H, W), changed in place.
@@ -66,12 +65,15 @@ def hue_(planes: Tensor, turns: Tensor) -> None:
     hue = torch.add(green, blue).sub_(red).sub_(low)
     scratch = chroma.clamp_min(_TINY)
     hue.div_(scratch).add_(1).copysign_(torch.sub(green, blue, out=scratch))
-    hue.mul_(1 / 6).add_(per_sample(turns + 2)).frac_().mul_(6)  # 0 to 6, from red
-    torch.sub(hue, 3, out=red).abs_().sub_(1)
-    torch.sub(hue, 2, out=green).abs_().neg_().add_(2)
-    torch.sub(hue, 4, out=blue).abs_().neg_().add_(2)
-    for plane in (red, green, blue):  # plane by plane, in the cache
-        plane.clamp_(0, 1).mul_(chroma).add_(low)
+    hue = torch.add(per_sample(turns + 2), hue, alpha=1 / 6).frac_()  # 0 to 1, from red
+    above, below = torch.add(low, chroma, alpha=2), low.sub_(chroma)
+    for plane, center, base, sign in (
+        (red, 1 / 2, below, 6),
+        (green, 1 / 3, above, -6),
+        (blue, 2 / 3, above, -6),
+    ):
+        distance = torch.sub(hue, center, out=scratch).abs_().clamp_(1 / 6, 1 / 3)
+        torch.addcmul(base, distance, chroma, value=sign, out=plane)
 
 
 def fast_hue_(planes: Tensor, turns: Tensor) -> None:
@@ -101,19 +103,23 @@ def hsv_saturation_(planes: Tensor, factor: Tensor) -> None:
     planes.sub_(high).mul_(gain).add_(high)
 
 
-def _blend(planes: Tensor, weights: Tensor, channel_mean: bool, wanted: list[bool]) -> None:
+Weight = Tensor | float | None  # (B, 1, 1), or a number for a single sample; None: unused
+
+
+def _blend(
+    planes: Tensor, scale: Weight, gray: Weight, mean: Weight, shift: Weight, channel_mean: bool
+) -> None:
     """Set x to scale * x + gray * gray_value(x) + mean * image_mean + shift, in place."""
-    scale, gray, mean, shift = weights.unbind(1)
-    offset = per_sample(shift) if wanted[_SHIFT] else None
-    if wanted[_MEAN]:
+    offset = shift
+    if mean is not None:
         means = planes.mean((2, 3))  # (3, B)
-        moved = per_sample((means if channel_mean else gray_plane(means)) * mean)
-        offset = moved if offset is None else offset + moved
-    if wanted[_GRAY]:
-        values = gray_plane(planes).mul_(per_sample(gray))
-        offset = values if offset is None else values + offset
-    if wanted[_SCALE]:
-        planes.mul_(per_sample(scale))
+        moved = per_sample(means if channel_mean else gray_plane(means)) * mean
+        offset = moved if offset is None else moved + offset
+    if gray is not None:
+        values = gray_plane(planes).mul_(gray)
+        offset = values if offset is None else values.add_(offset)
+    if scale is not None:
+        planes.mul_(scale)
     if offset is not None:
         planes.add_(offset)
 
@@ -204,16 +210,32 @@ class ColorJitter:
         require_rgb(planes, "color jitter")
         if planes.device.type != "cpu" and self.keeps_range:
             return self.turn_once(planes, coefficients)
-        wanted = self._wanted(coefficients)
-        for step in range(4):
-            weights, use = coefficients[:, step], wanted[step]
-            if any(use[:_TURNS]):
-                self._blend(planes, weights[:, :_TURNS], use)
-            if use[_TURNS]:
-                on_rows(planes, weights[:, _TURNS] != 0, self.turn, weights[:, _TURNS])
-            if use[_HSV]:
-                on_rows(planes, weights[:, _HSV] != 1, hsv_saturation_, weights[:, _HSV])
+        for step, (*blend, turns, saturation) in enumerate(self._steps(coefficients)):
+            if any(weight is not None for weight in blend):
+                self._blend(planes, *blend)
+            if turns is not None:
+                turn = coefficients[:, step, _TURNS]
+                on_rows(planes, turn != 0, self.turn, turn)
+            if saturation is not None:
+                factor = coefficients[:, step, _HSV]
+                on_rows(planes, factor != 1, hsv_saturation_, factor)
         return planes
+
+    def _steps(self, coefficients: Tensor) -> list[list[Weight]]:
+        """The weights of each step: those that are used on a CPU, all on an accelerator."""
+        if coefficients.device.type != "cpu":
+            used = [[True, not self.tensorflow, True, self.additive, True, self.tensorflow]] * 4
+        elif len(coefficients) == 1:  # as numbers, which saves a tensor for each
+            (steps,) = coefficients.tolist()
+            pairs = [zip(step, _NEUTRAL, strict=True) for step in steps]
+            return [
+                [None if value == unused else value for value, unused in each] for each in pairs
+            ]
+        else:
+            used = (coefficients != torch.tensor(_NEUTRAL)).any(0).tolist()
+        weights = [[per_sample(x) for x in step.unbind(1)] for step in coefficients.unbind(1)]
+        pairs = [zip(step, use, strict=True) for step, use in zip(weights, used, strict=True)]
+        return [[value if use else None for value, use in each] for each in pairs]
 
     def turn_once(self, planes: Tensor, coefficients: Tensor) -> Tensor:
         """As `apply`, for torchvision's exact formulas: a single rotation for all samples.
@@ -229,26 +251,25 @@ class ColorJitter:
         neutral[..., _SCALE] = 1
         before, after = torch.where(turned, neutral, blends), torch.where(turned, blends, neutral)
         after[:, 3] = blends[:, 3]
-        use = [True, True, True, self.additive]
         for weights in before[:, :3].unbind(1):
-            self._blend(planes, weights, use)
+            self._blend(planes, *self._all(weights))
         turn = turns.sum(1)
         on_rows(planes, turn != 0, self.turn, turn)
         for weights in after[:, 1:].unbind(1):
-            self._blend(planes, weights, use)
+            self._blend(planes, *self._all(weights))
         return planes
 
-    def _blend(self, planes: Tensor, weights: Tensor, use: list[bool]) -> None:
-        _blend(planes, weights, self.tensorflow, use)
+    def _all(self, weights: Tensor) -> list[Weight]:
+        """Weights (B, 4) of a blend."""
+        *used, shift = (per_sample(x) for x in weights.unbind(1))
+        return [*used, shift if self.additive else None]
+
+    def _blend(
+        self, planes: Tensor, scale: Weight, gray: Weight, mean: Weight, shift: Weight
+    ) -> None:
+        _blend(planes, scale, gray, mean, shift, self.tensorflow)
         if self.clip:  # the exact rotation and HSV's saturation stay in the range
             planes.clamp_(0, 1)
-
-    def _wanted(self, coefficients: Tensor) -> list[list[bool]]:
-        """Which columns are used in each step: read on a CPU, all on an accelerator."""
-        if coefficients.device.type == "cpu":
-            neutral = torch.tensor(_NEUTRAL)
-            return (coefficients != neutral).any(0).tolist()
-        return [[True, not self.tensorflow, True, self.additive, True, self.tensorflow]] * 4
 
 
 @final

@@ -97,16 +97,25 @@ class RandomResizedCrop:
         """Draw which samples are flipped, (B,) bool."""
         return keys.bernoulli("flip", self.flip)
 
-    def planes(self, images: Tensor, boxes: Tensor, flip: Tensor) -> Tensor:
-        """The crops as planes (C, B, S, S) in [0, 1]; arguments as in `crop_planes`."""
+    def planes(
+        self, images: Tensor, boxes: Tensor, flip: Tensor, out: Tensor | None = None
+    ) -> Tensor:
+        """The crops as planes (C, B, S, S) in [0, 1].
+
+        Args:
+            images: as in `crop_planes`, as are the next two.
+            boxes: their boxes.
+            flip: which are flipped.
+            out: memory that may be used for the planes.
+        """
         small = images.shape[2] * images.shape[3] <= 64 * 64
         if images.device.type != "cpu" or small or not self.antialias:
-            out = crop_planes(images, boxes, flip, self.size, self.interpolation, self.antialias)
-            return out.clamp_(0, 1) if self.interpolation == "bicubic" else out
-        cases = zip(images, boxes.tolist(), flip.tolist(), strict=True)
-        crops = [crop_pixels(x, b, f, self.size, self.interpolation) for x, b, f in cases]
-        out = to_planes(torch.stack(crops))
-        return out.clamp_(0, 1) if self.interpolation == "bicubic" else out
+            made = crop_planes(images, boxes, flip, self.size, self.interpolation, self.antialias)
+        else:
+            cases = zip(images, boxes.tolist(), flip.tolist(), strict=True)
+            crops = [crop_pixels(x, b, f, self.size, self.interpolation)[None] for x, b, f in cases]
+            made = to_planes(torch.cat(crops) if crops[1:] else crops[0], out)
+        return made.clamp_(0, 1) if self.interpolation == "bicubic" else made
 
     @torch.no_grad()
     def __call__(self, images: Tensor, keys: Keys) -> Tensor:

@@ -34,12 +34,18 @@ class Op(Protocol):
         """A method (planes, *draws) that changes planes (C, B, S, S) in place and returns them."""
 
 
-def to_planes(images: Tensor) -> Tensor:
-    """Copy images (B, C, H, W), uint8 or float, to planes (C, B, H, W), float32 in [0, 1]."""
+def to_planes(images: Tensor, out: Tensor | None = None) -> Tensor:
+    """Copy images (B, C, H, W), uint8 or float, to planes (C, B, H, W), float32 in [0, 1].
+
+    Args:
+        images: the images.
+        out: memory for the planes; None: new memory.
+    """
     batch, channels, height, width = images.shape
-    planes = torch.empty(channels, batch, height, width, device=images.device)
-    planes.copy_(images.transpose(0, 1))
-    return planes.mul_(1 / 255) if images.dtype == torch.uint8 else planes
+    if out is None:
+        out = torch.empty(channels, batch, height, width, device=images.device)
+    out.copy_(images.transpose(0, 1))
+    return out.mul_(1 / 255) if images.dtype == torch.uint8 else out
 
 
 def per_sample(values: Tensor) -> Tensor:
@@ -91,6 +97,10 @@ def on_rows(planes: Tensor, chosen: Tensor, change: Callable[..., None], *values
         changed = planes.clone()
         change(changed, *values)
         planes.copy_(torch.where(per_sample(chosen), changed, planes))
+        return
+    if planes.shape[1] == 1:
+        if chosen.item():
+            change(planes, *values)
         return
     rows = chosen.nonzero()[:, 0]
     if len(rows) == planes.shape[1]:

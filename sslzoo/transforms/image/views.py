@@ -155,9 +155,13 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
                 flip ^= keys.bernoulli("shared flip", self.shared_flip).repeat(len(numbers))
 
             def crop(
-                rows: slice, view: View = view, boxes: Tensor = boxes, flip: Tensor = flip
+                rows: slice,
+                out: Tensor | None,
+                view: View = view,
+                boxes: Tensor = boxes,
+                flip: Tensor = flip,
             ) -> Tensor:
-                return view.crop.planes(_wrapped(images, rows), boxes[rows], flip[rows])
+                return view.crop.planes(_wrapped(images, rows), boxes[rows], flip[rows], out)
 
             results += _finish(view, images, drawn, len(numbers), crop)
         return self._cut(results)
@@ -221,13 +225,12 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         for view, numbers in self._groups():
             parts = crops[numbers.start : numbers.stop]
 
-            def crop(rows: slice, parts: list[Tensor] = parts) -> Tensor:
+            def crop(rows: slice, out: Tensor | None, parts: list[Tensor] = parts) -> Tensor:
                 number = rows.start // max(1, batch)
                 if rows.stop - rows.start > batch:
-                    return to_planes(torch.cat(parts[number : rows.stop // batch]))
-                return to_planes(
-                    parts[number][rows.start - number * batch :][: rows.stop - rows.start]
-                )
+                    return to_planes(torch.cat(parts[number : rows.stop // batch]), out)
+                own = parts[number][rows.start - number * batch :][: rows.stop - rows.start]
+                return to_planes(own, out)
 
             drawn = own.rows(slice(numbers.start * batch, numbers.stop * batch))
             results += _finish(view, parts[0], drawn, len(parts), crop)
@@ -297,7 +300,11 @@ def _wrapped(images: Tensor, rows: slice) -> Tensor:
 
 
 def _finish(
-    view: View, images: Tensor, keys: Keys, number: int, crop: Callable[[slice], Tensor]
+    view: View,
+    images: Tensor,
+    keys: Keys,
+    number: int,
+    crop: Callable[[slice, Tensor | None], Tensor],
 ) -> list[Tensor]:
     """Make equal views chunk by chunk, so that intermediates stay in a CPU's cache.
 
@@ -306,7 +313,7 @@ def _finish(
         images: (B, C, ...) images of one view.
         keys: keys of all these views, view by view.
         number: number of these views.
-        crop: makes the planes of a slice of the number * B rows.
+        crop: makes the planes of a slice of the number * B rows, in the given memory if it may.
     """
     batch, channels = images.shape[:2]
     size = view.size
@@ -317,11 +324,17 @@ def _finish(
     step = chunk_rows(channels * size * size, widest, batch, number, images.device)
 
     with torch.autocast(images.device.type, enabled=False):
-        for rows in _chunks(number, batch, step):
-            planes = crop(rows)
-            for op, drawn in zip(view.ops, draws, strict=True):
-                planes = op.apply(planes, *(values[rows] for values in drawn))
-            flat[rows] = planes.transpose(0, 1)
+        chunks = _chunks(number, batch, step)
+        sizes = [rows.stop - rows.start for rows in chunks]
+        split = [[list(values.split(sizes)) for values in drawn] for drawn in draws]
+        for i, rows in enumerate(chunks):
+            made = flat[rows].transpose(0, 1)
+            # A single sample's planes lie as its image does, and are changed in place.
+            planes = crop(rows, made if step == 1 and size == view.crop.size else None)
+            for op, drawn in zip(view.ops, split, strict=True):
+                planes = op.apply(planes, *(values[i] for values in drawn))
+            if planes is not made:
+                made.copy_(planes)
     return list(out)
 
 
