@@ -214,6 +214,25 @@ def _step(name: str, note: str, ours: bool, theirs: bool, targets: tuple[float, 
 TRAIN = {"count": 50_000, "batch": 256, "steps": 3}
 TRAIN_SMOKE = {"count": 256, "batch": 16, "steps": 2}
 
+
+def _end_to_end(
+    suffix: str, note: str, options: dict[str, Any], targets: tuple[float, float]
+) -> Row:
+    return Row(
+        name=f"end_to_end{suffix}",
+        work=f"SimCLR end to end, small net, Lightning Trainer, {note}",
+        ours="train_ours:fit",
+        peers=(Peer("lightly", "train_lightly:fit", *targets, "lightly", {"workers": 2}),),
+        unit="sample",
+        threads=2,
+        options=TRAIN | options,
+        smoke=TRAIN_SMOKE,
+        tolerance={"parameters": 0.0},
+        budget=150.0,
+        by_default=not suffix,  # without AMX the two rows are one
+    )
+
+
 ROWS = (
     _views(32, 1, "peers"),
     _views(32, 1, "paper"),
@@ -246,18 +265,8 @@ ROWS = (
         smoke={"net": "resnet18", "calls": 1},
         tolerance={"parameters": 0.0, "mean": 1e-6},
     ),
-    Row(
-        name="end_to_end",
-        work="SimCLR end to end, small net, Lightning Trainer",
-        ours="train_ours:fit",
-        peers=(Peer("lightly", "train_lightly:fit", 2.5, 4.0, "lightly", {"workers": 2}),),
-        unit="sample",
-        threads=2,
-        options=TRAIN,
-        smoke=TRAIN_SMOKE,
-        tolerance={"parameters": 0.0},
-        budget=150.0,
-    ),
+    _end_to_end("", "own defaults", {}, (2.5, 4.0)),
+    _end_to_end("_fp32", "both float32", {"precision": "32-true"}, (1.5, 2.0)),
     _step("resnet18", "defaults", True, False, (1.8, 2.3)),
     _step("resnet18_fp32", "both float32", False, False, (1.0, 1.1)),
     _step("resnet18_bf16", "both bf16 autocast", True, True, (1.0, 1.1)),

@@ -91,7 +91,13 @@ class SimCLR(pytorch_lightning.LightningModule):
 
 
 def fit(
-    rounds: Rounds, count: int, batch: int, steps: int, workers: int, device: str = "cpu"
+    rounds: Rounds,
+    count: int,
+    batch: int,
+    steps: int,
+    workers: int,
+    device: str = "cpu",
+    precision: str = "32-true",
 ) -> None:
     pytorch_lightning.seed_everything(0)
     loader = torch.utils.data.DataLoader(
@@ -110,6 +116,7 @@ def fit(
             accelerator=device,
             devices=1,
             max_epochs=10,
+            precision=precision,
             callbacks=[pacing],
             default_root_dir=folder,
             enable_checkpointing=False,

@@ -16,11 +16,13 @@ from benchmarks.sides.same import fill, images, pace, step_views
 from sslzoo.backbones import SmallResNet, cifar_resnet, timm_backbone
 from sslzoo.batch import Batch
 from sslzoo.callbacks.progress import ProgressBar
+from sslzoo.commands.precision import best_precision
 from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
 from sslzoo.data.image.image_set import ArrayImages
 from sslzoo.heads import simclr_projector
 from sslzoo.methods import SimCLR
 from sslzoo.optim import RunLength, ScheduleLR, WarmupCosine
+from sslzoo.runs.allocation import keep_freed_memory
 from sslzoo.transforms import EvalView, simclr_views
 
 EPOCHS = 10
@@ -51,8 +53,16 @@ def _small_simclr() -> SimCLR:
     return method
 
 
-def fit(rounds: Rounds, count: int, batch: int, steps: int, device: str = "cpu") -> None:
-    """A Trainer in bf16-mixed with the progress bar and the CSV log that the command has."""
+def fit(
+    rounds: Rounds,
+    count: int,
+    batch: int,
+    steps: int,
+    device: str = "cpu",
+    precision: str | None = None,
+) -> None:
+    """A Trainer with the precision, the progress bar and the CSV log that the command has."""
+    keep_freed_memory()  # as the command does
     seed_everything(0)
     method = _small_simclr()
     size = sum(p.numel() for p in method.backbone.parameters())
@@ -62,7 +72,7 @@ def fit(rounds: Rounds, count: int, batch: int, steps: int, device: str = "cpu")
             accelerator=device,
             devices=1,
             max_epochs=EPOCHS,
-            precision="bf16-mixed",
+            precision=precision or best_precision(device)[0],
             log_every_n_steps=20,
             logger=CSVLogger(folder),
             callbacks=[ProgressBar(), pacing],
@@ -74,6 +84,8 @@ def fit(rounds: Rounds, count: int, batch: int, steps: int, device: str = "cpu")
 
 def plain_loop(rounds: Rounds, count: int, batch: int, steps: int, device: str = "cpu") -> None:
     """The step of `fit` without Lightning: same batches, views, loss, optimizer, precision."""
+    keep_freed_memory()
+    bf16 = best_precision(device)[0].startswith("bf16")
     seed_everything(0)
     method = _small_simclr().to(device)
     data = Pictures(count, batch)
@@ -89,7 +101,7 @@ def plain_loop(rounds: Rounds, count: int, batch: int, steps: int, device: str =
         loader.sampler.set_epoch(epoch)
         for raw in loader:
             views = data.train_views(_moved(raw, device), epoch)
-            with torch.autocast(device, torch.bfloat16):
+            with torch.autocast(device, torch.bfloat16, enabled=bf16):
                 loss = torch.stack(list(method.losses(views).values())).sum()
             optimizer.zero_grad()
             loss.backward()

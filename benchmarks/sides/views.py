@@ -1,7 +1,8 @@
 """Views: SimCLR's two views of an image, by sslzoo, lightly and kornia.
 
-`family="peers"` is the distribution that lightly and kornia draw from (bilinear crop,
-multiplicative brightness, ImageNet normalization); "paper" is sslzoo's default, SimCLR's own.
+`family="peers"` is the distribution that lightly and kornia draw from (bilinear crop, torchvision's
+jitter, ImageNet normalization); "paper" is sslzoo's default, SimCLR's own. Ours keeps freed memory,
+as `sslzoo fit` does.
 """
 
 from __future__ import annotations
@@ -32,19 +33,25 @@ def ours(
     device: str = "cpu",
 ) -> None:
     from sslzoo.random import sample_keys
+    from sslzoo.runs.allocation import keep_freed_memory
     from sslzoo.transforms import simclr_views
+    from sslzoo.transforms.image.blur import GaussianBlur
+    from sslzoo.transforms.image.color import ColorJitter, Grayscale
+    from sslzoo.transforms.image.crop import RandomResizedCrop
+    from sslzoo.transforms.image.layout import Op
+    from sslzoo.transforms.image.normalize import normalize_ops
+    from sslzoo.transforms.image.views import View, Views
 
+    keep_freed_memory()
     blur = size > 64
     if family == "paper":
         views = simclr_views(size, strength(size), blur)
     else:
-        views = simclr_views(
-            *(size, strength(size), blur),
-            brightness="multiplicative",
-            interpolation="bilinear",
-            mean=MEAN,
-            std=STD,
-        )
+        s = strength(size)
+        jitter = ColorJitter(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s, 0.8, "torchvision")
+        ops: list[Op] = [jitter, Grayscale(0.2), *[GaussianBlur(0.5)] * blur]
+        crop = RandomResizedCrop(size, (0.08, 1.0), interpolation="bilinear")
+        views = Views([View(crop, [*ops, *normalize_ops(MEAN, STD)])] * 2)
     x = images(count, source).to(device)
 
     def work() -> dict[str, Any]:
