@@ -78,6 +78,30 @@ def _where(result: Result) -> str:
     return f"commit {result['commit'][:12]}, {_place(result)}, torch {ours['torch']}{against}"
 
 
+def steps_table(results: Result | None) -> str:
+    """Shares of a step's time, and the bounds of its arithmetic."""
+    if results is None:
+        return NOT_RUN
+    nets = [row for name, row in results.items() if name != "versions"]
+    kinds = list(dict.fromkeys(kind for row in nets for kind in row["shares"]))
+    titles = ["net", "samples/s", "step", "arithmetic", "convolutions alone", *kinds]
+    lines = _head(titles)
+    for name, row in results.items():
+        if name == "versions":
+            continue
+        times = [row["step_seconds"], row["product_bound_seconds"]]
+        times.append(row["convolutions_alone_seconds"])
+        shares = [f"{100 * row['shares'].get(kind, 0):.0f} %" for kind in kinds]
+        cells = [f"{row['samples_per_second']:.0f}", *(f"{1e3 * x:,.0f} ms" for x in times)]
+        lines.append(_line([name.replace("_", " "), *cells, *shares]))
+    notes = {
+        f"- a matrix product reaches {row['product_gflops']:.0f} GFLOPS on {row['threads']} "
+        f"threads; {_place(row)}, commit {row['commit'][:12]}"
+        for row in nets
+    }
+    return "\n".join([*lines, "", *sorted(notes)])
+
+
 def quality_table(results: list[Result]) -> str:
     """The accuracies of the trained encoders beside their floors."""
     if not results:
@@ -681,7 +705,9 @@ def render(readme: str, results: Path) -> str:
     )
     tables = {
         "speed": speed_table(read("speed.json") or {}),
+        "speed-avx2": speed_table(read("speed_avx2.json") or {}),
         "speed-cuda": speed_table(read("speed_cuda.json") or {}),
+        "steps": steps_table(read("step_profile.json")),
         "quality": quality_table(quality),
         "short-quality": short_quality_table(quality),
         "studies": studies_table(studies),

@@ -7,7 +7,7 @@ forward a view, SimCLRProjectionHead, NTXentLoss, pytorch_lightning's Trainer in
 from __future__ import annotations
 
 import tempfile
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning
 import torch
@@ -116,7 +116,7 @@ def fit(
             accelerator=device,
             devices=1,
             max_epochs=10,
-            precision=precision,
+            precision=cast(Any, precision),
             callbacks=[pacing],
             default_root_dir=folder,
             enable_checkpointing=False,

@@ -72,7 +72,7 @@ def fit(
             accelerator=device,
             devices=1,
             max_epochs=EPOCHS,
-            precision=precision or best_precision(device)[0],
+            precision=cast(Any, precision or best_precision(device)[0]),
             log_every_n_steps=20,
             logger=CSVLogger(folder),
             callbacks=[ProgressBar(), pacing],
