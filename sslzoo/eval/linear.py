@@ -7,7 +7,7 @@ Shapes: n samples, D width, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -37,22 +37,73 @@ def standardize(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     return by_train(train), by_train(test)
 
 
-def _fit(
-    x: Tensor, labels: Tensor, num_classes: int, l2: float, start: Tensor, max_steps: int
+def regress(
+    train: Tensor,
+    labels: Tensor,
+    test: Tensor,
+    num_classes: int,
+    l2: Sequence[float],
+    max_steps: int,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    quality: Callable[[Tensor, Tensor], float],
 ) -> Tensor:
-    """Minimize mean cross-entropy + l2 / 2 * |W|^2 over W (D, C) and a free bias.
+    """Logits of the test set by a regression on standardized features.
+
+    If there are several L2 weights, the best on every fifth training sample, held out, is chosen
+    (the larger of tied ones); the regression is then fitted to the whole training set.
 
     Args:
-        x: (n, D) standardized.
-        labels: (n,) int64.
+        train: (n, D).
+        labels: (n,) classes, or (n, C) with 1 for each class that a sample has.
+        test: (m, D).
         num_classes: C.
-        l2: weight of the penalty.
-        start: (D + 1, C) initial weights; the last row is the bias.
-        max_steps: L-BFGS steps.
+        l2: weights of |W|^2 / 2 beside the loss.
+        max_steps: L-BFGS steps per fit.
+        loss: of logits and labels.
+        quality: of logits and labels, by which the weight is chosen.
 
     Returns:
-        (D + 1, C).
+        (m, C).
     """
+    train, test = train.float(), test.float()
+    weights = sorted(l2, reverse=True)
+    check_at_least("the number of L2 weights", len(weights), 1)
+    with torch.enable_grad(), torch.autocast(train.device.type, enabled=False):
+        best, most = weights[0], -1.0
+        start = zeros = train.new_zeros(train.shape[1] + 1, num_classes)
+        if len(weights) > 1 and len(train) >= 2 * EVERY:
+            held = _held_out(labels)
+            x, x_held = standardize(train[~held], train[held])
+            for weight in weights:  # from strong to weak, each fit starting from the last solution
+                start = _fit(x, labels[~held], weight, start, max_steps, loss)
+                found = quality(_logits(x_held, start), labels[held])
+                if found > most:
+                    best, most = weight, found
+        x, asked = standardize(train, test)
+        return _logits(asked, _fit(x, labels, best, zeros, max_steps, loss))
+
+
+def _held_out(labels: Tensor) -> Tensor:
+    """Mask of every fifth sample in the order of the classes (of the first one, if several)."""
+    key = labels if labels.ndim == 1 else (labels > 0).int().argmax(1)
+    position = torch.empty_like(key)
+    position[key.argsort(stable=True)] = torch.arange(len(key), device=key.device)
+    return position % EVERY == EVERY - 1
+
+
+def _logits(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.addmm(weight[-1], x, weight[:-1])
+
+
+def _fit(
+    x: Tensor,
+    labels: Tensor,
+    l2: float,
+    start: Tensor,
+    max_steps: int,
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Minimize loss + l2 / 2 * |W|^2 over W (D, C) and a free bias, the last row. (D + 1, C)."""
     weight = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [weight],
@@ -65,18 +116,16 @@ def _fit(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        logits = torch.addmm(weight[-1], x, weight[:-1])
-        loss = F.cross_entropy(logits, labels) + 0.5 * l2 * weight[:-1].square().sum()
-        loss.backward()
-        return loss
+        value = loss(_logits(x, weight), labels) + 0.5 * l2 * weight[:-1].square().sum()
+        value.backward()
+        return value
 
     optimizer.step(closure)  # type: ignore[arg-type]
     return weight.detach()
 
 
-def _accuracy(x: Tensor, labels: Tensor, weight: Tensor) -> float:
-    predicted = torch.addmm(weight[-1], x, weight[:-1]).argmax(1)
-    return (predicted == labels).double().mean().item()
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return (logits.argmax(1) == labels).double().mean().item()
 
 
 def checked_labels(name: str, features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -121,37 +170,6 @@ def linear_probe(
     """
     train_labels = checked_labels("linear probe, training set", train, train_labels, num_classes)
     test_labels = checked_labels("linear probe, test set", test, test_labels, num_classes)
-    train, test = train.float(), test.float()
-    weights = sorted([l2] if isinstance(l2, (int, float)) else l2, reverse=True)
-    start = train.new_zeros(train.shape[1] + 1, num_classes)
-    with torch.enable_grad(), torch.autocast(train.device.type, enabled=False):
-        best = weights[0]
-        if len(weights) > 1 and len(train) >= 2 * EVERY:
-            best = _choose(train, train_labels, num_classes, weights, start, max_steps)
-        x, asked = standardize(train, test)
-        weight = _fit(x, train_labels, num_classes, best, start, max_steps)
-    return _accuracy(asked, test_labels, weight)
-
-
-def _choose(
-    features: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    weights: list[float],
-    start: Tensor,
-    max_steps: int,
-) -> float:
-    """Choose the L2 weight from a descending list by accuracy on the held-out fifth."""
-    # Every fifth sample in class order, so that sorted data is split evenly too.
-    position = torch.empty_like(labels)
-    position[labels.argsort(stable=True)] = torch.arange(len(labels), device=labels.device)
-    held = position % EVERY == EVERY - 1
-    kept, kept_labels = features[~held], labels[~held]
-    x, x_held = standardize(kept, features[held])
-    best, best_accuracy = weights[0], -1.0
-    for l2 in weights:  # from strong to weak, each fit starting from the last solution
-        start = _fit(x, kept_labels, num_classes, l2, start, max_steps)
-        accuracy = _accuracy(x_held, labels[held], start)
-        if accuracy > best_accuracy:
-            best, best_accuracy = l2, accuracy
-    return best
+    weights = [l2] if isinstance(l2, (int, float)) else l2
+    given = train, train_labels, test, num_classes, weights, max_steps
+    return _accuracy(regress(*given, F.cross_entropy, _accuracy), test_labels)

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from sslzoo.eval.linear import _fit, _Standardize, linear_probe
 
@@ -27,7 +28,7 @@ def test_weights_equal_scikit_learns():
     x = _Standardize(x)(x)
     l2 = 1e-2
     start = torch.zeros(11, 4)
-    ours = _fit(x, y, 4, l2, start, 200)
+    ours = _fit(x, y, l2, start, 200, F.cross_entropy)
     theirs = linear_model.LogisticRegression(C=1 / (l2 * len(x)), tol=1e-8, max_iter=2000)
     theirs.fit(x.numpy(), y.numpy())
     torch.testing.assert_close(

@@ -15,14 +15,13 @@ Shapes: n training and m test samples, D width, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslzoo.checks import check_at_least
-from sslzoo.eval.linear import EVERY, checked_labels, standardize
+from sslzoo.eval.linear import checked_labels, regress
 from sslzoo.eval.protocols.accuracy import mean_average_precision, top_k
 
 SWEEP = tuple(10 ** (-6 + 11 * i / 44) for i in range(45))  # SimCLR, appendix B.8.1
@@ -54,32 +53,13 @@ def logistic_scores(
     Raises:
         ValueError: labels that do not fit the features or classes; NaN or infinity.
     """
-    several = train_labels.ndim == 2
-    if several:
+    given = test, num_classes, l2, max_steps
+    if train_labels.ndim == 2:
         _check_several(train, train_labels, num_classes)
         labels = train_labels.to(train.device, torch.int64)
-    else:
-        labels = checked_labels("logistic regression", train, train_labels, num_classes)
-    weights = sorted(l2, reverse=True)
-    check_at_least("the number of L2 weights", len(weights), 1)
-    loss: Callable[[Tensor, Tensor], Tensor] = _binary if several else F.cross_entropy
-    quality: Callable[[Tensor, Tensor], float] = mean_average_precision if several else top_k
-    train, test = train.float(), test.float()
-    with torch.enable_grad(), torch.autocast(train.device.type, enabled=False):
-        best = weights[0]
-        if len(weights) > 1 and len(train) >= 2 * EVERY:
-            held = _held_out(labels)
-            x, x_held = standardize(train[~held], train[held])
-            start = x.new_zeros(x.shape[1] + 1, num_classes)
-            most = -1.0
-            for weight in weights:  # from strong to weak, each fit starting from the last solution
-                start = _fit(x, labels[~held], weight, start, max_steps, loss)
-                found = quality(_logits(x_held, start), labels[held])
-                if found > most:
-                    best, most = weight, found
-        x, asked = standardize(train, test)
-        zeros = x.new_zeros(x.shape[1] + 1, num_classes)
-        return _logits(asked, _fit(x, labels, best, zeros, max_steps, loss)).detach()
+        return regress(train, labels, *given, _binary, mean_average_precision)
+    labels = checked_labels("logistic regression", train, train_labels, num_classes)
+    return regress(train, labels, *given, F.cross_entropy, top_k)
 
 
 def _check_several(train: Tensor, labels: Tensor, num_classes: int) -> None:
@@ -91,18 +71,6 @@ def _check_several(train: Tensor, labels: Tensor, num_classes: int) -> None:
         raise ValueError("features must be finite, got NaN or infinity")
 
 
-def _held_out(labels: Tensor) -> Tensor:
-    """Mask of every fifth sample, in the order of the classes (of the first one, if several)."""
-    key = labels if labels.ndim == 1 else (labels > 0).int().argmax(1)
-    position = torch.empty_like(key)
-    position[key.argsort(stable=True)] = torch.arange(len(key), device=key.device)
-    return position % EVERY == EVERY - 1
-
-
-def _logits(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.addmm(weight[-1], x, weight[:-1])
-
-
 def _binary(logits: Tensor, labels: Tensor) -> Tensor:
     """Sum over classes of the mean binary cross-entropy over each class's counted samples."""
     counted = (labels >= 0).to(logits)
@@ -110,32 +78,3 @@ def _binary(logits: Tensor, labels: Tensor) -> Tensor:
         logits, (labels > 0).to(logits), weight=counted, reduction="none"
     )
     return (each.sum(0) / counted.sum(0).clamp_min(1)).sum()
-
-
-def _fit(
-    x: Tensor,
-    labels: Tensor,
-    l2: float,
-    start: Tensor,
-    max_steps: int,
-    loss: Callable[[Tensor, Tensor], Tensor],
-) -> Tensor:
-    """Minimize loss + l2 / 2 * |W|^2 over W (D, C) and a free bias, the last row."""
-    weight = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [weight],
-        max_iter=max_steps,
-        tolerance_grad=1e-5,
-        tolerance_change=1e-9,
-        history_size=10,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = loss(_logits(x, weight), labels) + 0.5 * l2 * weight[:-1].square().sum()
-        value.backward()
-        return value
-
-    optimizer.step(closure)  # type: ignore[arg-type]
-    return weight.detach()
