@@ -51,9 +51,8 @@ def hue_(planes: Tensor, turns: Tensor) -> None:
 
     With m the smallest and M the largest channel, the hue from red in sixths of a turn is
     sign(g - b) (1 + (g + b - r - m) / (M - m)), whichever channel is the largest. Conversely, a
-    channel is m + (M - m) clamp(2 - 6 d, 0, 1), with d the distance in turns to that channel's hue:
-    m + 2 (M - m) - 6 (M - m) clamp(d, 1/6, 1/3). For red, the distance wraps around, so it is
-    m - (M - m) + 6 (M - m) clamp(d, 1/6, 1/3) with d the distance to cyan.
+    channel is m + 6 (M - m) clamp(1/3 - d, 0, 1/6), with d the distance in turns to that channel's
+    hue. For red, the distance wraps around, so it is clamp(d - 1/6, 0, 1/6) with d that to cyan.
 
     Args:
         planes: (3, B, H, W), changed in place.
@@ -66,14 +65,11 @@ def hue_(planes: Tensor, turns: Tensor) -> None:
     scratch = chroma.clamp_min(_TINY)
     hue.div_(scratch).add_(1).copysign_(torch.sub(green, blue, out=scratch))
     hue = torch.add(per_sample(turns + 2), hue, alpha=1 / 6).frac_()  # 0 to 1, from red
-    above, below = torch.add(low, chroma, alpha=2), low.sub_(chroma)
-    for plane, center, base, sign in (
-        (red, 1 / 2, below, 6),
-        (green, 1 / 3, above, -6),
-        (blue, 2 / 3, above, -6),
-    ):
-        distance = torch.sub(hue, center, out=scratch).abs_().clamp_(1 / 6, 1 / 3)
-        torch.addcmul(base, distance, chroma, value=sign, out=plane)
+    torch.sub(hue, 1 / 2, out=red).abs_().sub_(1 / 6)
+    torch.sub(hue, 1 / 3, out=green).abs_().neg_().add_(1 / 3)
+    torch.sub(hue, 2 / 3, out=blue).abs_().neg_().add_(1 / 3)
+    for plane in (red, green, blue):  # plane by plane, in the cache
+        torch.addcmul(low, plane.clamp_(0, 1 / 6), chroma, value=6, out=plane)
 
 
 def fast_hue_(planes: Tensor, turns: Tensor) -> None:
