@@ -271,9 +271,7 @@ class SSLZooCLI(LightningCLI):
         kwargs["callbacks"] = [*callbacks, self.resumed, KeepMetrics(), self.stop]
         trainer = super().instantiate_trainer(**kwargs)
         check_processes(trainer)
-        _say_where_bfloat16_is_slow(trainer)
-        if isinstance(trainer.accelerator, CPUAccelerator):
-            keep_freed_memory()
+        _prepare_cpu(trainer)
         return trainer
 
     def _resumed(self) -> str | None:
@@ -385,10 +383,12 @@ class SSLZooCLI(LightningCLI):
         self.trainer.predict(**{**kwargs, "return_predictions": False})
 
 
-def _say_where_bfloat16_is_slow(trainer: Trainer) -> None:
-    """Warn on processors without AMX, where bfloat16 is slower than float32."""
-    bfloat16 = str(trainer.precision).startswith("bf16")
-    if bfloat16 and not has_amx() and isinstance(trainer.accelerator, CPUAccelerator):
+def _prepare_cpu(trainer: Trainer) -> None:
+    """On a CPU, keep freed memory, and say where bfloat16 is slower than float32 (without AMX)."""
+    if not isinstance(trainer.accelerator, CPUAccelerator):
+        return
+    keep_freed_memory()
+    if str(trainer.precision).startswith("bf16") and not has_amx():
         rank_zero_info(
             f"this processor has no AMX for precision {trainer.precision}; "
             "--trainer.precision=auto is faster"

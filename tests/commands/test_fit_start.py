@@ -54,16 +54,19 @@ def test_the_module_is_the_command() -> None:
     ("precision", "amx", "said"),
     [("bf16-mixed", False, True), ("bf16-mixed", True, False), ("32-true", False, False)],
 )
-def test_bfloat16_without_instructions_for_it_is_named(
+def test_a_cpu_keeps_freed_memory_and_bfloat16_without_its_instructions_is_named(
     precision: Any, amx: bool, said: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit, "has_amx", lambda: amx)
     told: list[str] = []
+    kept: list[bool] = []
     monkeypatch.setattr(fit, "rank_zero_info", told.append)
-    fit._say_where_bfloat16_is_slow(
+    monkeypatch.setattr(fit, "keep_freed_memory", lambda: kept.append(True))
+    fit._prepare_cpu(
         Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False)
     )
     assert bool(told) == said
+    assert kept == [True]
     assert all("--trainer.precision=auto" in text for text in told)
 
 
