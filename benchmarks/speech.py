@@ -244,7 +244,7 @@ def kept(
             "method": config["model"]["class_path"],
             "data": "FSDD",
             "seeds": [seed],
-            "extra": [f"{about['steps']} steps"],
+            "extra": ["--trainer.max_epochs=-1", f"--trainer.max_steps={about['steps']}"],
             "protocol": protocol,
         },
         (preprocessing, metadata),
