@@ -82,10 +82,15 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
     """Where and when: commit, processor, GPU if there is one in play, load, date."""
     info = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
+    flags = next((line.split() for line in info if line.startswith("flags")), [])
+    widest = next(
+        (flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in flags), ""
+    )
     held = os.environ.get("ATEN_CPU_CAPABILITY")
     return {
         "commit": commit(),
         "cpu": (names[0] if names else "unknown") + (f" held to {held.upper()}" if held else ""),
+        "widest": widest,
         "cores": os.cpu_count(),
         **(gpu() if device == "cuda" else {}),
         "load_before": round(os.getloadavg()[0], 2),
