@@ -107,13 +107,15 @@ def quality_table(results: list[Result]) -> str:
     if not results:
         return NOT_RUN
     titles = ["run", "data", "epochs", "minutes", "CPU minutes", "peak memory", "kNN"]
-    titles.append("kNN of the fp16 file")
+    titles += ["kNN of the fp16 file", "linear probe of it"]
     floors = ["untrained net", "pixels", "normalized pixels"]
     lines = _head([*titles, *floors, "seeds", "config", "commit"])
     for result in results:
         scores = [
             f"**{result['knn_top1']:.4f}**",
-            *(f"{result[k]:.4f}" for k in ("knn_top1_float16", "untrained_knn_top1")),
+            f"{result['knn_top1_float16']:.4f}",
+            f"{result['linear_top1']:.4f}" if "linear_top1" in result else "-",
+            f"{result['untrained_knn_top1']:.4f}",
             f"{result['raw_pixels_knn_top1']:.4f}",
             f"{result['normalized_pixels_knn_top1']:.4f}",
         ]
