@@ -2,11 +2,13 @@
 
     python -m benchmarks.step_profile [--threads 2]
 
-A step of SimCLR in float32 is run and profiled: views, forward, loss, backward and AdamW's step of
-the small net (configs/simclr/folder_small_10ep, batch 256), and forward to SGD's step of ResNet-18
+A step of SimCLR in float32 is run and profiled: views, forward with the loss, backward and AdamW's
+step of the small net (configs/simclr/folder_small_10ep, batch 256), and forward to SGD's step of ResNet-18
 at 32 pixels on given views (batch 32). Beside it stand the floating-point operations of its
 convolutions and products, what the processor reaches in a large matrix product, and the time of the
-convolutions alone: each layer's forward and backward in a loop of its own, on warm caches.
+convolutions alone: each layer's forward and backward in a loop of its own, on warm caches. First of
+all, steps are timed as glibc has it, returning freed memory to the system, and their page faults
+counted; everything else is with `keep_freed_memory`, as in `sslzoo fit`.
 
 The shares go to benchmarks/results/step_profile.json, and the stacks of operations with their own
 microseconds per step to benchmarks/results/step_profile_<net>.folded, which flamegraph.pl and
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -51,7 +54,6 @@ KINDS = {  # the first that a stack has
     "batch norm": ("batch_norm", "BatchNorm"),
     "products": ("aten::mm", "aten::addmm", "aten::bmm"),
     "pointwise": ("relu", "threshold", "Relu", "aten::add", "AddBackward"),
-    "loss": ("loss",),
 }
 
 
@@ -140,6 +142,19 @@ def _both(conv: nn.Conv2d, x: Tensor, gradient: Tensor) -> None:
     conv(x).backward(gradient)
 
 
+def steady(step: Callable[[int], None]) -> dict[str, float]:
+    """Seconds and page faults of a step, and the process's largest size so far."""
+    step(0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    time_of_a_step = seconds(partial(step, 1))
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "step_seconds": time_of_a_step,
+        "page_faults": (after.ru_minflt - before) / (STEPS + 1),
+        "peak_mib": after.ru_maxrss / 1024,
+    }
+
+
 def stacks(step: Callable[[int], None]) -> Counter[str]:
     """Own microseconds of each stack of operations, per step."""
     with profile(activities=[ProfilerActivity.CPU]) as found:
@@ -166,7 +181,8 @@ def measure(net: str, folder: Path) -> dict[str, Any]:
     with FlopCounterMode(display=False) as counter:
         step(0)
     gflop = counter.get_total_flops() / 1e9
-    whole, alone = seconds(partial(step, 1)), convolutions_alone(step)
+    kept, alone = steady(step), convolutions_alone(step)
+    whole = kept["step_seconds"]
     own = stacks(step)
     lines = [f"{stack} {round(us)}" for stack, us in sorted(own.items()) if us >= 1]
     (folder / f"step_profile_{net}.folded").write_text("\n".join(lines) + "\n")
@@ -176,7 +192,7 @@ def measure(net: str, folder: Path) -> dict[str, Any]:
     total = sum(kinds.values())
     gflops = product_gflops()
     return {
-        "step_seconds": whole,
+        **kept,
         "samples_per_second": BATCH[net] / whole,
         "gflop": gflop,
         "product_gflops": gflops,
@@ -193,11 +209,13 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=RESULTS)
     given = parser.parse_args(args)
     torch.set_num_threads(given.threads)
+    returned = {net: steady(NETS[net]()) for net in given.nets}
     keep_freed_memory()
     file = given.folder / "step_profile.json"
     kept = json.loads(file.read_text()) if file.exists() else {}
     for net in given.nets:
-        kept[net] = {**measure(net, given.folder), "threads": given.threads, **provenance("cpu")}
+        about = {"threads": given.threads, **provenance("cpu")}
+        kept[net] = {**measure(net, given.folder), "memory_returned": returned[net], **about}
         print(net, json.dumps(kept[net], indent=1), flush=True)
     kept["versions"] = versions()
     file.write_text(json.dumps(kept, indent=1) + "\n")

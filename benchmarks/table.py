@@ -82,22 +82,23 @@ def steps_table(results: Result | None) -> str:
     """Shares of a step's time, and the bounds of its arithmetic."""
     if results is None:
         return NOT_RUN
-    nets = [row for name, row in results.items() if name != "versions"]
-    kinds = list(dict.fromkeys(kind for row in nets for kind in row["shares"]))
-    titles = ["net", "samples/s", "step", "arithmetic", "convolutions alone", *kinds]
-    lines = _head(titles)
-    for name, row in results.items():
-        if name == "versions":
-            continue
-        times = [row["step_seconds"], row["product_bound_seconds"]]
-        times.append(row["convolutions_alone_seconds"])
+    nets = {name: row for name, row in results.items() if name != "versions"}
+    kinds = list(dict.fromkeys(kind for row in nets.values() for kind in row["shares"]))
+    titles = ["net", "samples/s", "step", "memory returned", "page faults", "arithmetic"]
+    lines = _head([*titles, "convolutions alone", *kinds])
+    for name, row in nets.items():
         shares = [f"{100 * row['shares'].get(kind, 0):.0f} %" for kind in kinds]
-        cells = [f"{row['samples_per_second']:.0f}", *(f"{1e3 * x:,.0f} ms" for x in times)]
-        lines.append(_line([name.replace("_", " "), *cells, *shares]))
+        returned = row["memory_returned"]
+        times = [row["step_seconds"], returned["step_seconds"]]
+        times += [row["product_bound_seconds"], row["convolutions_alone_seconds"]]
+        step, before, *bounds = (f"{1e3 * x:,.0f} ms" for x in times)
+        faults = f"{row['page_faults']:,.0f}, were {returned['page_faults']:,.0f}"
+        rate = f"{row['samples_per_second']:.0f}"
+        lines.append(_line([name.replace("_", " "), rate, step, before, faults, *bounds, *shares]))
     notes = {
         f"- a matrix product reaches {row['product_gflops']:.0f} GFLOPS on {row['threads']} "
         f"threads; {_place(row)}, commit {row['commit'][:12]}"
-        for row in nets
+        for row in nets.values()
     }
     return "\n".join([*lines, "", *sorted(notes)])
 
@@ -146,7 +147,8 @@ def epochs(result: Result) -> str:
 
 
 def _place(result: Result) -> str:
-    where = f"{result['cpu']}, {result['cores']} cores"
+    widest = f" ({result['widest']})" if result.get("widest") else ""
+    where = f"{result['cpu']}{widest}, {result['cores']} cores"
     return f"{result['gpu']}, CUDA {result['cuda']}, {where}" if "gpu" in result else where
 
 

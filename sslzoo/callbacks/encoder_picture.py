@@ -58,7 +58,7 @@ class EncoderPicture(Callback, ABC):
         first = first_batch(loaders.bank if loaders.query is None else loaders.query)
         shown = loaders.transform(move_data_to_device(first, pl_module.device)).views[0]
         with eval_mode(pl_module):
-            self.picture(encoder_of(pl_module), shown)
+            self.picture(encoder_of(pl_module), shown[: self.count])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = folder_of(trainer)

@@ -169,18 +169,22 @@ def test_trajectory_lines_say_what_was_probed() -> None:
 def test_the_table_of_steps_has_shares_and_bounds() -> None:
     row = {"samples_per_second": 200.0, "step_seconds": 1.28, "product_bound_seconds": 0.5}
     row |= {"convolutions_alone_seconds": 0.8, "product_gflops": 145.2, "threads": 2}
+    row |= {"page_faults": 3.0, "memory_returned": {"step_seconds": 1.5, "page_faults": 9000.0}}
     place = {"cpu": "a processor", "cores": 2, "commit": "0123456789abcdef"}
     nets = {
         "small_net": {**row, "shares": {"convolutions": 0.75, "views": 0.25}, **place},
         "resnet18": {**row, "shares": {"convolutions": 1.0}, **place},
     }
     text = table.steps_table({**nets, "versions": {}})
-    assert (
+    titles = "| net | samples/s | step | memory returned | page faults | arithmetic |"
+    assert f"{titles} convolutions alone | convolutions | views |" in text
         "| net | samples/s | step | arithmetic | convolutions alone | convolutions | views |"
         in text
     )
-    assert "| small net | 200 | 1,280 ms | 500 ms | 800 ms | 75 % | 25 % |" in text
-    assert "| resnet18 | 200 | 1,280 ms | 500 ms | 800 ms | 100 % | 0 % |" in text
+    assert (
+        "| small net | 200 | 1,280 ms | 1,500 ms | 3, were 9,000 | 500 ms | 800 ms | 75 % |" in text
+    )
+    assert "| 500 ms | 800 ms | 100 % | 0 % |" in text
     assert "- a matrix product reaches 145 GFLOPS on 2 threads; a processor, 2 cores" in text
     assert table.steps_table(None) == table.NOT_RUN
 

@@ -71,19 +71,18 @@ def _blur_by_samples(planes: Tensor, sigma: Tensor, radius: int) -> None:
     kernel = (-0.5 * (tap / sigma.double()[:, None]).square()).exp()
     kernel /= kernel.sum(1, keepdim=True)
     kernel = torch.where(kernel < _NO_WEIGHT, 0, kernel).to(planes.dtype)
-    reach = max(int(kernel.any(0).sum()) // 2, 1)
-    kernel, radius = kernel[:, radius - reach : radius + reach + 1], reach
-    # Row i of a block holds the kernel from column i.
-    padded = F.pad(kernel, (_OWN_BLOCK - 1, _OWN_BLOCK - 1))
-    blocks = padded.unfold(1, _OWN_BLOCK + 2 * radius, 1).flip(1).contiguous()
     half = planes.new_empty(planes.shape[0], height, width)
-    for sample, block in enumerate(blocks):
-        image = planes[:, sample]
-        for start, stop, low, high in _spans(width, radius):
-            part = block[: stop - start, low - start + radius : high - start + radius]
+    reaches = kernel.count_nonzero(1).div(2, rounding_mode="floor").tolist()
+    for sample, reach in enumerate(reaches):
+        image, taps = planes[:, sample], kernel[sample, radius - reach : radius + reach + 1]
+        # Row i of a block holds the kernel from column i.
+        padded = F.pad(taps, (_OWN_BLOCK - 1, _OWN_BLOCK - 1))
+        block = padded.unfold(0, _OWN_BLOCK + 2 * reach, 1).flip(0).contiguous()
+        for start, stop, low, high in _spans(width, reach):
+            part = block[: stop - start, low - start + reach : high - start + reach]
             torch.matmul(image[:, :, low:high], part.mT, out=half[:, :, start:stop])
-        for start, stop, low, high in _spans(height, radius):
-            part = block[: stop - start, low - start + radius : high - start + radius]
+        for start, stop, low, high in _spans(height, reach):
+            part = block[: stop - start, low - start + reach : high - start + reach]
             for channel, plane in zip(image, half, strict=True):
                 torch.mm(part, plane[low:high], out=channel[start:stop])
 

@@ -166,6 +166,17 @@ def test_affine_equals_torchvision() -> None:
         torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
 
 
+def test_a_samples_blur_does_not_depend_on_the_others() -> None:
+    """Bit for bit, although each sample multiplies only the taps of its own sigma."""
+    planes, sigma = torch.rand(3, 4, 97, 80), torch.tensor([0.1, 0.5, 1.0, 2.0])
+    whole = planes.clone()
+    _blur_by_samples(whole, sigma, 11)
+    for row in range(4):
+        alone = planes[:, row : row + 1].clone()
+        _blur_by_samples(alone, sigma[row : row + 1], 11)
+        assert torch.equal(alone, whole[:, row : row + 1])
+
+
 def test_zero_padded_blur_equals_torchvision_inside() -> None:
     images = photos(3, 90)
     planes = images.transpose(0, 1).clone()
