@@ -3,8 +3,8 @@
     python -m benchmarks.step_profile [--threads 2]
 
 A step of SimCLR in float32 is run and profiled: views, forward with the loss, backward and AdamW's
-step of the small net (configs/simclr/folder_small_10ep, batch 256), and forward to SGD's step of ResNet-18
-at 32 pixels on given views (batch 32). Beside it stand the floating-point operations of its
+step of the small net (configs/simclr/folder_small_10ep, batch 256), and forward to SGD's step of
+ResNet-18 at 32 pixels on given views (batch 32). Beside it stand the arithmetic operations of its
 convolutions and products, what the processor reaches in a large matrix product, and the time of the
 convolutions alone: each layer's forward and backward in a loop of its own, on warm caches. First of
 all, steps are timed as glibc has it, returning freed memory to the system, and their page faults

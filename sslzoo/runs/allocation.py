@@ -14,8 +14,8 @@ def keep_freed_memory() -> bool:
     """Have this process keep freed memory instead of returning it to the system.
 
     On a CPU, each step allocates and frees the same large tensors. glibc returns them to the
-    kernel, which has to map and clear their pages anew: a tenth of a step's time or more. With
-    this, freed memory stays with the process, whose resident size is larger by about an eighth.
+    kernel, which has to map and clear their pages anew: up to a tenth of a step's time. With this,
+    freed memory stays with the process, whose resident size is larger by up to a quarter.
 
     Returns:
         Whether it has an effect: not without glibc, nor if a variable of the environment (MALLOC_*,

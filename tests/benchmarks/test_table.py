@@ -178,9 +178,6 @@ def test_the_table_of_steps_has_shares_and_bounds() -> None:
     text = table.steps_table({**nets, "versions": {}})
     titles = "| net | samples/s | step | memory returned | page faults | arithmetic |"
     assert f"{titles} convolutions alone | convolutions | views |" in text
-        "| net | samples/s | step | arithmetic | convolutions alone | convolutions | views |"
-        in text
-    )
     assert (
         "| small net | 200 | 1,280 ms | 1,500 ms | 3, were 9,000 | 500 ms | 800 ms | 75 % |" in text
     )
