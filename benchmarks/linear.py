@@ -31,8 +31,11 @@ WEIGHTS = ROOT / "zoo_weights"
 
 def linear_top1(name: str, data_folder: str) -> float:
     """Top-1 of the test images by a linear probe fitted to all training images."""
-    (card,) = WEIGHTS.glob(f"{name}-small_*-cifar10jpeg.json")
-    encoder = sslzoo.load(str(card.with_suffix(".safetensors")))
+    files = list(WEIGHTS.glob(f"{name}-small_*-cifar10jpeg.safetensors"))
+    if len(files) != 1:
+        have = sorted(file.name for file in WEIGHTS.glob("*-cifar10jpeg.safetensors"))
+        raise SystemExit(f"--names must have one encoder each in {WEIGHTS}, got {name}: {have}")
+    encoder = sslzoo.load(str(files[0]))
     result = json.loads((RESULTS / f"{name}.json").read_text())
     config = read_config(ROOT / result["config"])
     config["data"]["init_args"] |= {"root": data_folder, "val_dir": "test", "num_workers": 0}
