@@ -195,6 +195,22 @@ def _sigreg(kind: Literal["speed", "memory"], targets: tuple[float, float]) -> R
     )
 
 
+def _pairs(name: str, kind: Literal["speed", "memory"], targets: tuple[float, float]) -> Row:
+    return Row(
+        name=f"{name.lower()}8192" + ("_memory" if kind == "memory" else ""),
+        work=f"{name} loss forward + backward, 8,192 pairs of width 512"
+        + (": memory" if kind == "memory" else ""),
+        ours="pairs:ours",
+        peers=(Peer("open_clip", "pairs:open_clip", *targets, package="open_clip"),),
+        unit="call",
+        threads=2,
+        options={"kind": name.lower(), "n": 8192, "dim": 512},
+        smoke={"n": 256, "dim": 64},
+        kind=kind,
+        tolerance={"loss": 1e-4, "gradient": 1e-3, "scale": 1e-3},
+    )
+
+
 def _step(name: str, note: str, ours: bool, theirs: bool, targets: tuple[float, float]) -> Row:
     options = {"bf16": theirs}
     return Row(
@@ -247,6 +263,21 @@ ROWS = (
     _dinov2("memory", (2.0, 4.0)),
     _sigreg("speed", (1.0, 2.0)),
     _sigreg("memory", (2.0, 4.0)),
+    _pairs("CLIP", "speed", (1.0, 1.5)),
+    _pairs("CLIP", "memory", (4.0, 8.0)),
+    _pairs("SigLIP", "speed", (1.0, 1.5)),
+    _pairs("SigLIP", "memory", (4.0, 8.0)),
+    Row(
+        name="wav2vec2",
+        work="wav2vec 2.0 forward + backward, 4 blocks of width 256, batch 8 of 2 seconds",
+        ours="wav2vec2:ours",
+        peers=(Peer("transformers", "wav2vec2:transformers", 1.0, 1.2, "transformers"),),
+        unit="sample",
+        threads=2,
+        options={"batch": 8, "samples": 32_000, "width": 256, "depth": 4},
+        smoke={"batch": 2, "samples": 4_000, "width": 64, "depth": 1},
+        tolerance={"loss": 0.2, "parameters": 0.0},  # each side draws its own weights
+    ),
     _knn(10, 200, 1.2, 2.0),
     _knn(1000, 200, 2.5, 6.0),
     _knn(10, 20, 1.2, 2.0),

@@ -60,6 +60,8 @@ def timm_backbone(
         norm: "batch", or "group" for group norm and weight standardization
             (`convert_to_group_norm`).
         options: further arguments of timm's model, such as {num_heads: 12} for MoCo v3's ViT-S.
+            VICRegL's ConvNeXts have {head_norm_first: true, ls_init_value: null}: a map that is
+            normalized before it is pooled, and no layer scale.
         weights: weights to load instead: a name in the zoo, a file, an address or a run directory;
             see `sslzoo.zoo.load_start_weights`.
         channels: how the input filters are adapted to other channels; see there.

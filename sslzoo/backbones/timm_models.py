@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import timm
 from timm.layers import PatchEmbed
-from timm.models.convnext import ConvNeXt
+from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
@@ -29,6 +29,7 @@ _LOADING = {
     "pretrained_cfg_overlay",
     "cache_dir",
 }
+_SCALE = "ls_init_value"  # of a ConvNeXt's layer scale
 _MAP = 4  # dimensions of a feature map
 _POOLED = (ResNet, ConvNeXt)  # their features are pooled from the map
 
@@ -70,13 +71,18 @@ def create(
         if tokens and room == "beit":  # its relative positions have one grid
             options = {key: value for key, value in options.items() if key != "dynamic_img_size"}
     try:
-        return timm.create_model(source, num_classes=0, in_chans=in_chans, **options)
+        net = timm.create_model(source, num_classes=0, in_chans=in_chans, **options)
     except (TypeError, AssertionError, KeyError) as error:
         given = {key: value for key, value in options.items() if value not in (None, 0.0)}
         raise ValueError(
             f"{name} must take the arguments {given} and in_chans={in_chans}, got an error of "
             f"timm's: {' '.join(str(error).split()):.200}"
         ) from error
+    if options.get(_SCALE, 0.0) is None:  # timm takes its default for None
+        for block in net.modules():
+            if isinstance(block, ConvNeXtBlock):
+                block.gamma = None
+    return net
 
 
 def hub_config(name: str, fetch: bool) -> str:

@@ -34,6 +34,7 @@ from sslzoo.checks import (
     check_sides,
 )
 from sslzoo.layers import GlobalBatchNorm, Init, initialize_blocks, sincos_positions
+from sslzoo.layers.transformer import normal_within_one_deviation
 
 Positions = Literal["learned", "mae", "moco_v3"]
 Pool = Literal["net", "token", "mean", "mean_before_norm"]
@@ -177,9 +178,11 @@ class ViT(nn.Module):
             "moco_v3".
         init: initialization of that method's code: "dino" normal 0.02; "dinov2" likewise, and class
             and register tokens 1e-6; "moco_v3" Xavier, separately for q, k and v; "mae" Xavier;
-            "ijepa" normal 0.02, also for the patch projection; "beit" normal 0.02 with smaller
-            outputs of deeper blocks, also SimMIM's; "clip": torch's own, with q, k and v Xavier in
-            one, and tokens and positions normal width^-0.5. None: the values that `net` has.
+            "ijepa" normal 0.02, also for the patch projection; "beit" normal 0.02,
+            cut at one deviation, also for the patch projection and tokens, with smaller outputs of
+            deeper blocks: pre-training of BEiT, SimMIM and data2vec; "clip": torch's own, with q,
+            k and v Xavier in one, and tokens and positions normal width^-0.5. None: the values that
+            `net` has.
         mask_token: whether to learn a mask token for `forward_tokens(mask=)` (iBOT).
         freeze_patches: whether the patch projection keeps its random initialization (MoCo v3).
         stem: "linear": one projection per patch; "conv": convolutions of stride 2 with batch norm
@@ -520,6 +523,24 @@ def _check(net: nn.Module, pool: str, positions: str, init: str | None) -> None:
         check_choice("init", init, get_args(Init))
 
 
+def check_pooling(backbone: nn.Module) -> None:
+    """Refuse a backbone whose pooling has parameters that training on its tokens or map misses.
+
+    They would keep their initial values in `forward`, and DDP would wait for their gradients.
+
+    Raises:
+        ValueError: it has any.
+    """
+    pooling = ("fc_norm.", "attn_pool.", "head.")
+    untrained = [name for name, _ in backbone.named_parameters() if name.startswith(pooling)]
+    if untrained:
+        raise ValueError(
+            "backbone must have no parameters in its pooling, which would not be trained, got "
+            f"{untrained} of {type(backbone).__name__}; set pool: mean (timm_vit), or options: "
+            "{head_norm_first: true} (a ConvNeXt)"
+        )
+
+
 def _initialize(vit: ViT, init: Init) -> None:
     initialize_blocks(vit.blocks, init)
     projection = vit.patch_embed.proj
@@ -532,8 +553,9 @@ def _initialize(vit: ViT, init: Init) -> None:
             nn.init.zeros_(projection.bias)
     elif init == "mae":
         nn.init.xavier_uniform_(projection.weight.flatten(1))
-    elif init == "ijepa":
-        nn.init.trunc_normal_(projection.weight, std=0.02)
+    elif init in ("ijepa", "beit"):
+        draw = nn.init.trunc_normal_ if init == "ijepa" else normal_within_one_deviation
+        draw(projection.weight, std=0.02)
         if projection.bias is not None:
             nn.init.zeros_(projection.bias)
     elif init == "clip":
@@ -550,8 +572,10 @@ def _initialize(vit: ViT, init: Init) -> None:
         nn.init.normal_(registers, std=1e-6)
     if vit.pos_embed is not None:
         nn.init.trunc_normal_(vit.pos_embed, std=0.02)
-    if vit.mask_token is not None and init == "beit":  # SimMIM's
-        nn.init.trunc_normal_(vit.mask_token, std=0.02, a=-0.02, b=0.02)
+    if init == "beit":
+        for table in (vit.cls_token, vit.pos_embed, vit.mask_token):
+            if table is not None:
+                normal_within_one_deviation(table)
 
 
 def _has_class_position(vit: ViT) -> bool:

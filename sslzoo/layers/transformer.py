@@ -43,6 +43,11 @@ def sincos_positions(
     return torch.cat(halves, dim=1).float()
 
 
+def normal_within_one_deviation(weight: Tensor, std: float = 0.02) -> None:
+    """Draw from a normal distribution that is cut at one standard deviation, as BEiT's code."""
+    nn.init.trunc_normal_(weight, std=std, a=-std, b=std)
+
+
 def initialize_blocks(blocks: nn.Module, init: Init) -> None:
     """Reinitialize all Linear layers inside `blocks`."""
     for name, part in blocks.named_modules():
@@ -50,7 +55,9 @@ def initialize_blocks(blocks: nn.Module, init: Init) -> None:
             continue
         if init == "clip" and not name.endswith("qkv"):
             nn.init.kaiming_uniform_(part.weight, a=math.sqrt(5))  # torch's own
-        elif init in ("dino", "dinov2", "ijepa", "beit"):
+        elif init == "beit":
+            normal_within_one_deviation(part.weight)
+        elif init in ("dino", "dinov2", "ijepa"):
             nn.init.trunc_normal_(part.weight, std=0.02)
         elif init == "moco_v3" and name.endswith("qkv"):
             bound = math.sqrt(6 / (part.out_features // 3 + part.in_features))

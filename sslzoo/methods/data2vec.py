@@ -28,7 +28,7 @@ import torch
 from lightning import Callback
 from torch import Tensor, nn
 
-from sslzoo.backbones import SpeechEncoder, ViT, without_dropout
+from sslzoo.backbones import SpeechEncoder, ViT, check_pooling, without_dropout
 from sslzoo.batch import Batch, Tokens, ViewSpec
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.watch import Watch
@@ -245,6 +245,7 @@ def _kind(backbone: nn.Module) -> Literal["speech", "text", "images"]:
             "backbone must be a SpeechEncoder, a text backbone with forward_fed (SmallTransformer) "
             f"or a ViT with mask_token=True, got {type(backbone).__name__}"
         )
+    check_pooling(backbone)
     return "images"
 
 

@@ -15,6 +15,9 @@ Deviations:
        is 0.1.
     6. There is no `num_grid`; the code's option pools the dense projections but not the map by
        which they are matched, so that it fails unless it is the map's own side.
+    7. Half precision is bfloat16 in our recipes; the code has none.
+    8. The biases of the global head start as torch's, and those of the code at 0; its weights are
+       those of our ImageNet recipes (normal, deviation 1/32).
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import torch
 from lightning import Callback
 from torch import Tensor, nn
 
+from sslzoo.backbones import check_pooling
 from sslzoo.batch import Batch, ViewSpec
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.memory import CommitMemory
@@ -194,9 +198,16 @@ def _check_backbone(backbone: nn.Module) -> None:
             "backbone must pool its map, since the class token would not be trained, got pool "
             f"'token' of {name}; set pool: mean"
         )
+    check_pooling(backbone)
     channels, width = (getattr(backbone, key, None) for key in ("map_features", "num_features"))
     if channels not in (None, width):
         raise ValueError(
             "map_features of the backbone must be its num_features, since the map is pooled to "
             f"the features, got {channels} and {width}"
+        )
+    blocks: Any = getattr(backbone, "blocks", ())
+    if getattr(backbone, "map_block", len(blocks)) != len(blocks):
+        raise ValueError(
+            "map_block of the backbone must be its last block, since others would not be trained, "
+            f"got {backbone.map_block} of {len(blocks)}"
         )

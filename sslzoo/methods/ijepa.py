@@ -23,7 +23,7 @@ import torch
 from lightning import Callback
 from torch import Tensor, nn
 
-from sslzoo.backbones import ViT
+from sslzoo.backbones import ViT, check_pooling
 from sslzoo.batch import Batch, ViewSpec
 from sslzoo.callbacks.ema import EMA
 from sslzoo.checks import check_sides
@@ -85,6 +85,7 @@ class IJEPA(SSLMethod):
                 "backbone must be a ViT without class token (timm_vit or small_vit with "
                 f"class_token=False, pool='mean'), got {type(backbone).__name__}"
             )
+        check_pooling(backbone)
         ours, theirs = (backbone.num_features, backbone.grid), (predictor.token_dim, predictor.grid)
         if theirs != ours:
             raise ValueError(

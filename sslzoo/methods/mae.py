@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sslzoo.backbones import ViT
+from sslzoo.backbones import ViT, check_pooling
 from sslzoo.batch import Batch, ViewSpec
 from sslzoo.checks import check_sides
 from sslzoo.heads import MAEDecoder
@@ -69,6 +69,7 @@ class MAE(SSLMethod):
                 "backbone must be a ViT with a class token (timm_vit, small_vit), got "
                 f"{type(backbone).__name__}"
             )
+        check_pooling(backbone)
         theirs = (decoder.token_dim, decoder.grid, decoder.patch_size)
         ours = (backbone.num_features, backbone.grid, backbone.patch_size)
         if theirs != ours:

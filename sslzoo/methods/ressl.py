@@ -14,6 +14,7 @@ Deviations:
     4. The queue may have any size; the code requires a multiple of the global batch.
     5. By default no norm is decayed; in the code those of the shortcuts are, whose names
        (`downsample.1`) lack "bn". `ExemptNamed` of the ImageNet recipes does as the code.
+    6. Half precision is bfloat16 in our recipes; the code has none.
 """
 
 from __future__ import annotations

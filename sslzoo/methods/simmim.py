@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from sslzoo.backbones import Swin, ViT
+from sslzoo.backbones import Swin, ViT, check_pooling
 from sslzoo.batch import Batch, ViewSpec
 from sslzoo.checks import check_sides
 from sslzoo.losses import masked_l1, window_normalize
@@ -72,6 +72,12 @@ class SimMIM(SSLMethod):
             raise ValueError(
                 "backbone must be a ViT or a Swin with mask_token=True (timm_vit, small_vit, "
                 f"timm_swin), got {type(backbone).__name__}"
+            )
+        check_pooling(backbone)
+        if getattr(backbone, "pool", None) == "token":
+            raise ValueError(
+                "backbone must pool its map, since the class token is not trained to hold the "
+                "image, got pool 'token'; set pool: mean"
             )
         self.masks = UnitMasks(mask_unit, mask_ratio)
         rows, columns = check_sides("grid", backbone.grid)

@@ -20,6 +20,7 @@ Deviations:
     7. The loss has no constant, as in sayannag's code; lightly's adds 1.
     8. The encoder that is evaluated is the online one; lightly's ImageNet benchmark evaluates the
        momentum encoder.
+    9. Half precision is bfloat16 in our recipes; sayannag's code has none.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from sslzoo.batch import Batch, View, ViewSpec
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.memory import CommitMemory
+from sslzoo.checks import check_interval
 from sslzoo.layers.precision import l2_normalize
 from sslzoo.losses import tico
 from sslzoo.memory import Center
@@ -88,6 +90,7 @@ class TiCo(SSLMethod):
         self.teacher_backbone = frozen_copy(backbone)
         self.teacher_projector = frozen_copy(projector)
         self.covariance = Center(self.dim**2, beta)  # a moving average from zero, here of B
+        check_interval("covariance_weight", covariance_weight, 0, float("inf"), "[)")
         self.covariance_weight, self.beta = covariance_weight, beta
         self.momentum = CosineSchedule(0.99, 1.0) if momentum is None else as_schedule(momentum)
 

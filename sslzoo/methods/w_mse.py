@@ -10,6 +10,8 @@ Deviations:
     3. Where an embedding's covariance is singular, the loss is not a number; the code stops with an
        error of the Cholesky decomposition.
     4. Our recipes have bfloat16; whitening is computed in float32.
+    5. The first convolution of a ResNet for small images starts as timm's others (Kaiming, fan
+       out); the code leaves torch's initialization there.
 """
 
 from __future__ import annotations

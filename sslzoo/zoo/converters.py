@@ -363,9 +363,13 @@ def _dinov3(state: Any) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _convnext(state: Any) -> tuple[dict[str, Tensor], list[str]]:
-    """The names of facebookresearch/ConvNeXt, whose linear layers are 1 x 1 or linear in timm."""
-    kept, dropped = {}, []
-    for full, value in tensors_by_name(state, "a ConvNeXt checkpoint").items():
+    """The names of facebookresearch/ConvNeXt, whose linear layers are 1 x 1 or linear in timm.
+
+    Its last norm is after the pooling. VICRegL's, without layer scale, have it before.
+    """
+    tensors, kept, dropped = tensors_by_name(state, "a ConvNeXt checkpoint"), {}, []
+    last = "head.norm." if any("gamma" in name for name in tensors) else "norm_pre."
+    for full, value in tensors.items():
         if full.startswith(("norms.", "head.")):  # norms.3 is norm again
             dropped.append(full)
             continue
@@ -373,7 +377,7 @@ def _convnext(state: Any) -> tuple[dict[str, Tensor], list[str]]:
         name = re.sub(r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2.", name)
         name = re.sub(r"^downsample_layers\.(\d+)\.", r"stages.\1.downsample.", name)
         name = name.replace("dwconv", "conv_dw").replace("pwconv", "mlp.fc")
-        kept[re.sub(r"^norm\.", "head.norm.", name)] = value
+        kept[re.sub(r"^norm\.", last, name)] = value
     return kept, dropped
 
 

@@ -14,6 +14,7 @@ from sslzoo.backbones import (
     SmallResNet,
     cifar_resnet,
     small_vit,
+    timm_backbone,
 )
 from sslzoo.batch import Batch
 from sslzoo.callbacks.ema import EMA
@@ -229,6 +230,10 @@ def test_bad_input_is_refused() -> None:
         DenseCL(SmallResNet((4, 8)), nn.Linear(8, 8), nn.Linear(4, 8))
     with pytest.raises(ValueError, match=r"dense_weight must be in \[0, 1\], got 1.5"):
         densecl(dense_weight=1.5)
+    with pytest.raises(ValueError, match=r"in its pooling, .* \['head.norm.weight', .* ConvNeXt"):
+        DenseCL(timm_backbone("convnext_atto"), nn.Linear(320, 8), nn.Linear(320, 8))
+    with pytest.raises(ValueError, match=r"map_block .* must be its last block, .* got 1 of 2"):
+        DenseCL(SmallResNet((4, 8, 8), map_block=1), nn.Linear(8, 8), nn.Linear(8, 8))
     with pytest.raises(ValueError, match=r"pool its map, .* 'token' of ViT; set pool: mean"):
         DenseCL(small_vit(8, 4, 16, 1, 2), nn.Linear(16, 8), nn.Linear(16, 8))
     with pytest.raises(ValueError, match="temperature must be above 0, got 0"):

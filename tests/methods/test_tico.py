@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -90,3 +91,9 @@ def test_the_covariance_is_in_the_checkpoint() -> None:
     again.load_state_dict(method.state_dict())
     assert method.covariance.read().any()
     assert torch.equal(again.covariance.read(), method.covariance.read())
+
+
+@pytest.mark.parametrize("weight", [-8.0, float("nan"), float("inf")])
+def test_a_weight_that_rewards_covariance_is_refused(weight: float) -> None:
+    with pytest.raises(ValueError, match=r"covariance_weight must be in \[0, inf\), got"):
+        small(covariance_weight=weight)

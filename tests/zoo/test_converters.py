@@ -7,6 +7,7 @@ and Haiku, of a plain rendering of their graph.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -34,7 +35,6 @@ from sslzoo.zoo.safe_read import ByolState, read
 from tests.golden import assert_close_to_golden, load
 from tests.methods.test_msn import authors
 from tests.zoo.official_files import MANIFESTS, Content, manifest, number, tensorflow_checkpoint
-from tests.zoo.test_start_weights import convnext_names
 
 
 class Case(NamedTuple):
@@ -772,24 +772,72 @@ def test_runs_of_other_libraries_load(tmp_path: Path) -> None:
                 torch.testing.assert_close(loaded(x), wanted)
 
 
+class AuthorsConvNeXt(nn.Module):
+    """VICRegL's: no layer scale, and every location is normalized before the mean."""
+
+    def __init__(self, depths: tuple[int, ...], dims: tuple[int, ...]) -> None:
+        super().__init__()
+        stem = nn.ModuleList([nn.Conv2d(3, dims[0], 4, 4), nn.LayerNorm(dims[0], 1e-6)])
+        self.downsample_layers = nn.ModuleList([stem])
+        for wide, narrow in itertools.pairwise(dims):
+            down = nn.ModuleList([nn.LayerNorm(wide, 1e-6), nn.Conv2d(wide, narrow, 2, 2)])
+            self.downsample_layers.append(down)
+        self.stages = nn.ModuleList(
+            nn.ModuleList(self.block(dim) for _ in range(depth))
+            for depth, dim in zip(depths, dims, strict=True)
+        )
+        self.norm = nn.LayerNorm(dims[-1], 1e-6)
+
+    @staticmethod
+    def block(dim: int) -> nn.ModuleDict:
+        parts = {"dwconv": nn.Conv2d(dim, dim, 7, padding=3, groups=dim)}
+        parts |= {"norm": nn.LayerNorm(dim, 1e-6), "pwconv1": nn.Linear(dim, 4 * dim)}
+        return nn.ModuleDict(parts | {"pwconv2": nn.Linear(4 * dim, dim)})
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        for down, stage in zip(self.downsample_layers, self.stages, strict=True):
+            for part in down:
+                is_norm = isinstance(part, nn.LayerNorm)
+                x = part(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if is_norm else part(x)
+            for block in stage:
+                y = block["norm"](block["dwconv"](x).permute(0, 2, 3, 1))
+                y = block["pwconv2"](nn.functional.gelu(block["pwconv1"](y)))
+                x = x + y.permute(0, 3, 1, 2)
+        x = self.norm(x.permute(0, 2, 3, 1))
+        return x.permute(0, 3, 1, 2), x.mean((1, 2))
+
+
 def test_vicregls_backbones_and_whole_checkpoints_load(tmp_path: Path) -> None:
     """Random weights under the names of the code; whole checkpoints are DDP's."""
     x = torch.randn(2, 3, 64, 64)
-    for name, bare in (("resnet18", "bare"), ("convnext_atto", "convnext")):
-        net = timm.create_model(name, num_classes=0).eval()
-        own = dict(net.state_dict())
-        own = convnext_names(own) if bare == "convnext" else own
+    resnet = timm.create_model("resnet18", num_classes=0).eval()
+    convnext = AuthorsConvNeXt((1, 1, 2, 1), (8, 8, 16, 24))
+    for weight in convnext.parameters():
+        nn.init.normal_(weight, std=0.2)
+    entry = entries()["vicregl-convnext_small-imagenet-alpha0.9"]
+    sizes = {"depths": (1, 1, 2, 1), "dims": (8, 8, 16, 24)}
+    authors = {**entry.backbone["init_args"]["options"], **sizes}
+    for net, backbone, layout in (
+        (resnet, timm_backbone("resnet18"), "bare"),
+        (convnext, timm_backbone("convnext_small", options=authors), entry.layout),
+    ):
+        own = net.state_dict()
         heads = ("projector.0.weight", "maps_projector.6.weight", "classifier.bias")
         whole = {f"module.backbone.{n}": v for n, v in own.items()}
         whole |= {f"module.{n}": torch.zeros(2) for n in heads}
-        for layout, content in (
-            (bare, own),
+        for how, content in (
+            (layout, own),
             ("vicregl", {"epoch": 300, "model": whole, "optimizer": {}}),
         ):
             torch.save(content, tmp_path / "file.pth")
-            loaded = sslzoo.load(str(tmp_path / "file.pth"), timm_backbone(name), layout)
+            loaded: Any = sslzoo.load(str(tmp_path / "file.pth"), backbone, how)
             with torch.no_grad():
-                torch.testing.assert_close(loaded(x), net(x))
+                if net is resnet:
+                    torch.testing.assert_close(loaded(x), net(x))
+                else:
+                    maps, pooled = net(x)
+                    torch.testing.assert_close(loaded.forward_map(x), maps, atol=1e-3, rtol=1e-3)
+                    torch.testing.assert_close(loaded(x), pooled, atol=1e-3, rtol=1e-3)
         _, dropped = convert({"model": whole}, "vicregl")
         assert sorted(dropped) == sorted(f"module.{n}" for n in heads)
         with pytest.raises(ValueError, match=r"such as \['module.extra'\]"):

@@ -569,11 +569,9 @@ def vicregl_views(
     https://arxiv.org/abs/2210.01571; code facebookresearch/VICRegL at 803ae4c.
 
     Order: crop (bicubic), flip 0.5, jitter (0.4, 0.4, 0.2, 0.1) with probability 0.8, grayscale
-    0.2, PIL's blur (crops 0, 2, ...: 1.0, crops 1, 3, ...: 0.1; radius 0.1 to 2), solarize crops 1,
-    3, ... 0.2 at 128, normalize. The defaults are those of the ConvNeXts; the ResNet-50 has sizes
-    (224), counts (2) and scales ((0.08, 1)).
-
-    Deviations: the filter of the crop is VICReg's (bicubic), not checked in the code.
+    0.2, PIL's blur (crops 0, 2, ... of a group: 1.0, crops 1, 3, ...: 0.1; radius 0.1 to 2),
+    solarize crops 1, 3, ... 0.2 at 128, normalize. The defaults are those of the ConvNeXts; the
+    ResNet-50 has sizes (224), counts (2) and scales ((0.08, 1)).
 
     Args:
         sizes: side in pixels per group of crops.
@@ -587,8 +585,8 @@ def vicregl_views(
     views: list[View] = []
     for size, count, scale in zip(sizes, counts, scales, strict=True):
         crop = RandomResizedCrop(size, scale, interpolation="bicubic")
-        for _ in range(count):
-            blur_p, solarize_p = ((1.0, 0.0), (0.1, 0.2))[len(views) % 2]
+        for number in range(count):
+            blur_p, solarize_p = ((1.0, 0.0), (0.1, 0.2))[number % 2]
             ops: list[Op] = [ColorJitter(0.4, 0.4, 0.2, 0.1, 0.8), Grayscale(0.2)]
             ops += [PILBlur(blur_p)] if blur else []
             ops += [Solarize(solarize_p)] if solarize_p else []
