@@ -395,6 +395,10 @@ class SpeechEncoder(nn.Module):
         self.dropout = nn.Dropout(input_dropout)
         self.mask_token = nn.Parameter(torch.rand(width))
 
+    def samples(self, num_frames: int) -> int:
+        """Samples of a waveform that has so many frames, at least."""
+        return (num_frames - 1) * self.frames.stride + self.frames.kernel
+
     def embed(self, x: Tensor | Padded | UnitSequence) -> Frames:
         """Frames before the mask and the Transformer."""
         values, samples = (x, None) if isinstance(x, Tensor) else x[:2]

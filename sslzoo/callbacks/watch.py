@@ -72,3 +72,4 @@ class Watch(Callback):
                 self._warned = True
                 message = f"{name} must be at least {least:g}, got {value:.3g}; {self.advice}"
                 rank_zero_warn(message, category=CollapseWarning)
+                return

@@ -46,6 +46,7 @@ from sslzoo.losses.w_mse import w_mse, whiten
 from sslzoo.losses.wav2vec2 import (
     codebook_diversity,
     feature_penalty,
+    group_perplexities,
     masked_contrastive,
     perplexity,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "generator_loss",
     "gradient_penalty",
     "gram",
+    "group_perplexities",
     "ibot_patches",
     "ibot_selected",
     "info_nce",

@@ -87,10 +87,10 @@ def masked_contrastive(
         return terms.sum() * (world_size() / count)
 
 
-def perplexity(probabilities: Tensor, real: Tensor) -> Tensor:
-    """Effective number of entries in use: exp(entropy) of the mean use, summed over the groups.
+def group_perplexities(probabilities: Tensor, real: Tensor) -> Tensor:
+    """Effective number of entries in use per group (G,): exp(entropy) of the mean use.
 
-    Every rank returns that of the global batch, in 1..V per group.
+    Every rank returns that of the global batch, in 1..V.
 
     Args:
         probabilities: (n, M, G, V) of each frame.
@@ -103,15 +103,20 @@ def perplexity(probabilities: Tensor, real: Tensor) -> Tensor:
         used = at_least_float32(probabilities) * real[..., None, None]
         count = sum_over_ranks(real.sum().to(used.dtype)).clamp_min(1)
         mean = global_sum(used.flatten(0, -3).sum(0)) / count  # (G, V)
-        return (-(mean * (mean + 1e-7).log()).sum(1)).exp().sum()
+        return (-(mean * (mean + 1e-7).log()).sum(1)).exp()
+
+
+def perplexity(probabilities: Tensor, real: Tensor) -> Tensor:
+    """Effective number of entries in use, summed over the groups; see `group_perplexities`."""
+    return group_perplexities(probabilities, real).sum()
 
 
 def codebook_diversity(probabilities: Tensor, real: Tensor) -> Tensor:
     """Fraction of the G V entries that are not in use: 0 for uniform use.
 
     Args:
-        probabilities: see `perplexity`.
-        real: see `perplexity`.
+        probabilities: see `group_perplexities`.
+        real: see `group_perplexities`.
     """
     total = probabilities.shape[-2] * probabilities.shape[-1]
     return (total - perplexity(probabilities, real)) / total

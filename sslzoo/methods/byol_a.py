@@ -15,6 +15,8 @@ Deviations:
     4. The networks start from their initial weights; the code runs one batch of noise through them,
        which changes the running statistics of batch norm.
     5. Input is normalized by fixed numbers, see `transforms.LogMelImage`.
+    6. A clip shorter than the window lies at a random place in it; the code centers it (first
+       version) or puts it first (second).
 """
 
 from __future__ import annotations

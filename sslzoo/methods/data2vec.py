@@ -18,6 +18,8 @@ Deviations:
        code packs lines to 512 tokens and masks any of them. Attention weights have no dropout, and
        queries, keys and values no bias.
     7. Half precision is bfloat16 in our recipes, float16 with a loss scaler in the codes.
+    8. A waveform is normalized (`normalize`) as the window that it is; the code normalizes the
+       whole recording before it cuts the window.
 """
 
 from __future__ import annotations
@@ -187,6 +189,14 @@ class Data2Vec(SSLMethod):
         }
         loss = masked_regression(predictions, targets, masked, self.scale, self.beta)
         return {"masked_regression": loss}
+
+    @property
+    def least_samples(self) -> int:
+        """Samples of the shortest recording of which frames are masked; 0 without sound."""
+        if self.kind != "speech":
+            return 0
+        length = cast(SpanMasks, self.masks).length
+        return cast(SpeechEncoder, self.backbone).samples(length + 1)
 
     def _speech(self, batch: Batch, view: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Contexts and targets (B, T, D), and the masked frames (B, T)."""

@@ -9,10 +9,13 @@ Deviations:
     2. The penalty and the smallest number of masked frames are those of the global batch; the
        code's are one GPU's.
     3. Padded frames are neither in the penalty nor in the group norm; in the code they are.
-    4. Frames behind a recording's last unit do not count; the code cuts the whole batch there.
+    4. Frames behind a recording's last unit are not predicted (in the penalty they count); the code
+       cuts the whole batch there.
     5. Units with equal embeddings are all in the softmax; the code leaves out those that equal the
        true one.
     6. Half precision is bfloat16 in our recipes, float16 with a loss scaler in the code.
+    7. As in wav2vec 2.0, a batch has recordings of any length, and each its own count of masked
+       frames in the recipes for LibriSpeech.
 """
 
 from __future__ import annotations
@@ -100,6 +103,11 @@ class HuBERT(SSLMethod):
     def configure_callbacks(self) -> list[Callback]:
         advice = "every frame is predicted to be the same unit, train longer or lower the rate"
         return [Watch({"unit_perplexity": 1.05}, advice, after_steps=1000)]
+
+    @property
+    def least_samples(self) -> int:
+        """Samples of the shortest recording of which frames are masked."""
+        return self.speech.samples(self.masks.length + 1)
 
     @property
     def speech(self) -> SpeechEncoder:

@@ -14,6 +14,11 @@ Deviations:
        of the global batch; the code's are one GPU's.
     5. Padded frames are neither in the penalty nor in the group norm; in the code they are.
     6. Half precision is bfloat16 in our recipes, float16 with a loss scaler in the code.
+    7. A batch has recordings of any length, so that the recipe for LibriSpeech has a count of
+       masked frames for each (`same_count: false`); the code's batches are of one length, cut to
+       their shortest, with one count. A recording of at most one span has no masked frame.
+    8. A waveform is normalized (`normalize`, large models) as the window that it is; the code
+       normalizes the whole recording.
 """
 
 from __future__ import annotations
@@ -30,7 +35,12 @@ from sslzoo.callbacks.watch import Watch
 from sslzoo.checks import check_positive, check_whole
 from sslzoo.distributed import gather, gather_rows, row_layout
 from sslzoo.heads import GumbelQuantizer
-from sslzoo.losses import codebook_diversity, feature_penalty, masked_contrastive, perplexity
+from sslzoo.losses import (
+    codebook_diversity,
+    feature_penalty,
+    group_perplexities,
+    masked_contrastive,
+)
 from sslzoo.masks import SpanMasks, masked_first
 from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, step_keys
 from sslzoo.optim import ExponentialSchedule, Schedule, all_alike, as_schedule
@@ -60,7 +70,8 @@ class Wav2Vec2(SSLMethod):
         schedule: see `SSLMethod`; WarmupPolynomial in the paper.
         parameter_groups: see `SSLMethod`; everything is decayed in the code.
 
-    The entries in use (`train/code_perplexity`) are logged, and a warning says when they are few.
+    The entries in use of all groups (`train/code_perplexity`) and of the group that has fewest
+    (`train/group_perplexity`) are logged, and a warning says when they are few.
 
     Example:
         >>> from sslzoo.backbones import ConvFrames, SpeechEncoder, SpeechTransformer
@@ -129,13 +140,18 @@ class Wav2Vec2(SSLMethod):
         self.watched: dict[str, Tensor] = {}
 
     def configure_callbacks(self) -> list[Callback]:
-        quantizer = self.quantizer
-        least = quantizer.groups * (1 + 0.01 * (quantizer.num_entries - 1))
+        least = 1 + 0.01 * (self.quantizer.num_entries - 1)
         advice = (
             "the codebook has collapsed to a few entries, raise diversity_weight or "
             "quantizer_temperature, or lower the learning rate"
         )
-        return [Watch({"code_perplexity": least}, advice)]
+        whole = self.quantizer.groups * least
+        return [Watch({"code_perplexity": whole, "group_perplexity": least}, advice)]
+
+    @property
+    def least_samples(self) -> int:
+        """Samples of the shortest recording of which frames are masked."""
+        return cast(SpeechEncoder, self.backbone).samples(self.masks.length + 1)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         encoder = cast(SpeechEncoder, self.backbone)
@@ -158,7 +174,8 @@ class Wav2Vec2(SSLMethod):
         duplicates = torch.cat([same, more], dim=2)
         loss = masked_contrastive(p, y, negatives, real, duplicates, self.temperature, others)
         chosen = nn.functional.one_hot(q.chosen, self.quantizer.num_entries)
-        self.watched = {"code_perplexity": perplexity(chosen.to(p.dtype).detach(), real)}
+        used = group_perplexities(chosen.to(p.dtype).detach(), real)
+        self.watched = {"code_perplexity": used.sum(), "group_perplexity": used.min()}
         diversity = codebook_diversity(q.probabilities, real)
         terms = {"contrastive": loss, "diversity": self.diversity_weight * diversity}
         if self.penalty_weight:

@@ -92,7 +92,7 @@ def cluster_units(
         num_units,
         max_iter=100,
         batch_size=10_000,
-        n_init=5,
+        n_init=20,
         tol=0.0,
         max_no_improvement=100,
         reassignment_ratio=0.0,

@@ -35,7 +35,7 @@ _OURS = (
     (r"^encoder\.", "transformer."),
 )
 _HEADS = (
-    *("quantizer.", "project_q.", "project_hid.", "final_proj.", "label_embs_concat", "_ema"),
+    *("quantizer.", "project_q.", "project_hid.", "final_proj.", "label_embs_concat"),
     *("target_glu.", "lm_head.", "classifier.", "projector.", "w2v_encoder.proj.", "ctc_proj."),
 )
 
@@ -43,6 +43,9 @@ _HEADS = (
 def speech_encoder(state: Any) -> tuple[dict[str, Tensor], list[str]]:
     """The state of a `SpeechEncoder`, and the names of heads, which are omitted."""
     kept, dropped = {}, []
+    if isinstance(state, dict):  # data2vec's teacher is a dictionary of its own
+        dropped = [name for name in state if str(name).endswith("_ema")]
+        state = {name: value for name, value in state.items() if name not in dropped}
     for full, value in tensors_by_name(state, "a speech checkpoint").items():
         name = full
         for theirs, ours in _OURS:

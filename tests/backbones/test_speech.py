@@ -104,11 +104,12 @@ def test_names_of_fairseq_are_converted(form: str) -> None:
     encoder, _ = golden_encoder(form)
     wanted = encoder.state_dict()
     heads = {"quantizer.vars": torch.ones(1), "final_proj.weight": torch.ones(1)}
-    saved = {"model": {**fairseq_names(wanted, form), **heads}, "cfg": {}}
+    teacher = {"_ema": {"layers.0.fc1.weight": torch.ones(1)}}  # data2vec's, a dictionary
+    saved = {"model": {**fairseq_names(wanted, form), **heads, **teacher}, "cfg": {}}
     kept, dropped = convert(saved, "fairseq_speech")
     assert kept.keys() == wanted.keys()
     assert all(torch.equal(kept[name], wanted[name]) for name in wanted)
-    assert set(dropped) == set(heads)
+    assert set(dropped) == {*heads, *teacher}
 
 
 def toy(norm: Any = "group", **options: Any) -> SpeechEncoder:

@@ -110,17 +110,22 @@ def test_silence_stays_finite() -> None:
     assert all(p.grad.isfinite().all() for p in method.parameters())
 
 
-def test_a_collapsed_codebook_and_another_rate_are_said() -> None:
+@pytest.mark.parametrize("groups", [[0, 5], [5]])
+def test_a_collapsed_codebook_and_another_rate_are_said(groups: list[int]) -> None:
     method, batch = toy()
+    method.quantizer.logits.weight.data.mul_(100)  # all entries are in use
     watch = next(c for c in method.configure_callbacks() if isinstance(c, Watch))
     trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(rate=16000))
     watch.on_fit_start(trainer, method)
     method.losses(batch)
     watch.on_train_epoch_end(trainer, method)
-    method.quantizer.logits.bias.data[0] = method.quantizer.logits.bias.data[5] = 1e4
+    method.quantizer.logits.bias.data[groups] = 1e4
     method.losses(batch)
-    assert method.watched["code_perplexity"].item() == pytest.approx(2, abs=1e-3)
-    with pytest.warns(CollapseWarning, match=r"code_perplexity must be at least .* collapsed"):
+    whole, least = method.watched["code_perplexity"].item(), method.watched["group_perplexity"]
+    assert least.item() == pytest.approx(1, abs=1e-3)
+    assert whole == pytest.approx(2, abs=1e-3) if len(groups) == 2 else whole > 2.1
+    name = "code" if len(groups) == 2 else "group"
+    with pytest.warns(CollapseWarning, match=rf"{name}_perplexity must be at least .* collapsed"):
         watch.on_train_epoch_end(trainer, method)
     watch.on_train_epoch_end(trainer, method)  # once per run
     trainer.datamodule.rate = 8000

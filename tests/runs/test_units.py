@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +74,54 @@ def test_units_of_a_window_begin_at_its_first_sample(tmp_path: Path) -> None:
     samples = np.concatenate([np.arange(240, 800), np.full(160, -1)])
     (units,) = window_units([table], 0, samples, RATE)
     assert units.tolist() == [3, 4, 5, 6, 7, 8, 9, -1, -1]
+
+
+def test_units_of_a_window_are_the_nearest(tmp_path: Path) -> None:
+    """As in the authors' code, a unit begins at most half of one before or after its frame."""
+    write_units(tmp_path / "u.npz", [str(tmp_path / "a.wav")], [torch.arange(10)], 100, 10)
+    table = read_units(tmp_path / "u.npz", [str(tmp_path / "a.wav")])
+    for start, first in ((0, 0), (39, 0), (41, 1), (119, 1), (121, 2)):
+        (units,) = window_units([table], 0, np.arange(start, start + 240), RATE)
+        assert units.tolist() == [first, first + 1, first + 2]
+
+
+class Predicting:
+    """What `setup` asks of a HuBERT."""
+
+    def __init__(self, rate: float, num_units: int) -> None:
+        self.unit_rate, self.head = rate, SimpleNamespace(num_units=[num_units])
+
+
+@pytest.mark.parametrize(
+    ("rate", "number", "share", "message"),
+    [
+        (100, 3, 1.0, None),
+        (
+            50,
+            3,
+            1.0,
+            r"unit_rate of the model must be that of 'u\.units.*, 100 per second, got 50",
+        ),
+        (100, 4, 1.0, r"num_units of the model's head must be .* \[3\], got \[4\]"),
+        (100, 3, 0.5, r"must be those of the recordings, got 6 of other lengths, .* run sslzoo"),
+    ],
+)
+def test_units_that_do_not_fit_are_refused(
+    recordings: Path, rate: float, number: int, share: float, message: str | None
+) -> None:
+    paths = sorted(map(str, recordings.glob("*.wav")))
+    counts = [round(share * soundfile.info(path).frames / 80) for path in paths]
+    write_units(recordings / "u.units.npz", paths, [torch.arange(n) % 3 for n in counts], 100, 3)
+    data = AudioFolder(
+        str(recordings), Waveform(), 3000, 6, RATE, labels=False, units=["u.units.npz"], seed=0
+    )
+    model: Any = SimpleNamespace(lightning_module=Predicting(rate, number))
+    data.trainer = model
+    if message is None:
+        data.setup("fit")
+        return
+    with pytest.raises(ValueError, match=message):
+        data.setup("fit")
 
 
 def test_masked_windows_have_their_lengths(recordings: Path) -> None:

@@ -11,7 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from sslzoo.batch import Batch, Padded, UnitSequence, length_mask
@@ -38,6 +40,7 @@ from sslzoo.transforms.audio.log_mel_views import LogMelViews
 from sslzoo.transforms.audio.waveform import Waveform
 from sslzoo.value_range import check_value_range
 
+_APART = 0.1  # seconds between the ends of units and recording, as fairseq tolerates
 Batches = Literal["uniform", "same_group"]
 ShortFiles = Literal["pad", "loop", "skip", "mask"]
 
@@ -73,6 +76,7 @@ class AudioDataModule(SampleDataModule):
             view is `UnitSequence`.
         alignments: table of phones with their times, or "phn" or "textgrid" for such files
             (`read_alignments`), instead of labels; evaluation then classifies frames.
+        min_samples: files with fewer samples, at `rate`, are excluded from training.
     """
 
     noun = "files"
@@ -97,6 +101,7 @@ class AudioDataModule(SampleDataModule):
         value_range: tuple[float, float] | None = None,
         units: Sequence[str] = (),
         alignments: str | None = None,
+        min_samples: int = 0,
     ) -> None:
         super().__init__(
             batch_size, eval_batch_size, num_workers, seed, train_fraction, predict_on, drop_last
@@ -107,10 +112,17 @@ class AudioDataModule(SampleDataModule):
         check_choice("on_broken", on_broken, get_args(OnBroken))
         check_at_least("window", window, 1)
         check_at_least("rate", rate, 1)
+        check_at_least("min_samples", min_samples, 0)
+        made_for = getattr(transform, "rate", rate)
+        if made_for != rate:
+            raise ValueError(
+                f"rate of the data must be the transform's {made_for} Hz, got {rate} Hz; set "
+                "data.rate, to which files are resampled, or rate of the transform"
+            )
         if eval_window is not None:
             check_at_least("eval_window", eval_window, 1)
         self.transform, self.window, self.rate = transform, window, rate
-        self.batches, self.short = batches, short
+        self.batches, self.short, self.min_samples = batches, short, min_samples
         self.decode, self.on_broken = decode, on_broken
         self.eval_window = eval_window
         self.value_range = check_value_range(value_range)
@@ -127,12 +139,14 @@ class AudioDataModule(SampleDataModule):
         self.alignments = alignments
         self.units = [units] if isinstance(units, str) else list(units)
         self.classes: list[str] = []
+        self._tables: tuple[Waveforms, list[UnitTable]] | None = None
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the sets once, and check the sampling rate against the model's.
+        """Read the sets once, and check them against what the model takes.
 
         Raises:
-            ValueError: the rates differ.
+            ValueError: the rates differ, the units are others than the model's, or no recording is
+                long enough to be masked.
         """
         super().setup(stage)
         module = None if self.trainer is None else self.trainer.lightning_module
@@ -141,6 +155,54 @@ class AudioDataModule(SampleDataModule):
             raise ValueError(
                 f"rate of the data must be the net's {wanted} Hz, got {self.rate} Hz; set "
                 "data.rate, to which files are resampled, or rate of the backbone"
+            )
+        if stage == "fit" and module is not None:
+            self._check_lengths(getattr(module, "least_samples", 0))
+            self._check_units(module)
+
+    def _check_lengths(self, least: int) -> None:
+        """Refuse recordings none of which the model can mask, and count those of some."""
+        lengths = self.sets.train.lengths
+        few = int((lengths < least).sum())
+        if few == len(lengths):
+            raise ValueError(
+                f"recordings must have at least {least} samples at {self.rate} Hz, the model's "
+                f"masked span, got none of {few}, the longest {int(lengths.max())}"
+            )
+        if few and self.short != "loop":
+            rank_zero_warn(
+                f"{few} of {len(lengths)} recordings have fewer than {least} samples, the model's "
+                "masked span, and teach it nothing; exclude them by data.min_samples"
+            )
+
+    def _check_units(self, module: Any) -> None:
+        """Refuse units of another rate or number than the model's, or of other recordings."""
+        wanted = getattr(module, "unit_rate", None)
+        if wanted is None:
+            return
+        train = self.sets.train
+        tables = self._unit_tables()
+        for path, table in zip(self.units, tables, strict=True):
+            if table.rate != wanted:
+                raise ValueError(
+                    f"unit_rate of the model must be that of {path!r}, {table.rate:g} per second, "
+                    f"got {wanted:g}"
+                )
+            seconds = train.lengths.numpy() / self.rate
+            apart = np.abs(np.diff(table.starts) / table.rate - seconds)
+            other = np.flatnonzero(apart > _APART + 1 / table.rate)
+            if len(other):
+                row = int(other[0])
+                raise ValueError(
+                    f"units of {path!r} must be those of the recordings, got {len(other)} of other "
+                    f"lengths, such as {np.diff(table.starts)[row] / table.rate:.2f} s of units "
+                    f"for {seconds[row]:.2f} s of {train.paths()[row]}; run sslzoo units again"
+                )
+        have = [table.num_units for table in tables]
+        if have and have != list(module.head.num_units):
+            raise ValueError(
+                f"num_units of the model's head must be those of the files, {have}, got "
+                f"{list(module.head.num_units)}"
             )
 
     @abstractmethod
@@ -159,13 +221,17 @@ class AudioDataModule(SampleDataModule):
             load_waveforms(listing, self.rate, self.decode, self.on_broken, self.value_range)
             for listing in ([train] if query is None else [train, query])
         ]
-        if self.short == "skip":
-            long = (sets[0].lengths >= self.window).nonzero()[:, 0]
-            if not len(long):
-                raise ValueError(
-                    f"window must be at most the longest file's {int(sets[0].lengths.max())} "
-                    f'samples with short="skip", got {self.window}'
-                )
+        least = max(self.min_samples, self.window if self.short == "skip" else 0)
+        long = (sets[0].lengths >= least).nonzero()[:, 0]
+        if not len(long):
+            name, how = ("min_samples", "")
+            if least > self.min_samples:
+                name, how = "window", ' with short="skip"'
+            raise ValueError(
+                f"{name} must be at most the longest file's {int(sets[0].lengths.max())} samples"
+                f"{how}, got {least}"
+            )
+        if len(long) < len(sets[0]):
             sets[0] = sets[0].subset(long)
         if self.alignments is not None:
             listed = [*train.paths, *([] if query is None else query.paths)]
@@ -203,13 +269,16 @@ class AudioDataModule(SampleDataModule):
         return Windows(self.sets.train, *given, self.transform.partners, self._unit_tables())
 
     def _unit_tables(self) -> list[UnitTable]:
-        """The units of the training set's files, in their order."""
+        """The units of the training set's files, in their order, read once."""
         train = self.sets.train
+        if self._tables is not None and self._tables[0] is train:
+            return self._tables[1]
         root = Path(getattr(self, "root", "")).expanduser()
         tables = [read_units(root / path, train.paths()) for path in self.units]
         rates = sorted({table.rate for table in tables})
         if len(rates) > 1:
             raise ValueError(f"units must have one rate in all files, got {rates} per second")
+        self._tables = train, tables
         return tables
 
     def eval_source(self, samples: Waveforms) -> BatchSource:
@@ -314,6 +383,7 @@ class AudioFolder(AudioDataModule):
         value_range: tuple[float, float] | None = None,
         units: Sequence[str] = (),
         alignments: str | None = None,
+        min_samples: int = 0,
     ) -> None:
         if val_fraction is not None:
             check_interval("val_fraction", val_fraction, 0, 1, "()")
@@ -329,7 +399,7 @@ class AudioFolder(AudioDataModule):
         super().__init__(
             *(transform, window, batch_size, rate, batches, short, decode, on_broken),
             *(eval_window, eval_batch_size, num_workers, seed, train_fraction, predict_on),
-            *(drop_last, value_range, units, alignments),
+            *(drop_last, value_range, units, alignments, min_samples),
         )
         self.root, self.train_dir, self.val_dir = root, train_dir, val_dir
         self.val_fraction, self.labels = val_fraction, labels

@@ -76,6 +76,7 @@ class LibriSpeech(AudioDataModule):
         drop_last: bool = True,
         units: Sequence[str] = (),
         alignments: str | None = None,
+        min_samples: int = 0,
     ) -> None:
         if phones is not None and alignments is not None:
             raise ValueError(f"phones must be None with alignments, got {phones!r}")
@@ -84,7 +85,7 @@ class LibriSpeech(AudioDataModule):
         super().__init__(
             *(transform, window, batch_size, rate, batches, short, decode, on_broken),
             *(eval_window, eval_batch_size, num_workers, seed, train_fraction, predict_on),
-            *(drop_last, None, units, alignments),
+            *(drop_last, None, units, alignments, min_samples),
         )
         self.root, self.subset, self.phones = root, subset, phones
         self.train_split, self.test_split = train_split, test_split

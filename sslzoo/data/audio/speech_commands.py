@@ -63,12 +63,13 @@ class SpeechCommands(AudioDataModule):
         predict_on: PredictOn = "query",
         drop_last: bool = True,
         units: Sequence[str] = (),
+        min_samples: int = 0,
     ) -> None:
         check_choice("query", query, LISTS)
         super().__init__(
             *(transform, window, batch_size, rate, batches, short, decode, on_broken),
             *(eval_window, eval_batch_size, num_workers, seed, train_fraction, predict_on),
-            *(drop_last, None, units),
+            *(drop_last, None, units, None, min_samples),
         )
         self.root, self.query = root, query
 

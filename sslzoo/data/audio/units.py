@@ -39,7 +39,7 @@ class UnitTable:
     num_units: int
 
     def at(self, index: int, samples: np.ndarray, rate: int) -> np.ndarray:
-        """Units at sample positions of a recording, -1 outside; (n,) int64.
+        """Units that begin nearest to samples of a recording, -1 outside; (n,) int64.
 
         Args:
             index: the recording.
@@ -47,7 +47,7 @@ class UnitTable:
             rate: samples per second.
         """
         own = self.units[self.starts[index] : self.starts[index + 1]]
-        position = np.floor(samples * (self.rate / rate) + 1e-9).astype(np.int64)
+        position = np.floor(samples * (self.rate / rate) + 0.5).astype(np.int64)
         inside = (samples >= 0) & (position < len(own))
         if not len(own):
             return np.full(len(samples), -1)

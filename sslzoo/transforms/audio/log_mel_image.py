@@ -2,7 +2,7 @@
 
 Niizumi et al., BYOL for Audio, IJCNN 2021, https://arxiv.org/abs/2103.06695.
 Reference code: nttcslab/byol-a at 3e65c92, byol_a/dataset.py, with torchaudio's or librosa's
-spectrogram.
+spectrogram, and v2/train_v2.py with nnAudio's.
 
 Deviations:
     1. Mean and deviation are numbers, as in the second version's code; the first normalizes with
@@ -26,7 +26,7 @@ from sslzoo.random import Keys
 from sslzoo.transforms.audio.log_mel import check_mel, mel_filters, triangles
 from sslzoo.value_range import Look, as_sound
 
-FrontEnd = Literal["torchaudio", "librosa"]
+FrontEnd = Literal["torchaudio", "librosa", "nnaudio"]
 EPS = torch.finfo(torch.float32).eps  # added before every logarithm, as in the code
 
 
@@ -57,9 +57,10 @@ class LogMelImage:
         low: lower edge of the lowest band in Hz.
         high: upper edge of the highest band in Hz.
         front_end: "torchaudio": HTK's mel scale, filters of height 1, ends reflected; "librosa":
-            Slaney's scale, filters of area 1, ends padded with zeros. Their logarithms differ by
-            4.6 on average, so that `mean` does too. The class's documentation in the code says that
-            the released weights had librosa's; train.py has torchaudio's.
+            Slaney's scale, filters of area 1, ends padded with zeros; "nnaudio", the second
+            version's: as librosa, ends reflected. The logarithms of the first and the others differ
+            by 4.6 on average, so that `mean` does too. The class's documentation in the code says
+            that the released weights of the first version had librosa's; train.py has torchaudio's.
         mean: mean of the logarithms over the data, subtracted.
         std: their standard deviation, by which they are divided.
 
@@ -106,7 +107,7 @@ class LogMelImage:
                 f"{waves.shape[1]}"
             )
         x = as_sound(waves, check=self._look(waves))
-        mode = "reflect" if self.front_end == "torchaudio" else "constant"
+        mode = "constant" if self.front_end == "librosa" else "reflect"
         x = F.pad(x[:, None], (half, half), mode=mode)[:, 0]
         hann = torch.hann_window(self.window, device=x.device)
         frames = x.unfold(1, self.window, self.hop) * hann

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sslzoo.transforms.image.color import ColorJitter
 from sslzoo.transforms.image.crop import RandomResizedCrop
 from sslzoo.transforms.image.erasing import RandomErasing
 from sslzoo.transforms.image.layout import Op
@@ -24,6 +25,7 @@ def crop_view(
     interpolation: Interpolation = "bicubic",
     mean: list[float] | None = None,
     std: list[float] | None = None,
+    jitter: float = 0.0,
 ) -> Views:
     """SimCLR's view for fine-tuning and linear classifiers: crop, flip 0.5, clip to [0, 1].
 
@@ -38,8 +40,11 @@ def crop_view(
         interpolation: filter of the crop.
         mean: mean per channel, as in pre-training; None: no normalization.
         std: standard deviation per channel.
+        jitter: half-width of brightness, contrast and saturation, which always change (0.4 in BEiT,
+            before its crop); 0 in SimCLR.
     """
-    ops: list[Op] = [Clip(), *normalize_ops(mean, std)]
+    ops: list[Op] = [ColorJitter(jitter, jitter, jitter, 0.0, 1.0)] if jitter else []
+    ops += [Clip(), *normalize_ops(mean, std)]
     crop = RandomResizedCrop(size, scale, interpolation=interpolation, flip=0.5 if flip else 0.0)
     return Views([View(crop, ops)])
 

@@ -21,7 +21,7 @@ from sslzoo.data.sampler import KeyedSampler
 from sslzoo.eval.features import extract, gather_features
 from sslzoo.heads import LinearSteps, Recurrent
 from sslzoo.methods import CPC
-from sslzoo.transforms import LogMel, LogMelViews, Waveform
+from sslzoo.transforms import LogMel, LogMelImage, LogMelViews, Waveform
 from tests.ranks import Ranks
 
 soundfile = pytest.importorskip("soundfile")
@@ -197,6 +197,31 @@ def test_short_files_can_be_left_out_of_training(tmp_path: Path) -> None:
     assert len(data.sets.query) == 6  # evaluation has whole files
     with pytest.raises(ValueError, match=r"window must be at most .* got 5000"):
         folder(tmp_path, short="skip", window=5000)
+    assert folder(tmp_path, min_samples=600).sets.train.lengths.unique().tolist() == [640]
+    with pytest.raises(ValueError, match=r"min_samples must be at most .* 640 samples, got 641"):
+        folder(tmp_path, min_samples=641)
+
+
+def test_a_transform_of_another_rate_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must be the transform's 16000 Hz, got 8000 Hz"):
+        folder(digits(tmp_path), transform=LogMelImage(16000))
+
+
+class Masking:
+    """What `setup` asks of a model whose masked span has 500 samples."""
+
+    least_samples = 500
+
+
+def test_recordings_shorter_than_a_masked_span_are_said(tmp_path: Path) -> None:
+    data = folder(digits(tmp_path), short="mask")
+    trainer = SimpleNamespace(lightning_module=Masking())
+    data.trainer = trainer  # type: ignore[assignment]
+    with pytest.warns(UserWarning, match=r"6 of 18 recordings have fewer than 500 samples"):
+        data.setup("fit")
+    trainer.lightning_module.least_samples = 641
+    with pytest.raises(ValueError, match=r"at least 641 samples .* none of 18, the longest 640"):
+        data.setup("fit")
 
 
 def test_batches_of_one_speaker_and_every_file_at_most_once(tmp_path: Path) -> None:
