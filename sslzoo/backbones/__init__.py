@@ -33,7 +33,14 @@ from sslzoo.backbones.text_tower import TextTransformer
 from sslzoo.backbones.timm_models import start_from
 from sslzoo.backbones.towers import Towers
 from sslzoo.backbones.unet import UNet
-from sslzoo.backbones.vit import ViT, check_pooling, small_vit, timm_vit, without_drop_path
+from sslzoo.backbones.vit import (
+    ViT,
+    check_pooling,
+    check_pools_token,
+    small_vit,
+    timm_vit,
+    without_drop_path,
+)
 from sslzoo.backbones.wave import FrameNorm, WaveEncoder
 from sslzoo.layers import GlobalBatchNorm, convert_batch_norm, convert_to_group_norm
 
@@ -70,6 +77,7 @@ __all__ = [
     "ViT",
     "WaveEncoder",
     "check_pooling",
+    "check_pools_token",
     "check_speech",
     "cifar_resnet",
     "convert_batch_norm",

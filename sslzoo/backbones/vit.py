@@ -127,6 +127,23 @@ def check_masked_vit(backbone: nn.Module) -> None:
         )
     if getattr(backbone, "cls_token", None) is None:
         raise ValueError(f"backbone must have a class token, got {name} without it")
+    check_pools_token(backbone)
+
+
+def check_pools_token(backbone: nn.Module) -> None:
+    """Refuse a ViT whose features are not the class token, which is what a method trains.
+
+    Raises:
+        ValueError: names its pooling.
+    """
+    pool = getattr(backbone, "pool", None)
+    if not isinstance(pool, str):  # a network of timm's own
+        pool = getattr(backbone, "global_pool", "token")
+    if pool != "token":
+        raise ValueError(
+            "the features of the backbone must be its class token, which is trained, got pool "
+            f"{pool!r} of {type(backbone).__name__}; set pool: token"
+        )
 
 
 def add_to_subset(
@@ -180,7 +197,8 @@ class ViT(nn.Module):
             and register tokens 1e-6; "moco_v3" Xavier, separately for q, k and v; "mae" Xavier;
             "ijepa" normal 0.02, also for the patch projection; "beit" normal 0.02,
             cut at one deviation, also for the patch projection and tokens, with smaller outputs of
-            deeper blocks: pre-training of BEiT, SimMIM and data2vec; "clip": torch's own, with q,
+            deeper blocks: pre-training of BEiT, SimMIM and data2vec; "msn" normal 0.02, the patch
+            projection Kaiming; "clip": torch's own, with q,
             k and v Xavier in one, and tokens and positions normal width^-0.5. None: the values that
             `net` has.
         mask_token: whether to learn a mask token for `forward_tokens(mask=)` (iBOT).
@@ -556,6 +574,10 @@ def _initialize(vit: ViT, init: Init) -> None:
     elif init in ("ijepa", "beit"):
         draw = nn.init.trunc_normal_ if init == "ijepa" else normal_within_one_deviation
         draw(projection.weight, std=0.02)
+        if projection.bias is not None:
+            nn.init.zeros_(projection.bias)
+    elif init == "msn":
+        nn.init.kaiming_normal_(projection.weight, nonlinearity="relu")
         if projection.bias is not None:
             nn.init.zeros_(projection.bias)
     elif init == "clip":

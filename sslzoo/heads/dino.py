@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslzoo.checks import check_choice
+from sslzoo.checks import check_choice, check_whole
 from sslzoo.layers import GlobalBatchNorm
 from sslzoo.layers.precision import no_autocast
 
@@ -43,7 +43,8 @@ class Prototypes(nn.Module):
         with no_autocast(z):
             # The factor is applied to the logits: normalized prototypes may be the larger tensor.
             length = torch.linalg.vector_norm(v, dim=1)
-            return F.linear(z.to(torch.promote_types(z.dtype, v.dtype)), v) * (g[:, 0] / length)
+            wide = torch.promote_types(z.dtype, v.dtype)
+            return F.linear(z.to(wide), v.to(wide)) * (g[:, 0] / length)
 
 
 def _linear(wide: int, narrow: int) -> nn.Linear:
@@ -86,6 +87,8 @@ class DINOHead(nn.Module):
         activation: Literal["gelu", "relu"] = "gelu",
     ):
         super().__init__()
+        for name, value in (("out_dim", out_dim), ("num_layers", num_layers)):
+            check_whole(name, value, 1)
         sizes = [in_dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim]
         if num_layers < 1 or min(*sizes, out_dim) < 1:
             raise ValueError(

@@ -43,8 +43,8 @@ class MLP(nn.Module):
         last_norm: batch norm after the last Linear: "none", "full", "scale" (without offset,
             SimCLR's) or "plain" (without scale and offset, MoCo v3's).
         bn_groups: number of groups of the global batch that batch norm normalizes separately.
-        init_std: standard deviation of the initial weights (0.01 in SimCLR); None: torch's
-            initialization.
+        init_std: standard deviation of the initial weights (0.01 in SimCLR), with zero biases;
+            None: torch's initialization.
         activation: "relu" or "gelu" (MSN's), after each hidden layer.
     """
 
@@ -80,6 +80,8 @@ class MLP(nn.Module):
             for layer in layers:
                 if isinstance(layer, nn.Linear):
                     nn.init.normal_(layer.weight, std=init_std)
+                    if layer.bias is not None:
+                        nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)

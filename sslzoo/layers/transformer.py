@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sslzoo.checks import check_choice
 
-Init = Literal["dino", "dinov2", "moco_v3", "mae", "ijepa", "beit", "clip"]
+Init = Literal["dino", "dinov2", "moco_v3", "mae", "ijepa", "beit", "msn", "clip"]
 
 
 def sincos_positions(
@@ -57,7 +57,7 @@ def initialize_blocks(blocks: nn.Module, init: Init) -> None:
             nn.init.kaiming_uniform_(part.weight, a=math.sqrt(5))  # torch's own
         elif init == "beit":
             normal_within_one_deviation(part.weight)
-        elif init in ("dino", "dinov2", "ijepa"):
+        elif init in ("dino", "dinov2", "ijepa", "msn"):
             nn.init.trunc_normal_(part.weight, std=0.02)
         elif init == "moco_v3" and name.endswith("qkv"):
             bound = math.sqrt(6 / (part.out_features // 3 + part.in_features))

@@ -16,8 +16,6 @@ Deviations:
     6. There is no `num_grid`; the code's option pools the dense projections but not the map by
        which they are matched, so that it fails unless it is the map's own side.
     7. Half precision is bfloat16 in our recipes; the code has none.
-    8. The biases of the global head start as torch's, and those of the code at 0; its weights are
-       those of our ImageNet recipes (normal, deviation 1/32).
 """
 
 from __future__ import annotations

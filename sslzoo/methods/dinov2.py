@@ -20,6 +20,10 @@ Deviations:
        (reported) divides their sum by 3.
     7. Logits of the prototypes are computed in float32; the code's are float16 under autocast.
     8. Half precision is bfloat16 in our recipes, float16 with a loss scaler in the code.
+    9. Gram anchoring: the Gram matrix of `level="batch"` is that of the global batch, the code's
+       (DINOv3) that of each GPU's samples; the Gram teacher's crops are resized from the image at
+       once, the code resizes the box to the larger of both sizes and then again; they are at least
+       as large as the student's, in the code of any size.
 """
 
 from __future__ import annotations
@@ -123,9 +127,11 @@ class DINOv2(SSLMethod):
         schedule: Schedule | None = None,
         parameter_groups: GroupsFactory = exempt_bias_and_norm,
     ):
+        epochs = freeze_last_layer_epochs
+        check_interval("freeze_last_layer_epochs", epochs, 0, math.inf, "[)")
         last = ["projector.last_layer"]
         last += [] if patch_projector is None else ["patch_projector.last_layer"]
-        groups = ZeroRateFirst(last, freeze_last_layer_epochs, parameter_groups)
+        groups = ZeroRateFirst(last, epochs, parameter_groups)
         super().__init__(backbone, optimizer, schedule, groups)
         check_masked_vit(backbone)
         parts = {"projector": projector, "patch_projector": patch_projector}
@@ -137,6 +143,9 @@ class DINOv2(SSLMethod):
         if not isinstance(gram, GramAnchoring | None):
             raise ValueError(f"gram must be a GramAnchoring, got {type(gram).__name__}")
         check_positive("student_temperature", student_temperature)
+        if isinstance(teacher_temperature, int | float):
+            check_positive("teacher_temperature", teacher_temperature)
+        check_interval("center_momentum", center_momentum, 0, 1, "[)")
         check_choice("centering", centering, ("center", "sinkhorn"))
         for name, weight in (("patch_weight", patch_weight), ("koleo_weight", koleo_weight)):
             check_interval(name, weight, 0, math.inf, "[)")
@@ -196,6 +205,13 @@ class DINOv2(SSLMethod):
         """The large and small crops, and the Gram teacher's own."""
         end = len(batch.views) - self.num_gram_views
         own = list(batch.views[end:])
+        sizes = [view[0].numel() for view in batch.views]
+        if any(size >= sizes[0] for size in sizes[2:end]):
+            raise ValueError(
+                "views after the first two of DINOv2 must be smaller crops, got "
+                f"{describe_views(batch.views)}; those of gram_size need gram: GramAnchoring with "
+                "own_crops: true"
+            )
         check_large_first(batch.views[:end], "DINOv2")
         pixels = [view[0].numel() for view in (batch.views[0], *own)]
         if own and (own[0].shape != own[1].shape or pixels[1] < pixels[0]):

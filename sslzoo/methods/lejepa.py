@@ -21,6 +21,8 @@ Deviations:
     6. 1,024 directions by default, as in the package's quick start; 256 in MINIMAL.md.
     7. `forward` gives the backbone's features; MINIMAL.md probes the embedding of width 512 that
        the head begins with, the README the class tokens of the last two layers.
+    8. That layer (`lejepa_projector`) starts as torch's Linear; in MINIMAL.md it is timm's
+       classifier, normal 0.02 with zero biases.
 """
 
 from __future__ import annotations

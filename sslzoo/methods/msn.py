@@ -14,7 +14,7 @@ Deviations:
        takes that of the last blocks before the norm.
     5. Assignments, their powers and Sinkhorn are computed on logarithms in float32 at least; the
        code raises float32 probabilities to powers, which vanish below 1e-38.
-    6. Half precision is bfloat16 in our recipes, float16 with a loss scaler in the code.
+    6. Our recipes train in bfloat16 mixed precision, the code's in float32 (`use_fp16: false`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import torch
 from lightning import Callback
 from torch import Tensor, nn
 
-from sslzoo.backbones import multi_crop
+from sslzoo.backbones import check_pools_token, multi_crop
 from sslzoo.batch import Batch, ViewSpec
 from sslzoo.callbacks.ema import EMA
 from sslzoo.checks import check_interval, check_positive, check_whole
@@ -120,6 +120,7 @@ class MSN(SSLMethod):
                 "backbone must be a ViT with a class token (timm_vit, small_vit), got "
                 f"{type(backbone).__name__}"
             )
+        check_pools_token(backbone)
         check_whole("num_prototypes", num_prototypes, 2)
         check_whole("random_views", random_views, 1)
         check_whole("sinkhorn_iterations", sinkhorn_iterations, 0)

@@ -63,6 +63,18 @@ class ScheduleLR(LRScheduler):
                 )
         self._set_rates()
 
+    def follow(self, method: Any) -> None:
+        """Set the rates of the method's next step after each step of the optimizer, from now on.
+
+        A plain loop has this instead of `step`; after a resume the rates are the saved ones.
+        """
+
+        def after_step(*_: Any) -> None:
+            self.last_epoch, self.run_length = method.step, method.run_length
+            self._set_rates()
+
+        self.optimizer.register_step_post_hook(after_step)
+
     def set_run_length(self, run_length: RunLength) -> None:
         """Follow a run of another length from now on."""
         self.run_length = run_length

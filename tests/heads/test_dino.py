@@ -88,7 +88,7 @@ def test_number_of_layers(layers: int, linears: int) -> None:
 
 
 def test_bad_sizes_are_named() -> None:
-    with pytest.raises(ValueError, match="in 0 layers"):
+    with pytest.raises(ValueError, match="num_layers must be at least 1, got 0"):
         DINOHead(6, 9, 8, 5, num_layers=0)
     with pytest.raises(ValueError, match=r"got \[6, 8, 8, 0\]"):
         DINOHead(6, 9, 8, 0)
@@ -117,3 +117,13 @@ def test_other_hidden_layers_are_refused() -> None:
         DINOHead(4, 5, norm="batch")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"activation must be one of .*, got 'silu'"):
         DINOHead(4, 5, activation="silu")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_head_of_half_precision_has_logits_of_float32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    head, x = DINOHead(6, 9, 8, 5), torch.randn(4, 6)
+    wanted = head(x)
+    got = head.to(dtype)(x.to(dtype))
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, wanted, atol=0.02, rtol=0.05)

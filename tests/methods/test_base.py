@@ -18,7 +18,7 @@ from sslzoo.batch import Batch, as_batch
 from sslzoo.callbacks.ema import EMA
 from sslzoo.heads import MLP, byol_mlp, simclr_projector
 from sslzoo.methods import BYOL, InstDisc, SimCLR
-from sslzoo.optim import ConstantSchedule, RunLength
+from sslzoo.optim import ConstantSchedule, RunLength, WarmupCosine
 
 
 def simclr(**options: Any) -> SimCLR:
@@ -50,6 +50,29 @@ def test_a_plain_loop_needs_no_trainer_and_counts_steps() -> None:
         loss.backward()
         optimizer.step()
     assert method.step == 3
+
+
+def test_the_rates_of_a_plain_loop_follow_the_schedule() -> None:
+    def made() -> tuple[Any, torch.optim.Optimizer]:
+        method = simclr(optimizer=partial(torch.optim.SGD, lr=0.1), schedule=WarmupCosine(1.0))
+        with pytest.raises(ValueError, match=r"run_length must be set before configure_optimizers"):
+            method.configure_optimizers()
+        method.run_length = RunLength(8, 2)
+        return method, method.configure_optimizers()
+
+    def step(method: Any, optimizer: torch.optim.Optimizer) -> float:
+        rate = optimizer.param_groups[0]["lr"]
+        method.losses(Batch([torch.rand(4, 3, 8, 8)] * 2, torch.arange(4)))["nt_xent"].backward()
+        optimizer.step()
+        return rate
+
+    (method, optimizer), schedule = made(), WarmupCosine(1.0)
+    rates = [step(method, optimizer) for _ in range(5)]
+    again, resumed = made()
+    again.load_state_dict(method.state_dict())
+    resumed.load_state_dict(optimizer.state_dict())
+    rates += [step(again, resumed) for _ in range(3)]
+    assert rates == [0.1 * schedule(i, RunLength(8, 2)) for i in range(8)]
 
 
 def test_fit_without_an_optimizer_says_what_to_pass() -> None:

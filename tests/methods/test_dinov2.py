@@ -535,7 +535,15 @@ def _wrong() -> Iterator[tuple[dict[str, Any], str]]:
     yield {"gram": 2.0}, "gram must be a GramAnchoring, got float"
     yield {"student_temperature": 0.0}, "student_temperature must be above 0, got 0.0"
     yield {"teacher_temperature": [0.04]}, r"must be a number or a Schedule .*, got \[0.04\]"
-    yield {"freeze_last_layer_epochs": -1.0}, "epochs must be at least 0, got -1.0"
+    yield (
+        {"freeze_last_layer_epochs": -1.0},
+        r"_epochs must be in \[0, inf\), got -1.0",
+    )
+    yield {"freeze_last_layer_epochs": "1"}, "freeze_last_layer_epochs must be a number, got '1'"
+    yield {"teacher_temperature": 0}, "teacher_temperature must be above 0, got 0"
+    yield {"center_momentum": 1.0}, r"center_momentum must be in \[0, 1\), got 1.0"
+    vit = small_vit(12, 4, width=16, depth=1, num_heads=2, mask_token=True, pool="mean")
+    yield {"backbone": vit}, "must be its class token, .* got pool 'mean' of ViT"
 
 
 @pytest.mark.parametrize(("options", "message"), list(_wrong()), ids=lambda x: str(x)[:20])
@@ -569,8 +577,9 @@ def test_wrong_views_are_named() -> None:
         method.losses(batch_of(method, sizes=(13, 13)))
     with pytest.raises(ValueError, match="at least 2 samples, got 1"):
         method.losses(batch_of(method, 1))
-    for sizes in ((8, 8, 12), (12, 12, 4, 24, 24)):  # small first, or the Gram teacher's without it
-        with pytest.raises(ValueError, match="first views of DINOv2 must be the largest"):
+    # Small first, or the Gram teacher's without it.
+    for sizes in ((8, 8, 12), (12, 12, 4, 24, 24), (12, 12, 4, 12, 12)):
+        with pytest.raises(ValueError, match=r"first two of DINOv2 must be smaller .* own_crops"):
             method.losses(batch_of(method, sizes=sizes))
     other, _ = gram_toy(own_crops=True)
     with pytest.raises(ValueError, match="at least as large as the first ones"):

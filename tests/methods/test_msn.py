@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -261,3 +262,22 @@ def test_a_stretched_schedule_stops_before_its_end() -> None:
     stretched, length = StretchedSchedule(LinearSchedule(0.996, 1.0)), RunLength(100, 10)
     assert stretched(100, length) == pytest.approx(0.9992)
     assert stretched(0, length) == 0.996
+
+
+def test_features_other_than_the_class_token_are_refused() -> None:
+    vit = small_vit(8, 2, width=16, depth=1, num_heads=2, pool="mean")
+    with pytest.raises(ValueError, match=r"must be its class token, .* got pool 'mean' of ViT"):
+        MSN(vit, MLP([16, 12, 6]), num_prototypes=5)
+
+
+def test_the_recipe_starts_as_the_authors_do() -> None:
+    torch.manual_seed(0)
+    vit = small_vit(32, 4, width=64, depth=1, num_heads=2, init="msn")
+    patch = vit.patch_embed.proj
+    assert patch.weight.std().item() == pytest.approx(math.sqrt(2 / 48), rel=0.05)
+    assert not patch.bias.any()
+    head = MLP([64, 64, 64], activation="gelu", init_std=0.02)
+    for layer in head.layers:
+        if isinstance(layer, nn.Linear):
+            assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
+            assert not layer.bias.any()

@@ -12,7 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from sslzoo.checks import check_at_least, check_choice, check_interval, check_view_kinds
+from sslzoo.checks import (
+    check_at_least,
+    check_choice,
+    check_interval,
+    check_view_kinds,
+    check_whole,
+)
 from sslzoo.transforms.image.affine import RandomAffine
 from sslzoo.transforms.image.blur import GaussianBlur, PILBlur
 from sslzoo.transforms.image.color import ColorJitter, Grayscale
@@ -526,6 +532,12 @@ def multi_crop_views(
         )
     if gram_size is not None and recipe != "dinov2":
         raise ValueError(f"gram_size must be None except for dinov2, got {gram_size} for {recipe}")
+    if large_blur is not None and (
+        len(large_blur) != 2 or not all(0 <= probability <= 1 for probability in large_blur)
+    ):
+        raise ValueError(f"large_blur must be two probabilities in [0, 1], got {large_blur}")
+    if gram_size is not None:
+        check_whole("gram_size", gram_size, 1)
     blurs = large_blur or ((0.0, 0.9) if recipe == "dinov2" else (1.0, 0.1))
     if mean is not None and std is None:
         std = IMAGENET_STD if dino else SWAV_STD

@@ -561,3 +561,9 @@ def test_ijepas_switches_add_their_operations_alone() -> None:
     for strength in (-0.1, 2.6, float("nan")):
         with pytest.raises(ValueError, match=r"color_strength must be in \[0, 2\.5\], got"):
             ijepa_views(color_strength=strength)
+
+
+@pytest.mark.parametrize("large_blur", [(2.0, 0.1), (0.5, float("nan")), (1.0,)])
+def test_probabilities_of_blur_are_checked(large_blur: Any) -> None:
+    with pytest.raises(ValueError, match=r"large_blur must be two probabilities in \[0, 1\]"):
+        multi_crop_views("dino", large_blur=large_blur)
