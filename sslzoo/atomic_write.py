@@ -20,15 +20,19 @@ def check_target(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, prefix: str = "tmp") -> Iterator[Path]:
     """Context manager of a temporary file in the same folder that then replaces the target.
+
+    Args:
+        path: the target.
+        prefix: how the temporary file's name begins.
 
     Raises:
         OSError: writing failed; a previous file is unchanged.
     """
     check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=f".part{path.suffix}")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=f".part{path.suffix}")
     os.close(handle)
     part = Path(name)
     try:

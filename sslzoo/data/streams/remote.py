@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from sslzoo.data.streams.shards import library
 
 _GIB = 1 << 30
 _DAY = 24 * 3600  # seconds
+_OWN = re.compile(r"[0-9a-f]{16}-")  # how the names of the cache's files begin
 
 
 def default_cache() -> Path:
@@ -30,8 +32,8 @@ class ShardCache:
     """Local files of shards: those of addresses are downloaded, whole, when they are first read.
 
     All processes of a machine share the folder: a lock per file lets one of them download it. When
-    the folder is over its bound, the files used longest ago are removed; a file that a process has
-    open keeps its space until it is closed.
+    its files are over the bound, those used longest ago are removed; a file that a process has open
+    keeps its space until it is closed. Other files in the folder are left alone.
 
     Args:
         folder: the folder; None: `default_cache`.
@@ -96,7 +98,7 @@ class ShardCache:
             )
 
     def _download(self, name: str, target: Path) -> None:
-        with _readable(name) as (files, path), replacing(target) as part:
+        with _readable(name) as (files, path), replacing(target, target.name[:17]) as part:
             expected = files.info(path).get("size")
             files.get_file(path, str(part))
             found = part.stat().st_size
@@ -106,9 +108,10 @@ class ShardCache:
 
     def _evict(self, newest: Path) -> None:
         with FileLock(self.folder / ".evict.lock"):
-            files = [path for path in self.folder.iterdir() if not path.name.startswith(".")]
             found = []
-            for path in files:
+            for path in self.folder.iterdir():
+                if not _OWN.match(path.name) or not path.is_file():
+                    continue
                 try:
                     found.append((path.stat().st_mtime, path.stat().st_size, path))
                 except FileNotFoundError:

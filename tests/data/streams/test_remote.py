@@ -72,11 +72,30 @@ def test_files_used_longest_ago_are_removed(tmp_path: Path):
     for age, name in enumerate("ab"):
         os.utime(paths[name], (1000 + age, 1000 + age))
     cache.path("memory://e/a.tar")  # used again
+    own = paths["a"].name[:17]
     for name, age in (("old.part", 3 * 86400), ("new.part", 60)):
-        (tmp_path / f"x-{name}.tar").write_bytes(bytes(9))
-        os.utime(tmp_path / f"x-{name}.tar", (time.time() - age,) * 2)
+        (tmp_path / f"{own}{name}.tar").write_bytes(bytes(9))
+        os.utime(tmp_path / f"{own}{name}.tar", (time.time() - age,) * 2)
     cache.path("memory://e/c.tar")
     assert files(tmp_path) == ["a.tar", "c.tar", "new.part.tar"]
+
+
+def test_other_files_in_the_folder_are_neither_counted_nor_removed(tmp_path: Path):
+    memory = fsspec.filesystem("memory")
+    for name in "ab":
+        memory.pipe(f"/o/{name}.tar", bytes(1000))
+    (tmp_path / "litdata").mkdir()
+    for name in ("thesis.csv", "train-0.tar", "x-old.part.tar", "litdata/chunk.bin"):
+        (tmp_path / name).write_bytes(bytes(3000))
+    for path in tmp_path.iterdir():
+        os.utime(path, (1, 1))
+    before = set(tmp_path.rglob("*"))
+    cache = ShardCache(str(tmp_path), 1500 / 2**30)
+    first = cache.path("memory://o/a.tar")
+    assert before | {first} <= set(tmp_path.rglob("*"))
+    cache.path("memory://o/b.tar")
+    assert before <= set(tmp_path.rglob("*"))
+    assert not first.exists()
 
 
 class Cut(SimpleHTTPRequestHandler):
