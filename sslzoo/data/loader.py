@@ -134,7 +134,9 @@ class TrainLoader:
                     f"{name} must be {state[name]} to resume in the middle of the checkpoint's "
                     f"epoch, got {own[name]}; or use a checkpoint from the end of an epoch"
                 )
-        if not finished and state["position"] and state.get("order") != own.get("order"):
+        others = state.get("order") != own.get("order")
+        others |= "files" in state and state["files"] != own.get("files")  # not in older ones
+        if not finished and state["position"] and others:
             raise ValueError(
                 "the shards, shuffle_shards and shuffle_samples must be those of the checkpoint to "
                 "resume in the middle of its epoch, got others; or use a checkpoint from the end "

@@ -61,6 +61,9 @@ class LitShards(Shards):
             return Sample(item[0], item[1] if label is not None and len(item) > 1 else None)
         return Sample(item, None)
 
+    def file_sizes(self) -> list[int]:
+        return [chunk["chunk_bytes"] for chunk in self.content["chunks"]]
+
     def _opened(self) -> Any:
         litdata = library("litdata", self.source)
         if not self.is_remote:

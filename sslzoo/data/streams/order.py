@@ -6,6 +6,7 @@ S shards, N samples. Sample i of the set is (shard, offset), with the shards one
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ class ShardOrder:
         shuffle_samples: number of samples that are permuted together; 1: blocks in order.
         is_forward: whether the blocks of each shard keep their order.
         ahead: called with the shards that are mixed next, such as to download them.
+        identity: gives what tells the shards from others, such as the names of their files.
     """
 
     def __init__(
@@ -45,35 +47,39 @@ class ShardOrder:
         shuffle_samples: int,
         is_forward: bool = False,
         ahead: Callable[[list[int]], None] | None = None,
+        identity: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         check_at_least("shuffle_shards", shuffle_shards, 0)
         check_at_least("shuffle_samples", shuffle_samples, 1)
         self.counts, self.blocks = counts, blocks
         self.shuffle_shards, self.shuffle_samples = shuffle_shards, shuffle_samples
         self.is_forward = is_forward
-        self._ahead = ahead
+        self._ahead, self._identity = ahead, identity
         self.starts = np.concatenate([[0], np.cumsum(counts)])
 
     def digest(self) -> str:
-        """Hash of everything that the order depends on, besides seed and epoch."""
+        """Hash of the counts and of how they are shuffled."""
         parts = [self.counts.tolist(), self.shuffle_shards, self.shuffle_samples]
         return text_digest(map(str, parts))
 
-    def state(self, seed: int, epoch: int, first: int) -> dict[str, Any]:
-        """The hash of the order, and the shard and offset of the sample at position `first`.
+    @cached_property
+    def files(self) -> str:
+        """Hash of the shards' identity and of their blocks."""
+        blocks = (str(list(self.blocks(shard))) for shard in range(len(self.counts)))
+        return text_digest([*self._identity(), *blocks])
 
-        Both are None at the end of the epoch.
+    def state(self, seed: int, epoch: int, first: int) -> dict[str, Any]:
+        """The hashes, and the shard and offset of the sample at position `first`.
+
+        These two are None at the end of the epoch.
         """
+        state: dict[str, Any] = {"order": self.digest(), "files": self.files}
         piece = next(self.pieces(seed, epoch, first), None)
         if piece is None:
-            return {"order": self.digest(), "shard": None, "offset": None}
+            return {**state, "shard": None, "offset": None}
         sample = int(piece[0])
         shard = int(np.searchsorted(self.starts, sample, side="right")) - 1
-        return {
-            "order": self.digest(),
-            "shard": shard,
-            "offset": sample - int(self.starts[shard]),
-        }
+        return {**state, "shard": shard, "offset": sample - int(self.starts[shard])}
 
     def shards(self, seed: int, epoch: int) -> np.ndarray:
         """The shards in the order in which an epoch comes to them, (S,) int64."""

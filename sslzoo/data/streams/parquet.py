@@ -24,6 +24,7 @@ class ParquetShards(Shards):
         names: the files or addresses.
         columns: the column of images, and that of labels or None.
         groups: row groups of each file as their numbers of rows.
+        sizes: bytes of each file's row groups.
         cache: downloads addresses.
         recent: see `Shards.again`.
     """
@@ -33,19 +34,24 @@ class ParquetShards(Shards):
         names: Sequence[str],
         columns: tuple[str, str | None],
         groups: list[list[int]],
+        sizes: list[int],
         cache: ShardCache,
         recent: int = 1,
     ) -> None:
         super().__init__(names, [sum(each) for each in groups])
-        self.columns, self.groups, self.cache = columns, groups, cache
+        self.columns, self.groups, self.sizes, self.cache = columns, groups, sizes, cache
         self.is_remote = any(map(cache.is_remote, names))
         self._files: Recent[Any] = Recent(8)
         self._tables: Recent[Any] = Recent(recent + 2 * max(chain(*groups), default=0), len)
 
     def again(self, recent: int) -> ParquetShards:
-        other = ParquetShards(self.names, self.columns, self.groups, self.cache, recent)
+        given = self.names, self.columns, self.groups, self.sizes, self.cache
+        other = ParquetShards(*given, recent)
         other.classes = self.classes
         return other
+
+    def file_sizes(self) -> list[int]:
+        return self.sizes
 
     def blocks(self, shard: int) -> Sequence[int]:
         return self.groups[shard]
@@ -113,6 +119,7 @@ def parquet_shards(
     kept: list[str] = []
     left_out: list[str] = []
     groups: list[list[int]] = []
+    sizes: list[int] = []
     columns: tuple[str, str | None] | None = None
     classes: Sequence[str] | None = None
     for name in names:
@@ -136,12 +143,13 @@ def parquet_shards(
                 )
             classes = classes or _classes(schema.metadata or {}, columns[1])
             meta = footer.metadata
-            sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
+            of_file = [meta.row_group(i) for i in range(meta.num_row_groups)]
             kept.append(name)
-            groups.append(sizes)
+            groups.append([group.num_rows for group in of_file])
+            sizes.append(sum(group.total_byte_size for group in of_file))
     if columns is None:
         raise ValueError(f"shards must be readable, got none of {len(names)}: {left_out[:3]}")
-    shards = ParquetShards(kept, columns, groups, cache)
+    shards = ParquetShards(kept, columns, groups, sizes, cache)
     shards.classes = classes
     return shards, left_out
 

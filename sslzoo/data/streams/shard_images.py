@@ -117,7 +117,7 @@ class ShardImages(ImageSet):
         """The order of an epoch's samples."""
         shards, given = self.shards, self.shuffle
         settings: Any = given.shards, given.samples, shards.is_forward
-        settings += (self._ahead if shards.is_remote else None,)
+        settings += (self._ahead if shards.is_remote else None, shards.identity)
         if self.rows is None:
             return ShardOrder(shards.counts, shards.blocks, *settings)
         rows = self.rows.numpy()

@@ -84,6 +84,15 @@ class Shards(ABC):
             recent: number of samples from which an epoch draws at a time.
         """
 
+    def file_sizes(self) -> Sequence[int] | None:
+        """Bytes of each shard, the same wherever it lies; None if they are not known."""
+        return None
+
+    def identity(self) -> list[str]:
+        """What tells the shards from others: the names and sizes of their files, in order."""
+        sizes = self.file_sizes() or ()
+        return [name.rpartition("/")[2] for name in self.names] + list(map(str, sizes))
+
     def fetch(self, shards: Sequence[int]) -> None:
         """Download shards, so that reading them does not wait; called in a thread."""
         return

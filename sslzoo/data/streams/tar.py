@@ -250,6 +250,11 @@ class TarShards(Shards):
         for shard in shards:
             self.cache.path(self.names[shard])
 
+    def file_sizes(self) -> Sequence[int] | None:
+        if self.shards.sizes is not None or self.is_remote:
+            return self.shards.sizes
+        return [os.path.getsize(name) for name in self.names]
+
     def sizes(self) -> np.ndarray | None:
         """Bytes of each image and label, (N, 2) int64, -1 if it is missing.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,21 @@ def test_other_shards_or_shuffling_are_refused_in_the_middle(tars: list[str], tm
     for other in (shards(tars, shuffle_samples=8), shards(write_tars(tmp_path, COUNTS[::-1]))):
         with pytest.raises(ValueError, match=r"shards, shuffle_shards .* those of the checkpoint"):
             other.train_dataloader().load_state_dict(state)
+    names = write_tars(tmp_path / "even", [10, 10, 10])
+    loader = shards(names).train_dataloader()
+    next(iter(loader))
+    state = loader.state_dict()
+    renamed = shutil.copy(names[0], tmp_path / "even" / "z.tar")
+    big = write_tar(
+        tmp_path / "t-002.tar", [(f"{i}.png", encoded(i, "PNG", (90, 90))) for i in range(10)]
+    )
+    for other in (names[::-1], [renamed, *names[1:]], [*names[:2], str(big)]):
+        with pytest.raises(ValueError, match=r"shards, shuffle_shards .* those of the checkpoint"):
+            shards(other, label_key=None).train_dataloader().load_state_dict(state)
+    moved = [shutil.copy(name, tmp_path) for name in names]
+    shards(moved).train_dataloader().load_state_dict(state)
+    older = {key: value for key, value in state.items() if key != "files"}
+    shards(names).train_dataloader().load_state_dict(older)
     ended = {**state, "position": len(loader)}
     shards(tars, shuffle_samples=8).train_dataloader().load_state_dict(ended)
 

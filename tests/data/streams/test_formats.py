@@ -88,6 +88,15 @@ def test_parquet_is_the_same_on_ranks_and_workers_and_resumes(tmp_path: Path):
     check_ranks_workers_and_resume(shards(parquet(tmp_path / "p")))
 
 
+def test_other_row_groups_are_refused_in_the_middle_of_an_epoch(tmp_path: Path):
+    loader = shards(parquet(tmp_path / "p")).train_dataloader()
+    next(iter(loader))
+    state = loader.state_dict()
+    shards(parquet(tmp_path / "again")).train_dataloader().load_state_dict(state)
+    with pytest.raises(ValueError, match=r"shards, shuffle_shards .* those of the checkpoint"):
+        shards(parquet(tmp_path / "p", 3)).train_dataloader().load_state_dict(state)
+
+
 def test_parquet_keeps_few_row_groups(tmp_path: Path):
     data = shards(parquet(tmp_path / "p"))
     loader = data.train_dataloader()
