@@ -69,7 +69,7 @@ class ShardPairs(PairSet):
 
     def some(self, number: int) -> list[str]:
         if self.images.shards.is_remote:  # of the first shard alone
-            rows = list(range(min(_REMOTE, int(self.images.order().counts[0]))))
+            rows = list(range(min(_REMOTE, int(self.images.order().counts[0]) or 1)))
         else:
             rows = spread(len(self), number)
         return [text for row in rows for text in self._captions(row)]

@@ -19,6 +19,7 @@ from sslzoo.data.streams.remote import ShardCache
 from sslzoo.data.streams.shards import Shards, library
 from sslzoo.data.streams.tar import (
     IMAGE_KEYS,
+    MISSING,
     BrokenShardError,
     ShardList,
     TarKeys,
@@ -37,7 +38,8 @@ class Found(NamedTuple):
     Attributes:
         shards: the shards.
         left_out: names of shards that cannot be read at all ("skip").
-        lost: number of their samples; a shard of which it is unknown counts as one.
+        lost: number of samples that they and the ends of truncated shards held; a shard of which
+            it is unknown counts as one.
     """
 
     shards: Shards
@@ -189,7 +191,8 @@ def _listed(
     kept = shards.without(lost)
     known = kept.keys
     if known is None or image_key is not None or label_key not in ("auto", known.label):
-        known = _keys(kept.names[0], image_key, label_key, cache)
+        full = [name for name, count in zip(kept.names, kept.counts, strict=True) if count]
+        known = _keys(full, image_key, label_key, cache)
     return Found(TarShards(kept, known, cache), left_out, count)
 
 
@@ -208,27 +211,33 @@ def tar_shards(
             f"tar shards of an address must come with a .json list of their counts, got {remote}; "
             "`sslzoo data index` writes it from local copies"
         )
-    keys = _keys(names[0], image_key, label_key, cache)
+    keys = _keys(names, image_key, label_key, cache)
     kept: list[str] = []
     left_out: list[str] = []
     scanned: list[np.ndarray] = []
+    lost = 0
     for name in names:
         try:
             index = scan_tar(name, keys)
         except BrokenShardError as error:
             if not skip:
                 raise
-            rank_zero_warn(f"{error}; the number of samples that are lost is unknown")
             index = error.index
-        if not (skip or lone):
+            if error.is_whole:
+                rank_zero_warn(f"{error}; such samples are skipped")
+            else:
+                rank_zero_warn(f"{error}; the number of samples that are lost is unknown")
+                lost += 1
+            if not len(index):
+                left_out.append(name)
+                continue
+        kept.append(name)
+        scanned.append(index)
+    if not (skip or lone):
+        for name, index in zip(kept, scanned, strict=True):
             _check_members(name, index, keys)
-        if len(index):
-            kept.append(name)
-            scanned.append(index)
-        else:
-            left_out.append(name)
     shards = ShardList(kept, [len(index) for index in scanned])
-    return Found(TarShards(shards, keys, cache, scanned), left_out, len(left_out))
+    return Found(TarShards(shards, keys, cache, scanned), left_out, lost)
 
 
 def _check_members(name: str, index: np.ndarray, keys: TarKeys) -> None:
@@ -242,12 +251,18 @@ def _check_members(name: str, index: np.ndarray, keys: TarKeys) -> None:
             )
 
 
-def _keys(first: str, image_key: str | None, label_key: str | None, cache: ShardCache) -> TarKeys:
+def _keys(
+    names: Sequence[str], image_key: str | None, label_key: str | None, cache: ShardCache
+) -> TarKeys:
+    """The members to read; "auto" looks at the first shard that has samples."""
     image = IMAGE_KEYS if image_key is None else tuple(image_key.lower().split(","))
     if label_key != "auto":
         return TarKeys(image, label_key)
-    try:
-        found = scan_tar(cache.path(first), TarKeys(image, "cls"))
-    except BrokenShardError as error:
-        found = error.index
-    return TarKeys(image, "cls" if len(found) and found[0, 2] >= 0 else None)
+    for name in names:
+        try:
+            found = scan_tar(cache.path(name), TarKeys(image, "cls"))
+        except BrokenShardError as error:
+            found = error.index
+        if len(found):
+            return TarKeys(image, None if found[0, 2] == MISSING else "cls")
+    return TarKeys(image, None)

@@ -24,8 +24,9 @@ from sslzoo.eval.fingerprint import files_digest, text_digest
 
 WIDS = "wids-shard-index-v1"  # the JSON form of webdataset's wids
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "ppm", "bmp", "gif", "tif", "tiff", "jp2", "npy")
+_CHUNK = 1 << 20
 _OPEN = 64  # tar files that a process keeps open
-_MISSING = -1
+MISSING, _AMBIGUOUS = -1, -2  # in place of a member's offset
 
 
 class TarKeys(NamedTuple):
@@ -49,15 +50,16 @@ class TarKeys(NamedTuple):
 
 
 class BrokenShardError(ValueError):
-    """A tar file ends within a sample, or is no tar file.
+    """A tar file lacks its end, is damaged, is no tar file, or has ambiguous members.
 
     Attributes:
-        index: (n, 4) int64, the whole samples before.
+        index: (n, 4) int64, the samples that can be used.
+        is_whole: whether these are all of it, and only some of them are broken.
     """
 
-    def __init__(self, message: str, index: np.ndarray) -> None:
+    def __init__(self, message: str, index: np.ndarray, is_whole: bool = False) -> None:
         super().__init__(message)
-        self.index = index
+        self.index, self.is_whole = index, is_whole
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -71,51 +73,92 @@ def scan_tar(path: str | Path, keys: TarKeys = TarKeys()) -> np.ndarray:  # noqa
     """Where each sample of a tar file lies, from its headers alone.
 
     Returns:
-        (n, 4) int64: offset and size of the image, then of the label; -1 if it is missing.
+        (n, 4) int64: offset and size of the image, then of the label; the offset is negative if
+        it is missing, or if there are two or it is a link.
 
     Raises:
-        BrokenShardError: it is truncated or no tar file; compressed ones are refused too.
+        BrokenShardError: it is truncated, damaged or no tar file, or a member that is read is
+            there twice or a link; compressed files are refused too.
     """
     rows: list[tuple[int, int, int, int]] = []
+    ambiguous: list[str] = []
     size = os.path.getsize(path)
     try:
         with tarfile.open(path, "r:") as tar:
-            for members in _samples(tar):
+            for name, members in _samples(tar):
                 if any(first + length > size for first, length in members.values()):
                     raise tarfile.ReadError("unexpected end of data")
                 rows.append(_row(members, keys))
+                if _AMBIGUOUS in rows[-1]:
+                    ambiguous.append(name)
+            _check_end(path, tar.offset)
     except (tarfile.TarError, EOFError, ValueError) as error:
+        if isinstance(error, _NoEndError):
+            rows = rows[:-1]  # it may lack members
         index = np.array(rows, dtype=np.int64).reshape(-1, 4)
         raise BrokenShardError(
             f"the shard {path} must be a whole, uncompressed tar file, got {error} after "
             f"{len(index)} samples",
             index,
         ) from error
-    return np.array(rows, dtype=np.int64).reshape(-1, 4)
+    index = np.array(rows, dtype=np.int64).reshape(-1, 4)
+    if ambiguous:
+        raise BrokenShardError(
+            f"a sample of {path} must have one image and one label, as files, got two or a link "
+            f"for {len(ambiguous)}, such as {ambiguous[0]!r}",
+            index,
+            is_whole=True,
+        )
+    return index
 
 
-def _samples(tar: tarfile.TarFile) -> Iterator[dict[str, tuple[int, int]]]:
-    """Each sample's members: extension -> (offset, size)."""
+class _NoEndError(tarfile.ReadError):
+    """Members may be missing after the last that was read."""
+
+
+def _check_end(path: str | Path, offset: int) -> None:
+    """Check that nothing but zeros, two blocks at least, follow the last member.
+
+    Where `tarfile` meets a truncated or damaged header, it stops as if the file ended there.
+    """
+    with open(path, "rb") as file:
+        file.seek(offset)
+        end = file.read(2 * tarfile.BLOCKSIZE)
+        if any(end):
+            raise _NoEndError(f"a damaged header at byte {offset}")
+        if len(end) < 2 * tarfile.BLOCKSIZE:
+            raise _NoEndError("no end (two blocks of zeros)")
+        while rest := file.read(_CHUNK):
+            if any(rest):
+                raise tarfile.ReadError(
+                    "more data behind the end of the archive, such as of a second one,"
+                )
+
+
+def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """Each sample's key, and its members: extension -> (offset, size)."""
     key: str | None = None
     members: dict[str, tuple[int, int]] = {}
     for member in tar:
         tar.members = []  # type: ignore[attr-defined]  # else it keeps every header in memory
         name, extension = split_name(member.name)
         hidden = member.name.rpartition("/")[2].startswith(("._", "__"))
-        if not member.isreg() or not extension or hidden:
+        is_link = member.islnk() or member.issym()
+        if not (member.isreg() or is_link) or not extension or hidden:
             continue
-        if name != key and members:
-            yield members
+        if key is not None and name != key and members:
+            yield key, members
             members = {}
         key = name
-        members[extension] = member.offset_data, member.size
-    if members:
-        yield members
+        plain = extension not in members and not is_link and not member.issparse()
+        members[extension] = (member.offset_data, member.size) if plain else (_AMBIGUOUS, 0)
+    if key is not None and members:
+        yield key, members
 
 
 def _row(members: dict[str, tuple[int, int]], keys: TarKeys) -> tuple[int, int, int, int]:
-    image = next((members[k] for k in keys.image if k in members), (_MISSING, 0))
-    label = members.get(keys.label_member or "", (_MISSING, 0))
+    image = next((members[k] for k in keys.image if k in members), (MISSING, 0))
+    label = members.get(keys.label_member or "", (MISSING, 0))
     return *image, *label
 
 
@@ -256,7 +299,7 @@ class TarShards(Shards):
         return [os.path.getsize(name) for name in self.names]
 
     def sizes(self) -> np.ndarray | None:
-        """Bytes of each image and label, (N, 2) int64, -1 if it is missing.
+        """Bytes of each image and label, (N, 2) int64, -1 if it is missing or cannot be read.
 
         None if they are not known before reading: of addresses, and of shards without an index.
         """
@@ -266,7 +309,7 @@ class TarShards(Shards):
                 return None
             known = [np.load(index_path(name), allow_pickle=False) for name in self.names]
         rows = np.concatenate([*known]).reshape(-1, 2, 2)
-        return np.where(rows[:, :, 0] < 0, _MISSING, rows[:, :, 1])
+        return np.where(rows[:, :, 0] < 0, MISSING, rows[:, :, 1])
 
     def _opened(self, shard: int) -> _TarFile:
         path = self.cache.path(self.names[shard])
@@ -297,7 +340,8 @@ class _TarFile:
 
     def part(self, offset: int, size: int, what: str) -> bytes:
         if offset < 0:
-            raise ValueError(f"a sample must have {what}, got none")
+            got = "none" if offset == MISSING else "two or a link"
+            raise ValueError(f"a sample must have {what}, got {got}")
         content = os.pread(self._file.fileno(), size, offset)
         if len(content) < size:
             raise ValueError(f"the file ends {size - len(content)} bytes before the sample does")

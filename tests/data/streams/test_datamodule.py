@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import tarfile
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -208,25 +210,52 @@ def broken_tars(root: Path, problem: str) -> str:
         index_shards(names, None, "auto", str(root / "all.json"))
     if problem == "lost":
         Path(names[1]).unlink()
-    if problem in ("truncated", "listed"):
-        content = Path(names[1]).read_bytes()
-        Path(names[1]).write_bytes(content[: content.index(b"00009.jpg") + 700])
+    content = Path(names[1]).read_bytes() if problem != "lost" else b""
+    at = content.find(b"00009.cls")  # within the fourth sample
+    changed = {
+        "truncated": content[: content.find(b"00009.jpg") + 700],
+        "header": content[: at + 300],
+        "member": content[:at],
+        "endless": content[: content.find(b"00009.jpg")],
+        "damaged": content[:at] + b"\xff" + content[at + 1 :],
+        "joined": content + Path(names[0]).read_bytes(),
+        "empty": b"",
+        "compressed": b"\x1f\x8b\x08" + bytes(600),
+    }
+    changed["listed"] = changed["truncated"]
+    if problem in changed:
+        Path(names[1]).write_bytes(changed[problem])
     if problem == "undecodable":
         members[6] = (members[6][0], encoded(9)[:90])
         write_tar(Path(names[1]), members)
     if problem == "missing":
         write_tar(Path(names[1]), members[:6] + members[7:])
-    if problem == "empty":
-        Path(names[1]).write_bytes(b"")
-    if problem == "compressed":
-        Path(names[1]).write_bytes(b"\x1f\x8b\x08" + bytes(600))
+    if problem == "twice":
+        write_tar(Path(names[1]), [*members[:6], ("00009.jpg", encoded(0)), *members[6:]])
+    if problem in ("link", "symlink"):
+        with tarfile.open(names[1], "w") as tar:
+            for name, content in members:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                if name == "00009.jpg":
+                    info.type = tarfile.LNKTYPE if problem == "link" else tarfile.SYMTYPE
+                    info.size, info.linkname = 0, "00008.jpg"
+                tar.addfile(info, io.BytesIO(content))
     return str(root / ("all.json" if problem in ("listed", "lost") else "t-*.tar"))
 
 
 @pytest.mark.parametrize(
     ("problem", "message", "kept", "broken"),
     [
-        ("truncated", r"t-001.tar must be a whole, .* after 3 samples", 9, 0),
+        ("truncated", r"t-001.tar must be a whole, .* after 3 samples", 9, 1),
+        ("header", r"t-001.tar must be a whole, .* got a damaged header .* after 3 samples", 9, 1),
+        ("member", r"t-001.tar must be a whole, .* got no end \(two .* after 3 samples", 9, 1),
+        ("endless", r"t-001.tar must be a whole, .* got no end \(two .* after 2 samples", 8, 1),
+        ("damaged", r"t-001.tar must be a whole, .* got a damaged header .* after 3 samples", 9, 1),
+        ("joined", r"t-001.tar must be a whole, .* behind the end .* after 6 samples", 12, 1),
+        ("twice", r"t-001.tar must have one image .* two or a link for 1, such as '00009'", 12, 1),
+        ("link", r"t-001.tar must have one image .* two or a link for 1, such as '00009'", 12, 1),
+        ("symlink", r"t-001.tar must have one image .* or a link for 1, such as '00009'", 12, 1),
         ("undecodable", r"cannot read sample 3 of .*t-001.tar \(.*on_broken=.skip", 12, 1),
         ("missing", r"member \.jpg/.*but 1 lack it, the first is sample 3 of .*t-001.tar", 12, 1),
         ("empty", r"t-001.tar must be a whole, uncompressed tar file, .* after 0", 6, 1),
@@ -235,7 +264,9 @@ def broken_tars(root: Path, problem: str) -> str:
         ("lost", r"t-001.tar must have \d+ bytes as its list says, got 0; copy it", 6, 6),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*(lost is unknown|skipped a broken|left out|that it lacks)")
+@pytest.mark.filterwarnings(
+    "ignore:.*(lost is unknown|skipped a broken|samples are skipped|left out|that it lacks)"
+)
 def test_broken_shards_are_named_or_skipped_and_counted(
     tmp_path: Path, problem: str, message: str, kept: int, broken: int
 ):
@@ -247,7 +278,7 @@ def test_broken_shards_are_named_or_skipped_and_counted(
     found = batches(data)
     assert all(len(batch.index) == 3 for batch in found)
     assert data.num_broken == broken
-    if problem == "undecodable":
+    if problem in ("undecodable", "twice", "link", "symlink"):
         assert 9 not in set(chain(*(batch.index.tolist() for batch in found)))
 
 
@@ -275,9 +306,23 @@ def test_what_cannot_be_read_is_refused_at_once(
         shards(source if "://" in source else str(folder / source), **options)
 
 
-def test_arrays_in_shards_keep_their_channels(tmp_path: Path):
-    import io
+@pytest.mark.filterwarnings("error")
+def test_a_shard_without_samples_alters_nothing(tmp_path: Path):
+    names = write_tars(tmp_path, [0, 5, 0, 7])
+    data = shards(names, batch_size=4)
+    assert (data.num_samples, data.num_broken) == (12, 0)
+    assert sorted(chain(*(batch.label.tolist() for batch in batches(data)))) == sorted(
+        [0, 1, 2] * 4
+    )
+    assert index_shards(names, None, "auto", str(tmp_path / "all.json")) == 12
+    listed = shards(str(tmp_path / "all.json"), batch_size=4)
+    for ours, theirs in zip(batches(data), batches(listed), strict=True):
+        assert same(ours, theirs)
+    with pytest.raises(ValueError, match=r"shards must have samples, got none in .*t-000\.tar"):
+        shards(names[::2])
 
+
+def test_arrays_in_shards_keep_their_channels(tmp_path: Path):
     import numpy as np
 
     members = []
