@@ -19,6 +19,7 @@ from sslzoo.data.streams.shards import library
 
 _GIB = 1 << 30
 _DAY = 24 * 3600  # seconds
+_VERSIONS = ("etag", "contentmd5", "md5hash", "blobid", "mtime", "lastmodified", "created")
 _OWN = re.compile(r"[0-9a-f]{16}-")  # how the names of the cache's files begin
 
 
@@ -48,6 +49,7 @@ class ShardCache:
         self.folder = default_cache() if folder is None else Path(folder).expanduser()
         self.max_gb = max_gb
         self.local_files_only = local_files_only
+        self._current: dict[str, Path] = {}  # address -> its file, if it was asked for its version
 
     @staticmethod
     def is_remote(name: str) -> bool:
@@ -55,7 +57,10 @@ class ShardCache:
         return "://" in name
 
     def path(self, name: str) -> Path:
-        """The local file of a shard.
+        """The local file of a shard, downloaded if there is none or it is of another version.
+
+        A process asks an address for its version once, and uses the file that is there if the
+        address cannot be reached.
 
         Raises:
             ValueError: it cannot be downloaded, or may not be.
@@ -64,13 +69,31 @@ class ShardCache:
             return Path(name)
         self.check(name)
         digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-        target = self.folder / f"{digest}-{name.rpartition('/')[2]}"
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / f".{digest}.lock"):
-            if target.is_file():
-                os.utime(target)
-            else:
-                self._download(name, target)
+            target = self._current.get(name)
+            if target is None or not target.is_file():
+                target = self._current[name] = self._updated(name, digest)
+            os.utime(target)
+        return target
+
+    def _updated(self, name: str, digest: str) -> Path:
+        """The file of the address's version: `<hash of the address>-<version>-<file name>`."""
+        file = name.rpartition("/")[2]
+        old = [path for path in self.folder.glob(f"{digest}-*") if ".part" not in path.suffixes]
+        try:
+            with _readable(name) as (files, path):
+                version = _version(files.info(path))
+        except ValueError:
+            if not old:
+                raise
+            return old[0]
+        target = self.folder / f"{digest}-{version}-{file}"
+        if target not in old:
+            self._download(name, target)
+        for path in old:
+            if path != target:
+                path.unlink(missing_ok=True)
         return target
 
     def text(self, name: str) -> str:
@@ -123,6 +146,13 @@ class ShardCache:
                 if path != newest and (over or (is_part and time.time() - used > _DAY)):
                     path.unlink(missing_ok=True)
                     total -= size
+
+
+def _version(info: dict[str, Any]) -> str:
+    """A short hash of a file's size and of its hash or time, which file systems name differently."""
+    known = {key.lower().replace("-", "").replace("_", ""): info[key] for key in info}
+    told = [known[key] for key in ("size", *_VERSIONS) if known.get(key) is not None]
+    return hashlib.sha256(str(told[:2]).encode()).hexdigest()[:8]
 
 
 @contextmanager

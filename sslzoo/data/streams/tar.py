@@ -314,7 +314,10 @@ class TarShards(Shards):
     def _opened(self, shard: int) -> _TarFile:
         path = self.cache.path(self.names[shard])
         index = None if self.scanned is None else self.scanned[shard]
-        return _TarFile(path, self._index(shard, path) if index is None else index)
+        index = self._index(shard, path) if index is None else index
+        if len(index) > self.counts[shard]:
+            raise ValueError(f"the shard has {len(index)} samples, its list says fewer")
+        return _TarFile(path, index)
 
     def _index(self, shard: int, path: Path) -> np.ndarray:
         if self.shards.keys == self.keys:
@@ -342,10 +345,22 @@ class _TarFile:
         if offset < 0:
             got = "none" if offset == MISSING else "two or a link"
             raise ValueError(f"a sample must have {what}, got {got}")
-        content = os.pread(self._file.fileno(), size, offset)
-        if len(content) < size:
-            raise ValueError(f"the file ends {size - len(content)} bytes before the sample does")
-        return content
+        begin = offset - tarfile.BLOCKSIZE  # of the header, which tells an index of another file
+        content = os.pread(self._file.fileno(), tarfile.BLOCKSIZE + size, begin)
+        missing = tarfile.BLOCKSIZE + size - len(content)
+        if missing:
+            raise ValueError(f"the file ends {missing} bytes before the sample does")
+        try:
+            header = content[: tarfile.BLOCKSIZE]
+            found = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").size
+        except tarfile.TarError:
+            found = None
+        if found != size:
+            raise ValueError(
+                f"the index must be that of the file, but no member of {size} bytes is at byte "
+                f"{begin}; write the index again with `sslzoo data index`"
+            )
+        return content[tarfile.BLOCKSIZE :]
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):

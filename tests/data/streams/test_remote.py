@@ -16,11 +16,11 @@ import torch
 
 from sslzoo.data.streams.remote import ShardCache
 from sslzoo.data.streams.write import index_shards
-from tests.data.streams.toys import batches, shards, write_tars
+from tests.data.streams.toys import batches, encoded, shards, write_tar, write_tars
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(path.name.partition("-")[2] for path in folder.iterdir() if "-" in path.name)
+    return sorted(path.name.split("-", 2)[2] for path in folder.iterdir() if "-" in path.name)
 
 
 def test_shards_of_an_address_are_those_of_the_files(tmp_path: Path):
@@ -72,7 +72,7 @@ def test_files_used_longest_ago_are_removed(tmp_path: Path):
     for age, name in enumerate("ab"):
         os.utime(paths[name], (1000 + age, 1000 + age))
     cache.path("memory://e/a.tar")  # used again
-    own = paths["a"].name[:17]
+    own = paths["a"].name[:17] + "0-"
     for name, age in (("old.part", 3 * 86400), ("new.part", 60)):
         (tmp_path / f"{own}{name}.tar").write_bytes(bytes(9))
         os.utime(tmp_path / f"{own}{name}.tar", (time.time() - age,) * 2)
@@ -98,11 +98,65 @@ def test_other_files_in_the_folder_are_neither_counted_nor_removed(tmp_path: Pat
     assert not first.exists()
 
 
-class Cut(SimpleHTTPRequestHandler):
-    """Tells the size of a file and sends the half of it."""
+@pytest.mark.parametrize("protocol", ["file", "memory", "http"])
+def test_a_shard_that_was_rewritten_is_downloaded_again(tmp_path: Path, protocol: str):
+    web, memory = tmp_path / "web", fsspec.filesystem("memory")
+    server = Web(web)
+    url = {"file": f"file://{web}", "memory": "memory://v", "http": server.url}[protocol]
+    if protocol == "http":
+        pytest.importorskip("aiohttp")
 
+    def write(labels: list[bytes]) -> None:
+        members = [(f"{i}.jpg", encoded(i)) for i in range(4)]
+        for i, label in enumerate(labels):
+            members.insert(2 * i + 1, (f"{i}.cls", label))
+        name = str(write_tar(web / "t.tar", members))
+        os.utime(name, (1000 * len(set(labels)),) * 2)
+        (web / "all.json").unlink(missing_ok=True)
+        index_shards([name], None, "auto", str(web / "all.json"))
+        memory.put(f"{web}/", "/v", recursive=True)
+
+    def labels(options: dict[str, object]) -> list[int]:
+        data = shards(f"{url}/all.json", batch_size=4, shuffle_shards=0, **options)
+        (batch,) = batches(data)
+        assert batch.label is not None
+        return batch.label.tolist()
+
+    options = {"cache_dir": str(tmp_path / "cache")}
+    try:
+        write([b"0"] * 4)
+        assert labels(options) == [0] * 4
+        kept = {path: path.stat().st_ino for path in (tmp_path / "cache").glob("*-*")}
+        assert labels(options) == [0] * 4
+        assert {path: path.stat().st_ino for path in (tmp_path / "cache").glob("*-*")} == kept
+        write([b"2", b"1"] * 2)
+        assert labels(options) == [2, 1, 2, 1]
+    finally:
+        server.stop()
+    assert files(tmp_path / "cache") == ["t.tar", "t.tar.index.npy"]  # the old ones are removed
+
+
+class Web:
+    """A server of the files of a folder."""
+
+    def __init__(self, folder: Path, handler: type[SimpleHTTPRequestHandler] | None = None) -> None:
+        given = partial(handler or Quiet, directory=str(folder))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), given)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         pass
+
+
+class Cut(Quiet):
+    """Tells the size of a file and sends the half of it."""
 
     def copyfile(self, source, outputfile) -> None:
         content = source.read()
@@ -114,9 +168,8 @@ def test_a_download_that_ends_early_leaves_nothing(tmp_path: Path):
     (tmp_path / "web").mkdir()
     for name in ("a.tar", "b.tar"):
         (tmp_path / "web" / name).write_bytes(os.urandom(5000))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Cut, directory=str(tmp_path / "web")))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
+    server = Web(tmp_path / "web", Cut)
+    url = server.url
     cache = ShardCache(str(tmp_path / "cache"))
     try:
         found = cache.path(f"{url}/a.tar").read_bytes()
@@ -125,7 +178,6 @@ def test_a_download_that_ends_early_leaves_nothing(tmp_path: Path):
             with pytest.raises(ValueError, match=f"{url}/{name}"):
                 cache.path(f"{url}/{name}")
     finally:
-        server.shutdown()
-        server.server_close()
+        server.stop()
     assert files(tmp_path / "cache") == ["a.tar"]
     assert not list((tmp_path / "cache").glob("*.part*"))

@@ -139,6 +139,18 @@ def test_existing_shards_are_indexed_and_listed(tmp_path: Path):
     found = open_shards(listed, None, "auto", ShardCache()).shards
     assert found.counts.tolist() == [3, 5]
     assert found.read(1, 4) == (encoded(7), "1")
+    first = [(f"{i}.{kind}", encoded(i) if kind == "jpg" else b"2")
+             for i in (2, 0, 1) for kind in ("cls", "jpg")]  # fmt: skip
+    size = Path(names[0]).stat().st_size
+    assert write_tar(Path(names[0]), first).stat().st_size == size
+    with pytest.raises(ValueError, match=r"index must be that of the file, but no member of \d+"):
+        open_shards(listed, None, "auto", ShardCache()).shards.read(0, 1)
+    fewer = json.loads(Path(listed).read_text())
+    fewer["shardlist"][1]["nsamples"] = 4
+    Path(names[0]).with_name("fewer.json").write_text(json.dumps(fewer))
+    found = open_shards(str(tmp_path / "t" / "fewer.json"), None, "auto", ShardCache()).shards
+    with pytest.raises(ValueError, match="the shard has 5 samples, its list says fewer"):
+        found.read(1, 0)
     Path(names[1]).write_bytes(Path(names[1]).read_bytes()[:-512])
     with pytest.raises(ValueError, match=r"t-001\.tar must have \d+ bytes as its list says, got"):
         open_shards(listed, None, "auto", ShardCache())
