@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sslzoo.data.streams.remote import ShardCache
 from sslzoo.data.streams.shards import Recent, Sample, Shards, library
+from sslzoo.data.streams.tar import IMAGE_KEYS
 from sslzoo.eval.fingerprint import files_digest
+
+# Serializers of LitData that make values of bytes alone; "pickle" and "graph" run code, and others
+# give no images or labels.
+PLAIN = ("str", "text", "bool", "int", "float", "bytes", "file", "image", "pil", "jpeg", "tifffile",
+         "jpeg_array", "numpy", "no_header_numpy", "tensor", "no_header_tensor", "json")  # fmt: skip
 
 
 class LitShards(Shards):
@@ -36,6 +43,7 @@ class LitShards(Shards):
             address = f"{source.rstrip('/')}/index.json"
             is_remote = cache.is_remote(source)
             content = json.loads(cache.text(address) if is_remote else Path(address).read_text())
+            _check_plain(content, source)
         chunks = content["chunks"]
         super().__init__(
             [f"{source.rstrip('/')}/{chunk['filename']}" for chunk in chunks],
@@ -66,10 +74,13 @@ class LitShards(Shards):
 
     def _opened(self) -> Any:
         litdata = library("litdata", self.source)
+        # The library reads the index once more, which may be another one by then.
+        refused = {name: _Refused() for name in ("pickle", "graph")}
         if not self.is_remote:
-            return litdata.StreamingDataset(self.source)
+            return litdata.StreamingDataset(self.source, serializers=refused)
         return litdata.StreamingDataset(
             self.source,
+            serializers=refused,
             cache_dir=str(self.cache.folder / "litdata"),
             max_cache_size=f"{max(1, round(self.cache.max_gb))}GB",
         )
@@ -77,6 +88,49 @@ class LitShards(Shards):
     def fingerprint(self) -> str | None:
         own = "" if self.is_remote else files_digest(self.names)
         return f"{own}{self.keys}{super().fingerprint()}"
+
+
+class _Refused:
+    """A serializer that reads nothing."""
+
+    def setup(self, metadata: Any) -> None:
+        return
+
+    def deserialize(self, data: bytes) -> Any:
+        raise ValueError("LitData must hold plain values, got pickled ones, which run code")
+
+
+def _check_plain(content: Mapping[str, Any], source: str) -> None:
+    """Refuse an index by which reading would run code, or write outside of the cache.
+
+    Raises:
+        ValueError: it names a serializer that is not in `PLAIN`, another container than a
+            dictionary, list or tuple, or chunks in other folders.
+    """
+    for entry in content["config"]["data_format"]:
+        name, *more = str(entry).split(":")
+        if name not in PLAIN or any(
+            not (each.isdigit() or each in (*PLAIN, *IMAGE_KEYS)) for each in more
+        ):
+            raise ValueError(
+                f"the items of {source} must be plain values, whose data_format is among "
+                f"{', '.join(PLAIN)}, got {entry!r}, which may run code when it is read; write "
+                "images as bytes and labels as numbers or text"
+            )
+    spec = json.loads(content["config"]["data_spec"] or "[]")
+    left = list(spec[1:])
+    while left:
+        node = left.pop()
+        if node["type"] not in (None, "builtins.dict", "builtins.list", "builtins.tuple"):
+            raise ValueError(
+                f"the items of {source} must be dictionaries, lists or tuples, got {node['type']!r}"
+            )
+        left += node["children_spec"]
+    for chunk in content["chunks"]:
+        if chunk["filename"] != os.path.basename(chunk["filename"]):
+            raise ValueError(
+                f"the chunks of {source} must lie in it, got {chunk['filename']!r} in its index"
+            )
 
 
 def lit_shards(

@@ -133,7 +133,17 @@ def test_broken_parquet_is_named_or_skipped(tmp_path: Path, problem: str):
     assert (data.num_samples, data.num_broken) == (kept, broken)
 
 
-def litdata_folder(root: Path) -> str:
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+def litdata_folder(root: Path, label: Any = None) -> str:
     """Chunks as `litdata.optimize` writes them, in this process."""
     pytest.importorskip("litdata")
     from litdata.streaming.cache import Cache
@@ -141,7 +151,7 @@ def litdata_folder(root: Path) -> str:
     root.mkdir()
     cache = Cache(str(root), chunk_size=8)
     for i, item in enumerate(items(0, 30)):
-        cache[i] = item
+        cache[i] = item if label is None else {**item, "label": label}
     cache.done()
     cache.merge()
     return str(root)
@@ -153,6 +163,41 @@ def test_litdata_gives_the_samples_of_tar_files(tmp_path: Path):
     assert data.sets.train.shards.counts.tolist() == [8, 8, 8, 6]
     assert samples(data) == samples(expected(tmp_path))
     check_ranks_workers_and_resume(data)
+
+
+@pytest.mark.filterwarnings("ignore")  # of litdata
+def test_litdata_that_would_run_code_is_refused(tmp_path: Path):
+    source = litdata_folder(tmp_path / "lit", Evil(tmp_path / "mark"))
+    for on_broken in ("error", "skip"):
+        with pytest.raises(ValueError, match=r"plain values, .* no_header_tensor, json, got 'pick"):
+            shards(source, on_broken=on_broken)
+    index = tmp_path / "lit" / "index.json"
+    given = index.read_text()
+    for changed, message in [
+        (given.replace('"pickle"', '"bytes:pickle"'), "must be plain values.*got 'bytes:pickle'"),
+        (given.replace('"pickle"', '"graph"'), "must be plain values.*got 'graph'"),
+        (
+            given.replace('"pickle"', '"int"').replace("builtins.dict", "collections.defaultdict"),
+            r"must be dictionaries, lists or tuples, got 'collections\.defaultdict'",
+        ),
+        (
+            given.replace('"pickle"', '"int"').replace("chunk-0-0", "../chunk-0-0"),
+            r"chunks of .* must lie in it, got '\.\./chunk-0-0",
+        ),
+    ]:
+        assert changed != given
+        index.write_text(changed)
+        with pytest.raises(ValueError, match=message):
+            shards(source)
+    index.write_text(given.replace('"pickle"', '"bytes"'))  # when it is checked
+    from sslzoo.data.streams.litdata import LitShards
+    from sslzoo.data.streams.remote import ShardCache
+
+    opened = LitShards(source, ("image", "label"), ShardCache())
+    index.write_text(given)  # when the library reads it
+    with pytest.raises(ValueError, match="got pickled ones, which run code"):
+        opened.read(0, 0)
+    assert not (tmp_path / "mark").exists()
 
 
 def iterable(count: int = 3) -> Any:
