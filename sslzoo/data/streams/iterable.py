@@ -34,6 +34,7 @@ class IterableShards(Shards):
         recent: int = 1,
     ) -> None:
         self.dataset, self.columns = dataset, columns
+        check_seeded(dataset)
         counts = _counted(dataset, columns) if counts is None else counts
         super().__init__([f"shard {i} of the iterable set" for i in range(len(counts))], counts)
         self.classes = getattr((dataset.features or {}).get(columns[1]), "names", None)
@@ -90,6 +91,30 @@ class _Forward:
         ]
         self._at = start + len(items)
         return items
+
+
+def check_seeded(dataset: Any) -> None:
+    """Refuse an iterable set of Hugging Face that is shuffled without a seed.
+
+    Without one, numpy draws 128 bits from the system, so each process has an order of its own.
+
+    Raises:
+        ValueError: it is.
+    """
+    left = [getattr(dataset, "_ex_iterable", None)]
+    while left:
+        one = left.pop()
+        if one is None:
+            continue
+        generator = getattr(one, "generator", None)
+        seeds = getattr(getattr(generator, "bit_generator", None), "seed_seq", None)
+        entropy = getattr(seeds, "entropy", 0)
+        if isinstance(entropy, int) and entropy.bit_length() > 64:
+            raise ValueError(
+                "an iterable data set must be shuffled with a seed, or each process gets other "
+                "samples, got shuffle() without one; use shuffle(seed=0, ...)"
+            )
+        left += [getattr(one, "ex_iterable", None), *getattr(one, "ex_iterables", ())]
 
 
 def is_sharded(dataset: Any) -> bool:

@@ -222,6 +222,26 @@ def test_iterable_sets_give_the_samples_of_tar_files(tmp_path: Path):
     check_ranks_workers_and_resume(data)
 
 
+@pytest.mark.parametrize("num_samples", [None, 20])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_iterable_set_that_is_shuffled_must_have_a_seed(num_samples: int | None):
+    def data(given: Any) -> ImageDataset:
+        data = ImageDataset(
+            *(given, two_crops(), 6), seed=1, num_workers=0, num_samples=num_samples
+        )
+        data.setup("fit")
+        return data
+
+    given = iterable()
+    datasets = pytest.importorskip("datasets")
+    mixed = datasets.interleave_datasets([given, given], [0.5, 0.5])
+    for one in (given.shuffle(buffer_size=10), given.shuffle(buffer_size=10).map(dict), mixed):
+        with pytest.raises(ValueError, match=r"must be shuffled with a seed.*use shuffle\(seed=0"):
+            data(one)
+    whole, again = (samples(data(given.shuffle(seed=3, buffer_size=10))) for _ in range(2))
+    assert whole == again
+
+
 def test_generators_of_several_shards_need_no_number_of_samples():
     datasets = pytest.importorskip("datasets")
 
