@@ -179,7 +179,10 @@ class ImageDataset(ImageDataModule):
 
         def opened(dataset: Any) -> ShardImages:
             shards = IterableShards(dataset, self.keys)
-            return ShardImages(shards, shards.classes, decoding, Shuffle()).checked()
+            images = ShardImages(
+                *(shards, shards.classes, decoding, Shuffle()), num_classes=self.given_classes
+            )
+            return images.checked()
 
         images = opened(train)
         query: ImageSet | None = None

@@ -93,6 +93,7 @@ class ImageShards(FromShards, ImageDataModule):
         self.keys = image_key, label_key
         self.classes = None if classes is None else list(classes)
         self.given_classes = num_classes
+        self.named = classes is not None
         self.shuffle = checked_shuffle(shuffle_shards, shuffle_samples)
         self.on_broken: OnBroken = on_broken
         self.cache = ShardCache(cache_dir, cache_gb, local_files_only)
@@ -132,6 +133,8 @@ class ImageShards(FromShards, ImageDataModule):
         images = ShardImages(
             *(shards, self.classes or shards.classes, decoding, self.shuffle, self.on_broken),
             left_out=found.lost,
+            num_classes=self.given_classes,
+            named=self.named and shards.classes is None,  # else texts of digits are numbers
         )
         return images.checked()
 

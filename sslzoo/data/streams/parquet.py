@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from itertools import chain
 from typing import Any
 
+import numpy as np
+
 from sslzoo.data.streams.remote import ShardCache
 from sslzoo.data.streams.shards import Recent, Sample, Shards, library
 from sslzoo.eval.fingerprint import files_digest
@@ -16,8 +18,8 @@ from sslzoo.eval.fingerprint import files_digest
 class ParquetShards(Shards):
     """Parquet files, local or by address.
 
-    The image is a column of bytes, or of Hugging Face's structs of bytes and path. A process keeps
-    the row groups that hold the samples of `recent`, so memory is their bytes: files should have
+    The image is a column of bytes, of Hugging Face's structs of bytes and path, or of lists of
+    pixels. A process keeps the row groups that hold the samples of `recent`, so memory is their bytes: files should have
     row groups of about 100 images.
 
     Args:
@@ -65,6 +67,11 @@ class ParquetShards(Shards):
         image, label = self.columns
         found = table[image][offset].as_py()
         found = found.get("bytes") if isinstance(found, Mapping) else found
+        if isinstance(found, list):
+            kind = table.schema.field(image).type
+            while hasattr(kind, "value_type"):
+                kind = kind.value_type
+            found = np.asarray(found, kind.to_pandas_dtype())
         if found is None:
             raise ValueError(f"the column {image!r} must hold the bytes of an image, got none")
         if label is None:
@@ -141,7 +148,13 @@ def parquet_shards(
                 raise ValueError(
                     f"all shards must have the columns {columns}, got {given} in {name}"
                 )
-            classes = classes or _classes(schema.metadata or {}, columns[1])
+            own = _classes(schema.metadata or {}, columns[1])
+            classes = classes or own
+            if own is not None and own != classes:
+                raise ValueError(
+                    f"all shards must have the classes {list(classes or ())[:5]}, in this order, "
+                    f"got {own[:5]} in {name}"
+                )
             meta = footer.metadata
             of_file = [meta.row_group(i) for i in range(meta.num_row_groups)]
             kept.append(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -56,6 +57,9 @@ class ShardImages(ImageSet):
         left_out: see `SampleSet`.
         convert: what stands beside an image, as stored -> as `read_rows` gives it; None: class
             numbers.
+        num_classes: number of classes, below which labels must be; None: that of `classes`.
+        named: whether labels are names of `classes` even where these are digits; otherwise texts
+            of digits are class numbers.
     """
 
     def __init__(
@@ -67,10 +71,14 @@ class ShardImages(ImageSet):
         on_broken: OnBroken = "error",
         left_out: int = 0,
         convert: Callable[[Any], Any] | None = None,
+        num_classes: int | None = None,
+        named: bool = False,
     ) -> None:
         self.shards, self.decoding, self.shuffle = shards, decoding, shuffle
         self.convert = self._class if convert is None else convert
         self.numbers = None if classes is None else {name: i for i, name in enumerate(classes)}
+        self.num_classes = num_classes or (None if classes is None else len(classes))
+        self.named = named and any(name.isdigit() for name in self.numbers or ())
         self.channels = decoding.channels
         self.needs_crops = True
         self.labels = None  # they are read with the images
@@ -95,7 +103,8 @@ class ShardImages(ImageSet):
             return None
         rows = "" if self.rows is None else tensor_digest({"rows": self.rows})
         given = self.decoding._replace(may_be_dark=False)
-        return f"{own} {rows} {described(tuple(given))} {self.numbers}"
+        named = " named" if self.named else ""
+        return f"{own} {rows} {described(tuple(given))} {self.numbers}{named}"
 
     def subset(self, rows: Tensor) -> ShardImages:
         other = self._copy()
@@ -287,16 +296,25 @@ class ShardImages(ImageSet):
         """The label as a number, or None without labels.
 
         Raises:
-            ValueError: it is neither a number nor one of `classes`.
+            ValueError: it is neither a class number nor one of `classes`.
         """
         if label is None:
             return None
-        if isinstance(label, str) and not label.lstrip("-").isdigit():
-            if label not in (self.numbers or {}):
-                known = list(self.numbers or {})[:5] or "none; set classes to the list of names"
-                raise ValueError(
-                    f"a label must be a whole number or one of classes ({known}), got {label!r}"
-                )
-            label = (self.numbers or {})[label]
-        label = int(label) if isinstance(label, str) else label
-        return torch.as_tensor(label)
+        try:
+            if isinstance(label, str):
+                is_name = self.named or not label.lstrip("-").isdigit()
+                number = (self.numbers or {})[label] if is_name else int(label)
+            else:
+                whole = isinstance(label, float) and label.is_integer()
+                number = int(label) if whole else operator.index(label)
+        except (KeyError, TypeError, ValueError):
+            known = list(self.numbers or {})[:5] or "none; set classes to the list of names"
+            raise ValueError(
+                f"a label must be a whole number or one of classes ({known}), got {label!r:.60}"
+            ) from None
+        if self.num_classes is not None and not 0 <= number < self.num_classes:
+            raise ValueError(
+                f"a label must be in 0..{self.num_classes - 1}, got {number}; set num_classes, or "
+                "label_key to null for no labels"
+            )
+        return torch.tensor(number)

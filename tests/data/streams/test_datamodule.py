@@ -192,6 +192,66 @@ def test_labels_may_be_names_a_json_field_or_none(tmp_path: Path):
         shards(str(tar), label_key="cls")
 
 
+def labeled(path: Path, labels: list[bytes], kind: str = "cls") -> str:
+    members = [[(f"{i}.jpg", encoded(i)), (f"{i}.{kind}", x)] for i, x in enumerate(labels)]
+    return str(write_tar(path, list(chain(*members))))
+
+
+def read_labels(data: ImageShards) -> list[int]:
+    (batch,) = batches(data)
+    assert batch.label is not None
+    return batch.label[batch.index.argsort()].tolist()
+
+
+def test_class_names_of_digits_are_names_where_classes_are_given(tmp_path: Path):
+    options = {"batch_size": 4, "num_classes": None}
+    names = labeled(tmp_path / "a.tar", [b"1", b"10", b"2", b"10"])
+    assert read_labels(shards(names, classes=["1", "10", "2"], **options)) == [0, 1, 2, 1]
+    with pytest.raises(ValueError, match=r"must be a whole number or one of .*'10'.* got '2'"):
+        shards(names, classes=["1", "10"], **options)
+    numbers = labeled(tmp_path / "b.tar", [b"1", b"0", b"2", b"0"])
+    assert read_labels(shards(numbers, classes=CLASSES, **options)) == [1, 0, 2, 0]
+    for name, count in (("1", 2), ("10", 1), ("2", 1)):
+        for i in range(count):
+            (tmp_path / "photos" / "train" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "photos" / "train" / name / f"{i}.jpg").write_bytes(encoded(i))
+    write_shards(str(tmp_path / "photos"), str(tmp_path / "out"))  # it writes class numbers
+    listed, bare = (str(tmp_path / "out" / f"train{end}") for end in (".json", "-*.tar"))
+    for data in (
+        shards(listed, **options),
+        shards(listed, classes=["1", "10", "2"], **options),
+        shards(listed, val=bare, **options),
+    ):
+        assert data.classes == ["1", "10", "2"]
+        assert sorted(read_labels(data)) == [0, 0, 1, 2]
+    (batch,) = list(data.eval_dataloaders().query)
+    assert sorted(batch.label.tolist()) == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("label", "kind", "message"),
+    [
+        (b"3", "cls", r"sample 2 of .*a\.tar .*a label must be in 0\.\.2, got 3"),
+        (b"-1", "cls", r"sample 2 of .*a\.tar .*a label must be in 0\.\.2, got -1"),
+        (b'{"y": [0, 1]}', "json", r"sample 2 of .*must be a whole number or .*got \[0, 1\]"),
+        (b'{"y": 0.5}', "json", r"sample 2 of .*must be a whole number or .*got 0\.5"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*skipped a broken")
+def test_labels_that_are_no_class_are_refused(
+    tmp_path: Path, label: bytes, kind: str, message: str
+):
+    given = [b"0" if kind == "cls" else b'{"y": 0.0}'] * 4
+    given[2] = label
+    tar = labeled(tmp_path / "a.tar", given, kind)
+    options = {"batch_size": 4, "label_key": "cls" if kind == "cls" else "json.y"}
+    with pytest.raises(ValueError, match=message):
+        shards(tar, **options)
+    data = shards(tar, on_broken="skip", **options)
+    batches(data)
+    assert data.num_broken == 1
+
+
 def test_a_labeled_folder_validates_a_stream(tmp_path: Path, tars: list[str]):
     root = write_photos(tmp_path, (2, 1, 3), "val")
     data = shards(tars, val=str(root / "val"))

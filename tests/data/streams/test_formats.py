@@ -143,6 +143,34 @@ class Evil:
         return Path.touch, (self.mark,)
 
 
+def test_parquet_files_must_have_the_same_classes(tmp_path: Path):
+    source = parquet(tmp_path / "p", form="struct")
+    from pyarrow import parquet as files
+
+    path = tmp_path / "p" / "p-01.parquet"
+    table = files.read_table(path)
+    names = {"info": {"features": {"label": {"names": CLASSES[::-1]}}}}
+    files.write_table(table.replace_schema_metadata({"huggingface": json.dumps(names)}), path)
+    with pytest.raises(ValueError, match=r"have the classes \['cat', .* got \['eel', .*p-01"):
+        shards(source)
+
+
+def test_parquet_may_hold_lists_of_pixels(tmp_path: Path):
+    arrow = pytest.importorskip("pyarrow")
+    import numpy as np
+    from pyarrow import parquet as files
+
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 12, 3), dtype=np.uint8)
+    kind = arrow.list_(arrow.list_(arrow.list_(arrow.uint8())))
+    images = arrow.array(pixels.tolist(), kind)
+    files.write_table(arrow.table({"image": images, "label": [0] * 6}), tmp_path / "a.parquet")
+    data = shards(str(tmp_path / "a.parquet"))
+    read = data.sets.train.shards.read(0, 4).image
+    assert read.dtype == np.uint8
+    assert np.array_equal(read, pixels[4])
+    assert len(batches(data)) == 1
+
+
 def litdata_folder(root: Path, label: Any = None) -> str:
     """Chunks as `litdata.optimize` writes them, in this process."""
     pytest.importorskip("litdata")
