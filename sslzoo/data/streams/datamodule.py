@@ -45,8 +45,10 @@ class ImageShards(FromShards, ImageDataModule):
             Parquet, or key of LitData; None: any image, or "image".
         label_key: that of the label; "auto": "cls", or "label", if it is there; null: no labels.
             `json.label` is a field of a JSON member.
-        classes: names of the classes, for labels that are names; None: those of the shards.
-        num_classes: number of classes; None: that of `classes` or of the shards.
+        classes: names of the classes, for labels that are names, also where these are digits;
+            None: those of the shards.
+        num_classes: number of classes, below which labels must be; None: that of `classes` or of
+            the shards.
         shuffle_shards: number of shards that an epoch mixes at a time; 0: the order of the shards.
         shuffle_samples: number of samples that are permuted together.
         on_broken: raise an "error" for a broken shard or sample, or "skip" and count it.

@@ -15,8 +15,11 @@ from sslzoo.eval.fingerprint import files_digest
 
 # Serializers of LitData that make values of bytes alone; "pickle" and "graph" run code, and others
 # give no images or labels.
-PLAIN = ("str", "text", "bool", "int", "float", "bytes", "file", "image", "pil", "jpeg", "tifffile",
-         "jpeg_array", "numpy", "no_header_numpy", "tensor", "no_header_tensor", "json")  # fmt: skip
+PLAIN = (
+    *("str", "text", "bool", "int", "float", "json", "bytes", "file"),
+    *("image", "pil", "jpeg", "jpeg_array", "tifffile"),
+    *("numpy", "no_header_numpy", "tensor", "no_header_tensor"),
+)
 
 
 class LitShards(Shards):

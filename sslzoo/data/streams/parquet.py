@@ -19,8 +19,8 @@ class ParquetShards(Shards):
     """Parquet files, local or by address.
 
     The image is a column of bytes, of Hugging Face's structs of bytes and path, or of lists of
-    pixels. A process keeps the row groups that hold the samples of `recent`, so memory is their bytes: files should have
-    row groups of about 100 images.
+    pixels. A process keeps the row groups that hold the samples of `recent`, so memory is their
+    bytes: files should have row groups of about 100 images.
 
     Args:
         names: the files or addresses.

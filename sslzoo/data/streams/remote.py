@@ -82,8 +82,8 @@ class ShardCache:
         file = name.rpartition("/")[2]
         old = [path for path in self.folder.glob(f"{digest}-*") if ".part" not in path.suffixes]
         try:
-            with _readable(name) as (files, path):
-                version = _version(files.info(path))
+            with _readable(name) as (files, within):
+                version = _version(files.info(within))
         except ValueError:
             if not old:
                 raise
@@ -149,7 +149,7 @@ class ShardCache:
 
 
 def _version(info: dict[str, Any]) -> str:
-    """A short hash of a file's size and of its hash or time, which file systems name differently."""
+    """A short hash of a file's size, and of its hash or time under any file system's name."""
     known = {key.lower().replace("-", "").replace("_", ""): info[key] for key in info}
     told = [known[key] for key in ("size", *_VERSIONS) if known.get(key) is not None]
     return hashlib.sha256(str(told[:2]).encode()).hexdigest()[:8]

@@ -6,8 +6,9 @@ S shards, N samples. Sample i of the set is (shard, offset), with the shards one
 from __future__ import annotations
 
 import importlib
+import os
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -55,6 +56,11 @@ class Shards(ABC):
         self.starts = np.concatenate([[0], np.cumsum(self.counts)])
         if not self.starts[-1]:
             raise ValueError(f"shards must have samples, got none in {self.names[:3]}")
+        times = Counter(map(os.path.abspath, self.names))
+        if len(times) < len(self.names):
+            raise ValueError(
+                f"each shard must be given once, got {times.most_common(1)[0][0]} twice"
+            )
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -99,7 +105,8 @@ class Shards(ABC):
 
     def fingerprint(self) -> str | None:
         """Hash of everything that the samples depend on; None if unknown."""
-        return text_digest([*self.names, *map(str, self.counts.tolist())])
+        sizes = (self.file_sizes() or ()) if self.is_remote else ()
+        return text_digest([*self.names, *map(str, self.counts.tolist()), *map(str, sizes)])
 
 
 class Recent(Generic[Opened]):

@@ -29,6 +29,7 @@ from sslzoo.data.streams.tar import (
 )
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_SPLIT = re.compile(r"(train|valid|validation|val|test|dev)(?![a-z])", re.IGNORECASE)
 _SUFFIXES = (".tar", ".parquet")
 
 
@@ -110,6 +111,7 @@ def expand(source: str) -> list[str]:
         if (path / "index.json").is_file():
             return [str(path / "index.json")]
         names = [str(file) for file in sorted(path.iterdir()) if file.suffix in _SUFFIXES]
+        _check_one_split(path, names)
     else:
         names = sorted(glob.glob(source)) if glob.has_magic(source) else [source] * path.is_file()
     if not names:
@@ -118,6 +120,15 @@ def expand(source: str) -> list[str]:
             f"such files, got {source!r}"
         )
     return names
+
+
+def _check_one_split(folder: Path, names: Sequence[str]) -> None:
+    found = sorted({match[1] for name in names if (match := _SPLIT.match(Path(name).name))})
+    if len(found) > 1:
+        raise ValueError(
+            f"a folder must hold the shards of one split, got {', '.join(found)} in {folder}; name "
+            f"those of one, such as '{folder}/{found[0]}-*{Path(names[0]).suffix}'"
+        )
 
 
 def is_folder_of_images(source: object) -> bool:

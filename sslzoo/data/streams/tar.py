@@ -329,9 +329,8 @@ class TarShards(Shards):
 
     def fingerprint(self) -> str:
         parts = [*map(str, self.keys), *map(str, self.counts.tolist())]
-        return text_digest(parts) + (
-            text_digest(self.names) if self.is_remote else files_digest(self.names)
-        )
+        own = super().fingerprint() if self.is_remote else files_digest(self.names)
+        return f"{text_digest(parts)}{own}"
 
 
 class _TarFile:

@@ -171,8 +171,8 @@ def _samples(
     """Each file in shuffled order, with the members of its sample."""
     order = run_keys(how.seed, "shards").permutation("files", len(files))[0].tolist()
     for path, label in (files[i] for i in order):
-        content = Path(path).read_bytes()
         try:
+            content = Path(path).read_bytes()
             with open_encoded(content, path) as image:
                 if how.decode:
                     Decoding(None, may_be_dark=True)(image)

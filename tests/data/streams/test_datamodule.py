@@ -252,6 +252,30 @@ def test_labels_that_are_no_class_are_refused(
     assert data.num_broken == 1
 
 
+def test_a_folder_of_several_splits_and_shards_given_twice_are_refused(tmp_path: Path):
+    root = write_photos(tmp_path / "photos")
+    write_photos(root, (2, 1, 3), "val")
+    out = tmp_path / "out"
+    write_shards(str(root), str(out), shard_mb=0.02)
+    with pytest.raises(
+        ValueError, match=r"one split, got train, val in .*such as '.*/train-\*\.tar'"
+    ):
+        shards(str(out))
+    pattern = str(out / "train-*.tar")
+    twice = [pattern, str(out / ".." / "out" / "train-000000.tar")]
+    with pytest.raises(ValueError, match=r"must be given once, got .*out/train-000000\.tar twice"):
+        shards(twice)
+    with pytest.raises(ValueError, match=r"must be given once, got .*out/train-000000\.tar twice"):
+        shards([str(out / "train.json")] * 2)
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    with pytest.raises(ValueError, match=r"must be given once, got .*out/train-000000\.tar twice"):
+        index_shards([pattern, pattern], None, "auto", str(out / "new.json"))
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    for path in out.glob("val*"):
+        path.unlink()
+    assert shards(str(out)).num_samples == 36
+
+
 def test_a_labeled_folder_validates_a_stream(tmp_path: Path, tars: list[str]):
     root = write_photos(tmp_path, (2, 1, 3), "val")
     data = shards(tars, val=str(root / "val"))

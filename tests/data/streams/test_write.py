@@ -82,11 +82,13 @@ def test_nothing_is_left_of_a_failed_writing(
 def test_unreadable_files_are_skipped_by_choice_and_named(tmp_path: Path):
     root = write_photos(tmp_path / "photos")
     (root / "train" / "eel" / "3.jpg").write_bytes(encoded(0)[:200])
-    with pytest.raises(ValueError, match=r"cannot read the image .*3\.jpg.*on_broken"):
+    (root / "train" / "eel" / "4.jpg").unlink()
+    (root / "train" / "eel" / "4.jpg").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"cannot read the image .*[34]\.jpg.*on_broken"):
         write_shards(str(root), str(tmp_path / "out"), decode=True)
     written = write_shards(str(root), str(tmp_path / "out"), on_broken="skip", decode=True)
-    assert written["train"].samples == 35
-    assert [Path(path).name for path in written["train"].skipped] == ["3.jpg"]
+    assert written["train"].samples == 34
+    assert sorted(Path(path).name for path in written["train"].skipped) == ["3.jpg", "4.jpg"]
 
 
 def test_bytes_that_changed_on_the_way_to_the_disk_are_noticed(tmp_path: Path):
