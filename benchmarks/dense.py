@@ -220,9 +220,6 @@ def compare(
             rows["pixels"] = {"pixels": dense_metrics(RawPixels(PATCH), loaders, options=OPTIONS)}
         rows[method] = row
         print(method, row, flush=True)
-        shown = loaders.transform(next(iter(loaders.query))).views[0][:6]
-        maps = feature_map(model.encoder().eval(), shown)
-        pca_picture(shown, maps).save(folder / f"pca_{images.root.name}_{method}.png")
         keep(
             {
                 "rows": rows,
@@ -237,6 +234,10 @@ def compare(
                 **about(),
             }
         )
+        shown = loaders.transform(next(iter(loaders.query))).views[0][:6]
+        maps = feature_map(model.encoder().eval(), shown)
+        folder.mkdir(parents=True, exist_ok=True)
+        pca_picture(shown, maps).save(folder / f"pca_{images.root.name}_{method}.png")
 
 
 COST_COUNTS = {"train": 180, "val": 20}
