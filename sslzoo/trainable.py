@@ -9,8 +9,9 @@ device, under DDP or sharded (FSDP2), and in a plain loop (docs/plain_loop.md).
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from types import FrameType
 from typing import Any, cast
 
@@ -32,9 +33,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 from sslzoo.batch import Batch, ViewSpec, as_batch, describe_views
 from sslzoo.distributed import gather_objects, keep_buckets, rank, sum_over_ranks, world_size
+from sslzoo.layers import GlobalBatchNorm
 from sslzoo.memory import memory_buffers
 from sslzoo.optim import Clock, ConstantSchedule, RunLength, Schedule, ScheduleLR, all_alike
 from sslzoo.random import run_seed
@@ -430,10 +433,31 @@ class Trainable(LightningModule, ABC):
             if "cuda" in self._rng_to_restore and self.device.type == "cuda":
                 torch.cuda.set_rng_state(self._rng_to_restore["cuda"].cpu(), self.device)
             self._rng_to_restore = None
+        self._check_last_batch()
         loop = self.trainer.fit_loop
         epochs: Any = loop.epoch_progress.current
         if loop.restarted_mid_epoch and epochs.processed == epochs.ready:
             self._end_resumed_epoch()
+
+    def batch_multiple(self) -> int:
+        """Number of which every global batch must be a multiple: that of batch norm's groups."""
+        groups = (m.groups for m in self.modules() if isinstance(m, GlobalBatchNorm))
+        return math.lcm(*groups)
+
+    def _check_last_batch(self) -> None:
+        """Refuse an incomplete last batch that a whole epoch later could not be trained on."""
+        loader: Any = self.trainer.train_dataloader
+        sampler, batches = getattr(loader, "sampler", None), self.trainer.num_training_batches
+        last = getattr(sampler, "last_batch", 0)
+        is_plain = isinstance(loader, DataLoader) and loader.batch_size is not None
+        if is_plain and isinstance(sampler, Sized) and not loader.drop_last:
+            last = len(sampler) % loader.batch_size * world_size()
+        multiple = self.batch_multiple()
+        if last % multiple and batches != math.inf and batches >= len(loader):
+            raise ValueError(
+                f"the last global batch of {type(self).__name__} must be a multiple of {multiple}, "
+                f"as all others, got {last} samples; set drop_last: true"
+            )
 
     def _end_resumed_epoch(self) -> None:
         """Run the epoch-end hooks if the checkpoint was saved after an epoch's last batch.

@@ -108,6 +108,11 @@ class GramAnchoring(nn.Module):
             {name: p.shape for name, p in net.named_parameters()}
             for net in (self.backbone, teacher)
         )
+        if not callable(getattr(self.backbone, "forward_tokens", None)):
+            raise ValueError(
+                "backbone of the Gram teacher must be a ViT with forward_tokens, got "
+                f"{type(self.backbone).__name__}"
+            )
         width = cast(Any, teacher).num_features
         if cast(Any, self.backbone).num_features != width:
             raise ValueError(

@@ -98,6 +98,11 @@ class KeyedSampler(DistributedSampler[int]):
         full, last = self._blocks()
         return full + (0 if self.drop_last or last == 0 else 1)
 
+    @property
+    def last_batch(self) -> int:
+        """Samples of an epoch's incomplete last global batch; 0 without one."""
+        return 0 if self.drop_last else self._blocks()[1]
+
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch whose permutation the next iteration uses."""
         self.epoch = epoch

@@ -16,6 +16,8 @@ Deviations:
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -83,6 +85,9 @@ class WMSE(SSLMethod):
     def embed(self, view: View) -> Tensor:
         """Embedding, before whitening. (B, C, H, W) -> (B, D)."""
         return self.projector(self.backbone(view))
+
+    def batch_multiple(self) -> int:
+        return math.lcm(super().batch_multiple(), self.sub_batch_size)
 
     def permutations(self, batch_size: int, device: torch.device) -> Tensor:
         """This step's permutations of the global batch. (num_iterations, N) int64."""

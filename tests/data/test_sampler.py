@@ -139,3 +139,9 @@ def test_the_global_generator_is_left_alone(num_workers: int):
     list(data.eval_dataloaders().bank)
     loader.close()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_last_incomplete_batch_is_known_beforehand() -> None:
+    assert KeyedSampler(10, 4, rank=0, world=2, drop_last=False).last_batch == 2
+    assert KeyedSampler(10, 4, rank=0, world=2).last_batch == 0
+    assert KeyedSampler(8, 4, rank=0, world=2, drop_last=False).last_batch == 0

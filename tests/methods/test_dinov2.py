@@ -11,7 +11,7 @@ import torch
 from lightning import Callback
 from torch import Tensor, nn
 
-from sslzoo.backbones import small_vit, timm_swin
+from sslzoo.backbones import SmallResNet, small_vit, timm_swin
 from sslzoo.backbones.vit import add_to_subset
 from sslzoo.batch import Batch
 from sslzoo.callbacks import EMA, WeightDecaySchedule, clip_per_module
@@ -530,6 +530,8 @@ def _wrong() -> Iterator[tuple[dict[str, Any], str]]:
     yield {"gram": GramAnchoring(backbone=vit)}, "num_features 16, the student's, got 24"
     swin = timm_swin("swin_tiny_patch4_window7_224", img_size=32, window_size=2)
     yield {"backbone": swin}, "backbone must have a class token, got Swin"
+    net = SmallResNet((8, 16))
+    yield {"gram": GramAnchoring(backbone=net)}, "a ViT with forward_tokens, got SmallResNet"
     yield {"projector": nn.Linear(16, 10)}, "projector must be a DINOHead, got Linear"
     yield {"masks": BlockMasks()}, "masks must be StratifiedBlockMasks, got BlockMasks"
     yield {"gram": 2.0}, "gram must be a GramAnchoring, got float"

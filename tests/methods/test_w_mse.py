@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import Trainer
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from sslzoo.backbones import SmallResNet
 from sslzoo.batch import Batch
@@ -112,3 +114,31 @@ def test_a_batch_that_cannot_be_cut_is_refused() -> None:
         method.training_step(images(12, 8, 8), 0)
     with pytest.raises(ValueError, match=r"must have at least 2 views per sample, got 1"):
         method.training_step(images(8, 8), 0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_incomplete_last_batch_is_refused_before_the_first_step() -> None:
+    """Instead of after a whole epoch."""
+    method = small(sub_batch_size=8, optimizer=lambda params: torch.optim.SGD(params, lr=0.1))
+    views = torch.rand(44, 2, 3, 8, 8)
+
+    def fit(drop_last: bool, **options: Any) -> None:
+        data = TensorDataset(views.unbind(1)[0], views.unbind(1)[1], torch.arange(44))
+        loader = DataLoader(data, 16, drop_last=drop_last, collate_fn=together)
+        trainer = Trainer(
+            max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, **options,
+        )  # fmt: skip
+        trainer.fit(method, loader)
+
+    with pytest.raises(ValueError, match=r"WMSE must be a multiple of 8, .* got 12 .* drop_last"):
+        fit(drop_last=False)
+    assert method.step == 0
+    fit(drop_last=False, limit_train_batches=2)
+    assert method.step == 2
+    fit(drop_last=True)
+
+
+def together(rows: list[Any]) -> Batch:
+    first, second, index = (torch.stack(part) for part in zip(*rows, strict=True))
+    return Batch([first, second], index)

@@ -111,6 +111,17 @@ def simclr_views(
     return Views([View(crop, ops)] * 2)
 
 
+def _jitter(jitter: Sequence[float]) -> ColorJitter:
+    """With probability 0.8, of the strengths of brightness, contrast, saturation and hue."""
+    if len(jitter) != 4:
+        raise ValueError(
+            "jitter must be four numbers, of brightness, contrast, saturation and hue, got "
+            f"{jitter}"
+        )
+    brightness, contrast, saturation, hue = jitter
+    return ColorJitter(brightness, contrast, saturation, hue, 0.8)
+
+
 def _check_kernel(blur: bool, blur_kernel: int | None) -> None:
     if blur_kernel is not None and not blur:
         raise ValueError(f"blur_kernel must be left out with blur=False, got {blur_kernel}")
@@ -678,7 +689,7 @@ def lejepa_views(
         blur_kernel: width of the blur's kernel in pixels, see `GaussianBlur`.
     """
     check_view_kinds(sizes, counts, scales)
-    ops: list[Op] = [ColorJitter(*jitter, 0.8), Grayscale(0.2)]
+    ops: list[Op] = [_jitter(jitter), Grayscale(0.2)]
     ops += [GaussianBlur(0.5, kernel_size=blur_kernel, padding="reflect")] if blur else []
     ops += [Solarize(0.2), *normalize_ops(mean, std)]
     kinds = zip(sizes, counts, scales, strict=True)
@@ -717,7 +728,7 @@ def w_mse_views(
         std: standard deviation per channel.
     """
     check_at_least("count", count, 2)
-    ops: list[Op] = [ColorJitter(*jitter, 0.8), Grayscale(gray), *normalize_ops(mean, std)]
+    ops: list[Op] = [_jitter(jitter), Grayscale(gray), *normalize_ops(mean, std)]
     return Views([View(RandomResizedCrop(size, scale, interpolation="bicubic"), ops)] * count)
 
 

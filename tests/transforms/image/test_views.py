@@ -567,3 +567,9 @@ def test_ijepas_switches_add_their_operations_alone() -> None:
 def test_probabilities_of_blur_are_checked(large_blur: Any) -> None:
     with pytest.raises(ValueError, match=r"large_blur must be two probabilities in \[0, 1\]"):
         multi_crop_views("dino", large_blur=large_blur)
+
+
+@pytest.mark.parametrize("recipe", [lejepa_views, w_mse_views])
+def test_jitter_has_four_strengths(recipe: Any) -> None:
+    with pytest.raises(ValueError, match=r"jitter must be four numbers, .* got \(0.4, 0.4\)"):
+        recipe(jitter=(0.4, 0.4))
