@@ -3,6 +3,7 @@
     python -m benchmarks.equal_time --data FOLDER --peers-python peers/bin/python
     python -m benchmarks.equal_time ... --methods simclr --sides ours --seeds 0 --minutes 2
     python -m benchmarks.equal_time ... --methods simclr --checks 20     # and the time to kNN 0.60
+    python -m benchmarks.equal_time ... --trials                         # only times, side by side
     python -m benchmarks.equal_time ... --steps 3                # does it run? writes nothing
 
 Every method that lightly has too is trained by sslzoo's small recipe ("ours"), by lightly's
@@ -11,7 +12,9 @@ in the loss ("lightly-recipe"): the same net and its initialization, optimizer, 
 (its warm-up as the recipe's fraction of the run) and batch, float32. Each run is a process of its
 own. The clock is CPU time, of all threads, or wall time, and starts before the data are read; a
 short trial beforehand, which does not count, says how many steps the time gives, and schedules end
-with them. Both sides' features are scored by sslzoo's weighted kNN and linear probe.
+with them. `--trials` makes these alone, both sides of a method at once, for a machine that will
+have other work later: runs take as many steps as they would have then. Both sides' features are
+scored by sslzoo's weighted kNN and linear probe.
 
 Results go to benchmarks/results/equal_time.json, each as soon as it is there; a run that stands
 there is not made again.
@@ -35,11 +38,13 @@ from benchmarks.driver import ROOT
 from benchmarks.quality import TEMPERATURE, K
 from benchmarks.sides.equal_time import CLOCKS, OUTCOME, Features, Order
 from benchmarks.speed import has_package, provenance
+from sslzoo.atomic_write import atomic_write
 from sslzoo.eval.knn import knn_top1
 from sslzoo.eval.linear import linear_probe
 from sslzoo.trust import read_config
 
 RESULT = ROOT / "benchmarks" / "results" / "equal_time.json"
+TRIALS = RESULT.with_name("equal_time_trials.json")
 METHODS = ("simclr", "moco", "byol", "simsiam", "barlow_twins", "vicreg")
 METHODS += ("swav", "nnclr", "dino", "mae", "tico", "dcl")
 SIDES = ("ours", "lightly", "lightly-recipe")
@@ -74,6 +79,8 @@ def order_of(given: argparse.Namespace, method: str, side: str, seed: int, folde
         "folder": folder,
         "data": str(Path(given.data).resolve()),
         "recipe": recipe_of(method),
+        "trial": _read(TRIALS).get(clock_of(given), {}).get(method, {}).get(side),
+        "only_trial": given.trials,
         **{name: getattr(given, name) for name in names},
     }
 
@@ -106,19 +113,33 @@ def minutes_to(goal: float, curve: list[dict[str, float]]) -> float | None:
     return None
 
 
-def run(order: Order, python: str) -> dict[str, Any]:
-    """Train in a process of its own, and score what it leaves."""
-    folder = Path(order["folder"])
+def start(order: Order, python: str) -> subprocess.Popen[str]:
+    """The process that carries out an order."""
     module = f"benchmarks.sides.equal_{order['side'].partition('-')[0]}"
-    subprocess.run(
+    process = subprocess.Popen(
         [python, "-m", module],
-        input=json.dumps(order),
+        stdin=subprocess.PIPE,
         text=True,
-        check=True,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": str(order["threads"])},
     )
-    outcome = json.loads((folder / OUTCOME).read_text())
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(order))
+    process.stdin.close()
+    return process
+
+
+def finish(order: Order, process: subprocess.Popen[str]) -> dict[str, Any]:
+    """What the process left."""
+    if process.wait():
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return json.loads((Path(order["folder"]) / OUTCOME).read_text())  # type: ignore[no-any-return]
+
+
+def run(order: Order, python: str) -> dict[str, Any]:
+    """Train in a process of its own, and score what it leaves."""
+    folder = Path(order["folder"])
+    outcome = finish(order, start(order, python))
     curve = []
     for check in outcome.pop("checks"):
         features = torch.load(folder / check["file"], weights_only=True)
@@ -134,12 +155,21 @@ def run(order: Order, python: str) -> dict[str, Any]:
     }
 
 
-def setting_of(given: argparse.Namespace) -> str:
-    """Runs of one setting are compared with each other."""
+def clock_of(given: argparse.Namespace) -> str:
+    """Trials of one clock are compared with each other."""
     clock = "CPU minutes" if given.clock == "cpu" else "minutes"
     threads = f"{given.threads} thread" + "s" * (given.threads > 1)
     workers = f", {given.workers} workers" if given.workers else ""
-    return f"{given.minutes:g} {clock}, {threads}{workers}"
+    return f"{clock}, {threads}{workers}"
+
+
+def setting_of(given: argparse.Namespace) -> str:
+    """Runs of one setting are compared with each other."""
+    return f"{given.minutes:g} {clock_of(given)}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def parse(args: list[str] | None) -> argparse.Namespace:
@@ -155,6 +185,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workers", type=int, default=0, help="of each side's loader")
     parser.add_argument("--checks", type=int, default=0, help="kNN after so many parts of a run")
+    parser.add_argument("--trials", action="store_true", help="only time the sides, all at once")
     parser.add_argument("--steps", type=int, help="instead of minutes; writes nothing")
     parser.add_argument("--output", type=Path, default=RESULT)
     given = parser.parse_args(args)
@@ -185,27 +216,56 @@ def parse(args: list[str] | None) -> argparse.Namespace:
 def main(args: list[str] | None = None) -> None:
     given = parse(args)
     for method in given.methods:
+        if given.trials:
+            try_sides(given, method)
+            continue
         for seed in given.seeds:
             for side in given.sides:
                 make(given, method, side, seed)
 
 
+def python_of(given: argparse.Namespace, side: str) -> str:
+    return sys.executable if side == "ours" else given.peers_python  # type: ignore[no-any-return]
+
+
+def try_sides(given: argparse.Namespace, method: str) -> None:
+    """The trials of a method's sides, all at once, so that other work slows each alike."""
+    about = provenance()
+    with tempfile.TemporaryDirectory() as folder:
+        begun = []
+        for side in given.sides:
+            place = Path(folder) / side
+            place.mkdir()
+            order = {**order_of(given, method, side, given.seeds[0], str(place)), "trial": None}
+            begun.append((order, start(order, python_of(given, side))))
+        found = {order["side"]: {**finish(order, process), **about} for order, process in begun}
+    seconds = {side: trial["trial_seconds_per_step"] for side, trial in found.items()}
+    print(method, "seconds per step:", seconds, flush=True)
+    kept = _read(TRIALS)
+    kept.setdefault(clock_of(given), {}).setdefault(method, {}).update(found)
+    TRIALS.write_text(json.dumps(kept, indent=1) + "\n")
+
+
 def make(given: argparse.Namespace, method: str, side: str, seed: int) -> None:
     """One run, unless it stands in the results, and its place there."""
-    kept = json.loads(given.output.read_text()) if given.output.exists() else {}
-    rows = kept.setdefault(setting_of(given), {}).setdefault(method, {}).setdefault(side, {})
-    if str(seed) in rows and given.steps is None:
+
+    def rows() -> tuple[dict[str, Any], dict[str, Any]]:  # read anew: runs may be side by side
+        kept = _read(given.output)
+        by = kept.setdefault(setting_of(given), {}).setdefault(method, {})
+        return kept, by.setdefault(side, {})
+
+    if str(seed) in rows()[1] and given.steps is None:
         return
     about = provenance()
     with tempfile.TemporaryDirectory() as folder:
         order = order_of(given, method, side, seed, folder)
-        python = sys.executable if side == "ours" else given.peers_python
-        found = {**run(order, python), "config": config_of(method), **about}
+        found = {**run(order, python_of(given, side)), "config": config_of(method), **about}
     print(method, side, seed, {name: found[name] for name in SHOWN}, flush=True)
     if given.steps is None:
-        rows[str(seed)] = found
+        kept, own = rows()
+        own[str(seed)] = found
         given.output.parent.mkdir(parents=True, exist_ok=True)
-        given.output.write_text(json.dumps(kept, indent=1) + "\n")
+        atomic_write(given.output, json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Equal time: training under a clock, the part that is common to both sides.
 
 The clock starts before the data are read. The number of steps comes from a short trial whose time
-does not count: `WARM_UPS` steps, then `TIMED` steps of the same model on the same data. The model
-is then built anew, from the seed, and trained for as many steps as the rest of the time gives, so
-that schedules end where the time ends.
+does not count: `WARM_UPS` steps, then `TIMED` steps of the same model on the same data, or one that
+was made before, in a quiet moment. The model is then built anew, from the seed, and trained for as
+many steps as the rest of the time gives, so that schedules end where the time ends.
 """
 
 from __future__ import annotations
@@ -112,12 +112,17 @@ def train(
     lightning.seed_everything(order["seed"], verbose=False)
     clock = Clock(order["clock"])
     data = make_data(order)
-    set_up, steps, per_step = clock.seconds, order["steps"], None
+    steps, trial = order["steps"], order["trial"]
     if steps is None:
-        with clock.pause():
-            ends = fit(WARM_UPS + TIMED, lambda *_: None).ends
-        per_step = (ends[-1] - ends[WARM_UPS - 1]) / TIMED
-        steps = max(1, int((60 * order["minutes"] - set_up) / per_step))
+        if trial is None:
+            trial = {"set_up_seconds": clock.seconds}
+            with clock.pause():
+                ends = fit(WARM_UPS + TIMED, lambda *_: None).ends
+            trial["trial_seconds_per_step"] = (ends[-1] - ends[WARM_UPS - 1]) / TIMED
+        if order["only_trial"]:
+            return {**trial, "versions": versions()}
+        left = 60 * order["minutes"] - trial["set_up_seconds"]
+        steps = max(1, int(left / trial["trial_seconds_per_step"]))
     wanted, checks = check_steps(steps, order["checks"]), []
 
     def check(module: Any, step: int) -> None:
@@ -131,8 +136,7 @@ def train(
     return {
         "steps": steps,
         "seconds": watched.ends[-1],
-        "set_up_seconds": set_up,
-        "trial_seconds_per_step": per_step,
+        **(trial or {}),
         "loss": sum(last) / len(last),
         "checks": checks,
         "versions": versions(),

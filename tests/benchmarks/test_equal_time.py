@@ -65,6 +65,13 @@ def test_the_goal_is_reached_between_two_checks() -> None:
     assert minutes_to(0.9, curve) is None
 
 
+@pytest.fixture(autouse=True)
+def trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where trials are kept, without those of the repository."""
+    monkeypatch.setattr(equal_time, "TRIALS", tmp_path / "trials.json")
+    return tmp_path / "trials.json"
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
@@ -163,6 +170,31 @@ def test_the_time_says_how_many_steps_and_where_schedules_end(
     length = RunLength(outcome["steps"], 3)  # of 12 images in batches of 4
     factors = [WarmupCosine(warmup_fraction=0.1)(t, length) for t in range(outcome["steps"])]
     assert rates[13:] == pytest.approx([0.003 * factor for factor in factors])
+
+
+def test_a_trial_made_before_says_how_many_steps(
+    images: Path, tmp_path: Path, trials: Path
+) -> None:
+    given = arguments(images, "--minutes", "1")
+    times = {"set_up_seconds": 20.0, "trial_seconds_per_step": 8.0}
+    trials.write_text(json.dumps({"CPU minutes, 1 thread": {"simclr": {"ours": times}}}))
+    outcome = equal_ours.side(small(order_of(given, "simclr", "ours", 0, str(tmp_path))))
+    assert outcome["steps"] == 5
+    assert outcome["trial_seconds_per_step"] == 8.0
+
+
+def test_trials_alone_are_kept_side_by_side(
+    images: Path, trials: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both sides are ours here, in processes of their own."""
+    order_of = equal_time.order_of
+    monkeypatch.setattr(equal_time, "order_of", lambda *a: {**small(order_of(*a)), "side": "ours"})
+    options = ["--data", str(images), "--threads", "1", "--sides", "ours"]
+    equal_time.main([*options, "--methods", "simclr", "--trials"])
+    kept = json.loads(trials.read_text())["CPU minutes, 1 thread"]["simclr"]["ours"]
+    assert 0 < kept["trial_seconds_per_step"] < 10
+    assert kept["set_up_seconds"] > 0
+    assert "steps" not in kept
 
 
 def test_a_run_that_stands_in_the_results_is_not_made_again(
