@@ -28,8 +28,8 @@ from sslzoo.trust.shards import METADATA
 
 JOB = "sslzoo_job"  # a checkpoint's key: the name of the `JobRun` that saved it
 # What may differ between two commands of one run.
-_FREE = {"callbacks", "logger", "plugins", "profiler", "accelerator", "strategy"}
-_FREE |= {"devices", "num_nodes", "default_root_dir", "config", "ckpt_path", "weights_only"}
+_FREE = {"logger", "profiler", "accelerator", "strategy", "devices", "num_nodes"}
+_FREE |= {"default_root_dir", "config", "weights_only"}
 _ENVIRONMENT = "lightning.pytorch.plugins.environments.LightningEnvironment"
 
 
@@ -67,8 +67,8 @@ def requeue() -> str:
 class JobRun:
     """A run of a SLURM job; `slurm_<job>_<hash>.json` has the folders of its checkpoints.
 
-    A command of the same job is of the same run if its config is the same but for callbacks,
-    loggers, and the processes and devices that the numbers do not depend on.
+    A command of the same job is of the same run if its config and `--ckpt_path` are the same, but
+    for loggers, and the strategy, processes and devices that the numbers do not depend on.
 
     Args:
         folder: the parent of the run directories.

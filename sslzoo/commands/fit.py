@@ -189,7 +189,7 @@ class SSLZooCLI(LightningCLI):
             rank_zero_info(f"SLURM job {job_number()} was requeued and goes on from {checkpoint}")
             self.config["fit"]["ckpt_path"] = str(checkpoint)
             self.typed = ()  # a --start_from was for its first start
-        elif others := run.others():
+        elif not config["ckpt_path"] and (others := run.others()):
             rank_zero_info(
                 f"this run begins anew, and not from {', '.join(map(str, others))}: another job's "
                 "or another config's; --ckpt_path goes on from a checkpoint"

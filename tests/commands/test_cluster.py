@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -47,15 +48,21 @@ class SignalAt(Callback):
         moments: hooks with the number of the call in this process, such as "on_train_start:1".
         folder: where the moments that have passed are noted.
         number: the signal.
+        task: the SLURM task that gets it; in another one, nothing happens.
     """
 
     def __init__(
-        self, moments: Sequence[str] = (), folder: str = "", number: int = signal.SIGUSR1
+        self,
+        moments: Sequence[str] = (),
+        folder: str = "",
+        number: int = signal.SIGUSR1,
+        task: str = "0",
     ) -> None:
         self.number, self.folder = int(number), Path(folder)
         self.calls: dict[str, int] = {}
         self.passed = len(list(self.folder.glob("passed_*")))
-        for hook in {moment.partition(":")[0] for moment in moments}:
+        own = moments if os.environ.get("SLURM_PROCID", task) == task else ()
+        for hook in {moment.partition(":")[0] for moment in own}:
             setattr(self, hook, lambda *_, hook=hook, **__: self._call(hook, moments))
 
     def _call(self, hook: str, moments: Sequence[str]) -> None:
@@ -211,18 +218,50 @@ def test_only_a_job_that_nobody_sits_at_is_requeued(
 
 
 @pytest.mark.usefixtures("slurm")
-def test_config_apart_from_callbacks_and_devices_makes_the_run(
+def test_all_of_the_config_but_loggers_strategy_and_devices_makes_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = {"model": {"lr": 1}, "seed_everything": 0, "trainer": {"max_epochs": 3, "devices": 1}}
+    trainer = {"max_epochs": 3, "devices": 1}
+    config = {"model": {"lr": 1}, "seed_everything": 0, "ckpt_path": None, "trainer": trainer}
     name = cluster.JobRun(tmp_path, config).name
-    more = {"max_epochs": 3, "devices": 2, "callbacks": [{"class_path": "Own"}]}
-    assert cluster.JobRun(tmp_path, {**config, "trainer": more, "ckpt_path": "x"}).name == name
-    others = [{"model": {"lr": 2}}, {"seed_everything": 1}, {"trainer": {"max_epochs": 4}}]
+    free = {"devices": 2, "num_nodes": 2, "strategy": "ddp", "logger": [{"class_path": "Own"}]}
+    assert cluster.JobRun(tmp_path, {**config, "trainer": {**trainer, **free}}).name == name
+    parts = [{"class_path": "Own", "init_args": {"weight": weight}} for weight in (0.1, 10.0)]
+    others: list[dict[str, Any]] = [
+        *[{"model": {"lr": 2}}, {"seed_everything": 1}, {"trainer": {"max_epochs": 4}}],
+        *[{"ckpt_path": path} for path in ("one/last.ckpt", "two/last.ckpt")],
+        *[{"trainer": {**trainer, "callbacks": [part]}} for part in parts],
+        *[{"trainer": {**trainer, "plugins": [part]}} for part in parts],
+    ]
     names = {cluster.JobRun(tmp_path, {**config, **other}).name for other in others}
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "other")
     names.add(cluster.JobRun(tmp_path, config).name)
-    assert len(names - {name}) == 4
+    assert len(names - {name}) == len(others) + 1
+
+
+def test_commands_of_a_job_with_other_start_or_callbacks_are_runs_of_their_own(
+    folder: Path, tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, before = tmp_path / "out", [tmp_path / f"before_{number}" for number in (1, 2)]
+    short = [*SMALL[:4], "--trainer.limit_train_batches=1"]
+    args = [*arguments(folder, before[0], "simclr"), *short, "--trainer.max_epochs=1"]
+    unbroken(args, tmp_path, monkeypatch)
+    shutil.copytree(*before)
+    args = [*arguments(folder, out, "simclr"), *short, "--trainer.max_epochs=2"]
+    l2_sp = ["--trainer.callbacks+=sslzoo.callbacks.L2SP", "--trainer.callbacks.weight"]
+    commands = [
+        *[[*args, f"--ckpt_path={last(path)}"] for path in before],
+        *[[*args, l2_sp[0], f"{l2_sp[1]}={weight}"] for weight in (0.1, 10.0)],
+    ]
+    for number, command in enumerate(commands):
+        said = run(command, tmp_path).stderr
+        assert "was requeued" not in said
+        assert ("begins anew, and not from" in said) == (number > 1)
+        assert (out / f"version_{number}" / "checkpoints" / "last.ckpt").is_file()
+    records = [path.read_bytes() for path in sorted(out.glob("version_*/config.yaml"))]
+    said = run(commands[0], tmp_path).stderr
+    assert f"was requeued and goes on from {last(out)}" in said
+    assert [path.read_bytes() for path in sorted(out.glob("version_*/config.yaml"))] == records
 
 
 @pytest.mark.usefixtures("slurm")
@@ -363,22 +402,20 @@ def test_two_tasks_that_get_the_signal_at_different_moments_stop_behind_one_step
     options += ["--trainer.accelerator=cpu", "--trainer.precision=64-true"]
     args = [[*arguments(folder, out), *options] for out in outs]
     moments = ["on_train_batch_start:2", "on_train_batch_end:5"]  # the last step of an epoch
-    assert tasks(args[0], tmp_path, [[], []], {}) == [0, 0]
-    own = [tmp_path / f"{rank}" for rank in range(2)]
-    for path in own:
-        path.mkdir()
-    extra = [signals([moment], path) for moment, path in zip(moments, own, strict=True)]
-    codes = tasks(args[1], tmp_path, extra, ONE_TASK)
+    assert tasks(args[0], tmp_path, {}) == [0, 0]
+    for rank, moment in enumerate(moments):
+        own = tmp_path / f"{rank}"
+        own.mkdir()
+        args[1] += [*signals([moment], own), f"--trainer.callbacks.task={rank}"]
+    codes = tasks(args[1], tmp_path, ONE_TASK)
     assert codes == [128 + signal.SIGUSR1, 0]
     assert slurm.read_text() == "requeue 7\n"
     assert torch.load(last(outs[1]), weights_only=True)["global_step"] == 6
-    assert tasks(args[1], tmp_path, [[], []], ONE_TASK) == [0, 0]
+    assert tasks(args[1], tmp_path, ONE_TASK) == [0, 0]
     are_alike(outs)
 
 
-def tasks(
-    args: list[str], cwd: Path, extra: Sequence[list[str]], variables: dict[str, str]
-) -> list[int]:
+def tasks(args: list[str], cwd: Path, variables: dict[str, str]) -> list[int]:
     """Run two tasks of a job on one node; their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -387,7 +424,7 @@ def tasks(
     for rank in range(2):
         own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_NTASKS": "2"}
         own |= {"SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0", "PATH": os.environ["PATH"]}
-        command = [sys.executable, "-m", "sslzoo", *args, *extra[rank]]
+        command = [sys.executable, "-m", "sslzoo", *args]
         path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])  # for SignalAt
         every = {**ENVIRONMENT, **variables, **own, **where, "PYTHONPATH": path}
         with (cwd / f"said_{rank}.txt").open("w") as said:
