@@ -1,11 +1,12 @@
-"""Atomic file writes."""
+"""Atomic writes of files, and of folders in two renames."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -51,3 +52,43 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a file through `replacing`."""
     with replacing(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def part_of(path: Path) -> Path:
+    """The path beside a checkpoint at which the next one is written for `exchange`."""
+    return path.with_name(f"{path.name}.part")
+
+
+def exchange(part: Path, path: Path) -> None:
+    """Put a file or a folder in the place of a checkpoint, either of which may be a folder.
+
+    Where the process dies within it, `recover` puts the checkpoint before it back.
+    """
+    aside = path.with_name(f"{path.name}.aside")
+    if os.path.lexists(path):
+        remove(aside)
+        path.rename(aside)
+    part.rename(path)
+    remove(aside)
+
+
+def recover(folder: Path) -> None:
+    """Put back or remove what each `exchange` in a folder that was cut off had moved aside.
+
+    Several processes may do so at once.
+    """
+    for aside in folder.glob("*.ckpt.aside"):
+        path = aside.with_suffix("")
+        with suppress(OSError):  # another process was faster
+            if path.exists():
+                remove(aside)
+            else:
+                aside.rename(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -32,9 +33,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from sslzoo.atomic_write import check_target, exchange, part_of, recover, remove
 from sslzoo.distributed import broadcast_
 from sslzoo.trust import is_folder_of_shards, outline
-from sslzoo.trust.shards import EXTRA, METADATA, read_index
+from sslzoo.trust.shards import EXTRA, read_index
 
 # What is called from outside and uses parameters that are in no block.
 _ENTRIES = ("training_step", "losses", "predict_step")
@@ -98,6 +100,8 @@ class FullyShard(ModelParallelStrategy):
             ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
             return
         path = Path(self.broadcast(filepath))
+        if not is_folder_of_shards(path):
+            check_target(path)
         plain = dict(checkpoint)
         tensors: dict[str, Any] = {"state_dict": plain.pop("state_dict")}
         plain["optimizer_states"] = []
@@ -112,19 +116,29 @@ class FullyShard(ModelParallelStrategy):
                 for parameter, values in state["state"].items()
             }
             plain["optimizer_states"].append({**state, "state": rest})
-        if self.is_global_zero:
-            if path.is_file():
-                path.unlink()
-            path.mkdir(parents=True, exist_ok=True)
-            (path / METADATA).unlink(missing_ok=True)  # incomplete until the last file is there
-            torch.save(plain, path / EXTRA)
+        part = part_of(path)
+        try:
+            if self.is_global_zero:
+                remove(part)
+                part.mkdir(parents=True)
+                torch.save(plain, part / EXTRA)
+            self.barrier()
+            save(tensors, checkpoint_id=part)
+            self.barrier()
+            if self.is_global_zero:
+                exchange(part, path)
+        except CheckpointException as error:  # it is no Exception, and names every rank
+            raise OSError(f"{path} could not be written: {_first(error)}") from error
+        finally:
+            if self.is_global_zero:
+                remove(part)
         self.barrier()
-        save(tensors, checkpoint_id=path)
 
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
         path = Path(self.broadcast(checkpoint_path))
+        recover(path.parent)
         self._shards = path if is_folder_of_shards(path) else None
         if self._shards is not None:
             return outline(path)
@@ -158,6 +172,12 @@ class FullyShard(ModelParallelStrategy):
                 }
                 _read_into({f"optimizer_{number}": {"state": named}}, self._shards)
             optimizer.load_state_dict({**given, "state": state})
+
+
+def _first(error: CheckpointException) -> str:
+    """The first rank's error, or the system's behind it, on one line."""
+    first = next(iter(error.failures.values()))[0]
+    return " ".join(str(first.__context__ or first).split())
 
 
 def _shaped(value: Any, parameter: Tensor | None) -> Tensor | None:

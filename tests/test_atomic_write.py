@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sslzoo.atomic_write import atomic_write
+from sslzoo.atomic_write import atomic_write, exchange, part_of, recover
 
 
 def test_what_cannot_be_written_leaves_what_stood_there(tmp_path: Path) -> None:
@@ -19,3 +19,54 @@ def test_what_cannot_be_written_leaves_what_stood_there(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o644
     with pytest.raises(FileExistsError, match="must not be a folder"):
         atomic_write(tmp_path, "text")
+
+
+def put(path: Path, kind: str, content: str) -> None:
+    """A checkpoint that is a file or a folder."""
+    if kind == "folder":
+        path.mkdir()
+    (path / "inner" if kind == "folder" else path).write_text(content)
+
+
+def read(path: Path) -> str:
+    return (path / "inner" if path.is_dir() else path).read_text()
+
+
+@pytest.mark.parametrize("after", ["file", "folder"])
+@pytest.mark.parametrize("before", ["file", "folder", "nothing"])
+def test_files_and_folders_replace_each_other(before: str, after: str, tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    if before != "nothing":
+        put(path, before, "before")
+    put(part_of(path), after, "after")
+    exchange(part_of(path), path)
+    assert read(path) == "after"
+    assert list(tmp_path.iterdir()) == [path], "no part is left"
+    recover(tmp_path)
+    assert read(path) == "after"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("renames", [1, 2])
+def test_exchange_that_was_killed_between_its_renames_is_recovered(
+    kind: str, renames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, done = tmp_path / "last.ckpt", []
+    put(path, "folder", "before")
+    put(part_of(path), kind, "after")
+    rename = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        result = rename(self, target)
+        done.append(target)
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            exchange(part_of(path), path)
+    recover(tmp_path)
+    assert read(path) == ("before" if renames == 1 else "after")
+    assert not list(tmp_path.glob("*.aside"))

@@ -6,6 +6,7 @@ method's toy has a ResNet of images, it gets a ViT.
 
 from __future__ import annotations
 
+import resource
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,13 @@ from sslzoo.callbacks import (
     OnlineKNN,
     PerBlock,
 )
+from sslzoo.commands.checkpoints import CheckpointFiles
 from sslzoo.commands.consolidate import consolidate
 from sslzoo.methods import DINO, MAE, MoCo
 from sslzoo.optim import LARC, LARS, LayerDecay, exempt_bias_and_norm
 from sslzoo.sharding import FullyShard, blocks_of, full
 from sslzoo.trainable import Trainable
+from sslzoo.trust import assemble
 from tests import test_every_resume as resume
 from tests.callbacks.toy import quiet
 from tests.ranks import Ranks
@@ -249,6 +252,56 @@ def test_resumed_shards_equal_the_unbroken_run(
         torch.testing.assert_close(saved[name], wanted[name], rtol=0, atol=0)
     alone = resumed(cls, 1, one)
     torch.testing.assert_close(alone, unbroken, rtol=1e-7, atol=1e-10)
+
+
+class OneRank(FullyShard):
+    """Saves a folder without a Trainer and without processes."""
+
+    is_global_zero = True
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        return obj
+
+    def barrier(self, name: str | None = None) -> None:
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_full_disk_leaves_the_checkpoint_before_the_folder_whole(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    saved = {"state_dict": {"w": torch.ones(9999)}, "optimizer_states": [], "global_step": 1}
+    if kind == "folder":
+        OneRank(True).save_checkpoint(saved, path)
+    else:
+        torch.save(saved, path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9999, resource.RLIM_INFINITY))
+    try:
+        with pytest.raises(OSError, match=r"last.ckpt could not be written: .*File too large"):
+            OneRank(True).save_checkpoint({**saved, "global_step": 2}, path)
+    finally:
+        infinite = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        resource.setrlimit(resource.RLIMIT_FSIZE, infinite)
+    assert (assemble(path) if kind == "folder" else torch.load(path))["global_step"] == 1
+    assert list(tmp_path.iterdir()) == [path], "no part is left"
+    OneRank(True).save_checkpoint({**saved, "global_step": 3}, path)
+    assert assemble(path)["global_step"] == 3
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_file_replaces_a_folder_of_shards_and_no_other_folder(tmp_path: Path) -> None:
+    path, other = tmp_path / "last.ckpt", tmp_path / "own"
+    saved = {"state_dict": {"w": torch.ones(9)}, "optimizer_states": [], "global_step": 1}
+    OneRank(True).save_checkpoint(saved, path)
+    CheckpointFiles().save_checkpoint({**saved, "global_step": 2}, path)
+    assert torch.load(path)["global_step"] == 2
+    other.mkdir()
+    (other / "letter.txt").touch()
+    for save in (OneRank(True).save_checkpoint, CheckpointFiles().save_checkpoint):
+        with pytest.raises(FileExistsError, match="must not be a folder"):
+            save(saved, other)
+    assert sorted(tmp_path.rglob("*")) == sorted([path, other, other / "letter.txt"])
 
 
 def refusal(rank: int, strategy: Any, callbacks: Any) -> str:

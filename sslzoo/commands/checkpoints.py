@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
-from sslzoo.atomic_write import replacing
+from sslzoo.atomic_write import exchange, part_of, recover, remove, replacing
 from sslzoo.file_kind import other_kind
 from sslzoo.run_folder import CHECKPOINTS, RunFolder, run_of, versions
 from sslzoo.trust import (
@@ -41,6 +41,7 @@ _FREE = ("callbacks", "logger", "plugins", "strategy", "profiler", "accelerator"
 class CheckpointFiles(TorchCheckpointIO):
     """Write each checkpoint atomically; give a checkpoint that was read once without a second read.
 
+    A distributed checkpoint, which is a folder, is replaced by the file of the same name.
     Lightning writes it to the system's temporary folder and moves it, which across file systems is
     a copy: a full disk or a kill would leave part of it in place of the last checkpoint.
     """
@@ -58,7 +59,12 @@ class CheckpointFiles(TorchCheckpointIO):
         if storage_options is not None or not _is_local_file_protocol(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        with replacing(Path(path)) as part:
+        target = Path(path)
+        shards = is_folder_of_shards(target)
+        written = part_of(target) if shards else target
+        if shards:
+            remove(written)
+        with replacing(written) as part:
             try:
                 with part.open("wb") as file:
                     torch.save(checkpoint, file)
@@ -67,6 +73,8 @@ class CheckpointFiles(TorchCheckpointIO):
                     raise
                 number = error.__context__.errno or 0
                 raise OSError(number, os.strerror(number), str(path)) from None
+        if shards:
+            exchange(written, target)
 
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
@@ -98,6 +106,7 @@ def last_checkpoint(trainer: Trainer, which: str) -> str:
     folders = [Path(saver.dirpath) for saver in savers if saver.dirpath]
     root = Path(trainer.default_root_dir)
     for folder in (*folders, *(run.checkpoint.parent for run in versions(root))):
+        recover(folder)
         lasts = sorted(folder.glob("last*.ckpt"), key=lambda path: path.stat().st_mtime)
         if which == "last" and lasts:
             return str(lasts[-1])

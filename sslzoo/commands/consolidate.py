@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sslzoo.atomic_write import check_target, replacing
+from sslzoo.atomic_write import check_target, recover, replacing
 from sslzoo.commands.errors import Parser, one_sentence, without_debug
 
 KINDS = (".ckpt", ".safetensors")
@@ -42,6 +42,7 @@ def consolidate(folder: str, to: str) -> str:
     check_target(target)
     if source.is_dir() and not is_folder_of_shards(source):
         source = RunFolder(source).checkpoint
+    recover(source.parent)
     if not is_folder_of_shards(source):
         kind = "a file" if source.is_file() else "a folder without shards or nothing"
         raise ValueError(f"the checkpoint must be a folder of shards, got {str(source)!r}, {kind}")

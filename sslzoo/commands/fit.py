@@ -33,6 +33,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
+from sslzoo.atomic_write import recover
 from sslzoo.callbacks.epoch_lines import EpochLines
 from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.progress import ProgressBar
@@ -317,6 +318,7 @@ class SSLZooCLI(LightningCLI):
         if given in ("last", "best"):
             given = kwargs["ckpt_path"] = checkpoints.last_checkpoint(self.trainer, given)
         if given and checkpoints.is_local(given):
+            recover(Path(given).parent)
             try:
                 saved = checkpoints.read_for(given, subcommand, self.model, kwargs["weights_only"])
             except (ValueError, OSError) as error:

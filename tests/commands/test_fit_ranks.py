@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from sslzoo.trust import assemble
 from tests.commands.command import arguments, checkpoint, run, run_process, torchrun, weights
+from tests.commands.test_fit_interrupted import SMALL
 
 Ends = tuple[list[float], list[str], dict[str, torch.Tensor]]
 
@@ -52,3 +54,22 @@ def test_two_processes_equal_one(starter: str, alone: Ends, folder: Path, tmp_pa
     assert knn == knn2
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_run_of_shards_goes_on_in_one_process_and_in_shards_again(
+    folder: Path, tmp_path: Path
+) -> None:
+    short = [*SMALL[:4], "--trainer.accelerator=cpu", "--trainer.max_epochs"]
+    args = [*arguments(folder, tmp_path, "simclr"), *short]
+    shards = ["--trainer.strategy=sslzoo.sharding.FullyShard", "--trainer.devices=2"]
+    shards += ["--trainer.strategy.save_distributed_checkpoint=true"]
+    path = tmp_path / "version_0" / "checkpoints" / "last.ckpt"
+    last = f"--ckpt_path={path}"
+    torchrun([*args, "1", *shards], tmp_path, tmp_path / "said")
+    assert assemble(path)["global_step"] == 2
+    path.rename(f"{path}.aside")  # as where the process was killed between two renames
+    run([*args, "2", last], tmp_path)
+    assert torch.load(path)["global_step"] == 4
+    torchrun([*args, "3", last, *shards], tmp_path, tmp_path / "said")
+    assert assemble(path)["global_step"] == 6
+    assert {each.suffix for each in path.parent.iterdir()} == {".ckpt"}
