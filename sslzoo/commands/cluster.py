@@ -9,7 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
+from lightning.pytorch.utilities import rank_zero_warn
 
-from sslzoo.atomic_write import atomic_write
+from sslzoo.atomic_write import atomic_write, recover
+from sslzoo.run_folder import versions
 from sslzoo.trust import is_folder_of_shards, outline
-from sslzoo.trust.shards import METADATA
 
 JOB = "sslzoo_job"  # a checkpoint's key: the name of the `JobRun` that saved it
 # What may differ between two commands of one run.
@@ -87,30 +88,53 @@ class JobRun:
         return f"slurm_{job_number()}_{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
 
     @property
-    def folders(self) -> list[str]:
-        """Folders of the run's checkpoints; empty before its first step."""
-        path = self.folder / self.name
-        return json.loads(path.read_text())["folders"] if path.is_file() else []
+    def folders(self) -> list[str] | None:
+        """Folders of the run's checkpoints; empty before its first step, None: unreadable."""
+        try:
+            return list(json.loads((self.folder / self.name).read_text())["folders"])
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def add(self, folders: Iterable[str | Path | None]) -> None:
         """Add folders of checkpoints to the file."""
         local = [folder for folder in folders if folder and _is_local_file_protocol(folder)]
         known = [str(Path(folder).absolute()) for folder in local]
-        about = {"folders": list(dict.fromkeys([*self.folders, *known]))}
+        about = {"folders": list(dict.fromkeys([*(self.folders or []), *known]))}
         atomic_write(self.folder / self.name, json.dumps(about, indent=1) + "\n")
 
     def checkpoint(self, weights_only: bool) -> Path | None:
-        """Path of the last whole checkpoint of the run; None without one."""
+        """Path of the last whole checkpoint of the run; None without one.
+
+        Raises:
+            ValueError: there is none, but a file that may be one cannot be read.
+        """
         found: list[tuple[int, int, Path]] = []
-        for path in (path for folder in self.folders for path in Path(folder).glob("*.ckpt")):
-            if is_folder_of_shards(path):
-                if not (path / METADATA).exists():  # its writing was cut off
+        unread: list[Path] = []
+        folders = [Path(folder) for folder in self.folders or []]
+        if self.folders is None:
+            unread.append(self.folder / self.name)
+            folders = [run.checkpoint.parent for run in versions(self.folder)]
+        for folder in folders:
+            recover(folder)
+            for path in folder.glob("*.ckpt"):
+                if path.stem.endswith(".part"):  # its writing was cut off
                     continue
-                saved = outline(path)
-            else:  # with mmap, the tensors are not read
-                saved = torch.load(path, "cpu", weights_only=weights_only, mmap=True)
-            if saved.get(JOB) == self.name and "optimizer_states" in saved:
-                found.append((saved["global_step"], path.stat().st_mtime_ns, path))
+                try:
+                    saved = _read(path, weights_only)
+                    if saved.get(JOB) == self.name and "optimizer_states" in saved:
+                        found.append((saved["global_step"], path.stat().st_mtime_ns, path))
+                except Exception:  # torch raises anything
+                    unread.append(path)
+        names = ", ".join(map(str, unread))
+        if unread and not found:
+            raise ValueError(
+                f"a checkpoint of SLURM job {job_number()} must be readable to go on from it, got "
+                f"{names}; remove them to begin anew, or name another one with --ckpt_path"
+            )
+        if unread:
+            rank_zero_warn(f"files of a SLURM job that cannot be read are skipped: {names}")
         return max(found)[-1] if found else None
 
     def others(self) -> list[Path]:
@@ -118,6 +142,17 @@ class JobRun:
         hpc = sorted(self.folder.glob("hpc_ckpt_*.ckpt"))
         runs = sorted(self.folder.glob(f"slurm_{job_number()}_*.json"))
         return [*hpc, *(path for path in runs if path.name != self.name)]
+
+
+def _read(path: Path, weights_only: bool) -> Mapping[str, Any]:
+    """The contents of a checkpoint without its tensors' values; empty if it holds something else.
+
+    With mmap, tensors are not read.
+    """
+    if is_folder_of_shards(path):
+        return outline(path)
+    saved = torch.load(path, "cpu", weights_only=weights_only, mmap=True)
+    return saved if isinstance(saved, Mapping) else {}
 
 
 def own_environment(plugins: Sequence[Any]) -> list[ClusterEnvironment]:

@@ -277,7 +277,42 @@ def test_last_checkpoint_may_be_a_folder_of_shards(tmp_path: Path) -> None:
         saved = {cluster.JOB: run.name, "global_step": step, "optimizer_states": []}
         torch.save(saved, folder / "meta.pt")
     (tmp_path / "3.ckpt" / ".metadata").unlink()  # as where a job was killed while it wrote
-    assert run.checkpoint(weights_only=True) == tmp_path / "2.ckpt"
+    with pytest.warns(UserWarning, match=r"cannot be read are skipped: .*3.ckpt"):
+        assert run.checkpoint(weights_only=True) == tmp_path / "2.ckpt"
+
+
+@pytest.mark.usefixtures("slurm")
+def test_files_that_cannot_be_read_do_not_stop_a_requeued_job(tmp_path: Path) -> None:
+    run = cluster.JobRun(tmp_path, {"trainer": {}})
+    folder = tmp_path / "version_0" / "checkpoints"
+    folder.mkdir(parents=True)
+    whole, cut = folder / "last.ckpt", folder / "cut.ckpt"
+    run.add([folder])
+    torch.save([1, 2], folder / "list.ckpt")
+    (folder / "tmpx.part.ckpt").touch()  # as where a job was killed while it wrote
+    assert run.checkpoint(weights_only=True) is None
+    torch.save({cluster.JOB: run.name, "global_step": 1, "optimizer_states": []}, whole)
+    assert run.checkpoint(weights_only=True) == whole
+    cut.write_bytes(whole.read_bytes()[:300])
+    torch.save({"own": tmp_path}, folder / "code.ckpt")
+    with pytest.warns(UserWarning, match=r"cannot be read are skipped: ") as said:
+        assert run.checkpoint(weights_only=True) == whole
+    assert len(said) == 1
+    assert f"{cut}" in str(said[0].message)
+    assert f"{folder}/code.ckpt" in str(said[0].message)
+    (tmp_path / run.name).write_text("")
+    with pytest.warns(UserWarning, match=rf"are skipped: {tmp_path / run.name}, "):
+        assert run.checkpoint(weights_only=True) == whole
+    whole.rename(f"{whole}.aside")  # as where it was killed between two renames
+    with pytest.warns(UserWarning, match="are skipped"):
+        assert run.checkpoint(weights_only=True) == whole
+    whole.unlink()
+    with pytest.raises(
+        ValueError, match=rf"must be readable .*, got .*{cut}.*--ckpt"
+    ):
+        run.checkpoint(weights_only=True)
+    run.add([folder])
+    assert run.folders == [str(folder)]
 
 
 def test_signal_requeues_once_unless_lightnings_flag_turns_it_off(
