@@ -247,7 +247,8 @@ class SampleDataModule(LightningDataModule, ABC):
         """Loader of this rank's part of each global training batch."""
         sampler = self._sampler()
         source, workers = self.train_source(sampler), self._workers(self.sets.train)
-        self._train_loader = TrainLoader(source, sampler, workers, self._sampled_epoch)
+        epoch, has_ended = self._sampled_epoch, self._epoch_has_ended
+        self._train_loader = TrainLoader(source, sampler, workers, epoch, has_ended)
         if self._loader_state is not None:
             self._train_loader.load_state_dict(self._loader_state)
             self._loader_state = None
@@ -395,6 +396,14 @@ class SampleDataModule(LightningDataModule, ABC):
         epoch = self._trainer_epoch()
         overfits = epoch is not None and cast(Any, self.trainer).overfit_batches > 0
         return 0 if overfits else epoch
+
+    def _epoch_has_ended(self) -> bool:
+        """Whether the trainer is behind the last batch of an epoch, and before the next."""
+        if self.trainer is None:
+            return False
+        loop: Any = self.trainer.fit_loop
+        epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress
+        return bool(epochs.ready == epochs.processed and batches.is_last_batch)
 
     def _query(self) -> Any:
         sets = self.sets

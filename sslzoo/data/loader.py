@@ -48,6 +48,8 @@ class TrainLoader:
             epoch is the sampler's, from `set_epoch`. (When a run counted in steps resumes from the
             end of an epoch, Lightning 2.6.6 sets the samplers one epoch too far, but its
             `current_epoch` is right.)
+        has_ended: whether the epoch of the last returned batch has ended, such as after the first
+            batches with `limit_train_batches`.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class TrainLoader:
         sampler: KeyedSampler,
         num_workers: int = 0,
         current_epoch: Callable[[], int | None] | None = None,
+        has_ended: Callable[[], bool] | None = None,
     ) -> None:
         self.sampler = sampler  # trainers call `set_epoch` on this attribute
         self._generator = torch.Generator()
@@ -70,6 +73,7 @@ class TrainLoader:
             generator=self._generator,
         )
         self._current_epoch = current_epoch
+        self._has_ended = has_ended
         self._epoch = 0
         self._position = 0
         self._resume_epoch: int | None = None  # the epoch in whose middle to resume
@@ -110,6 +114,7 @@ class TrainLoader:
         state = {
             "epoch": self._epoch,
             "position": self._position,
+            "ended": self._has_ended is not None and self._has_ended(),
             "batch_size": self.sampler.batch_size,
             "num_samples": len(self._loader.dataset),  # type: ignore[arg-type]
             "seed": self.sampler.seed,
@@ -127,7 +132,7 @@ class TrainLoader:
             ValueError: the position is in the middle of an epoch with other batches.
         """
         own = self.state_dict()
-        finished = state["position"] >= len(self)
+        finished = bool(state.get("ended")) or state["position"] >= len(self)
         for name in ("batch_size", "num_samples", "seed"):
             if not finished and state["position"] and state[name] != own[name]:
                 raise ValueError(

@@ -307,9 +307,7 @@ def test_files_that_cannot_be_read_do_not_stop_a_requeued_job(tmp_path: Path) ->
     with pytest.warns(UserWarning, match="are skipped"):
         assert run.checkpoint(weights_only=True) == whole
     whole.unlink()
-    with pytest.raises(
-        ValueError, match=rf"must be readable .*, got .*{cut}.*--ckpt"
-    ):
+    with pytest.raises(ValueError, match=rf"must be readable .*, got .*{cut}.*--ckpt"):
         run.checkpoint(weights_only=True)
     run.add([folder])
     assert run.folders == [str(folder)]

@@ -89,3 +89,20 @@ def test_other_batches_are_refused_inside_an_epoch(tmp_path: Path):
     run(tmp_path, {})
     with pytest.raises(ValueError, match=r"batch_size must be 4 to resume .* got 2"):
         run(tmp_path, {"batch_size": 2}, tmp_path / "step=4.ckpt")
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+def test_other_batches_follow_the_end_of_an_epoch(tmp_path: Path, limit: int | None):
+    """Of one that was limited too, and of one with fewer batches than the next."""
+    options = {"limit_train_batches": limit}
+    run(tmp_path, {}, **options)
+    for size in (2, 5):
+        whole, _ = run(tmp_path / f"{size}", {"batch_size": size}, **options)
+        resumed, _ = run(tmp_path, {"batch_size": size}, tmp_path / "epoch=0.ckpt", **options)
+        assert resumed.seen == whole.seen[limit or 23 // size :], size
+
+
+def test_run_that_max_steps_ended_within_an_epoch_is_not_at_its_end(tmp_path: Path):
+    run(tmp_path, {}, max_epochs=-1, max_steps=7)
+    with pytest.raises(ValueError, match=r"batch_size must be 4 to resume .* got 2"):
+        run(tmp_path, {"batch_size": 2}, tmp_path / "epoch=1.ckpt", max_epochs=-1, max_steps=9)
