@@ -68,7 +68,11 @@ def exchange(part: Path, path: Path) -> None:
     if os.path.lexists(path):
         remove(aside)
         path.rename(aside)
-    part.rename(path)
+    try:
+        part.rename(path)
+    except OSError:  # a reader's `recover` was in between
+        path.rename(aside)
+        part.rename(path)
     remove(aside)
 
 

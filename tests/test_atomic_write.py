@@ -70,3 +70,22 @@ def test_exchange_that_was_killed_between_its_renames_is_recovered(
     recover(tmp_path)
     assert read(path) == ("before" if renames == 1 else "after")
     assert not list(tmp_path.glob("*.aside"))
+
+
+def test_reader_that_recovers_within_an_exchange_does_not_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rename = tmp_path / "last.ckpt", Path.rename
+    put(path, "folder", "before")
+    put(part_of(path), "folder", "after")
+
+    def read_between(self: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        result = rename(self, target)
+        recover(tmp_path)
+        return result
+
+    monkeypatch.setattr(Path, "rename", read_between)
+    exchange(part_of(path), path)
+    assert read(path) == "after"
+    assert list(tmp_path.iterdir()) == [path]
