@@ -29,6 +29,7 @@ from benchmarks.quality import TIMING, build, finished, fit, split_arguments
 from benchmarks.worker import versions
 from sslzoo.eval.features import extract
 from sslzoo.eval.similarity import pair_spearman
+from sslzoo.optim import RunLength
 from sslzoo.zoo.preprocess import describe
 
 RESULT = ROOT / "benchmarks" / "results" / "text.json"
@@ -53,6 +54,7 @@ def speed(config: dict[str, Any], rounds: int) -> dict[str, float]:
     batches = iter(data.train_dataloader())
     raw = next(batches)
     ready = data.train_views(raw, 0)
+    method.run_length = RunLength(1000, 100)  # of any length
     optimizer = method.configure_optimizers()
 
     def step() -> None:

@@ -223,12 +223,6 @@ class Trainable(LightningModule, ABC):
         if rates is None:
             return optimizer
         if self._trainer is None:
-            if self.run_length == RunLength(1, 1):
-                raise ValueError(
-                    "run_length must be set before configure_optimizers() in a loop without a "
-                    "Trainer, since the learning rate follows it; set method.run_length = "
-                    "RunLength(total_steps, steps_per_epoch)"
-                )
             ScheduleLR(optimizer, rates, self.run_length).follow(self)
             return optimizer
         schedule = ScheduleLR(optimizer, rates, self._trainer_run_length())

@@ -64,16 +64,21 @@ class ScheduleLR(LRScheduler):
         self._set_rates()
 
     def follow(self, method: Any) -> None:
-        """Set the rates of the method's next step after each step of the optimizer, from now on.
+        """Set the rates of the method's step before each step of the optimizer, from now on.
 
-        A plain loop has this instead of `step`; after a resume the rates are the saved ones.
+        A plain loop has this instead of `step`.
         """
 
-        def after_step(*_: Any) -> None:
+        def before_step(*_: Any) -> None:
             self.last_epoch, self.run_length = method.step, method.run_length
+            if self.run_length == RunLength(1, 1):
+                raise ValueError(
+                    "run_length must be set in a loop without a Trainer, since the learning rate "
+                    "follows it; set method.run_length = RunLength(total_steps, steps_per_epoch)"
+                )
             self._set_rates()
 
-        self.optimizer.register_step_post_hook(after_step)
+        self.optimizer.register_step_pre_hook(before_step)
 
     def set_run_length(self, run_length: RunLength) -> None:
         """Follow a run of another length from now on."""

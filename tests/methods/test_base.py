@@ -55,18 +55,18 @@ def test_a_plain_loop_needs_no_trainer_and_counts_steps() -> None:
 def test_the_rates_of_a_plain_loop_follow_the_schedule() -> None:
     def made() -> tuple[Any, torch.optim.Optimizer]:
         method = simclr(optimizer=partial(torch.optim.SGD, lr=0.1), schedule=WarmupCosine(1.0))
-        with pytest.raises(ValueError, match=r"run_length must be set before configure_optimizers"):
-            method.configure_optimizers()
-        method.run_length = RunLength(8, 2)
         return method, method.configure_optimizers()
 
     def step(method: Any, optimizer: torch.optim.Optimizer) -> float:
-        rate = optimizer.param_groups[0]["lr"]
         method.losses(Batch([torch.rand(4, 3, 8, 8)] * 2, torch.arange(4)))["nt_xent"].backward()
         optimizer.step()
+        rate: float = optimizer.param_groups[0]["lr"]
         return rate
 
     (method, optimizer), schedule = made(), WarmupCosine(1.0)
+    with pytest.raises(ValueError, match=r"run_length must be set in a loop without a Trainer"):
+        step(method, optimizer)
+    method.run_length = RunLength(8, 2)
     rates = [step(method, optimizer) for _ in range(5)]
     again, resumed = made()
     again.load_state_dict(method.state_dict())
