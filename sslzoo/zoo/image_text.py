@@ -23,7 +23,15 @@ from sslzoo.methods import CLIP, SigLIP
 from sslzoo.trust import fill, undrawn
 from sslzoo.zoo.safe_read import read, tensors_by_name
 
-HEAD = 64  # channels of an attention head, in every released model but SigLIP's largest
+# Attention heads by width, of the released models: 64 channels per head but in the largest.
+_HEADS = {
+    "heads": {
+        384: 6, 512: 8, 768: 12, 896: 14, 1024: 16,
+        1152: 16, 1280: 16, 1408: 16, 1536: 16, 1664: 16, 1792: 16,
+    },
+    "text_heads": {256: 4, 384: 6, 512: 8, 640: 10, 768: 12, 1024: 16, 1152: 16, 1280: 20},
+}  # fmt: skip
+_GEMMA = 256_000  # ids of SigLIP 2, which pads with 0
 
 # Names of open_clip's native towers, of its timm trunk with SigLIP's text, and of transformers, as
 # patterns whose first match renames.
@@ -79,6 +87,7 @@ def load_image_text(
     activation: Activation | None = None,
     heads: int | None = None,
     text_heads: int | None = None,
+    pad: int | None = None,
 ) -> CLIP:
     """Build a `CLIP` or `SigLIP` from a file of released weights.
 
@@ -86,26 +95,34 @@ def load_image_text(
 
     Args:
         path: a .safetensors, or a file of `torch.save` with tensors by name (not TorchScript).
-        activation: of both towers; None: "gelu_tanh" for a SigLIP of transformers, else "gelu".
-            OpenAI's weights have "quick_gelu"; no file says so.
-        heads: attention heads of the image tower; None: one per 64 channels. 16 in SigLIP's SO400M.
+        activation: of both towers; None: "gelu_tanh" for a SigLIP of transformers and a SigLIP 2,
+            else "gelu".
+            OpenAI's weights, among others, have "quick_gelu"; no file says so.
+        heads: attention heads of the image tower; None: those of the released models of its width.
         text_heads: of the text tower, likewise.
+        pad: id of a SigLIP's padding, which its text tower reads; None: 0 for the 256,000 ids of
+            SigLIP 2, else 1.
 
     Returns:
         The method in evaluation mode, with `embed_image` and `embed_text`.
 
     Raises:
         FileNotFoundError: there is no file.
-        ValueError: the names or shapes are not those of such a model, or the file would run code.
+        ValueError: the names or shapes are not those of such a model, no released model has its
+            width and `heads` is None, or the file would run code.
     """
     where = str(path)
     state, of_transformers = converted(read(Path(path)), where)
     kind: Literal["clip", "siglip"] = "siglip" if "bias" in state else "clip"
+    second = len(state.get("text_backbone.token_embedding.weight", ())) == _GEMMA
     if activation is None:
-        activation = "gelu_tanh" if kind == "siglip" and of_transformers else "gelu"
+        tanh = kind == "siglip" and (of_transformers or second)
+        activation = "gelu_tanh" if tanh else "gelu"
+    if pad is None:
+        pad = int(kind == "siglip" and not second)
     check_choice("activation", activation, ("gelu", "quick_gelu", "gelu_tanh"))
     with undrawn():
-        method = _build(state, kind, activation, (heads, text_heads), where)
+        method = _build(state, kind, activation, (heads, text_heads), pad, where)
     fill(method, state, where)
     return method.eval()
 
@@ -187,6 +204,7 @@ def _build(
     kind: str,
     activation: Activation,
     heads: tuple[int | None, int | None],
+    pad: int,
     where: str,
 ) -> CLIP:
     """The method whose shapes are those of the tensors."""
@@ -213,7 +231,7 @@ def _build(
         in_chans=patch.shape[1],
         embed_dim=width,
         depth=_count(state, "backbone.blocks."),
-        num_heads=heads[0] or max(1, width // HEAD),
+        num_heads=_heads("heads", heads[0], width, where),
         mlp_ratio=hidden[0] / width,
         num_classes=0,
         class_token=token,
@@ -227,13 +245,13 @@ def _build(
         len(ids),
         text_width,
         _count(state, "text_backbone.blocks."),
-        heads[1] or max(1, text_width // HEAD),
+        _heads("text_heads", heads[1], text_width, where),
         length,
         pool="last" if kind == "siglip" else "end",
         causal=kind == "clip",
         activation=activation,
         eps=eps,
-        pad=1 if kind == "siglip" else 0,
+        pad=pad,
         hidden=hidden[1],
     )
     projector = _projection(state, "projector", width)
@@ -241,6 +259,19 @@ def _build(
     vit = ViT(net, pool="net" if pooled else "token", init=None)
     made = SigLIP if kind == "siglip" else CLIP
     return made(vit, text, projector, text_projector)
+
+
+def _heads(name: str, given: int | None, width: int, where: str) -> int:
+    """The attention heads of a tower, which no file says."""
+    found = _HEADS[name].get(width) if given is None else given
+    if found is None or found < 1 or width % found:
+        raise ValueError(
+            f"{name} must be given for {where}, a divisor of its width {width}, which no known "
+            f"released model has, got {given}"
+            if given is None
+            else f"{name} must divide the width {width} of {where}, got {given}"
+        )
+    return found
 
 
 def _count(state: Mapping[str, Tensor], start: str) -> int:

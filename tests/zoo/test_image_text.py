@@ -69,7 +69,7 @@ def test_transformers_models_give_the_same_embeddings(tmp_path: Path, kind: str)
         if parameter.ndim:
             torch.nn.init.normal_(parameter, std=0.1)
     activation = "quick_gelu" if kind == "clip" else None
-    method = load_image_text(written(tmp_path, theirs.state_dict()), activation)
+    method = load_image_text(written(tmp_path, theirs.state_dict()), activation, 2, 2)
     image = torch.rand(3, 3, 12, 12)
     ids = torch.tensor([[3, 4, 5, 19, 1, 1, 1], [3, 4, 5, 6, 7, 8, 19], [9, 19, 1, 1, 1, 1, 1]])
     lengths = torch.tensor([4, 7, 2])
@@ -78,6 +78,49 @@ def test_transformers_models_give_the_same_embeddings(tmp_path: Path, kind: str)
         ours = method.embed_image(image), method.embed_text(Tokens(ids, lengths))
     torch.testing.assert_close(ours[0], wanted.image_embeds, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours[1], wanted.text_embeds, rtol=1e-4, atol=1e-5)
+
+
+def test_the_largest_released_models_have_wider_heads(tmp_path: Path) -> None:
+    """ViT-H's 16 heads of 80 channels, beside bigG's text with 20 of 64."""
+    transformers = pytest.importorskip("transformers")
+    wide = {"hidden_size": 1280, "num_hidden_layers": 1, "intermediate_size": 16}
+    text = {**TEXT, **wide, "num_attention_heads": 20, "eos_token_id": 19}
+    vision = {**VISION, **wide, "num_attention_heads": 16}
+    torch.manual_seed(0)
+    theirs = transformers.CLIPModel(
+        transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    ).eval()
+    for parameter in theirs.parameters():
+        if parameter.ndim:
+            torch.nn.init.normal_(parameter, std=0.1)
+    method = load_image_text(written(tmp_path, theirs.state_dict()), "quick_gelu")
+    image, ids = torch.rand(2, 3, 12, 12), torch.tensor([[3, 4, 5, 6, 7, 8, 19]])
+    with torch.no_grad():
+        wanted = theirs(input_ids=ids, pixel_values=image)
+        ours = method.embed_image(image), method.embed_text(Tokens(ids, torch.tensor([7])))
+    torch.testing.assert_close(ours[0], wanted.image_embeds, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours[1], wanted.text_embeds, rtol=1e-4, atol=1e-5)
+
+
+def test_a_width_of_no_released_model_needs_its_heads(tmp_path: Path) -> None:
+    path = written(tmp_path, golden_state("clip")[1])
+    with pytest.raises(ValueError, match=r"^heads must be given .* of its width \d+, which no"):
+        load_image_text(path)
+    with pytest.raises(ValueError, match=r"^text_heads must be given"):
+        load_image_text(path, heads=2)
+    with pytest.raises(ValueError, match=r"^text_heads must divide the width \d+ of .*, got 7"):
+        load_image_text(path, heads=2, text_heads=7)
+
+
+def test_siglip_2_pads_with_0(tmp_path: Path) -> None:
+    _, state = golden_state("siglip_style")
+    assert load_image_text(written(tmp_path, state), None, 2, 2).text_backbone.pad == 1
+    assert load_image_text(written(tmp_path, state), None, 2, 2, pad=3).text_backbone.pad == 3
+    name = next(name for name in state if name.endswith("token_embedding.weight"))
+    state[name] = torch.zeros(256_000, state[name].shape[1])
+    second = load_image_text(written(tmp_path, state), None, 2, 2)
+    assert second.text_backbone.pad == 0
+    assert type(second.text_backbone.blocks[0].mlp.act).__name__ == "GELUTanh"
 
 
 def test_timms_trunk_with_siglips_text_is_read(tmp_path: Path) -> None:
@@ -94,7 +137,7 @@ def test_timms_trunk_with_siglips_text_is_read(tmp_path: Path) -> None:
     state |= {"logit_scale": torch.tensor(2.0), "logit_bias": torch.tensor([-9.0])}
     state["text.text_projection.weight"] = torch.randn(128, 16)
     state["text.text_projection.bias"] = torch.randn(128)
-    method = load_image_text(written(tmp_path, state))
+    method = load_image_text(written(tmp_path, state), heads=2, text_heads=2)
     assert isinstance(method, SigLIP)
     assert method.bias.item() == -9
     image = torch.rand(2, 3, 32, 32)
@@ -112,7 +155,7 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
         load_image_text(written(tmp_path, short))
     less = {k: v for k, v in state.items() if k != "transformer.resblocks.0.ln_1.bias"}
     with pytest.raises(ValueError, match=r"blocks.0.norm1.bias"):
-        load_image_text(written(tmp_path, less), heads=2)
+        load_image_text(written(tmp_path, less), heads=2, text_heads=2)
     with pytest.raises(FileNotFoundError):
         load_image_text(tmp_path / "none.safetensors")
     with pytest.raises(ValueError, match="activation must be"):
