@@ -23,7 +23,8 @@ class OnlineRetrieval(Evaluation):
     """Log `val/image_to_text_r<k>` and `val/text_to_image_r<k>` of the validation pairs.
 
     The data module is one of images with texts (`ImageTextFolder`), and the method has
-    `embed_image` and `embed_texts` (`CLIP`, `SigLIP`). All embeddings are in memory.
+    `embed_image` and `embed_texts` (`CLIP`, `SigLIP`). All embeddings are in memory. Images whose
+    captions all have no token are left out.
 
     Args:
         ks: the numbers of neighbors.
@@ -55,7 +56,10 @@ class OnlineRetrieval(Evaluation):
         texts = gather_features(embed(trainer, pl_module, _texts(loaders), query, "embed_texts"))
         captions = texts.features.unflatten(1, (-1, images.features.shape[1]))  # (N, S, D)
         given = captions.ne(0).any(2)
-        recalls = retrieval_recall(images.features, captions[given], given.nonzero()[:, 0], self.ks)
+        told = given.any(1)  # whether an image has a text
+        captions, given = captions[told], given[told]
+        owner = given.nonzero()[:, 0]
+        recalls = retrieval_recall(images.features[told], captions[given], owner, self.ks)
         return {f"val/{name}": value for name, value in recalls.items()}
 
 

@@ -256,26 +256,47 @@ class ImageTextDataModule(ImageDataModule):
                     "transform must make one view of the image beside the text, got "
                     f"{len(self.transform.views)}; use sslzoo.transforms.clip_views"
                 )
-            train: PairSet = self.sets.train
+            train, query = self.sets.train, self.sets.query
             self.tokenizer.prepare(train.walk())
-            self._say_long(train.some(_LOOKED_AT))
+            self.check_texts(train.some(_LOOKED_AT), "training")
+            if query is not None:
+                self.check_texts(query.some(_LOOKED_AT), "validation")
         self._check_tower()
 
-    def _say_long(self, texts: list[str]) -> None:
-        """Count the texts that are cut, and those without tokens."""
+    def check_texts(self, texts: Sequence[str], which: str) -> None:
+        """Count the texts that are cut, and those without tokens.
+
+        Args:
+            texts: the texts.
+            which: what they are of, for the messages, such as "training".
+
+        Raises:
+            ValueError: all are without tokens.
+        """
         ids = self.tokenizer.encode(texts)
         empty = [text for text, each in zip(texts, ids, strict=True) if not each]
         if empty:
-            rank_zero_warn(
-                f"{len(empty)} of {len(texts)} texts have no token in the tokenizer's vocabulary, "
-                f"such as {empty[0]!r}; they train as empty texts and count as missing in retrieval"
+            told = (
+                f"{len(empty)} of {len(texts)} {which} texts have no token in the tokenizer's "
+                f"vocabulary, such as {empty[0]!r}"
             )
-        long = sum(len(each) > self.max_length - 2 for each in ids)
+            if len(empty) == len(texts):
+                raise ValueError(f"texts must have tokens, but {told}")
+            rank_zero_warn(
+                f"{told}; they train as empty texts and count as missing in retrieval, which "
+                "leaves images without another out"
+            )
+        long = sum(len(each) > self._room for each in ids)
         if long:
             rank_zero_warn(
-                f"{long} of {len(texts)} texts are longer than {self.max_length} tokens "
+                f"{long} of {len(texts)} {which} texts are longer than {self.max_length} tokens "
                 "(max_length), and cut"
             )
+
+    @property
+    def _room(self) -> int:
+        """Tokens of a text beside those of start and end."""
+        return self.max_length - (1 if self.tokenizer.special.cls < 0 else 2)
 
     def _check_tower(self) -> None:
         module = None if self.trainer is None else self.trainer.lightning_module
@@ -291,8 +312,8 @@ class ImageTextDataModule(ImageDataModule):
                 )
 
     def encode(self, texts: Sequence[str]) -> Tokens:
-        """Texts as ids without special tokens, cut to `max_length` - 2. (B, L)."""
-        words = [each[: self.max_length - 2] for each in self.tokenizer.encode(texts)]
+        """Texts as ids without special tokens, cut so that these still fit. (B, L)."""
+        words = [each[: self._room] for each in self.tokenizer.encode(texts)]
         ids = np.full((len(words), max(1, *map(len, words), 0)), self.tokenizer.special.pad)
         for row, line in zip(ids, words, strict=True):
             row[: len(line)] = line

@@ -50,6 +50,32 @@ def folder(root: Path, **changes: Any) -> ImageTextFolder:
     return ImageTextFolder(str(root), clip_views(16), WordPiece(100), **{**options, **changes})
 
 
+def clip(num_ids: int = 100, max_length: int = 12) -> CLIP:
+    return CLIP(
+        SmallResNet((8, 16)),
+        TextTransformer(num_ids, width=16, depth=1, heads=2, max_length=max_length),
+        nn.Linear(16, 8),
+        nn.Linear(16, 8),
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
+    )
+
+
+def quiet(callbacks: list[Any]) -> Trainer:
+    return Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
+    )
+
+
+def warns(message: str) -> Any:
+    return pytest.warns(UserWarning, match=message)
+
+
 def words(data: Any, tokens: Tokens) -> list[str]:
     """The texts that ids stand for, lower-cased."""
     special = set(data.tokenizer.special)
@@ -142,24 +168,35 @@ def test_it_trains_and_finds_texts_and_classes(tmp_path: Path, workers: int, dec
 
 def test_long_texts_are_cut_and_counted(tmp_path: Path) -> None:
     tree(tmp_path)
-    (tmp_path / "train" / "red" / "red0.txt").write_text("red " * 40)
+    for part in ("train", "val"):
+        (tmp_path / part / "red" / "red0.txt").write_text("red " * 40)
     data = folder(tmp_path)
-    with pytest.warns(UserWarning, match="1 of 18 texts are longer than 12 tokens"):
+    with warns("1 of 18 training texts are longer than 12"), warns("1 of 18 validation texts are"):
         data.setup("fit")
     batch = data.preview(list(range(12)))
     assert batch.views[1].lengths.max() == 12
 
 
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec")
 def test_texts_without_tokens_are_counted_and_missing(tmp_path: Path) -> None:
     """A combining accent is stripped by the tokenizer."""
     tree(tmp_path)
     for part in ("train", "val"):
         (tmp_path / part / "red" / "red0.txt").write_text("\u0301\n", encoding="utf-8")
     data = folder(tmp_path)
-    with pytest.warns(UserWarning, match="1 of 18 texts have no token in the tokenizer's vocabul"):
+    with warns("1 of 18 training texts have no tok"), warns("1 of 18 validation texts have no to"):
         data.setup("fit")
     texts = data.eval_views(next(iter(data.eval_loader(data.sets.query)))).views[1]
     assert (texts.lengths == 0).sum(1).tolist().count(2) == 1
+    method, trainer = clip(), quiet([OnlineRetrieval((1, 20))])
+    with warns("1 of 18 training texts have no tok"), warns("1 of 18 validation texts have no to"):
+        trainer.fit(method, folder(tmp_path))
+    assert trainer.callback_metrics["val/image_to_text_r20"] > 0
+    for path in (tmp_path / "val").rglob("*.txt"):
+        path.write_text("\u0301\n", encoding="utf-8")
+    wanted = "must have tokens, but 12 of 12 validation texts have no"
+    with warns("1 of 18 training texts"), pytest.raises(ValueError, match=wanted):
+        folder(tmp_path).setup("fit")
 
 
 def without_start(folder: Path) -> HFTokenizer:
@@ -186,6 +223,9 @@ def test_a_tokenizer_without_a_start_frames_texts_by_the_end_alone(tmp_path: Pat
     (_, text) = data.preview([0, 1]).views
     assert text.ids.tolist() == [[3, 4, 6, 1], [4, 1, 0, 0]]
     assert text.lengths.tolist() == [4, 2]
+    with pytest.warns(UserWarning, match="1 of 2 zero-shot texts are longer than 9 tokens"):
+        data.check_texts(["a" + " a" * 7, "a" + " a" * 8], "zero-shot")
+    assert data.tokens(["a" + " a" * 8]).ids.tolist() == [[3] * 8 + [1]]
     batch = data.eval_source(data.sets.train).__getitems__([0, 1])
     assert data.eval_views(batch).views[1].lengths.tolist() == [[4], [2]]  # none counts as missing
     (tmp_path / "lines.txt").write_text("a red square\n" * 8)
@@ -267,24 +307,8 @@ def test_a_tower_that_is_too_small_is_refused(
     tmp_path: Path, options: dict[str, int], message: str
 ) -> None:
     given = {"num_ids": 100, "max_length": 12, **options}
-    text = TextTransformer(width=16, depth=1, heads=2, **given)
-    method = CLIP(
-        SmallResNet((8, 16)),
-        text,
-        nn.Linear(16, 8),
-        nn.Linear(16, 8),
-        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
-    )
-    trainer = Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
     with pytest.raises(ValueError, match=message):
-        trainer.fit(method, folder(tree(tmp_path)))
+        quiet([]).fit(clip(**given), folder(tree(tmp_path)))
 
 
 def table(root: Path, rows: list[list[str]], name: str = "pairs.csv") -> str:
@@ -373,22 +397,7 @@ class WithoutTexts(LightningDataModule):
 def test_data_without_texts_is_refused_before_the_first_step(tmp_path: Path, callback: Any) -> None:
     data = folder(tree(tmp_path), labels=True)
     data.setup("fit")
-    method = CLIP(
-        SmallResNet((8, 16)),
-        TextTransformer(100, width=16, depth=1, heads=2, max_length=12),
-        nn.Linear(16, 8),
-        nn.Linear(16, 8),
-        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
-    )
-    trainer = Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[callback()],
-    )
+    method = clip()
     with pytest.raises(ValueError, match=r"must be one of images with texts for .* WithoutTexts"):
-        trainer.fit(method, WithoutTexts(data))
+        quiet([callback()]).fit(method, WithoutTexts(data))
     assert method.step == 0
