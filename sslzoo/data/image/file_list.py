@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +21,7 @@ from sslzoo.transforms.image.views import Views
 from sslzoo.value_range import check_value_range
 
 LIST_EXTENSIONS = (".csv", ".tsv", ".parquet", ".txt", ".lst")
+SEPARATORS = "columns are separated by a comma in .csv and by a tab in .tsv"
 _SAMPLE = 1024  # paths whose existence is checked before training
 
 
@@ -147,7 +148,8 @@ def read_list(
     table = read_table(path, path_column)
     if path_column not in table:
         raise ValueError(
-            f"path_column must be one of the columns {sorted(table)} of {file}, got {path_column!r}"
+            f"path_column must be one of the columns {sorted(table)} of {file}, got "
+            f"{path_column!r}; {SEPARATORS}"
         )
     labels = column(table, label_column, "label", file)
     splits = column(table, split_column, "split", file)
@@ -180,8 +182,11 @@ def read_list(
 def read_table(path: Path, path_column: str) -> dict[str, Sequence[Any]]:
     """The columns of a table by name; the lines of a text file are the column of paths.
 
+    The fields of a .csv may be quoted; in a .tsv, a quote mark is a character as any other.
+
     Raises:
-        ValueError: a row has another number of columns than the first.
+        ValueError: it is not UTF-8, two columns have one name, or a row has another number of
+            columns than the first.
         ImportError: it is a Parquet file, and pyarrow is not installed.
     """
     suffix = path.suffix.lower()
@@ -194,20 +199,50 @@ def read_table(path: Path, path_column: str) -> dict[str, Sequence[Any]]:
                 "or use a .csv file"
             ) from None
         return parquet.read_table(path).to_pydict()
-    with open(path, encoding="utf-8-sig", newline="") as text:
-        if suffix in (".txt", ".lst"):
-            return {path_column: [line.rstrip("\r\n") for line in text if line.strip()]}
-        rows = csv.DictReader(text, delimiter="\t" if suffix == ".tsv" else ",")
-        table: dict[str, list[Any]] = {name: [] for name in rows.fieldnames or []}
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as text:
+            if suffix in (".txt", ".lst"):
+                return {path_column: [line.rstrip("\r\n") for line in text if line.strip()]}
+            return _read_rows(text, path, suffix == ".tsv")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"a table must be UTF-8, got {error.reason} in line {_undecodable(path)} of {path}"
+        ) from None
+
+
+def _read_rows(text: Iterable[str], path: Path, tabs: bool) -> dict[str, Sequence[Any]]:
+    quoting: Any = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    rows = csv.DictReader(text, delimiter="\t" if tabs else ",", quoting=quoting)
+    try:
+        names = list(rows.fieldnames or [])
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"columns must have different names, got {twice[0]!r} twice in {path}")
+        table: dict[str, list[Any]] = {name: [] for name in names}
         for row in rows:
             if None in row or None in row.values():
                 raise ValueError(
                     f"rows must have {len(table)} columns, got another number in line "
-                    f"{rows.line_num} of {path}"
+                    f"{rows.line_num} of {path}; {SEPARATORS}"
                 )
             for name in table:
                 table[name].append(row[name])
+    except csv.Error as error:
+        raise ValueError(
+            f"rows must be those of a table, got {error} in line {rows.line_num + 1} of {path}"
+        ) from None
     return dict(table)
+
+
+def _undecodable(path: Path) -> int:
+    """The number of the first line that is not UTF-8."""
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
 
 
 def column(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from sslzoo.batch import Batch, Tokens
 from sslzoo.checks import check_at_least, check_choice
 from sslzoo.data.datamodule import OnBroken, PredictOn
 from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
-from sslzoo.data.image.file_list import column, read_table
+from sslzoo.data.image.file_list import SEPARATORS, column, read_table
 from sslzoo.data.image.image_set import Crops, ImageSet
 from sslzoo.data.image.load import ANY_EXTENSIONS, Decode, load_images
 from sslzoo.data.listing import Listing, check_folder, find_files, say_left_out, spread
@@ -444,10 +445,10 @@ class ImageTextFolder(ImageTextFiles):
         found: dict[str, list[str]] = {}
         for stem in images.keys() & texts.keys():
             try:
-                lines = Path(texts[stem]).read_text(encoding="utf-8-sig").splitlines()
+                text = Path(texts[stem]).read_text(encoding="utf-8-sig")
             except UnicodeDecodeError as error:
                 raise ValueError(f"texts must be UTF-8, got {texts[stem]}: {error}") from None
-            found[stem] = [line.strip() for line in lines if line.strip()]
+            found[stem] = caption_lines(text, texts[stem])
         alone = {
             "images without a .txt file": sorted(images[s] for s in images.keys() - texts.keys()),
             "texts without an image": sorted(texts[s] for s in texts.keys() - images.keys()),
@@ -468,7 +469,8 @@ class ImageTextFolder(ImageTextFiles):
 class ImageTextList(ImageTextFiles):
     """Rows of a CSV, TSV or Parquet table: the path of an image, and its caption.
 
-    Rows with the same path are captions of one image. For the other arguments see
+    Rows with the same path are captions of one image. The fields of a .csv may be quoted, those of
+    a .tsv are taken as they are. For the other arguments see
     `ImageTextDataModule` and `ImageList`.
 
     Args:
@@ -527,9 +529,13 @@ class ImageTextList(ImageTextFiles):
             if name not in table:
                 raise ValueError(
                     f"path_column and text_column must be among the columns {sorted(table)} of "
-                    f"{self.file}, got {name!r}"
+                    f"{self.file}, got {name!r}; {SEPARATORS}"
                 )
         labels = column(table, label_column, "label", self.file)
+        if label_column is not None and labels is None:
+            raise ValueError(
+                f"label_column must be a column of {self.file} with classes, got {label_column!r}"
+            )
         splits = column(table, split_column, "split", self.file)
         rows = range(len(table[path_column]))
         if splits is None:
@@ -557,18 +563,21 @@ class ImageTextList(ImageTextFiles):
         classes: Sequence[str] = (),
     ) -> Pairs:
         path_column, text_column, *_ = self.columns
-        folder = Path(self.file).expanduser().parent if self.root is None else Path(self.root)
+        folder = Path(self.root or Path(self.file).parent).expanduser()
+        spelled: dict[str, str] = {}
         captions: dict[str, list[str]] = {}
         known: dict[str, str] = {}
         alone: dict[str, list[str]] = {"texts without an image": [], "empty texts": []}
         for row in rows:
-            name, text = str(table[path_column][row] or ""), str(table[text_column][row] or "")
+            name = str(table[path_column][row] or "")
+            text = one_line(str(table[text_column][row] or ""), f"row {row + 1} of {self.file}")
             if not name.strip():
                 alone["texts without an image"].append(f"row {row + 1}")
-            elif not text.strip():
+            elif not text:
                 alone["empty texts"].append(f"row {row + 1}")
             else:
-                captions.setdefault(name, []).append(" ".join(text.split()))
+                name = spelled.setdefault(os.path.abspath(folder / name), name)  # as it came first
+                captions.setdefault(name, []).append(text)
                 label = "" if labels is None else str(labels[row])
                 if known.setdefault(name, label) != label:
                     raise ValueError(
@@ -586,6 +595,23 @@ class ImageTextList(ImageTextFiles):
                 )
         given = [] if labels is None else [known[name] for name in names]
         return _listed(paths, [captions[n] for n in names], given, classes, self.file)
+
+
+def one_line(text: str, where: str) -> str:
+    """A caption with single spaces.
+
+    Raises:
+        ValueError: it has a NUL, as a text of two bytes a letter that was read as UTF-8.
+    """
+    if "\0" in text:
+        raise ValueError(f"texts must be UTF-8 without NUL, got one in {where}")
+    return " ".join(text.split())
+
+
+def caption_lines(text: str, where: str) -> list[str]:
+    """The captions of a text, one per line that is not empty."""
+    lines = (one_line(line, where) for line in re.split(r"\r\n?|\n", text))
+    return [line for line in lines if line]
 
 
 def _listed(

@@ -357,6 +357,61 @@ def test_wrong_tables_are_refused(
         listed(file, **options).setup("fit")
 
 
+def test_quote_marks_of_a_tsv_are_characters(tmp_path: Path) -> None:
+    tree(tmp_path)
+    lines = ["path\tcaption", 'train/red/red0.png\t"a 5 inch one', 'train/red/red1.png\tred" b']
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines))
+    data = listed(str(tmp_path / "pairs.tsv"))
+    data.setup("fit")
+    assert data.sets.train.captions.walk() == ['"a 5 inch one', 'red" b']
+
+
+def test_an_image_is_one_however_its_path_is_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = ["red1.png", "./red0.png", "../red/red0.png", str(tmp_path / "train/red/red0.png")]
+    rows = [["path", "caption"], *([path, f"red {i}"] for i, path in enumerate(paths))]
+    data = listed(table(tmp_path, rows), root="~/train/red")
+    data.setup("fit")
+    captions = data.sets.train.captions
+    assert [captions.of(i) for i in range(len(captions))] == [
+        ["red 0"],
+        ["red 1", "red 2", "red 3"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"path,caption\na.png,red\nb.png,caf\xe9\n", "must be UTF-8, got .* in line 3 of .*.csv"),
+        ("path,caption\na.png,red\n".encode("utf-16"), "must be UTF-8, got .* in line 1 of"),
+        (b"path,caption\na.png," + b"a" * 200_000, "field larger than field limit .* in line 2"),
+        (b"path;caption\na.png;red\n", "got 'path'; columns are separated by a comma in .csv"),
+        (b"path;caption\na.png;red, big\n", "got another number in line 2 .* by a comma in .csv"),
+        (b"path,caption,caption\na.png,b,c\n", "different names, got 'caption' twice"),
+        (b"path,caption\na.png,a\0b\n", "must be UTF-8 without NUL, got one in row 1"),
+    ],
+)
+def test_a_table_of_another_form_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "pairs.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        listed(str(tmp_path / "pairs.csv")).setup("fit")
+
+
+@pytest.mark.parametrize("labels", [None, ["", ""]])
+def test_a_label_column_that_is_not_there_is_refused(
+    tmp_path: Path, labels: list[str] | None
+) -> None:
+    tree(tmp_path)
+    rows = [["path", "caption"], ["train/red/red0.png", "a"], ["train/red/red1.png", "b"]]
+    if labels is not None:
+        rows = [[*row, end] for row, end in zip(rows, ["label", *labels], strict=True)]
+    with pytest.raises(ValueError, match=r"label_column must be a column of .*, got 'label'"):
+        listed(table(tmp_path, rows), label_column="label").setup("fit")
+
+
 def test_a_missing_table_or_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a table must be an existing file of .csv"):
         listed(str(tmp_path / "none.csv")).setup("fit")
