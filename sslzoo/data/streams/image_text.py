@@ -12,7 +12,14 @@ from torch import Tensor
 from sslzoo.batch import Batch
 from sslzoo.data.datamodule import OnBroken, PredictOn
 from sslzoo.data.image.datamodule import ImageSets
-from sslzoo.data.image.image_text import ImageTextDataModule, PairSet, Unpaired, say_alone
+from sslzoo.data.image.image_text import (
+    ImageTextDataModule,
+    PairSet,
+    Unpaired,
+    caption_lines,
+    one_line,
+    say_alone,
+)
 from sslzoo.data.listing import spread
 from sslzoo.data.streams.from_shards import FromShards, checked_shuffle
 from sslzoo.data.streams.order import ShardOrder
@@ -27,16 +34,25 @@ from sslzoo.transforms.image.views import Views
 _REMOTE = 64  # captions of an address that are read before training
 
 
+class EmptyTextError(ValueError):
+    """A sample has no caption, or one without words."""
+
+
 def captions_of(told: Any) -> list[str]:
     """The captions beside an image: a text's lines, or the texts of a list.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it is no text.
     """
-    texts = told if isinstance(told, list | tuple) else str(told or "").splitlines()
-    found = [" ".join(str(text).split()) for text in texts if str(text or "").strip()]
+    texts = told if isinstance(told, list | tuple) else [told]
+    wrong = [text for text in texts if not isinstance(text, str | None)]
+    if wrong:
+        raise ValueError(f"a caption must be a text or a list of texts, got {wrong[0]!r}")
+    if isinstance(told, str):
+        texts = caption_lines(told, repr(told))
+    found = [line for text in texts if (line := one_line(text or "", repr(text)))]
     if not found:
-        raise ValueError(f"an image must have a caption, got {told!r}")
+        raise EmptyTextError(f"an image must have a caption, got {told!r}")
     return found
 
 
@@ -84,8 +100,8 @@ class ShardPairs(PairSet):
         """The captions of a sample; none if it is broken and skipped."""
         try:
             return self.images.beside(row)
-        except ValueError:
-            if self.images.on_broken == "error":
+        except ValueError as error:
+            if not isinstance(error.__cause__, self.images.skipped):
                 raise
             return []
 
@@ -113,7 +129,7 @@ class ImageTextShards(FromShards, ImageTextDataModule):
         text_key: that of the caption; `json.caption` is a field of a JSON member.
         unpaired: "error" for an image without a text, a text without an image or an empty text in
             tar files on a disk; "skip" leaves them out and says how many. Those in other shards are
-            broken samples.
+            broken samples, as are texts of spaces alone and nulls of JSON, which "skip" skips too.
         on_broken: raise an "error" for a broken shard or sample, or "skip" and count it.
     """
 
@@ -162,6 +178,7 @@ class ImageTextShards(FromShards, ImageTextDataModule):
             *(found.shards, None, Decoding(3), self.shuffle, self.on_broken),
             left_out=found.lost,
             convert=captions_of,
+            skipped=(EmptyTextError,) if self.unpaired == "skip" else (),
         )
         rows = self._paired(images)
         paired = images if rows is None else images.subset(rows)

@@ -60,6 +60,7 @@ class ShardImages(ImageSet):
         num_classes: number of classes, below which labels must be; None: that of `classes`.
         named: whether labels are names of `classes` even where these are digits; otherwise texts
             of digits are class numbers.
+        skipped: errors that are skipped though `on_broken` is "error".
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class ShardImages(ImageSet):
         convert: Callable[[Any], Any] | None = None,
         num_classes: int | None = None,
         named: bool = False,
+        skipped: tuple[type[Exception], ...] = (),
     ) -> None:
         self.shards, self.decoding, self.shuffle = shards, decoding, shuffle
         self.convert = self._class if convert is None else convert
@@ -82,12 +84,12 @@ class ShardImages(ImageSet):
         self.channels = decoding.channels
         self.needs_crops = True
         self.labels = None  # they are read with the images
-        self.on_broken = on_broken
+        self.skipped = BROKEN if on_broken == "skip" else skipped
         self.left_out = left_out
         self.crops: Crops | None = None
         self.keep_size = True
         self.rows: Tensor | None = None
-        skips = len(shards) if on_broken == "skip" else 0
+        skips = len(shards) if self.skipped else 0
         self.broken = torch.zeros(skips, dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
@@ -182,7 +184,7 @@ class ShardImages(ImageSet):
             except TooDarkError as error:
                 dark = dark or self.error(row, error)
             except BROKEN as error:
-                if self.on_broken == "error" or isinstance(error, ValueRangeError):
+                if not isinstance(error, self.skipped) or isinstance(error, ValueRangeError):
                     raise self.error(row, error) from error
         if dark is not None and not bright:
             raise dark
@@ -241,7 +243,7 @@ class ShardImages(ImageSet):
         except ValueRangeError as error:
             raise self.error(row, error) from error
         except BROKEN as error:
-            if self.on_broken == "error":
+            if not isinstance(error, self.skipped):
                 raise self.error(row, error) from error
             number = row if self.rows is None else int(self.rows[row])
             if not self.broken[number]:

@@ -16,6 +16,7 @@ from sslzoo.backbones import SmallResNet, TextTransformer
 from sslzoo.callbacks import OnlineRetrieval
 from sslzoo.commands.data import main
 from sslzoo.data import ImageTextFolder, ImageTextShards
+from sslzoo.data.streams.image_text import captions_of
 from sslzoo.data.streams.remote import ShardCache
 from sslzoo.data.streams.write import index_shards, write_shards
 from sslzoo.data.text.tokenizer import WordPiece
@@ -160,7 +161,7 @@ def test_empty_and_unreadable_pairs_are_named_or_counted(tmp_path: Path) -> None
     write_tar(tmp_path / "p-0.tar", spoiled)
     with pytest.raises(ValueError, match=r"1 empty texts, such as sample 0 of .*p-0.tar"):
         pairs(source)
-    with pytest.raises(ValueError, match=r"sample 1 of .*p-0.tar .*must have a caption, got ''"):
+    with pytest.raises(ValueError, match=r"sample 2 of .*p-0.tar .*cannot identify image"):
         pairs(source, unpaired="skip")
     data = pairs(source, unpaired="skip", on_broken="skip")
     assert data.num_samples == 17
@@ -168,6 +169,36 @@ def test_empty_and_unreadable_pairs_are_named_or_counted(tmp_path: Path) -> None
         found = samples_of_rows(data)
     assert {0, 1} & found == set()
     assert data.num_broken == 2
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (" \n", "must have a caption, got ' "),
+        (None, "must have a caption, got None"),
+        ({"a": 1}, "a caption must be a text or a list of texts, got {'a': 1}"),
+        ("a\0b", "must be UTF-8 without NUL"),
+    ],
+)
+def test_a_sample_without_a_text_is_refused_or_unpaired(
+    tmp_path: Path, told: Any, message: str
+) -> None:
+    every = [m for i in range(6) for m in members(i, "json")]
+    every[5] = (every[5][0], json.dumps({"of": {"caption": told}}).encode())
+    write_tar(tmp_path / "p.tar", every)
+    source = str(tmp_path / "p.tar")
+    with pytest.raises(ValueError, match=rf"sample 2 of .*p.tar .*{message}"):
+        pairs(source, text_key="json.of.caption")
+    if told == " \n" or told is None:
+        data = pairs(source, text_key="json.of.caption", unpaired="skip", drop_last=False)
+        with pytest.warns(UserWarning, match=r"skipped a broken sample: sample 2 of"):
+            assert samples_of_rows(data) == {0, 1, 3, 4, 5}
+        assert data.num_broken == 1
+
+
+def test_captions_end_at_line_breaks_alone() -> None:
+    assert captions_of("a\u2028b\x0bc\x85d\r\ne\rf\n\n") == ["a b c d", "e", "f"]
+    assert captions_of(["a\nb", None, " c "]) == ["a b", "c"]
 
 
 def samples_of_rows(data: Any) -> set[int]:
