@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from sslzoo.batch import Batch, as_batch
 from sslzoo.checks import check_classes
+from sslzoo.data.loader import first_readable
 from sslzoo.eval.features import eval_mode
 from sslzoo.eval.loaders import EvalLoaders
 
@@ -48,10 +49,10 @@ def dataset_of(loader: Any) -> Any:
 
 
 def first_batch(loader: Iterable[Any]) -> Batch:
-    """The first samples of an evaluation loader, read by this process.
+    """The first samples of an evaluation loader, read by this process; the next ones if unreadable.
 
     Raises:
-        ValueError: the loader is empty.
+        ValueError: the loader is empty, or no sample is readable.
     """
     data = dataset_of(loader)
     inner: Any = getattr(loader, "_loader", loader)
@@ -59,10 +60,14 @@ def first_batch(loader: Iterable[Any]) -> Batch:
         if data is None:
             raw = next(iter(loader), None)
         else:
-            rows = list(range(min(COUNT, len(data))))
             many = hasattr(data, "__getitems__")
-            items = data.__getitems__(rows) if many else [data[row] for row in rows]
-            raw = inner.collate_fn(items) if rows else None
+
+            def read(rows: list[int]) -> Any:
+                return inner.collate_fn(
+                    data.__getitems__(rows) if many else [data[row] for row in rows]
+                )
+
+            raw = first_readable(len(data), COUNT, read) if len(data) else None
     if raw is None:
         raise ValueError("the evaluation loader must yield at least one batch, got none")
     batch = as_batch(raw)

@@ -8,7 +8,7 @@ the global random state.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from sslzoo.batch import Batch
 from sslzoo.data.sampler import KeyedSampler, ShardedBatchSampler
 from sslzoo.random import run_keys
 
+_Read = TypeVar("_Read")
+
 
 class BatchSource(Protocol):
     """A map-style set that reads a whole batch at once."""
@@ -26,6 +28,30 @@ class BatchSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitems__(self, index: list[int]) -> Batch: ...
+
+
+class BrokenBatchError(ValueError):
+    """All samples of a batch are unreadable, and such samples are skipped."""
+
+
+def first_readable(count: int, size: int, read: Callable[[list[int]], _Read]) -> _Read:
+    """What `read` gives of the first `size` consecutive samples of which one is readable.
+
+    Args:
+        count: number of samples, at least 1.
+        size: number of samples to read together.
+        read: sample numbers -> what is made of them.
+
+    Raises:
+        BrokenBatchError: none is readable.
+    """
+    for start in range(0, count, size):
+        try:
+            return read(list(range(start, min(start + size, count))))
+        except BrokenBatchError:
+            if start + size >= count:
+                raise
+    raise ValueError(f"count must be at least 1, got {count}")
 
 
 def keep_batch(batch: Any) -> Any:
@@ -196,7 +222,7 @@ class EvalLoader:
 
 
 class SingleBatchLoader:
-    """One batch, so that a trainer calls its validation hooks; callbacks evaluate.
+    """A readable sample, so that a trainer calls its validation hooks; callbacks evaluate.
 
     Args:
         dataset: a non-empty set whose `__getitems__` returns a `Batch`.
@@ -209,4 +235,4 @@ class SingleBatchLoader:
         return 1
 
     def __iter__(self) -> Iterator[Batch]:
-        yield self._dataset.__getitems__([0])
+        yield first_readable(len(self._dataset), 1, self._dataset.__getitems__)

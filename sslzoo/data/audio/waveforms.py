@@ -18,6 +18,7 @@ from sslzoo.data.audio.sound_files import SoundFileError, num_samples, read_soun
 from sslzoo.data.audio.units import UnitTable, window_units
 from sslzoo.data.datamodule import OnBroken, SampleSet, readable_rows
 from sslzoo.data.listing import Listing, pack_paths, select_rows, spread, unpack_path
+from sslzoo.data.loader import BrokenBatchError
 from sslzoo.eval.fingerprint import array_digest, files_digest, labels_digest, text_digest
 from sslzoo.random import Keys, sample_keys
 from sslzoo.value_range import ValueRange
@@ -123,7 +124,7 @@ class Waveforms(SampleSet):
         """A batch of waves of one length; an unreadable one's row is filled or dropped."""
         rows = readable_rows([wave is not None for wave in waves], keep_size)
         if not rows:
-            raise SoundFileError(
+            raise BrokenBatchError(
                 f"all {len(index)} files of a batch are unreadable, the first is "
                 f"{unpack_path(self._paths[index[0]])}"
             )

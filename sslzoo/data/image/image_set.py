@@ -22,6 +22,7 @@ from sslzoo.data.datamodule import OnBroken, SampleSet, readable_rows
 from sslzoo.data.image.decode import BROKEN, broken_error, in_file, reduce
 from sslzoo.data.image.rasters import open_image
 from sslzoo.data.listing import pack_paths, select_rows, spread, unpack_path
+from sslzoo.data.loader import BrokenBatchError
 from sslzoo.eval.fingerprint import described, files_digest, labels_digest, tensor_digest
 from sslzoo.random import Keys, sample_keys
 from sslzoo.transforms.image.crop import RandomResizedCrop
@@ -363,7 +364,7 @@ class FileImages(ImageSet):
         """The source row of each row of the batch; see `readable_rows`."""
         rows = readable_rows([one is not None for one in cut], self.keep_size)
         if not rows:
-            raise ValueError(
+            raise BrokenBatchError(
                 f"all {len(index)} images of a batch are unreadable, the first is "
                 f"{self.path(index[0])}"
             )

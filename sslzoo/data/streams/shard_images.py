@@ -20,6 +20,7 @@ from sslzoo.data.image.decode import BROKEN, say_conversion
 from sslzoo.data.image.image_set import Crops, Cut, ImageSet, stack_boxes
 from sslzoo.data.image.rasters import array_raster, open_encoded
 from sslzoo.data.listing import spread
+from sslzoo.data.loader import BrokenBatchError
 from sslzoo.data.streams.order import ShardOrder
 from sslzoo.data.streams.shards import Sample, Shards
 from sslzoo.eval.fingerprint import described, tensor_digest
@@ -223,7 +224,7 @@ class ShardImages(ImageSet):
         }
         rows = readable_rows([read[row] is not None for row in range(len(index))], self.keep_size)
         if not rows:
-            raise ValueError(
+            raise BrokenBatchError(
                 f"all {len(index)} images of a batch are broken, the first is "
                 f"{self.where(index[0])}"
             )

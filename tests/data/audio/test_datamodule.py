@@ -301,7 +301,7 @@ def test_a_file_that_breaks_later_is_replaced_by_the_next_of_its_batch(tmp_path:
     assert data.num_broken == 1
     whole = data.eval_source(data.sets.train).__getitems__([1, 2, 3])
     assert whole.index.tolist() == [1, 3]
-    with pytest.raises(SoundFileError, match="all 1 files of a batch"):
+    with pytest.raises(ValueError, match="all 1 files of a batch"):
         source.__getitems__([2])
 
 

@@ -249,6 +249,19 @@ def test_an_unreadable_image_is_replaced_with_its_text(tmp_path: Path) -> None:
         assert i != 1
 
 
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec")
+@pytest.mark.filterwarnings("ignore:skipped an unreadable image")
+def test_the_first_validation_images_may_be_unreadable(tmp_path: Path) -> None:
+    tree(tmp_path)
+    for number in range(3):  # more than a rehearsal reads
+        (tmp_path / "val" / "blue" / f"blue{number}.png").write_bytes(b"no image")
+    data = folder(tmp_path, on_broken="skip", labels=True)
+    trainer = quiet([OnlineRetrieval((1,)), OnlineZeroShot()])
+    trainer.fit(clip(), data)
+    assert "val/image_to_text_r1" in trainer.callback_metrics
+    assert data.sets.query.num_broken == 3
+
+
 def test_state_has_the_tokenizer(tmp_path: Path) -> None:
     data = folder(tree(tmp_path))
     data.setup("fit")
