@@ -13,9 +13,16 @@ from torch import Tensor
 from sslzoo.batch import Batch
 from sslzoo.callbacks.evaluation import Evaluation, embed, eval_loaders, labeled_loaders, query_set
 from sslzoo.callbacks.rehearsal import embed_first, first_batch, require
+from sslzoo.checks import check_at_least
+from sslzoo.data.image.image_text import ImageTextDataModule
 from sslzoo.eval.features import eval_mode, gather_features
 from sslzoo.eval.loaders import EvalLoaders
-from sslzoo.eval.zero_shot import class_embeddings, retrieval_recall, zero_shot_topk
+from sslzoo.eval.zero_shot import (
+    check_templates,
+    class_embeddings,
+    retrieval_recall,
+    zero_shot_topk,
+)
 from sslzoo.sharding import whole
 
 
@@ -36,6 +43,8 @@ class OnlineRetrieval(Evaluation):
     def __init__(self, ks: Sequence[int] = (1, 5, 10), every_n_epochs: int = 1) -> None:
         super().__init__(every_n_epochs, features="embed_image")
         self.ks = list(ks)
+        for k in self.ks:
+            check_at_least("ks", k, 1)
 
     def metric_names(self) -> list[str]:
         ways = ("image_to_text", "text_to_image")
@@ -71,6 +80,7 @@ class OnlineZeroShot(Evaluation):
 
     Args:
         names: of the classes, in their order; None: the data module's, with spaces for underscores.
+            No two may have the same tokens in a sentence.
         templates: sentences in which {} is replaced by the name; their embeddings are averaged.
         ks: the numbers of classes that count as right.
         every_n_epochs: training epochs between two evaluations; the last always has one.
@@ -86,8 +96,11 @@ class OnlineZeroShot(Evaluation):
         every_n_epochs: int = 1,
     ) -> None:
         super().__init__(every_n_epochs, features="embed_image")
-        self.names = None if names is None else list(names)
-        self.templates, self.ks = list(templates), list(ks)
+        self.names = None if names is None else _texts_of("names", names)
+        self.templates, self.ks = _texts_of("templates", templates), list(ks)
+        check_templates(self.templates)
+        for k in self.ks:
+            check_at_least("ks", k, 1)
 
     def metric_names(self) -> list[str]:
         return [f"val/zero_shot_top{k}" for k in self.ks]
@@ -96,12 +109,16 @@ class OnlineZeroShot(Evaluation):
         require(pl_module, "OnlineZeroShot", "embed_image", "embed_text")
         loaders, query, num_classes = labeled_loaders(trainer, None, "OnlineZeroShot")
         _check_data(trainer, "OnlineZeroShot")
-        embed_first(trainer, pl_module, loaders, first_batch(query), self.features)
-        classes = self._classes(trainer, pl_module)
-        if len(classes) != num_classes:
+        names = self._names(trainer)
+        if len(names) != num_classes:
             raise ValueError(
-                f"names must be those of the {num_classes} classes, got {len(classes)} names"
+                f"names must be those of the {num_classes} classes, got {len(names)} names"
             )
+        if max(self.ks, default=1) > num_classes:
+            raise ValueError(f"ks must be at most the {num_classes} classes, got {max(self.ks)}")
+        self._check_tokens(cast(Any, trainer).datamodule, names)
+        embed_first(trainer, pl_module, loaders, first_batch(query), self.features)
+        self._classes(trainer, pl_module)
 
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         loaders, query, _ = labeled_loaders(trainer, None, "OnlineZeroShot")
@@ -110,9 +127,33 @@ class OnlineZeroShot(Evaluation):
         found = zero_shot_topk(images.features, cast(Tensor, images.label), classes, self.ks)
         return {f"val/zero_shot_top{k}": value for k, value in found.items()}
 
+    def _names(self, trainer: Trainer) -> list[str]:
+        classes = cast(Any, trainer).datamodule.classes
+        return self.names or [name.replace("_", " ") for name in classes]
+
+    def _check_tokens(self, data: Any, names: list[str]) -> None:
+        """Count what is cut, and refuse names that are the same to the tower.
+
+        Raises:
+            ValueError: two classes have the same tokens in a template.
+        """
+        sentences = [[t.replace("{}", name) for name in names] for t in self.templates]
+        if isinstance(data, ImageTextDataModule):
+            data.check_texts([text for each in sentences for text in each], "zero-shot")
+        for template, texts in zip(self.templates, sentences, strict=True):
+            ids, lengths = data.tokens(texts)
+            first: dict[tuple[int, ...], str] = {}
+            for row, length, name in zip(ids.tolist(), lengths.tolist(), names, strict=True):
+                other = first.setdefault(tuple(row[:length]), name)
+                if other is not name:
+                    raise ValueError(
+                        f"names must differ in the tokens of every template, got {other!r} and "
+                        f"{name!r} with {template!r}; longer texts than max_length are cut"
+                    )
+
     def _classes(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
         data, module = cast(Any, trainer).datamodule, cast(Any, pl_module)
-        names = self.names or [name.replace("_", " ") for name in data.classes]
+        names = self._names(trainer)
 
         def embed_text(texts: Any) -> Tensor:
             with trainer.precision_plugin.forward_context():
@@ -121,6 +162,15 @@ class OnlineZeroShot(Evaluation):
 
         with torch.no_grad(), isolate_rng(), eval_mode(pl_module), whole(pl_module):
             return class_embeddings(embed_text, data.tokens, names, self.templates)
+
+
+def _texts_of(name: str, texts: Sequence[str]) -> list[str]:
+    """A list of different texts that are not empty."""
+    given = [texts] if isinstance(texts, str) else list(texts)
+    found = [text for text in given if isinstance(text, str) and text.strip()]
+    if isinstance(texts, str) or not found or len({*found}) < len(given):
+        raise ValueError(f"{name} must be a list of different texts, got {texts!r}")
+    return found
 
 
 def _check_data(trainer: Trainer, who: str) -> None:

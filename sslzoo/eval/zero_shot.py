@@ -40,15 +40,20 @@ def class_embeddings(
     """
     if not names or not templates:
         raise ValueError(f"names and templates must not be empty, got {names!r} and {templates!r}")
-    wrong = [template for template in templates if "{}" not in template]
-    if wrong:
-        raise ValueError(f"every template must have {{}} for the name, got {wrong[0]!r}")
+    check_templates(templates)
     rows = []
     for name in names:
         texts = tokens([template.replace("{}", name) for template in templates])
         z = F.normalize(embed_text(texts).float(), dim=-1)
         rows.append(F.normalize(z.mean(0), dim=0))
     return torch.stack(rows)
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Refuse a template without a place for the name."""
+    wrong = [template for template in templates if "{}" not in template]
+    if wrong:
+        raise ValueError(f"every template must have {{}} for the name, got {wrong[0]!r}")
 
 
 def zero_shot_topk(

@@ -446,6 +446,43 @@ def test_two_images_of_one_name_are_refused_and_other_files_are_said(tmp_path: P
         folder(tmp_path).setup("fit")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"names": []}, r"names must be a list of different texts, got \[\]"),
+        ({"names": "abc"}, "names must be a list of different texts, got 'abc'"),
+        ({"names": [1, 2, 3]}, "names must be a list of different texts"),
+        ({"names": ["a", "", "c"]}, "names must be a list of different texts"),
+        ({"names": ["a", "a", "c"]}, "names must be a list of different texts"),
+        ({"templates": "a {}"}, "templates must be a list of different texts, got 'a {}'"),
+        ({"templates": ["a {name}"]}, "every template must have {} for the name, got 'a {name}'"),
+        ({"ks": (0,)}, "ks must be at least 1, got 0"),
+    ],
+)
+def test_wrong_names_and_templates_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OnlineZeroShot(**options)
+
+
+@pytest.mark.filterwarnings("ignore")  # of cut texts
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"names": ["a", "b"]}, "names must be those of the 3 classes, got 2 names"),
+        ({"ks": (1, 5)}, "ks must be at most the 3 classes, got 5"),
+        ({"names": ["red", "Red", "blue"]}, "names must differ .*, got 'red' and 'Red' with"),
+        ({"templates": ["a " * 12 + "{}"]}, "names must differ in .*; longer texts than max_leng"),
+    ],
+)
+def test_classes_that_a_tower_cannot_tell_apart_are_refused(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    method = clip()
+    with pytest.raises(ValueError, match=message):
+        quiet([OnlineZeroShot(**options)]).fit(method, folder(tree(tmp_path), labels=True))
+    assert method.step == 0
+
+
 class WithoutTexts(LightningDataModule):
     """Batches as `ImageTextFolder` gives them, of a module that cannot make texts."""
 
