@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import string
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from sslzoo.transforms.text.special import Special
 from sslzoo.trust.hub_cache import folder_on_disk
 
 NAMES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEL]")  # in the order of `Special`
+
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class TextTokenizer(ABC):
@@ -75,7 +78,12 @@ class WordPiece(TextTokenizer):
         else:
             if not Path(self.path).is_file():
                 raise ValueError(f"path must be a JSON file of `tokenizers`, got {self.path!r}")
-            self._tokenizer = tokenizers.Tokenizer.from_file(self.path)
+            try:
+                self._tokenizer = tokenizers.Tokenizer.from_file(self.path)
+            except Exception as error:  # the package raises no narrower class
+                raise ValueError(
+                    f"path must be a JSON file of `tokenizers`, got {self.path!r}: {error}"
+                ) from None
             self._tokenizer.add_special_tokens(["[DEL]"])
         self._find_special(repr(self.path))
 
@@ -134,16 +142,18 @@ class HFTokenizer(TextTokenizer):
     """A Hugging Face tokenizer by name.
 
     One without [CLS] and [SEP], such as CLIP's, has its tokens of start and end in their place; one
-    without a token of the start, such as SigLIP's and T5's, that of the end alone. Both have no
-    [MASK] or [DEL]: they are for methods of images and texts, and not for those that mask tokens.
+    that begins no text with a token of the start, such as SigLIP's, T5's and Gemma's in SigLIP 2,
+    that of the end alone. Both have no [MASK] or [DEL]: they are for methods of images and texts,
+    and not for those that mask tokens.
 
     Args:
         name: a name such as "bert-base-uncased" or "openai/clip-vit-base-patch32", or a folder.
         local_files_only: use local files only, without a download.
+        canonical: whether texts lose case and punctuation before, as SigLIP's and SigLIP 2's.
     """
 
-    def __init__(self, name: str, local_files_only: bool = False) -> None:
-        self.name, self.local_files_only = name, local_files_only
+    def __init__(self, name: str, local_files_only: bool = False, canonical: bool = False) -> None:
+        self.name, self.local_files_only, self.canonical = name, local_files_only, canonical
         self._tokenizer: Any = None
 
     def prepare(self, lines: Iterable[str]) -> None:
@@ -155,14 +165,20 @@ class HFTokenizer(TextTokenizer):
                 "pip install transformers"
             ) from error
         name = self.name
-        if self.local_files_only:
-            name = folder_on_disk(name, wanted=("tokenizer_config.json", "tokenizer.json"))
-        t = self._tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        try:
+            if self.local_files_only:
+                name = folder_on_disk(name, wanted=("tokenizer_config.json", "tokenizer.json"))
+            t = self._tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                "name must be that of a tokenizer on the Hugging Face Hub, or a folder with its "
+                f"files, got {self.name!r}: {error}"
+            ) from error
         if t.cls_token_id is None and t.eos_token_id is not None:
             unknown, pad = t.unk_token_id, t.pad_token_id
             unknown = t.eos_token_id if unknown is None else unknown
             pad = t.eos_token_id if pad is None else pad
-            start = -1 if t.bos_token_id is None else t.bos_token_id
+            start = t.bos_token_id if t.bos_token_id in t("")["input_ids"][:1] else -1
             self.special = Special(pad, unknown, start, t.eos_token_id, unknown, unknown)
             return
         t.add_special_tokens({"additional_special_tokens": ["[DEL]"]})
@@ -181,12 +197,19 @@ class HFTokenizer(TextTokenizer):
         return None if found == self.special.unknown else found
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
-        return self._tokenizer(list(lines), add_special_tokens=False)["input_ids"]
+        texts = [_canonical(line) for line in lines] if self.canonical else list(lines)
+        return self._tokenizer(texts, add_special_tokens=False)["input_ids"]
 
     @property
     def digest(self) -> str:
         vocabulary = sorted(self._tokenizer.get_vocab().items())
-        return hashlib.sha256(repr(vocabulary).encode()).hexdigest()
+        about = repr(vocabulary) + " canonical" * self.canonical
+        return hashlib.sha256(about.encode()).hexdigest()
+
+
+def _canonical(text: str) -> str:
+    """A text in lower case without ASCII punctuation; an underscore is a space."""
+    return " ".join(text.replace("_", " ").translate(_WITHOUT_PUNCTUATION).lower().split())
 
 
 def tokenizer_state(tokenizer: TextTokenizer) -> dict[str, Any]:

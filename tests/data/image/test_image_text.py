@@ -199,7 +199,7 @@ def test_texts_without_tokens_are_counted_and_missing(tmp_path: Path) -> None:
         folder(tmp_path).setup("fit")
 
 
-def without_start(folder: Path) -> HFTokenizer:
+def without_start(folder: Path, canonical: bool = False, **more: str) -> HFTokenizer:
     """A SentencePiece-like tokenizer, which has a token of the end alone."""
     transformers = pytest.importorskip("transformers")
     tokenizers = pytest.importorskip("tokenizers")
@@ -207,10 +207,26 @@ def without_start(folder: Path) -> HFTokenizer:
     model = tokenizers.models.Unigram([(piece, -1.0) for piece in pieces], unk_id=2)
     made = tokenizers.Tokenizer(model)
     made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-    named = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    named = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", **more}
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=made, **named)
     fast.save_pretrained(folder / "tokenizer")
-    return HFTokenizer(str(folder / "tokenizer"), local_files_only=True)
+    return HFTokenizer(str(folder / "tokenizer"), local_files_only=True, canonical=canonical)
+
+
+def test_a_token_of_the_start_that_a_tokenizer_does_not_use_is_not_added(tmp_path: Path) -> None:
+    """As Gemma's in SigLIP 2."""
+    tokenizer = without_start(tmp_path, bos_token="\u2581green")
+    tokenizer.prepare([])
+    assert (tokenizer.special.cls, tokenizer.special.sep) == (-1, 1)
+
+
+def test_canonical_texts_have_neither_case_nor_punctuation(tmp_path: Path) -> None:
+    plain, canonical = without_start(tmp_path), without_start(tmp_path, canonical=True)
+    for tokenizer in (plain, canonical):
+        tokenizer.prepare([])
+    assert plain.encode(["A, red_square!"]) != canonical.encode(["A, red_square!"])
+    assert canonical.encode(["A, red_square!"]) == [[3, 4, 6]]
+    assert plain.digest != canonical.digest
 
 
 def test_a_tokenizer_without_a_start_frames_texts_by_the_end_alone(tmp_path: Path) -> None:

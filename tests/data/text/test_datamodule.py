@@ -341,6 +341,16 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         HFText("ag_news", plain_text(), WordPiece(60)).setup()
 
 
+def test_a_file_or_folder_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
+    (tmp_path / "words.json").write_text("no JSON")
+    with pytest.raises(ValueError, match=r"path must be a JSON file of `tokenizers`, got .*words"):
+        WordPiece(path=str(tmp_path / "words.json")).prepare([])
+    pytest.importorskip("transformers")
+    for local in (False, True):
+        with pytest.raises(ValueError, match=r"name must be that of a tokenizer on .*/none/at/all"):
+            HFTokenizer("/none/at/all", local_files_only=local).prepare([])
+
+
 def test_a_tokenizer_of_clip_has_its_tokens_of_start_and_end(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     words = ["a", "b", "a</w>", "b</w>", "ab</w>", "<|startoftext|>", "<|endoftext|>"]
