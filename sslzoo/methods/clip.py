@@ -6,6 +6,7 @@ Reference code: mlfoundations/open_clip at 89fb801.
 Deviations:
     1. On W ranks, loss and gradients are those of one process, as with the code's local_loss and
        gather_with_grad; by its defaults, the towers' gradients are 1 / W of these.
+    2. Texts are tokenized as they are; the code repairs and unescapes them before (ftfy, HTML).
 """
 
 from __future__ import annotations

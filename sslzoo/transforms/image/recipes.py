@@ -465,9 +465,12 @@ def clip_views(
     Radford et al., ICML 2021, https://arxiv.org/abs/2103.00020; code mlfoundations/open_clip at
     89fb801.
 
-    Order: crop (area 0.9 to 1, bicubic), normalize. There is no flip and no color jitter.
+    Order: crop (area 0.9 to 1, bicubic), normalize. There is no flip and no color jitter. In
+    evaluation, the shorter side is resized bicubic and the center cropped.
 
-    Deviations: none.
+    Deviations:
+        1. SigLIP's evaluation crops the center too; the code resizes the whole image to a square
+           for it ("squash").
 
     Args:
         size: side of the view in pixels.
@@ -476,7 +479,7 @@ def clip_views(
         std: standard deviation per channel; 0.5 in SigLIP.
     """
     crop = RandomResizedCrop(size, scale, flip=0.0, interpolation="bicubic")
-    return Views([View(crop, normalize_ops(mean, std))])
+    return Views([View(crop, normalize_ops(mean, std))], whole=True)
 
 
 def multi_crop_views(

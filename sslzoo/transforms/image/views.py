@@ -22,6 +22,7 @@ from sslzoo.transforms.image.layout import Op, chunk_rows, to_planes
 from sslzoo.transforms.image.normalize import Normalize
 from sslzoo.transforms.image.patches import PerPatch
 from sslzoo.transforms.image.pixels import Raster, pixels_of
+from sslzoo.transforms.image.resample import Interpolation
 from sslzoo.value_range import Look, as_pixels
 
 _UNKNOWN_SIZE = 224  # pixels, for views without crops on images of several sizes
@@ -59,6 +60,7 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         shared_flip: probability of a flip of all views of a sample, in addition to each crop's.
         boxes: whether batches get the boxes of the crops (`Batch.boxes`), for methods that need
             positions.
+        whole: whether evaluation sees the whole shorter side, resized bicubic, as CLIP's.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         split: Sequence[int] | None = None,
         shared_flip: float = 0.0,
         boxes: bool = False,
+        whole: bool = False,
     ) -> None:
         self.views = views
+        self.whole = whole
         self.boxes = boxes
         self.split = None if split is None else list(split)
         self.shared_flip = shared_flip
@@ -102,14 +106,15 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         """The evaluation view of an encoder trained on these views, of the training size.
 
         Images of the training size are not resized. Others are resized so that the center crop is
-        7/8 of the shorter side: 224 of 256 pixels, 128 of 146, 32 of 37.
+        7/8 of the shorter side: 224 of 256 pixels, 128 of 146, 32 of 37; or all of it if `whole`.
 
         Args:
             side: shorter side of every image; None if sides differ or are unknown. Without views,
                 it is the size (224 if it is None).
         """
         size = self.trained_size or side or _UNKNOWN_SIZE
-        return self.eval_view(size, None if size == side else round(size * 8 / 7))
+        shorter = size if self.whole else round(size * 8 / 7)
+        return self.eval_view(size, None if size == side else shorter)
 
     def eval_view(self, size: int, resize: int | None = None) -> EvalView:
         """An evaluation view of any size, with these views' normalization and color space.
@@ -122,9 +127,9 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         ops = next((view.ops for view in largest), [])
         norm = next((op for op in reversed(ops) if isinstance(op, Normalize)), None)
         space: Space = next((op.space for op in ops if isinstance(op, ColorSpace)), "rgb")
-        if norm is None:
-            return EvalView(size, resize, space=space)
-        return EvalView(size, resize, mean=norm.mean, std=norm.std, space=space)
+        how: Interpolation = "bicubic" if self.whole else "bilinear"
+        mean, std = (None, None) if norm is None else (norm.mean, norm.std)
+        return EvalView(size, resize, mean, std, how, space=space)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, keys: Keys) -> list[Tensor]:

@@ -573,3 +573,13 @@ def test_probabilities_of_blur_are_checked(large_blur: Any) -> None:
 def test_jitter_has_four_strengths(recipe: Any) -> None:
     with pytest.raises(ValueError, match=r"jitter must be four numbers, .* got \(0.4, 0.4\)"):
         recipe(jitter=(0.4, 0.4))
+def test_clip_is_evaluated_on_the_whole_shorter_side() -> None:
+    """As open_clip's Resize and CenterCrop."""
+    v2 = pytest.importorskip("torchvision.transforms.v2")
+    view = clip_views(20, mean=None, std=None).trained_view()
+    assert view.arguments() == {"size": 20, "resize": 20, "interpolation": "bicubic"}
+    image = torch.randint(0, 256, (3, 48, 37), dtype=torch.uint8)
+    resized = v2.functional.resize(image, [20], v2.InterpolationMode.BICUBIC, antialias=True)
+    wanted = v2.functional.center_crop(resized, [20]).float() / 255
+    torch.testing.assert_close(view(image[None])[0], wanted, rtol=0, atol=1.1 / 255)
+    assert clip_views(20).trained_view(20).resize is None
