@@ -287,17 +287,12 @@ class ImageTextDataModule(ImageDataModule):
                 f"{told}; they train as empty texts and count as missing in retrieval, which "
                 "leaves images without another out"
             )
-        long = sum(len(each) > self._room for each in ids)
+        long = sum(len(each) > self.tokenizer.room(self.max_length) for each in ids)
         if long:
             rank_zero_warn(
                 f"{long} of {len(texts)} {which} texts are longer than {self.max_length} tokens "
                 "(max_length), and cut"
             )
-
-    @property
-    def _room(self) -> int:
-        """Tokens of a text beside those of start and end."""
-        return self.max_length - (1 if self.tokenizer.special.cls < 0 else 2)
 
     def _check_tower(self) -> None:
         module = None if self.trainer is None else self.trainer.lightning_module
@@ -314,15 +309,11 @@ class ImageTextDataModule(ImageDataModule):
 
     def encode(self, texts: Sequence[str]) -> Tokens:
         """Texts as ids without special tokens, cut so that these still fit. (B, L)."""
-        words = [each[: self._room] for each in self.tokenizer.encode(texts)]
-        ids = np.full((len(words), max(1, *map(len, words), 0)), self.tokenizer.special.pad)
-        for row, line in zip(ids, words, strict=True):
-            row[: len(line)] = line
-        return Tokens(torch.from_numpy(ids), torch.tensor([len(line) for line in words]))
+        return self.tokenizer.cut(texts, self.max_length)
 
     def tokens(self, texts: Sequence[str]) -> Tokens:
         """Texts as a text tower takes them, with the tokens of start and end. (B, L)."""
-        return with_special(self.encode(texts), self.tokenizer.special)
+        return self.tokenizer.tokens(texts, self.max_length)
 
     def train_source(self, sampler: KeyedSampler) -> ImageSet:
         images = super().train_source(sampler)

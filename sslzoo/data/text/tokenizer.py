@@ -9,9 +9,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from sslzoo.atomic_write import atomic_write
+from sslzoo.batch import Tokens
 from sslzoo.checks import check_at_least
-from sslzoo.transforms.text.special import Special
+from sslzoo.transforms.text.special import Special, with_special
 from sslzoo.trust.hub_cache import folder_on_disk
 
 NAMES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEL]")  # in the order of `Special`
@@ -49,6 +53,22 @@ class TextTokenizer(ABC):
     @abstractmethod
     def digest(self) -> str:
         """Hash of the vocabulary, stored in checkpoints."""
+
+    def room(self, max_length: int) -> int:
+        """Tokens of a text beside those of start and end, of `max_length` in all."""
+        return max_length - (1 if self.special.cls < 0 else 2)
+
+    def cut(self, texts: Sequence[str], max_length: int) -> Tokens:
+        """Texts as ids without special tokens, cut so that these still fit. (B, L)."""
+        words = [each[: self.room(max_length)] for each in self.encode(texts)]
+        ids = np.full((len(words), max(1, *map(len, words), 0)), self.special.pad)
+        for row, line in zip(ids, words, strict=True):
+            row[: len(line)] = line
+        return Tokens(torch.from_numpy(ids), torch.tensor([len(line) for line in words]))
+
+    def tokens(self, texts: Sequence[str], max_length: int) -> Tokens:
+        """Texts as a text tower takes them, with the tokens of start and end. (B, L)."""
+        return with_special(self.cut(texts, max_length), self.special)
 
 
 class WordPiece(TextTokenizer):
