@@ -573,6 +573,8 @@ def test_probabilities_of_blur_are_checked(large_blur: Any) -> None:
 def test_jitter_has_four_strengths(recipe: Any) -> None:
     with pytest.raises(ValueError, match=r"jitter must be four numbers, .* got \(0.4, 0.4\)"):
         recipe(jitter=(0.4, 0.4))
+
+
 def test_clip_is_evaluated_on_the_whole_shorter_side() -> None:
     """As open_clip's Resize and CenterCrop."""
     v2 = pytest.importorskip("torchvision.transforms.v2")
