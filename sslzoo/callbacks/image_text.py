@@ -14,7 +14,6 @@ from sslzoo.batch import Batch
 from sslzoo.callbacks.evaluation import Evaluation, embed, eval_loaders, labeled_loaders, query_set
 from sslzoo.callbacks.rehearsal import embed_first, first_batch, require
 from sslzoo.checks import check_at_least
-from sslzoo.data.image.image_text import ImageTextDataModule
 from sslzoo.eval.features import eval_mode, gather_features
 from sslzoo.eval.loaders import EvalLoaders
 from sslzoo.eval.zero_shot import (
@@ -138,8 +137,9 @@ class OnlineZeroShot(Evaluation):
             ValueError: two classes have the same tokens in a template.
         """
         sentences = [[t.replace("{}", name) for name in names] for t in self.templates]
-        if isinstance(data, ImageTextDataModule):
-            data.check_texts([text for each in sentences for text in each], "zero-shot")
+        check_texts = getattr(data, "check_texts", None)
+        if callable(check_texts):
+            check_texts([text for each in sentences for text in each], "zero-shot")
         for template, texts in zip(self.templates, sentences, strict=True):
             ids, lengths = data.tokens(texts)
             first: dict[tuple[int, ...], str] = {}

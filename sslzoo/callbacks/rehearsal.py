@@ -18,9 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from sslzoo.batch import Batch, as_batch
 from sslzoo.checks import check_classes
-from sslzoo.data.loader import first_readable
 from sslzoo.eval.features import eval_mode
-from sslzoo.eval.loaders import EvalLoaders
+from sslzoo.eval.loaders import EvalLoaders, first_readable
 
 COUNT = 2  # samples of a rehearsal
 NO_LABELS = "got none; use OnlineSpectrum, which needs no labels"

@@ -8,7 +8,7 @@ the global random state.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,9 +17,8 @@ from torch.utils.data import DataLoader
 from sslzoo import distributed
 from sslzoo.batch import Batch
 from sslzoo.data.sampler import KeyedSampler, ShardedBatchSampler
+from sslzoo.eval.loaders import first_readable
 from sslzoo.random import run_keys
-
-_Read = TypeVar("_Read")
 
 
 class BatchSource(Protocol):
@@ -28,30 +27,6 @@ class BatchSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitems__(self, index: list[int]) -> Batch: ...
-
-
-class BrokenBatchError(ValueError):
-    """All samples of a batch are unreadable, and such samples are skipped."""
-
-
-def first_readable(count: int, size: int, read: Callable[[list[int]], _Read]) -> _Read:
-    """What `read` gives of the first `size` consecutive samples of which one is readable.
-
-    Args:
-        count: number of samples, at least 1.
-        size: number of samples to read together.
-        read: sample numbers -> what is made of them.
-
-    Raises:
-        BrokenBatchError: none is readable.
-    """
-    for start in range(0, count, size):
-        try:
-            return read(list(range(start, min(start + size, count))))
-        except BrokenBatchError:
-            if start + size >= count:
-                raise
-    raise ValueError(f"count must be at least 1, got {count}")
 
 
 def keep_batch(batch: Any) -> Any:

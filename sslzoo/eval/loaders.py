@@ -7,9 +7,11 @@ turns a raw batch into the single view that an encoder sees, without augmentatio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from sslzoo.batch import Batch
+
+_Read = TypeVar("_Read")
 
 
 class EvalLoaders(NamedTuple):
@@ -32,3 +34,27 @@ class EvalLoaders(NamedTuple):
     num_classes: int | None
     sharded: bool
     ordered: bool = True
+
+
+class BrokenBatchError(ValueError):
+    """All samples of a batch are unreadable, and such samples are skipped."""
+
+
+def first_readable(count: int, size: int, read: Callable[[list[int]], _Read]) -> _Read:
+    """What `read` gives of the first `size` consecutive samples of which one is readable.
+
+    Args:
+        count: number of samples, at least 1.
+        size: number of samples to read together.
+        read: sample numbers -> what is made of them.
+
+    Raises:
+        BrokenBatchError: none is readable.
+    """
+    for start in range(0, count, size):
+        try:
+            return read(list(range(start, min(start + size, count))))
+        except BrokenBatchError:
+            if start + size >= count:
+                raise
+    raise ValueError(f"count must be at least 1, got {count}")

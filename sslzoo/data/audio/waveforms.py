@@ -18,8 +18,8 @@ from sslzoo.data.audio.sound_files import SoundFileError, num_samples, read_soun
 from sslzoo.data.audio.units import UnitTable, window_units
 from sslzoo.data.datamodule import OnBroken, SampleSet, readable_rows
 from sslzoo.data.listing import Listing, pack_paths, select_rows, spread, unpack_path
-from sslzoo.data.loader import BrokenBatchError
 from sslzoo.eval.fingerprint import array_digest, files_digest, labels_digest, text_digest
+from sslzoo.eval.loaders import BrokenBatchError
 from sslzoo.random import Keys, sample_keys
 from sslzoo.value_range import ValueRange
 

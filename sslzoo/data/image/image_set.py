@@ -22,8 +22,8 @@ from sslzoo.data.datamodule import OnBroken, SampleSet, readable_rows
 from sslzoo.data.image.decode import BROKEN, broken_error, in_file, reduce
 from sslzoo.data.image.rasters import open_image
 from sslzoo.data.listing import pack_paths, select_rows, spread, unpack_path
-from sslzoo.data.loader import BrokenBatchError
 from sslzoo.eval.fingerprint import described, files_digest, labels_digest, tensor_digest
+from sslzoo.eval.loaders import BrokenBatchError
 from sslzoo.random import Keys, sample_keys
 from sslzoo.transforms.image.crop import RandomResizedCrop
 from sslzoo.transforms.image.eval_view import EvalView

@@ -20,10 +20,10 @@ from sslzoo.data.image.decode import BROKEN, say_conversion
 from sslzoo.data.image.image_set import Crops, Cut, ImageSet, stack_boxes
 from sslzoo.data.image.rasters import array_raster, open_encoded
 from sslzoo.data.listing import spread
-from sslzoo.data.loader import BrokenBatchError
 from sslzoo.data.streams.order import ShardOrder
 from sslzoo.data.streams.shards import Sample, Shards
 from sslzoo.eval.fingerprint import described, tensor_digest
+from sslzoo.eval.loaders import BrokenBatchError
 from sslzoo.random import Keys
 from sslzoo.transforms.image.pixels import Decoding, Raster, num_channels, stack_pixels
 from sslzoo.value_range import TooDarkError, ValueRangeError
