@@ -189,11 +189,28 @@ def evaluate(recordings: Recordings, model: Any) -> dict[str, Any]:
     return found
 
 
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def label(method: str, minutes: float) -> str:
+    """How the names of the runs of a method begin that have one time."""
+    return f"{method} {minutes:g} minutes "
+
+
 def run(method: str, data: Path, seed: int, given: argparse.Namespace) -> dict[str, Any]:
-    """Train one method from one seed, and score it and its initial net."""
+    """Train one method from one seed, and score it and its initial net.
+
+    Steps are as many as the time gives, or as another seed's run of that time had.
+    """
     config = configured(method, data, seed, given.units.resolve())
-    first = fit(config, TIMED + 1, seed)[1]
-    steps = max(TIMED, round(60 * given.minutes * TIMED / first.seconds))
+    done = read(given.output).get("rows", {}).items()
+    like = [row["steps"] for name, row in done if name.startswith(label(method, given.minutes))]
+    if like:
+        steps = like[0]
+    else:
+        first = fit(config, TIMED + 1, seed)[1]
+        steps = max(TIMED, round(60 * given.minutes * TIMED / first.seconds))
     seed_everything(seed, verbose=False)
     untrained = build(config, "model")
     recordings = Recordings(config)
@@ -280,11 +297,11 @@ def main(args: list[str] | None = None) -> None:
             if method == FLOOR:
                 name, found = FLOOR, {**floor(data), **provenance("cpu")}
             else:
-                name = f"{method} {given.minutes:g} minutes seed {seed}"
+                name = f"{label(method, given.minutes)}seed {seed}"
                 found = run(method, data, seed, given)
             print(name, json.dumps(found), flush=True)
             # Read anew, since runs may be made side by side.
-            result = json.loads(given.output.read_text()) if given.output.exists() else {}
+            result = read(given.output)
             rows = {**result.get("rows", {}), name: found}
             result = {"data": "FSDD", "rows": dict(sorted(rows.items())), "versions": versions()}
             given.output.parent.mkdir(parents=True, exist_ok=True)

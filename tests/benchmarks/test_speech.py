@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import speech
 from benchmarks.speech import CONFIGS, Recordings, by_layers, by_linear, configured, scores
 from tests.data.audio.test_datamodule import ramp, write
 
@@ -53,3 +55,29 @@ def test_recordings_have_the_fields_of_their_names(tmp_path: Path) -> None:
     assert train["digit"].tolist() == query["digit"].tolist() == [0, 0, 1, 1]
     assert train["speaker"].tolist() == query["speaker"].tolist() == [0, 1, 0, 1]
     assert len(CONFIGS) == 5
+
+
+def test_other_seeds_take_as_many_steps_as_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits: list[int] = []
+
+    def fit(config: Any, steps: int, seed: int) -> tuple[Any, Any]:
+        fits.append(steps)
+        return None, SimpleNamespace(losses=[1.0] * steps, seconds=6.0)
+
+    config = {"data": {"init_args": {"batch_size": 2}}}
+    recordings = SimpleNamespace(data=SimpleNamespace(num_samples=10))
+    monkeypatch.setattr(speech, "fit", fit)
+    monkeypatch.setattr(speech, "configured", lambda *given: config)
+    monkeypatch.setattr(speech, "build", lambda *given: None)
+    monkeypatch.setattr(speech, "Recordings", lambda config: recordings)
+    monkeypatch.setattr(speech, "evaluate", lambda *given: {})
+    output = tmp_path / "speech.json"
+    output.write_text(json.dumps({"rows": {"cpc 4 minutes seed 0": {"steps": 37}}}))
+    given: Any = SimpleNamespace(minutes=4.0, units=tmp_path, output=output, weights=None)
+    assert speech.run("cpc", tmp_path, 1, given)["steps"] == 37
+    assert fits == [37]
+    given.minutes = 40.0
+    assert speech.run("cpc", tmp_path, 1, given)["steps"] == 60 * 40 * speech.TIMED / 6
+    assert fits[1:] == [speech.TIMED + 1, 60 * 40 * speech.TIMED / 6]
