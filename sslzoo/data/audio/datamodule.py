@@ -161,7 +161,9 @@ class AudioDataModule(SampleDataModule):
             self._check_units(module)
 
     def _check_lengths(self, least: int) -> None:
-        """Refuse recordings none of which the model can mask, and count those of some."""
+        """Refuse recordings none of which the model can mask, and count such as are among them."""
+        if self.short != "mask":  # padding counts as sound, or there is none
+            return
         lengths = self.sets.train.lengths
         few = int((lengths < least).sum())
         if few == len(lengths):
@@ -169,7 +171,7 @@ class AudioDataModule(SampleDataModule):
                 f"recordings must have at least {least} samples at {self.rate} Hz, the model's "
                 f"masked span, got none of {few}, the longest {int(lengths.max())}"
             )
-        if few and self.short != "loop":
+        if few:
             rank_zero_warn(
                 f"{few} of {len(lengths)} recordings have fewer than {least} samples, the model's "
                 "masked span, and teach it nothing; exclude them by data.min_samples"
