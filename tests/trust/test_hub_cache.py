@@ -13,6 +13,7 @@ def test_a_repository_in_the_cache_is_found_by_revision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)  # beside which there is no "x"
     repository = tmp_path / "models--somebody--something"
     for commit, files in (("a" * 40, ["config.json"]), ("b" * 40, ["tokenizer.json"])):
         (repository / "snapshots" / commit).mkdir(parents=True)
