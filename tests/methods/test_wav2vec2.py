@@ -14,7 +14,7 @@ from sslzoo.callbacks.online_spectrum import CollapseWarning
 from sslzoo.callbacks.watch import Watch
 from sslzoo.heads import GumbelQuantizer
 from sslzoo.masks import SpanMasks
-from sslzoo.methods import Wav2Vec2
+from sslzoo.methods import Data2Vec, HuBERT, Wav2Vec2
 from sslzoo.methods.base import step_keys
 from sslzoo.random import Keys
 from tests.ranks import Ranks
@@ -145,3 +145,14 @@ def test_wrong_arguments_are_refused() -> None:
         method.losses(batch._replace(views=[torch.randn(6, 17).double()]))
     with pytest.raises(ValueError, match=r"one frame\), got \(6, 5\)"):
         method.losses(batch._replace(views=[torch.randn(6, 5).double()]))
+
+
+@pytest.mark.parametrize("cls", [Wav2Vec2, HuBERT, Data2Vec])
+def test_the_shortest_recording_that_is_masked(cls: Any) -> None:
+    """One sample less, and all of its frames are left alone."""
+    method: Any = build(cls)[0]
+    least, frames = method.least_samples, method.backbone.frames
+    lengths = frames.num_frames(torch.tensor([least - 1, least]))
+    assert lengths.tolist() == [method.masks.length, method.masks.length + 1]
+    keys = step_keys(method, Batch([], torch.arange(2)))
+    assert method.masks(keys, lengths, int(lengths[1])).any(1).tolist() == [False, True]

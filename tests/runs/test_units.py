@@ -96,6 +96,7 @@ class Predicting:
     ("rate", "number", "share", "message"),
     [
         (100, 3, 1.0, None),
+        (100.001, 3, 1.0, None),  # as a config may round it
         (
             50,
             3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import unicodedata
@@ -168,13 +169,13 @@ class AudioDataModule(SampleDataModule):
         few = int((lengths < least).sum())
         if few == len(lengths):
             raise ValueError(
-                f"recordings must have at least {least} samples at {self.rate} Hz, the model's "
-                f"masked span, got none of {few}, the longest {int(lengths.max())}"
+                f"recordings must have at least {least} samples at {self.rate} Hz, more than the "
+                f"model's masked span, got {few} shorter ones, the longest {int(lengths.max())}"
             )
         if few:
             rank_zero_warn(
-                f"{few} of {len(lengths)} recordings have fewer than {least} samples, the model's "
-                "masked span, and teach it nothing; exclude them by data.min_samples"
+                f"{few} of {len(lengths)} recordings have fewer than {least} samples, no more than "
+                "the model's masked span, and teach it nothing; exclude them by data.min_samples"
             )
 
     def _check_units(self, module: Any) -> None:
@@ -185,7 +186,7 @@ class AudioDataModule(SampleDataModule):
         train = self.sets.train
         tables = self._unit_tables()
         for path, table in zip(self.units, tables, strict=True):
-            if table.rate != wanted:
+            if not math.isclose(table.rate, wanted, rel_tol=1e-4):
                 raise ValueError(
                     f"unit_rate of the model must be that of {path!r}, {table.rate:g} per second, "
                     f"got {wanted:g}"
@@ -226,9 +227,8 @@ class AudioDataModule(SampleDataModule):
         least = max(self.min_samples, self.window if self.short == "skip" else 0)
         long = (sets[0].lengths >= least).nonzero()[:, 0]
         if not len(long):
-            name, how = ("min_samples", "")
-            if least > self.min_samples:
-                name, how = "window", ' with short="skip"'
+            skips = least > self.min_samples
+            name, how = ("window", ' with short="skip"') if skips else ("min_samples", "")
             raise ValueError(
                 f"{name} must be at most the longest file's {int(sets[0].lengths.max())} samples"
                 f"{how}, got {least}"
