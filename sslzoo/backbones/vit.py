@@ -195,12 +195,11 @@ class ViT(nn.Module):
             "moco_v3".
         init: initialization of that method's code: "dino" normal 0.02; "dinov2" likewise, and class
             and register tokens 1e-6; "moco_v3" Xavier, separately for q, k and v; "mae" Xavier;
-            "ijepa" normal 0.02, also for the patch projection; "beit" normal 0.02,
+            "ijepa" normal 0.02, also for the patch projection; "beit" normal 0.02
             cut at one deviation, also for the patch projection and tokens, with smaller outputs of
             deeper blocks: pre-training of BEiT, SimMIM and data2vec; "msn" normal 0.02, the patch
-            projection Kaiming; "clip": torch's own, with q,
-            k and v Xavier in one, and tokens and positions normal width^-0.5. None: the values that
-            `net` has.
+            projection Kaiming; "clip": torch's own, with q, k and v Xavier in one, and tokens and
+            positions normal width^-0.5. None: the values that `net` has.
         mask_token: whether to learn a mask token for `forward_tokens(mask=)` (iBOT).
         freeze_patches: whether the patch projection keeps its random initialization (MoCo v3).
         stem: "linear": one projection per patch; "conv": convolutions of stride 2 with batch norm

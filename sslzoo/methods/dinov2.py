@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from sslzoo.backbones import multi_crop
 from sslzoo.backbones.vit import check_masked_vit, without_drop_path
-from sslzoo.batch import Batch, ViewSpec, check_large_first, describe_views
+from sslzoo.batch import Batch, ViewSpec, describe_views
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.gram import GramAnchoring, RefreshGramTeacher
 from sslzoo.callbacks.memory import CommitMemory
@@ -212,7 +212,6 @@ class DINOv2(SSLMethod):
                 f"{describe_views(batch.views)}; those of gram_size need gram: GramAnchoring with "
                 "own_crops: true"
             )
-        check_large_first(batch.views[:end], "DINOv2")
         pixels = [view[0].numel() for view in (batch.views[0], *own)]
         if own and (own[0].shape != own[1].shape or pixels[1] < pixels[0]):
             raise ValueError(

@@ -96,8 +96,7 @@ def load_image_text(
     Args:
         path: a .safetensors, or a file of `torch.save` with tensors by name (not TorchScript).
         activation: of both towers; None: "gelu_tanh" for a SigLIP of transformers and a SigLIP 2,
-            else "gelu".
-            OpenAI's weights, among others, have "quick_gelu"; no file says so.
+            else "gelu". OpenAI's weights, among others, have "quick_gelu"; no file says so.
         heads: attention heads of the image tower; None: those of the released models of its width.
         text_heads: of the text tower, likewise.
         pad: id of a SigLIP's padding, which its text tower reads; None: 0 for the 256,000 ids of
