@@ -116,7 +116,7 @@ def test_a_batch_that_cannot_be_cut_is_refused() -> None:
         method.training_step(images(8, 8), 0)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore:.*(LeafSpec|val_dataloader|many workers|logging interval)")
 def test_an_incomplete_last_batch_is_refused_before_the_first_step() -> None:
     """Instead of after a whole epoch."""
     method = small(sub_batch_size=8, optimizer=lambda params: torch.optim.SGD(params, lr=0.1))
