@@ -66,25 +66,25 @@ def _blur_by_samples(planes: Tensor, sigma: Tensor, radius: int) -> None:
 
     Taps of negligible weight are left out, or 0, since denormal numbers are slow.
     """
-    height, width = planes.shape[2:]
+    channels, _, height, width = planes.shape
     tap = torch.arange(-radius, radius + 1, dtype=torch.float64)
     kernel = (-0.5 * (tap / sigma.double()[:, None]).square()).exp()
     kernel /= kernel.sum(1, keepdim=True)
     kernel = torch.where(kernel < _NO_WEIGHT, 0, kernel).to(planes.dtype)
-    half = planes.new_empty(planes.shape[0], height, width)
+    half = planes.new_empty(channels, height, width)
     reaches = kernel.count_nonzero(1).div(2, rounding_mode="floor").tolist()
     for sample, reach in enumerate(reaches):
         image, taps = planes[:, sample], kernel[sample, radius - reach : radius + reach + 1]
         # Row i of a block holds the kernel from column i.
         padded = F.pad(taps, (_OWN_BLOCK - 1, _OWN_BLOCK - 1))
         block = padded.unfold(0, _OWN_BLOCK + 2 * reach, 1).flip(0).contiguous()
+        lines, halves = image.flatten(0, 1), half.flatten(0, 1)
         for start, stop, low, high in _spans(width, reach):
             part = block[: stop - start, low - start + reach : high - start + reach]
-            torch.matmul(image[:, :, low:high], part.mT, out=half[:, :, start:stop])
+            torch.mm(lines[:, low:high], part.mT, out=halves[:, start:stop])
         for start, stop, low, high in _spans(height, reach):
             part = block[: stop - start, low - start + reach : high - start + reach]
-            for channel, plane in zip(image, half, strict=True):
-                torch.mm(part, plane[low:high], out=channel[start:stop])
+            torch.bmm(part.expand(channels, -1, -1), half[:, low:high], out=image[:, start:stop])
 
 
 def _spans(length: int, radius: int) -> list[tuple[int, int, int, int]]:
