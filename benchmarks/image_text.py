@@ -1,13 +1,14 @@
 """CLIP and SigLIP on rendered rooms with captions, and the memory of their losses.
 
     python -m benchmarks.scenes --output SCENES
-    python -m benchmarks.image_text train --scenes SCENES --seeds 0 1 2
+    python -m benchmarks.image_text train --scenes SCENES --seeds 0 1 2 --weights zoo_weights
     python -m benchmarks.image_text memory
 
 A caption names the colors of walls and floor, and the largest objects with theirs, from the scene's
 parameters. Rooms of some pairs of wall and floor color are not trained on: retrieval among the
 validation rooms of these pairs is on new compositions. Zero-shot classification is of the floor's
-color, by "a room with a <color> floor". Results go to benchmarks/results/image_text.json.
+color, by "a room with a <color> floor". Results go to benchmarks/results/image_text.json. With
+--weights the image towers of the first seed are kept; their cards have kNN of that color.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ import torch.nn.functional as F
 from lightning import Trainer, seed_everything
 from torch import Tensor
 
+from benchmarks.card import keep
 from benchmarks.driver import ROOT
-from benchmarks.quality import build
+from benchmarks.quality import TEMPERATURE, K, build, score
 from benchmarks.scenes import COLORS
 from benchmarks.speed import provenance
 from benchmarks.worker import versions
@@ -35,6 +37,7 @@ from sslzoo.eval.loaders import EvalLoaders
 from sslzoo.eval.zero_shot import class_embeddings, retrieval_recall, zero_shot_topk
 from sslzoo.losses import clip_loss, siglip_loss
 from sslzoo.trust import read_config
+from sslzoo.zoo.preprocess import describe
 
 RESULT = ROOT / "benchmarks" / "results" / "image_text.json"
 METHODS = ("clip", "siglip")
@@ -73,9 +76,13 @@ def write_table(scenes: Path, file: Path) -> dict[str, int]:
     return count
 
 
+def recipe(method: str) -> str:
+    return f"{method}/folder_small_20ep.yaml"
+
+
 def configured(method: str, scenes: Path, file: Path, seed: int) -> dict[str, Any]:
     """The small recipe on the table."""
-    config = read_config(ROOT / "configs" / method / "folder_small_20ep.yaml")
+    config = read_config(ROOT / "configs" / recipe(method))
     options = config["data"]["init_args"]
     options.pop("root")
     options |= {"file": str(file), "root": str(scenes), "label_column": "floor"}
@@ -109,8 +116,37 @@ def scores(method: Any, data: Any, new: Tensor) -> dict[str, float]:
     return found
 
 
-def train(scenes: Path, seeds: list[int], epochs: int, folder: Path) -> dict[str, Any]:
+def kept(
+    method: str, config: dict[str, Any], model: Any, data: Any, given: argparse.Namespace
+) -> None:
+    """Write the image tower and its card."""
+    loaders = data.eval_dataloaders()
+    protocol = f"weighted kNN of the floor's color, k {K}, T {TEMPERATURE}, held-out rooms"
+    preprocessing, metadata = describe(config["data"])
+    assert preprocessing is not None
+    given.weights.mkdir(parents=True, exist_ok=True)
+    keep(
+        given.weights / f"{method}-small_resnet-rooms",
+        model.encoder(),
+        config["model"]["init_args"]["backbone"],
+        {
+            "method": config["model"]["class_path"],
+            "config": f"configs/{recipe(method)}",
+            "data": "rendered rooms",
+            "epochs": given.epochs,
+            "seeds": [config["data"]["init_args"]["seed"]],
+            "extra": [],
+            "commit": provenance("cpu")["commit"],
+            "protocol": protocol,
+        },
+        (preprocessing, metadata),
+        lambda net: {f"val/knn_top1_k{K}_t{TEMPERATURE}": score(net, loaders)},
+    )
+
+
+def train(given: argparse.Namespace) -> dict[str, Any]:
     """Both methods from every seed, beside their towers untrained."""
+    scenes, seeds, epochs, folder = given.scenes, given.seeds, given.epochs, given.folder
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "rooms.csv"
     count = write_table(scenes, file)
@@ -136,6 +172,8 @@ def train(scenes: Path, seeds: list[int], epochs: int, folder: Path) -> dict[str
             ).fit(method, datamodule=data)
             row["cpu_minutes"] = (time.process_time() - start) / 60  # type: ignore[assignment]
             row["trained"] = scores(method, data, held)
+            if given.weights is not None and seed == seeds[0]:
+                kept(name, config, method, data, given)
             rows[f"{name} seed {seed}"] = row
             print(name, seed, row, flush=True)
     about = {"rooms": count, "new_rooms": int(held.sum()), "epochs": epochs, "seeds": seeds}
@@ -208,13 +246,14 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "image_text")
+    parser.add_argument("--weights", type=Path, help="folder for the encoders; None: not kept")
     parser.add_argument("--ours", type=int, nargs="*", default=[8192, 16384, 32768])
     parser.add_argument("--plain", type=int, nargs="*", default=[8192, 16384])
     parser.add_argument("--output", type=Path, default=RESULT)
     given = parser.parse_args(args)
     results = json.loads(given.output.read_text()) if given.output.exists() else {}
     if given.what == "train":
-        found = train(given.scenes, given.seeds, given.epochs, given.folder)
+        found = train(given)
     else:
         found = memory({"sslzoo": given.ours, "plain": given.plain})
     results[given.what] = {**found, **provenance("cpu"), "versions": versions()}
