@@ -9,12 +9,13 @@
 Every method that lightly has too is trained by sslzoo's small recipe ("ours"), by lightly's
 documented parts in their defaults ("lightly"), and by these with the recipe's temperature or weight
 in the loss ("lightly-recipe"): the same net and its initialization, optimizer, schedule of the rate
-(its warm-up as the recipe's fraction of the run) and batch, float32. Each run is a process of its
-own. The clock is CPU time, of all threads, or wall time, and starts before the data are read; a
-short trial beforehand, which does not count, says how many steps the time gives, and schedules end
-with them. `--trials` makes these alone, both sides of a method at once, for a machine that will
-have other work later: runs take as many steps as they would have then. Both sides' features are
-scored by sslzoo's weighted kNN and linear probe.
+and batch, float32. The warm-up, and the time for which SwAV's and DINO's prototypes are frozen, are
+the recipe's fractions of the run. Each run is a process of its own. The clock is CPU time, of all
+threads, or wall time, and starts before the data are read; a short trial beforehand, which does not
+count, says how many steps the time gives, and schedules end with them. `--trials` makes only the
+trials, both sides of a method at once, for a machine that will have other work later: runs take as
+many steps as they would have then. Both sides' features are scored by sslzoo's weighted kNN and
+linear probe.
 
 Results go to benchmarks/results/equal_time.json, each as soon as it is there; a run that stands
 there is not made again.

@@ -260,6 +260,7 @@ class DINO(Teacher):
         sizes = (given[name] for name in ("hidden_dim", "bottleneck_dim", "out_dim"))
         head = partial(modules.DINOProjectionHead, WIDTH, *sizes, batch_norm=given["norm"])
         self.projection_head = head(freeze_last_layer=1)
+        self.recipe_epochs = self.order["recipe"]["trainer"]["max_epochs"]
         self.criterion = losses.DINOLoss(output_dim=given["out_dim"])
         self.add_teacher(head())
 
@@ -268,10 +269,15 @@ class DINO(Teacher):
         self.move_teacher()
         teacher = [self.project_momentum(x) for x in views[:2]]
         student = [self.project(x) for x in views]
-        return self.criterion(teacher, student, epoch=self.current_epoch)
+        return self.criterion(teacher, student, epoch=self.epoch)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the recipe, of whose length the run is a part."""
+        return self.recipe_epochs * self.global_step // self.steps
 
     def on_after_backward(self) -> None:
-        self.projection_head.cancel_last_layer_gradients(current_epoch=self.current_epoch)
+        self.projection_head.cancel_last_layer_gradients(current_epoch=self.epoch)
 
 
 class MAE(Example):

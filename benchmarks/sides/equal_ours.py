@@ -9,7 +9,7 @@ import lightning
 import torch
 
 from benchmarks.quality import build
-from benchmarks.sides.equal_time import Features, Order, main, train
+from benchmarks.sides.equal_time import Features, Order, main, recipe_steps, train
 from sslzoo.eval.features import extract
 
 
@@ -25,6 +25,18 @@ def data_of(order: Order) -> Any:
     return data
 
 
+def model_of(order: Order, steps: int) -> Any:
+    """The recipe's model, whose prototypes are frozen for the same part of the run."""
+    config = copy.deepcopy(order["recipe"])
+    options = config["model"]["init_args"]
+    part = steps / recipe_steps(order)
+    if "freeze_prototypes_steps" in options:
+        options["freeze_prototypes_steps"] = round(part * options["freeze_prototypes_steps"])
+    if order["method"] == "dino":
+        options["freeze_last_layer_epochs"] = part * options.get("freeze_last_layer_epochs", 1.0)
+    return build(config, "model")
+
+
 def features(module: Any, data: Any) -> Features:
     loaders = data.eval_dataloaders()
     parts = []
@@ -35,7 +47,7 @@ def features(module: Any, data: Any) -> Features:
 
 
 def side(order: Order) -> dict[str, Any]:
-    return train(order, lightning, data_of, lambda o, _: build(o["recipe"], "model"), features)
+    return train(order, lightning, data_of, model_of, features)
 
 
 if __name__ == "__main__":

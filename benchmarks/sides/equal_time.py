@@ -47,6 +47,13 @@ class Clock:
         self._start += self._now() - before
 
 
+def recipe_steps(order: Order) -> int:
+    """Steps of the recipe in its own length."""
+    batch = order["recipe"]["data"]["init_args"]["batch_size"]
+    images = sum(1 for path in (Path(order["data"]) / "train").glob("*/*") if path.is_file())
+    return int(order["recipe"]["trainer"]["max_epochs"]) * max(1, images // batch)
+
+
 def check_steps(steps: int, checks: int) -> list[int]:
     """Steps after which features are extracted: `checks` equal parts of the run, or its end."""
     parts = max(1, checks)

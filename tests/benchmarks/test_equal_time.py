@@ -245,3 +245,15 @@ def test_the_table_has_means_ranges_and_times() -> None:
     assert "- simclr, lightly: time to kNN 0.60: not reached" in text
     assert "- 20 CPU minutes, 2 threads against lightly 1.6.0; CPU, 2 cores, commit abc" in text
     assert table.equal_time_table(None) == table.NOT_RUN
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "frozen"),
+    [("swav", "freeze_prototypes_steps", 50), ("dino", "freeze_last_layer_epochs", 0.5)],
+)
+def test_prototypes_are_frozen_for_the_recipes_part_of_the_run(
+    images: Path, tmp_path: Path, method: str, name: str, frozen: float
+) -> None:
+    order = order_of(arguments(images), method, "ours", 0, str(tmp_path))
+    order["recipe"]["data"]["init_args"]["batch_size"] = 4  # 3 steps an epoch, 30 of the recipe
+    assert getattr(equal_ours.model_of(order, 15), name) == frozen
