@@ -114,12 +114,15 @@ def _blend(
     if gray is not None:
         values = gray_plane(planes).mul_(gray)
         offset = values if offset is None else values.add_(offset)
-    if offset is None:
-        planes.mul_(1 if scale is None else scale)
-    elif isinstance(scale, Tensor):
+    if isinstance(offset, Tensor) and isinstance(scale, Tensor):
         torch.addcmul(offset, planes, scale, out=planes)
-    else:
+    elif isinstance(offset, Tensor):
         torch.add(offset, planes, alpha=1 if scale is None else scale, out=planes)
+    else:
+        if scale is not None:
+            planes.mul_(scale)
+        if offset is not None:
+            planes.add_(offset)
 
 
 Formulas = Literal["torchvision", "tensorflow"]
