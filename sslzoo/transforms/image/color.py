@@ -116,8 +116,8 @@ def _blend(
         offset = values if offset is None else values.add_(offset)
     if isinstance(offset, Tensor) and isinstance(scale, Tensor):
         torch.addcmul(offset, planes, scale, out=planes)
-    elif isinstance(offset, Tensor):
-        torch.add(offset, planes, alpha=1 if scale is None else scale, out=planes)
+    elif isinstance(offset, Tensor) and isinstance(scale, float):
+        torch.add(offset, planes, alpha=scale, out=planes)
     else:
         if scale is not None:
             planes.mul_(scale)
