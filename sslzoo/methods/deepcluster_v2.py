@@ -66,7 +66,7 @@ class DeepClusterV2(SSLMethod):
         ...     SmallResNet((8, 16)),
         ...     MLP([16, 32, 8], bias=False),
         ...     bank_size=48,
-        ...     num_prototypes=[5, 4, 3],
+        ...     num_prototypes=[4, 3, 2],
         ... )
         >>> views = [torch.rand(4, 3, size, size) for size in (8, 8, 6)]
         >>> batch = Batch(views, index=torch.arange(4))

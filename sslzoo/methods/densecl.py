@@ -85,7 +85,6 @@ class DenseCL(SSLMethod):
 
     Example:
         >>> from sslzoo.backbones import SmallResNet
-        >>> from sslzoo.heads import MLP
         >>> backbone = SmallResNet((8, 16), bn_groups=2)
         >>> method = DenseCL(backbone, nn.Linear(16, 8), nn.Linear(16, 6), queue_size=20)
         >>> views = [torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8)]
