@@ -1,8 +1,9 @@
 """Render what the code and the results say into docs/methods/*.md.
 
-Each page has four generated parts between HTML comments: the lines of the method's `losses`, the
-headers of its configs, its scores in benchmarks/results and the `Deviations:` of its docstring;
-docs/history.md has the figure of each paper beside one of ours.
+Each page has five generated parts between HTML comments: the `Example:` of the method's docstring
+as a script that trains, the lines of its `losses`, the headers of its configs, its scores in
+benchmarks/results and the `Deviations:` of the docstring; docs/history.md has the figure of each
+paper beside one of ours.
 `python docs/method_pages.py` rewrites the pages; with --check it names the outdated ones and exits
 with 1 if there are any.
 """
@@ -10,12 +11,14 @@ with 1 if there are any.
 from __future__ import annotations
 
 import ast
+import doctest
 import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))
@@ -23,7 +26,9 @@ from benchmarks.table import changes, epochs  # noqa: E402
 
 HISTORY = ROOT / "docs/history.md"
 PAGES = sorted((ROOT / "docs/methods").glob("*.md"))
+WIDTH = 100  # of a line of code
 SECTIONS = (
+    "In Python",
     "Data flow",
     "Pseudo-code",
     "Recipes",
@@ -33,8 +38,8 @@ SECTIONS = (
     "Citation",
 )
 BLOCK = re.compile(
-    r"(<!-- (losses|recipes|results|deviations|paper|figures) of sslzoo\.methods\.(\w+) -->\n)"
-    r".*?(<!-- end -->)",
+    r"(<!-- (example|losses|recipes|results|deviations|paper|figures) of sslzoo\.methods\.(\w+) "
+    r"-->\n).*?(<!-- end -->)",
     re.DOTALL,
 )
 
@@ -46,6 +51,33 @@ def deviations(method: str) -> str:
     if not found:
         raise ValueError(f"the docstring of sslzoo.methods.{method} must have `Deviations:`")
     return dedent(found[1]).rstrip().replace("``", "`")
+
+
+def example(method: str) -> str:
+    """The `Example:` of a method's docstring as a script, which then trains on its batch."""
+    module = ast.parse(_source(method))
+    classes = {
+        node.name: doctest.DocTestParser().get_examples(ast.get_docstring(node) or "")
+        for node in module.body
+        if isinstance(node, ast.ClassDef)
+    }
+    ((cls, steps),) = ((name, steps) for name, steps in classes.items() if steps)
+    source = "".join(step.source for step in steps)
+    nodes = ast.parse(source).body
+    lines = ["adam = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"]
+    for node in nodes[:-1]:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "method":
+            lines.append(_with_optimizer(node.value, source))
+        elif not isinstance(node, ast.Import | ast.ImportFrom):
+            lines.append(str(ast.get_source_segment(source, node)))
+    lines.append(f"print({steps[-1].source.strip()})\n# {steps[-1].want.strip()}")
+    lines.append("Trainer(max_epochs=10).fit(method, DataLoader([batch], batch_size=None))")
+    script = "\n".join(lines)
+    return (
+        f"```python\n{_imports([*module.body, *nodes], cls, script)}\n\n{script}\n```\n\n"
+        "The networks are tiny and the views random: take the networks of a [recipe](#recipes),\n"
+        "and a data module of `sslzoo.data` in place of the loader."
+    )
 
 
 def losses(method: str) -> str:
@@ -144,6 +176,32 @@ def figures(method: str) -> str:
     return f"| the paper's figure | here |\n|---|---|\n| {paper(method)} | `{recipe}`: {here} |"
 
 
+def _with_optimizer(call: Any, source: str) -> str:
+    """The line `method = ...` of an example, whose call also gets `optimizer=adam`."""
+    given = [ast.get_source_segment(source, part) for part in [*call.args, *call.keywords]]
+    given = [*map(str, given), "optimizer=adam"]
+    head, listed = f"method = {ast.unparse(call.func)}(", ", ".join(given)
+    for text in (f"{head}{listed})", f"{head}\n    {listed}\n)"):
+        if max(map(len, text.splitlines())) <= WIDTH:
+            return text
+    return head + "".join(f"\n    {part}," for part in given) + "\n)"
+
+
+def _imports(nodes: list[ast.stmt], cls: str, script: str) -> str:
+    """The imports that a script needs: some of those among the nodes, the trainer, the class."""
+    used = {node.id for node in ast.walk(ast.parse(script)) if isinstance(node, ast.Name)}
+    names = {"lightning": {"Trainer"}, "sslzoo.methods": {cls}, "torch.utils.data": {"DataLoader"}}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            names.setdefault(str(node.module), set()).update({a.name for a in node.names} & used)
+    lines = [
+        f"from {path} import {', '.join(sorted(found))}"
+        for path, found in sorted(names.items(), key=lambda item: ("sslzoo" in item[0], item[0]))
+        if found
+    ]
+    return "\n".join(["import torch", *lines]).replace("\nfrom sslzoo", "\n\nfrom sslzoo", 1)
+
+
 def _source(method: str) -> str:
     return (ROOT / f"sslzoo/methods/{method}.py").read_text()
 
@@ -157,6 +215,7 @@ def _field(header: str, name: str) -> str:
 
 
 RENDERERS: dict[str, Callable[[str], str]] = {
+    "example": example,
     "losses": losses,
     "recipes": recipes,
     "results": results,

@@ -40,7 +40,7 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("method", METHODS)
 def test_page_has_what_the_code_and_the_results_say(method: str) -> None:
     page = (ROOT / f"docs/methods/{method}.md").read_text()
-    for part in ("losses", "recipes", "deviations"):
+    for part in ("example", "losses", "recipes", "deviations"):
         assert f"<!-- {part} of sslzoo.methods.{method} -->\n" in page
     assert DOCS["render"](page) == page, "run python docs/method_pages.py"
 
@@ -65,6 +65,18 @@ def test_page_has_every_section(method: str) -> None:
     assert parts["Results here"].strip()
     assert "\n- " in parts["Traps"]
     assert "```bibtex\n" in parts["Citation"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec")  # Lightning's own
+@pytest.mark.filterwarnings("ignore:.*no `val_dataloader`")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_the_example_of_a_page_trains(method: str) -> None:
+    script = DOCS["example"](method).split("```")[1].removeprefix("python\n")
+    once = 'Trainer(fast_dev_run=True, accelerator="cpu")'
+    short = script.replace("Trainer(max_epochs=10)", once)
+    assert once in short
+    exec(compile(short, method, "exec"), {})
 
 
 def test_every_page_is_of_a_method() -> None:
