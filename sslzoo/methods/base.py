@@ -10,6 +10,7 @@ Lightning Trainer on one device, under DDP or sharded (FSDP2), and in a plain lo
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +20,7 @@ from sslzoo.batch import Batch, View, as_batch
 from sslzoo.checks import check_num_features
 from sslzoo.distributed import row_layout
 from sslzoo.optim import Schedule, all_alike
-from sslzoo.random import Keys
+from sslzoo.random import Keys, run_keys
 from sslzoo.trainable import GroupsFactory, OptimizerFactory, Trainable
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "output_dim",
     "predictor_dim",
     "step_keys",
+    "step_permutation",
 ]
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -96,6 +98,18 @@ def step_keys(method: SSLMethod, batch: Batch) -> Keys:
         start = row_layout(len(values)).start
         index = torch.arange(start, start + len(values), device=values.device)
     return Keys(index).fold(method.seed, method.step)
+
+
+def step_permutation(
+    method: SSLMethod, purpose: str, device: torch.device
+) -> Callable[[int], Tensor]:
+    """This step's permutation of a global batch of any size, the same on every rank.
+
+    Returns:
+        N -> (N,) int64, for `encode_shuffled`.
+    """
+    keys = run_keys(method.seed, method.step, device=device)
+    return lambda n: keys.permutation(purpose, n)[0]
 
 
 class SSLMethod(Trainable):

@@ -41,9 +41,9 @@ from sslzoo.methods.base import (
     SSLMethod,
     frozen_copy,
     output_dim,
+    step_permutation,
 )
 from sslzoo.optim import Schedule, all_alike, as_schedule
-from sslzoo.random import run_keys
 
 
 class Dense(NamedTuple):
@@ -159,11 +159,7 @@ class DenseCL(SSLMethod):
 
         if not self.shuffle:
             return encode(view)
-        return Dense(*encode_shuffled(encode, view, lambda n: self.permutation(n, view.device)))
-
-    def permutation(self, n: int, device: torch.device) -> Tensor:
-        """This step's permutation of the global batch, the same on every rank. (N,) int64."""
-        return run_keys(self.seed, self.step, device=device).permutation("keys", n)[0]
+        return Dense(*encode_shuffled(encode, view, step_permutation(self, "keys", view.device)))
 
 
 def _encode(

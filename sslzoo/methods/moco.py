@@ -36,9 +36,9 @@ from sslzoo.methods.base import (
     SSLMethod,
     frozen_copy,
     output_dim,
+    step_permutation,
 )
 from sslzoo.optim import Schedule, all_alike, as_schedule
-from sslzoo.random import run_keys
 
 
 class MoCo(SSLMethod):
@@ -119,16 +119,8 @@ class MoCo(SSLMethod):
         """L2-normalized keys, with batch norm over shuffled groups. (B, C, H, W) -> (B, D)."""
         if not self.shuffle:
             return self._encode(view)
-        (keys,) = encode_shuffled(
-            lambda rows: (self._encode(rows),),
-            view,
-            lambda n: self.permutation(purpose, n, view.device),
-        )
-        return keys
-
-    def permutation(self, purpose: str, n: int, device: torch.device) -> Tensor:
-        """This step's permutation of the global batch, the same on every rank. (N,) int64."""
-        return run_keys(self.seed, self.step, device=device).permutation(purpose, n)[0]
+        order = step_permutation(self, purpose, view.device)
+        return encode_shuffled(lambda rows: (self._encode(rows),), view, order)[0]
 
     def _encode(self, view: Tensor) -> Tensor:
         return l2_normalize(self.key_projector(self.key_backbone(view)))

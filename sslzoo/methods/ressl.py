@@ -40,9 +40,9 @@ from sslzoo.methods.base import (
     SSLMethod,
     frozen_copy,
     output_dim,
+    step_permutation,
 )
 from sslzoo.optim import Schedule, as_schedule, exempt_bias_and_norm
-from sslzoo.random import run_keys
 
 
 class ReSSL(SSLMethod):
@@ -142,8 +142,4 @@ class ReSSL(SSLMethod):
 
         if not self.shuffle:
             return encode(view)[0]
-        return encode_shuffled(encode, view, lambda n: self.permutation(n, view.device))[0]
-
-    def permutation(self, n: int, device: torch.device) -> Tensor:
-        """This step's permutation of the global batch, the same on every rank. (N,) int64."""
-        return run_keys(self.seed, self.step, device=device).permutation("keys", n)[0]
+        return encode_shuffled(encode, view, step_permutation(self, "keys", view.device))[0]
