@@ -3,6 +3,8 @@
 from sslzoo.backbones.alexnet import half_alexnet
 from sslzoo.backbones.amdim import AMDIMEncoder
 from sslzoo.backbones.audio_ntt import AudioNTT
+from sslzoo.backbones.checks import check_pooling, check_pools_token
+from sslzoo.backbones.drop_path import without_drop_path
 from sslzoo.backbones.hugging_face import HFMaps, HFSound, HFSpeech, HFTokens, HFWhisper, hf
 from sslzoo.backbones.image import SmallConvNet, SmallResNet, cifar_resnet, timm_backbone
 from sslzoo.backbones.multi_crop import multi_crop
@@ -33,14 +35,8 @@ from sslzoo.backbones.text_tower import TextTransformer
 from sslzoo.backbones.timm_models import start_from
 from sslzoo.backbones.towers import Towers
 from sslzoo.backbones.unet import UNet
-from sslzoo.backbones.vit import (
-    ViT,
-    check_pooling,
-    check_pools_token,
-    small_vit,
-    timm_vit,
-    without_drop_path,
-)
+from sslzoo.backbones.vit import ViT
+from sslzoo.backbones.vit_builders import small_vit, timm_vit
 from sslzoo.backbones.wave import FrameNorm, WaveEncoder
 from sslzoo.layers import GlobalBatchNorm, convert_batch_norm, convert_to_group_norm
 

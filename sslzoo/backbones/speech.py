@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslzoo.backbones.drop_path import without_drop_path
 from sslzoo.backbones.text import KeyedDropout
-from sslzoo.backbones.vit import without_drop_path
 from sslzoo.backbones.wave import SequenceNorm
 from sslzoo.batch import Padded, UnitSequence, length_mask
 from sslzoo.checks import check_at_least, check_choice, check_interval, check_whole

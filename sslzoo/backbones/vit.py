@@ -1,9 +1,8 @@
 """Vision transformers: timm's, with access to tokens for self-supervised methods.
 
 Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, https://arxiv.org/abs/2010.11929.
-Initializations: facebookresearch/dino at 7c446df, dinov2 at b8931f7, moco-v3 at c349e6e, mae at
-efb2a80, ijepa at 52c1ae9. Resampling of positions: dino and dinov2. Parameters have timm's names,
-which are also those of that code.
+Resampling of positions: facebookresearch/dino at 7c446df, dinov2 at b8931f7. Parameters have timm's
+names, which are also those of that code.
 
 Shapes: B images, a grid of h x w patches, L = h * w patches, D width, K visible patches.
 """
@@ -11,39 +10,30 @@ Shapes: B images, a grid of h x w patches, L = h * w patches, D width, K visible
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
-from timm.layers import DropPath, PatchEmbed, SwiGLUPacked, global_pool_nlc
+from timm.layers import global_pool_nlc
 from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslzoo.backbones.timm_models import Channels, create, start
-from sslzoo.checks import (
-    as_side,
-    check_at_least,
-    check_choice,
-    check_interval,
-    check_mlp_ratio,
-    check_positive,
-    check_sides,
-)
-from sslzoo.layers import GlobalBatchNorm, Init, initialize_blocks, sincos_positions
-from sslzoo.layers.transformer import normal_within_one_deviation
+from sslzoo.backbones.drop_path import drop_subsets
+from sslzoo.backbones.vit_init import initialize_vit
+from sslzoo.checks import as_side, check_choice, check_interval
+from sslzoo.layers import GlobalBatchNorm, Init, sincos_positions
 
 Positions = Literal["learned", "mae", "moco_v3"]
 Pool = Literal["net", "token", "mean", "mean_before_norm"]
 Resample = Literal["dino", "exact", "antialias"]
-DropPathForm = Literal["linear", "subset"]
 Sides = int | tuple[int, int]
 Stem = Literal["linear", "conv"]
 _TABLE = "relative_position_bias_table"
-_NETS = (VisionTransformer, VisionTransformerDistilled, Eva, Beit)
+NETS = (VisionTransformer, VisionTransformerDistilled, Eva, Beit)
 
 
 def resample_positions(
@@ -102,79 +92,6 @@ def conv_stem(projection: nn.Conv2d) -> nn.Sequential:
         layers += [nn.Conv2d(wide, narrow, 3, 2, 1, bias=False), GlobalBatchNorm(narrow), nn.ReLU()]
         wide, narrow = narrow, narrow * 2
     return nn.Sequential(*layers, nn.Conv2d(wide, width, 1))
-
-
-def without_drop_path(module: nn.Module) -> nn.Module:
-    """Disable stochastic depth in place, as for a teacher."""
-    for part in module.modules():
-        if isinstance(part, DropPath):
-            part.drop_prob = 0.0
-        elif isinstance(part, ViT):
-            part.subset_rate = 0.0
-    return module
-
-
-def check_masked_vit(backbone: nn.Module) -> None:
-    """Refuse a backbone that has no mask token or no class token.
-
-    Raises:
-        ValueError: names what it lacks.
-    """
-    name = type(backbone).__name__
-    if getattr(backbone, "mask_token", None) is None:
-        raise ValueError(
-            f"backbone must be a ViT with mask_token=True, got {name} without a mask token"
-        )
-    if getattr(backbone, "cls_token", None) is None:
-        raise ValueError(f"backbone must have a class token, got {name} without it")
-    check_pools_token(backbone)
-
-
-def check_pools_token(backbone: nn.Module) -> None:
-    """Refuse a ViT whose features are not the class token, which is what a method trains.
-
-    Raises:
-        ValueError: names its pooling.
-    """
-    pool = getattr(backbone, "pool", None)
-    if not isinstance(pool, str):  # a network of timm's own
-        pool = getattr(backbone, "global_pool", "token")
-    if pool != "token":
-        raise ValueError(
-            "the features of the backbone must be its class token, which is trained, got pool "
-            f"{pool!r} of {type(backbone).__name__}; set pool: token"
-        )
-
-
-def add_to_subset(
-    x: Tensor, residual: Callable[[Tensor], Tensor], rate: float, order: Tensor | None = None
-) -> Tensor:
-    """Stochastic depth that computes a residual for a random part of the batch alone.
-
-    Reference code: facebookresearch/dinov2 at b8931f7, block.py.
-
-    Args:
-        x: (B, L, D).
-        residual: (b, L, D) -> (b, L, D), computed for b = max(1, int(B (1 - rate))) samples and
-            scaled by B / b.
-        rate: fraction of the samples that keep x.
-        order: (B,) int64 permutation, of which the first b are used; None: a random one.
-    """
-    count = max(1, int(len(x) * (1 - rate)))
-    order = torch.randperm(len(x), device=x.device) if order is None else order
-    chosen = order[:count]
-    added = residual(x[chosen])
-    return x.index_add(0, chosen, added.to(x.dtype), alpha=len(x) / count)
-
-
-class SubsetBlock(Block):
-    """A timm block that can compute its residuals for random parts of the batch."""
-
-    def forward(self, x: Tensor, *args: Any, subset_rate: float = 0.0, **options: Any) -> Tensor:
-        if not subset_rate:
-            return super().forward(x, *args, **options)
-        x = add_to_subset(x, lambda part: self.ls1(self.attn(self.norm1(part))), subset_rate)
-        return add_to_subset(x, lambda part: self.ls2(self.mlp(self.norm2(part))), subset_rate)
 
 
 class ViT(nn.Module):
@@ -237,14 +154,14 @@ class ViT(nn.Module):
         subset_rate: float = 0.0,
     ):
         super().__init__()
-        _check(net, pool, positions, init)
+        _check_net(net)
+        _check_options(net, pool, positions, init)
         check_interval("subset_rate", subset_rate, 0, 1, "[)")
         if subset_rate and not isinstance(net, VisionTransformer):
             raise ValueError(
                 "subset_rate must be 0 for nets other than a VisionTransformer, got "
                 f"{subset_rate} for a {type(net).__name__}"
             )
-        self.subset_rate = subset_rate
         check_choice("stem", stem, get_args(Stem))
         check_choice("resample", resample, (None, *get_args(Resample)))
         if stem == "conv" and freeze_patches:
@@ -257,13 +174,8 @@ class ViT(nn.Module):
         self.patch_size: int = parts.patch_embed.patch_size[0]
         self.num_prefix: int = parts.num_prefix_tokens
         self.patch_embed, self.blocks = parts.patch_embed, parts.blocks
-        for block in parts.blocks if subset_rate else ():
-            if type(block) is not Block:
-                raise ValueError(
-                    f"subset_rate must be 0 with blocks of type {type(block).__name__}, got "
-                    f"{subset_rate}"
-                )
-            block.__class__ = SubsetBlock
+        if subset_rate:
+            drop_subsets(self.blocks, subset_rate)
         if stem == "conv":
             self.patch_embed.proj = conv_stem(self.patch_embed.proj)
         self.norm_pre: nn.Module = getattr(parts, "norm_pre", nn.Identity())
@@ -285,12 +197,9 @@ class ViT(nn.Module):
             resample = "antialias" if registers or self.rope is not None else "dino"
         self.resample: Resample = resample
         if init is not None:
-            _initialize(self, init)
+            initialize_vit(self, init)
         if positions != "learned":
-            first: Literal["column", "row"] = "column" if positions == "mae" else "row"
-            table = sincos_positions(*self._grid, self.num_features, first)
-            table = F.pad(table, (0, 0, self.pos_embed.shape[1] - len(table), 0))  # prefix: zero
-            self.pos_embed = nn.Parameter(table[None], requires_grad=False)
+            self._fix_positions(positions)
         if freeze_patches:
             self.patch_embed.requires_grad_(False)
 
@@ -302,6 +211,13 @@ class ViT(nn.Module):
                 "or in which the class token has one, got True"
             )
         self.pos_embed = nn.Parameter(F.pad(self.pos_embed.data, (0, 0, 1, 0)))
+
+    def _fix_positions(self, positions: Positions) -> None:
+        """Replace the positions by sine-cosine embeddings; those of the prefix are zero."""
+        first: Literal["column", "row"] = "column" if positions == "mae" else "row"
+        table = sincos_positions(*self._grid, self.num_features, first)
+        table = F.pad(table, (0, 0, self.pos_embed.shape[1] - len(table), 0))
+        self.pos_embed = nn.Parameter(table[None], requires_grad=False)
 
     def _take_pooling(self, net: Any, pool: Pool) -> None:
         """Take the net's norms, and its attention pooling if it is used."""
@@ -393,8 +309,6 @@ class ViT(nn.Module):
                 tokens = block(tokens, rope=rope[number] if self._rope_per_block else rope)
             elif shared is not None:
                 tokens = block(tokens, shared_rel_pos_bias=shared)
-            elif self.subset_rate and self.training:
-                tokens = block(tokens, subset_rate=self.subset_rate)
             else:
                 tokens = block(tokens)
             if number >= len(self.blocks) - count:
@@ -501,22 +415,17 @@ class ViT(nn.Module):
         return {**taken, **new}
 
 
-def _check(net: nn.Module, pool: str, positions: str, init: str | None) -> None:
-    if type(net) not in _NETS:
+def _check_net(net: nn.Module) -> None:
+    """Refuse a net of another class, or with parts that `ViT` does not use."""
+    if type(net) not in NETS:
         raise ValueError(
             "net must be a timm VisionTransformer, VisionTransformerDistilled, Eva or Beit, got a "
             f"{type(net).__name__}"
         )
     parts: Any = net
-    dropped = getattr(parts, "patch_drop", None)
-    odd = [
-        name
-        for name, extra in (
-            ("patch_drop", not isinstance(dropped, nn.Identity | None)),
-            ("pos_drop", parts.pos_drop.p),
-        )
-        if extra
-    ]
+    odd = ["pos_drop"] if parts.pos_drop.p else []
+    if not isinstance(getattr(parts, "patch_drop", None), nn.Identity | None):
+        odd.insert(0, "patch_drop")
     if odd:
         raise ValueError(f"net must be without dropped patches and positions, got {odd}")
     embed = parts.patch_embed
@@ -528,296 +437,16 @@ def _check(net: nn.Module, pool: str, positions: str, init: str | None) -> None:
             f"img_size must be a multiple of a square patch, got {as_side(sides)} with patches of "
             f"{patch[0]} x {patch[1]} pixels"
         )
+
+
+def _check_options(net: Any, pool: str, positions: str, init: str | None) -> None:
     check_choice("pool", pool, get_args(Pool))
-    if pool == "token" and parts.cls_token is None:
+    if pool == "token" and net.cls_token is None:
         raise ValueError("pool must be a mean without a class token, got 'token'")
     check_choice("positions", positions, get_args(Positions))
-    if positions != "learned" and parts.pos_embed is None:
+    if positions != "learned" and net.pos_embed is None:
         raise ValueError(
             f"positions must be 'learned' for a net without position embeddings, got {positions!r}"
         )
     if init is not None:
         check_choice("init", init, get_args(Init))
-
-
-def check_pooling(backbone: nn.Module) -> None:
-    """Refuse a backbone whose pooling has parameters that training on its tokens or map misses.
-
-    They would keep their initial values in `forward`, and DDP would wait for their gradients.
-
-    Raises:
-        ValueError: it has any.
-    """
-    pooling = ("fc_norm.", "attn_pool.", "head.")
-    untrained = [name for name, _ in backbone.named_parameters() if name.startswith(pooling)]
-    if untrained:
-        raise ValueError(
-            "backbone must have no parameters in its pooling, which would not be trained, got "
-            f"{untrained} of {type(backbone).__name__}; set pool: mean (timm_vit), or options: "
-            "{head_norm_first: true} (a ConvNeXt)"
-        )
-
-
-def _initialize(vit: ViT, init: Init) -> None:
-    initialize_blocks(vit.blocks, init)
-    projection = vit.patch_embed.proj
-    if isinstance(projection, nn.Sequential):  # a conv stem keeps torch's, as in MoCo v3's code
-        pass
-    elif init == "moco_v3":
-        bound = math.sqrt(6 / (projection.weight[0].numel() + vit.num_features))
-        nn.init.uniform_(projection.weight, -bound, bound)
-        if projection.bias is not None:
-            nn.init.zeros_(projection.bias)
-    elif init == "mae":
-        nn.init.xavier_uniform_(projection.weight.flatten(1))
-    elif init in ("ijepa", "beit"):
-        draw = nn.init.trunc_normal_ if init == "ijepa" else normal_within_one_deviation
-        draw(projection.weight, std=0.02)
-        if projection.bias is not None:
-            nn.init.zeros_(projection.bias)
-    elif init == "msn":
-        nn.init.kaiming_normal_(projection.weight, nonlinearity="relu")
-        if projection.bias is not None:
-            nn.init.zeros_(projection.bias)
-    elif init == "clip":
-        projection.reset_parameters()
-        for table in (vit.cls_token, vit.pos_embed):
-            if table is not None:
-                nn.init.normal_(table, std=vit.num_features**-0.5)
-        return
-    if vit.cls_token is not None:
-        small = init == "moco_v3" or (init == "dinov2" and _has_class_position(vit))
-        nn.init.trunc_normal_(vit.cls_token, std=1e-6 if small else 0.02)
-    registers: Any = getattr(vit, "reg_token", None)
-    if init == "dinov2" and registers is not None:
-        nn.init.normal_(registers, std=1e-6)
-    if vit.pos_embed is not None:
-        nn.init.trunc_normal_(vit.pos_embed, std=0.02)
-    if init == "beit":
-        for table in (vit.cls_token, vit.pos_embed, vit.mask_token):
-            if table is not None:
-                normal_within_one_deviation(table)
-
-
-def _has_class_position(vit: ViT) -> bool:
-    grid = check_sides("grid", vit.grid)
-    return vit.pos_embed is None or vit.pos_embed.shape[1] > grid[0] * grid[1]
-
-
-def _subset_rate(form: DropPathForm, rate: float) -> float:
-    check_choice("drop_path", form, get_args(DropPathForm))
-    return rate if form == "subset" else 0.0
-
-
-def _tokens_and_mlp(
-    width: int, registers: int, swiglu: bool, layer_scale: float | None
-) -> dict[str, Any]:
-    """Timm's arguments for DINOv2's parts of a ViT."""
-    check_at_least("registers", registers, 0)
-    found: dict[str, Any] = {}
-    if registers:
-        found |= {"reg_tokens": registers, "no_embed_class": True}
-    if swiglu:  # two thirds of 4 D, rounded up to a multiple of 8
-        hidden = (int(4 * width * 2 / 3) + 7) // 8 * 8
-        found |= {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU, "mlp_ratio": 2 * hidden / width}
-    if layer_scale is not None:
-        found["init_values"] = layer_scale
-    return found
-
-
-def timm_vit(
-    name: str = "vit_small_patch16_224",
-    img_size: Sides | None = None,
-    patch_size: int | None = None,
-    num_heads: int | None = None,
-    in_chans: int = 3,
-    class_token: bool | None = None,
-    drop_path_rate: float = 0.0,
-    pool: Pool = "net",
-    positions: Positions = "learned",
-    init: Init = "dino",
-    mask_token: bool = False,
-    freeze_patches: bool = False,
-    mlp_ratio: float | None = None,
-    qkv_bias: bool | None = None,
-    stem: Stem = "linear",
-    pretrained: bool = False,
-    weights: str | None = None,
-    channels: Channels | None = None,
-    resample: Resample | None = None,
-    options: dict[str, Any] | None = None,
-    drop_path: DropPathForm = "linear",
-    registers: int = 0,
-    swiglu: bool = False,
-    layer_scale: float | None = None,
-) -> nn.Module:
-    """A timm vision transformer by name, randomly initialized or from released weights.
-
-    Args:
-        name: vit_small_patch16_224, vit_small_patch14_reg4_dinov2, vit_base_patch16_dinov3,
-            vit_base_patch16_clip_224, vit_base_patch16_siglip_224, beit_base_patch16_224,
-            deit_small_distilled_patch16_224, ..., or hf-hub:OWNER/REPOSITORY.
-        img_size: side of the images in pixels for the positions, or (height, width); images of
-            other sizes interpolate them. None: the name's.
-        patch_size: side of a patch in pixels; None: the name's.
-        num_heads: number of attention heads; None: the name's. MoCo v3's ViT-S has 12.
-        in_chans: channels of the images.
-        class_token: whether there is a class token; False in I-JEPA. None: the name's.
-        drop_path_rate: stochastic depth rate; see `without_drop_path`.
-        pool: see `ViT`; "net" is the name's own, mostly the class token.
-        positions: see `ViT`.
-        init: see `ViT`; weights that are loaded keep their values.
-        mask_token: see `ViT`.
-        freeze_patches: see `ViT`.
-        mlp_ratio: hidden width of the MLPs over that of the tokens; None: the name's, mostly 4.
-        qkv_bias: whether the projections to q, k and v have a bias; None: the name's, mostly True.
-        stem: see `ViT`.
-        pretrained: whether to load timm's weights of that name, from the Hugging Face Hub.
-        weights: weights to load instead: a name in the zoo, a file, an address or a run directory;
-            see `sslzoo.zoo.load_start_weights`.
-        channels: how the patch filters are adapted to other channels; see there.
-        resample: see `ViT`.
-        options: further arguments of timm's model, such as {init_values: 0.1} for LayerScale.
-        drop_path: "linear": per sample, with a linear rise from 0 to the last block's rate;
-            "subset": DINOv2's, the same rate in every block, see `add_to_subset`.
-        registers: number of register tokens to add to a net without; the class token then has its
-            own position, see `ViT`.
-        swiglu: whether the MLPs are DINOv2's SwiGLU, of two thirds of the hidden width.
-        layer_scale: initial LayerScale; 1e-5 in DINOv2. None: the name's, mostly none.
-
-    Raises:
-        ValueError: the name is not that of such a net, or a value is out of range; the weights do
-            not fit.
-        OSError: the weights cannot be fetched.
-    """
-    asked = {
-        "img_size": None if img_size is None else check_sides("img_size", img_size),
-        "patch_size": patch_size,
-        "num_heads": num_heads,
-        "mlp_ratio": mlp_ratio,
-        "qkv_bias": qkv_bias,
-        "class_token": class_token,
-        "global_pool": "" if class_token is False else None,
-    }
-    if mlp_ratio is not None:
-        check_positive("mlp_ratio", mlp_ratio)
-    subset_rate = _subset_rate(drop_path, drop_path_rate)
-    further: dict[str, Any] = {"dynamic_img_size": True}
-    further["drop_path_rate"] = 0.0 if subset_rate else drop_path_rate
-    further |= {key: value for key, value in asked.items() if value is not None}
-    width = 0
-    if swiglu:
-        with torch.device("meta"):
-            width = create(name, False, in_chans, further, tokens=True).embed_dim
-    further |= _tokens_and_mlp(width, registers, swiglu, layer_scale)
-    net = create(name, pretrained, in_chans, {**further, **(options or {})}, tokens=True)
-    if type(net) not in _NETS or not isinstance(net.patch_embed, PatchEmbed):
-        raise ValueError(
-            f"name must be a timm VisionTransformer, DeiT, Eva or BEiT, got {name}, a "
-            f"{type(net).__name__}; timm_backbone takes it"
-        )
-    new = not pretrained and weights is None
-    drawn = init if new else None
-    vit = ViT(
-        net,
-        pool,
-        positions,
-        drawn,
-        mask_token,
-        freeze_patches,
-        stem,
-        resample,
-        class_position=registers > 0,
-        subset_rate=subset_rate,
-    )
-    start(vit, name, pretrained, weights, channels)
-    return vit
-
-
-def small_vit(
-    img_size: Sides = 32,
-    patch_size: int = 4,
-    width: int = 128,
-    depth: int = 6,
-    num_heads: int = 4,
-    in_chans: int = 3,
-    class_token: bool = True,
-    drop_path_rate: float = 0.0,
-    pool: Pool = "token",
-    positions: Positions = "learned",
-    init: Init = "dino",
-    mask_token: bool = False,
-    freeze_patches: bool = False,
-    mlp_ratio: float = 4.0,
-    qkv_bias: bool = True,
-    stem: Stem = "linear",
-    drop_path: DropPathForm = "linear",
-    registers: int = 0,
-    swiglu: bool = False,
-    layer_scale: float | None = None,
-    resample: Resample | None = None,
-) -> nn.Module:
-    """A ViT of any size, by default for images of 32 pixels on CPUs.
-
-    The defaults have 1.2 M parameters.
-
-    Args:
-        img_size: see `timm_vit`.
-        patch_size: side of a patch in pixels.
-        width: D.
-        depth: number of blocks.
-        num_heads: number of attention heads.
-        in_chans: channels of the images.
-        class_token: see `timm_vit`.
-        drop_path_rate: see `timm_vit`.
-        pool: see `ViT`.
-        positions: see `ViT`.
-        init: see `ViT`.
-        mask_token: see `ViT`.
-        freeze_patches: see `ViT`.
-        mlp_ratio: hidden width of the MLPs over D.
-        qkv_bias: whether the projections to q, k and v have a bias.
-        stem: see `ViT`.
-        drop_path: see `timm_vit`.
-        registers: see `timm_vit`.
-        swiglu: see `timm_vit`.
-        layer_scale: see `timm_vit`.
-        resample: see `ViT`.
-
-    Raises:
-        ValueError: a value is out of range, or width not a multiple of num_heads.
-    """
-    for name, value in (("width", width), ("depth", depth), ("num_heads", num_heads)):
-        check_at_least(name, value, 1)
-    if width % num_heads:
-        raise ValueError(f"width must be a multiple of num_heads {num_heads}, got {width}")
-    check_mlp_ratio(mlp_ratio, width)
-    subset_rate = _subset_rate(drop_path, drop_path_rate)
-    parts = {"mlp_ratio": mlp_ratio, **_tokens_and_mlp(width, registers, swiglu, layer_scale)}
-    net = VisionTransformer(
-        img_size=check_sides("img_size", img_size),
-        patch_size=patch_size,
-        in_chans=in_chans,
-        num_classes=0,
-        global_pool="",
-        embed_dim=width,
-        depth=depth,
-        num_heads=num_heads,
-        class_token=class_token,
-        drop_path_rate=0.0 if subset_rate else drop_path_rate,
-        qkv_bias=qkv_bias,
-        dynamic_img_size=True,
-        **parts,
-    )
-    return ViT(
-        net,
-        pool,
-        positions,
-        init,
-        mask_token,
-        freeze_patches,
-        stem,
-        resample,
-        class_position=registers > 0,
-        subset_rate=subset_rate,
-    )

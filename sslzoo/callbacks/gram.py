@@ -18,7 +18,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from sslzoo.backbones.vit import without_drop_path
+from sslzoo.backbones.drop_path import without_drop_path
 from sslzoo.callbacks.rehearsal import require
 from sslzoo.checks import check_choice, check_interval, check_whole
 from sslzoo.losses import gram, resize_tokens

@@ -21,7 +21,7 @@ from lightning import Callback
 from torch import Tensor, nn
 
 from sslzoo.backbones import multi_crop
-from sslzoo.backbones.vit import without_drop_path
+from sslzoo.backbones.drop_path import without_drop_path
 from sslzoo.batch import Batch, ViewSpec
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.freeze import FreezeHead

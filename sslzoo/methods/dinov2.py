@@ -37,7 +37,8 @@ from lightning import Callback
 from torch import Tensor, nn
 
 from sslzoo.backbones import multi_crop
-from sslzoo.backbones.vit import check_masked_vit, without_drop_path
+from sslzoo.backbones.checks import check_masked_vit
+from sslzoo.backbones.drop_path import without_drop_path
 from sslzoo.batch import Batch, ViewSpec, describe_views
 from sslzoo.callbacks.ema import EMA
 from sslzoo.callbacks.gram import GramAnchoring, RefreshGramTeacher

@@ -218,7 +218,7 @@ def test_the_subset_form_of_drop_path_has_one_rate_and_is_the_students_alone() -
     student = toy(drop_path_rate=0.5, depth=3, drop_path="subset", layer_scale=0.1)
     teacher = without_drop_path(copy.deepcopy(student))
     x = torch.rand(16, 3, 8, 8)
-    assert student.subset_rate == 0.5
+    assert [block.subset_rate for block in student.blocks] == [0.5] * 3
     assert not torch.equal(student(x), student(x))
     assert torch.equal(teacher(x), teacher(x))
     torch.testing.assert_close(teacher(x), student.eval()(x))

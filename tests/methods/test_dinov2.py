@@ -12,7 +12,7 @@ from lightning import Callback
 from torch import Tensor, nn
 
 from sslzoo.backbones import SmallResNet, small_vit, timm_swin
-from sslzoo.backbones.vit import add_to_subset
+from sslzoo.backbones.drop_path import add_to_subset
 from sslzoo.batch import Batch
 from sslzoo.callbacks import EMA, WeightDecaySchedule, clip_per_module
 from sslzoo.callbacks.gram import GramAnchoring
