@@ -4,6 +4,7 @@ from sslzoo.backbones.alexnet import half_alexnet
 from sslzoo.backbones.amdim import AMDIMEncoder
 from sslzoo.backbones.audio_ntt import AudioNTT
 from sslzoo.backbones.checks import check_pooling, check_pools_token
+from sslzoo.backbones.conv_frames import ConvFrames, normalize_waveforms
 from sslzoo.backbones.drop_path import without_drop_path
 from sslzoo.backbones.hugging_face import HFMaps, HFSound, HFSpeech, HFTokens, HFWhisper, hf
 from sslzoo.backbones.image import SmallConvNet, SmallResNet, cifar_resnet, timm_backbone
@@ -12,15 +13,8 @@ from sslzoo.backbones.patches import CPCResNet, PatchGrid
 from sslzoo.backbones.scaled_resnet import scaled_resnet
 from sslzoo.backbones.sequence import FrameMLP, SequenceEncoder
 from sslzoo.backbones.sk_resnet import simclr_v2_resnet
-from sslzoo.backbones.speech import (
-    ConvFrames,
-    ConvPositions,
-    SpeechEncoder,
-    SpeechTransformer,
-    check_speech,
-    normalize_waveforms,
-    without_dropout,
-)
+from sslzoo.backbones.speech import SpeechEncoder, check_speech, without_dropout
+from sslzoo.backbones.speech_transformer import ConvPositions, SpeechTransformer
 from sslzoo.backbones.staged import Staged, dim_convnet, staged_cifar_resnet
 from sslzoo.backbones.swin import Swin, timm_swin
 from sslzoo.backbones.text import (

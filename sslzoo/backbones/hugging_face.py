@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslzoo.backbones.conv_frames import normalize_waveforms
 from sslzoo.backbones.hf_models import load_hf, preprocessing_of
-from sslzoo.backbones.speech import normalize_waveforms
 from sslzoo.backbones.text import HFEncoder
 from sslzoo.batch import Padded, UnitSequence, length_mask
 from sslzoo.trust.hub_cache import folder_on_disk

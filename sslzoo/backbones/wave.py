@@ -127,7 +127,7 @@ class WaveEncoder(nn.Module):
     def num_frames(self, lengths: Tensor) -> Tensor:
         """The number of frames of waveforms of these lengths. Shapes: (B,) int64 -> (B,)."""
         for size in self.sizes:
-            lengths = _after(lengths, *size)
+            lengths = conv_lengths(lengths, *size)
         return lengths
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -154,7 +154,7 @@ class WaveEncoder(nn.Module):
         for conv, norm, size in zip(self.convs, self.norms, self.sizes, strict=True):
             x, mask = conv(x), None
             if lengths is not None:
-                lengths = _after(lengths, *size)
+                lengths = conv_lengths(lengths, *size)
                 mask = length_mask(lengths, x.shape[2])[:, None]
             x = norm(x, mask) if isinstance(norm, SequenceNorm) else norm(x)
             x = x.relu()
@@ -163,6 +163,7 @@ class WaveEncoder(nn.Module):
         return x.transpose(1, 2)
 
 
-def _after(lengths: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+def conv_lengths(lengths: Tensor, kernel: int, stride: int, padding: int = 0) -> Tensor:
+    """Lengths after a convolution of sequences of these lengths. Shapes: (B,) int64 -> (B,)."""
     steps = torch.div(lengths + 2 * padding - kernel, stride, rounding_mode="floor") + 1
     return steps.clamp_min(0)
