@@ -39,6 +39,7 @@ from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.progress import ProgressBar
 from sslzoo.callbacks.training_monitor import TrainingMonitor
 from sslzoo.commands import checkpoints
+from sslzoo.commands.arguments import VERBS, runs_of, with_config_paths
 from sslzoo.commands.checkpoints import CheckpointFiles
 from sslzoo.commands.cluster import (
     JobRun,
@@ -47,7 +48,6 @@ from sslzoo.commands.cluster import (
     job_number,
     own_environment,
 )
-from sslzoo.commands.configs import config_folders, find_config, similar_configs
 from sslzoo.commands.errors import line, refuse
 from sslzoo.commands.loadable import refuse_config, refuse_hyperparameters
 from sslzoo.commands.precision import AUTO, best_precision, has_amx
@@ -60,75 +60,6 @@ from sslzoo.runs.allocation import keep_freed_memory
 from sslzoo.runs.start import start_from
 from sslzoo.sharding import FullyShard
 from sslzoo.trust import assemble, is_folder_of_shards
-
-VERBS = ("fit", "validate", "test", "predict")
-
-
-def _with_config_paths(args: Sequence[str]) -> tuple[list[str], str | None]:
-    """Replace each `--config NAME` by its path; return the arguments and the last path.
-
-    Configs move to the front, after the subcommand, so that all other arguments override them
-    wherever they are given. Without any, `--ckpt_path FILE` implies the config of FILE's run.
-    """
-    configs, others = _taken(args, ("--config", "-c"))
-    paths = [_existing_config(name) for name in configs]
-    given = _taken(others, ("--ckpt_path",))[0]
-    described = any(arg.partition("=")[0] in ("--model", "--data") for arg in others)
-    helps = {"--help", "-h", "--print_config"} & set(others)
-    alone = bool(others[:1]) and others[0] in VERBS and not (paths or described or helps)
-    if alone and given:
-        paths = [checkpoints.implied_config(given[-1])]
-    elif alone:
-        raise ValueError(
-            f"--config must be given, such as `sslzoo {others[0]} --config quickstart` (`sslzoo "
-            "configs` lists them), got none"
-        )
-    named = [f"--config={path}" for path in paths]
-    return others[:1] + named + others[1:], paths[-1] if paths else None
-
-
-def _taken(args: Sequence[str], names: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Values of an option, given as `--name VALUE` or `--name=VALUE`, and all other arguments."""
-    values: list[str] = []
-    others: list[str] = []
-    rest = iter(args)
-    for arg in rest:
-        name, equals, value = arg.partition("=")
-        if name in names and (equals == "" or name.startswith("--")):
-            values.append(value if equals else next(rest, ""))
-        else:
-            others.append(arg)
-    return values, others
-
-
-def _existing_config(name: str) -> str:
-    path = find_config(name)
-    if not Path(path).is_file():
-        similar = "".join(f"{each}, " for each in similar_configs(name))
-        raise ValueError(
-            "--config must be a file or the name of a shipped config, such as "
-            f"{similar or 'quickstart '}(`sslzoo configs` lists them), got {name!r}"
-        )
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a valid config: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must be a dictionary, got {type(content).__name__}")
-    return path
-
-
-def _run_folder(config: str | None) -> str:
-    """Run directory runs/<config's name>, or for a run's saved config that run's own."""
-    if config is None:
-        return "runs"
-    path = Path(config).resolve()
-    for folder in config_folders():
-        if path.is_relative_to(folder.resolve()):
-            return str(Path("runs") / path.relative_to(folder.resolve()).with_suffix(""))
-    if path.stem == "config" and is_version(path.parent):
-        return str(path.parent.parent)
-    return str(Path("runs") / path.stem)
 
 
 class FitParser(LightningArgumentParser):
@@ -212,12 +143,11 @@ class SSLZooCLI(LightningCLI):
     def _start(self) -> None:
         """Fill the model with the weights of `--start_from`, unless a checkpoint has its own."""
         source = self._get(self.config, "start_from")
-        typed = [arg for arg in self.typed if arg.partition("=")[0] == "--start_from"]
         SaveRun.start = None
         if source is None:
             return
         if self._get(self.config, "ckpt_path"):
-            if typed:
+            if any(arg.partition("=")[0] == "--start_from" for arg in self.typed):
                 raise ValueError(
                     "--start_from begins a new run and --ckpt_path goes on with one: one of them "
                     "must be omitted, got both"
@@ -245,30 +175,26 @@ class SSLZooCLI(LightningCLI):
         if config.get("logger") in (None, True):
             kwargs["logger"] = _default_loggers(root, self.subcommand if self.beside else None)
         callbacks = _as_list(config.get("callbacks"))
-        if config.get("enable_progress_bar") is not False and not any(
-            isinstance(c, AnyProgressBar) for c in callbacks
-        ):
+
+        def lacks(kind: type) -> bool:
+            return not any(isinstance(callback, kind) for callback in callbacks)
+
+        if config.get("enable_progress_bar") is not False and lacks(AnyProgressBar):
             if sys.stdout.isatty():
                 callbacks.append(ProgressBar())
             else:
                 callbacks.append(EpochLines())
                 kwargs["enable_progress_bar"] = False
-        if config.get("logger") is not False and not any(
-            isinstance(c, TrainingMonitor) for c in callbacks
-        ):
+        if config.get("logger") is not False and lacks(TrainingMonitor):
             callbacks.append(TrainingMonitor())
-        if config.get("enable_checkpointing") is not False and not any(
-            isinstance(c, ModelCheckpoint) for c in callbacks
-        ):
+        if config.get("enable_checkpointing") is not False and lacks(ModelCheckpoint):
             callbacks.append(ModelCheckpoint(save_last=True))
-        if self.subcommand == "predict" and not any(
-            isinstance(c, FeatureWriter) for c in callbacks
-        ):
+        if self.subcommand == "predict" and lacks(FeatureWriter):
             callbacks.append(FeatureWriter())
         plugins = _as_list(config.get("plugins"))
         if not any(isinstance(p, CheckpointIO) for p in plugins):
-            kwargs["plugins"] = [*plugins, CheckpointFiles()]
-        kwargs["plugins"] = [*kwargs.get("plugins", plugins), *own_environment(plugins)]
+            plugins.append(CheckpointFiles())
+        kwargs["plugins"] = [*plugins, *own_environment(plugins)]
         kwargs["callbacks"] = [*callbacks, self.resumed, KeepMetrics(), self.stop]
         trainer = super().instantiate_trainer(**kwargs)
         check_processes(trainer)
@@ -284,7 +210,7 @@ class SSLZooCLI(LightningCLI):
         """The folder of the resumed run, or runs/ and the config's name."""
         resumed = self._resumed()
         run = None if resumed is None else run_of(Path(resumed))
-        return _run_folder(self.config_path) if run is None else str(run.path.parent)
+        return runs_of(self.config_path) if run is None else str(run.path.parent)
 
     def _evaluated_run(self) -> RunFolder | None:
         """The run that `validate`, `test` or `predict` evaluates, into RUN/<verb>; None: new."""
@@ -456,7 +382,7 @@ def run(args: Sequence[str] | None = None) -> SSLZooCLI:
     SSLZooCLI.has_root = any(arg.startswith("--trainer.default_root_dir") for arg in arguments)
     saved = sys.argv
     with _explained(), SSLZooCLI.stop.on_signals():
-        arguments, SSLZooCLI.config_path = _with_config_paths(arguments)
+        arguments, SSLZooCLI.config_path = with_config_paths(arguments)
         # The first word stays: Lightning starts the other ranks with it.
         sys.argv = [sys.argv[0], *arguments]
         try:
