@@ -38,7 +38,7 @@ from benchmarks.quality import TEMPERATURE, K, build, score
 from benchmarks.speed import provenance
 from benchmarks.worker import versions
 from sslzoo.atomic_write import atomic_write
-from sslzoo.data.audio.datamodule import field_labels, parse_fields
+from sslzoo.data.audio.fields import field_labels, parse_fields
 from sslzoo.eval.features import Features, extract, gather_features
 from sslzoo.eval.linear import linear_probe, standardize
 from sslzoo.eval.protocols.layer_sum import (

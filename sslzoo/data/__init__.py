@@ -1,7 +1,8 @@
 """LightningDataModules of images, sound and sequences, and `with_views` for a user's own."""
 
 from sslzoo.data.arrays import SequenceArrays
-from sslzoo.data.audio.datamodule import AudioDataModule, AudioFolder
+from sslzoo.data.audio.datamodule import AudioDataModule
+from sslzoo.data.audio.folder import AudioFolder
 from sslzoo.data.audio.librispeech import LibriSpeech
 from sslzoo.data.audio.speech_commands import SpeechCommands
 from sslzoo.data.datamodule import SampleDataModule, Sets

@@ -1,27 +1,20 @@
-"""AudioDataModule, the base class of audio data modules, and AudioFolder, a folder of sounds."""
+"""AudioDataModule: the base class of audio data modules."""
 
 from __future__ import annotations
 
 import math
-import os
-import re
-import unicodedata
 from abc import abstractmethod
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from sslzoo.batch import Batch, Padded, UnitSequence, length_mask
-from sslzoo.checks import check_at_least, check_choice, check_interval
+from sslzoo.checks import check_at_least, check_choice
 from sslzoo.data.audio.alignments import read_alignments
-from sslzoo.data.audio.sound_files import SOUND_EXTENSIONS
-from sslzoo.data.audio.units import UnitTable, read_units
+from sslzoo.data.audio.units import UnitTable, check_lengths, read_units
 from sslzoo.data.audio.waveforms import (
     Centers,
     Decode,
@@ -33,7 +26,7 @@ from sslzoo.data.audio.waveforms import (
 )
 from sslzoo.data.datamodule import OnBroken, PredictOn, SampleDataModule, Sets, default_workers
 from sslzoo.data.inputs import AudioViews, WaveformInput, as_config
-from sslzoo.data.listing import Listing, check_folder, list_folders, list_unlabeled
+from sslzoo.data.listing import Listing
 from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.random import sample_keys
@@ -41,7 +34,6 @@ from sslzoo.transforms.audio.log_mel_views import LogMelViews
 from sslzoo.transforms.audio.waveform import Waveform
 from sslzoo.value_range import check_value_range
 
-_APART = 0.1  # seconds between the ends of units and recording, as fairseq tolerates
 Batches = Literal["uniform", "same_group"]
 ShortFiles = Literal["pad", "loop", "skip", "mask"]
 
@@ -191,16 +183,7 @@ class AudioDataModule(SampleDataModule):
                     f"unit_rate of the model must be that of {path!r}, {table.rate:g} per second, "
                     f"got {wanted:g}"
                 )
-            seconds = train.lengths.numpy() / self.rate
-            apart = np.abs(np.diff(table.starts) / table.rate - seconds)
-            other = np.flatnonzero(apart > _APART + 1 / table.rate)
-            if len(other):
-                row = int(other[0])
-                raise ValueError(
-                    f"units of {path!r} must be those of the recordings, got {len(other)} of other "
-                    f"lengths, such as {np.diff(table.starts)[row] / table.rate:.2f} s of units "
-                    f"for {seconds[row]:.2f} s of {train.paths()[row]}; run sslzoo units again"
-                )
+            check_lengths(path, table, train.paths(), train.lengths.numpy() / self.rate)
         have = [table.num_units for table in tables]
         if have and have != list(module.head.num_units):
             raise ValueError(
@@ -328,144 +311,3 @@ class AudioDataModule(SampleDataModule):
 
     def workers(self, samples: Waveforms) -> int:
         return 0 if samples.memory is not None else default_workers()
-
-
-class AudioFolder(AudioDataModule):
-    """Sound files in one of four layouts.
-
-    1. `<root>/train/<class>/*` and `<root>/val/<class>/*` (folder names: `train_dir` and
-       `val_dir`; `val_dir: null` for no validation).
-    2. `<root>/<class>/*` with `val_fraction`: a keyed, stratified split.
-    3. File names with fields: `pattern`, such as `{digit}_{speaker}_{n}.wav`, matches the path
-       below `root`; `label` and `group` name fields, and `query` gives the field values of the
-       query set, such as `{n: [0, 1, 2, 3, 4]}` (or `val_fraction`).
-    4. `labels: false`: all files below `<root>/train`, or else below `<root>`.
-
-    For the other arguments see `AudioDataModule`.
-
-    Args:
-        root: the folder.
-        window: see `AudioDataModule`; 20480 in CPC's paper.
-        train_dir: training folder inside `root` (layout 1).
-        val_dir: validation folder inside `root` (layout 1); None: no validation.
-        val_fraction: fraction of each class to hold out for validation.
-        labels: whether sub-folders are classes.
-        pattern: pattern of the file names (layout 3).
-        label: the field with the class; None: no classes.
-        group: the field with the group, for `batches`.
-        query: the values per field of the query set.
-    """
-
-    def __init__(
-        self,
-        root: str,
-        transform: AudioViews,
-        window: int = 20480,
-        batch_size: int = 64,
-        rate: int = 16000,
-        train_dir: str = "train",
-        val_dir: str | None = "val",
-        val_fraction: float | None = None,
-        labels: bool = True,
-        pattern: str | None = None,
-        label: str | None = None,
-        group: str | None = None,
-        query: dict[str, list[Any]] | None = None,
-        batches: Batches = "uniform",
-        short: ShortFiles = "pad",
-        decode: Decode = "auto",
-        on_broken: OnBroken = "error",
-        eval_window: int | None = None,
-        eval_batch_size: int = 32,
-        num_workers: int | None = None,
-        seed: int | None = None,
-        train_fraction: float = 1.0,
-        predict_on: PredictOn = "query",
-        drop_last: bool = True,
-        value_range: tuple[float, float] | None = None,
-        units: Sequence[str] = (),
-        alignments: str | None = None,
-        min_samples: int = 0,
-    ) -> None:
-        if val_fraction is not None:
-            check_interval("val_fraction", val_fraction, 0, 1, "()")
-            if query is not None:
-                raise ValueError(f"query must be None with val_fraction, got {query}")
-        named = set(re.findall(r"{(\w+)}", pattern or ""))
-        asked = {name for name in (label, group, *(query or {})) if name is not None}
-        if asked - named:
-            raise ValueError(
-                f"pattern must have the fields of label, group and query, got {pattern!r} without "
-                f"{sorted(asked - named)}"
-            )
-        super().__init__(
-            *(transform, window, batch_size, rate, batches, short, decode, on_broken),
-            *(eval_window, eval_batch_size, num_workers, seed, train_fraction, predict_on),
-            *(drop_last, value_range, units, alignments, min_samples),
-        )
-        self.root, self.train_dir, self.val_dir = root, train_dir, val_dir
-        self.val_fraction, self.labels = val_fraction, labels
-        self.pattern, self.label, self.group, self.query = pattern, label, group, query
-
-    def files(self) -> tuple[Listing, Listing | None]:
-        if self.pattern is not None:
-            return self._by_pattern(check_folder(self.root, "root"), self.pattern)
-        return list_folders(
-            *(self.root, self.train_dir, self.val_dir, self.val_fraction, self.labels),
-            *(SOUND_EXTENSIONS, ", or pattern for classes in file names"),
-        )
-
-    def _by_pattern(self, root: Path, pattern: str) -> tuple[Listing, Listing | None]:
-        paths = list_unlabeled(root, "root", SOUND_EXTENSIONS).paths
-        fields = parse_fields([os.path.relpath(path, root) for path in paths], pattern)
-        labels, classes = field_labels(fields, self.label)
-        listing = Listing(paths, labels, classes, field_labels(fields, self.group)[0])
-        if self.val_fraction is not None:
-            return listing.split(self.val_fraction)
-        if self.query is None:
-            return listing, None
-        form = partial(unicodedata.normalize, "NFC")
-        wanted = {
-            name: {form(str(value)) for value in values} for name, values in self.query.items()
-        }
-        asked = torch.tensor([all(f[k] in v for k, v in wanted.items()) for f in fields])
-        if asked.all() or not asked.any():
-            raise ValueError(
-                f"query must match some files but not all, got {self.query}, which matches "
-                f"{int(asked.sum())} of {len(paths)}"
-            )
-        return listing.take((~asked).nonzero()[:, 0]), listing.take(asked.nonzero()[:, 0])
-
-
-def parse_fields(names: list[str], pattern: str) -> list[dict[str, str]]:
-    """Parse the fields of file names.
-
-    Args:
-        names: relative paths, with `/` or the system's separator.
-        pattern: such as `{word}/{speaker}_nohash_{n}.wav`; a field contains no `/`.
-
-    Raises:
-        ValueError: a name does not match.
-    """
-    parts = re.split(r"{(\w+)}", pattern)
-    expression = "".join(
-        f"(?P<{part}>[^/]+?)" if i % 2 else re.escape(unicodedata.normalize("NFC", part))
-        for i, part in enumerate(parts)
-    )
-    plain = [unicodedata.normalize("NFC", name.replace(os.sep, "/")) for name in names]
-    matches = [re.fullmatch(expression, name) for name in plain]
-    wrong = [name for name, match in zip(names, matches, strict=True) if match is None]
-    if wrong:
-        raise ValueError(
-            f"all files must match {pattern!r}, {len(wrong)} do not, such as {wrong[:3]}"
-        )
-    return [match.groupdict() for match in matches if match is not None]
-
-
-def field_labels(fields: list[dict[str, str]], name: str | None) -> tuple[Tensor | None, list[str]]:
-    """A field's values as labels (N,) int64, and the sorted distinct values."""
-    if name is None:
-        return None, []
-    values = sorted({field[name] for field in fields})
-    number = {value: i for i, value in enumerate(values)}
-    return torch.tensor([number[field[name]] for field in fields]), values

@@ -13,13 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sslzoo.data.audio.datamodule import (
-    AudioDataModule,
-    Batches,
-    ShortFiles,
-    field_labels,
-    parse_fields,
-)
+from sslzoo.data.audio.datamodule import AudioDataModule, Batches, ShortFiles
+from sslzoo.data.audio.fields import field_labels, parse_fields
 from sslzoo.data.audio.waveforms import Decode
 from sslzoo.data.datamodule import OnBroken, PredictOn
 from sslzoo.data.inputs import AudioViews

@@ -13,13 +13,8 @@ from typing import Literal
 import torch
 
 from sslzoo.checks import check_choice
-from sslzoo.data.audio.datamodule import (
-    AudioDataModule,
-    Batches,
-    ShortFiles,
-    field_labels,
-    parse_fields,
-)
+from sslzoo.data.audio.datamodule import AudioDataModule, Batches, ShortFiles
+from sslzoo.data.audio.fields import field_labels, parse_fields
 from sslzoo.data.audio.waveforms import Decode
 from sslzoo.data.datamodule import OnBroken, PredictOn
 from sslzoo.data.inputs import AudioViews

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sslzoo.atomic_write import atomic_write
 
+_APART = 0.1  # seconds between the ends of units and recording, as fairseq tolerates
 _KEYS = ("names", "lengths", "units", "rate", "num_units")
 
 
@@ -120,6 +121,31 @@ def read_units(path: str | Path, recordings: Sequence[str]) -> UnitTable:
     rows = [units[begins[number[name]] : begins[number[name] + 1]] for name in wanted]
     starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
     return UnitTable(np.concatenate(rows), starts, float(rate), int(num_units))
+
+
+def check_lengths(
+    path: str, table: UnitTable, recordings: Sequence[str], seconds: np.ndarray
+) -> None:
+    """Refuse units of recordings that have other lengths than these.
+
+    Args:
+        path: the file of the units.
+        table: its units of the recordings.
+        recordings: their paths.
+        seconds: (N,) their lengths.
+
+    Raises:
+        ValueError: names a recording.
+    """
+    lengths = np.diff(table.starts) / table.rate
+    other = np.flatnonzero(np.abs(lengths - seconds) > _APART + 1 / table.rate)
+    if len(other):
+        row = int(other[0])
+        raise ValueError(
+            f"units of {path!r} must be those of the recordings, got {len(other)} of other "
+            f"lengths, such as {lengths[row]:.2f} s of units for {seconds[row]:.2f} s of "
+            f"{recordings[row]}; run sslzoo units again"
+        )
 
 
 def window_units(tables: Sequence[UnitTable], index: int, samples: np.ndarray, rate: int) -> Tensor:

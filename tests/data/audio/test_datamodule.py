@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 from sslzoo.backbones import SequenceEncoder, WaveEncoder
 from sslzoo.batch import Padded
 from sslzoo.data import AudioFolder
-from sslzoo.data.audio.datamodule import parse_fields
+from sslzoo.data.audio.fields import parse_fields
 from sslzoo.data.audio.sound_files import SoundFileError, num_samples, read_sound
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.eval.features import extract, gather_features
