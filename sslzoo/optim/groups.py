@@ -24,11 +24,18 @@ def exempt_bias_and_norm(module: nn.Module) -> list[dict[str, Any]]:
     SimCLR, BYOL, Barlow Twins and DINO do so. The second group carries `weight_decay=0` and, for
     `LARS`, `adapt=False`; torch's own optimizers ignore `adapt`.
     """
+    return _without_decay(module, lambda name, parameter: parameter.ndim <= 1)
+
+
+def _without_decay(
+    module: nn.Module, exempts: Callable[[str, nn.Parameter], bool]
+) -> list[dict[str, Any]]:
+    """The trainable parameters in two groups, the exempt ones last; an empty group is left out."""
     decayed: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []
-    for parameter in module.parameters():
+    for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            (exempt if parameter.ndim <= 1 else decayed).append(parameter)
+            (exempt if exempts(name, parameter) else decayed).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": decayed},
         {"params": exempt, "weight_decay": 0.0, "adapt": False},
@@ -162,22 +169,17 @@ class ExemptNamed:
         Raises:
             ValueError: no parameter has a name with one of the words.
         """
-        decayed: list[nn.Parameter] = []
-        exempt: list[nn.Parameter] = []
-        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        for name, p in named:
-            spared = any(word in name for word in self.names) or (self.vectors and p.ndim <= 1)
-            (exempt if spared else decayed).append(p)
-        if not exempt:
+        groups = _without_decay(module, self._exempts)
+        if not groups or "adapt" not in groups[-1]:
+            trained = [name for name, p in module.named_parameters() if p.requires_grad]
             raise ValueError(
                 f"names must occur in the parameters of {type(module).__name__}, got {self.names}, "
-                f"and parameters such as {[name for name, _ in named[:3]]}"
+                f"and parameters such as {trained[:3]}"
             )
-        groups: list[dict[str, Any]] = [
-            {"params": decayed},
-            {"params": exempt, "weight_decay": 0.0, "adapt": False},
-        ]
-        return [group for group in groups if group["params"]]
+        return groups
+
+    def _exempts(self, name: str, parameter: nn.Parameter) -> bool:
+        return any(word in name for word in self.names) or (self.vectors and parameter.ndim <= 1)
 
 
 def exempt_bias_norm_and_prototypes(module: nn.Module) -> list[dict[str, Any]]:
