@@ -121,12 +121,14 @@ def _check_number(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a number, got {value!r}")
 
 
-def check_mlp_ratio(mlp_ratio: float, width: int) -> None:
-    """Refuse a ratio of hidden to token width that leaves no hidden unit.
+def check_block(width: int, num_heads: int, mlp_ratio: float) -> None:
+    """Refuse sizes of a Transformer block that leave a fraction of a head, or no hidden unit.
 
     Raises:
-        ValueError: names the ratio, and the width.
+        ValueError: names the size, and the width.
     """
+    if width % num_heads:
+        raise ValueError(f"width must be a multiple of num_heads {num_heads}, got {width}")
     check_positive("mlp_ratio", mlp_ratio)
     if mlp_ratio == math.inf or int(width * mlp_ratio) < 1:
         raise ValueError(

@@ -13,8 +13,8 @@ from sslzoo.backbones.timm_models import Channels, create, start
 from sslzoo.backbones.vit import NETS, Pool, Positions, Resample, Sides, Stem, ViT
 from sslzoo.checks import (
     check_at_least,
+    check_block,
     check_choice,
-    check_mlp_ratio,
     check_positive,
     check_sides,
 )
@@ -199,9 +199,7 @@ def small_vit(
     """
     for name, value in (("width", width), ("depth", depth), ("num_heads", num_heads)):
         check_at_least(name, value, 1)
-    if width % num_heads:
-        raise ValueError(f"width must be a multiple of num_heads {num_heads}, got {width}")
-    check_mlp_ratio(mlp_ratio, width)
+    check_block(width, num_heads, mlp_ratio)
     subset_rate = _subset_rate(drop_path, drop_path_rate)
     parts = {"mlp_ratio": mlp_ratio, **_tokens_and_mlp(width, registers, swiglu, layer_scale)}
     net = VisionTransformer(

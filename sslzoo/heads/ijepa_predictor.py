@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import torch
 from timm.layers import LayerNorm
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from sslzoo.checks import as_side, check_mlp_ratio, check_sides
+from sslzoo.checks import as_side, check_block, check_sides
 from sslzoo.layers import initialize_blocks, sincos_positions
+from sslzoo.layers.transformer import timm_blocks
 
 
 class IJEPAPredictor(nn.Module):
@@ -42,20 +42,13 @@ class IJEPAPredictor(nn.Module):
         mlp_ratio: float = 4.0,
     ):
         super().__init__()
-        if width % num_heads:
-            raise ValueError(f"width must be a multiple of num_heads {num_heads}, got {width}")
-        check_mlp_ratio(mlp_ratio, width)
+        check_block(width, num_heads, mlp_ratio)
         sides = check_sides("grid", grid)
         self.token_dim, self.grid = token_dim, as_side(sides)
         self.embed = nn.Linear(token_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(sincos_positions(*sides, width)[None], False)
-        self.blocks = nn.Sequential(
-            *(
-                Block(width, num_heads, mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
-                for _ in range(depth)
-            )
-        )
+        self.blocks = timm_blocks(depth, width, num_heads, mlp_ratio)
         self.norm = LayerNorm(width)
         self.project = nn.Linear(width, token_dim)
         initialize_blocks(self, "ijepa")

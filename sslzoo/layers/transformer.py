@@ -10,6 +10,8 @@ import math
 from typing import Literal
 
 import torch
+from timm.layers import LayerNorm
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from sslzoo.checks import check_choice
@@ -41,6 +43,16 @@ def sincos_positions(
         angle = coordinate[:, None] * frequency
         halves += [angle.sin(), angle.cos()]
     return torch.cat(halves, dim=1).float()
+
+
+def timm_blocks(depth: int, width: int, num_heads: int, mlp_ratio: float) -> nn.Sequential:
+    """Timm's Transformer blocks with the biases of MAE's and I-JEPA's heads. (B, L, width)."""
+    return nn.Sequential(
+        *(
+            Block(width, num_heads, mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
+            for _ in range(depth)
+        )
+    )
 
 
 def normal_within_one_deviation(weight: Tensor, std: float = 0.02) -> None:
