@@ -19,12 +19,7 @@ from sslzoo.batch import Batch, View, ViewSpec
 from sslzoo.layers import GlobalBatchNorm
 from sslzoo.layers.precision import at_least_float32
 from sslzoo.losses import barlow_twins
-from sslzoo.methods.base import (
-    GroupsFactory,
-    OptimizerFactory,
-    SSLMethod,
-    output_dim,
-)
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, output_dim
 from sslzoo.optim import Schedule, exempt_bias_and_norm
 
 

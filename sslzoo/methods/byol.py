@@ -31,13 +31,7 @@ from torch import Tensor, nn
 from sslzoo.batch import Batch, View, ViewSpec
 from sslzoo.callbacks.ema import EMA
 from sslzoo.losses import regression
-from sslzoo.methods.base import (
-    GroupsFactory,
-    OptimizerFactory,
-    SSLMethod,
-    frozen_copy,
-    output_dim,
-)
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, frozen_copy, output_dim
 from sslzoo.optim import CosineSchedule, Schedule, as_schedule, exempt_bias_and_norm
 
 

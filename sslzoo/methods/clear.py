@@ -28,13 +28,7 @@ from sslzoo.batch import Batch, Tokens, ViewSpec
 from sslzoo.heads import MLMHead
 from sslzoo.losses import masked_language_model, nt_xent
 from sslzoo.masks.token import mask_tokens
-from sslzoo.methods.base import (
-    GroupsFactory,
-    OptimizerFactory,
-    SSLMethod,
-    output_dim,
-    step_keys,
-)
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, output_dim, step_keys
 from sslzoo.optim import Schedule, exempt_bias_and_norm
 from sslzoo.random import Keys
 from sslzoo.transforms.text.special import Special

@@ -21,12 +21,7 @@ from sslzoo.batch import Batch, Tokens, ViewSpec
 from sslzoo.checks import check_num_features, check_positive
 from sslzoo.layers.precision import l2_normalize
 from sslzoo.losses import clip_loss
-from sslzoo.methods.base import (
-    GroupsFactory,
-    OptimizerFactory,
-    SSLMethod,
-    output_dim,
-)
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, output_dim
 from sslzoo.optim import Schedule, exempt_bias_norm_and_positions
 from sslzoo.sharding import local
 

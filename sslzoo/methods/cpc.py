@@ -32,12 +32,7 @@ from torch import Tensor, nn
 from sslzoo.batch import Batch, ViewSpec
 from sslzoo.distributed import Rows, row_layout
 from sslzoo.losses import cpc_info_nce
-from sslzoo.methods.base import (
-    GroupsFactory,
-    OptimizerFactory,
-    SSLMethod,
-    step_keys,
-)
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, step_keys
 from sslzoo.optim import Schedule, all_alike
 from sslzoo.random import Keys
 

@@ -39,13 +39,7 @@ from sslzoo.losses import average_targets, masked_regression, spread
 from sslzoo.losses.data2vec import TargetNorm
 from sslzoo.masks import BlockMasks, SpanMasks, TokenMasks
 from sslzoo.masks.token import mask_spans, mask_tokens
-from sslzoo.methods.base import (
-    GroupsFactory,
-    OptimizerFactory,
-    SSLMethod,
-    frozen_copy,
-    step_keys,
-)
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, frozen_copy, step_keys
 from sslzoo.optim import LinearBySteps, Schedule, all_alike, as_schedule
 from sslzoo.transforms.text.special import Special
 

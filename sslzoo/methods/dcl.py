@@ -20,12 +20,7 @@ from torch import Tensor, nn
 
 from sslzoo.batch import Batch, ViewSpec
 from sslzoo.losses import dcl
-from sslzoo.methods.base import (
-    GroupsFactory,
-    OptimizerFactory,
-    SSLMethod,
-    output_dim,
-)
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, output_dim
 from sslzoo.optim import Schedule, exempt_bias_and_norm
 
 

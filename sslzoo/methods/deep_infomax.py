@@ -29,13 +29,7 @@ from torch import Tensor, nn
 from sslzoo.batch import Batch, View, ViewSpec
 from sslzoo.heads import MI1x1ConvNet, PriorDiscriminator
 from sslzoo.losses import dim_fenchel_dual, discriminator_loss, generator_loss, gradient_penalty
-from sslzoo.methods.base import (
-    GroupsFactory,
-    OptimizerFactory,
-    SSLMethod,
-    output_dim,
-    step_keys,
-)
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, output_dim, step_keys
 from sslzoo.optim import Schedule, all_alike
 from sslzoo.random import Keys
 

@@ -33,12 +33,7 @@ from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.layers.precision import l2_normalize, no_autocast
 from sslzoo.losses import cluster_cross_entropy
 from sslzoo.memory import ClusterMemory
-from sslzoo.methods.base import (
-    GroupsFactory,
-    OptimizerFactory,
-    SSLMethod,
-    output_dim,
-)
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, output_dim
 from sslzoo.optim import Schedule, all_alike
 
 

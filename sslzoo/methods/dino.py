@@ -29,13 +29,7 @@ from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.heads import DINOHead
 from sslzoo.losses import dino, teacher_probabilities
 from sslzoo.memory import Center
-from sslzoo.methods.base import (
-    GroupsFactory,
-    OptimizerFactory,
-    SSLMethod,
-    frozen_copy,
-    output_dim,
-)
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, frozen_copy, output_dim
 from sslzoo.optim import CosineSchedule, Schedule, as_schedule, exempt_bias_and_norm
 
 

@@ -57,13 +57,7 @@ from sslzoo.methods.base import (
     output_dim,
     step_keys,
 )
-from sslzoo.optim import (
-    CosineSchedule,
-    Schedule,
-    ZeroRateFirst,
-    as_schedule,
-    exempt_bias_and_norm,
-)
+from sslzoo.optim import CosineSchedule, Schedule, ZeroRateFirst, as_schedule, exempt_bias_and_norm
 from sslzoo.random import run_keys, run_permutation
 
 

@@ -30,13 +30,7 @@ from sslzoo.checks import check_sides
 from sslzoo.heads import IJEPAPredictor
 from sslzoo.losses import masked_features
 from sslzoo.masks import MultiBlock
-from sslzoo.methods.base import (
-    GroupsFactory,
-    OptimizerFactory,
-    SSLMethod,
-    frozen_copy,
-    step_keys,
-)
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, frozen_copy, step_keys
 from sslzoo.optim import LinearSchedule, Schedule, as_schedule, exempt_bias_and_norm
 
 

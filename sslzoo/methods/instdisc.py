@@ -28,13 +28,7 @@ from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.layers.precision import l2_normalize
 from sslzoo.losses import bank_softmax, nce, nce_constant, proximal, sampled_softmax
 from sslzoo.memory import MemoryBank
-from sslzoo.methods.base import (
-    GroupsFactory,
-    OptimizerFactory,
-    SSLMethod,
-    output_dim,
-    step_keys,
-)
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, output_dim, step_keys
 from sslzoo.optim import Schedule, all_alike
 
 

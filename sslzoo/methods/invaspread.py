@@ -21,12 +21,7 @@ from torch import Tensor, nn
 from sslzoo.batch import Batch, View, ViewSpec
 from sslzoo.layers.precision import l2_normalize
 from sslzoo.losses import invaspread
-from sslzoo.methods.base import (
-    GroupsFactory,
-    OptimizerFactory,
-    SSLMethod,
-    output_dim,
-)
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, output_dim
 from sslzoo.optim import Schedule, all_alike
 
 

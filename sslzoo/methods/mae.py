@@ -20,12 +20,7 @@ from sslzoo.batch import Batch, ViewSpec
 from sslzoo.checks import check_sides
 from sslzoo.heads import MAEDecoder
 from sslzoo.losses import masked_pixels
-from sslzoo.methods.base import (
-    GroupsFactory,
-    OptimizerFactory,
-    SSLMethod,
-    step_keys,
-)
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, step_keys
 from sslzoo.optim import Schedule, exempt_bias_and_norm
 
 

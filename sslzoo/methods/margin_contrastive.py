@@ -23,12 +23,7 @@ from sslzoo.batch import Batch, ViewSpec
 from sslzoo.checks import check_classes
 from sslzoo.layers.precision import l2_normalize
 from sslzoo.losses import margin_contrastive
-from sslzoo.methods.base import (
-    GroupsFactory,
-    OptimizerFactory,
-    SSLMethod,
-    output_dim,
-)
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, output_dim
 from sslzoo.optim import Schedule, exempt_bias_and_norm
 
 

@@ -34,13 +34,7 @@ from sslzoo.callbacks.ema import EMA
 from sslzoo.checks import check_interval, check_positive, check_whole
 from sslzoo.losses import msn, msn_targets
 from sslzoo.losses.msn import log_assignments
-from sslzoo.methods.base import (
-    GroupsFactory,
-    OptimizerFactory,
-    SSLMethod,
-    frozen_copy,
-    output_dim,
-)
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, frozen_copy, output_dim
 from sslzoo.optim import (
     LinearSchedule,
     Schedule,

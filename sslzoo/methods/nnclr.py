@@ -21,12 +21,7 @@ from sslzoo.callbacks.memory import CommitMemory
 from sslzoo.layers.precision import l2_normalize, no_autocast
 from sslzoo.losses import batch_info_nce
 from sslzoo.memory import Queue
-from sslzoo.methods.base import (
-    GroupsFactory,
-    OptimizerFactory,
-    SSLMethod,
-    predictor_dim,
-)
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, predictor_dim
 from sslzoo.optim import Schedule, exempt_bias_and_norm
 
 _COSINES_BLOCK = 1 << 24  # cosines with the support set per block

@@ -17,13 +17,7 @@ from torch import Tensor, nn
 from sslzoo.batch import Batch, Tokens, ViewSpec
 from sslzoo.layers.precision import l2_normalize
 from sslzoo.losses import batch_info_nce
-from sslzoo.methods.base import (
-    GroupsFactory,
-    OptimizerFactory,
-    SSLMethod,
-    output_dim,
-    step_keys,
-)
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, output_dim, step_keys
 from sslzoo.optim import Schedule, exempt_bias_and_norm
 from sslzoo.random import Keys
 

@@ -17,12 +17,7 @@ from torch import Tensor, nn
 
 from sslzoo.batch import Batch, View, ViewSpec
 from sslzoo.losses import negative_cosine
-from sslzoo.methods.base import (
-    GroupsFactory,
-    OptimizerFactory,
-    SSLMethod,
-    predictor_dim,
-)
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, predictor_dim
 from sslzoo.optim import Schedule, all_alike
 
 

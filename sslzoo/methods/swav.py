@@ -37,12 +37,7 @@ from sslzoo.distributed import rank, world_size
 from sslzoo.layers.precision import l2_normalize, no_autocast
 from sslzoo.losses import sinkhorn, swapped_prediction
 from sslzoo.memory import Queue
-from sslzoo.methods.base import (
-    GroupsFactory,
-    OptimizerFactory,
-    SSLMethod,
-    output_dim,
-)
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, output_dim
 from sslzoo.optim import Schedule, all_alike
 from sslzoo.sharding import is_sharded, local
 

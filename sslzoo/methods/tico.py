@@ -36,13 +36,7 @@ from sslzoo.checks import check_interval
 from sslzoo.layers.precision import l2_normalize
 from sslzoo.losses import tico
 from sslzoo.memory import Center
-from sslzoo.methods.base import (
-    GroupsFactory,
-    OptimizerFactory,
-    SSLMethod,
-    frozen_copy,
-    output_dim,
-)
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, frozen_copy, output_dim
 from sslzoo.optim import CosineSchedule, Schedule, as_schedule, exempt_bias_and_norm
 
 

@@ -24,12 +24,7 @@ from torch import Tensor, nn
 from sslzoo.batch import Batch, ViewSpec
 from sslzoo.checks import check_classes
 from sslzoo.losses import triplet
-from sslzoo.methods.base import (
-    GroupsFactory,
-    OptimizerFactory,
-    SSLMethod,
-    output_dim,
-)
+from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, output_dim
 from sslzoo.optim import Schedule, all_alike
 
 
