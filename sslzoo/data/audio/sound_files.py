@@ -6,10 +6,10 @@ The packages soundfile (WAV, FLAC, OGG, MP3) and soxr (resampling) come with
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
-from math import gcd
 from typing import Any
 
 import numpy as np
@@ -64,31 +64,58 @@ def num_samples(path: str, rate: int) -> int:
         header = module.info(path, verbose=True)
     except (module.LibsndfileError, OSError) as error:
         raise SoundFileError(f"cannot read the sound file {path} ({error})") from error
+    _check_whole(path, header)
     length = header.frames * rate // header.samplerate
     if length < 1:
         raise SoundFileError(f"a sound file must have samples, got none in {path}")
-    _check_whole(path, header)
     return int(length)
 
 
 def _check_whole(path: str, header: Any) -> None:
-    """Refuse a file that is shorter than its header says.
+    """Refuse a file that is shorter than its header says, or that lacks its end.
 
     Raises:
-        SoundFileError: names both lengths in bytes.
+        SoundFileError: names both lengths, or the end that is missing.
     """
-    # libsndfile's log for WAV and AIFF: "data : 96000 (should be 47978)".
-    chunk = re.search(r"(?:data|SSND) : (\d+) \(should be (\d+)\)", header.extra_info)
+    log = header.extra_info
+    chunk, unit = _SIZES.search(log), "bytes"
     said, held = map(int, chunk.groups()) if chunk else (0, 0)
     if header.subtype.startswith("MPEG"):
         said, held = _mpeg_bytes(path)
-    if held < said < _UNKNOWN and said - held > said // 100:
-        raise SoundFileError(
-            f"a sound file must be whole, got {held} of {said} bytes of samples in {path}"
-        )
+    elif header.format == "NIST":
+        said, held, unit = _sphere_samples(path), header.frames, "samples"
+    most = _UNKNOWN if header.format not in ("W64", "RF64") else math.inf
+    if held < said < most and said - held > said // 100:
+        raise SoundFileError(f"a sound file must be whole, got {held} of {said} {unit} in {path}")
+    open_ended = header.format == "OGG" and not _has_last_page(path)
+    if open_ended or "Seems to be a truncated file" in log:  # of VOC
+        more = "; if none is missing, ffmpeg -i FILE -c copy NEW marks the end" if open_ended else ""
+        raise SoundFileError(f"a sound file must be whole, got no end of the stream in {path}{more}")
 
 
+# libsndfile's log: "data : 96000 (should be 47978)" for WAV, SSND for AIFF, "Data Size" for AU; the
+# sizes of the file itself, "riff" for W64 and "Riff size" for RF64.
+_SIZES = re.compile(r"(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)")
 _UNKNOWN = 0x7FFFF000  # bytes; recorders that cannot seek write this or more
+_PAGE = 1 << 16  # bytes; an Ogg page has fewer
+
+
+def _has_last_page(path: str) -> bool:
+    """Whether an Ogg stream ends with a whole page that is marked as its last."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - 2 * _PAGE))
+        tail = file.read()
+    page = tail[tail.rfind(b"OggS") :]
+    if len(page) <= 27 or not page[5] & 4:  # flags; sizes are behind 27 bytes
+        return False
+    return 27 + page[26] + sum(page[27 : 27 + page[26]]) <= len(page)
+
+
+def _sphere_samples(path: str) -> int:
+    """Samples per channel according to the header of a NIST SPHERE file; 0 if it does not say."""
+    with open(path, "rb") as file:
+        said = re.search(rb"\nsample_count -i (\d+)\s", file.read(1024))
+    return int(said[1]) if said else 0
 
 
 def _mpeg_bytes(path: str) -> tuple[int, int]:
@@ -139,7 +166,7 @@ def read_sound(
 def _read(
     file: Any, rate: int, start: int, count: int, value_range: Sequence[float] | None
 ) -> np.ndarray:
-    common = gcd(file.samplerate, rate)
+    common = math.gcd(file.samplerate, rate)
     old, new = file.samplerate // common, rate // common  # `old` input samples give `new` samples
     if old == new and file.channels == 1 and file.subtype == "PCM_16":
         wave = _take(file, start, count, dtype="int16")

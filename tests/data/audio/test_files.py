@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sslzoo.data import AudioFolder
+from sslzoo.data.audio.sound_files import SoundFileError, num_samples
 from sslzoo.transforms import Waveform
 
 soundfile = pytest.importorskip("soundfile")
@@ -115,6 +116,41 @@ def test_truncated_files_are_broken(
         whole_set(folder(tmp_path, decode=decode))
     with pytest.warns(UserWarning, match="skipped"):
         assert skipped(tmp_path, decode) == 1
+
+
+@pytest.mark.parametrize("cut", [1, 0.02, 0.5, 0.9])
+@pytest.mark.parametrize(
+    ("kind", "subtype"),
+    [
+        ("OGG", "OPUS"), ("OGG", "VORBIS"), ("AU", "PCM_16"), ("AU", "ULAW"), ("W64", "PCM_16"),
+        ("RF64", "FLOAT"), ("NIST", "PCM_16"), ("VOC", "PCM_16"), ("CAF", "PCM_16"),
+    ],
+)  # fmt: skip
+def test_a_length_that_the_header_states_is_checked(
+    tmp_path: Path, kind: str, subtype: str, cut: float
+) -> None:
+    path = tmp_path / "0.wav"  # libsndfile goes by the content
+    soundfile.write(path, np.tile(TONE, 4), RATE, format=kind, subtype=subtype)
+    assert num_samples(str(path), RATE) == pytest.approx(4 * RATE, abs=1)
+    content = path.read_bytes()
+    if cut == 1 and kind != "OGG":  # within the 1% that a writer may be wrong by
+        path.write_bytes(content[:-1])
+        assert num_samples(str(path), RATE) > 4 * RATE - 3
+        return
+    path.write_bytes(content[: -1 if cut == 1 else int(len(content) * (1 - cut))])
+    with pytest.raises(SoundFileError, match=r"0\.wav"):
+        num_samples(str(path), RATE)
+
+
+def test_an_ogg_stream_must_have_its_last_page(tmp_path: Path) -> None:
+    path = tmp_path / "0.opus"
+    soundfile.write(path, np.tile(TONE, 4), RATE, format="OGG", subtype="OPUS")
+    content = path.read_bytes()
+    path.write_bytes(content + b"TAG" + bytes(125))  # an ID3 tag behind the stream
+    assert num_samples(str(path), RATE) == 4 * RATE
+    path.write_bytes(content[: content.rindex(b"OggS")])  # ends with a whole page
+    with pytest.raises(SoundFileError, match=r"no end of the stream in .*0\.opus; if none is miss"):
+        num_samples(str(path), RATE)
 
 
 def skipped(root: Path, decode: Any) -> int:
