@@ -89,8 +89,10 @@ def _check_whole(path: str, header: Any) -> None:
         raise SoundFileError(f"a sound file must be whole, got {held} of {said} {unit} in {path}")
     open_ended = header.format == "OGG" and not _has_last_page(path)
     if open_ended or "Seems to be a truncated file" in log:  # of VOC
-        more = "; if none is missing, ffmpeg -i FILE -c copy NEW marks the end" if open_ended else ""
-        raise SoundFileError(f"a sound file must be whole, got no end of the stream in {path}{more}")
+        told = f"a sound file must be whole, got no end of the stream in {path}"
+        if open_ended:  # some recorders never mark it
+            told += "; if nothing is missing, ffmpeg -i FILE -c copy NEW marks the end"
+        raise SoundFileError(told)
 
 
 # libsndfile's log: "data : 96000 (should be 47978)" for WAV, SSND for AIFF, "Data Size" for AU; the

@@ -149,7 +149,7 @@ def test_an_ogg_stream_must_have_its_last_page(tmp_path: Path) -> None:
     path.write_bytes(content + b"TAG" + bytes(125))  # an ID3 tag behind the stream
     assert num_samples(str(path), RATE) == 4 * RATE
     path.write_bytes(content[: content.rindex(b"OggS")])  # ends with a whole page
-    with pytest.raises(SoundFileError, match=r"no end of the stream in .*0\.opus; if none is miss"):
+    with pytest.raises(SoundFileError, match=r"no end of the stream in .*0\.opus; if nothing is"):
         num_samples(str(path), RATE)
 
 
