@@ -40,6 +40,26 @@ class Padded(NamedTuple):
         return length_mask(self.lengths, self.values.shape[1])
 
 
+def check_frames(lengths: Tensor, frames: Tensor, who: str) -> None:
+    """Refuse sequences that are too short for a frame, whatever other sequences are with them.
+
+    Args:
+        lengths: (B,) values of each sequence.
+        frames: (B,) frames that an encoder makes of them.
+        who: the encoder, for the error.
+
+    Raises:
+        ValueError: says how many have no frame, and which is the first.
+    """
+    short = (frames < 1).nonzero()[:, 0].tolist()
+    if short:
+        raise ValueError(
+            f"sequences must be long enough for a frame of {who}, got {len(short)} of "
+            f"{len(frames)} that are not, the first (row {short[0]}) with "
+            f"{int(lengths[short[0]])} values; leave them out, or pad them with silence"
+        )
+
+
 class Tokens(NamedTuple):
     """Sentences as token ids, padded at the end.
 

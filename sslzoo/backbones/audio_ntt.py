@@ -71,10 +71,23 @@ class AudioNTT(nn.Module):
             *(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout)),
             *(nn.Linear(hidden, out), nn.ReLU()),
         )
-        self.num_features, self.skip = dim, skip
+        self.num_features, self.skip, self.blocks = dim, skip, blocks
+
+    def num_frames(self, lengths: Tensor) -> Tensor:
+        """The number of frames of spectrograms of T frames. Shapes: (B,) int64 -> (B,)."""
+        return lengths >> self.blocks
 
     def forward_frames(self, x: Tensor) -> Tensor:
-        """Features per frame, of every 2^blocks frames of the input. (B, 1, M, T) -> (B, T', D)."""
+        """Features per frame, of every 2^blocks frames of the input. (B, 1, M, T) -> (B, T', D).
+
+        Raises:
+            ValueError: T is less than 2^blocks.
+        """
+        if x.shape[-1] < 1 << self.blocks:
+            raise ValueError(
+                f"spectrograms must have at least {1 << self.blocks} frames for {self.blocks} "
+                f"blocks, got {tuple(x.shape)}; give longer windows"
+            )
         frames = self.features(x).permute(0, 3, 2, 1).flatten(2)  # bands outside, channels inside
         out = self.fc(frames)
         return torch.cat([frames, out], dim=-1) if self.skip else out

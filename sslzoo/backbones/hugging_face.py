@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sslzoo.backbones.conv_frames import normalize_waveforms
 from sslzoo.backbones.hf_models import load_hf, preprocessing_of
 from sslzoo.backbones.text import HFEncoder
-from sslzoo.batch import Padded, UnitSequence, length_mask
+from sslzoo.batch import Padded, UnitSequence, check_frames, length_mask
 from sslzoo.trust.hub_cache import folder_on_disk
 
 Sound = Tensor | Padded | UnitSequence
@@ -118,7 +118,7 @@ class HFSound(nn.Module, ABC):
         """The mean over a waveform's frames, (B, D)."""
         frames = self.forward_frames(x)
         inside = length_mask(frames.lengths, frames.values.shape[1])[..., None]
-        return (frames.values * inside).sum(1) / frames.lengths.clamp_min(1)[:, None]
+        return (frames.values * inside).sum(1) / frames.lengths[:, None]
 
 
 class HFSpeech(HFSound):
@@ -138,15 +138,19 @@ class HFSpeech(HFSound):
         super().__init__(model, rate)
         self.normalize = normalize
 
+    def num_frames(self, lengths: Tensor) -> Tensor:
+        """The number of frames of waveforms of these lengths. Shapes: (B,) int64 -> (B,)."""
+        return self.model._get_feat_extract_output_lengths(lengths).clamp_min(0)
+
     def forward_layers(self, x: Sound) -> tuple[list[Tensor], Tensor]:
         if isinstance(x, Tensor):
             layers = self._run(x)
             return layers, torch.full((len(x),), layers[0].shape[1], device=x.device)
         values, lengths = x[:2]
-        frames = self.model._get_feat_extract_output_lengths(lengths).clamp_min(0)
-        self._check(int(frames.max()), values.shape)
+        frames = self.num_frames(lengths)
+        check_frames(lengths, frames, type(self.model).__name__)
         out: list[Tensor] = []
-        for length in lengths[frames > 0].unique().tolist():
+        for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero()[:, 0]
             layers = self._run(values[rows, :length])
             size = len(values), int(frames.max()), self.num_features
@@ -159,18 +163,11 @@ class HFSpeech(HFSound):
         return out, frames
 
     def _run(self, values: Tensor) -> list[Tensor]:
-        frames = int(self.model._get_feat_extract_output_lengths(values.shape[1]))
-        self._check(frames, values.shape)
+        size = torch.tensor([values.shape[1]])
+        check_frames(size, self.num_frames(size), type(self.model).__name__)
         values = normalize_waveforms(values) if self.normalize else values
         found = self.model(values, output_hidden_states=True)
         return [*found.hidden_states[:-1], found.last_hidden_state]  # the last after its norm
-
-    def _check(self, frames: int, shape: torch.Size) -> None:
-        if frames < 1:
-            raise ValueError(
-                "waveforms must be (B, L) with at least one frame of the net (400 samples in "
-                f"wav2vec 2.0), got {tuple(shape)}; give longer windows"
-            )
 
 
 class HFWhisper(HFSound):

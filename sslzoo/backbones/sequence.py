@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sslzoo.batch import Padded
+from sslzoo.batch import Padded, check_frames
 from sslzoo.checks import check_choice, check_num_features
 
 
@@ -107,25 +107,34 @@ class SequenceEncoder(nn.Module):
         """Reverse the frames (B, T, .) of each sequence of x in time; padding stays at the end."""
         if not isinstance(x, Padded):
             return frames.flip(1)
-        encoder: Any = self.encoder
-        lengths = encoder.num_frames(x.lengths)[:, None]
+        lengths = self.num_frames(x.lengths)[:, None]
         t = torch.arange(frames.shape[1], device=frames.device)
         order = torch.where(t < lengths, lengths - 1 - t, t)
         return frames.gather(1, order[..., None].expand_as(frames))
 
-    def forward_frames(self, x: Tensor | Padded) -> Padded:
-        """Contexts (B, T, D') with the number of frames per sequence."""
-        _, c = self.forward_parts(x)
-        if not isinstance(x, Padded):
-            return Padded(c, torch.full((len(c),), c.shape[1], device=c.device))
+    def num_frames(self, lengths: Tensor) -> Tensor:
+        """The number of frames of sequences of these lengths. Shapes: (B,) int64 -> (B,)."""
         encoder: Any = self.encoder
-        return Padded(c, encoder.num_frames(x.lengths))
+        return encoder.num_frames(lengths) if hasattr(encoder, "num_frames") else lengths
+
+    def forward_frames(self, x: Tensor | Padded) -> Padded:
+        """Contexts (B, T, D') with the number of frames per sequence.
+
+        Raises:
+            ValueError: a sequence is shorter than a frame.
+        """
+        if not isinstance(x, Padded):
+            _, c = self.forward_parts(x)
+            return Padded(c, torch.full((len(c),), c.shape[1], device=c.device))
+        frames = self.num_frames(x.lengths)
+        check_frames(x.lengths, frames, type(self.encoder).__name__)
+        return Padded(self.forward_parts(x)[1], frames)
 
     def forward(self, x: Tensor | Padded) -> Tensor:
         """The pooled contexts (B, D')."""
         frames = self.forward_frames(x)
         c, lengths = frames
         if self.pool == "last":
-            last = (lengths - 1).clamp_min(0)[:, None, None].expand(-1, 1, c.shape[2])
+            last = (lengths - 1)[:, None, None].expand(-1, 1, c.shape[2])
             return c.gather(1, last)[:, 0]
-        return (c * frames.mask[..., None]).sum(1) / lengths.clamp_min(1)[:, None]
+        return (c * frames.mask[..., None]).sum(1) / lengths[:, None]

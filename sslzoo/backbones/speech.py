@@ -25,7 +25,7 @@ from sslzoo.backbones.conv_frames import ConvFrames, normalize_waveforms
 from sslzoo.backbones.drop_path import without_drop_path
 from sslzoo.backbones.speech_transformer import SpeechTransformer
 from sslzoo.backbones.text import KeyedDropout
-from sslzoo.batch import Padded, UnitSequence, length_mask
+from sslzoo.batch import Padded, UnitSequence, check_frames, length_mask
 from sslzoo.checks import check_at_least, check_interval
 
 
@@ -107,6 +107,10 @@ class SpeechEncoder(nn.Module):
         self.dropout = nn.Dropout(input_dropout)
         self.mask_token = nn.Parameter(torch.rand(width))
 
+    def num_frames(self, lengths: Tensor) -> Tensor:
+        """The number of frames of waveforms of these lengths. Shapes: (B,) int64 -> (B,)."""
+        return self.frames.num_frames(lengths)
+
     def samples(self, num_frames: int) -> int:
         """Samples of a waveform that has so many frames, at least."""
         return (num_frames - 1) * self.frames.stride + self.frames.kernel
@@ -145,7 +149,12 @@ class SpeechEncoder(nn.Module):
 
         Returns:
             depth + 1 tensors (B, T, D), and the number of frames of each waveform (B,).
+
+        Raises:
+            ValueError: a waveform is shorter than a frame.
         """
+        if not isinstance(x, Tensor):
+            check_frames(x.lengths, self.num_frames(x.lengths), type(self).__name__)
         frames = self.embed(x)
         return self.contexts(frames), frames.num_frames
 
@@ -160,7 +169,7 @@ class SpeechEncoder(nn.Module):
         """The mean over a waveform's frames, (B, D)."""
         frames = self.forward_frames(x)
         mean = (frames.values * frames.mask[..., None]).sum(1)
-        return mean / frames.lengths.clamp_min(1)[:, None]
+        return mean / frames.lengths[:, None]
 
 
 def check_speech(backbone: nn.Module) -> SpeechEncoder:

@@ -95,6 +95,7 @@ class WaveEncoder(nn.Module):
 
     Attributes:
         num_features: D.
+        least: the smallest L that gives a frame.
     """
 
     def __init__(
@@ -117,6 +118,9 @@ class WaveEncoder(nn.Module):
         if in_features is not None:
             check_at_least("in_features", in_features, 1)
         self.sizes, self.in_features = sizes, in_features
+        self.least = 1
+        for kernel, stride, padding in reversed(sizes):
+            self.least = max(1, (self.least - 1) * stride + kernel - 2 * padding)
         self.num_features = width
         self.convs = nn.ModuleList(
             nn.Conv1d(width if i else in_features or 1, width, kernel, stride, padding)
@@ -139,6 +143,9 @@ class WaveEncoder(nn.Module):
 
         Returns:
             (B, T, D), zero after each waveform's `num_frames`.
+
+        Raises:
+            ValueError: the waveforms have another shape, or all are shorter than a frame.
         """
         if self.in_features is None:
             if x.dim() != 2:
@@ -151,6 +158,11 @@ class WaveEncoder(nn.Module):
                     f"{tuple(x.shape)}"
                 )
             x = x.transpose(1, 2)
+        if x.shape[2] < self.least:
+            raise ValueError(
+                f"L must be at least {self.least} (one frame), got {x.shape[2]}; give longer "
+                "windows or sequences"
+            )
         for conv, norm, size in zip(self.convs, self.norms, self.sizes, strict=True):
             x, mask = conv(x), None
             if lengths is not None:

@@ -95,6 +95,7 @@ def embed_first(
         raise ValueError(
             f"features must be a method of {type(pl_module).__name__}, which has no {features!r}"
         )
+    loaders.check_module(pl_module)
     if not all(map(len, batch.views)):
         return None  # unreadable samples that are skipped
     precision = trainer.precision_plugin

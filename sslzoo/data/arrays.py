@@ -20,6 +20,7 @@ from sslzoo.data.inputs import FrameInput
 from sslzoo.data.listing import check_folder, select_rows
 from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
+from sslzoo.data.too_short import told_short, too_short
 from sslzoo.eval.fingerprint import array_digest, labels_digest
 from sslzoo.random import sample_keys, stratified_split
 from sslzoo.value_range import check_finite, from_array
@@ -172,6 +173,23 @@ class SequenceArrays(SampleDataModule):
 
     def eval_source(self, samples: ArraySequences) -> BatchSource:
         return samples
+
+    def check_module(self, module: Any) -> None:
+        """Refuse sequences that are shorter than a frame of the module's encoder.
+
+        Raises:
+            ValueError: says how many there are, and which is the first.
+        """
+        sets = self.eval_sets()
+        rows = {key: too_short(module, own.frames()) for key, own in sets.items()}
+        rows = {key: own for key, own in rows.items() if own}
+        if rows:
+            raise ValueError(
+                told_short(
+                    *(module, self.noun, sets, rows),
+                    lambda own, row: f"number {row} with {int(own.frames()[row])} frames",
+                )
+            )
 
     def train_views(self, batch: Batch, epoch: int) -> Batch:
         return self.eval_views(batch)  # only the window is random

@@ -298,6 +298,8 @@ class SampleDataModule(LightningDataModule, ABC):
     def predict_dataloader(self) -> EvalLoader:
         """The query set (or `predict_on`) in order, with the evaluation view."""
         samples = self.sets.train if self.predict_on == "train" else self._query()
+        if self.trainer is not None:
+            self.check_module(self.trainer.lightning_module)
         return self.eval_loader(samples)
 
     def eval_dataloaders(self) -> EvalLoaders:
@@ -310,7 +312,15 @@ class SampleDataModule(LightningDataModule, ABC):
             num_classes=sets.num_classes,
             sharded=True,
             ordered=self.eval_order(sets.train) is None,
+            check=self.check_module,
         )
+
+    def check_module(self, module: Any) -> None:
+        """Refuse evaluation samples that a module cannot embed; by default none are known.
+
+        Raises:
+            ValueError: says how many there are, and which is the first.
+        """
 
     def with_input(self, given: EncoderInput) -> SampleDataModule:
         """The same data with the preprocessing of another encoder in evaluation.

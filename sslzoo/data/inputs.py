@@ -144,6 +144,12 @@ class WaveformInput:
         """Hash of everything the preprocessing depends on."""
         return described(self)
 
+    def lengths(self, samples: Tensor) -> Tensor:
+        """Lengths of the views of waveforms of so many samples. Shapes: (B,) int64 -> (B,)."""
+        lengths = samples if self.window is None else torch.full_like(samples, self.window)
+        frames: Any = getattr(self.transform, "num_frames", None)
+        return lengths if frames is None else frames(lengths)
+
     def _centers(self, waves: Tensor | Padded) -> Tensor:
         assert self.window is not None
         if isinstance(waves, Tensor):

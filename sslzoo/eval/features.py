@@ -106,7 +106,8 @@ def extract(
         This rank's samples without duplicate indices (the first one on the lowest rank is kept).
 
     Raises:
-        ValueError: no such method, the features are not (B, D), or no rank has a sample.
+        ValueError: no such method, the features are not (B, D), no rank has a sample, or the
+            samples are none that the module can embed.
     """
     forward = getattr(module, features, None) if isinstance(features, str) else features
     if forward is None:
@@ -116,6 +117,7 @@ def extract(
     if device is None:
         parameter = next(module.parameters(), None)
         device = "cpu" if parameter is None else parameter.device
+    loaders.check_module(module)
     parts = []
     with isolate_rng(), eval_mode(module):
         for batch in own_batches(loader, loaders, limit):

@@ -97,7 +97,8 @@ def extract_frames(
         Features (n, D), labels (n,), and the sequence's index of each frame.
 
     Raises:
-        ValueError: the labels are of another shape, or there are none.
+        ValueError: the labels are of another shape, or there are none; or see
+            `EvalLoaders.check`.
     """
     if frames is None:
         frames = getattr(encoder, "forward_frames", None)
@@ -105,6 +106,7 @@ def extract_frames(
         raise ValueError(
             f"encoder must have forward_frames, got {type(encoder).__name__} without it"
         )
+    loaders.check_module(encoder)
     features, labels, index = [], [], []
     with isolate_rng(), eval_mode(encoder):
         for raw in own_batches(loader, loaders):

@@ -7,7 +7,7 @@ turns a raw batch into the single view that an encoder sees, without augmentatio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sslzoo.batch import Batch
 
@@ -26,6 +26,8 @@ class EvalLoaders(NamedTuple):
             whole batches r, r + W, ... of one fixed sequence, so that the contents of a batch never
             depend on W; some ranks may have one batch fewer than others, or none.
         ordered: whether samples come in the order of their index; length-bucketed ones do not.
+        check: called with the module before its features are extracted; raises a ValueError for
+            samples that it cannot embed, such as recordings shorter than a frame.
     """
 
     bank: Iterable[Batch]
@@ -34,6 +36,16 @@ class EvalLoaders(NamedTuple):
     num_classes: int | None
     sharded: bool
     ordered: bool = True
+    check: Callable[[Any], None] | None = None
+
+    def check_module(self, module: Any) -> None:
+        """Refuse samples that a module cannot embed, before any is read.
+
+        Raises:
+            ValueError: see `check`.
+        """
+        if self.check is not None:
+            self.check(module)
 
 
 class BrokenBatchError(ValueError):

@@ -28,6 +28,7 @@ from sslzoo.data import FrameInput, TextInput, WaveformInput
 from sslzoo.data.audio.sound_files import num_samples, read_sound
 from sslzoo.data.image.rasters import ARRAY_EXTENSIONS, open_image
 from sslzoo.data.listing import find_files
+from sslzoo.data.too_short import too_short
 from sslzoo.eval.fingerprint import text_digest
 from sslzoo.runs.encoders import read_model
 from sslzoo.transforms.image.eval_view import EvalView
@@ -82,7 +83,8 @@ def embed(
         to: the file to write, .npz or .parquet (which needs pyarrow).
         batch_size: samples per forward pass.
         device: such as "cpu" or "cuda"; None: a GPU if there is one.
-        on_broken: raise an "error" for an unreadable file, or "skip" it with a warning.
+        on_broken: raise an "error" for an unreadable file, or one that is too short for a frame of
+            the encoder, or "skip" it with a warning.
         trust: see `sslzoo.load`.
 
     Returns:
@@ -109,7 +111,8 @@ def embed(
     parts = target.with_name(f"{target.name}.parts")
     _enter(parts, _key(encoder, preprocess, samples))
     views = preprocess.of_pixels() if isinstance(preprocess, EvalView) else preprocess
-    run = _Run(encoder, views, kind.read, batch_size, where, on_broken)
+    read = _long_enough(kind.read, preprocess, encoder)
+    run = _Run(encoder, views, read, batch_size, where, on_broken)
     for start in range(0, len(samples), _PART):
         path = parts / f"{start:012d}.safetensors"
         if _load(path) is None:
@@ -218,6 +221,24 @@ def _kind_of(preprocess: Any) -> _Kind:
         return _Kind(_TEXTS, _lines, _line)
     assert isinstance(preprocess, FrameInput)
     return _Kind(_ARRAYS, _sequences, _sequence)
+
+
+def _long_enough(
+    read: Callable[[Sample], Any], preprocess: Any, encoder: nn.Module
+) -> Callable[[Sample], Any]:
+    """Reads samples, and refuses those that are too short for a frame of the encoder."""
+    if not isinstance(preprocess, WaveformInput | FrameInput):
+        return read
+
+    def read_checked(sample: Sample) -> Any:
+        value = read(sample)
+        length = torch.tensor([len(value)])
+        seen = preprocess.lengths(length) if isinstance(preprocess, WaveformInput) else length
+        if too_short(encoder, seen):
+            raise ValueError(f"{len(value)} values, too few for a frame of the encoder")
+        return value
+
+    return read_checked
 
 
 def _whole(file: str) -> list[Sample]:

@@ -94,7 +94,9 @@ def as_known_to(model: Model, data: LightningDataModule, on_own: bool) -> Lightn
         data = known
     give = getattr(data, "encoder_input", None)
     model.check_vocabulary(None if give is None else give())
-    return data
+    leave_out: Callable[[nn.Module], LightningDataModule] | None
+    leave_out = getattr(data, "without_short", None)
+    return data if leave_out is None else leave_out(model.encoder)
 
 
 class Found(NamedTuple):
@@ -146,6 +148,7 @@ def find(
         return Features(*(None if x is None else x.to(device) for x in found))  # type: ignore[arg-type]
 
     loaders, maps = loaders_of(data), protocols_of_maps(data)
+    loaders.check_module(encoder)
     if suite.protocols is not None and not set(suite.protocols) - set(OF_MAPS):
         none = Features(torch.empty(0, 0), None, torch.empty(0, dtype=torch.int64))
         return Found(none, None, loaders.num_classes, {}, maps)

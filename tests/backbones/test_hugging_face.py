@@ -88,23 +88,28 @@ def test_speech(tmp_path: Path, kind: str) -> None:
     torch.manual_seed(0)
     trains(backbone, backbone(waves))
     backbone.eval()
-    lengths = torch.tensor([400, 250, 9, 250])  # the third has no frame
+    lengths = torch.tensor([400, 250, 40, 250])
     padded = torch.where(torch.arange(400) < lengths[:, None], waves, torch.tensor(9.0))
     features = backbone(Padded(padded, lengths))
     torch.testing.assert_close(features[0], backbone(waves[:1])[0])
     torch.testing.assert_close(features[1], backbone(waves[1:2, :250])[0])
-    torch.testing.assert_close(features[2], torch.zeros(16))
+    torch.testing.assert_close(features[2], backbone(waves[2:3, :40])[0])
     layers, frames = backbone.forward_layers(Padded(padded, lengths))
     assert len(layers) == 3
-    assert frames.tolist() == [19, 12, 0, 12]
+    assert frames.tolist() == [19, 12, 1, 12]
     given = transformers.Wav2Vec2FeatureExtractor(do_normalize=True, sampling_rate=8000)
     wanted = given(waves[0].numpy(), sampling_rate=8000, return_tensors="pt").input_values
     torch.testing.assert_close(
         backbone.forward_frames(waves[:1]).values, backbone.model(wanted).last_hidden_state,
         rtol=1e-3, atol=1e-4,
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"at least one frame .* got \(4, 9\)"):
-        backbone(waves[:, :9])
+    for view in (waves[:1, :9], Padded(padded[:1], torch.tensor([9]))):
+        with pytest.raises(
+            ValueError, match=r"got 1 of 1 that are not, the first \(row 0\) with 9"
+        ):
+            backbone(view)
+    with pytest.raises(ValueError, match=r"got 1 of 2 that are not, the first \(row 1\) with 9"):
+        backbone(Padded(padded[:2], torch.tensor([400, 9])))
 
 
 def test_whispers_spectrogram_is_transformers(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from sslzoo.data.inputs import AudioViews, WaveformInput, as_config
 from sslzoo.data.listing import Listing
 from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
+from sslzoo.data.too_short import told_short, too_short
 from sslzoo.random import sample_keys
 from sslzoo.transforms.audio.log_mel_views import LogMelViews
 from sslzoo.transforms.audio.waveform import Waveform
@@ -56,7 +58,8 @@ class AudioDataModule(SampleDataModule):
             training ("skip").
         decode: "memory" reads all files once, "workers" reads windows for each batch, "auto"
             chooses memory up to 1 GiB.
-        on_broken: raise an "error" for an unreadable file, or "skip" it with a warning.
+        on_broken: raise an "error" for an unreadable file, or "skip" it with a warning; likewise
+            for a file shorter than a frame of the encoder, if evaluation reads it.
         eval_window: samples of the central window in evaluation; None: the whole file.
         eval_batch_size: batch size in evaluation.
         num_workers: loader processes; None: 0 for memory, else one per core, at most 8.
@@ -139,7 +142,7 @@ class AudioDataModule(SampleDataModule):
 
         Raises:
             ValueError: the rates differ, the units are others than the model's, or no recording is
-                long enough to be masked.
+                long enough to be masked, or for a frame.
         """
         super().setup(stage)
         module = None if self.trainer is None else self.trainer.lightning_module
@@ -149,9 +152,75 @@ class AudioDataModule(SampleDataModule):
                 f"rate of the data must be the net's {wanted} Hz, got {self.rate} Hz; set "
                 "data.rate, to which files are resampled, or rate of the backbone"
             )
+        if module is not None:
+            self._sets = self.without_short(module).sets
+            if stage == "fit":
+                self._sampler()  # whose batch may be larger than what is left
         if stage == "fit" and module is not None:
+            if self.short == "mask" and not hasattr(module, "least_samples"):
+                self.check_module(module)  # the training views have no other padding
             self._check_lengths(getattr(module, "least_samples", 0))
             self._check_units(module)
+
+    def without_short(self, module: Any) -> AudioDataModule:
+        """The same data without the recordings that are shorter than a frame of an encoder.
+
+        Args:
+            module: the encoder, or a module that has it as `backbone`; see `too_short`.
+
+        Returns:
+            A copy with `on_broken="skip"` if there are such recordings, otherwise `self`. A warning
+            counts them.
+
+        Raises:
+            ValueError: all recordings of a set are too short.
+        """
+        short = self._too_short(module) if self.on_broken == "skip" else {}
+        if not short:
+            return self
+        told, kept = self._told_short(module, short), {}
+        for key, rows in short.items():
+            samples = getattr(self.sets, key)
+            if len(rows) == len(samples):
+                raise ValueError(told)
+            long = torch.ones(len(samples), dtype=torch.bool)
+            long[rows] = False
+            kept[key] = samples.subset(long.nonzero()[:, 0])
+        rank_zero_warn(f"{told}; all of them are left out")
+        other = copy.copy(self)
+        other._sets = self.sets._replace(**kept)
+        return other
+
+    def check_module(self, module: Any) -> None:
+        """Refuse recordings that are shorter than a frame of the module's encoder.
+
+        Raises:
+            ValueError: says how many there are, and which is the first.
+        """
+        short = self._too_short(module)
+        if short:
+            how = "set on_broken: skip to leave them out"
+            if self.on_broken == "skip":  # the module was not known when the data were set up
+                how = "leave them out by data.without_short(encoder)"
+            raise ValueError(f"{self._told_short(module, short)}; {how}")
+
+    def _too_short(self, module: Any) -> dict[str, list[int]]:
+        """Rows of `too_short` of the training and the query set, if there are any."""
+        seen = self.encoder_input().lengths
+        sets = {"train": self.sets.train, "query": self.sets.query}
+        rows = {
+            key: too_short(module, seen(samples.lengths))
+            for key, samples in sets.items()
+            if samples is not None
+        }
+        return {key: own for key, own in rows.items() if own}
+
+    def _told_short(self, module: Any, short: dict[str, list[int]]) -> str:
+        def name(samples: Waveforms, row: int) -> str:
+            length = self.eval_window or int(samples.lengths[row])
+            return f"{samples.paths()[row]} with {length} samples at {self.rate} Hz"
+
+        return told_short(module, self.noun, self.sets._asdict(), short, name)
 
     def _check_lengths(self, least: int) -> None:
         """Refuse recordings none of which the model can mask, and count such as are among them."""

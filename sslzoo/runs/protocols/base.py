@@ -57,6 +57,7 @@ class Subject:
             ValueError: there is no such set.
         """
         loaders = self.loaders()
+        loaders.check_module(self.encoder)
         loader = loaders.bank if part == "bank" else loaders.query
         if loader is None:
             raise ValueError("the data must have a query set (validation or test), got none")

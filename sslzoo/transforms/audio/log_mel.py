@@ -105,11 +105,19 @@ class LogMel:
         """The spectrogram (B, T, M) of each window, without augmentation."""
         return [self.spectrum(wave) for wave in waves]
 
+    def num_frames(self, lengths: Tensor) -> Tensor:
+        """T in evaluation of waveforms of these lengths. Shapes: (B,) int64 -> (B,)."""
+        return (1 + (lengths - self.window) // self.hop).clamp_min(1)
+
     def evaluation(self, waves: Tensor | Padded) -> Tensor | Padded:
-        """The spectrogram of whole waveforms, zero after each one's own frames."""
+        """The spectrogram of whole waveforms, zero after each one's own frames.
+
+        A waveform that is shorter than a frame is padded with silence to one.
+        """
+        values = waves.values if isinstance(waves, Padded) else waves
+        lack = max(0, self.window - values.shape[1])
+        spectrum = self.spectrum(torch.nn.functional.pad(values, (0, lack)))
         if not isinstance(waves, Padded):
-            return self.spectrum(waves)
-        lack = max(0, self.window - waves.values.shape[1])
-        spectrum = self.spectrum(torch.nn.functional.pad(waves.values, (0, lack)))
-        lengths = (1 + (waves.lengths - self.window) // self.hop).clamp_min(1)
+            return spectrum
+        lengths = self.num_frames(waves.lengths)
         return Padded(spectrum * length_mask(lengths, spectrum.shape[1])[..., None], lengths)

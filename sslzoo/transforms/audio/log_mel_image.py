@@ -115,6 +115,10 @@ class LogMelImage:
         energy = power @ self._filters.to(x.device)
         return (energy + EPS).log().mT[:, None]
 
+    def num_frames(self, lengths: Tensor) -> Tensor:
+        """T of waveforms of these lengths, 0 if they are too short. Shapes: (B,) int64 -> (B,)."""
+        return torch.where(lengths > self.window // 2, 1 + lengths // self.hop, 0)
+
     def __call__(self, waves: list[Tensor], keys: Keys) -> list[Tensor]:
         """The view of each window; BYOL-A itself augments it."""
         return [(self.spectrum(wave) - self.mean) / self.std for wave in waves]
