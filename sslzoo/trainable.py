@@ -39,9 +39,9 @@ from sslzoo.batch import Batch, ViewSpec, as_batch, describe_views
 from sslzoo.distributed import gather_objects, keep_buckets, rank, sum_over_ranks, world_size
 from sslzoo.layers import GlobalBatchNorm
 from sslzoo.memory import memory_buffers
-from sslzoo.optim import Clock, ConstantSchedule, RunLength, Schedule, ScheduleLR, all_alike
+from sslzoo.optim import LARC, Clock, ConstantSchedule, RunLength, Schedule, ScheduleLR, all_alike
 from sslzoo.random import run_seed
-from sslzoo.sharding import FullyShard, is_sharded, refuse_sharding, shard
+from sslzoo.sharding import FullyShard, is_sharded, local, refuse_sharding, shard
 from sslzoo.trust import (
     PLAIN,
     forget_other_files,
@@ -63,6 +63,25 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(_is_plain(part) for part in value)
     return isinstance(value, PLAIN)
+
+
+def _check_eps(optimizer: Optimizer) -> None:
+    """Refuse an optimizer whose eps is zero in the type of its parameters, as 1e-8 is in float16.
+
+    Raises:
+        ValueError: names both, and what to use instead.
+    """
+    if isinstance(optimizer, LARC):  # leaves parameters and gradients of norm 0 as they are
+        return
+    for group in optimizer.param_groups:
+        eps = group.get("eps")
+        for dtype in {parameter.dtype for parameter in group["params"]}:
+            if isinstance(eps, float) and eps > 0 and float(torch.tensor(eps, dtype=dtype)) == 0:
+                raise ValueError(
+                    f"eps of {type(optimizer).__name__} must not be zero in the parameters' "
+                    f"{str(dtype).rpartition('.')[2]}, got {eps:g}, so that the first step would "
+                    "divide by zero; set precision: 16-mixed or bf16-mixed, or eps: 1e-4"
+                )
 
 
 class Trainable(LightningModule, ABC):
@@ -413,6 +432,25 @@ class Trainable(LightningModule, ABC):
         self._has_trained = False
         for optimizer in self.trainer.optimizers[:1]:
             self._follow(optimizer)  # a subclass may have configured it
+        for optimizer in self.trainer.optimizers:
+            _check_eps(optimizer)
+
+    def on_train_epoch_end(self) -> None:
+        """Refuse to go on, and to save, with parameters that are not finite.
+
+        Raises:
+            ValueError: names how many there are, and the first.
+        """
+        names = [name for name, _ in self.named_parameters()]
+        bad = [~local(parameter).isfinite().all() for parameter in self.parameters()]
+        count = sum_over_ranks(torch.stack(bad).to(torch.int64))
+        wrong = [name for name, number in zip(names, count.tolist(), strict=True) if number]
+        if wrong:
+            raise ValueError(
+                f"the parameters of {type(self).__name__} must be finite, got NaN or infinity in "
+                f"{len(wrong)} of {len(names)} after {self.step} steps, the first is {wrong[0]}; "
+                "use a lower learning rate, clip gradients, or set precision: 32-true"
+            )
 
     def on_train_start(self) -> None:
         schedule = self.lr_schedulers()

@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from sslzoo.backbones import SmallResNet
 from sslzoo.batch import Batch, as_batch
 from sslzoo.callbacks.ema import EMA
 from sslzoo.heads import MLP, byol_mlp, simclr_projector
 from sslzoo.methods import BYOL, InstDisc, SimCLR
-from sslzoo.optim import ConstantSchedule, RunLength, WarmupCosine
+from sslzoo.optim import LARC, LARS, ConstantSchedule, RunLength, WarmupCosine
 
 
 def simclr(**options: Any) -> SimCLR:
@@ -242,3 +244,44 @@ def test_other_strategies_are_refused_by_name() -> None:
     method._trainer = SimpleNamespace(strategy=FSDPStrategy())  # type: ignore[assignment]
     with pytest.raises(ValueError, match="FSDPStrategy"):
         method.setup("fit")
+
+
+LOADER = DataLoader(TensorDataset(torch.rand(8, 3, 8, 8), torch.rand(8, 3, 8, 8)), 4)
+
+
+def fit(optimizer: Any, precision: Any = "32-true") -> SimCLR:
+    method = simclr(optimizer=optimizer)
+    trainer = Trainer(
+        *(), accelerator="cpu", precision=precision, max_epochs=1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        log_every_n_steps=1,
+    )  # fmt: skip
+    trainer.fit(method, LOADER)
+    return method
+
+
+quiet = pytest.mark.filterwarnings("ignore:.*(LeafSpec|many workers|val_dataloader)")
+
+
+@quiet
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.RMSprop])
+def test_an_eps_that_is_zero_in_the_parameters_type_is_refused(kind: Any) -> None:
+    with pytest.raises(
+        ValueError, match=rf"eps of {kind.__name__} .* float16, got 1e-08.*mixed"
+    ):
+        fit(partial(kind, lr=1e-3), "16-true")
+    for options in ({"eps": 1e-4}, {}):
+        precision = "16-true" if options else "bf16-true"
+        assert fit(partial(kind, lr=1e-3, **options), precision).step == 2
+
+
+@quiet
+@pytest.mark.parametrize("kind", [torch.optim.SGD, LARC, LARS])
+def test_optimizers_without_such_an_eps_train_in_float16(kind: Any) -> None:
+    assert fit(partial(kind, lr=1e-3), "16-true").step == 2
+
+
+@quiet
+def test_parameters_that_are_not_finite_end_the_run_before_they_are_saved() -> None:
+    with pytest.raises(ValueError, match=r"must be finite, got NaN .* in \d+ of \d+ after 2 steps"):
+        fit(partial(torch.optim.SGD, lr=1e38))
