@@ -244,6 +244,26 @@ def _check_boxes(batch: Batch, who: str) -> None:
         )
 
 
+def check_box_areas(boxes: Tensor, who: str) -> None:
+    """Refuse crops of no area; reads the values, so an accelerator waits.
+
+    Args:
+        boxes: (B, V, 5) of `Batch.boxes`.
+        who: the method, for the error.
+
+    Raises:
+        ValueError: says how many there are, and where the first is.
+    """
+    empty = (boxes[..., 2:4] < 1).any(-1).nonzero().tolist()
+    if empty:
+        row, view = empty[0]
+        raise ValueError(
+            f"the boxes of {who} must have a height and a width of at least 1, got "
+            f"{boxes[row, view, 2:4].tolist()} in view {view} of row {row}, the first of "
+            f"{len(empty)}"
+        )
+
+
 def _tensors(view: View) -> tuple[Tensor, ...]:
     return (view,) if isinstance(view, Tensor) else tuple(view)
 

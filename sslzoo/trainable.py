@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from sslzoo.batch import Batch, ViewSpec, as_batch, describe_views
+from sslzoo.batch import Batch, ViewSpec, as_batch, check_box_areas, describe_views
 from sslzoo.distributed import gather_objects, keep_buckets, rank, sum_over_ranks, world_size
 from sslzoo.layers import GlobalBatchNorm
 from sslzoo.memory import memory_buffers
@@ -254,6 +254,9 @@ class Trainable(LightningModule, ABC):
         """Compute `losses`; what the first batch of a run is wrong with is named before a step."""
         name = type(self).__name__
         self.takes.check(batch, name)
+        boxes = batch.boxes if self.takes.boxes else None
+        if boxes is not None and (boxes.device.type == "cpu" or not self._has_trained):
+            check_box_areas(boxes, name)  # an accelerator would wait for it in every step
         if self._has_trained:
             return self.losses(batch)
         try:

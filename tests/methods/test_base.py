@@ -266,9 +266,7 @@ quiet = pytest.mark.filterwarnings("ignore:.*(LeafSpec|many workers|val_dataload
 @quiet
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.RMSprop])
 def test_an_eps_that_is_zero_in_the_parameters_type_is_refused(kind: Any) -> None:
-    with pytest.raises(
-        ValueError, match=rf"eps of {kind.__name__} .* float16, got 1e-08.*mixed"
-    ):
+    with pytest.raises(ValueError, match=rf"eps of {kind.__name__} .* float16, got 1e-08.*mixed"):
         fit(partial(kind, lr=1e-3), "16-true")
     for options in ({"eps": 1e-4}, {}):
         precision = "16-true" if options else "bf16-true"

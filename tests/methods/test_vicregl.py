@@ -197,6 +197,17 @@ def test_features_are_those_of_the_map(net: Any) -> None:
     torch.testing.assert_close(backbone.forward_from_map(m), backbone(x))
 
 
+@pytest.mark.parametrize("side", [2, 3])
+def test_a_crop_of_no_area_is_refused_at_every_step(side: int) -> None:
+    method, data = small(), batch()
+    method.training_step(data, 0)
+    assert data.boxes is not None
+    boxes = data.boxes.clone()
+    boxes[4, 1, side] = 0
+    with pytest.raises(ValueError, match=r"at least 1, got \[.*\] in view 1 of row 4, the first"):
+        method.training_step(data._replace(boxes=boxes), 1)
+
+
 def test_bad_input_is_refused_in_one_sentence() -> None:
     method, data = small(), batch()
     for boxes, match in (
