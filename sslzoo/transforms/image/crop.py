@@ -85,8 +85,8 @@ class RandomResizedCrop:
         first = fits.to(torch.uint8).argmax(1, keepdim=True)
         found = fits.any(1)
         # Without a fitting box: the largest central one within the aspect range.
-        most_width = torch.minimum(full_width, (full_height * self.ratio[1]).round())
-        most_height = torch.minimum(full_height, (full_width / self.ratio[0]).round())
+        most_width = torch.minimum(full_width, (full_height * self.ratio[1]).round().clamp_min(1))
+        most_height = torch.minimum(full_height, (full_width / self.ratio[0]).round().clamp_min(1))
         box_width = torch.where(found, widths.gather(1, first)[:, 0], most_width)
         box_height = torch.where(found, heights.gather(1, first)[:, 0], most_height)
         room = torch.stack((full_height - box_height, full_width - box_width), 1)

@@ -149,6 +149,15 @@ def test_no_fitting_box_falls_back_to_the_center(
         assert wanted in boxes.tolist()
 
 
+@pytest.mark.parametrize("ratio", [(0.2, 0.3), (4.0, 5.0), (3 / 4, 4 / 3)])
+def test_every_box_has_an_area(ratio: tuple[float, float]) -> None:
+    for size in ((1, 1), (1, 9), (9, 1), (2, 2)):
+        boxes = RandomResizedCrop(4, ratio=ratio).draw(Keys(torch.arange(50)), *size)
+        assert boxes[:, 2:].min() >= 1
+        assert (boxes[:, :2] + boxes[:, 2:] <= torch.tensor(size)).all()
+        assert boxes[:, :2].min() >= 0
+
+
 def test_boxes_of_images_of_several_sizes_are_each_images_own() -> None:
     crop, keys = RandomResizedCrop(8), keys_of(3)
     heights, widths = torch.tensor([40, 80, 33]), torch.tensor([50, 20, 33])
