@@ -134,6 +134,8 @@ class WaveformInput:
                 f"waveforms must be (B, L), got {tuple(values.shape)}, which looks like channels; "
                 "average them: waves.mean(1)"
             )
+        if isinstance(waves, Padded):
+            _check_lengths(waves, "waveforms")
         values = as_sound(values, value_range)
         waves = values if isinstance(waves, Tensor) else Padded(values, waves.lengths)
         if self.window is not None:
@@ -165,6 +167,23 @@ def _center(wave: Tensor, window: int) -> Tensor:
         return wave.narrow(-1, (length - window) // 2, window)
     before = (window - length) // 2
     return pad(wave, (before, window - length - before))
+
+
+def _check_lengths(given: Padded, name: str) -> None:
+    """Refuse lengths that are not one per sequence, or that the values do not have.
+
+    Raises:
+        ValueError: says what they must be, and what they are.
+    """
+    (count, most), lengths = given.values.shape[:2], given.lengths
+    if lengths.shape != (count,) or lengths.dtype != torch.int64:
+        raise ValueError(
+            f"lengths of {name} must be ({count},) int64, got {tuple(lengths.shape)} "
+            f"{str(lengths.dtype).rpartition('.')[2]}"
+        )
+    low, high = int(lengths.min()), int(lengths.max())
+    if low < 1 or high > most:
+        raise ValueError(f"lengths of {name} must be in 1..{most}, got {low}..{high}")
 
 
 def _padded(given: Any) -> Padded:
@@ -249,6 +268,8 @@ class FrameInput:
             got = shape or type(values).__name__
             raise ValueError(f"sequences must be (B, T, {width}), got {got}")
         check_finite(values, "sequences")
+        if isinstance(given, Padded):
+            _check_lengths(given, "sequences")
         if not isinstance(given, Padded):
             return self._scaled(values)
         return Padded(self._scaled(values) * given.mask[..., None], given.lengths)

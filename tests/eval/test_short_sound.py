@@ -16,7 +16,7 @@ from sslzoo.backbones import AudioNTT, FrameMLP, SequenceEncoder, WaveEncoder
 from sslzoo.backbones.speech import ConvFrames, SpeechEncoder, SpeechTransformer
 from sslzoo.batch import Padded
 from sslzoo.callbacks import OnlineKNN
-from sslzoo.data import AudioFolder, SequenceArrays, WaveformInput
+from sslzoo.data import AudioFolder, FrameInput, SequenceArrays, WaveformInput
 from sslzoo.eval.features import extract
 from sslzoo.eval.frames import extract_frames
 from sslzoo.heads import LinearSteps, Recurrent
@@ -250,3 +250,19 @@ def test_embedding_files_leaves_out_what_has_no_frame(
     to = command.embed("m", [root / "train"], root / "x.npz", on_broken="skip")
     assert len(np.load(to)["path"]) == 5
     assert "skipped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lengths", "told"),
+    [
+        (torch.tensor([9, 2]), r"in 1\.\.5, got 2\.\.9"),
+        (torch.tensor([0, 2]), r"in 1\.\.5, got 0\.\.2"),
+        (torch.tensor([2.5, 2]), r"\(2,\) int64, got \(2,\) float32"),
+        (torch.tensor([3]), r"\(2,\) int64, got \(1,\) int64"),
+    ],
+)
+def test_lengths_that_the_values_do_not_have_are_refused(lengths: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=f"lengths of waveforms must be {told}"):
+        WaveformInput(Waveform(), 8000)(Padded(torch.zeros(2, 5), lengths))
+    with pytest.raises(ValueError, match=f"lengths of sequences must be {told}"):
+        FrameInput()(Padded(torch.zeros(2, 5, 3), lengths))
