@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
-from torch import Tensor
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
 
+from sslzoo.backbones import SmallResNet, TextTransformer
 from sslzoo.batch import Batch
 from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
 from sslzoo.data.image.image_set import ArrayImages
+from sslzoo.methods import CLIP
 from sslzoo.random import Keys
 from sslzoo.transforms import Views
 
@@ -33,6 +35,30 @@ class PlainEval:
 
     def __call__(self, images: Tensor) -> Tensor:
         return images.float() / 255
+
+
+def clip(num_ids: int = 100, max_length: int = 12, kind: type[CLIP] = CLIP) -> CLIP:
+    """The smallest image and text towers."""
+    return kind(
+        SmallResNet((8, 16)),
+        TextTransformer(num_ids, width=16, depth=1, heads=2, max_length=max_length),
+        nn.Linear(16, 8, bias=False),
+        nn.Linear(16, 8, bias=False),
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=0.01),
+    )
+
+
+def quiet(callbacks: list[Any], max_epochs: int = 1) -> Trainer:
+    """A trainer that writes nothing."""
+    return Trainer(
+        max_epochs=max_epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
+    )
 
 
 class ToyData(ImageDataModule):

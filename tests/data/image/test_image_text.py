@@ -9,18 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning import LightningDataModule, Trainer
+from lightning import LightningDataModule
 from PIL import Image
-from torch import nn
 from torch.utils.data import DataLoader
 
-from sslzoo.backbones import SmallResNet, TextTransformer
 from sslzoo.batch import Tokens
 from sslzoo.callbacks import OnlineRetrieval, OnlineZeroShot
 from sslzoo.data import HFTokenizer, ImageTextFolder, ImageTextList, TextLines
 from sslzoo.data.text.tokenizer import WordPiece
-from sslzoo.methods import CLIP
 from sslzoo.transforms import clip_views, plain_text, simclr_views
+from tests.data.toys import clip, quiet
 
 pytest.importorskip("tokenizers")
 
@@ -48,28 +46,6 @@ def tree(root: Path, per_color: int = 4) -> Path:
 def folder(root: Path, **changes: Any) -> ImageTextFolder:
     options: dict[str, Any] = {"batch_size": 6, "num_workers": 0, "seed": 0, "max_length": 12}
     return ImageTextFolder(str(root), clip_views(16), WordPiece(100), **{**options, **changes})
-
-
-def clip(num_ids: int = 100, max_length: int = 12) -> CLIP:
-    return CLIP(
-        SmallResNet((8, 16)),
-        TextTransformer(num_ids, width=16, depth=1, heads=2, max_length=max_length),
-        nn.Linear(16, 8),
-        nn.Linear(16, 8),
-        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
-    )
-
-
-def quiet(callbacks: list[Any]) -> Trainer:
-    return Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=callbacks,
-    )
 
 
 def warns(message: str) -> Any:
@@ -140,29 +116,14 @@ def test_a_subset_keeps_its_captions_and_the_fingerprint_has_them(tmp_path: Path
 def test_it_trains_and_finds_texts_and_classes(tmp_path: Path, workers: int, decode: str) -> None:
     data = folder(tree(tmp_path), labels=True, num_workers=workers, decode=decode, max_length=9)
     torch.manual_seed(0)
-    method = CLIP(
-        SmallResNet((8, 16)),
-        TextTransformer(100, width=16, depth=1, heads=2, max_length=9),
-        nn.Linear(16, 8, bias=False),
-        nn.Linear(16, 8, bias=False),
-        optimizer=lambda groups: torch.optim.AdamW(groups, lr=0.01),
-    )
-    trainer = Trainer(
-        max_epochs=25 if workers == 0 and decode == "array" else 1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[
-            OnlineRetrieval((1, 5), every_n_epochs=30),
-            OnlineZeroShot(templates=["a {} square"], every_n_epochs=30),
-        ],
-    )
-    trainer.fit(method, data)
+    epochs = 25 if workers == 0 and decode == "array" else 1
+    retrieval = OnlineRetrieval((1, 5), every_n_epochs=30)
+    zero_shot = OnlineZeroShot(templates=["a {} square"], every_n_epochs=30)
+    trainer = quiet([retrieval, zero_shot], epochs)
+    trainer.fit(clip(max_length=9), data)
     found = {name: value.item() for name, value in trainer.callback_metrics.items()}
     assert set(found) >= {"val/image_to_text_r1", "val/text_to_image_r5", "val/zero_shot_top1"}
-    if trainer.max_epochs == 25:
+    if epochs == 25:
         assert found["val/zero_shot_top1"] > 0.6
 
 

@@ -8,11 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from lightning import Trainer
-from torch import nn
 
-from sslzoo.backbones import SmallResNet, TextTransformer
 from sslzoo.callbacks import OnlineRetrieval
 from sslzoo.commands.data import main
 from sslzoo.data import ImageTextFolder, ImageTextShards
@@ -23,6 +19,7 @@ from sslzoo.data.text.tokenizer import WordPiece
 from sslzoo.methods import SigLIP
 from sslzoo.transforms import clip_views
 from tests.data.streams.toys import batches, encoded, write_tar
+from tests.data.toys import clip, quiet
 
 pytest.importorskip("tokenizers")
 
@@ -113,19 +110,8 @@ def test_evaluation_has_every_caption_of_every_batch(tmp_path: Path) -> None:
 def test_it_trains_and_retrieves(tmp_path: Path) -> None:
     source = tars(tmp_path)
     data = pairs(source, val=source)
-    towers = SmallResNet((8, 16)), TextTransformer(60, 16, 1, 2, max_length=9)
-    heads = [nn.Linear(16, 8, bias=False) for _ in towers]
-    method = SigLIP(*towers, *heads, optimizer=lambda g: torch.optim.AdamW(g, lr=0.01))
-    trainer = Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[OnlineRetrieval((1, 20))],
-    )
-    trainer.fit(method, data)
+    trainer = quiet([OnlineRetrieval((1, 20))])
+    trainer.fit(clip(60, 9, SigLIP), data)
     assert trainer.callback_metrics["val/image_to_text_r20"] > 0.5
 
 
