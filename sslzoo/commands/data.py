@@ -54,18 +54,19 @@ def _parser() -> Parser:
     shard.add_argument(
         *("--captions",),
         action="store_true",
-        help="write the .txt beside each image in place of its class, for CLIP and SigLIP",
+        help="also write the .txt beside each image, for CLIP and SigLIP",
     )
     index = verbs.add_parser(
         "index",
         help="write the index of tar shards that exist",
         description="Write an index beside each tar shard of WebDataset, and the JSON list of them "
-        "that sslzoo.data.ImageShards and, with --label_key txt, ImageTextShards read.",
+        "that sslzoo.data.ImageShards and, with --text_key txt, ImageTextShards read.",
     )
     index.add_argument("shards", nargs="+", help="tar files, or patterns such as x-{000..127}.tar")
     index.add_argument("--output", required=True, help="the .json list to write beside the shards")
     index.add_argument("--image_key", help="extension of the image; any if it is not given")
     index.add_argument("--label_key", default="auto", help='extension of the label, or "none"')
+    index.add_argument("--text_key", help="extension of the captions, such as txt")
     return parser
 
 
@@ -117,6 +118,7 @@ def _shard(given: dict[str, Any]) -> None:
     }
     if given["captions"]:
         arguments["tokenizer"] = {"class_path": "sslzoo.data.WordPiece"}
+        arguments |= {"label_key": "cls"} if written[train].classes else {}
     reader = "ImageTextShards" if given["captions"] else "ImageShards"
     data = {"data": {"class_path": f"sslzoo.data.{reader}", "init_args": arguments}}
     print(f"\n{yaml.safe_dump(data, sort_keys=False).rstrip()}")
@@ -126,7 +128,8 @@ def _index(given: dict[str, Any]) -> None:
     from sslzoo.data.streams.write import index_shards
 
     label = None if given["label_key"] == "none" else given["label_key"]
-    count = index_shards(given["shards"], given["image_key"], label, given["output"])
+    files, image, text = given["shards"], given["image_key"], given["text_key"]
+    count = index_shards(files, image, label, given["output"], text)
     print(f"{count} samples, {given['output']}")
 
 

@@ -12,7 +12,7 @@ from sslzoo.data.datamodule import OnBroken, PredictOn
 from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
 from sslzoo.data.image.image_set import FileImages, ImageSet
 from sslzoo.data.image.load import ANY_EXTENSIONS
-from sslzoo.data.listing import check_known, list_classes
+from sslzoo.data.listing import list_classes
 from sslzoo.data.streams.from_shards import FromShards, checked_shuffle
 from sslzoo.data.streams.remote import ShardCache
 from sslzoo.data.streams.shard_images import ShardImages
@@ -92,7 +92,7 @@ class ImageShards(FromShards, ImageDataModule):
             *(train_fraction, predict_on, drop_last),
         )
         self.given = train, val
-        self.keys = image_key, label_key
+        self.keys = image_key, label_key, None
         self.classes = None if classes is None else list(classes)
         self.given_classes = num_classes
         self.named = classes is not None
@@ -123,20 +123,14 @@ class ImageShards(FromShards, ImageDataModule):
 
     def _open(self, source: str | Sequence[str], channels: int | None) -> ShardImages:
         found = self.find_shards(source)
-        shards = found.shards
-        if self.classes is not None and shards.classes is not None:
-            check_known(shards.classes, self.classes, f"the shards {source}")
-            if list(shards.classes) != self.classes[: len(shards.classes)]:
-                raise ValueError(
-                    f"classes must be {list(shards.classes)[:5]}, those of {source}, got "
-                    f"{self.classes[:5]}"
-                )
         decoding = self.decoding._replace(channels=channels or self.decoding.channels)
         images = ShardImages(
-            *(shards, self.classes or shards.classes, decoding, self.shuffle, self.on_broken),
+            found.shards,
+            decoding=decoding,
+            shuffle=self.shuffle,
+            on_broken=self.on_broken,
             left_out=found.lost,
-            num_classes=self.given_classes,
-            named=self.named and shards.classes is None,  # else texts of digits are numbers
+            **self.numbering(found.shards, source),
         )
         return images.checked()
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from sslzoo.checks import check_at_least
 from sslzoo.data.datamodule import OnBroken, SampleDataModule
+from sslzoo.data.listing import check_known
 from sslzoo.data.streams.order import ShardOrder
 from sslzoo.data.streams.remote import ShardCache
 from sslzoo.data.streams.shard_images import Shuffle
+from sslzoo.data.streams.shards import Shards
 from sslzoo.data.streams.sources import Found, open_shards
 
 
@@ -25,13 +28,19 @@ class FromShards(SampleDataModule):
     """A data module whose training set has an `order()` of shards.
 
     Attributes:
-        keys: of the image, and of the label or caption; see `open_shards`.
+        keys: of the image, of the label and of the captions; see `open_shards`.
         shuffle: how an epoch mixes shards.
         cache: downloads addresses.
         on_broken: see `ImageShards`.
+        classes: names of the classes.
+        given_classes: number of classes that was given.
+        named: whether the names were given.
     """
 
-    keys: tuple[str | None, str | None]
+    keys: tuple[str | None, str | None, str | None]
+    classes: Any  # list[str], or None
+    given_classes: int | None
+    named: bool
     shuffle: Shuffle
     cache: ShardCache
     on_broken: OnBroken
@@ -48,10 +57,31 @@ class FromShards(SampleDataModule):
         names = [source] if isinstance(source, str) else list(source)
         for name in names:
             self.cache.check(name)
-        found = open_shards(names, *self.keys, self.cache, self.on_broken == "skip", lone)
+        image, label, caption = self.keys
+        skip = self.on_broken == "skip"
+        found = open_shards(names, image, label, self.cache, skip, lone, caption)
         if found.left_out:
             rank_zero_warn(
                 f"{len(found.left_out)} shards are left out, which cannot be read, such as "
                 f"{found.left_out[0]}"
             )
         return found
+
+    def numbering(self, shards: Shards, source: str | Sequence[str]) -> dict[str, Any]:
+        """How labels become class numbers, as arguments of `ShardImages`.
+
+        Raises:
+            ValueError: the shards have classes that training lacks, or in another order.
+        """
+        if self.classes and shards.classes is not None:
+            check_known(shards.classes, self.classes, f"the shards {source}")
+            if list(shards.classes) != self.classes[: len(shards.classes)]:
+                raise ValueError(
+                    f"classes must be {list(shards.classes)[:5]}, those of {source}, got "
+                    f"{self.classes[:5]}"
+                )
+        return {
+            "classes": self.classes or shards.classes,
+            "num_classes": self.given_classes,
+            "named": self.named and shards.classes is None,  # else texts of digits are numbers
+        }

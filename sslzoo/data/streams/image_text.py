@@ -59,7 +59,7 @@ def captions_of(told: Any) -> list[str]:
 class ShardPairs(PairSet):
     """Images and captions that are read together, by (shard, offset); see `PairSet`.
 
-    The images' `convert` is `captions_of`.
+    The images' `caption` is `captions_of`.
 
     Attributes:
         most: S, captions per image in evaluation; None: those of the batch's image with most.
@@ -99,7 +99,7 @@ class ShardPairs(PairSet):
     def _captions(self, row: int) -> list[str]:
         """The captions of a sample; none if it is broken and skipped."""
         try:
-            return self.images.beside(row)
+            return self.images.captions(row)
         except ValueError as error:
             if not isinstance(error.__cause__, self.images.skipped):
                 raise
@@ -116,8 +116,8 @@ class ImageTextShards(FromShards, ImageTextDataModule):
     A sample of a tar file is an image and a text of one key, such as `0001.jpg` and `0001.txt` (as
     img2dataset writes them), or a field of `0001.json`. Samples are read by (shard, offset), so
     batches, views and captions are the same for any number of ranks and workers, and a run resumes
-    within a shard; see `ImageShards`. There are no classes. Each line of a text, and each text of
-    a list, is a caption; of several, one is drawn per epoch.
+    within a shard; see `ImageShards`. Each line of a text, and each text of a list, is a caption;
+    of several, one is drawn per epoch.
 
     For the other arguments see `ImageShards` and `ImageTextFolder`.
 
@@ -127,6 +127,10 @@ class ImageTextShards(FromShards, ImageTextDataModule):
         image_key: extension of the image in a tar sample, column of Parquet, or key of LitData;
             None: any image, or "image".
         text_key: that of the caption; `json.caption` is a field of a JSON member.
+        label_key: that of the label, such as `cls` or `json.label`, for kNN, probes and zero-shot
+            classification; "auto": see `ImageShards`; None: no classes.
+        classes: see `ImageShards`.
+        num_classes: see `ImageShards`.
         unpaired: "error" for an image without a text, a text without an image or an empty text in
             tar files on a disk; "skip" leaves them out and says how many. Those in other shards are
             broken samples, as are texts of spaces alone and nulls of JSON, which "skip" skips too.
@@ -143,6 +147,9 @@ class ImageTextShards(FromShards, ImageTextDataModule):
         val: str | list[str] | None = None,
         image_key: str | None = None,
         text_key: str = "txt",
+        label_key: str | None = None,
+        classes: list[str] | None = None,
+        num_classes: int | None = None,
         shuffle_shards: int = 8,
         shuffle_samples: int = 4096,
         unpaired: Unpaired = "error",
@@ -162,23 +169,38 @@ class ImageTextShards(FromShards, ImageTextDataModule):
             *(eval_view, eval_batch_size, num_workers, seed, predict_on, drop_last),
         )
         self.given = train, val
-        self.keys = image_key, text_key
+        self.keys = image_key, label_key, text_key
+        self.classes = list(classes or [])
+        self.named, self.given_classes = bool(classes), num_classes
         self.shuffle = checked_shuffle(shuffle_shards, shuffle_samples)
         self.cache = ShardCache(cache_dir, cache_gb, local_files_only)
 
     def read(self) -> ImageSets:
         """Open the shards, and read a few pairs and the captions of the validation set."""
-        train, val = self.given
+        source, val = self.given
+        train = self._open(source)
+        labeled = train.images.has_labels()
+        self.classes = list(train.images.numbers or []) if labeled else []
+        count = self.given_classes or len(self.classes) or None
+        if labeled and count is None:
+            raise ValueError(
+                "classes must be the list of the classes' names, or num_classes their number, for "
+                f"the labels {self.keys[1]!r} of {source}, which does not tell them; got None"
+            )
         query = None if val is None else self._open(val).counted()
-        return ImageSets(self._open(train), query, None)
+        return ImageSets(train, query, count if labeled else None)
 
     def _open(self, source: str | Sequence[str]) -> ShardPairs:
         found = self.find_shards(source, lone=True)
         images = ShardImages(
-            *(found.shards, None, Decoding(3), self.shuffle, self.on_broken),
+            found.shards,
+            decoding=Decoding(3),
+            shuffle=self.shuffle,
+            on_broken=self.on_broken,
             left_out=found.lost,
-            convert=captions_of,
+            caption=captions_of,
             skipped=(EmptyTextError,) if self.unpaired == "skip" else (),
+            **self.numbering(found.shards, source),
         )
         rows = self._paired(images)
         paired = images if rows is None else images.subset(rows)
@@ -190,9 +212,10 @@ class ImageTextShards(FromShards, ImageTextDataModule):
         sizes = shards.sizes() if isinstance(shards, TarShards) else None
         if sizes is None:
             return None
-        image, text = sizes.T
+        image, label, text = sizes.T
+        self._check_labels(images, label)
         if (text < 0).all() or (image < 0).all():
-            which, key = ("text_key", self.keys[1]) if (text < 0).all() else ("image_key", None)
+            which, key = ("text_key", self.keys[2]) if (text < 0).all() else ("image_key", None)
             raise ValueError(
                 f"{which} must be a member of the samples, such as txt or json.caption, got "
                 f"{key or self.keys[0]!r}, which none of the {len(sizes)} samples of "
@@ -209,3 +232,16 @@ class ImageTextShards(FromShards, ImageTextDataModule):
         say_alone(where, self.unpaired)
         kept = (image >= 0) & (text > 0)
         return None if kept.all() else torch.from_numpy(np.flatnonzero(kept))
+
+    def _check_labels(self, images: ShardImages, size: np.ndarray) -> None:
+        """Refuse samples without a label, of `size` -1, unless broken ones are skipped."""
+        shards = images.shards
+        assert isinstance(shards, TarShards)
+        lacking = np.flatnonzero(size < 0)
+        if shards.keys.label is None or not len(lacking) or self.on_broken == "skip":
+            return
+        raise ValueError(
+            f"every sample must have the label {shards.keys.label!r} (label_key), but "
+            f"{len(lacking)} of {len(size)} lack it, the first is {images.where(int(lacking[0]))}; "
+            'repair it, or set on_broken="skip" to skip and count such samples'
+        )

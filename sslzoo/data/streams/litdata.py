@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sslzoo.data.streams.remote import ShardCache
-from sslzoo.data.streams.shards import Recent, Sample, Shards, library
+from sslzoo.data.streams.shards import Fields, Recent, Sample, Shards, library
 from sslzoo.data.streams.tar import IMAGE_KEYS
 from sslzoo.eval.fingerprint import files_digest
 
@@ -29,8 +29,8 @@ class LitShards(Shards):
 
     Args:
         source: the folder or address.
-        keys: keys of the image, and of the label or None, in items that are dictionaries; other
-            items are (image, label).
+        keys: keys to read of items that are dictionaries; other items are (image, label), or with
+            captions (image, caption, label).
         cache: where chunks of an address are kept.
         content: the content of `index.json`; None: it is read.
     """
@@ -38,7 +38,7 @@ class LitShards(Shards):
     def __init__(
         self,
         source: str,
-        keys: tuple[str, str | None],
+        keys: Fields,
         cache: ShardCache,
         content: Mapping[str, Any] | None = None,
     ) -> None:
@@ -62,15 +62,19 @@ class LitShards(Shards):
     def read(self, shard: int, offset: int) -> Sample:
         dataset = self._set.get(None, self._opened)
         item = dataset[int(self.starts[shard]) + offset]
-        image, label = self.keys
-        if isinstance(item, Mapping):
-            missing = [key for key in self.keys if key is not None and key not in item]
-            if missing:
-                raise ValueError(f"a sample must have {missing[0]!r}, got {sorted(item)}")
-            return Sample(item[image], None if label is None else item[label])
+        image, label, caption = self.keys
         if isinstance(item, list | tuple):
-            return Sample(item[0], item[1] if label is not None and len(item) > 1 else None)
-        return Sample(item, None)
+            names = [image, *([caption] if caption else []), *([label] if label else [])]
+            item = dict(zip(names, item, strict=False))
+        elif not isinstance(item, Mapping):
+            item = {image: item}
+        missing = [key for key in self.keys if key is not None and key not in item]
+        if missing:
+            raise ValueError(f"a sample must have {missing[0]!r}, got {sorted(item)}")
+        if label is not None and item[label] is None:
+            raise ValueError(f"{label!r} must hold a label, got None")
+        told = (None if key is None else item[key] for key in (label, caption))
+        return Sample(item[image], *told)
 
     def file_sizes(self) -> list[int]:
         return [chunk["chunk_bytes"] for chunk in self.content["chunks"]]
@@ -137,7 +141,11 @@ def _check_plain(content: Mapping[str, Any], source: str) -> None:
 
 
 def lit_shards(
-    source: str, image_key: str | None, label_key: str | None, cache: ShardCache
+    source: str,
+    image_key: str | None,
+    label_key: str | None,
+    cache: ShardCache,
+    caption_key: str | None = None,
 ) -> LitShards:
     """Open a LitData folder.
 
@@ -146,11 +154,14 @@ def lit_shards(
         image_key: key of the image; None: "image".
         label_key: key of the label; None: no labels; "auto": "label" if the first item has it.
         cache: where chunks of an address are kept.
+        caption_key: key of the captions; None: no captions.
     """
-    image = image_key or "image"
+    keys = Fields(image_key or "image", label_key, caption_key)
     if label_key != "auto":
-        return LitShards(source, (image, label_key), cache)
-    first = LitShards(source, (image, None), cache)
+        return LitShards(source, keys, cache)
+    first = LitShards(source, keys._replace(label=None), cache)
     item = first._set.get(None, first._opened)[0]
-    known = "label" in item if isinstance(item, Mapping) else isinstance(item, list | tuple)
-    return LitShards(source, (image, "label" if known else None), cache, first.content)
+    before = 1 if caption_key is None else 2
+    several = isinstance(item, list | tuple) and len(item) > before
+    known = "label" in item if isinstance(item, Mapping) else several
+    return LitShards(source, keys._replace(label="label" if known else None), cache, first.content)

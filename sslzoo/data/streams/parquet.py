@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sslzoo.data.streams.remote import ShardCache
-from sslzoo.data.streams.shards import Recent, Sample, Shards, library
+from sslzoo.data.streams.shards import Fields, Recent, Sample, Shards, library
 from sslzoo.eval.fingerprint import files_digest
 
 
@@ -24,7 +24,7 @@ class ParquetShards(Shards):
 
     Args:
         names: the files or addresses.
-        columns: the column of images, and that of labels or None.
+        columns: the columns to read.
         groups: row groups of each file as their numbers of rows.
         sizes: bytes of each file's row groups.
         cache: downloads addresses.
@@ -34,7 +34,7 @@ class ParquetShards(Shards):
     def __init__(
         self,
         names: Sequence[str],
-        columns: tuple[str, str | None],
+        columns: Fields,
         groups: list[list[int]],
         sizes: list[int],
         cache: ShardCache,
@@ -64,7 +64,7 @@ class ParquetShards(Shards):
             offset -= self.groups[shard][group]
             group += 1
         table = self._tables.get((shard, group), lambda: self._read(shard, group))
-        image, label = self.columns
+        image, label, caption = self.columns
         found = table[image][offset].as_py()
         found = found.get("bytes") if isinstance(found, Mapping) else found
         if isinstance(found, list):
@@ -74,12 +74,10 @@ class ParquetShards(Shards):
             found = np.asarray(found, kind.to_pandas_dtype())
         if found is None:
             raise ValueError(f"the column {image!r} must hold the bytes of an image, got none")
-        if label is None:
-            return Sample(found, None)
-        told = table[label][offset].as_py()
-        if told is None:
+        told, text = (None if c is None else table[c][offset].as_py() for c in (label, caption))
+        if label is not None and told is None:
             raise ValueError(f"the column {label!r} must hold a label, got none")
-        return Sample(found, told)
+        return Sample(found, told, text)
 
     def fetch(self, shards: Sequence[int]) -> None:
         for shard in shards:
@@ -91,7 +89,7 @@ class ParquetShards(Shards):
         def opened_file() -> Any:
             return parquet.ParquetFile(self.cache.path(self.names[shard]))
 
-        columns = [column for column in self.columns if column is not None]
+        columns = list({column for column in self.columns if column is not None})
         file = self._files.get(shard, opened_file)
         return file.read_row_group(group, columns, use_threads=False)
 
@@ -106,6 +104,7 @@ def parquet_shards(
     label_key: str | None,
     cache: ShardCache,
     skip: bool = False,
+    caption_key: str | None = None,
 ) -> tuple[ParquetShards, list[str]]:
     """Open Parquet files: the footers tell counts, columns and, of Hugging Face's, classes.
 
@@ -115,6 +114,7 @@ def parquet_shards(
         label_key: column of labels; None: no labels; "auto": "label" if there is one.
         cache: downloads addresses.
         skip: leave out files that cannot be read.
+        caption_key: column of captions; None: no captions.
 
     Returns:
         The shards, and the files that are left out.
@@ -127,7 +127,7 @@ def parquet_shards(
     left_out: list[str] = []
     groups: list[list[int]] = []
     sizes: list[int] = []
-    columns: tuple[str, str | None] | None = None
+    columns: Fields | None = None
     classes: Sequence[str] | None = None
     for name in names:
         with ExitStack() as stack:
@@ -142,13 +142,14 @@ def parquet_shards(
                 left_out.append(name)
                 continue
             schema = footer.schema_arrow
-            given = _columns(schema.names, image_key, label_key, name)
+            given = _columns(schema.names, (image_key, label_key, caption_key), name)
             columns = columns or given
             if columns != given:
                 raise ValueError(
-                    f"all shards must have the columns {columns}, got {given} in {name}"
+                    f"all shards must have the columns {tuple(columns)}, got {tuple(given)} in "
+                    f"{name}"
                 )
-            own = _classes(schema.metadata or {}, columns[1])
+            own = _classes(schema.metadata or {}, columns.label)
             classes = classes or own
             if own is not None and own != classes:
                 raise ValueError(
@@ -168,19 +169,19 @@ def parquet_shards(
 
 
 def _columns(
-    found: Sequence[str], image_key: str | None, label_key: str | None, name: str
-) -> tuple[str, str | None]:
-    image = image_key or "image"
-    label = label_key
-    if label_key == "auto":
+    found: Sequence[str], keys: tuple[str | None, str | None, str | None], name: str
+) -> Fields:
+    image, label, caption = keys
+    if label == "auto":
         label = "label" if "label" in found else None
-    missing = [key for key in (image, label) if key is not None and key not in found]
+    columns = Fields(image or "image", label, caption)
+    missing = [key for key in columns if key is not None and key not in found]
     if missing:
+        names = f"image_key{'' if caption is None else ', text_key'} and label_key"
         raise ValueError(
-            f"image_key and label_key must be among the columns {list(found)} of {name}, got "
-            f"{missing[0]!r}"
+            f"{names} must be among the columns {list(found)} of {name}, got {missing[0]!r}"
         )
-    return image, label
+    return columns
 
 
 def _classes(metadata: Mapping[bytes, bytes], label: str | None) -> list[str] | None:

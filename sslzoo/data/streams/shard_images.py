@@ -56,8 +56,8 @@ class ShardImages(ImageSet):
         shuffle: how an epoch mixes shards.
         on_broken: raise an "error" for a sample that cannot be read, or "skip" and count it.
         left_out: see `SampleSet`.
-        convert: what stands beside an image, as stored -> as `read_rows` gives it; None: class
-            numbers.
+        caption: the captions of an image, as stored -> as `read_rows` gives them; None: they are
+            not read.
         num_classes: number of classes, below which labels must be; None: that of `classes`.
         named: whether labels are names of `classes` even where these are digits; otherwise texts
             of digits are class numbers.
@@ -72,13 +72,13 @@ class ShardImages(ImageSet):
         shuffle: Shuffle,
         on_broken: OnBroken = "error",
         left_out: int = 0,
-        convert: Callable[[Any], Any] | None = None,
+        caption: Callable[[Any], Any] | None = None,
         num_classes: int | None = None,
         named: bool = False,
         skipped: tuple[type[Exception], ...] = (),
     ) -> None:
         self.shards, self.decoding, self.shuffle = shards, decoding, shuffle
-        self.convert = self._class if convert is None else convert
+        self.caption = caption
         self.numbers = None if classes is None else {name: i for i, name in enumerate(classes)}
         self.num_classes = num_classes or (None if classes is None else len(classes))
         self.named = named and any(name.isdigit() for name in self.numbers or ())
@@ -181,7 +181,7 @@ class ShardImages(ImageSet):
                         modes.setdefault(image.mode, self.where(row))
                     channels = channels or own
                     bright |= self.decoding._replace(channels=channels)(image).is_floating_point()
-                self.convert(sample.label)
+                self._beside(sample)
             except TooDarkError as error:
                 dark = dark or self.error(row, error)
             except BROKEN as error:
@@ -210,16 +210,15 @@ class ShardImages(ImageSet):
         return False
 
     def __getitems__(self, index: list[int]) -> Batch:
-        batch, labels = self.read_rows(index)
-        return batch._replace(label=None if labels[0] is None else torch.stack(labels))
+        return self.read_rows(index)[0]
 
     def read_rows(self, index: list[int]) -> tuple[Batch, list[Any]]:
-        """A batch without labels, and what `convert` made of those of its rows."""
+        """A batch, and what `caption` made of the captions of its rows."""
         if self.crops is None:
             raise ValueError("crops must be set to read a batch, got None; use `cropped(...)`")
         key = self.crops.keys(torch.tensor(index)).key
         order = sorted(range(len(index)), key=lambda row: index[row])  # as they lie in the shards
-        read: dict[int, tuple[Cut, Any] | None] = {
+        read: dict[int, tuple[Cut, Tensor | None, Any] | None] = {
             row: self._cut(index[row], Keys(key[row : row + 1])) for row in order
         }
         rows = readable_rows([read[row] is not None for row in range(len(index))], self.keep_size)
@@ -228,19 +227,21 @@ class ShardImages(ImageSet):
                 f"all {len(index)} images of a batch are broken, the first is "
                 f"{self.where(index[0])}"
             )
-        found = [pair for row in rows if (pair := read[row]) is not None]
-        cuts = [cut for cut, _ in found]
+        found = [sample for row in rows if (sample := read[row]) is not None]
+        cuts = [cut for cut, *_ in found]
         views = [stack_pixels(view) for view in zip(*(cut.views for cut in cuts), strict=True)]
         kept = torch.tensor([index[row] for row in rows])
-        return Batch(views, kept, None, stack_boxes(cuts)), [label for _, label in found]
+        labels = [label for _, label, _ in found if label is not None]
+        label = torch.stack(labels) if labels else None
+        return Batch(views, kept, label, stack_boxes(cuts)), [caption for *_, caption in found]
 
-    def _cut(self, row: int, keys: Keys) -> tuple[Cut, Any] | None:
+    def _cut(self, row: int, keys: Keys) -> tuple[Cut, Tensor | None, Any] | None:
         assert self.crops is not None
         try:
             sample = self._read(row)
             with self._open(sample) as image:
                 cut = self.crops.cut(image, keys, self.decoding)
-                return cut, self.convert(sample.label)
+                return cut, *self._beside(sample)
         except ValueRangeError as error:
             raise self.error(row, error) from error
         except BROKEN as error:
@@ -284,16 +285,21 @@ class ShardImages(ImageSet):
         else:
             yield array_raster(np.asarray(image), self.decoding.channels)
 
-    def beside(self, row: int) -> Any:
-        """What `convert` makes of what stands beside the image of a sample.
+    def captions(self, row: int) -> Any:
+        """What `caption` makes of the captions of a sample, whose label is checked.
 
         Raises:
-            ValueError: it cannot be read.
+            ValueError: they or the label cannot be read.
         """
         try:
-            return self.convert(self._read(row).label)
+            return self._beside(self._read(row))[1]
         except BROKEN as error:
             raise self.error(row, error) from error
+
+    def _beside(self, sample: Sample) -> tuple[Tensor | None, Any]:
+        """The class number, and the captions."""
+        caption = None if self.caption is None else self.caption(sample.caption)
+        return self._class(sample.label), caption
 
     def _class(self, label: Any) -> Tensor | None:
         """The label as a number, or None without labels.

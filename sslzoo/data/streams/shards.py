@@ -27,10 +27,26 @@ class Sample(NamedTuple):
     Attributes:
         image: an encoded image (JPEG, PNG, .npy, ...), or a PIL image or array.
         label: the class as a number or a name; None without labels.
+        caption: a text, or several; None without captions.
     """
 
     image: Any
     label: Any
+    caption: Any = None
+
+
+class Fields(NamedTuple):
+    """The columns of Parquet, or the keys of LitData, that are read.
+
+    Attributes:
+        image: that of the image.
+        label: that of the label; None: no labels.
+        caption: that of the captions; None: no captions.
+    """
+
+    image: str
+    label: str | None = None
+    caption: str | None = None
 
 
 class Shards(ABC):

@@ -55,6 +55,7 @@ def open_shards(
     cache: ShardCache,
     skip: bool = False,
     lone: bool = False,
+    caption_key: str | None = None,
 ) -> Found:
     """Open shards of any format, which the names tell.
 
@@ -65,7 +66,8 @@ def open_shards(
         label_key: that of the label; None: no labels; "auto": the format's usual, if it is there.
         cache: downloads addresses.
         skip: leave out broken shards, with a warning.
-        lone: open tar shards of which a sample lacks its image or label.
+        lone: open tar shards of which a sample lacks a member.
+        caption_key: that of the captions; None: no captions.
 
     Raises:
         ValueError: there is no such shard, or one is broken.
@@ -75,16 +77,16 @@ def open_shards(
              for name in expand(each)]  # fmt: skip
     if len(names) == 1 and _kind(names[0], cache) == "chunks":
         folder = names[0].removesuffix("/index.json")
-        return Found(lit_shards(folder, image_key, label_key, cache))
+        return Found(lit_shards(folder, image_key, label_key, cache, caption_key))
     suffixes = {Path(name).suffix.lower() for name in names}
     if suffixes == {".parquet"}:
-        shards, left_out = parquet_shards(names, image_key, label_key, cache, skip)
+        shards, left_out = parquet_shards(names, image_key, label_key, cache, skip, caption_key)
         return Found(shards, left_out, len(left_out))
     if suffixes == {".json"}:
         lists = [parse_list(_text(name, cache), name) for name in names]
-        return _listed(_joined(lists), image_key, label_key, cache, skip)
+        return _listed(_joined(lists), (image_key, label_key, caption_key), cache, skip)
     if suffixes == {".tar"}:
-        return tar_shards(names, image_key, label_key, cache, skip, lone)
+        return tar_shards(names, image_key, label_key, cache, skip, lone, caption_key)
     raise ValueError(
         "shards must be .tar or .parquet files, a .json list of them, or a folder of LitData, got "
         f"{names[0]!r}{'' if len(suffixes) == 1 else ' besides other formats'}"
@@ -179,7 +181,10 @@ def _joined(lists: Sequence[ShardList]) -> ShardList:
 
 
 def _listed(
-    shards: ShardList, image_key: str | None, label_key: str | None, cache: ShardCache, skip: bool
+    shards: ShardList,
+    keys: tuple[str | None, str | None, str | None],
+    cache: ShardCache,
+    skip: bool,
 ) -> Found:
     """The tar shards of a list, whose sizes are checked against it."""
     lost: list[int] = []
@@ -201,9 +206,14 @@ def _listed(
     count = sum(shards.counts[i] for i in lost)
     kept = shards.without(lost)
     known = kept.keys
-    if known is None or image_key is not None or label_key not in ("auto", known.label):
+    image_key, label_key, caption_key = keys
+    if known is None or image_key is not None:
         full = [name for name, count in zip(kept.names, kept.counts, strict=True) if count]
-        known = _keys(full, image_key, label_key, cache)
+        known = _keys(full, image_key, label_key, cache, caption_key)
+    else:
+        own = None if known.label == caption_key else known.label  # of lists without "caption"
+        label = own if label_key == "auto" else label_key
+        known = TarKeys(known.image, label, caption_key)
     return Found(TarShards(kept, known, cache), left_out, count)
 
 
@@ -214,6 +224,7 @@ def tar_shards(
     cache: ShardCache,
     skip: bool = False,
     lone: bool = False,
+    caption_key: str | None = None,
 ) -> Found:
     """Open local tar files by a scan of their headers; see `open_shards`."""
     remote = next((name for name in names if cache.is_remote(name)), None)
@@ -222,7 +233,7 @@ def tar_shards(
             f"tar shards of an address must come with a .json list of their counts, got {remote}; "
             "`sslzoo data index` writes it from local copies"
         )
-    keys = _keys(names, image_key, label_key, cache)
+    keys = _keys(names, image_key, label_key, cache, caption_key)
     kept: list[str] = []
     left_out: list[str] = []
     scanned: list[np.ndarray] = []
@@ -252,9 +263,10 @@ def tar_shards(
 
 
 def _check_members(name: str, index: np.ndarray, keys: TarKeys) -> None:
-    for column, wanted in ((0, "/".join(keys.image)), (2, keys.label)):
-        lacking = np.flatnonzero(index[:, column] < 0)
-        if wanted is not None and len(lacking):
+    members = "/".join(keys.image), keys.label, keys.caption
+    for column, wanted in zip((0, 2, 4), members, strict=True):
+        lacking = np.flatnonzero(index[:, column] < 0) if wanted is not None else np.array([])
+        if len(lacking):
             raise ValueError(
                 f"every sample must have a member .{wanted}, but {len(lacking)} lack it, the first "
                 f'is sample {lacking[0]} of {name}; repair it, or set on_broken="skip" to skip and '
@@ -263,17 +275,21 @@ def _check_members(name: str, index: np.ndarray, keys: TarKeys) -> None:
 
 
 def _keys(
-    names: Sequence[str], image_key: str | None, label_key: str | None, cache: ShardCache
+    names: Sequence[str],
+    image_key: str | None,
+    label_key: str | None,
+    cache: ShardCache,
+    caption_key: str | None,
 ) -> TarKeys:
     """The members to read; "auto" looks at the first shard that has samples."""
     image = IMAGE_KEYS if image_key is None else tuple(image_key.lower().split(","))
     if label_key != "auto":
-        return TarKeys(image, label_key)
+        return TarKeys(image, label_key, caption_key)
     for name in names:
         try:
             found = scan_tar(cache.path(name), TarKeys(image, "cls"))
         except BrokenShardError as error:
             found = error.index
         if len(found):
-            return TarKeys(image, None if found[0, 2] == MISSING else "cls")
-    return TarKeys(image, None)
+            return TarKeys(image, None if found[0, 2] == MISSING else "cls", caption_key)
+    return TarKeys(image, None, caption_key)

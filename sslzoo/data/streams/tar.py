@@ -2,8 +2,8 @@
 
 A sample is the consecutive members of one key: the path up to the first dot of the file's name.
 The library webdataset reads shards forward only, so an index gives the bytes of each sample here:
-`x.tar.index.npy` beside `x.tar`, (n, 4) int64, or a scan of the headers. A JSON file lists the
-shards with their counts, in the form of wids.
+`x.tar.index.npy` beside `x.tar`, (n, 4) int64 or (n, 6) with captions, or a scan of the headers. A
+JSON file lists the shards with their counts, in the form of wids.
 """
 
 from __future__ import annotations
@@ -30,30 +30,37 @@ MISSING, _AMBIGUOUS = -1, -2  # in place of a member's offset
 
 
 class TarKeys(NamedTuple):
-    """Which members of a sample are its image and its label.
+    """Which members of a sample are its image, its label and its captions.
 
     Attributes:
         image: extensions, of which the first present is the image.
         label: extension of the label, such as "cls", or "json.label" for a field of a JSON
             member; None: no labels.
+        caption: that of the captions, such as "txt" or "json.caption"; None: no captions.
     """
 
     image: tuple[str, ...] = IMAGE_KEYS
     label: str | None = "cls"
+    caption: str | None = None
 
-    @property
-    def label_member(self) -> str | None:
-        """The extension of the member that holds the label."""
-        if self.label is None:
+    def columns(self, keys: TarKeys | None) -> list[int] | None:
+        """The columns of an index of `keys` that are those of one of ours; None: it lacks some."""
+        if keys is None or keys.image != self.image:
             return None
-        return "json" if self.label.startswith("json.") else self.label
+        known = {_member(keys.label): [2, 3]}
+        known |= {} if keys.caption is None else {_member(keys.caption): [4, 5]}
+        known[None] = [2, 3]  # not read
+        wanted = [_member(self.label)] + [_member(self.caption)] * (self.caption is not None)
+        if not known.keys() >= {*wanted}:
+            return None
+        return [0, 1, *(column for member in wanted for column in known[member])]
 
 
 class BrokenShardError(ValueError):
     """A tar file lacks its end, is damaged, is no tar file, or has ambiguous members.
 
     Attributes:
-        index: (n, 4) int64, the samples that can be used.
+        index: (n, 4) or (n, 6) int64, the samples that can be used.
         is_whole: whether these are all of it, and only some of them are broken.
     """
 
@@ -73,14 +80,15 @@ def scan_tar(path: str | Path, keys: TarKeys = TarKeys()) -> np.ndarray:  # noqa
     """Where each sample of a tar file lies, from its headers alone.
 
     Returns:
-        (n, 4) int64: offset and size of the image, then of the label; the offset is negative if
-        it is missing, or if there are two or it is a link.
+        (n, 4) int64: offset and size of the image, then of the label; with captions (n, 6), then of
+        these. The offset is negative if it is missing, or if there are two or it is a link.
 
     Raises:
         BrokenShardError: it is truncated, damaged or no tar file, or a member that is read is
             there twice or a link; compressed files are refused too.
     """
-    rows: list[tuple[int, int, int, int]] = []
+    width = 4 if keys.caption is None else 6
+    rows: list[tuple[int, ...]] = []
     ambiguous: list[str] = []
     size = os.path.getsize(path)
     try:
@@ -95,13 +103,13 @@ def scan_tar(path: str | Path, keys: TarKeys = TarKeys()) -> np.ndarray:  # noqa
     except (tarfile.TarError, EOFError, ValueError) as error:
         if isinstance(error, _NoEndError):
             rows = rows[:-1]  # it may lack members
-        index = np.array(rows, dtype=np.int64).reshape(-1, 4)
+        index = np.array(rows, dtype=np.int64).reshape(-1, width)
         raise BrokenShardError(
             f"the shard {path} must be a whole, uncompressed tar file, got {error} after "
             f"{len(index)} samples",
             index,
         ) from error
-    index = np.array(rows, dtype=np.int64).reshape(-1, 4)
+    index = np.array(rows, dtype=np.int64).reshape(-1, width)
     if ambiguous:
         raise BrokenShardError(
             f"a sample of {path} must have one image and one label, as files, got two or a link "
@@ -156,10 +164,15 @@ def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tuple[int, i
         yield key, members
 
 
-def _row(members: dict[str, tuple[int, int]], keys: TarKeys) -> tuple[int, int, int, int]:
+def _member(key: str | None) -> str | None:
+    """The extension of the member that holds a label or captions."""
+    return "json" if key is not None and key.startswith("json.") else key
+
+
+def _row(members: dict[str, tuple[int, int]], keys: TarKeys) -> tuple[int, ...]:
     image = next((members[k] for k in keys.image if k in members), (MISSING, 0))
-    label = members.get(keys.label_member or "", (MISSING, 0))
-    return *image, *label
+    label, caption = (members.get(_member(k) or "", (MISSING, 0)) for k in keys[1:])
+    return (*image, *label) if keys.caption is None else (*image, *label, *caption)
 
 
 def index_path(shard: str) -> str:
@@ -217,6 +230,8 @@ def list_content(shards: ShardList) -> str:
     content: dict[str, Any] = {"__kind__": WIDS, "wids_version": 1, "shardlist": each}
     if shards.keys is not None:
         content["index"] = {"image": list(shards.keys.image), "label": shards.keys.label}
+        if shards.keys.caption is not None:
+            content["index"]["caption"] = shards.keys.caption
     if shards.classes is not None:
         content["classes"] = shards.classes
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
@@ -238,7 +253,8 @@ def parse_list(text: str, source: str) -> ShardList:
         names = [str(shard["url"]) for shard in each]
         counts = [int(shard["nsamples"]) for shard in each]
         known = content.get("index")
-        keys = None if known is None else TarKeys(tuple(known["image"]), known["label"])
+        given = None if known is None else (known["label"], known.get("caption"))
+        keys = None if given is None else TarKeys(tuple(known["image"]), *given)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{source} must be a JSON list of shards (shardlist of url and nsamples), got "
@@ -258,8 +274,8 @@ class TarShards(Shards):
         shards: the shards with their counts.
         keys: the members to read.
         cache: downloads addresses.
-        scanned: (n, 4) int64 per shard that was scanned; None: read beside the shard, or scanned
-            when it is opened.
+        scanned: the index of each shard that was scanned, see `scan_tar`; None: read beside the
+            shard, or scanned when it is opened.
     """
 
     def __init__(
@@ -284,10 +300,16 @@ class TarShards(Shards):
             raise ValueError(f"the shard has {len(file.index)} samples, its list says more")
         row = file.index[offset].tolist()
         image = file.part(row[0], row[1], f"an image ({', '.join(self.keys.image)})")
-        if self.keys.label is None:
-            return Sample(image, None)
-        label = file.part(row[2], row[3], f"a label ({self.keys.label})")
-        return Sample(image, _label(label, self.keys.label))
+        label = caption = None
+        if self.keys.label is not None:
+            told = file.part(row[2], row[3], f"a label ({self.keys.label})")
+            label = _value(told, self.keys.label)
+            if label is None:
+                raise ValueError(f"the field {self.keys.label!r} must hold a label, got null")
+        if self.keys.caption is not None:
+            told = file.part(row[4], row[5], f"a caption ({self.keys.caption})")
+            caption = _value(told, self.keys.caption)
+        return Sample(image, label, caption)
 
     def fetch(self, shards: Sequence[int]) -> None:
         for shard in shards:
@@ -299,16 +321,17 @@ class TarShards(Shards):
         return [os.path.getsize(name) for name in self.names]
 
     def sizes(self) -> np.ndarray | None:
-        """Bytes of each image and label, (N, 2) int64, -1 if it is missing or cannot be read.
+        """Bytes of each image, label and caption, (N, 2) or (N, 3) int64.
 
-        None if they are not known before reading: of addresses, and of shards without an index.
+        They are -1 if it is missing or cannot be read. None if they are not known before reading:
+        of addresses, and of shards without an index.
         """
         known = self.scanned
         if known is None:
-            if self.is_remote or self.shards.keys != self.keys:
+            if self.is_remote or self.keys.columns(self.shards.keys) is None:
                 return None
-            known = [np.load(index_path(name), allow_pickle=False) for name in self.names]
-        rows = np.concatenate([*known]).reshape(-1, 2, 2)
+            known = [self._near(index_path(name)) for name in self.names]
+        rows = np.concatenate([*known]).reshape(len(self), -1, 2)
         return np.where(rows[:, :, 0] < 0, MISSING, rows[:, :, 1])
 
     def _opened(self, shard: int) -> _TarFile:
@@ -320,12 +343,24 @@ class TarShards(Shards):
         return _TarFile(path, index)
 
     def _index(self, shard: int, path: Path) -> np.ndarray:
-        if self.shards.keys == self.keys:
-            return np.load(self.cache.path(index_path(self.names[shard])), allow_pickle=False)
+        if self.keys.columns(self.shards.keys) is not None:
+            return self._near(self.cache.path(index_path(self.names[shard])))
         try:
             return scan_tar(path, self.keys)
         except BrokenShardError as error:
             return error.index  # the samples after it are read and refused
+
+    def _near(self, path: str | Path) -> np.ndarray:
+        """The columns that are read of an index beside a shard."""
+        index = np.load(path, allow_pickle=False)
+        columns = self.keys.columns(self.shards.keys)
+        assert columns is not None
+        if index.ndim != 2 or index.shape[1] <= max(columns):
+            raise ValueError(
+                f"the index {path} must have {max(columns) + 1} columns, as its list says, got "
+                f"shape {index.shape}; write it again with `sslzoo data index`"
+            )
+        return index[:, columns]
 
     def fingerprint(self) -> str:
         parts = [*map(str, self.keys), *map(str, self.counts.tolist())]
@@ -366,7 +401,8 @@ class _TarFile:
             self._file.close()
 
 
-def _label(content: bytes, key: str) -> Any:
+def _value(content: bytes, key: str) -> Any:
+    """A label or captions in a member: its text, or a field of its JSON."""
     text = content.decode()
     if not key.startswith("json."):
         return text.strip()

@@ -8,6 +8,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -75,8 +76,8 @@ def write_shards(
         on_broken: raise an "error" for a file that is no image, or "skip" and count it.
         decode: decode every image, which finds truncated ones; otherwise headers are read.
         seed: seed of the order.
-        captions: write the text file beside each image (`NAME.txt`) in place of its class, for
-            `ImageTextShards`.
+        captions: also write the text file beside each image (`NAME.txt`), for `ImageTextShards`.
+            The classes are written if the training folder has them, and other splits no others.
 
     Returns:
         What was written, by split.
@@ -96,9 +97,15 @@ def write_shards(
     if not any(splits.values()):
         raise ValueError(f"{folder!r} must hold images, got none")
     classes = sorted({label for _, label in next(iter(splits.values())) if label})
-    lone: list[str] = []
-    if captions:
-        classes, lone = [], _texts_without_image(folder, splits, on_broken)
+    lone = _texts_without_image(folder, splits, on_broken) if captions else []
+    unknown = {label for files in splits.values() for _, label in files} - {*classes}
+    if captions and classes and unknown:
+        warnings.warn(
+            "the sub-folders are not written as classes, since training lacks "
+            f"{sorted(unknown)[:3]} of another split",
+            stacklevel=2,
+        )
+        classes = []
         splits = {split: [(path, "") for path, _ in files] for split, files in splits.items()}
     for split, files in splits.items():
         check_known({label for _, label in files}, classes or [""], f"the split {split!r}")
@@ -206,7 +213,7 @@ def _text_beside(path: str) -> bytes:
 def _write_list(file: Path, shards: list[_Shard], classes: list[str], captions: bool) -> Path:
     """Read the shards back, write their indices, and list them."""
     extensions = sorted(set().union(*(shard.extensions for shard in shards)) - {"cls", "txt"})
-    keys = TarKeys(tuple(extensions), "txt" if captions else "cls" if classes else None)
+    keys = TarKeys(tuple(extensions), "cls" if classes else None, "txt" if captions else None)
     for shard in shards:
         shard.verify(keys)
     listed = ShardList(
@@ -270,7 +277,13 @@ class _Shard:
             )
 
 
-def index_shards(sources: Sequence[str], image: str | None, label: str | None, file: str) -> int:
+def index_shards(
+    sources: Sequence[str],
+    image: str | None,
+    label: str | None,
+    file: str,
+    caption: str | None = None,
+) -> int:
     """Write the indices of tar shards that exist, and the JSON list of them.
 
     Args:
@@ -278,13 +291,14 @@ def index_shards(sources: Sequence[str], image: str | None, label: str | None, f
         image: extension of the image (several, with commas); None: any.
         label: that of the label; None: no labels; "auto": "cls" if the first sample has it.
         file: the list to write, in the folder of the shards.
+        caption: extension of the captions, such as "txt"; None: no captions.
 
     Returns:
         The number of samples.
 
     Raises:
-        ValueError: a shard is broken, a sample lacks its image or label, the list exists, or it is
-            not beside the shards.
+        ValueError: a shard is broken, a sample lacks its image, label or captions, the list exists,
+            or it is not beside the shards.
     """
     target = Path(file).expanduser()
     names = [name for source in sources for name in expand(source)]
@@ -294,7 +308,7 @@ def index_shards(sources: Sequence[str], image: str | None, label: str | None, f
             "the list must be a new .json file in the one folder of the shards, got "
             f"{file!r} for shards in {sorted(map(str, folders))[:3]}"
         )
-    found = tar_shards(names, image, label, ShardCache()).shards
+    found = tar_shards(names, image, label, ShardCache(), caption_key=caption).shards
     assert isinstance(found, TarShards)
     assert found.scanned is not None
     for name, index in zip(names, found.scanned, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -171,15 +172,15 @@ def test_parquet_may_hold_lists_of_pixels(tmp_path: Path):
     assert len(batches(data)) == 1
 
 
-def litdata_folder(root: Path, label: Any = None) -> str:
+def litdata_folder(root: Path, samples: Sequence[Any]) -> str:
     """Chunks as `litdata.optimize` writes them, in this process."""
     pytest.importorskip("litdata")
     from litdata.streaming.cache import Cache
 
     root.mkdir()
     cache = Cache(str(root), chunk_size=8)
-    for i, item in enumerate(items(0, 30)):
-        cache[i] = item if label is None else {**item, "label": label}
+    for i, item in enumerate(samples):
+        cache[i] = item
     cache.done()
     cache.merge()
     return str(root)
@@ -187,7 +188,7 @@ def litdata_folder(root: Path, label: Any = None) -> str:
 
 @pytest.mark.filterwarnings("ignore")  # of litdata
 def test_litdata_gives_the_samples_of_tar_files(tmp_path: Path):
-    data = shards(litdata_folder(tmp_path / "lit"))
+    data = shards(litdata_folder(tmp_path / "lit", items(0, 30)))
     assert data.sets.train.shards.counts.tolist() == [8, 8, 8, 6]
     assert samples(data) == samples(expected(tmp_path))
     check_ranks_workers_and_resume(data)
@@ -195,7 +196,8 @@ def test_litdata_gives_the_samples_of_tar_files(tmp_path: Path):
 
 @pytest.mark.filterwarnings("ignore")  # of litdata
 def test_litdata_that_would_run_code_is_refused(tmp_path: Path):
-    source = litdata_folder(tmp_path / "lit", Evil(tmp_path / "mark"))
+    evil = [{**item, "label": Evil(tmp_path / "mark")} for item in items(0, 30)]
+    source = litdata_folder(tmp_path / "lit", evil)
     for on_broken in ("error", "skip"):
         with pytest.raises(ValueError, match=r"plain values, .* no_header_tensor, got 'pick"):
             shards(source, on_broken=on_broken)
@@ -220,8 +222,9 @@ def test_litdata_that_would_run_code_is_refused(tmp_path: Path):
     index.write_text(given.replace('"pickle"', '"bytes"'))  # when it is checked
     from sslzoo.data.streams.litdata import LitShards
     from sslzoo.data.streams.remote import ShardCache
+    from sslzoo.data.streams.shards import Fields
 
-    opened = LitShards(source, ("image", "label"), ShardCache())
+    opened = LitShards(source, Fields("image", "label"), ShardCache())
     index.write_text(given)  # when the library reads it
     with pytest.raises(ValueError, match="got pickled ones, which run code"):
         opened.read(0, 0)

@@ -140,7 +140,7 @@ def test_existing_shards_are_indexed_and_listed(tmp_path: Path):
         assert np.array_equal(np.load(index_path(name)), scan_tar(name))
     found = open_shards(listed, None, "auto", ShardCache()).shards
     assert found.counts.tolist() == [3, 5]
-    assert found.read(1, 4) == (encoded(7), "1")
+    assert found.read(1, 4) == (encoded(7), "1", None)
     first = [(f"{i}.{kind}", encoded(i) if kind == "jpg" else b"2")
              for i in (2, 0, 1) for kind in ("cls", "jpg")]  # fmt: skip
     size = Path(names[0]).stat().st_size
