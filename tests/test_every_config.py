@@ -386,7 +386,9 @@ def test_evaluation_follows_training(name: str) -> None:
     if "eval_view" not in section["init_args"] and not isinstance(data, MultiViewFolder):
         whole = getattr(training, "whole", False)  # CLIP's
         resized = view.size if whole else round(view.size * 8 / 7)
-        assert view.resize == (None if data.known_side == view.size else resized)
+        square = data.known_side == view.size or view.squash  # SigLIP's
+        assert view.resize == (None if square else resized)
+        assert view.squash == name.startswith("siglip/")
 
 
 def test_named_and_by_path_are_the_same_file() -> None:

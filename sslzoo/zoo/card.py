@@ -26,7 +26,7 @@ LARGEST = 1 << 20  # maximum bytes of a card; those of the zoo have two thousand
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _DEEPEST = 32  # maximum nesting of dictionaries and lists
 _LICENSES = {"code", "weights"}
-_VIEW = {"size", "resize", "mean", "std", "interpolation", "fraction", "space"}
+_VIEW = {"size", "resize", "mean", "std", "interpolation", "fraction", "space", "squash"}
 _LARGEST_NUMBER, _LARGEST_COUNT = 1e30, 1 << 31  # limit of floats and tensor sizes
 _RGB = 3  # default number of channels
 
@@ -54,7 +54,7 @@ _KINDS: dict[str, tuple[set[str], dict[str, tuple[str, Callable[[Any], bool]]]]]
         {
             **dict.fromkeys(("size", "resize", "channels"), _COUNT),
             **dict.fromkeys(("mean", "std", "range", "value_range"), _NUMBERS),
-            "clip": ("true or false", lambda v: isinstance(v, bool)),
+            **dict.fromkeys(("clip", "squash"), ("true or false", lambda v: isinstance(v, bool))),
             **dict.fromkeys(("interpolation", "space"), _NAME),
             "fraction": _SHARE,
         },
@@ -257,7 +257,7 @@ def image_view(preprocessing: Mapping[str, Any]) -> EvalView:
     from sslzoo.value_range import check_value_range
 
     view = {k: v for k, v in preprocessing.items() if k in _VIEW and v is not None}
-    if "fraction" not in view:
+    if "fraction" not in view and not view.get("squash"):
         view.setdefault("resize", view["size"])  # identity for images of that size
     made = EvalView(**view)
     if preprocessing.get("channels"):

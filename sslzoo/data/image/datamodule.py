@@ -186,6 +186,7 @@ class ImageDataModule(SampleDataModule):
             view.interpolation,
             own.fraction,
             view.space,
+            own.squash,
         )
 
     def workers(self, samples: ImageSet) -> int:

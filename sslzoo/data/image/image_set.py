@@ -198,7 +198,7 @@ class EvalCrops:
     def cut(self, image: Image.Image | Tensor | Raster, keys: Keys, decoding: Decoding) -> Cut:
         view = self.view
         short = min(upright_size(image, upright=False))
-        if self.fit and short != view.size and view.resize is None:
+        if self.fit and short != view.size and view.resize is None and not view.squash:
             view = EvalView(view.size, view.size, interpolation=view.interpolation)
         if isinstance(image, Image.Image):
             reduce(image, short / (view.resize or view.size))

@@ -477,8 +477,6 @@ def _viewed(labels: Tensor, view: EvalView) -> Tensor:
         top, left = (height - side + 1) // 2, (width - side + 1) // 2
         wide = wide[:, :, top : top + side, left : left + side]
         return F.interpolate(wide, (view.size, view.size), mode="nearest-exact")[0, 0].long()
-    if view.resize is not None:
-        short = min(height, width)
-        sides = tuple(int(view.resize * side / short) for side in (height, width))
-        wide = F.interpolate(wide, sides, mode="nearest-exact")
+    if view.resize is not None or view.squash:
+        wide = F.interpolate(wide, view.resized(height, width), mode="nearest-exact")
     return center_crop(wide, view.size)[0, 0].long()

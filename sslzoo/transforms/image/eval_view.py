@@ -39,6 +39,7 @@ class EvalView:
         fraction: instead of `resize`: crop the central square of this fraction of the shorter side
             and resize it without antialiasing, as TensorFlow does; 0.875 and bicubic in SimCLR.
         space: color space before the normalization: "rgb", "lab" or "ycbcr" (CMC), or "gray".
+        squash: instead of `resize` and the crop: resize the whole image to a square, as SigLIP's.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class EvalView:
         interpolation: Interpolation = "bilinear",
         fraction: float | None = None,
         space: Space = "rgb",
+        squash: bool = False,
     ) -> None:
         check_choice("space", space, get_args(Space))
         check_choice("interpolation", interpolation, get_args(Interpolation))
@@ -58,6 +60,10 @@ class EvalView:
             check_at_least("resize", resize, size)
             if fraction is not None:
                 raise ValueError(f"fraction must be None with resize, got {fraction}")
+        if squash and (resize, fraction) != (None, None):
+            raise ValueError(
+                f"resize and fraction must be None with squash, got {resize} and {fraction}"
+            )
         self.size = size
         self.resize = resize
         self.mean = mean
@@ -65,6 +71,7 @@ class EvalView:
         self.interpolation: Interpolation = interpolation
         self.fraction = fraction
         self.space: Space = space
+        self.squash = squash
         self.channels: int | None = None if mean is None else len(mean)  # that images must have
         self.value_range: ValueRange | None = None  # of raw images, from a card
         self.clip = False  # whether values outside it are clipped
@@ -110,6 +117,15 @@ class EvalView:
         raw = [self.value_range, self.clip] if self.value_range is not None else []
         return described([type(self), self.arguments(), *raw])
 
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """The size (H, W) of an image after the resize, before the center crop."""
+        if self.squash:
+            return self.size, self.size
+        if self.resize is None:
+            return height, width
+        short = min(height, width)
+        return int(self.resize * height / short), int(self.resize * width / short)
+
     def of_pixels(self) -> EvalView:
         """A copy for images that are scaled to [0, 1] already."""
         other = copy.copy(self)
@@ -124,6 +140,7 @@ class EvalView:
             found |= {"mean": _floats(self.mean), "std": _floats(self.std)}
         if self.space == "rgb":
             del found["space"]  # the default, which also allows gray images
+        found |= {"squash": True} if self.squash else {}
         return {key: value for key, value in found.items() if value is not None}
 
     def _pixels(self, images: Any, value_range: Sequence[float] | None) -> list[Tensor]:
@@ -171,12 +188,11 @@ class EvalView:
         height, width = images.shape[2:]
         if self.fraction is not None:
             return self._central_fraction(to_planes(images).transpose(0, 1), self.fraction)
-        if self.resize is not None:
-            short = min(height, width)
-            height, width = (int(self.resize * side / short) for side in (height, width))
+        if self.resize is not None or self.squash:
             if images.dtype != torch.uint8 or images.device.type != "cpu":
                 images = to_planes(images).transpose(0, 1)  # only CPUs resize bytes
-            images = F.interpolate(images, (height, width), mode=self.interpolation, antialias=True)
+            size = self.resized(height, width)
+            images = F.interpolate(images, size, mode=self.interpolation, antialias=True)
             if images.is_floating_point():
                 images = images.clamp(0, 1)
         return center_crop(images, self.size)

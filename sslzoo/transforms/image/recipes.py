@@ -459,6 +459,7 @@ def clip_views(
     scale: tuple[float, float] = (0.9, 1.0),
     mean: Numbers = CLIP_MEAN,
     std: Numbers = CLIP_STD,
+    resize: Literal["shortest", "squash"] = "shortest",
 ) -> Views:
     """CLIP's single view of an image beside its text.
 
@@ -466,20 +467,23 @@ def clip_views(
     89fb801.
 
     Order: crop (area 0.9 to 1, bicubic), normalize. There is no flip and no color jitter. In
-    evaluation, the shorter side is resized bicubic and the center cropped.
+    evaluation, the shorter side is resized bicubic and the center cropped, or for SigLIP the whole
+    image resized to a square.
 
-    Deviations:
-        1. SigLIP's evaluation crops the center too; the code resizes the whole image to a square
-           for it ("squash").
+    Deviations: none.
 
     Args:
         size: side of the view in pixels.
         scale: range of the crop's fraction of the image area.
         mean: mean per channel; 0.5 in SigLIP; None: no normalization.
         std: standard deviation per channel; 0.5 in SigLIP.
+        resize: what evaluation resizes: the "shortest" side, before the center is cropped, or with
+            "squash", as SigLIP's, both sides.
     """
+    check_choice("resize", resize, ("shortest", "squash"))
     crop = RandomResizedCrop(size, scale, flip=0.0, interpolation="bicubic")
-    return Views([View(crop, normalize_ops(mean, std))], whole=True)
+    ops = normalize_ops(mean, std)
+    return Views([View(crop, ops)], whole=True, squash=resize == "squash")
 
 
 def multi_crop_views(

@@ -61,6 +61,7 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         boxes: whether batches get the boxes of the crops (`Batch.boxes`), for methods that need
             positions.
         whole: whether evaluation sees the whole shorter side, resized bicubic, as CLIP's.
+        squash: whether evaluation resizes the whole image to a square, as SigLIP's.
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         shared_flip: float = 0.0,
         boxes: bool = False,
         whole: bool = False,
+        squash: bool = False,
     ) -> None:
         self.views = views
+        self.squash = squash
         self.whole = whole
         self.boxes = boxes
         self.split = None if split is None else list(split)
@@ -107,6 +110,7 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
 
         Images of the training size are not resized. Others are resized so that the center crop is
         7/8 of the shorter side: 224 of 256 pixels, 128 of 146, 32 of 37; or all of it if `whole`.
+        With `squash`, every image is resized to a square.
 
         Args:
             side: shorter side of every image; None if sides differ or are unknown. Without views,
@@ -121,7 +125,7 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
 
         Args:
             size: side of the view in pixels.
-            resize: shorter side before the center crop; None: no resize.
+            resize: shorter side before the center crop; None: no resize. With `squash`, unused.
         """
         largest = (view for view in self.views if view.crop.size == self.trained_size)
         ops = next((view.ops for view in largest), [])
@@ -129,7 +133,8 @@ class Views:  # not @final: jsonargparse would refuse the functions that return 
         space: Space = next((op.space for op in ops if isinstance(op, ColorSpace)), "rgb")
         how: Interpolation = "bicubic" if self.whole else "bilinear"
         mean, std = (None, None) if norm is None else (norm.mean, norm.std)
-        return EvalView(size, resize, mean, std, how, space=space)
+        resize = None if self.squash else resize
+        return EvalView(size, resize, mean, std, how, space=space, squash=self.squash)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, keys: Keys) -> list[Tensor]:

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sslzoo.data.image.image_set import EvalCrops
+from sslzoo.data.image.segmentation import _viewed
 from sslzoo.random import Keys, sample_keys
 from sslzoo.transforms import (
     EvalView,
@@ -48,8 +50,10 @@ from sslzoo.transforms.image.color import ColorJitter, Grayscale
 from sslzoo.transforms.image.elastic import RandomElastic
 from sslzoo.transforms.image.layout import chunk_rows
 from sslzoo.transforms.image.normalize import Normalize
+from sslzoo.transforms.image.pixels import Decoding
 from sslzoo.transforms.image.solarize import Solarize
 from sslzoo.transforms.image.translate import RandomTranslate
+from sslzoo.zoo.card import complaints_of_preprocessing, image_view
 from tests.golden import load
 from tests.no_sync import Operations
 
@@ -585,3 +589,50 @@ def test_clip_is_evaluated_on_the_whole_shorter_side() -> None:
     wanted = v2.functional.center_crop(resized, [20]).float() / 255
     torch.testing.assert_close(view(image[None])[0], wanted, rtol=0, atol=1.1 / 255)
     assert clip_views(20).trained_view(20).resize is None
+
+
+# By image_transform(4, resize_mode="squash") of open_clip_torch 3.3.0, of the image in the test.
+SQUASHED = {
+    (7, 12): [
+        [[137, 152, 115, 85], [147, 157, 121, 91], [153, 162, 127, 97], [154, 168, 132, 101]],
+        [[83, 144, 159, 124], [89, 105, 165, 130], [97, 99, 165, 137], [104, 84, 163, 142]],
+        [[127, 93, 113, 169], [133, 99, 116, 175], [139, 108, 87, 164], [144, 114, 92, 168]],
+    ],
+    (12, 5): [
+        [[91, 117, 151, 124], [140, 123, 128, 99], [109, 151, 130, 134], [151, 125, 110, 108]],
+        [[109, 131, 120, 152], [108, 127, 118, 116], [149, 132, 125, 104], [119, 125, 115, 153]],
+        [[131, 102, 152, 108], [129, 146, 131, 110], [120, 147, 126, 129], [140, 105, 141, 109]],
+    ],
+}
+
+
+@pytest.mark.parametrize("size", SQUASHED)
+def test_squashed_images_are_open_clips(size: tuple[int, int]) -> None:
+    values = torch.arange(3 * size[0] * size[1]).view(*size, 3)
+    image = ((values * 37 + values // 5 * 11) % 256).byte().permute(2, 0, 1)
+    views = clip_views(4, mean=(0.5,) * 3, std=(0.5,) * 3, resize="squash")
+    wanted = torch.tensor(SQUASHED[size])
+    for side in (None, 4, min(size)):  # also if all images have one shorter side
+        view = views.trained_view(side)
+        assert not complaints_of_preprocessing({"kind": "image", **view.arguments()})
+        for made in (view, image_view(view.arguments())):  # of a card
+            got = made(image[None])[0] * 127.5 + 127.5
+            torch.testing.assert_close(got, wanted.float(), rtol=0, atol=1.01)
+    in_worker = EvalCrops(view, fit=True).cut(
+        image, sample_keys(0, 0, torch.arange(1)), Decoding(3)
+    )
+    torch.testing.assert_close(in_worker.views[0].int(), wanted.int(), rtol=0, atol=1)
+
+
+def test_masks_are_squashed_as_their_images() -> None:
+    mask = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 15]])
+    found = _viewed(mask, EvalView(2, squash=True))
+    assert found.tolist() == [[2, 6], [10, 14]]
+
+
+@pytest.mark.parametrize("options", [{"resize": 8}, {"fraction": 0.5}])
+def test_squash_takes_the_place_of_another_resize(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="resize and fraction must be None with squash, got"):
+        EvalView(8, squash=True, **options)
+    with pytest.raises(ValueError, match=r"resize must be one of .*, got 'longest'"):
+        clip_views(8, resize="longest")  # type: ignore[arg-type]
