@@ -6,7 +6,8 @@ Reference code: mlfoundations/open_clip at 89fb801.
 Deviations:
     1. On W ranks, loss and gradients are those of one process, as with the code's local_loss and
        gather_with_grad; by its defaults, the towers' gradients are 1 / W of these.
-    2. Texts are tokenized as they are; the code repairs and unescapes them before (ftfy, HTML).
+    2. Texts are tokenized as they are by default; the code repairs and unescapes them before (ftfy,
+       HTML), as `HFTokenizer(clean=True)` does.
 """
 
 from __future__ import annotations

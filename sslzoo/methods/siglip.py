@@ -6,10 +6,10 @@ compared.
 
 Deviations:
     1. On ranks, texts go around in one direction, see `losses.siglip_loss`; the values are equal.
-    2. In evaluation, images are resized by their shorter side and cropped as CLIP's; the code
-       resizes them to a square.
-    3. The tokenizer of captions is the user's: `HFTokenizer(canonical=True)` removes case and
-       punctuation as the code does, which repairs and unescapes texts besides (ftfy, HTML).
+    2. In evaluation, images are resized by their shorter side and cropped as CLIP's by default; the
+       code resizes them to a square, as `clip_views(resize="squash")` does.
+    3. The tokenizer of captions is the user's: `HFTokenizer(clean=True, canonical=True)` repairs
+       and unescapes texts (ftfy, HTML) and removes case and punctuation, as the code does.
 """
 
 from __future__ import annotations

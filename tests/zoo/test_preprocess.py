@@ -129,7 +129,12 @@ def test_what_keeps_its_arguments_is_written_as_a_class_path() -> None:
     assert as_config(Plus(torch.ones(2))) is None  # type: ignore[arg-type]
     config = {
         "class_path": "sslzoo.data.HFTokenizer",
-        "init_args": {"name": "bert", "local_files_only": False, "canonical": False},
+        "init_args": {
+            "name": "bert",
+            "local_files_only": False,
+            "canonical": False,
+            "clean": False,
+        },
     }
     assert as_config(HFTokenizer("bert")) == config
 

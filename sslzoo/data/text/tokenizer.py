@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import string
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -170,13 +171,25 @@ class HFTokenizer(TextTokenizer):
         name: a name such as "bert-base-uncased" or "openai/clip-vit-base-patch32", or a folder.
         local_files_only: use local files only, without a download.
         canonical: whether texts lose case and punctuation before, as SigLIP's and SigLIP 2's.
+        clean: whether texts are repaired before that, as open_clip does for all of these: wrongly
+            decoded characters (by the package ftfy, of the extra `text`), then HTML's entities,
+            then spaces.
     """
 
-    def __init__(self, name: str, local_files_only: bool = False, canonical: bool = False) -> None:
-        self.name, self.local_files_only, self.canonical = name, local_files_only, canonical
+    def __init__(
+        self,
+        name: str,
+        local_files_only: bool = False,
+        canonical: bool = False,
+        clean: bool = False,
+    ) -> None:
+        self.name, self.local_files_only = name, local_files_only
+        self.canonical, self.clean = canonical, clean
         self._tokenizer: Any = None
 
     def prepare(self, lines: Iterable[str]) -> None:
+        if self.clean:
+            cleaned("")  # raises without ftfy
         try:
             from transformers import AutoTokenizer
         except ImportError as error:
@@ -217,14 +230,33 @@ class HFTokenizer(TextTokenizer):
         return None if found == self.special.unknown else found
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
-        texts = [_canonical(line) for line in lines] if self.canonical else list(lines)
+        texts = [cleaned(line) for line in lines] if self.clean else list(lines)
+        texts = [_canonical(line) for line in texts] if self.canonical else texts
         return self._tokenizer(texts, add_special_tokens=False)["input_ids"]
 
     @property
     def digest(self) -> str:
         vocabulary = sorted(self._tokenizer.get_vocab().items())
-        about = repr(vocabulary) + " canonical" * self.canonical
+        about = repr(vocabulary) + " canonical" * self.canonical + " clean" * self.clean
         return hashlib.sha256(about.encode()).hexdigest()
+
+
+def cleaned(text: str) -> str:
+    """A text without wrongly decoded characters, HTML's entities and more than single spaces.
+
+    Reference code: mlfoundations/open_clip at 89fb801, src/open_clip/tokenizer.py, basic_clean and
+    whitespace_clean.
+
+    Raises:
+        ValueError: the package ftfy is not installed.
+    """
+    try:
+        from ftfy import fix_text
+    except ImportError as error:
+        raise ValueError(
+            "clean needs the package ftfy, which is not installed; run: pip install 'sslzoo[text]'"
+        ) from error
+    return " ".join(html.unescape(html.unescape(fix_text(text))).split())
 
 
 def _canonical(text: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from torch.utils.data import DataLoader
 from sslzoo.batch import Tokens
 from sslzoo.callbacks import OnlineRetrieval, OnlineZeroShot
 from sslzoo.data import HFTokenizer, ImageTextFolder, ImageTextList, TextLines
-from sslzoo.data.text.tokenizer import WordPiece
+from sslzoo.data.text.tokenizer import WordPiece, _canonical, cleaned
 from sslzoo.transforms import clip_views, plain_text, simclr_views
 from tests.data.toys import clip, quiet
 
@@ -160,7 +162,7 @@ def test_texts_without_tokens_are_counted_and_missing(tmp_path: Path) -> None:
         folder(tmp_path).setup("fit")
 
 
-def without_start(folder: Path, canonical: bool = False, **more: str) -> HFTokenizer:
+def without_start(folder: Path, more: dict[str, str] | None = None, **options: Any) -> HFTokenizer:
     """A SentencePiece-like tokenizer, which has a token of the end alone."""
     transformers = pytest.importorskip("transformers")
     tokenizers = pytest.importorskip("tokenizers")
@@ -168,15 +170,15 @@ def without_start(folder: Path, canonical: bool = False, **more: str) -> HFToken
     model = tokenizers.models.Unigram([(piece, -1.0) for piece in pieces], unk_id=2)
     made = tokenizers.Tokenizer(model)
     made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-    named = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", **more}
+    named = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", **(more or {})}
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=made, **named)
     fast.save_pretrained(folder / "tokenizer")
-    return HFTokenizer(str(folder / "tokenizer"), local_files_only=True, canonical=canonical)
+    return HFTokenizer(str(folder / "tokenizer"), local_files_only=True, **options)
 
 
 def test_a_token_of_the_start_that_a_tokenizer_does_not_use_is_not_added(tmp_path: Path) -> None:
     """As Gemma's in SigLIP 2."""
-    tokenizer = without_start(tmp_path, bos_token="\u2581green")
+    tokenizer = without_start(tmp_path, {"bos_token": "\u2581green"})
     tokenizer.prepare([])
     assert (tokenizer.special.cls, tokenizer.special.sep) == (-1, 1)
 
@@ -188,6 +190,44 @@ def test_canonical_texts_have_neither_case_nor_punctuation(tmp_path: Path) -> No
     assert plain.encode(["A, red_square!"]) != canonical.encode(["A, red_square!"])
     assert canonical.encode(["A, red_square!"]) == [[3, 4, 6]]
     assert plain.digest != canonical.digest
+
+
+# By _clean_whitespace and _clean_canonicalize of open_clip_torch 3.3.0 with ftfy 6.3.1.
+CLEANED = [
+    ("schÃ¶ne KÃ¼ste", "schöne Küste", "schöne küste"),
+    ("Tom &amp;amp; Jerry &lt;3", "Tom & Jerry <3", "tom jerry 3"),
+    ("  a\t red \n dog  ", "a red dog", "a red dog"),
+    ("\u201cquoted\u201d it\u2019s", '"quoted" it\'s', "quoted its"),
+    ("\ufb01re &eacute;tude", "fire étude", "fire étude"),
+    ("A_b, c!  D&amp;D", "A_b, c! D&D", "a b c dd"),
+    ("cafe\u0301", "caf\xe9", "caf\xe9"),
+    ("\x1b[31mred\x1b[0m \ufeffend", "red end", "red end"),
+    ("a&nbsp;b", "a b", "a b"),
+]
+
+
+@pytest.mark.parametrize(("text", "clean", "canonical"), CLEANED)
+def test_texts_are_cleaned_as_open_clips(text: str, clean: str, canonical: str) -> None:
+    pytest.importorskip("ftfy")
+    assert cleaned(text) == clean
+    assert _canonical(cleaned(text)) == canonical
+
+
+def test_cleaning_comes_before_the_tokenizer_and_needs_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [{}, {"clean": True}, {"clean": True, "canonical": True}]
+    every = [without_start(tmp_path, **each) for each in options]
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    with pytest.raises(ValueError, match=r"clean needs the package ftfy.*sslzoo\[text\]"):
+        every[1].prepare([])
+    monkeypatch.setitem(sys.modules, "ftfy", SimpleNamespace(fix_text=str.strip))
+    for tokenizer in every:
+        tokenizer.prepare([])
+    plain, clean, both = ([t.encode(["&lt;red  &amp;lt;A"])[0]] for t in every)
+    assert (clean, both) == (every[0].encode(["<red <A"]), [[4, 3]])
+    assert plain != clean
+    assert len({tokenizer.digest for tokenizer in every}) == 3
 
 
 def test_a_tokenizer_without_a_start_frames_texts_by_the_end_alone(tmp_path: Path) -> None:
