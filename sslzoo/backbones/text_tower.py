@@ -19,7 +19,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from sslzoo.batch import Tokens
-from sslzoo.checks import check_at_least, check_choice
+from sslzoo.checks import check_at_least, check_choice, check_interval
 from sslzoo.random import Keys
 
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
@@ -73,6 +73,7 @@ class TextTransformer(nn.Module):
             check_at_least(name, number, 1)
         if heads < 1 or width % heads:
             raise ValueError(f"heads must divide the width {width}, got {heads}")
+        check_interval("pad", pad, 0, num_ids, "[)")
         check_choice("pool", pool, get_args(TextPool))
         check_choice("activation", activation, get_args(Activation))
         self.num_features, self.num_ids, self.max_length = width, num_ids, max_length

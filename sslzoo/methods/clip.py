@@ -39,7 +39,8 @@ class CLIP(SSLMethod):
         text_backbone: the text tower, `backbones.TextTransformer` or another text backbone.
         projector: from the image tower to the embedding; a Linear without bias in the paper.
         text_projector: from the text tower to the embedding, likewise.
-        temperature: the initial 1 / scale of the cosines; 0.07 in the paper. The scale is learned.
+        temperature: the initial 1 / scale of the cosines, at most 1 and at least 1 / max_scale;
+            0.07 in the paper. The scale is learned.
         max_scale: bound of the scale, to which it is clamped after each step; 100 in the paper. Its
             lower bound is 1.
         optimizer: see `SSLMethod`; AdamW with betas (0.9, 0.98) and eps 1e-6 for ViTs.
@@ -84,6 +85,11 @@ class CLIP(SSLMethod):
         check_positive("temperature", temperature)
         if not max_scale >= 1:
             raise ValueError(f"max_scale must be at least 1, got {max_scale}")
+        if not 1 / max_scale <= temperature <= 1:
+            raise ValueError(
+                f"temperature must be in [1 / max_scale, 1] = [{1 / max_scale:g}, 1], to which the "
+                f"learned one is clamped, got {temperature}"
+            )
         self.text_backbone = text_backbone
         self.projector, self.text_projector = projector, text_projector
         self.max_scale = max_scale
@@ -113,8 +119,10 @@ class CLIP(SSLMethod):
         A missing caption has length 0.
         """
         B, S, _ = texts.ids.shape
-        z = self.embed_text(Tokens(texts.ids.flatten(0, 1), texts.lengths.flatten()))
-        return (z * (texts.lengths.flatten() > 0)[:, None]).view(B, S * z.shape[1])
+        ids, lengths = texts.ids.flatten(0, 1), texts.lengths.flatten()
+        given = lengths > 0  # one image may have many more captions than all others
+        z = self.embed_text(Tokens(ids[given], lengths[given]))
+        return z.new_zeros(B * S, z.shape[1]).masked_scatter(given[:, None], z).view(B, -1)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         image, text = batch.views

@@ -14,6 +14,8 @@ Deviations:
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -74,6 +76,8 @@ class SigLIP(CLIP):
             *(backbone, text_backbone, projector, text_projector, temperature, max_scale),
             *(optimizer, schedule, parameter_groups),
         )
+        if not math.isfinite(bias):
+            raise ValueError(f"bias must be a finite number, got {bias}")
         self.bias = nn.Parameter(torch.tensor([float(bias)]))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

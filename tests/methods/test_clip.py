@@ -298,6 +298,8 @@ def towers(
     [
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
         ({"max_scale": 0.5}, "max_scale must be at least 1, got 0.5"),
+        ({"temperature": 1e-4}, r"temperature must be in .* = \[0.01, 1\], .* got 0.0001"),
+        ({"temperature": 1.5}, r"temperature must be in .* got 1.5"),
         ({"text_projector": nn.Linear(8, 5)}, "text_projector must have out_features 6, .* got 5"),
         ({"projector": nn.Linear(8, 6)}, "Linear must have in_features 16"),
         (
@@ -309,6 +311,34 @@ def towers(
 def test_arguments_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CLIP(**towers(**changes))
+
+
+def test_a_bias_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="bias must be a finite number, got nan"):
+        SigLIP(**towers(bias=math.nan))
+
+
+@pytest.mark.parametrize("pad", [-1, 20])
+def test_a_padding_outside_of_the_vocabulary_is_refused(pad: int) -> None:
+    with pytest.raises(ValueError, match=rf"pad must be in \[0, 20\), got {pad}"):
+        TextTransformer(20, width=8, depth=1, heads=2, max_length=9, pool="last", pad=pad)
+
+
+def test_only_captions_that_are_given_are_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, seen = CLIP(**towers()).eval(), list[int]()
+    embed = method.embed_text
+    monkeypatch.setattr(
+        method, "embed_text", lambda text: seen.append(len(text.ids)) or embed(text)
+    )
+    texts = Tokens(torch.randint(20, (2, 3, 9)), torch.tensor([[9, 0, 0], [2, 5, 0]]))
+    found = method.embed_texts(texts).view(2, 3, -1)
+    assert seen == [3]
+    assert found.norm(dim=2).tolist() == [[pytest.approx(1), 0, 0], [pytest.approx(1)] * 2 + [0]]
+    one = embed(Tokens(texts.ids[1, 1:2], texts.lengths[1, 1:2]))
+    torch.testing.assert_close(found[1, 1:2], one)
+    none = method.embed_texts(texts._replace(lengths=texts.lengths * 0))
+    assert none.shape == (2, 18)
+    assert not none.any()
 
 
 @pytest.mark.parametrize(
