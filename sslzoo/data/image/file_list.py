@@ -164,7 +164,7 @@ def read_list(
                 f"the paths of a list must be of existing files, got {given[row]!r} in {file} (row "
                 f"{row + 1}); set root to the folder of relative paths"
             )
-    classes = [] if labels is None else sorted(set(labels), key=_in_order)
+    classes = [] if labels is None else sorted(set(labels), key=in_order)
     number = {name: i for i, name in enumerate(classes)}
     whole = Listing(
         paths,
@@ -198,7 +198,13 @@ def read_table(path: Path, path_column: str) -> dict[str, Sequence[Any]]:
                 f"reading {path} needs pyarrow, which is not installed; run pip install pyarrow, "
                 "or use a .csv file"
             ) from None
-        return parquet.read_table(path).to_pydict()
+        try:
+            return parquet.read_table(path).to_pydict()
+        except (OSError, ValueError) as error:  # pyarrow's errors are of these
+            raise ValueError(
+                f"a table must be a whole Parquet file whose columns have different names, got "
+                f"{str(error).splitlines()[0]} in {path}"
+            ) from None
     try:
         with open(path, encoding="utf-8-sig", newline="") as text:
             if suffix in (".txt", ".lst"):
@@ -259,7 +265,9 @@ def column(
         raise ValueError(
             f"{usual}_column must be one of the columns {sorted(table)} of {file}, got {name!r}"
         )
-    missing = [row for row, value in enumerate(table[name]) if value in (None, "")]
+    # A missing number of Parquet may be a NaN, which is not itself.
+    none = [value in (None, "") or value != value for value in table[name]]
+    missing = [row for row, is_none in enumerate(none) if is_none]
     if len(missing) == len(table[name]):
         return None
     if missing:
@@ -270,7 +278,7 @@ def column(
     return table[name]
 
 
-def _in_order(value: Any) -> tuple[int, float, str]:
+def in_order(value: Any) -> tuple[int, float, str]:
     """Numbers by value, also as text, before names."""
     try:
         return 0, float(value), str(value)

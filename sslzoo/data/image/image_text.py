@@ -23,7 +23,7 @@ from sslzoo.batch import Batch, Tokens
 from sslzoo.checks import check_at_least, check_choice
 from sslzoo.data.datamodule import OnBroken, PredictOn
 from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
-from sslzoo.data.image.file_list import SEPARATORS, column, read_table
+from sslzoo.data.image.file_list import SEPARATORS, column, in_order, read_table
 from sslzoo.data.image.image_set import Crops, ImageSet
 from sslzoo.data.image.load import ANY_EXTENSIONS, Decode, load_images
 from sslzoo.data.listing import Listing, check_folder, find_files, say_left_out, spread
@@ -232,6 +232,7 @@ class ImageTextDataModule(ImageDataModule):
         predict_on: PredictOn,
         drop_last: bool,
     ) -> None:
+        check_at_least("batch_size", batch_size, 2)  # else there is nothing to tell a pair from
         check_at_least("max_length", max_length, 3)
         check_choice("unpaired", unpaired, get_args(Unpaired))
         check_choice("decode", decode, get_args(Decode))
@@ -439,6 +440,8 @@ class ImageTextFolder(ImageTextFiles):
                 text = Path(texts[stem]).read_text(encoding="utf-8-sig")
             except UnicodeDecodeError as error:
                 raise ValueError(f"texts must be UTF-8, got {texts[stem]}: {error}") from None
+            except OSError as error:
+                raise ValueError(f"texts must be readable files, got {error}") from None
             found[stem] = caption_lines(text, texts[stem])
         alone = {
             "images without a .txt file": sorted(images[s] for s in images.keys() - texts.keys()),
@@ -460,9 +463,10 @@ class ImageTextFolder(ImageTextFiles):
 class ImageTextList(ImageTextFiles):
     """Rows of a CSV, TSV or Parquet table: the path of an image, and its caption.
 
-    Rows with the same path are captions of one image. The fields of a .csv may be quoted, those of
-    a .tsv are taken as they are. For the other arguments see
-    `ImageTextDataModule` and `ImageList`.
+    Rows with the same path are captions of one image, as are the texts of a list in a field of
+    Parquet. Classes that are numbers are in their order. The fields of a .csv may be quoted, those
+    of a .tsv are taken as they are. For the other arguments see `ImageTextDataModule` and
+    `ImageList`.
 
     Args:
         file: the table: .csv, .tsv or .parquet (which needs pyarrow).
@@ -561,14 +565,14 @@ class ImageTextList(ImageTextFiles):
         alone: dict[str, list[str]] = {"texts without an image": [], "empty texts": []}
         for row in rows:
             name = str(table[path_column][row] or "")
-            text = one_line(str(table[text_column][row] or ""), f"row {row + 1} of {self.file}")
+            texts = given_texts(table[text_column][row], f"row {row + 1} of {self.file}")
             if not name.strip():
                 alone["texts without an image"].append(f"row {row + 1}")
-            elif not text:
+            elif not texts:
                 alone["empty texts"].append(f"row {row + 1}")
             else:
                 name = spelled.setdefault(os.path.abspath(folder / name), name)  # as it came first
-                captions.setdefault(name, []).append(text)
+                captions.setdefault(name, []).extend(texts)
                 label = "" if labels is None else str(labels[row])
                 if known.setdefault(name, label) != label:
                     raise ValueError(
@@ -585,7 +589,23 @@ class ImageTextList(ImageTextFiles):
                     f"{self.file}; set root to the folder of relative paths"
                 )
         given = [] if labels is None else [known[name] for name in names]
+        classes = list(classes) or sorted(set(given), key=in_order)
         return _listed(paths, [captions[n] for n in names], given, classes, self.file)
+
+
+def given_texts(told: Any, where: str) -> list[str]:
+    """The captions that a table or shard gives an image, a text or several, without empty ones.
+
+    Raises:
+        ValueError: they are no texts.
+    """
+    texts = told if isinstance(told, list | tuple) else [told]
+    wrong = [text for text in texts if not isinstance(text, str | None)]
+    if wrong:
+        raise ValueError(
+            f"a caption must be a text or a list of texts, got {wrong[0]!r} in {where}"
+        )
+    return [line for text in texts if (line := one_line(text or "", where))]
 
 
 def one_line(text: str, where: str) -> str:

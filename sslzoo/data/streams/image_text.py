@@ -17,7 +17,7 @@ from sslzoo.data.image.image_text import (
     PairSet,
     Unpaired,
     caption_lines,
-    one_line,
+    given_texts,
     say_alone,
 )
 from sslzoo.data.listing import spread
@@ -44,13 +44,8 @@ def captions_of(told: Any) -> list[str]:
     Raises:
         ValueError: there is none, or it is no text.
     """
-    texts = told if isinstance(told, list | tuple) else [told]
-    wrong = [text for text in texts if not isinstance(text, str | None)]
-    if wrong:
-        raise ValueError(f"a caption must be a text or a list of texts, got {wrong[0]!r}")
-    if isinstance(told, str):
-        texts = caption_lines(told, repr(told))
-    found = [line for text in texts if (line := one_line(text or "", repr(text)))]
+    where = f"{told!r:.60}"
+    found = caption_lines(told, where) if isinstance(told, str) else given_texts(told, where)
     if not found:
         raise EmptyTextError(f"an image must have a caption, got {told!r}")
     return found

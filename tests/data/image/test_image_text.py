@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import importlib
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -320,6 +322,12 @@ def test_other_wrong_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train" / "red" / "red0.txt").write_text("")
     with pytest.raises(ValueError, match=r"transform must make one view of the image .* got 2"):
         two.setup("fit")
+    with pytest.raises(ValueError, match="batch_size must be at least 2, got 1"):
+        folder(tmp_path, batch_size=1)
+    (tmp_path / "train" / "red" / "red0.txt").unlink()
+    (tmp_path / "train" / "red" / "red0.txt").symlink_to(tmp_path / "nowhere.txt")
+    with pytest.raises(ValueError, match=r"texts must be readable files, got .*red0.txt"):
+        folder(tmp_path).setup("fit")
     with pytest.raises(ValueError, match="max_length must be at least 3, got 2"):
         folder(tmp_path, max_length=2)
     with pytest.raises(ValueError, match="unpaired must be"):
@@ -385,6 +393,56 @@ def test_wrong_tables_are_refused(
     file = table(tmp_path, [["path", "caption"], ["train/red/red0.png", "a red one"], row])
     with pytest.raises(ValueError, match=message):
         listed(file, **options).setup("fit")
+
+
+def parquet(root: Path, columns: dict[str, list[Any]], **options: Any) -> ImageTextList:
+    arrow = pytest.importorskip("pyarrow")
+    tree(root)
+    paths = [f"train/red/red{i}.png" for i in range(len(columns["caption"]))]
+    made = arrow.table({"path": paths, **columns})
+    importlib.import_module("pyarrow.parquet").write_table(made, root / "pairs.parquet")
+    return listed(str(root / "pairs.parquet"), **options)
+
+
+def test_a_list_of_texts_is_several_captions(tmp_path: Path) -> None:
+    data = parquet(tmp_path, {"caption": [["a  red", "b", ""], ["c"]]})
+    data.setup("fit")
+    assert [data.sets.train.captions.of(i) for i in range(2)] == [["a red", "b"], ["c"]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"caption": [1, 2]}, "a caption must be a text or a list of texts, got 1 in row 1 of"),
+        ({"caption": [["a"], []]}, "1 empty texts, such as row 2"),
+        (
+            {"caption": ["a", "b"], "kind": [1.0, math.nan]},
+            "must have a value, but row 2 has",
+        ),
+    ],
+)
+def test_wrong_values_of_parquet_are_refused(
+    tmp_path: Path, columns: dict[str, list[Any]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        parquet(tmp_path, columns, label_column="kind" if "kind" in columns else None).setup("fit")
+
+
+def test_broken_parquet_is_named_in_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "pairs.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"^a table must be a whole Parquet file .*pairs.parquet$"):
+        listed(str(tmp_path / "pairs.parquet")).setup("fit")
+
+
+def test_classes_that_are_numbers_are_in_their_order(tmp_path: Path) -> None:
+    """As those of `ImageList`: names that are given by class number fit."""
+    tree(tmp_path)
+    rows = [[f"train/red/red{i}.png", "red", kind] for i, kind in enumerate(["10", "9", "2"])]
+    data = listed(table(tmp_path, [["path", "caption", "kind"], *rows]), label_column="kind")
+    data.setup("fit")
+    assert data.classes == ["2", "9", "10"]
+    assert data.sets.train.labels.tolist() == [2, 1, 0]
 
 
 def test_quote_marks_of_a_tsv_are_characters(tmp_path: Path) -> None:
