@@ -7,7 +7,8 @@ the method expects. Methods see no other data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -276,6 +277,28 @@ def describe_views(views: Sequence[View]) -> str:
         name = "" if isinstance(view, Tensor) else type(view).__name__
         told.append(f"{name}({', '.join(parts)})" if name else parts[0])
     return " and ".join(told)
+
+
+@contextmanager
+def blamed_on(views: Sequence[View], what: str) -> Iterator[None]:
+    """Raise an error of a network as one that names the views that it was given.
+
+    Args:
+        views: what the network was given.
+        what: the beginning of the sentence, such as "SimCLR cannot train".
+
+    Raises:
+        ValueError: the code inside raised an error, other than a ValueError or for lack of memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, AssertionError, AttributeError, IndexError) as error:
+        line = " ".join(str(error).split())
+        raise ValueError(
+            f"{what} on views of {describe_views(views)}: {type(error).__name__}: {line:.300}"
+        ) from error
 
 
 _NAMED = (Padded, Tokens, UnitSequence)  # views that are named tuples

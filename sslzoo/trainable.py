@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from sslzoo.batch import Batch, ViewSpec, as_batch, check_box_areas, describe_views
+from sslzoo.batch import Batch, ViewSpec, as_batch, blamed_on, check_box_areas, describe_views
 from sslzoo.distributed import gather_objects, keep_buckets, rank, sum_over_ranks, world_size
 from sslzoo.layers import GlobalBatchNorm
 from sslzoo.memory import memory_buffers
@@ -260,16 +260,9 @@ class Trainable(LightningModule, ABC):
         if self._has_trained:
             return self.losses(batch)
         try:
-            terms = self.losses(batch)
-            finite = bool(torch.stack(list(terms.values())).isfinite().all())
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, TypeError, AssertionError, AttributeError, IndexError) as error:
-            line = " ".join(str(error).split())
-            raise ValueError(
-                f"{name} cannot train on views of {describe_views(batch.views)}: "
-                f"{type(error).__name__}: {line:.300}"
-            ) from error
+            with blamed_on(batch.views, f"{name} cannot train"):
+                terms = self.losses(batch)
+                finite = bool(torch.stack(list(terms.values())).isfinite().all())
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise

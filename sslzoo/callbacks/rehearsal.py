@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from sslzoo.batch import Batch, as_batch
+from sslzoo.batch import Batch, as_batch, blamed_on
 from sslzoo.checks import check_classes
 from sslzoo.eval.features import eval_mode
 from sslzoo.eval.loaders import EvalLoaders, first_readable
@@ -88,7 +88,7 @@ def embed_first(
     """Features (B, D) of a batch of an evaluation loader, or None if it is empty.
 
     Raises:
-        ValueError: the module has no such method, or it gives something else.
+        ValueError: the module has no such method, or it gives something else or an error.
     """
     forward = getattr(pl_module, features, None)
     if not callable(forward):
@@ -101,7 +101,9 @@ def embed_first(
     precision = trainer.precision_plugin
     with torch.no_grad(), isolate_rng(), eval_mode(pl_module), precision.forward_context():
         shown = loaders.transform(move_data_to_device(batch, pl_module.device))
-        output = forward(precision.convert_input(shown.views[0]))
+        view = precision.convert_input(shown.views[0])
+        with blamed_on([view], f"{type(pl_module).__name__} cannot be evaluated"):
+            output = forward(view)
     if not isinstance(output, Tensor) or output.ndim != 2:
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"the features to evaluate must be (B, D), got {got} of {features!r}")

@@ -53,6 +53,14 @@ def test_top5_is_logged_if_asked(tmp_path):
     assert run.callback_metrics[NAME.replace("top1", "top5")].item() == pytest.approx(top5)
 
 
+def test_views_that_the_network_cannot_take_are_named_before_the_first_step(tmp_path):
+    module = Toy()
+    module.net[1] = torch.nn.Linear(13, 12)
+    error = r"Toy cannot be evaluated on views of \(2, 3, 4, 4\) float32: RuntimeError: .*13x12"
+    with pytest.raises(ValueError, match=error):
+        trainer(tmp_path, OnlineKNN(5)).fit(module, datamodule=FitOnly())
+
+
 def test_weights_and_random_state_are_those_of_a_run_without_it(tmp_path):
     states = []
     for callbacks in ([], [OnlineKNN(5)]):
