@@ -175,7 +175,7 @@ class SaveAndStop(Callback):
             self._exit()
         folder = savers[0].dirpath or folder_of(trainer) / CHECKPOINTS
         path = savers[0].last_model_path or str(Path(folder) / LAST)
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         self._exit(path)
 
 
