@@ -12,6 +12,7 @@ from sslzoo.commands.configs import config_folders, find_config, similar_configs
 from sslzoo.run_folder import is_version
 
 VERBS = ("fit", "validate", "test", "predict")
+HELPS = ("--help", "-h", "--print_config")
 
 
 def with_config_paths(args: Sequence[str]) -> tuple[list[str], str | None]:
@@ -24,7 +25,7 @@ def with_config_paths(args: Sequence[str]) -> tuple[list[str], str | None]:
     paths = [_existing_config(name) for name in configs]
     given = _taken(others, ("--ckpt_path",))[0]
     described = any(arg.partition("=")[0] in ("--model", "--data") for arg in others)
-    helps = {"--help", "-h", "--print_config"} & set(others)
+    helps = any(arg in HELPS or arg.partition("=")[0].endswith(".help") for arg in others)
     alone = bool(others[:1]) and others[0] in VERBS and not (paths or described or helps)
     if alone and given:
         paths = [implied_config(given[-1])]
@@ -54,10 +55,10 @@ def _taken(args: Sequence[str], names: tuple[str, ...]) -> tuple[list[str], list
 def _existing_config(name: str) -> str:
     path = find_config(name)
     if not Path(path).is_file():
-        similar = "".join(f"{each}, " for each in similar_configs(name))
+        similar = ", ".join(similar_configs(name)) or "quickstart"
         raise ValueError(
             "--config must be a file or the name of a shipped config, such as "
-            f"{similar or 'quickstart '}(`sslzoo configs` lists them), got {name!r}"
+            f"{similar} (`sslzoo configs` lists them), got {name!r}"
         )
     try:
         content = yaml.safe_load(Path(path).read_text())

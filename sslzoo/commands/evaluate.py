@@ -15,7 +15,6 @@ validated with labels.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from lightning.fabric import Fabric
 from sslzoo.atomic_write import atomic_write, check_target
 from sslzoo.commands.configs import find_config
 from sslzoo.commands.errors import one_sentence, refuse, without_debug
+from sslzoo.commands.help_text import HelpFormatter
 from sslzoo.commands.zoo import TRUST
 from sslzoo.distributed import barrier, rank
 from sslzoo.eval.suite import OF_LABELS, OF_MAPS, Suite
@@ -58,10 +58,6 @@ class SchemaParser(jsonargparse.ArgumentParser):
         if not self.exit_on_error:  # the inner parser of a class
             super().error(message, ex)
         refuse(self.prog, message, self._option_string_actions)
-
-
-class HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keep the line breaks of a parser's description."""
 
 
 def check_seeds(seeds: Sequence[int], suite: Suite, by_protocol: bool = False) -> None:

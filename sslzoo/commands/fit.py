@@ -49,6 +49,7 @@ from sslzoo.commands.cluster import (
     own_environment,
 )
 from sslzoo.commands.errors import line, refuse
+from sslzoo.commands.help_text import CKPT_PATH, DESCRIPTIONS, WEIGHTS_ONLY, HelpFormatter
 from sslzoo.commands.loadable import refuse_config, refuse_hyperparameters
 from sslzoo.commands.precision import AUTO, best_precision, has_amx
 from sslzoo.commands.run_directory import KeepMetrics, Resumed, RunDirectory, SaveRun
@@ -107,6 +108,17 @@ class SSLZooCLI(LightningCLI):
             default="new",
             help="whether heads begin anew, or are those of --start_from, a run of this method",
         )
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        """Explain two arguments as they are here, where Lightning's docstring says otherwise."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.usage = f"sslzoo {subcommand} --config NAME [options]"  # not a list of all of them
+        for action in parser._actions:
+            here = {"ckpt_path": CKPT_PATH, "weights_only": WEIGHTS_ONLY}
+            action.help = here.get(action.dest, action.help)
+        return parser
 
     def _go_on_after_requeue(self) -> None:
         """Let a requeued SLURM job resume from its last checkpoint, and no other job from it."""
@@ -378,6 +390,7 @@ def run(args: Sequence[str] | None = None) -> SSLZooCLI:
     SaveRun.command = shlex.join(["sslzoo", *arguments])
     SSLZooCLI.typed = tuple(arguments)
     SSLZooCLI.verb = arguments[0] if arguments else None
+    verbs = (SSLZooCLI.verb,) if SSLZooCLI.verb in VERBS else VERBS
     SSLZooCLI.stop = SaveAndStop()
     SSLZooCLI.has_root = any(arg.startswith("--trainer.default_root_dir") for arg in arguments)
     saved = sys.argv
@@ -398,7 +411,11 @@ def run(args: Sequence[str] | None = None) -> SSLZooCLI:
                 save_config_callback=SaveRun,
                 save_config_kwargs={"overwrite": True},
                 parser_class=FitParser,
-                parser_kwargs={"prog": "sslzoo"},
+                parser_kwargs={
+                    "prog": "sslzoo",
+                    "formatter_class": HelpFormatter,
+                    **{verb: {"description": DESCRIPTIONS[verb]} for verb in verbs},
+                },
             )
         finally:
             if args is not None:

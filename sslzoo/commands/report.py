@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from sslzoo.commands.errors import one_sentence, without_debug
-from sslzoo.commands.evaluate import HelpFormatter, SchemaParser
+from sslzoo.commands.evaluate import SchemaParser
+from sslzoo.commands.help_text import HelpFormatter
 from sslzoo.commands.zoo import TRUST
 from sslzoo.report.page import Layout
 from sslzoo.report.write import write

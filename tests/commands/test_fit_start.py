@@ -44,6 +44,21 @@ def test_answers_do_not_wait_for_what_they_do_not_need(
     assert done.stdout.endswith("loaded\n")
 
 
+def test_the_help_begins_with_commands_and_describes_what_is_here(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        fit.run(["fit", "--help"])
+    text = capsys.readouterr().out
+    assert "[options]\n\nTrain a method as a config says.\n\n    sslzoo fit --config simclr" in text
+    assert "registry:model-name" not in text, "Lightning's, which is refused here"
+
+
+def test_the_arguments_of_a_class_are_explained_without_a_config() -> None:
+    for args in (["fit", "--model.help", "sslzoo.methods.SimCLR"], ["fit", "--data.help=MNIST5k"]):
+        assert fit._with_config_paths(args) == (args, None)
+
+
 def test_the_module_is_the_command() -> None:
     asked = [sys.executable, "-m", "sslzoo", "zoo", "--help"]
     done = subprocess.run(asked, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
