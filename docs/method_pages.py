@@ -96,7 +96,8 @@ def recipes(method: str) -> str:
     for path in sorted((ROOT / "configs" / method).glob("*.yaml")):
         header = path.read_text().split("\n#\n", 1)[1]
         hardware, score = (_field(header, name) for name in ("Hardware", "Score"))
-        rows.append(f"| `{method}/{path.stem}` | {hardware} | {score} |")
+        before = f", after `{_field(header, 'Before')}`" if "# Before:" in header else ""
+        rows.append(f"| `{method}/{path.stem}`{before} | {hardware} | {score} |")
     return "\n".join(rows)
 
 
@@ -136,7 +137,7 @@ def results(method: str) -> str:
     ((raw, normalized),) = pixels
     rows.append(
         "\nWeighted kNN (k 20, T 0.07) of the 10,000 test images in the 50,000 training images of\n"
-        f"CIFAR-10 as JPEG files, one seed; raw pixels score {raw:.3f}, normalized ones "
+        f"CIFAR-10 as JPEG files, one seed per row; raw pixels score {raw:.3f}, normalized ones "
         f"{normalized:.3f}. How\nthe runs were made: "
         "[benchmarks](../../benchmarks/README.md#quality)."
     )
@@ -211,6 +212,7 @@ def _field(header: str, name: str) -> str:
     if not found:
         raise ValueError(f"the header of a config must have `{name}:`, got\n{header[:200]}")
     text = " ".join(found[1].replace("\n#", " ").split()).replace("|", r"\|")
+    text = re.sub(r"\bdocs/(\w+\.md)", r"[docs/\1](../\1)", text)
     return text.replace("benchmarks/README.md", "[benchmarks](../../benchmarks/README.md)")
 
 
