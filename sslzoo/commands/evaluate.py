@@ -6,11 +6,11 @@
     sslzoo eval NAME --protocol sts --sts.root FOLDER
 
 A model is a run directory, or anything that `sslzoo.load` takes. Features are extracted once and
-cached by a hash of weights and data; with `--devices N` each rank computes a part. Several runs,
-such as of several seeds, also give mean and standard deviation; so does one run with few labels,
-which `--seeds` draw. `--protocol` evaluates as a paper does. `--output` writes a JSON
-file; `sslzoo eval --table` prints the table of such files, and of the directories of runs that were
-validated with labels.
+cached by a hash of weights and data; with `--devices N` each rank computes a part. Runs that differ
+only in their seed also give mean and standard deviation; so does one run with few labels, which
+`--seeds` draw. `--protocol` evaluates as a paper does. `--output` writes a JSON file; `sslzoo eval
+--table` prints the table of such files, and of the directories of runs that were validated with
+labels.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from sslzoo.runs.evaluation import (
 from sslzoo.runs.protocols import PROTOCOLS, Protocol, check_name, figures, subject_of
 from sslzoo.runs.provenance import provenance
 from sslzoo.runs.results import read_result, statistics, summary, table
-from sslzoo.runs.seeds import results_of_runs
+from sslzoo.runs.seeds import results_of_runs, without_seed
 from sslzoo.trust import read_config
 from sslzoo.zoo.cache import home
 
@@ -252,10 +252,10 @@ def evaluate(
                 suite = _fitting(suite, found)
                 of_seeds = measure(encoder, known, found, suite, fabric, seeds)
             rows.append({"model": title, **summary(seeds, of_seeds), "config": model.config})
-    trained = [row["metrics"] for row in rows if not row["model"].endswith(", untrained")]
+    trained = [row for row in rows if not row["model"].endswith(", untrained")]
     result = {
         "models": rows,
-        **({"statistics": statistics(trained)} if len(trained) > 1 else {}),
+        **({"statistics": statistics([r["metrics"] for r in trained])} if _alike(trained) else {}),
         **(_described(protocols) if protocols else {"suite": dataclasses.asdict(suite)}),
         "seeds": seeds,
         "data": None if data is None else _plain(given.data),
@@ -266,6 +266,14 @@ def evaluate(
         if given.output is not None:
             atomic_write(Path(given.output), json.dumps(result, indent=1, default=str) + "\n")
     return result
+
+
+def _alike(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the models are runs of several seeds, whose configs are else the same."""
+    configs = [row["config"] for row in rows]
+    seeds = {config.get("seed_everything") for config in configs} - {None}
+    differ = len(seeds) == len(rows) > 1
+    return differ and len({without_seed(config) for config in configs}) == 1
 
 
 def _plain(section: Any) -> Any:

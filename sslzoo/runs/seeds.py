@@ -28,11 +28,11 @@ def results_of_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
     alike: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
     for folder in folders:
         config = RunFolder(folder).config()
-        alike.setdefault(_without_seed(config), []).append((folder, config))
+        alike.setdefault(without_seed(config), []).append((folder, config))
     return [_result(runs) for runs in alike.values()]
 
 
-def _without_seed(config: dict[str, Any]) -> str:
+def without_seed(config: dict[str, Any]) -> str:
     """The config without the seed, which runs of several seeds share."""
     common = copy.deepcopy(config)
     common.pop("seed_everything", None)
