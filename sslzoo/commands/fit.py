@@ -266,6 +266,9 @@ class SSLZooCLI(LightningCLI):
         self.resumed.step = saved.get("global_step")
         self.saved = bool(saved)
         if saved:
+            # A run goes on in its own directory, and its evaluation writes beside it.
+            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+            warnings.filterwarnings("ignore", "The dirpath has changed from")
             files = self.trainer.strategy.checkpoint_io
             shards = is_folder_of_shards(Path(given))
             by_ranks = shards and isinstance(self.trainer.strategy, FullyShard)

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 from unittest import mock
 
 import torch
@@ -45,14 +46,16 @@ def arguments(folder: Path, out: Path, method: str = "byol") -> list[str]:
     ]
 
 
-def run(args: list[str], cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+def run(
+    args: list[str], cwd: Path, check: bool = True, warn: Literal["ignore", "always"] = "ignore"
+) -> subprocess.CompletedProcess[str]:
     """Run the command in this process: importing torch and Lightning takes seconds."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict(os.environ))
         stack.enter_context(mock.patch.object(sys, "argv", ["sslzoo", *args]))
         stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
+        warnings.simplefilter(warn)
         for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
             for handler in logging.getLogger(name).handlers:
                 if isinstance(handler, logging.StreamHandler):

@@ -53,10 +53,13 @@ def test_predict_writes_features_labels_and_indices(finished: Path, tmp_path: Pa
     assert content["label"].tolist() == [0] * 10 + [1] * 10
 
 
-def test_an_evaluation_of_a_run_is_written_beside_it(finished: Path, tmp_path: Path) -> None:
+def test_an_evaluation_of_a_run_is_written_beside_it(
+    finished: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
     path = str(checkpoint(finished))
     for verb in ("validate", "predict", "predict"):
-        run([verb, "--ckpt_path", path], tmp_path)
+        run([verb, "--ckpt_path", path], tmp_path, warn="always")
+    assert not [w for w in recwarn if "dirpath" in str(w.message)]
     assert not list(tmp_path.iterdir())
     assert [folder.name for folder in finished.parent.iterdir()] == ["version_0"]
     assert "val/knn_top1_k20_t0.07" in (finished / "validate" / "metrics.csv").read_text()
