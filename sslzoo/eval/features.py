@@ -15,7 +15,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, blamed_on
 from sslzoo.distributed import gather_objects, gather_rows, rank, row_layout, world_size
 from sslzoo.eval.knn.search import first_occurrence
 from sslzoo.eval.loaders import EvalLoaders
@@ -106,8 +106,8 @@ def extract(
         This rank's samples without duplicate indices (the first one on the lowest rank is kept).
 
     Raises:
-        ValueError: no such method, the features are not (B, D), no rank has a sample, or the
-            samples are none that the module can embed.
+        ValueError: no such method, it fails on a view, the features are not (B, D), no rank has a
+            sample, or the samples are none that the module can embed.
     """
     forward = getattr(module, features, None) if isinstance(features, str) else features
     if forward is None:
@@ -122,7 +122,8 @@ def extract(
     with isolate_rng(), eval_mode(module):
         for batch in own_batches(loader, loaders, limit):
             batch = loaders.transform(move_data_to_device(batch, device))
-            output = forward(batch.views[0])
+            with blamed_on(batch.views[:1], f"{type(module).__name__} cannot be evaluated"):
+                output = forward(batch.views[0])
             if not isinstance(output, Tensor) or output.ndim != 2:
                 got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
                 raise ValueError(f"the features to evaluate must be (B, D), got {got}")

@@ -55,6 +55,13 @@ def test_flags_are_restored_after_an_error():
     assert all(child.training for child in module.modules())
 
 
+def test_a_view_that_the_network_cannot_take_is_named():
+    loader = [Batch([torch.zeros(4, 7)], torch.arange(4))]
+    error = r"Sequential cannot be evaluated on views of \(4, 7\) float32: RuntimeError: .*4x7"
+    with pytest.raises(ValueError, match=error):
+        extract(net(), loader, of(loader))
+
+
 def test_features_are_those_of_eval_mode():
     module = net()
     loader = batches()
