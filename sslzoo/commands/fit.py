@@ -18,7 +18,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
@@ -31,7 +31,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from sslzoo.atomic_write import recover
 from sslzoo.callbacks.epoch_lines import EpochLines
@@ -52,7 +52,14 @@ from sslzoo.commands.errors import line, refuse
 from sslzoo.commands.help_text import CKPT_PATH, DESCRIPTIONS, WEIGHTS_ONLY, HelpFormatter
 from sslzoo.commands.loadable import refuse_config, refuse_hyperparameters
 from sslzoo.commands.precision import AUTO, best_precision, has_amx
-from sslzoo.commands.run_directory import KeepMetrics, Resumed, RunDirectory, SaveRun
+from sslzoo.commands.run_directory import (
+    KeepMetrics,
+    Resumed,
+    RunDirectory,
+    SaveRun,
+    goes_on_in,
+)
+from sslzoo.commands.run_lock import locked, wait_for_earlier_start
 from sslzoo.commands.stop import RunTrainer, SaveAndStop, last_saved
 from sslzoo.commands.summary import summary
 from sslzoo.distributed import is_lost_rank
@@ -87,6 +94,7 @@ class SSLZooCLI(LightningCLI):
     verb: str | None = None
     typed: tuple[str, ...] = ()  # the arguments of the command line
     stop: SaveAndStop
+    locks: ExitStack
     saved = False  # whether a checkpoint was read
     has_root = False  # whether the command line has --trainer.default_root_dir
 
@@ -128,6 +136,8 @@ class SSLZooCLI(LightningCLI):
         config = yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_none=False))
         root = self._get(self.config, "trainer").default_root_dir or self._root()
         run = SaveRun.job = JobRun(Path(root), config)
+        for folder in map(Path, run.folders or []):
+            wait_for_earlier_start(folder.parent)
         checkpoint = run.checkpoint(self._get(self.config, "weights_only") is not False)
         if checkpoint is not None:
             rank_zero_info(f"SLURM job {job_number()} was requeued and goes on from {checkpoint}")
@@ -256,6 +266,7 @@ class SSLZooCLI(LightningCLI):
         if given in ("last", "best"):
             given = kwargs["ckpt_path"] = checkpoints.last_checkpoint(self.trainer, given)
         if given and checkpoints.is_local(given):
+            self._hold(run_of(Path(given)))
             recover(Path(given).parent)
             try:
                 saved = checkpoints.read_for(given, subcommand, self.model, kwargs["weights_only"])
@@ -276,13 +287,29 @@ class SSLZooCLI(LightningCLI):
                 saved = assemble(Path(given))
             if isinstance(files, CheckpointFiles) and not by_ranks:
                 files.keep(given, saved)
-        resumed = run_of(Path(given)) if saved and subcommand == "fit" else None
-        self.directory = RunDirectory(self.trainer, resumed, saved, self._evaluation_folder())
+        goes_on = saved and subcommand == "fit" and self.resumed.refusal is None
+        resumed = run_of(Path(given)) if goes_on else None
+        self.directory = RunDirectory(
+            self.trainer, resumed, saved, SSLZooCLI.locks, self._evaluation_folder()
+        )
         if resumed is not None:
             SaveRun.start = resumed.record().get("start")
-        if saved and subcommand == "fit":
+        if goes_on:
             self._say_where_it_goes_on(given)
         return kwargs
+
+    def _hold(self, run: RunFolder | None) -> None:
+        """Lock the run that is resumed in its own directory, before its checkpoint is read."""
+        trainer = self.trainer
+        writes = cast(Any, rank_zero_only).rank == 0 and not cast(Any, trainer).fast_dev_run
+        if run is None or self.subcommand != "fit" or not writes or not goes_on_in(trainer, run):
+            return
+        try:
+            SSLZooCLI.locks.enter_context(locked(run))
+        except ValueError as error:
+            if not is_one_of_many(trainer):
+                raise
+            self.resumed.refusal = str(error)
 
     def _evaluation_folder(self) -> RunFolder | None:
         return None if self.beside is None else RunFolder(self.beside.path / str(self.subcommand))
@@ -397,7 +424,7 @@ def run(args: Sequence[str] | None = None) -> SSLZooCLI:
     SSLZooCLI.stop = SaveAndStop()
     SSLZooCLI.has_root = any(arg.startswith("--trainer.default_root_dir") for arg in arguments)
     saved = sys.argv
-    with _explained(), SSLZooCLI.stop.on_signals():
+    with _explained(), SSLZooCLI.stop.on_signals(), ExitStack() as SSLZooCLI.locks:
         arguments, SSLZooCLI.config_path = with_config_paths(arguments)
         # The first word stays: Lightning starts the other ranks with it.
         sys.argv = [sys.argv[0], *arguments]

@@ -24,6 +24,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from sslzoo.atomic_write import atomic_write, replacing
 from sslzoo.commands.cluster import JOB, JobRun
+from sslzoo.commands.run_lock import locked
 from sslzoo.distributed import gather_objects
 from sslzoo.run_folder import CHECKPOINTS, LAST, RECORD, RunFolder, claim
 from sslzoo.runs.provenance import processor, provenance
@@ -141,6 +142,7 @@ class RunDirectory:
         trainer: its loggers, and without any its root directory, are set to the directory.
         resumed: the run that is resumed.
         saved: contents of the checkpoint that it is resumed from.
+        locks: those of the command, which has the resumed run's; a claimed one's is added.
         evaluation: RUN/<verb>, where the loggers write the evaluation of a run; None: not there.
     """
 
@@ -149,8 +151,10 @@ class RunDirectory:
         trainer: Any,
         resumed: RunFolder | None,
         saved: Mapping[str, Any],
+        locks: contextlib.ExitStack,
         evaluation: RunFolder | None = None,
     ) -> None:
+        self._locks = locks
         self.claimed: list[RunFolder] = []
         self.continued: RunFolder | None = None
         self._before: dict[Path, bytes] = {}
@@ -187,11 +191,7 @@ class RunDirectory:
             trainer._default_root_dir = str(
                 self._enter(Path(trainer.default_root_dir), folders).path
             )
-        for logger in trainer.loggers:
-            if not isinstance(logger, CSVLogger | TensorBoardLogger):
-                continue
-            if logger._version is not None or not _is_local_file_protocol(logger.root_dir):
-                continue
+        for logger in _without_version(trainer):
             run = self._enter(Path(logger.root_dir), folders)
             logger._version = run.number
             if isinstance(logger, CSVLogger):
@@ -203,6 +203,7 @@ class RunDirectory:
         if whole not in folders:
             folders[whole] = claim(root)
             self.claimed.append(folders[whole])
+            self._locks.enter_context(locked(folders[whole]))
         elif folders[whole] not in self.claimed and self.continued is None:
             self.continued = folders[whole]
             self._before = {path: path.read_bytes() for path in _files(folders[whole])}
@@ -221,6 +222,7 @@ class RunDirectory:
         for path, content in self._before.items():
             if not path.exists() or path.read_bytes() != content:
                 atomic_write(path, content)
+        self._locks.close()
         for run in self.claimed:
             with contextlib.suppress(OSError):  # it holds what is not ours
                 (run.path / CHECKPOINTS).rmdir()
@@ -229,6 +231,24 @@ class RunDirectory:
         if self._root is not None:
             for folder in [*(run.path.parent for run in self.claimed)]:
                 _remove_empty(folder, self._root)
+
+
+def goes_on_in(trainer: Any, run: RunFolder) -> bool:
+    """Whether a command that resumes a run writes to the run's own directory."""
+    roots = [trainer.default_root_dir] if not trainer.loggers else []
+    roots += [logger.root_dir for logger in _without_version(trainer)]
+    return run.path.parent.resolve() in [Path(root).resolve() for root in roots]
+
+
+def _without_version(trainer: Any) -> list[Any]:
+    """The trainer's loggers that write to a run directory, which they are to be told."""
+    return [
+        logger
+        for logger in trainer.loggers
+        if isinstance(logger, CSVLogger | TensorBoardLogger)
+        and logger._version is None
+        and _is_local_file_protocol(logger.root_dir)
+    ]
 
 
 def _files(run: RunFolder) -> list[Path]:
@@ -328,11 +348,13 @@ class Resumed(Callback):
         checkpoint: that of the resumed run; in its own folder, the run goes on writing last.ckpt.
         step: the steps of the checkpoint that this rank has read; None: it read none.
         error: why this rank could not read it.
+        refusal: why rank 0 may not write to the run.
     """
 
     checkpoint: Path | None = None
     step: int | None = None
     error: str | None = None
+    refusal: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse ranks that would begin at different steps, such as with disks of their own.
@@ -340,6 +362,8 @@ class Resumed(Callback):
         Raises:
             ValueError: on every rank, instead of a hang of some.
         """
+        if refusal := gather_objects(self.refusal)[0]:
+            raise ValueError(refusal)
         read = gather_objects((self.step, self.error))
         if self.error is None and len(set(read)) == 1:
             return
