@@ -47,6 +47,13 @@ def job_number() -> str | None:
     return number if re.fullmatch(r"\d+(_\d+)?", number) else None
 
 
+def determining(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a command's config, plain values, that the numbers of a run depend on."""
+    own = {name: part for name, part in config.items() if name not in _FREE}
+    own["trainer"] = {k: v for k, v in own["trainer"].items() if k not in _FREE}
+    return own
+
+
 def requeue() -> str:
     """Put the running job back into SLURM's queue.
 
@@ -82,8 +89,7 @@ class JobRun:
     @property
     def name(self) -> str:
         """The name of the file; the checkpoints of the run have it too."""
-        config = {name: part for name, part in self.config.items() if name not in _FREE}
-        config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in _FREE}
+        config = determining(self.config)
         text = json.dumps([os.environ.get("SLURM_CLUSTER_NAME"), config], sort_keys=True)
         return f"slurm_{job_number()}_{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
 

@@ -39,11 +39,13 @@ from sslzoo.callbacks.feature_writer import FeatureWriter
 from sslzoo.callbacks.progress import ProgressBar
 from sslzoo.callbacks.training_monitor import TrainingMonitor
 from sslzoo.commands import checkpoints
+from sslzoo.commands.agreement import RanksAgree
 from sslzoo.commands.arguments import VERBS, runs_of, with_config_paths
 from sslzoo.commands.checkpoints import CheckpointFiles
 from sslzoo.commands.cluster import (
     JobRun,
     check_processes,
+    determining,
     is_one_of_many,
     job_number,
     own_environment,
@@ -217,6 +219,8 @@ class SSLZooCLI(LightningCLI):
         if not any(isinstance(p, CheckpointIO) for p in plugins):
             plugins.append(CheckpointFiles())
         kwargs["plugins"] = [*plugins, *own_environment(plugins)]
+        if self.subcommand == "fit":
+            callbacks.insert(0, RanksAgree(determining(self.config_dump)))
         kwargs["callbacks"] = [*callbacks, self.resumed, KeepMetrics(), self.stop]
         trainer = super().instantiate_trainer(**kwargs)
         check_processes(trainer)
