@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from sslzoo.atomic_write import atomic_write, replacing
+from sslzoo.atomic_write import atomic_write, remove, replacing
 from sslzoo.checks import check_num_features
+from sslzoo.file_lock import acquire
 from sslzoo.run_folder import RunFolder
 from sslzoo.trust import LOADERS, fill
 from sslzoo.zoo.build import build_backbone, complete, count_parameters, under
@@ -37,6 +38,7 @@ from sslzoo.zoo.safe_read import read
 from sslzoo.zoo.verifying import fixed_features
 
 Dtype = Literal["float32", "float16"]
+_ADDING, _LOCK = ".adding-", "lock"
 
 
 def save(
@@ -103,7 +105,8 @@ def save_with_card(
         raise ValueError(
             f"the file must not exist yet, got {path}; use another name, or remove it and its card"
         )
-    with _made(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".adding-") as name:
+    _remove_left_over(folder)
+    with _made(folder), _temporary(folder) as name:
         part = Path(name) / card.file
         try:
             digest = save(encoder, part, dtype, metadata)
@@ -123,6 +126,29 @@ def save_with_card(
             beside.unlink(missing_ok=True)
             raise
     return card
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[str]:
+    """Context manager of a temporary folder inside another one, locked by this process."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_ADDING) as name:
+        lock = acquire(Path(name) / _LOCK, {})
+        assert lock is not None
+        try:
+            yield name
+        finally:
+            lock.release()
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Remove the temporary folders of processes that were killed."""
+    for left in folder.glob(f"{_ADDING}*"):
+        with suppress(OSError):
+            lock = acquire(left / _LOCK, {}) if (left / _LOCK).is_file() else None
+            if lock is not None:
+                if lock.is_real:
+                    remove(left)
+                lock.release()
 
 
 @contextmanager

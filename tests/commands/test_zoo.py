@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -444,6 +445,24 @@ def test_a_card_appears_under_its_name_by_a_rename(
     save_with_card(SmallResNet((8, 16)), card, tmp_path / "zoo")
     assert renamed[-2:] == ["tiny.safetensors", "tiny.json"]
     assert {p.name for p in (tmp_path / "zoo").iterdir()} == {"tiny.json", "tiny.safetensors"}
+
+
+def test_what_a_killed_add_left_is_no_entry_and_is_removed_by_the_next(tmp_path: Path) -> None:
+    """Killed by a signal, it leaves its temporary folder, whose lock is free."""
+    folder = home() / "entries"
+    killed, running = (folder / f".adding-{name}" for name in ("killed", "running"))
+    for left in (killed, running):
+        left.mkdir(parents=True)
+        write(left, SmallResNet((8, 16)))
+        (left / "lock").touch()
+    assert "tiny" not in entries()
+    with (running / "lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        save_with_card(SmallResNet((8, 16)), card_of(small_card(), "here"), folder)
+        names = {path.name for path in folder.iterdir()}
+        assert names == {"tiny.json", "tiny.safetensors", running.name}
+    save_with_card(SmallResNet((8, 16)), card_of(small_card(file="b.safetensors"), "here"), folder)
+    assert not running.exists()
 
 
 def test_values_beyond_the_precision_are_refused_and_leave_nothing(tmp_path: Path) -> None:
