@@ -276,13 +276,15 @@ def _remove_empty(folder: Path, top: Path) -> None:
 class SaveRun(SaveConfigCallback):
     """Write config.yaml, and `run.json`: provenance, and the training time of an unbroken run.
 
-    In a SLURM job, it also names the folders of the checkpoints for the requeued job.
+    In a resumed run's directory, both stay as they are until a batch is drawn. In a SLURM job, it
+    also names the folders of the checkpoints for the requeued job.
     """
 
     command: str | None = None
     job: JobRun | None = None
     start: dict[str, Any] | None = None  # what `--start_from` loaded
     _started: float | None = None
+    _is_due = False  # the run's files are to be written at the first batch
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
@@ -296,6 +298,11 @@ class SaveRun(SaveConfigCallback):
         if self.job is not None and trainer.is_global_zero:
             savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
             self.job.add(saver.dirpath for saver in savers)
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if self._is_due:
+            self._is_due = False
+            self._write(trainer)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -314,6 +321,11 @@ class SaveRun(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         assert self.folder is not None
+        self._is_due = stage == "fit" and (Path(self.folder) / "config.yaml").exists()
+        if not self._is_due:
+            self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
         about = {
             "command": self.command,
             "accelerator": trainer.accelerator.name(),
