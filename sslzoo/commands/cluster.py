@@ -168,8 +168,16 @@ def own_environment(plugins: Sequence[Any]) -> list[ClusterEnvironment]:
         plugins: of the Trainer; one that names an environment wins.
 
     Raises:
-        ValueError: SLURM has given several tasks, and the command would wait for all others.
+        ValueError: SLURM has given several tasks, and the command would wait for all others; or
+            SLURM's ranks are asked for in processes that torchrun has started.
     """
+    slurm = any(isinstance(plugin, SLURMEnvironment) for plugin in plugins)
+    if slurm and TorchElasticEnvironment.detect():
+        raise ValueError(
+            "--trainer.plugins must be without SLURMEnvironment under torchrun, whose ranks are "
+            "others than those of SLURM's tasks, got one; start the command by srun, one task per "
+            "process, or omit it"
+        )
     given = any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
     if given or TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
         return []

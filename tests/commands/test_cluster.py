@@ -19,6 +19,7 @@ import torch.distributed.checkpoint
 from lightning import Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 
 from sslzoo.commands import cluster
@@ -258,10 +259,11 @@ def test_commands_of_a_job_with_other_start_or_callbacks_are_runs_of_their_own(
         assert "was requeued" not in said
         assert ("begins anew, and not from" in said) == (number > 1)
         assert (out / f"version_{number}" / "checkpoints" / "last.ckpt").is_file()
-    records = [path.read_bytes() for path in sorted(out.glob("version_*/config.yaml"))]
-    said = run(commands[0], tmp_path).stderr
+    written = [*out.glob("version_*/config.yaml"), *out.glob("version_*/run.json")]
+    records = [path.read_bytes() for path in written]
+    said = run([*commands[0], "--trainer.accelerator=cpu"], tmp_path).stderr  # it had finished
     assert f"was requeued and goes on from {last(out)}" in said
-    assert [path.read_bytes() for path in sorted(out.glob("version_*/config.yaml"))] == records
+    assert [path.read_bytes() for path in written] == records
 
 
 @pytest.mark.usefixtures("slurm")
@@ -389,6 +391,42 @@ def test_command_that_srun_did_not_start(slurm: Path, monkeypatch: pytest.Monkey
     for name, value in {**ONE_TASK, "SLURM_PTY_PORT": "40001"}.items():
         monkeypatch.setenv(name, value)
     assert [type(part) for part in cluster.own_environment([])] == [LightningEnvironment]
+
+
+@pytest.mark.parametrize("by_srun", [True, False])
+def test_torchrun_within_slurm_has_the_ranks_of_torchrun_and_the_job_of_slurm(
+    by_srun: bool, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two nodes, whose only task is torchrun, or torchrun in an sbatch file."""
+    monkeypatch.setattr(rank_zero_only, "rank", rank_zero_only.rank)
+    task = {"SLURM_NTASKS": "2", "SLURM_NNODES": "2", "SLURM_PROCID": "1", "SLURM_NODEID": "1"}
+    elastic = {"TORCHELASTIC_RUN_ID": "7", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    elastic |= {"WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": "0", "GROUP_RANK": "1"}
+    for name, value in {**(task if by_srun else {}), **elastic}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_STEP_ID")
+    (slurm.parent / "bin" / "srun").touch(0o755)
+    assert cluster.own_environment([]) == []
+    trainer = Trainer(accelerator="cpu", devices=2, num_nodes=2, logger=False, strategy="ddp")
+    cluster.check_processes(trainer)
+    assert cluster.is_one_of_many(trainer)
+    assert (trainer.global_rank, trainer.local_rank, trainer.node_rank) == (2, 0, 1)
+    assert trainer.world_size == 4
+    with pytest.raises(ValueError, match="4, got 1 x 2"):
+        processes(monkeypatch, {}, devices=2)
+    name = cluster.JobRun(slurm.parent, {"trainer": {}}).name
+    for rank in ("2", "0"):  # rank 0 alone requeues, on whichever node of SLURM's it is
+        monkeypatch.setattr(rank_zero_only, "rank", int(rank))
+        assert cluster.JobRun(slurm.parent, {"trainer": {}}).name == name
+        stop = SaveAndStop()
+        stop._trainer = trainer
+        assert stop._job_signals() == {signal.SIGUSR1, signal.SIGUSR2}
+        assert not slurm.exists()
+        with pytest.raises(SystemExit):
+            stop._handle(signal.SIGUSR1, None)
+    assert slurm.read_text() == "requeue 7\n"
+    with pytest.raises(ValueError, match="must be without SLURMEnvironment under torchrun"):
+        cluster.own_environment([SLURMEnvironment(auto_requeue=False)])
 
 
 HOOKS = [
