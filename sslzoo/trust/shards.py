@@ -159,6 +159,11 @@ def _nested(
         inner[stored.path[-1]] = value
     extra = folder / EXTRA
     if not extra.is_file():
+        if "optimizer_0" in found:  # of a run: torch's own folders need no such file
+            raise ValueError(
+                f"{folder} must be a whole distributed checkpoint, got one without {EXTRA}, which "
+                "has the run's state besides tensors; use an earlier checkpoint"
+            )
         return found
     whole = read_checkpoint(extra)
     whole["state_dict"] = found.pop("state_dict", found.pop("model", {}))

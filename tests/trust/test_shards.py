@@ -151,3 +151,9 @@ def test_incomplete_folders_are_refused_in_one_sentence(saved: Path, tmp_path: P
         consolidate(str(saved), "x.pt")
     with pytest.raises(ValueError, match="the checkpoint must be a folder of shards, got"):
         consolidate(str(tmp_path / "none"), "x.ckpt")
+
+
+def test_folder_of_a_run_without_its_plain_values_is_refused(saved: Path) -> None:
+    (saved / "meta.pt").unlink()
+    with pytest.raises(ValueError, match=r"whole distributed checkpoint, got one without meta\.pt"):
+        assemble(saved)
