@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 def check_target(path: Path) -> None:
@@ -52,6 +53,29 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a file through `replacing`."""
     with replacing(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def save_tensors(value: Any, path: Path, target: Path) -> None:
+    """`torch.save`, whose error on a full disk is that of the system.
+
+    Args:
+        value: tensors and plain values.
+        path: the file.
+        target: the path that the error names.
+
+    Raises:
+        OSError: writing failed.
+    """
+    import torch
+
+    try:
+        with path.open("wb") as file:
+            torch.save(value, file)
+    except RuntimeError as error:  # torch's, while it handles the system's
+        if not isinstance(error.__context__, OSError):
+            raise
+        number = error.__context__.errno or 0
+        raise OSError(number, os.strerror(number), str(target)) from None
 
 
 def part_of(path: Path) -> Path:

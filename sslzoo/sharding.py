@@ -33,7 +33,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from sslzoo.atomic_write import check_target, exchange, part_of, recover, remove
+from sslzoo.atomic_write import check_target, exchange, part_of, recover, remove, save_tensors
 from sslzoo.distributed import broadcast_
 from sslzoo.trust import is_folder_of_shards, outline
 from sslzoo.trust.shards import EXTRA, read_index
@@ -121,7 +121,7 @@ class FullyShard(ModelParallelStrategy):
             if self.is_global_zero:
                 remove(part)
                 part.mkdir(parents=True)
-                torch.save(plain, part / EXTRA)
+                save_tensors(plain, part / EXTRA, path)
             self.barrier()
             save(tensors, checkpoint_id=part)
             self.barrier()

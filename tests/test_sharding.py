@@ -279,6 +279,8 @@ def test_full_disk_leaves_the_checkpoint_before_the_folder_whole(kind: str, tmp_
     try:
         with pytest.raises(OSError, match=r"last.ckpt could not be written: .*File too large"):
             OneRank(True).save_checkpoint({**saved, "global_step": 2}, path)
+        with pytest.raises(OSError, match=r"File too large: '.*last.ckpt'"):  # in meta.pt
+            OneRank(True).save_checkpoint({**saved, "callbacks": torch.ones(9999)}, path)
     finally:
         infinite = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
         resource.setrlimit(resource.RLIMIT_FSIZE, infinite)

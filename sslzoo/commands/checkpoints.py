@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
-from sslzoo.atomic_write import exchange, part_of, recover, remove, replacing
+from sslzoo.atomic_write import exchange, part_of, recover, remove, replacing, save_tensors
 from sslzoo.file_kind import other_kind
 from sslzoo.run_folder import CHECKPOINTS, RunFolder, run_of, versions
 from sslzoo.trust import (
@@ -65,14 +64,7 @@ class CheckpointFiles(TorchCheckpointIO):
         if shards:
             remove(written)
         with replacing(written) as part:
-            try:
-                with part.open("wb") as file:
-                    torch.save(checkpoint, file)
-            except RuntimeError as error:  # torch's, while it handles the system's
-                if not isinstance(error.__context__, OSError):
-                    raise
-                number = error.__context__.errno or 0
-                raise OSError(number, os.strerror(number), str(path)) from None
+            save_tensors(checkpoint, part, target)
         if shards:
             exchange(written, target)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sslzoo.atomic_write import check_target, recover, replacing
+from sslzoo.atomic_write import check_target, recover, replacing, save_tensors
 from sslzoo.commands.errors import Parser, one_sentence, without_debug
 
 KINDS = (".ckpt", ".safetensors")
@@ -31,6 +31,7 @@ def consolidate(folder: str, to: str) -> str:
         OSError: the file cannot be written.
     """
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from sslzoo.run_folder import RunFolder
@@ -57,9 +58,12 @@ def consolidate(folder: str, to: str) -> str:
             )
     with replacing(target) as part:
         if target.suffix == ".safetensors":
-            save_file({name: value.contiguous() for name, value in saved.items()}, part)
+            try:
+                save_file({name: value.contiguous() for name, value in saved.items()}, part)
+            except SafetensorError as error:
+                raise OSError(f"{target} cannot be written: {error}") from None
         else:
-            torch.save(saved, part)
+            save_tensors(saved, part, target)
     return str(target)
 
 

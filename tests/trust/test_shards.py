@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,18 @@ def test_folder_of_a_run_without_its_plain_values_is_refused(saved: Path) -> Non
     (saved / "meta.pt").unlink()
     with pytest.raises(ValueError, match=r"whole distributed checkpoint, got one without meta\.pt"):
         assemble(saved)
+
+
+def test_file_for_which_the_disk_has_no_room_is_one_sentence(tmp_path: Path) -> None:
+    folder, out = tmp_path / "last.ckpt", tmp_path / "out"
+    dcp.save({"state_dict": {"w": torch.ones(9999)}}, checkpoint_id=folder, no_dist=True)
+    out.mkdir()
+    for name in ("one.ckpt", "one.safetensors"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (999, resource.RLIM_INFINITY))
+        try:
+            with pytest.raises(OSError, match=rf"{name}.*too large|too large: '.*{name}'"):
+                consolidate(str(folder), str(out / name))
+        finally:
+            infinite = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            resource.setrlimit(resource.RLIMIT_FSIZE, infinite)
+    assert not list(out.iterdir())
