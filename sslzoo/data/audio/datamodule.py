@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
