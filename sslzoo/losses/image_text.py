@@ -13,20 +13,32 @@ Deviations:
        the values of one process.
 
 Shapes: n local pairs, N global pairs, W ranks, D width. The (N, N) logits are never kept: they are
-formed block by block, and the gradient with them in the forward pass.
+formed block by block, and the gradient with them in the forward pass. CLIP's are formed twice,
+since the softmax of a text is known when all images were seen: four products of matrices in all,
+where the logits of both directions and their gradients are six.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sslzoo.checks import check_same_shape
-from sslzoo.distributed import pass_on, rank, row_layout, world_size
+from sslzoo.distributed import (
+    gather,
+    gather_rows,
+    pass_on,
+    rank,
+    row_layout,
+    sum_over_ranks,
+    world_size,
+)
 from sslzoo.layers.precision import at_least_float32, no_autocast
 from sslzoo.losses.blockwise import attach_gradient, entries_per_block, needs_gradient
-from sslzoo.losses.info_nce import batch_info_nce
+from sslzoo.losses.online_softmax import add_block
 
 # Logits per block: the size of a core's cache on a CPU, few launches on a GPU.
 _BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}
@@ -48,10 +60,78 @@ def clip_loss(images: Tensor, texts: Tensor, log_scale: Tensor) -> Tensor:
     """
     check_same_shape("images and texts", images, texts)
     with no_autocast(images):
-        images, texts = at_least_float32(images), at_least_float32(texts)
-        scale = at_least_float32(log_scale).exp()
-        rows = batch_info_nce(scale * images, texts, 1.0)
-        return (rows + batch_info_nce(scale * texts, images, 1.0)) / 2
+        images, log_scale = at_least_float32(images), at_least_float32(log_scale)
+        scale = log_scale.detach().exp()
+        a = images.detach() * scale
+        rows = row_layout(len(a))
+        every = gather(at_least_float32(texts).to(a.dtype), rows)  # (N, D)
+        t, own = every.detach(), rows.own
+        step = max(1, entries_per_block(_BLOCK, a) // max(1, len(t)))
+        blocks = [slice(start, start + step) for start in range(0, len(a), step)]
+        of_images, of_texts, positive = _softmaxes(a, t, blocks, own.start)
+        loss = (of_images.log() + of_texts.log()[own] - 2 * positive).sum()
+        mean = world_size() / (2 * rows.total)
+        if not needs_gradient(images, every, log_scale):
+            return loss * mean
+        grad_images, grad_texts = torch.zeros_like(a), torch.zeros_like(t)
+        expected, expected_by_text = -2 * positive, t.new_zeros(len(t))  # logits, by the softmaxes
+        for block in blocks:
+            logits = a[block] @ t.T
+            by_text, by_image = of_texts.of(logits), of_images.of(logits, block)
+            expected_by_text += (by_text * logits).sum(dim=0)
+            expected[block] += (by_image * logits).sum(dim=1)
+            by_image += by_text
+            grad_images[block] = by_image @ t
+            if needs_gradient(every):
+                grad_texts.addmm_(by_image.T, a[block])
+        expected += sum_over_ranks(expected_by_text)[own]
+        grad_texts[own] -= 2 * a
+        grad_images = grad_images.sub_(t[own], alpha=2) * scale
+        loss = attach_gradient(loss, images, grad_images)
+        loss = attach_gradient(loss, every, grad_texts)
+        return attach_gradient(loss, log_scale, expected.sum()) * mean
+
+
+class _Softmax(NamedTuple):
+    """Normalization of a softmax along one side of the logits.
+
+    Args:
+        top: the largest logits, (n, 1) of the rows, or (N,) of the columns.
+        norm: the sums of exp(logit - top), likewise.
+    """
+
+    top: Tensor
+    norm: Tensor
+
+    def log(self) -> Tensor:
+        """The log of the sums of exponentials, (n,) or (N,)."""
+        return (self.top + self.norm.log()).flatten()
+
+    def of(self, logits: Tensor, rows: slice = slice(None)) -> Tensor:
+        """The probabilities of some rows of logits (b, N); for columns, of all."""
+        top, norm = (self.top[rows], self.norm[rows]) if self.top.dim() > 1 else self
+        return (logits - top).exp_().div_(norm)
+
+
+def _softmaxes(
+    a: Tensor, t: Tensor, blocks: list[slice], first: int
+) -> tuple[_Softmax, _Softmax, Tensor]:
+    """Those of this rank's rows of logits a t^T, and of the columns over all ranks' rows.
+
+    Also the logit of each row's own column, (n,); that of row 0 is `first`.
+    """
+    top, norm, positive = a.new_empty(len(a), 1), a.new_empty(len(a), 1), a.new_empty(len(a))
+    column_top, column_norm = t.new_full((len(t), 1), -torch.inf), t.new_zeros(len(t), 1)
+    for block in blocks:
+        logits = a[block] @ t.T
+        positive[block] = torch.diagonal(logits, first + block.start)
+        top[block] = logits.amax(dim=1, keepdim=True)
+        norm[block] = (logits - top[block]).exp_().sum(dim=1, keepdim=True)
+        column_top, column_norm = add_block(logits.T, column_top, column_norm)[:2]
+    tops, norms = gather_rows(torch.stack((column_top, column_norm))[None, ..., 0]).unbind(1)
+    largest = tops.amax(dim=0)  # over ranks, of which one may have no rows
+    columns = _Softmax(largest, (norms * (tops - largest).exp()).sum(dim=0))
+    return _Softmax(top, norm), columns, positive
 
 
 def siglip_loss(images: Tensor, texts: Tensor, log_scale: Tensor, bias: Tensor) -> Tensor:
