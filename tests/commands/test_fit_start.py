@@ -13,6 +13,7 @@ from lightning import Trainer
 
 import sslzoo
 from sslzoo.commands import fit
+from sslzoo.commands.arguments import with_config_paths
 from sslzoo.commands.precision import best_precision
 from tests.commands.command import ENVIRONMENT, run_process
 
@@ -56,7 +57,7 @@ def test_the_help_begins_with_commands_and_describes_what_is_here(
 
 def test_the_arguments_of_a_class_are_explained_without_a_config() -> None:
     for args in (["fit", "--model.help", "sslzoo.methods.SimCLR"], ["fit", "--data.help=MNIST5k"]):
-        assert fit._with_config_paths(args) == (args, None)
+        assert with_config_paths(args) == (args, None)
 
 
 def test_the_module_is_the_command() -> None:
