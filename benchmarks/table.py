@@ -640,6 +640,21 @@ def _equal_times(setting: str, rows: Result) -> str:
     return "\n".join([*lines, "", *notes])
 
 
+def equal_steps_table(result: Result | None) -> str:
+    """SimCLR's small recipe with changes, after as many steps."""
+    if not result:
+        return NOT_RUN
+    lines = _head(["changes", "kNN", "linear", "loss", "seeds"])
+    runs = [run for seeds in result.values() for run in seeds.values()]
+    for changes, seeds in result.items():
+        columns = ("knn_top1", "linear_top1", "loss")
+        cells = [_mean([run[c] for run in seeds.values()], 3) for c in columns]
+        lines.append(_line([changes.replace("+", ", "), *cells, ", ".join(sorted(seeds, key=int))]))
+    steps = sorted({run["steps"] for run in runs})
+    notes = sorted({f"- {_place(run)}, commit {run['commit'][:12]}" for run in runs})
+    return "\n".join([*lines, "", f"- {', '.join(map(str, steps))} steps, one thread", *notes])
+
+
 def _mean(values: list[float], digits: int) -> str:
     """With the range where it has one."""
     if not values:
@@ -735,6 +750,7 @@ def render(readme: str, results: Path) -> str:
         "streams": streams_table(read("streams.json")),
         "knn-memory": knn_memory_note(read("streams.json")),
         "equal-time": equal_time_table(read("equal_time.json")),
+        "equal-steps": equal_steps_table(read("equal_steps.json")),
     }
     found = 0
     for name, table in tables.items():
