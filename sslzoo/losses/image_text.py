@@ -74,22 +74,23 @@ def clip_loss(images: Tensor, texts: Tensor, log_scale: Tensor) -> Tensor:
         if not needs_gradient(images, every, log_scale):
             return loss * mean
         grad_images, grad_texts = torch.zeros_like(a), torch.zeros_like(t)
-        expected, expected_by_text = -2 * positive, t.new_zeros(len(t))  # logits, by the softmaxes
+        # Of each pair, the logits that both its softmaxes expect, less twice its own.
+        excess, by_texts = -2 * positive, t.new_zeros(len(t))
         for block in blocks:
             logits = a[block] @ t.T
-            by_text, by_image = of_texts.of(logits), of_images.of(logits, block)
-            expected_by_text += (by_text * logits).sum(dim=0)
-            expected[block] += (by_image * logits).sum(dim=1)
-            by_image += by_text
-            grad_images[block] = by_image @ t
+            of_text, slope = of_texts.of(logits), of_images.rows(block).of(logits)
+            by_texts += (of_text * logits).sum(dim=0)
+            excess[block] += (slope * logits).sum(dim=1)
+            slope += of_text
+            grad_images[block] = slope @ t
             if needs_gradient(every):
-                grad_texts.addmm_(by_image.T, a[block])
-        expected += sum_over_ranks(expected_by_text)[own]
+                grad_texts.addmm_(slope.T, a[block])
+        excess += sum_over_ranks(by_texts)[own]  # pair by pair, where it cancels
         grad_texts[own] -= 2 * a
         grad_images = grad_images.sub_(t[own], alpha=2) * scale
         loss = attach_gradient(loss, images, grad_images)
         loss = attach_gradient(loss, every, grad_texts)
-        return attach_gradient(loss, log_scale, expected.sum()) * mean
+        return attach_gradient(loss, log_scale, excess.sum()) * mean
 
 
 class _Softmax(NamedTuple):
@@ -107,18 +108,23 @@ class _Softmax(NamedTuple):
         """The log of the sums of exponentials, (n,) or (N,)."""
         return (self.top + self.norm.log()).flatten()
 
-    def of(self, logits: Tensor, rows: slice = slice(None)) -> Tensor:
-        """The probabilities of some rows of logits (b, N); for columns, of all."""
-        top, norm = (self.top[rows], self.norm[rows]) if self.top.dim() > 1 else self
-        return (logits - top).exp_().div_(norm)
+    def rows(self, block: slice) -> _Softmax:
+        """Those of some rows."""
+        return _Softmax(self.top[block], self.norm[block])
+
+    def of(self, logits: Tensor) -> Tensor:
+        """The probabilities of logits (b, N)."""
+        return (logits - self.top).exp_().div_(self.norm)
 
 
 def _softmaxes(
     a: Tensor, t: Tensor, blocks: list[slice], first: int
 ) -> tuple[_Softmax, _Softmax, Tensor]:
-    """Those of this rank's rows of logits a t^T, and of the columns over all ranks' rows.
+    """The softmaxes of this rank's rows of the logits a t^T, and of the columns over all ranks.
 
-    Also the logit of each row's own column, (n,); that of row 0 is `first`.
+    Returns:
+        Those of the rows and of the columns, and the logit of each row with its own column, which
+        is `first` for row 0, (n,).
     """
     top, norm, positive = a.new_empty(len(a), 1), a.new_empty(len(a), 1), a.new_empty(len(a))
     column_top, column_norm = t.new_full((len(t), 1), -torch.inf), t.new_zeros(len(t), 1)
