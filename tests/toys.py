@@ -82,9 +82,7 @@ def data_like(batch: Batch, samples: int, num_classes: int = 3, seed: int = 1) -
         shape = (samples, *view.shape[1:])
         if view.is_floating_point():
             return torch.randn(shape, generator=generator, dtype=torch.float64)
-        most = int(view.max())
-        least = most // 2 if view.ndim == 1 else 0  # lengths, which must be of a frame
-        return torch.randint(least, most + 1, shape, generator=generator, dtype=view.dtype)
+        return torch.randint(0, int(view.max()) + 1, shape, generator=generator, dtype=view.dtype)
 
     views = [
         imitate(view) if isinstance(view, Tensor) else type(view)(*map(imitate, view))

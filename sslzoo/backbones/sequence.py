@@ -135,6 +135,6 @@ class SequenceEncoder(nn.Module):
         frames = self.forward_frames(x)
         c, lengths = frames
         if self.pool == "last":
-            last = (lengths - 1)[:, None, None].expand(-1, 1, c.shape[2])
+            last = (lengths - 1).clamp_min(0)[:, None, None].expand(-1, 1, c.shape[2])
             return c.gather(1, last)[:, 0]
-        return (c * frames.mask[..., None]).sum(1) / lengths[:, None]
+        return (c * frames.mask[..., None]).sum(1) / lengths.clamp_min(1)[:, None]

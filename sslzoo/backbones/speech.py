@@ -169,7 +169,7 @@ class SpeechEncoder(nn.Module):
         """The mean over a waveform's frames, (B, D)."""
         frames = self.forward_frames(x)
         mean = (frames.values * frames.mask[..., None]).sum(1)
-        return mean / frames.lengths[:, None]
+        return mean / frames.lengths.clamp_min(1)[:, None]
 
 
 def check_speech(backbone: nn.Module) -> SpeechEncoder:

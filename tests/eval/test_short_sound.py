@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from torch import nn
+from torch import Tensor, nn
 
 from sslzoo.backbones import AudioNTT, FrameMLP, SequenceEncoder, WaveEncoder
 from sslzoo.backbones.speech import ConvFrames, SpeechEncoder, SpeechTransformer
@@ -26,6 +26,7 @@ from sslzoo.runs.evaluation import as_known_to
 from sslzoo.runs.protocols import Subject
 from sslzoo.runs.protocols.speech import LayerSumOfClips
 from sslzoo.transforms import LogMel, LogMelImage, Waveform
+from tests.no_sync import DEVICE, syncs
 
 soundfile = pytest.importorskip("soundfile")
 pytestmark = [  # Lightning's: it reads a deprecated attribute of torch's, and the runs are short
@@ -77,6 +78,16 @@ def test_a_clip_without_a_frame_is_refused_in_every_batch(name: str) -> None:
                     getattr(encoder, method)(padded(*lengths))
     with pytest.raises(ValueError, match=rf"at least {least} "):
         encoder(waves[:1, :short])
+
+
+@pytest.mark.parametrize("name", [n for n in ENCODERS if "CPC" not in n])  # a GRU needs cuDNN
+def test_training_on_an_accelerator_does_not_wait_for_the_lengths(name: str) -> None:
+    def step(encoder: nn.Module) -> Tensor:
+        lengths = torch.zeros(3, dtype=torch.int64, device=DEVICE)
+        loss: Tensor = encoder(Padded(torch.zeros(3, 90, device=DEVICE), lengths)).sum()
+        return loss
+
+    assert syncs(step, make=ENCODERS[name][0]) == []
 
 
 def test_a_spectrogram_of_less_than_a_frame_is_refused() -> None:
