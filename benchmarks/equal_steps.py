@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import transforms as T
@@ -34,7 +33,7 @@ from benchmarks.driver import ROOT
 from benchmarks.equal_time import linear, recipe_of, score
 from benchmarks.quality import build
 from benchmarks.sides import equal_ours
-from benchmarks.sides.equal_time import LAST, Features
+from benchmarks.sides.equal_time import Features, Order, train
 from benchmarks.speed import provenance
 from sslzoo.atomic_write import atomic_write
 from sslzoo.batch import Batch
@@ -82,18 +81,6 @@ def separate_forwards(method: Any) -> None:
     method.losses = losses
 
 
-class Losses(Callback):
-    """The loss of every step."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.values.append(float(outputs["loss"]))
-
-
 @torch.no_grad()
 def normalized_features(net: nn.Module, data: Path, val_dir: str) -> Features:
     """Features of both sets on images with ImageNet's normalization."""
@@ -108,55 +95,40 @@ def normalized_features(net: nn.Module, data: Path, val_dir: str) -> Features:
 def run(given: argparse.Namespace, changes: set[str], seed: int) -> dict[str, Any]:
     """Train with some changes, and score."""
     recipe = recipe_of("simclr")
-    options = recipe["model"]["init_args"]
+    options, batch = recipe["model"]["init_args"], recipe["data"]["init_args"]["batch_size"]
     if "head" in changes:
         options["projector"] = HEAD
     if "temperature" in changes:
         options["temperature"] = 0.1
-    order = {"data": str(given.data), "val_dir": given.val_dir, "recipe": recipe, "workers": 0}
-    lightning.seed_everything(seed, verbose=False)
-    data = equal_ours.data_of(order)
-    lightning.seed_everything(seed, verbose=False)
-    method = build(recipe, "model")
-    if "net" in changes:
-        for module in method.backbone.modules():
-            if isinstance(module, nn.Conv2d):
-                module.reset_parameters()
-    if "forwards" in changes:
-        separate_forwards(method)
-    source = {"datamodule": data}
-    if "views" in changes:
-        images, batch = TwoViews(str(given.data / "train")), recipe["data"]["init_args"]
-        loader = DataLoader(
-            images, batch["batch_size"], shuffle=True, drop_last=True, collate_fn=TwoViews.batch
-        )
-        source = {"train_dataloaders": loader}
-    losses, start = Losses(), time.process_time()
-    lightning.Trainer(
-        accelerator="cpu",
-        max_steps=given.steps,
-        max_epochs=-1,
-        logger=False,
-        callbacks=[losses],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    ).fit(method, **source)
-    seconds = time.process_time() - start
-    features = (
-        normalized_features(method.encoder().eval(), given.data, given.val_dir)
-        if "views" in changes
-        else equal_ours.features(method, data)
-    )
-    last = losses.values[-LAST:]
-    return {
-        "steps": given.steps,
-        "knn_top1": score(features),
-        "linear_top1": linear(features),
-        "loss": sum(last) / len(last),
-        "cpu_seconds": seconds,
-        **provenance("cpu"),
-    }
+
+    def data(order: Order) -> Any:
+        if "views" not in changes:
+            return equal_ours.data_of(order)
+        images = TwoViews(str(given.data / "train"))
+        return DataLoader(images, batch, shuffle=True, drop_last=True, collate_fn=TwoViews.batch)
+
+    def model(order: Order, steps: int) -> Any:
+        method = build(recipe, "model")
+        if "net" in changes:
+            for module in method.backbone.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.reset_parameters()
+        if "forwards" in changes:
+            separate_forwards(method)
+        return method
+
+    def features(method: Any, source: Any) -> Features:
+        if "views" not in changes:
+            return equal_ours.features(method, source)
+        return normalized_features(method.encoder().eval(), given.data, given.val_dir)
+
+    order: Order = {"seed": seed, "steps": given.steps, "recipe": recipe, "data": str(given.data)}
+    order |= {"val_dir": given.val_dir, "workers": 0, "threads": 1, "checks": 0, "clock": "cpu"}
+    order |= {"trial": None, "only_trial": False}
+    with tempfile.TemporaryDirectory() as folder:
+        found = train({**order, "folder": folder}, lightning, data, model, features)
+        scored = torch.load(Path(folder) / found.pop("checks")[-1]["file"], weights_only=True)
+    return {**found, "knn_top1": score(scored), "linear_top1": linear(scored), **provenance("cpu")}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -171,7 +143,6 @@ def main(args: list[str] | None = None) -> None:
     unknown = {part for changes in given.changes for part in changes.split("+")} - set(CHANGES)
     if unknown:
         parser.error(f"--changes must be of {', '.join(CHANGES)}, got {', '.join(sorted(unknown))}")
-    torch.set_num_threads(1)
     for seed in given.seeds:
         for changes in given.changes:
             found = run(given, set(changes.split("+")), seed)
