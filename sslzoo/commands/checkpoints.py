@@ -32,7 +32,13 @@ from sslzoo.zoo.safe_read import read
 
 LIGHTNINGS = "pytorch-lightning_version"
 _RESUMED = ("loops", "callbacks", "optimizer_states", "lr_schedulers")  # what only `fit` reads
-_CALLBACKS = ("sslzoo.callbacks.", "lightning.pytorch.callbacks.ModelCheckpoint", "ModelCheckpoint")
+_ADMITTED = {  # beginnings of the classes that a run's config may name for the trainer
+    "callbacks": (
+        *("sslzoo.callbacks.", "sslzoo.report.RunReport"),
+        *("lightning.pytorch.callbacks.ModelCheckpoint", "ModelCheckpoint"),
+    ),
+    "strategy": ("sslzoo.sharding.FullyShard",),
+}
 _OURS = ("sslzoo.", "lightning.")  # modules whose hooks make no parts
 _FREE = ("callbacks", "logger", "plugins", "strategy", "profiler", "accelerator")
 
@@ -141,10 +147,10 @@ def implied_config(given: str) -> str:
 
 
 def _refuse_free(name: str, value: Any, where: str) -> None:
-    """Refuse a trainer's argument that names other classes than our callbacks."""
+    """Refuse a trainer's argument that names other classes than `_ADMITTED`."""
     for part in value if isinstance(value, list) else [value]:
         named = part.get("class_path") if isinstance(part, Mapping) else None
-        ours = name == "callbacks" and str(named).startswith(_CALLBACKS)
+        ours = named is not None and str(named).startswith(_ADMITTED.get(name, ()))
         plain = part is None or isinstance(part, bool | int) or name in ("strategy", "accelerator")
         if not ours and not (plain and (named is None and "." not in str(part))):
             raise ValueError(

@@ -13,8 +13,9 @@ from lightning import LightningModule
 from torch import nn
 
 from sslzoo.backbones import SmallResNet
-from sslzoo.commands import fit
+from sslzoo.commands import checkpoints, fit
 from sslzoo.commands.checkpoints import LIGHTNINGS, read_for
+from sslzoo.commands.configs import config_folders
 from sslzoo.commands.run_directory import read_rows
 from sslzoo.methods import SimCLR
 from tests.commands.command import arguments, run
@@ -192,3 +193,18 @@ def test_checkpoint_alone_goes_on_with_the_config_of_its_run(folder: Path, tmp_p
     config.write_text(hostile)
     said = refusal(["fit", f"--ckpt_path={last}"])
     assert re.search(rf"got 'os.system'.*or pass --config {config}, which is your word", said), said
+
+
+def test_the_trainer_of_every_recipe_needs_no_word_of_the_user() -> None:
+    """So that a run of it goes on by `--ckpt_path` alone."""
+    sharded = {"strategy": {"class_path": "sslzoo.sharding.FullyShard", "init_args": {}}}
+    trainers = {"sharded": sharded}
+    for path in config_folders()[0].rglob("*.yaml"):
+        trainers[str(path)] = yaml.safe_load(path.read_text()).get("trainer", {})
+    assert len(trainers) > 100
+    for where, trainer in trainers.items():
+        for name in checkpoints._FREE:
+            checkpoints._refuse_free(name, trainer.get(name), where)
+    for name, value in {"strategy": "my.Strategy", "callbacks": [{"class_path": "os.Run"}]}.items():
+        with pytest.raises(ValueError, match=f"trainer.{name} of x must be plain or"):
+            checkpoints._refuse_free(name, value, "x")
