@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -38,6 +39,13 @@ def test_cpu_time_does_not_run_while_the_process_sleeps() -> None:
     clock = Clock("cpu")
     time.sleep(0.2)
     assert clock.seconds < 0.1
+
+
+def test_cpu_time_counts_processes_that_have_ended() -> None:
+    clock = Clock("cpu")
+    busy = "import time\nwhile time.process_time() < 0.5: pass"
+    subprocess.run([sys.executable, "-c", busy], check=True)
+    assert clock.seconds > 0.4
 
 
 @pytest.mark.parametrize(
