@@ -7,8 +7,9 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from sslzoo.eval.linear import _fit, _Standardize, linear_probe
+from sslzoo.eval.linear import _fit, _Standardize, linear_probe, regress
 
 
 def make(n, width, num_classes, noise=3.0, seed=0):
@@ -83,3 +84,21 @@ def test_wrong_values_are_named():
         linear_probe(x, y, x, y, 2)
     with pytest.raises(ValueError, match=r"test set: .* got \(20, 4\) and \(19,\)"):
         linear_probe(x, y, x, y[1:], 3)
+
+
+@pytest.mark.parametrize(("count", "inside"), [(100, 1), (70000, 2)])
+def test_a_small_set_is_fitted_with_one_thread_and_the_number_is_restored(count: int, inside: int):
+    seen, before = set(), torch.get_num_threads()
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        seen.add(torch.get_num_threads())
+        raise KeyError("an error in the fit")
+
+    x, y = make(count, 4, 2)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyError):
+            regress(x, y, x[:5], 2, [1e-2], 3, loss, lambda *_: 0.0)
+        assert (seen, torch.get_num_threads()) == ({inside}, 2)
+    finally:
+        torch.set_num_threads(before)
