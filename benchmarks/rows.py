@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from benchmarks.driver import ROOT
+
 SIDES = "benchmarks.sides"
 
 
@@ -93,6 +95,12 @@ def _views(size: int, threads: int, family: str) -> Row:
         tolerance={"mean": 0.2, "std": 0.2} if family == "peers" else {},
         by_default=small or family == "peers",
     )
+
+
+def _imports(at_least: float | None = None, aim: float | None = None) -> Peer:
+    options = {"arguments": ["-c", "import lightning, torchvision, timm"]}
+    side = "imports:cpu_seconds"
+    return Peer("lightning + torchvision + timm", side, at_least, aim, options=options)
 
 
 def _knn(classes: int, k: int, at_least: float, aim: float) -> Row:
@@ -318,18 +326,37 @@ ROWS = (
         name="import",
         work="importing sslzoo with its methods, data and transforms, CPU time",
         ours="imports:cpu_seconds",
-        peers=(
-            Peer(
-                "lightning + torchvision + timm",
-                "imports:cpu_seconds",
-                1.15,
-                1.05,
-                options={"modules": ["lightning", "torchvision", "timm"]},
-            ),
-        ),
+        peers=(_imports(1.15, 1.05),),
         unit="import",
         threads=1,
-        options={"modules": ["sslzoo", "sslzoo.methods", "sslzoo.data", "sslzoo.transforms"]},
+        options={"arguments": ["-c", "import sslzoo.methods, sslzoo.data, sslzoo.transforms"]},
+        smoke={},
+        kind="cpu",
+    ),
+    Row(
+        name="start_help",
+        work="`sslzoo fit --help`, CPU time",
+        ours="imports:cpu_seconds",
+        peers=(_imports(),),
+        unit="start",
+        threads=1,
+        options={"arguments": ["-m", "sslzoo", "fit", "--help"]},
+        smoke={},
+        kind="cpu",
+    ),
+    Row(
+        name="start_step",
+        work="`sslzoo fit --config quickstart` to the end of its first step, CPU time",
+        ours="imports:cpu_seconds",
+        peers=(_imports(),),
+        unit="start",
+        threads=1,
+        options={
+            "arguments": [
+                *("-m", "sslzoo", "fit", "--config", str(ROOT / "configs" / "quickstart.yaml")),
+                "--trainer.callbacks+=benchmarks.sides.imports.ExitAfterStep",
+            ]
+        },
         smoke={},
         kind="cpu",
     ),
