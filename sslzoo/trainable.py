@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Sized
 from types import FrameType
 from typing import Any, cast
@@ -128,6 +129,7 @@ class Trainable(LightningModule, ABC):
         self._saved_clock: dict[str, Any] | None = None
         self._max_epochs: int | None = None
         self._has_trained = False
+        self._unread: deque[tuple[int, tuple[str, ...], Tensor]] = deque(maxlen=1000)
         self._rng_to_restore: dict[str, Any] | None = None
         self._keep_plain_hyperparameters(inspect.currentframe())
 
@@ -214,10 +216,12 @@ class Trainable(LightningModule, ABC):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         terms = self._checked_losses(as_batch(batch))
-        loss = torch.stack(list(terms.values())).sum()
+        values = torch.stack(list(terms.values()))
+        loss = values.sum()
+        if self._trainer is not None:
+            self._unread.append((self.step, tuple(terms), values.detach()))
         if self._logs_now():
-            values = torch.stack([loss, *terms.values()]).detach()
-            means = sum_over_ranks(values) / world_size()
+            means = sum_over_ranks(torch.cat([loss[None], values]).detach()) / world_size()
             self.log("train/loss", means[0], prog_bar=True)
             for name, value in zip(terms, means[1:], strict=True):
                 self.log(f"train/{name}", value)
@@ -339,6 +343,7 @@ class Trainable(LightningModule, ABC):
     # -- saving
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_parameters()
         state = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -426,25 +431,54 @@ class Trainable(LightningModule, ABC):
         keep_buckets(self.trainer.strategy.model)
         forget_other_files(self.trainer)
         self._has_trained = False
+        self._unread.clear()
         for optimizer in self.trainer.optimizers[:1]:
             self._follow(optimizer)  # a subclass may have configured it
         for optimizer in self.trainer.optimizers:
             _check_eps(optimizer)
 
-    def on_train_epoch_end(self) -> None:
-        """Refuse to go on, and to save, with parameters that are not finite.
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Refuse to go on with parameters that are not finite.
+
+        They are looked at when an epoch ends, and when a loss was not finite; the losses are read
+        where Lightning reads them to log them, so that no other step waits for an accelerator.
 
         Raises:
-            ValueError: names how many there are, and the first.
+            ValueError: see `_check_parameters`.
+        """
+        loop = self.trainer.fit_loop.epoch_loop
+        if loop.done or (self._logs_now() and not loop._should_accumulate()):
+            if loop.done or self._losses_not_finite():
+                self._check_parameters()
+            self._unread.clear()
+
+    def _losses_not_finite(self) -> str:
+        """The first losses since the last reading that are not finite on all ranks, and when."""
+        if not self._unread:
+            return ""
+        values = sum_over_ranks(torch.cat([values for *_, values in self._unread]))
+        names = [(name, step) for step, terms, _ in self._unread for name in terms]
+        finite = values.isfinite().tolist()
+        wrong = [each for each, good in zip(names, finite, strict=True) if not good]
+        first = [name for name, step in wrong if step == wrong[0][1]]
+        return f"{' and '.join(dict.fromkeys(first))} after {wrong[0][1]} steps" if wrong else ""
+
+    def _check_parameters(self) -> None:
+        """Refuse parameters that are not finite.
+
+        Raises:
+            ValueError: names how many there are, the first, and the losses that were not finite.
         """
         names = [name for name, _ in self.named_parameters()]
         bad = [~local(parameter).isfinite().all() for parameter in self.parameters()]
         count = sum_over_ranks(torch.stack(bad).to(torch.int64))
         wrong = [name for name, number in zip(names, count.tolist(), strict=True) if number]
         if wrong:
+            losses = self._losses_not_finite()
             raise ValueError(
                 f"the parameters of {type(self).__name__} must be finite, got NaN or infinity in "
-                f"{len(wrong)} of {len(names)} after {self.step} steps, the first is {wrong[0]}; "
+                f"{len(wrong)} of {len(names)} after {self.step} steps, the first is {wrong[0]}"
+                f"{losses and f', and in the loss {losses}'}; "
                 "use a lower learning rate, clip gradients, or set precision: 32-true"
             )
 

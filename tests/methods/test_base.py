@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import pickle
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -249,14 +251,14 @@ def test_other_strategies_are_refused_by_name() -> None:
 LOADER = DataLoader(TensorDataset(torch.rand(8, 3, 8, 8), torch.rand(8, 3, 8, 8)), 4)
 
 
-def fit(optimizer: Any, precision: Any = "32-true") -> SimCLR:
+def fit(optimizer: Any, precision: Any = "32-true", data: Any = None, **options: Any) -> SimCLR:
     method = simclr(optimizer=optimizer)
-    trainer = Trainer(
-        *(), accelerator="cpu", precision=precision, max_epochs=1, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        log_every_n_steps=1,
-    )  # fmt: skip
-    trainer.fit(method, LOADER)
+    trainer = Trainer(**{
+        "accelerator": "cpu", "precision": precision, "max_epochs": 1, "logger": False,
+        "enable_checkpointing": False, "enable_progress_bar": False,
+        "enable_model_summary": False, "log_every_n_steps": 1, **options,
+    })  # fmt: skip
+    trainer.fit(method, LOADER if data is None else data)
     return method
 
 
@@ -279,7 +281,58 @@ def test_optimizers_without_such_an_eps_train_in_float16(kind: Any) -> None:
     assert fit(partial(kind, lr=1e-3), "16-true").step == 2
 
 
+NOT_FINITE = r"must be finite, got NaN or infinity in \d+ of \d+ after {} steps, the first is"
+
+
 @quiet
-def test_parameters_that_are_not_finite_end_the_run_before_they_are_saved() -> None:
-    with pytest.raises(ValueError, match=r"must be finite, got NaN .* in \d+ of \d+ after 2 steps"):
-        fit(partial(torch.optim.SGD, lr=1e38))
+def test_parameters_that_are_not_finite_end_the_run_before_they_are_saved(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=NOT_FINITE.format(2)):
+        fit(partial(torch.optim.SGD, lr=1e38), callbacks=Evaluates())
+    each = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    for_good = {"enable_checkpointing": True, "max_epochs": 2, "log_every_n_steps": 0}
+    with pytest.raises(ValueError, match=NOT_FINITE.format(3)):
+        fit(partial(torch.optim.SGD, lr=1e-3), callbacks=[Spoils(3), each], **for_good)
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["step=1.ckpt", "step=2.ckpt"]
+
+
+class Evaluates(Callback):
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        raise AssertionError("features that are not finite would be evaluated first")
+
+
+class Spoils(Callback):
+    """Makes one parameter NaN after the step of this number, as an overflow would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        if pl_module.step == self.step:
+            next(pl_module.parameters()).data.fill_(torch.nan)
+
+
+@quiet
+@pytest.mark.parametrize(("accumulated", "every", "end"), [(1, 5, 5), (2, 3, 6), (1, 1, 4)])
+def test_a_loss_that_is_not_finite_ends_the_run_where_losses_are_logged(
+    accumulated: int, every: int, end: int
+) -> None:
+    """The step at which it was is named, also if the losses are read later."""
+    told = NOT_FINITE.format(end) + r" .*, and in the loss nt_xent after 3 steps; use"
+    data = DataLoader(TensorDataset(*[torch.rand(64, 3, 8, 8)] * 2), 4)
+    options = {"accumulate_grad_batches": accumulated, "log_every_n_steps": every}
+    with pytest.raises(ValueError, match=told):
+        fit(partial(torch.optim.SGD, lr=1e-3), data=data, callbacks=Spoils(3), **options)
+
+
+@quiet
+def test_a_loss_that_is_not_finite_may_pass_where_its_step_is_left_out() -> None:
+    """As the scaler of float16 leaves a step out, or a user's hook."""
+
+    class LeavesOut(Callback):
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            for parameter in pl_module.parameters():
+                parameter.grad.nan_to_num_()
+
+    data = DataLoader(TensorDataset(*[torch.rand(16, 3, 8, 8)] * 2), 4)
+    data.dataset.tensors[0][9] = torch.nan  # type: ignore[attr-defined]
+    assert fit(partial(torch.optim.SGD, lr=1e-3), data=data, callbacks=LeavesOut()).step == 4
