@@ -26,11 +26,11 @@ def initialize_vit(vit: Any, init: Init) -> None:
     projection = vit.patch_embed.proj
     if not isinstance(projection, nn.Sequential):  # a conv stem keeps torch's, as in MoCo v3's code
         _initialize_patches(projection, init)
-        if init == "clip":
-            for table in (vit.cls_token, vit.pos_embed):
-                if table is not None:
-                    nn.init.normal_(table, std=vit.num_features**-0.5)
-            return
+    if init == "clip":
+        for table in (vit.cls_token, vit.pos_embed):
+            if table is not None:
+                nn.init.normal_(table, std=vit.num_features**-0.5)
+        return
     if vit.cls_token is not None:
         patches = vit.patch_embed.num_patches
         own = vit.pos_embed is None or vit.pos_embed.shape[1] > patches  # has its own position

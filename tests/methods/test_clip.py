@@ -395,6 +395,9 @@ def test_initial_weights_have_the_authors_deviations() -> None:
     }
     for weight, wanted in deviations.items():
         assert weight.std().item() == pytest.approx(wanted, rel=0.2)
+    with_stem = small_vit(width=64, depth=1, init="clip", stem="conv")
+    for table in (with_stem.cls_token, with_stem.pos_embed):
+        assert table.std().item() == pytest.approx(1 / 8, rel=0.3)
     assert vit.blocks[0].attn.qkv.bias.abs().max() == vit.blocks[0].attn.proj.bias.abs().max() == 0
     assert clip_projection(4, 4, bias=True).bias.abs().max() == 0
     assert CLIP(**towers()).log_scale.item() == pytest.approx(math.log(1 / 0.07))
