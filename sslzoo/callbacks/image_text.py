@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -10,12 +10,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from sslzoo.batch import Batch
+from sslzoo.batch import Batch, Tokens
 from sslzoo.callbacks.evaluation import Evaluation, embed, eval_loaders, labeled_loaders, query_set
 from sslzoo.callbacks.rehearsal import embed_first, first_batch, require
 from sslzoo.checks import check_at_least
-from sslzoo.eval.features import eval_mode, gather_features
-from sslzoo.eval.loaders import EvalLoaders
+from sslzoo.eval.features import Features, collect, eval_mode, gather_features
 from sslzoo.eval.zero_shot import (
     check_templates,
     class_embeddings,
@@ -24,12 +23,14 @@ from sslzoo.eval.zero_shot import (
 )
 from sslzoo.sharding import whole
 
+_MOST = 1 << 24  # captions of an image
+
 
 class OnlineRetrieval(Evaluation):
     """Log `val/image_to_text_r<k>` and `val/text_to_image_r<k>` of the validation pairs.
 
     The data module is one of images with texts (`ImageTextFolder`), and the method has
-    `embed_image` and `embed_texts` (`CLIP`, `SigLIP`). All embeddings are in memory. Images whose
+    `embed_image` and `embed_text` (`CLIP`, `SigLIP`). All embeddings are in memory. Images whose
     captions all have no token are left out.
 
     Args:
@@ -50,25 +51,55 @@ class OnlineRetrieval(Evaluation):
         return [f"val/{way}_r{k}" for way in ways for k in self.ks]
 
     def rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        require(pl_module, "OnlineRetrieval", "embed_image", "embed_texts")
+        require(pl_module, "OnlineRetrieval", "embed_image", "embed_text")
         loaders = eval_loaders(trainer, None, "OnlineRetrieval")
         _check_data(trainer, "OnlineRetrieval")
         first = first_batch(query_set(loaders, "OnlineRetrieval"))
         embed_first(trainer, pl_module, loaders, first, self.features)
-        embed_first(trainer, pl_module, _texts(loaders), first, "embed_texts")
+
+        def texts(batch: Batch) -> Batch:
+            ids, lengths = cast(Tokens, loaders.transform(batch).views[1])
+            return batch._replace(views=[Tokens(ids[:, 0], lengths[:, 0])])
+
+        embed_first(trainer, pl_module, loaders._replace(transform=texts), first, "embed_text")
 
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         loaders = eval_loaders(trainer, None, "OnlineRetrieval")
         query = query_set(loaders, "OnlineRetrieval")
-        images = gather_features(embed(trainer, pl_module, loaders, query, self.features))
-        texts = gather_features(embed(trainer, pl_module, _texts(loaders), query, "embed_texts"))
-        captions = texts.features.unflatten(1, (-1, images.features.shape[1]))  # (N, S, D)
-        given = captions.ne(0).any(2)
-        told = given.any(1)  # whether an image has a text
-        captions, given = captions[told], given[told]
-        owner = given.nonzero()[:, 0]
-        recalls = retrieval_recall(images.features[told], captions[given], owner, self.ks)
+        parts: list[Features] = []
+
+        def view(batch: Batch) -> Batch:
+            """The view of the images, whose captions are embedded with them."""
+            made = loaders.transform(batch)
+            with trainer.precision_plugin.forward_context():
+                parts.extend(_captions(cast(Any, pl_module).embed_text, made))
+            return made
+
+        of_images = loaders._replace(transform=view)
+        images = gather_features(embed(trainer, pl_module, of_images, query, self.features))
+        texts = gather_features(collect(parts, pl_module.device))
+        owner = texts.index // _MOST
+        told = torch.isin(images.index, owner)  # whether an image has a text
+        owner = torch.searchsorted(images.index[told], owner)
+        recalls = retrieval_recall(images.features[told], texts.features, owner, self.ks)
         return {f"val/{name}": value for name, value in recalls.items()}
+
+
+def _captions(embed_text: Callable[[Tokens], Tensor], batch: Batch) -> list[Features]:
+    """Embeddings of the captions that there are, at most as many at a time as images.
+
+    The index of caption s of image i is i * _MOST + s.
+    """
+    ids, lengths = cast(Tokens, batch.views[1])  # (B, S, L), (B, S)
+    image, number = (lengths > 0).nonzero().unbind(1)
+    index = batch.index.to(image.device)[image] * _MOST + number
+    few = Tokens(ids[image, number], lengths[image, number])
+    rows = torch.arange(len(image), device=image.device).split(max(1, len(ids)))
+    return [
+        Features(embed_text(Tokens(*(part[of] for part in few))).float(), None, index[of])
+        for of in rows
+        if len(of)
+    ]
 
 
 class OnlineZeroShot(Evaluation):
@@ -181,14 +212,3 @@ def _check_data(trainer: Trainer, who: str) -> None:
             f"the data module must be one of images with texts for {who}, such as "
             f"sslzoo.data.ImageTextFolder, got {type(data).__name__}"
         )
-
-
-def _texts(loaders: EvalLoaders) -> EvalLoaders:
-    """The same loaders, whose view is that of the texts."""
-    view = loaders.transform
-
-    def texts(batch: Batch) -> Batch:
-        made = view(batch)
-        return made._replace(views=made.views[1:])
-
-    return loaders._replace(transform=texts)

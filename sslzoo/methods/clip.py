@@ -113,17 +113,6 @@ class CLIP(SSLMethod):
         """L2-normalized embeddings. ids (B, L) -> (B, D)."""
         return l2_normalize(self.text_projector(self.text_backbone(text)))
 
-    def embed_texts(self, texts: Tokens) -> Tensor:
-        """Embeddings of all captions of B images, 0 for a missing one. ids (B, S, L) -> (B, S D).
-
-        A missing caption has length 0.
-        """
-        B, S, _ = texts.ids.shape
-        ids, lengths = texts.ids.flatten(0, 1), texts.lengths.flatten()
-        given = lengths > 0  # one image may have many more captions than all others
-        z = self.embed_text(Tokens(ids[given], lengths[given]))
-        return z.new_zeros(B * S, z.shape[1]).masked_scatter(given[:, None], z).view(B, -1)
-
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         image, text = batch.views
         images, texts = self.embed_image(image), self.embed_text(text)

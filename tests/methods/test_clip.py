@@ -324,23 +324,6 @@ def test_a_padding_outside_of_the_vocabulary_is_refused(pad: int) -> None:
         TextTransformer(20, width=8, depth=1, heads=2, max_length=9, pool="last", pad=pad)
 
 
-def test_only_captions_that_are_given_are_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
-    method, seen = CLIP(**towers()).eval(), list[int]()
-    embed = method.embed_text
-    monkeypatch.setattr(
-        method, "embed_text", lambda text: seen.append(len(text.ids)) or embed(text)
-    )
-    texts = Tokens(torch.randint(20, (2, 3, 9)), torch.tensor([[9, 0, 0], [2, 5, 0]]))
-    found = method.embed_texts(texts).view(2, 3, -1)
-    assert seen == [3]
-    assert found.norm(dim=2).tolist() == [[pytest.approx(1), 0, 0], [pytest.approx(1)] * 2 + [0]]
-    one = embed(Tokens(texts.ids[1, 1:2], texts.lengths[1, 1:2]))
-    torch.testing.assert_close(found[1, 1:2], one)
-    none = method.embed_texts(texts._replace(lengths=texts.lengths * 0))
-    assert none.shape == (2, 18)
-    assert not none.any()
-
-
 @pytest.mark.parametrize(
     "views",
     [

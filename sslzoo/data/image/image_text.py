@@ -1,7 +1,7 @@
 """Pairs of images and texts: folders of images with .txt files, and tables of paths and captions.
 
 A training batch has two views: the image, and one of its captions as `Tokens`, drawn anew each
-epoch if there are several. Shapes: B samples, S captions of the sample that has most, L tokens.
+epoch if there are several. Shapes: B samples, S captions of the one that has most, L tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from sslzoo.batch import Batch, Tokens
+from sslzoo.batch import Batch, Tokens, length_mask
 from sslzoo.checks import check_at_least, check_choice
 from sslzoo.data.datamodule import OnBroken, PredictOn
 from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
@@ -56,7 +56,6 @@ class Captions:
         self._text = np.frombuffer(b"".join(encoded), np.uint8)
         self._end = np.cumsum([0, *map(len, encoded)])
         self._first = np.cumsum([0, *map(len, texts)])
-        self.most = int(np.diff(self._first).max(initial=0))
 
     def __len__(self) -> int:
         return len(self._first) - 1
@@ -134,17 +133,20 @@ class PairSet(ImageSet):
     def some(self, number: int) -> list[str]:
         """At most so many captions, evenly spaced."""
 
-    def with_texts(self, batch: Batch, texts: list[list[str]], most: int) -> Batch:
+    def with_texts(self, batch: Batch, texts: list[list[str]]) -> Batch:
         """A batch of images with the captions of its samples as the last view.
 
         Args:
             batch: B images.
             texts: the captions of each.
-            most: S, to which captions are padded by empty ones.
         """
         if self.draw is None:
-            tokens = self.encode([t for each in texts for t in each + [""] * (most - len(each))])
-            tokens = Tokens(*(part.unflatten(0, (len(texts), most)) for part in tokens))
+            counts = torch.tensor([len(each) for each in texts])
+            given = length_mask(counts, int(counts.max()))  # (B, S)
+            flat = self.encode([text for each in texts for text in each])
+            tokens = Tokens(*(part.new_zeros(*given.shape, *part.shape[1:]) for part in flat))
+            for part, values in zip(tokens, flat, strict=True):
+                part[given] = values
         else:
             seed, epoch = self.draw
             u = sample_keys(seed, int(epoch), batch.index).unit("caption").tolist()
@@ -199,7 +201,7 @@ class PairedImages(PairSet):
     def __getitems__(self, index: list[int]) -> Batch:
         batch = self.images.__getitems__(index)
         texts = [self.captions.of(i) for i in batch.index.tolist()]
-        return self.with_texts(batch, texts, self.captions.most)
+        return self.with_texts(batch, texts)
 
 
 class ImageTextDataModule(ImageDataModule):

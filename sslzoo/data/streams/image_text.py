@@ -55,13 +55,9 @@ class ShardPairs(PairSet):
     """Images and captions that are read together, by (shard, offset); see `PairSet`.
 
     The images' `caption` is `captions_of`.
-
-    Attributes:
-        most: S, captions per image in evaluation; None: those of the batch's image with most.
     """
 
     images: ShardImages
-    most: int | None = None
 
     def order(self) -> ShardOrder:
         return self.images.order()
@@ -85,12 +81,6 @@ class ShardPairs(PairSet):
             rows = spread(len(self), number)
         return [text for row in rows for text in self._captions(row)]
 
-    def counted(self) -> ShardPairs:
-        """The same pairs, padded to the captions of the image that has most."""
-        other = self.again(self.images)
-        other.most = max(1, *(len(self._captions(row)) for row in range(len(self))))
-        return other
-
     def _captions(self, row: int) -> list[str]:
         """The captions of a sample; none if it is broken and skipped."""
         try:
@@ -102,7 +92,7 @@ class ShardPairs(PairSet):
 
     def __getitems__(self, index: list[int]) -> Batch:
         batch, texts = self.images.read_rows(index)
-        return self.with_texts(batch, texts, self.most or max(map(len, texts)))
+        return self.with_texts(batch, texts)
 
 
 class ImageTextShards(FromShards, ImageTextDataModule):
@@ -171,7 +161,7 @@ class ImageTextShards(FromShards, ImageTextDataModule):
         self.cache = ShardCache(cache_dir, cache_gb, local_files_only)
 
     def read(self) -> ImageSets:
-        """Open the shards, and read a few pairs and the captions of the validation set."""
+        """Open the shards and read a few pairs."""
         source, val = self.given
         train = self._open(source)
         labeled = train.images.has_labels()
@@ -182,7 +172,7 @@ class ImageTextShards(FromShards, ImageTextDataModule):
                 "classes must be the list of the classes' names, or num_classes their number, for "
                 f"the labels {self.keys[1]!r} of {source}, which does not tell them; got None"
             )
-        query = None if val is None else self._open(val).counted()
+        query = None if val is None else self._open(val)
         return ImageSets(train, query, count if labeled else None)
 
     def _open(self, source: str | Sequence[str]) -> ShardPairs:

@@ -6,6 +6,7 @@ import csv
 import importlib
 import math
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -23,6 +25,7 @@ from sslzoo.data import HFTokenizer, ImageTextFolder, ImageTextList, TextLines
 from sslzoo.data.text.tokenizer import WordPiece, _canonical, cleaned
 from sslzoo.transforms import clip_views, plain_text, simclr_views
 from tests.data.toys import clip, quiet
+from tests.ranks import Ranks
 
 pytest.importorskip("tokenizers")
 
@@ -93,9 +96,9 @@ def test_evaluation_has_every_caption(tmp_path: Path) -> None:
     data = folder(tree(tmp_path), labels=True)
     data.setup("validate")
     assert data.classes == sorted(COLORS)
-    batch = next(iter(data.val_dataloader()))
+    batch = next(iter(data.eval_loader(data.sets.query)))
     texts = data.eval_views(batch).views[1]
-    assert texts.ids.shape[:2] == (len(batch.index), 2)
+    assert texts.ids.shape[:2] == (12, 2)
     assert (texts.lengths > 2).sum(1).tolist() == [1 + int(i) % 2 for i in batch.index]
 
 
@@ -112,6 +115,69 @@ def test_a_subset_keeps_its_captions_and_the_fingerprint_has_them(tmp_path: Path
     other = folder(tmp_path)
     other.setup("fit")
     assert other.fingerprint() != before
+
+
+def unequal(root: Path) -> list[str]:
+    """The captions of one image, which has many; all others have one or two."""
+    tree(root)
+    many = [f"{a} {b} square, number {i}" for a in COLORS for b in COLORS for i in range(9)]
+    write(root / "val" / "green", "green2", "green", many)
+    return many
+
+
+def retrieved(rank: int, root: Path, world: int) -> dict[str, float]:
+    warnings.filterwarnings("ignore", module="lightning")
+    torch.manual_seed(0)
+    method, trainer = clip(), quiet([OnlineRetrieval((1, 3, 20))])
+    if world > 1:
+        trainer = Trainer(
+            accelerator="cpu", devices=world, strategy="ddp", plugins=[TorchElasticEnvironment()],
+            callbacks=[OnlineRetrieval((1, 3, 20))], logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+    found = trainer.validate(method, folder(root, eval_batch_size=5), verbose=False)[0]
+    return dict(found)
+
+
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec")
+def test_two_ranks_retrieve_the_same(tmp_path: Path, ranks: Ranks) -> None:
+    unequal(tmp_path)
+    one = retrieved(0, tmp_path, 1)
+    assert len(one) == 6
+    assert ranks(2, retrieved, tmp_path, 2) == [pytest.approx(one, abs=1e-6)] * 2
+
+
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec")
+def test_retrieval_of_very_unequal_captions_is_exact_and_embeds_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = unequal(tmp_path)
+    data, method, ks = folder(tmp_path, eval_batch_size=5), clip(), (1, 3, 20)
+    embed, seen = method.embed_text, list[int]()
+    trainer = quiet([OnlineRetrieval(ks)])
+    monkeypatch.setattr(method, "embed_text", lambda x: seen.append(len(x.ids)) or embed(x))
+    trainer.validate(method, data, verbose=False)
+    assert sum(seen) == 17 + len(many)
+    assert max(seen) == 5  # at most as many texts at a time as images
+    batches = list(data.eval_loader(data.sets.query))
+    assert sorted(batch.views[1].ids.shape[1] for batch in batches) == [2, 2, len(many)]
+    query = data.sets.query
+    whole = data.eval_views(query.__getitems__(list(range(12))))
+    texts = [(text, i) for i in range(12) for text in query.captions.of(i)]
+    with torch.no_grad():
+        images = method.eval().embed_image(whole.views[0])
+        scores = images @ embed(data.tokens([text for text, _ in texts])).T
+    owner = torch.tensor([i for _, i in texts])
+    own = owner == torch.arange(12)[:, None]
+    best = scores.masked_fill(~own, -1).amax(1, keepdim=True)
+    ranks = {
+        "image_to_text": ((scores >= best) & ~own).sum(1),
+        "text_to_image": ((scores >= scores.masked_fill(~own, -1).amax(0)) & ~own).sum(0),
+    }
+    for way, rank in ranks.items():
+        for k in ks:
+            found = trainer.callback_metrics[f"val/{way}_r{k}"].item()
+            assert found == pytest.approx((rank < k).float().mean().item(), abs=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec")
