@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import LightningDataModule, Trainer
-from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from PIL import Image
 from torch.utils.data import DataLoader
 
