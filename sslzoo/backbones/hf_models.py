@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 _UNUSED = ("mask_token", "masked_spec_embed")  # parameters without gradient
@@ -49,7 +50,16 @@ def load_hf(name: str, pretrained: bool, revision: str = "main") -> Any:
             model, found = AutoModel.from_config(config, trust_remote_code=False), {}
     except ValueError as error:
         raise _refused(name, error) from None
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"the weights of {name} must be whole, with the shapes of its config.json, got "
+            f"{str(error).splitlines()[0]}"
+        ) from None
     except OSError as error:
+        if "Repo id must be" in str(error):
+            raise OSError(
+                f"name must be of the Hub (OWNER/REPOSITORY), or an existing folder, got {name!r}"
+            ) from None
         if "safetensors" not in str(error):
             raise
         raise OSError(
@@ -61,11 +71,17 @@ def load_hf(name: str, pretrained: bool, revision: str = "main") -> Any:
             f"name must be of one encoder, got {name!r} with towers for images and text; "
             "sslzoo.zoo.load_image_text loads both"
         )
-    if getattr(config, "is_encoder_decoder", False):
+    has_decoder = hasattr(model, "encoder") and hasattr(model, "decoder")
+    if has_decoder:
         kind = model.main_input_name
         model = model.get_encoder()
         model.main_input_name = kind
-    missing = [key for key in found.get("missing_keys", ()) if not any(p in key for p in _PART)]
+    missing = [
+        key
+        for key in found.get("missing_keys", ())
+        if not any(part in key for part in _PART)
+        if not (has_decoder and key.startswith("decoder."))
+    ]
     if missing:
         raise ValueError(
             f"the weights of {name} must have every tensor of {type(model).__name__}, got none for "
@@ -106,4 +122,7 @@ def preprocessing_of(name: str, revision: str) -> dict[str, Any]:
     if path is None:
         return {}
     with open(path, encoding="utf-8") as file:
-        return dict(json.load(file))
+        try:
+            return dict(json.load(file))
+        except ValueError as error:
+            raise ValueError(f"{path} must be JSON, got {error}") from None

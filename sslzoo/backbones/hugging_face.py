@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sslzoo.backbones.conv_frames import normalize_waveforms
 from sslzoo.backbones.hf_models import load_hf, preprocessing_of
-from sslzoo.backbones.text import HFEncoder
+from sslzoo.backbones.text import text_encoder
 from sslzoo.batch import Padded, UnitSequence, check_frames, length_mask
 from sslzoo.trust.hub_cache import folder_on_disk
 
@@ -57,7 +57,8 @@ def hf(
 
     Raises:
         ValueError: transformers is not installed, the repository needs code of its own, its
-            weights lack tensors, or the encoder is none of these.
+            weights are broken, lack tensors or have other shapes than its config, the encoder is
+            none of these, or the first token that it would be pooled by attends to no other.
         OSError: it does not exist or is not on this machine, or has no weights in safetensors.
     """
     name = folder_on_disk(name, revision) if local_files_only else name
@@ -65,9 +66,7 @@ def hf(
     about = preprocessing_of(name, revision or "main")
     kind = getattr(model, "main_input_name", "")
     if kind == "input_ids":
-        if num_ids is not None:
-            model.resize_token_embeddings(num_ids)
-        return HFEncoder(model, pooling or "cls")
+        return text_encoder(model, num_ids, pooling or "cls", pretrained)
     if kind == "pixel_values":
         looks = about.get("image_mean"), about.get("image_std")
         looks = looks if about.get("do_normalize", True) else (None, None)

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from sslzoo.backbones.hf_models import load_hf
 from sslzoo.backbones.sequence import check_context
 from sslzoo.batch import Tokens
-from sslzoo.checks import check_choice, check_interval
+from sslzoo.checks import check_at_least, check_choice, check_interval
 from sslzoo.random import Keys
 from sslzoo.trust.hub_cache import folder_on_disk
 
 Pooling = Literal["cls", "mean"]
+_POSITIONS = "position_embeddings", "position_embedding", "wpe"  # tables of learned positions
 
 
 class KeyedDropout(nn.Module):
@@ -262,6 +263,10 @@ class HFEncoder(nn.Module):
     Args:
         model: a model whose output has `last_hidden_state`.
         pooling: features are the first token ("cls") or the mean over the sentence ("mean").
+
+    Attributes:
+        num_features: D.
+        max_length: largest number of tokens, or None if the positions set no bound.
     """
 
     def __init__(self, model: nn.Module, pooling: Pooling = "cls") -> None:
@@ -270,6 +275,11 @@ class HFEncoder(nn.Module):
         self.pooling = pooling
         self.model: Any = model
         self.num_features: int = cast(Any, model).config.hidden_size
+        self.max_length: int | None = None
+        for name, part in model.named_modules():
+            if isinstance(part, nn.Embedding) and name.rpartition(".")[2] in _POSITIONS:
+                first = 0 if part.padding_idx is None else part.padding_idx + 1  # as in RoBERTa
+                self.max_length = part.num_embeddings - first
 
     @property
     def token_embedding(self) -> nn.Embedding:
@@ -321,9 +331,39 @@ def hf_encoder(
             safetensors.
     """
     model = load_hf(folder_on_disk(name) if local_files_only else name, pretrained)
+    return text_encoder(model, num_ids, pooling, pretrained)
+
+
+def text_encoder(model: Any, num_ids: int | None, pooling: Pooling, pretrained: bool) -> HFEncoder:
+    """A model of transformers as a backbone; for the arguments see `hf_encoder`.
+
+    Raises:
+        ValueError: the features would be the same for every text.
+    """
     if num_ids is not None:
+        check_at_least("num_ids", num_ids, 1)
         model.resize_token_embeddings(num_ids)
-    return HFEncoder(model, pooling)
+    encoder = HFEncoder(model, pooling)
+    if pretrained and pooling == "cls" and _is_causal(encoder):
+        raise ValueError(
+            f"pooling must be 'mean' for {type(model).__name__}, whose first token attends to no "
+            "other, so that 'cls' would give every text the same features"
+        )
+    return encoder
+
+
+@torch.no_grad()
+def _is_causal(encoder: HFEncoder) -> bool:
+    """Whether the first token's features depend on it alone."""
+    n = encoder.num_ids
+    spread = torch.arange(1, 9) * n // 20
+    rows = [(n - 1, spread), (n - 1, spread + n // 2), (n // 2, spread)]
+    ids = torch.stack([torch.cat([torch.tensor([first]), rest]) for first, rest in rows])
+    encoder.eval()
+    one, other_rest, other_first = encoder(Tokens(ids, torch.full((3,), ids.shape[1])))
+    encoder.train()
+    by_rest, by_first = ((one - other).abs().max() for other in (other_rest, other_first))
+    return bool(by_rest < 1e-4 * by_first)  # rows of a batch may be rounded differently
 
 
 def _pool(x: Tensor, tokens: Tokens, pooling: Pooling) -> Tensor:

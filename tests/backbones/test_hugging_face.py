@@ -12,7 +12,7 @@ from torch import nn
 
 transformers = pytest.importorskip("transformers")
 
-from sslzoo.backbones import HFEncoder, HFMaps, HFSpeech, HFTokens, HFWhisper, hf  # noqa: E402
+from sslzoo.backbones import HFEncoder, HFMaps, HFSpeech, HFTokens, HFWhisper, hf, hf_encoder  # noqa: E402
 from sslzoo.batch import Padded, Tokens  # noqa: E402
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -188,6 +188,63 @@ def test_text(tmp_path: Path, kind: str) -> None:
     assert len(layers) == 3
     assert counts.tolist() == [9, 4, 6]
     torch.testing.assert_close(layers[-1], backbone.forward_tokens(Tokens(ids, lengths)))
+
+
+CAUSAL = {
+    "gpt2": {"vocab_size": 40, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32},
+    "clip_text_model": {**SMALL, "vocab_size": 40, "max_position_embeddings": 32},
+}
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_a_first_token_that_sees_no_other_is_no_feature(tmp_path: Path, kind: str) -> None:
+    folder = saved(tmp_path, kind, CAUSAL[kind])
+    for make in (hf, hf_encoder):
+        with pytest.raises(ValueError, match=r"pooling must be 'mean' for \w+, whose first token"):
+            make(folder)
+    backbone: Any = hf(folder, pooling="mean")
+    assert backbone.training
+    assert backbone.max_length == 32
+
+
+def test_positions_bound_the_length(tmp_path: Path) -> None:
+    assert hf(saved(tmp_path, "bert", TEXT["bert"])).max_length == 32
+    roberta = {**TEXT["roberta"], "max_position_embeddings": 34}
+    backbone: Any = hf(saved(tmp_path, "roberta", roberta))
+    assert backbone.max_length == 32
+    backbone(Tokens(torch.randint(3, 40, (1, 32)), torch.tensor([32])))
+
+
+def test_an_encoder_saved_without_its_decoder(tmp_path: Path) -> None:
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    net = transformers.T5EncoderModel(transformers.T5Config(vocab_size=40, **sizes)).eval()
+    net.save_pretrained(tmp_path)
+    ids = torch.randint(3, 40, (2, 7))
+    backbone = hf(str(tmp_path), pooling="mean").eval()
+    found = backbone(Tokens(ids, torch.tensor([7, 7])))
+    torch.testing.assert_close(found, net(input_ids=ids).last_hidden_state.mean(1))
+
+
+def test_broken_folders_are_named_in_a_sentence(tmp_path: Path) -> None:
+    folder = saved(tmp_path, "bert", TEXT["bert"])
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json must be JSON"):
+        hf(folder)
+    (tmp_path / "preprocessor_config.json").unlink()
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": 32}))
+    with pytest.raises(ValueError, match=f"the weights of {folder} must be whole, with the shapes"):
+        hf(folder)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[:500])
+    with pytest.raises(ValueError, match=f"the weights of {folder} must be whole"):
+        hf(folder)
+    with pytest.raises(OSError, match=r"name must be of the Hub .* or an existing folder"):
+        hf(str(tmp_path / "other"))
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ValueError, match="num_ids must be at least 1, got 0"):
+        hf(folder, num_ids=0)
 
 
 def test_without_weights_only_the_configuration_is_read(tmp_path: Path) -> None:
