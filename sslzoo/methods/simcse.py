@@ -12,6 +12,8 @@ Deviations:
 
 from __future__ import annotations
 
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from sslzoo.batch import Batch, Tokens, ViewSpec
@@ -29,7 +31,8 @@ class SimCSE(SSLMethod):
     as in the supervised SimCSE of section 4 without hard negatives.
 
     Args:
-        backbone: a text backbone with dropout, see `sslzoo.backbones.text`.
+        backbone: a text backbone, see `sslzoo.backbones.text`; with dropout for one view per
+            sentence.
         projector: not part of `forward`; `heads.TanhHead` in the code.
         temperature: tau; 0.05 in the paper.
         optimizer: see `SSLMethod`; AdamW in the code.
@@ -65,10 +68,27 @@ class SimCSE(SSLMethod):
         self.temperature = temperature
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
+        z1, z2 = self._pair(batch)
+        return {"info_nce": batch_info_nce(z1, z2, self.temperature)}
+
+    def _pair(self, batch: Batch) -> list[Tensor]:
         keys = step_keys(self, batch)
         pair = (batch.views[0], batch.views[-1])
-        z1, z2 = (self.embed(text, keys.fold("view", number)) for number, text in enumerate(pair))
-        return {"info_nce": batch_info_nce(z1, z2, self.temperature)}
+        return [self.embed(text, keys.fold("view", number)) for number, text in enumerate(pair)]
+
+    def _checked_losses(self, batch: Batch) -> dict[str, Tensor]:
+        is_first = not self._has_trained
+        terms = super()._checked_losses(batch)
+        if is_first and len(batch.views) == 1:
+            with torch.no_grad(), isolate_rng():
+                z1, z2 = self._pair(batch)
+            if torch.equal(z1, z2):
+                raise ValueError(
+                    "the backbone of SimCSE must have dropout, by which the two encodings of a "
+                    "sentence differ, got equal ones; set its dropout, or give two views, as "
+                    "TextLines(neighbors=True) does"
+                )
+        return terms
 
     def embed(self, text: Tokens, keys: Keys) -> Tensor:
         """L2-normalized projections under the dropout masks of the keys. (B, D)."""
