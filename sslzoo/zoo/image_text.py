@@ -21,7 +21,7 @@ from sslzoo.backbones.vit import ViT
 from sslzoo.checks import check_choice
 from sslzoo.methods import CLIP, SigLIP
 from sslzoo.trust import fill, undrawn
-from sslzoo.zoo.safe_read import read, tensors_by_name
+from sslzoo.zoo.safe_read import check_finite, read, tensors_by_name
 
 # Attention heads by width, of the released models: 64 channels per head but in the largest.
 _HEADS = {
@@ -108,10 +108,11 @@ def load_image_text(
     Raises:
         FileNotFoundError: there is no file.
         ValueError: the names or shapes are not those of such a model, no released model has its
-            width and `heads` is None, or the file would run code.
+            width and `heads` is None, a weight is not finite, or the file would run code.
     """
     where = str(path)
     state, of_transformers = converted(read(Path(path)), where)
+    check_finite(state, f"the weights of {where}")
     kind: Literal["clip", "siglip"] = "siglip" if "bias" in state else "clip"
     second = len(state.get("text_backbone.token_embedding.weight", ())) == _GEMMA
     if activation is None:

@@ -146,6 +146,13 @@ def test_timms_trunk_with_siglips_text_is_read(tmp_path: Path) -> None:
         torch.testing.assert_close(method.embed_image(image), wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    _, state = golden_state("clip")
+    state["logit_scale"] = torch.tensor(torch.nan)
+    with pytest.raises(ValueError, match=r"the weights of .* must be finite, .* in 'log_scale'"):
+        load_image_text(written(tmp_path, state), heads=2, text_heads=2)
+
+
 def test_bad_files_are_refused(tmp_path: Path) -> None:
     _, state = golden_state("clip")
     with pytest.raises(ValueError, match=r"1 other names, such as .'head.weight'"):
