@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from sslzoo.checks import check_at_least, check_choice, check_interval
 from sslzoo.data.datamodule import OnBroken, PredictOn
@@ -94,7 +95,7 @@ class ImageList(ImageDataModule):
 
     def read(self) -> ImageSets:
         """Read the list, check a sample of its paths, and decode if `decode` says so."""
-        parts = read_list(self.file, self.root, *self.columns)
+        parts = read_list(self.file, self.root, *self.columns, self.on_broken == "skip")
         train_split, val_split = self.splits
         if None in parts:
             train, query = parts[None], None
@@ -104,6 +105,8 @@ class ImageList(ImageDataModule):
                 f"got {train_split!r}"
             )
         else:
+            counts = {split: len(found.paths) for split, found in parts.items()}
+            say_splits(counts, self.splits, self.file)
             train, query = parts[train_split], parts.get(val_split)
             if val_split is not None and query is None and self.val_fraction is None:
                 raise ValueError(
@@ -126,6 +129,7 @@ def read_list(
     path_column: str = "path",
     label_column: str | None = "label",
     split_column: str | None = "split",
+    skip: bool = False,
 ) -> dict[str | None, Listing]:
     """The files of a list per split; one split None if it has no column of splits.
 
@@ -135,10 +139,11 @@ def read_list(
         path_column: see there.
         label_column: see there.
         split_column: see there.
+        skip: whether some files may be missing, which are unreadable later.
 
     Raises:
         ValueError: the list or a column is missing, a row is incomplete, or a file of a sample
-            does not exist.
+            does not exist, or none with `skip`.
     """
     path = Path(file).expanduser()
     if not path.is_file() or path.suffix.lower() not in LIST_EXTENSIONS:
@@ -158,12 +163,13 @@ def read_list(
     paths = [os.path.join(folder, name) for name in given]
     if not paths:
         raise ValueError(f"a list must have rows, got none in {file}")
-    for row in spread(len(paths), _SAMPLE):
-        if not given[row].strip() or not os.path.exists(paths[row]):
-            raise ValueError(
-                f"the paths of a list must be of existing files, got {given[row]!r} in {file} (row "
-                f"{row + 1}); set root to the folder of relative paths"
-            )
+    seen = spread(len(paths), _SAMPLE)
+    missing = [row for row in seen if not given[row].strip() or not os.path.exists(paths[row])]
+    if missing and (not skip or len(missing) == len(seen)):
+        raise ValueError(
+            f"the paths of a list must be of existing files, got {given[missing[0]]!r} in {file} "
+            f"(row {missing[0] + 1}); set root to the folder of relative paths"
+        )
     classes = [] if labels is None else sorted(set(labels), key=in_order)
     number = {name: i for i, name in enumerate(classes)}
     whole = Listing(
@@ -218,7 +224,7 @@ def read_table(path: Path, path_column: str) -> dict[str, Sequence[Any]]:
 
 def _read_rows(text: Iterable[str], path: Path, tabs: bool) -> dict[str, Sequence[Any]]:
     quoting: Any = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    rows = csv.DictReader(text, delimiter="\t" if tabs else ",", quoting=quoting)
+    rows = csv.DictReader(text, delimiter="\t" if tabs else ",", quoting=quoting, strict=True)
     try:
         names = list(rows.fieldnames or [])
         twice = [name for name in names if names.count(name) > 1]
@@ -276,6 +282,14 @@ def column(
             f"{missing[0] + 1} has none"
         )
     return table[name]
+
+
+def say_splits(counts: Mapping[str | None, int], used: tuple[str, str | None], file: str) -> None:
+    """Say which splits of a table are left out, with their number of rows."""
+    others = {split: count for split, count in counts.items() if split not in used}
+    if others:
+        told = ", ".join(f"{split!r} ({count})" for split, count in others.items())
+        rank_zero_info(f"Left out: the rows of the splits {told} of {file}")
 
 
 def in_order(value: Any) -> tuple[int, float, str]:

@@ -23,12 +23,12 @@ from sslzoo.batch import Batch, Tokens, length_mask
 from sslzoo.checks import check_at_least, check_choice
 from sslzoo.data.datamodule import OnBroken, PredictOn
 from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
-from sslzoo.data.image.file_list import SEPARATORS, column, in_order, read_table
+from sslzoo.data.image.file_list import SEPARATORS, column, in_order, read_table, say_splits
 from sslzoo.data.image.image_set import Crops, ImageSet
 from sslzoo.data.image.load import ANY_EXTENSIONS, Decode, load_images
 from sslzoo.data.listing import Listing, check_folder, find_files, say_left_out, spread
 from sslzoo.data.sampler import KeyedSampler
-from sslzoo.data.text.tokenizer import TextTokenizer, check_tokenizer, tokenizer_state
+from sslzoo.data.text.tokenizer import TextTokenizer, check_tokenizer, check_tower, tokenizer_state
 from sslzoo.eval.fingerprint import text_digest
 from sslzoo.random import sample_keys
 from sslzoo.transforms.image.eval_view import EvalView
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 Unpaired = Literal["error", "skip"]
 _LOOKED_AT = 65_536  # texts whose length is counted before training
 _CHECKED_FILES = 1024  # images of a table whose existence is checked before training
+_HALF = re.compile("[\ud800-\udfff]")  # of a character of two in UTF-16
 
 
 class Captions:
@@ -299,16 +300,7 @@ class ImageTextDataModule(ImageDataModule):
 
     def _check_tower(self) -> None:
         module = None if self.trainer is None else self.trainer.lightning_module
-        tower: Any = getattr(module, "text_backbone", None)
-        for name, needed in (
-            ("num_ids", self.tokenizer.num_ids),
-            ("max_length", self.max_length),
-        ):
-            has = getattr(tower, name, None)
-            if isinstance(has, int) and has < needed:
-                raise ValueError(
-                    f"{name} of text_backbone must be at least {needed}, the data's, got {has}"
-                )
+        check_tower(module, "text_backbone", self.tokenizer.num_ids, self.max_length)
 
     def encode(self, texts: Sequence[str]) -> Tokens:
         """Texts as ids without special tokens, cut so that these still fit. (B, L)."""
@@ -540,7 +532,8 @@ class ImageTextList(ImageTextFiles):
         train, val = self.splits
         parts: dict[str | None, list[int]] = {train: [], val: []}
         for row in rows:
-            parts.get(str(splits[row]), []).append(row)
+            parts.setdefault(str(splits[row]), []).append(row)
+        say_splits({split: len(found) for split, found in parts.items()}, self.splits, self.file)
         for which, split in (("train_split", train), ("val_split", val)):
             if split is not None and not parts[split]:
                 known = sorted({str(each) for each in splits})
@@ -584,12 +577,13 @@ class ImageTextList(ImageTextFiles):
         say_alone(alone, self.unpaired)
         names = list(captions)
         paths = [os.path.join(folder, name) for name in names]
-        for i in spread(len(paths), _CHECKED_FILES):
-            if not os.path.exists(paths[i]):
-                raise ValueError(
-                    f"the paths of a table must be of existing files, got {names[i]!r} in "
-                    f"{self.file}; set root to the folder of relative paths"
-                )
+        seen = spread(len(paths), _CHECKED_FILES)
+        missing = [i for i in seen if not os.path.exists(paths[i])]
+        if missing and (self.on_broken == "error" or len(missing) == len(seen)):
+            raise ValueError(
+                f"the paths of a table must be of existing files, got {names[missing[0]]!r} in "
+                f"{self.file}; set root to the folder of relative paths"
+            )
         given = [] if labels is None else [known[name] for name in names]
         classes = list(classes) or sorted(set(given), key=in_order)
         return _listed(paths, [captions[n] for n in names], given, classes, self.file)
@@ -614,10 +608,11 @@ def one_line(text: str, where: str) -> str:
     """A caption with single spaces.
 
     Raises:
-        ValueError: it has a NUL, as a text of two bytes a letter that was read as UTF-8.
+        ValueError: it has a NUL, as a text of two bytes a letter that was read as UTF-8, or half a
+            character, as JSON may.
     """
-    if "\0" in text:
-        raise ValueError(f"texts must be UTF-8 without NUL, got one in {where}")
+    if "\0" in text or _HALF.search(text):
+        raise ValueError(f"texts must be UTF-8 without NUL, got {text!r:.60} in {where}")
     return " ".join(text.split())
 
 

@@ -276,6 +276,9 @@ class TarShards(Shards):
         cache: downloads addresses.
         scanned: the index of each shard that was scanned, see `scan_tar`; None: read beside the
             shard, or scanned when it is opened.
+
+    Raises:
+        ValueError: a whole JSON member would be a label or a caption.
     """
 
     def __init__(
@@ -285,6 +288,11 @@ class TarShards(Shards):
         cache: ShardCache,
         scanned: Sequence[np.ndarray] | None = None,
     ) -> None:
+        for name, key in (("label_key", keys.label), ("text_key", keys.caption)):
+            if key == "json":
+                raise ValueError(
+                    f"{name} must name a field of a JSON member, such as json.caption, got 'json'"
+                )
         super().__init__(shards.names, shards.counts)
         self.shards, self.keys, self.cache, self.scanned = shards, keys, cache, scanned
         self.classes = shards.classes

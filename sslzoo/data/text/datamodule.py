@@ -34,6 +34,7 @@ from sslzoo.data.text.tokenizer import (
     TextTokenizer,
     WordPiece,
     check_tokenizer,
+    check_tower,
     tokenizer_state,
 )
 from sslzoo.eval.loaders import EvalLoaders
@@ -134,7 +135,7 @@ class TextDataModule(SampleDataModule):
                     "without; take another, such as that of BERT or RoBERTa"
                 )
             self.transform.prepare(self.tokenizer)
-        self._check_vocabulary()
+        self._check_tower()
 
     def train_source(self, sampler: KeyedSampler) -> BatchSource:
         lines = self.eval_source(self.sets.train)
@@ -194,15 +195,10 @@ class TextDataModule(SampleDataModule):
     def eval_views(self, batch: Batch) -> Batch:
         return batch._replace(views=[with_special(batch.views[0], self.tokenizer.special)])
 
-    def _check_vocabulary(self) -> None:
-        """Check the ids of the tokenizer against the model."""
+    def _check_tower(self) -> None:
+        """Check the tokenizer and the lengths against the model."""
         module = None if self.trainer is None else self.trainer.lightning_module
-        rows = getattr(getattr(module, "backbone", None), "num_ids", None)
-        if rows is not None and rows < self.tokenizer.num_ids:
-            raise ValueError(
-                f"num_ids of the backbone must be at least {self.tokenizer.num_ids} (the "
-                f"tokenizer's), got {rows}"
-            )
+        check_tower(module, "backbone", self.tokenizer.num_ids, self.max_length)
         mask_id = getattr(module, "mask_id", None)
         if mask_id is not None and mask_id != self.tokenizer.special.mask:
             raise ValueError(

@@ -137,6 +137,8 @@ class WordPiece(TextTokenizer):
             missing = [name for name, number in zip(NAMES, found, strict=True) if number is None]
             raise ValueError(f"a tokenizer must have {NAMES}, {source} lacks {missing}")
         self.special = Special(*found)
+        self._tokenizer.no_padding()  # a file may bring both, as those of sentence-transformers
+        self._tokenizer.no_truncation()
 
     @property
     def num_ids(self) -> int:
@@ -284,6 +286,22 @@ def check_tokenizer(tokenizer: TextTokenizer, state: dict[str, Any]) -> None:
             f"{state['tokenizer'][:12]}, got {tokenizer.digest[:12]}; use the same "
             "training text, or the tokenizer's file"
         )
+
+
+def check_tower(module: Any, name: str, num_ids: int, max_length: int) -> None:
+    """Refuse a text backbone with fewer ids or positions than the data have.
+
+    Args:
+        module: the method, or None.
+        name: of its backbone.
+        num_ids: the tokenizer's.
+        max_length: the data's.
+    """
+    tower = getattr(module, name, None)
+    for what, needed in (("num_ids", num_ids), ("max_length", max_length)):
+        has = getattr(tower, what, None)
+        if isinstance(has, int) and has < needed:
+            raise ValueError(f"{what} of {name} must be at least {needed}, the data's, got {has}")
 
 
 def _tokenizers() -> Any:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from sslzoo.batch import Tokens
 from sslzoo.callbacks import OnlineRetrieval, OnlineZeroShot
-from sslzoo.data import HFTokenizer, ImageTextFolder, ImageTextList, TextLines
+from sslzoo.data import HFTokenizer, ImageList, ImageTextFolder, ImageTextList, TextLines
 from sslzoo.data.text.tokenizer import WordPiece, _canonical, cleaned
 from sslzoo.transforms import clip_views, plain_text, simclr_views
 from tests.data.toys import clip, quiet
@@ -137,6 +137,20 @@ def retrieved(rank: int, root: Path, world: int) -> dict[str, float]:
         )  # fmt: skip
     found = trainer.validate(method, folder(root, eval_batch_size=5), verbose=False)[0]
     return dict(found)
+
+
+def test_a_file_of_a_tokenizer_pads_and_cuts_nothing(tmp_path: Path) -> None:
+    """As that of sentence-transformers' models, which brings both."""
+    whole = WordPiece(60)
+    whole.prepare(["a red square", "a green square"])
+    wanted = whole.encode(["a red square", "a"])
+    whole._tokenizer.enable_padding(length=16)
+    whole._tokenizer.enable_truncation(2)
+    whole.save(str(tmp_path / "tokenizer.json"))
+    again = WordPiece(path=str(tmp_path / "tokenizer.json"))
+    again.prepare([])
+    assert again.encode(["a red square", "a"]) == wanted
+    assert WordPiece.from_json(whole.to_json()).encode(["a red square", "a"]) == wanted
 
 
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec")
@@ -335,7 +349,7 @@ def test_an_unreadable_image_is_replaced_with_its_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec")
-@pytest.mark.filterwarnings("ignore:skipped an unreadable image")
+@pytest.mark.filterwarnings("ignore:skipped .* unreadable")
 def test_the_first_validation_images_may_be_unreadable(tmp_path: Path) -> None:
     tree(tmp_path)
     for number in range(3):  # more than a rehearsal reads
@@ -544,8 +558,13 @@ def test_an_image_is_one_however_its_path_is_spelled(
         (b"path,caption\na.png," + b"a" * 200_000, "field larger than field limit .* in line 2"),
         (b"path;caption\na.png;red\n", "got 'path'; columns are separated by a comma in .csv"),
         (b"path;caption\na.png;red, big\n", "got another number in line 2 .* by a comma in .csv"),
+        (
+            b'path,caption\na.png,"b\nc.png,d\n',
+            "unexpected end of data in line",
+        ),  # would be one row
+        (b'path,caption\na.png,"b\nc.png,"d\n', "expected after .* in line"),
         (b"path,caption,caption\na.png,b,c\n", "different names, got 'caption' twice"),
-        (b"path,caption\na.png,a\0b\n", "must be UTF-8 without NUL, got one in row 1"),
+        (b"path,caption\na.png,a\0b\n", "must be UTF-8 without NUL, got 'a.* in row 1"),
     ],
 )
 def test_a_table_of_another_form_is_named(tmp_path: Path, content: bytes, message: str) -> None:
@@ -573,6 +592,38 @@ def test_a_missing_table_or_split_is_refused(tmp_path: Path) -> None:
     rows = [["path", "caption", "split"], ["train/red/red0.png", "red", "all"]]
     with pytest.raises(ValueError, match=r"train_split must be one of the splits \['all'\]"):
         listed(table(tmp_path, rows)).setup("fit")
+
+
+def test_rows_of_other_splits_are_said(tmp_path: Path, caplog: Any) -> None:
+    tree(tmp_path)
+    splits = ["train", "train", "val", "train ", "test"]
+    rows = [[f"train/red/red{i % 4}.png", "red", split] for i, split in enumerate(splits)]
+    file = table(tmp_path, [["path", "caption", "split"], *rows])
+    for data in (listed(file), ImageList(file, clip_views(16), batch_size=2)):
+        with caplog.at_level("INFO"):
+            data.setup("fit")
+        assert f"the rows of the splits 'train ' (1), 'test' (1) of {file}" in caplog.text
+        caplog.clear()
+
+
+@pytest.mark.filterwarnings("ignore:skipped .* unreadable")
+def test_missing_files_may_be_skipped_unless_there_is_no_other(tmp_path: Path) -> None:
+    tree(tmp_path)
+    names = ["none.png", "train/red/red0.png", "train/red/red1.png"]
+    file = table(tmp_path, [["path", "caption"], *([name, "red"] for name in names)])
+    data = listed(file, on_broken="skip")
+    for each in (data, ImageList(file, clip_views(16), batch_size=2, on_broken="skip")):
+        each.setup("fit")
+        assert each.num_samples >= 2
+    data.preview([0, 1, 2])
+    assert data.num_broken == 1
+    file = table(tmp_path, [["path", "caption"], ["none.png", "red"], ["no.png", "red"]])
+    for each in (
+        listed(file, on_broken="skip"),
+        ImageList(file, clip_views(16), batch_size=2, on_broken="skip"),
+    ):
+        with pytest.raises(ValueError, match="must be of existing files, got 'none"):
+            each.setup("fit")
 
 
 def test_two_images_of_one_name_are_refused_and_other_files_are_said(tmp_path: Path) -> None:

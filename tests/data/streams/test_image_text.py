@@ -262,6 +262,7 @@ def test_empty_and_unreadable_pairs_are_named_or_counted(tmp_path: Path) -> None
         (None, "must have a caption, got None"),
         ({"a": 1}, "a caption must be a text or a list of texts, got {'a': 1}"),
         ("a\0b", "must be UTF-8 without NUL"),
+        ("a \ud83d b", "must be UTF-8 without NUL"),  # half an emoji
     ],
 )
 def test_a_sample_without_a_text_is_refused_or_unpaired(
@@ -295,6 +296,10 @@ def test_a_wrong_key_and_an_address_are_refused(tmp_path: Path) -> None:
         pairs(source)
     with pytest.raises(ValueError, match=r"must have the field 'caption', got \['kind', 'of',"):
         pairs(source, text_key="json.caption")
+    with pytest.raises(ValueError, match=r"text_key must name a field .* json.caption, got 'json'"):
+        pairs(source, text_key="json")
+    with pytest.raises(ValueError, match=r"label_key must name a field of a JSON member"):
+        pairs(source, text_key="json.of.caption", label_key="json")
     with pytest.raises(ValueError, match="must not be trained on shards of an address"):
         _ = pairs(_in_memory(tmp_path), cache_dir=str(tmp_path / "cache"))
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import pickle
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from sslzoo.backbones import SentenceConv, SentenceSequence
+from sslzoo.backbones import SentenceConv, SentenceSequence, SmallTransformer
 from sslzoo.batch import Batch, Tokens, ViewSpec
 from sslzoo.data import STSB, HFText, HFTokenizer, TextLines, WordPiece
 from sslzoo.data.text import lines
@@ -27,8 +28,8 @@ from sslzoo.data.text.lines import (
     read_pairs,
     walk,
 )
-from sslzoo.heads import LinearSteps, Recurrent
-from sslzoo.methods import CPC
+from sslzoo.heads import LinearSteps, Recurrent, TanhHead
+from sslzoo.methods import CPC, SimCSE
 from sslzoo.random import sample_keys
 from sslzoo.transforms import SpanDeletion, WordDeletion, clear_views, plain_text
 from sslzoo.transforms.text.special import Special
@@ -443,3 +444,29 @@ def test_cpc_trains_on_windows_of_lines(text: Path, tmp_path: Path) -> None:
     trainer.fit(method, module)
     assert method.step == 2
     assert method(module.encoder_input()(["a man", "two dogs run"])).shape == (2, 8)
+
+
+def fits(module: TextLines, folder: Path, **options: Any) -> SimCSE:
+    torch.manual_seed(0)
+    sizes = {"width": 8, "depth": 1, "heads": 2, **options}
+    method = SimCSE(
+        SmallTransformer(60, **sizes), TanhHead(8), optimizer=partial(torch.optim.SGD, lr=0.1)
+    )
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = Trainer(max_steps=1, accelerator="cpu", default_root_dir=folder, **quiet)
+    trainer.fit(method, module)
+    return method
+
+
+def test_simcse_without_dropout_needs_a_second_view(text: Path, tmp_path: Path) -> None:
+    one = data(text, transform=plain_text())
+    assert fits(one, tmp_path).step == 1
+    with pytest.raises(ValueError, match=r"the backbone of SimCSE must have dropout, .* got equal"):
+        fits(one, tmp_path, dropout=0.0)
+    two = data(text, transform=plain_text(2), neighbors=True)
+    assert fits(two, tmp_path, dropout=0.0).step == 1
+
+
+def test_a_backbone_with_fewer_positions_is_refused(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"max_length of backbone must be at least .*, got 5"):
+        fits(data(text, transform=plain_text()), tmp_path, max_length=5)
