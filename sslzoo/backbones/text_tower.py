@@ -98,7 +98,8 @@ class TextTransformer(nn.Module):
         for name, part in self.blocks.named_modules():
             if isinstance(part, nn.Linear):
                 nn.init.normal_(part.weight, std=stds[name.rpartition(".")[2]])
-                nn.init.zeros_(part.bias)
+                if ".attn." in name:  # the MLPs' keep torch's, as in the code
+                    nn.init.zeros_(part.bias)
 
     def forward_tokens(self, tokens: Tokens, keys: Keys | None = None) -> Tensor:
         """Features per token after the final norm, (B, L, D).

@@ -363,7 +363,11 @@ def test_initial_weights_have_the_authors_deviations() -> None:
         tower.blocks[1].attn.proj.weight: 64**-0.5 * 6**-0.5,
         tower.blocks[1].mlp.fc1.weight: 128**-0.5,
         tower.blocks[1].mlp.fc2.weight: 64**-0.5 * 6**-0.5,
+        torch.cat([block.mlp.fc1.bias for block in tower.blocks]): (3 * 64) ** -0.5,
+        torch.cat([block.mlp.fc2.bias for block in tower.blocks]): (3 * 256) ** -0.5,
     }
+    assert tower.blocks[1].attn.qkv.bias.abs().max() == 0
+    assert tower.blocks[1].attn.proj.bias.abs().max() == 0
     for weight, wanted in deviations.items():
         assert weight.std().item() == pytest.approx(wanted, rel=0.05)
     vit = small_vit(width=64, depth=2, init="clip")
