@@ -68,20 +68,18 @@ class SimCSE(SSLMethod):
         self.temperature = temperature
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        z1, z2 = self._pair(batch)
-        return {"info_nce": batch_info_nce(z1, z2, self.temperature)}
-
-    def _pair(self, batch: Batch) -> list[Tensor]:
         keys = step_keys(self, batch)
         pair = (batch.views[0], batch.views[-1])
-        return [self.embed(text, keys.fold("view", number)) for number, text in enumerate(pair)]
+        z1, z2 = (self.embed(text, keys.fold("view", number)) for number, text in enumerate(pair))
+        return {"info_nce": batch_info_nce(z1, z2, self.temperature)}
 
     def _checked_losses(self, batch: Batch) -> dict[str, Tensor]:
         is_first = not self._has_trained
         terms = super()._checked_losses(batch)
         if is_first and len(batch.views) == 1:
+            keys = step_keys(self, batch)
             with torch.no_grad(), isolate_rng():
-                z1, z2 = self._pair(batch)
+                z1, z2 = (self.embed(batch.views[0], keys.fold("view", v)) for v in range(2))
             if torch.equal(z1, z2):
                 raise ValueError(
                     "the backbone of SimCSE must have dropout, by which the two encodings of a "
