@@ -195,6 +195,10 @@ class HFWhisper(HFSound):
         self.register_buffer("filters", torch.from_numpy(mel).float(), persistent=False)
         self.register_buffer("hann", torch.hann_window(400), persistent=False)
 
+    def num_frames(self, lengths: Tensor) -> Tensor:
+        """The number of frames of waveforms of these lengths. Shapes: (B,) int64 -> (B,)."""
+        return (lengths + 2 * _SAMPLES - 1) // (2 * _SAMPLES)
+
     def log_mel(self, values: Tensor) -> Tensor:
         """Whisper's normalized log-mel spectrogram (B, mels, frames) of the padded window."""
         values = F.pad(values.float(), (0, self.window - values.shape[1]))
@@ -216,7 +220,7 @@ class HFWhisper(HFSound):
         values = values * length_mask(lengths, values.shape[1])
         mel = self.log_mel(values).to(self.model.conv1.weight.dtype)
         hidden = self.model(mel, output_hidden_states=True).hidden_states
-        frames = (lengths + 2 * _SAMPLES - 1) // (2 * _SAMPLES)
+        frames = self.num_frames(lengths)
         most = -(-values.shape[1] // (2 * _SAMPLES))
         return [layer[:, :most] for layer in hidden], frames
 

@@ -117,18 +117,23 @@ class SequenceEncoder(nn.Module):
         encoder: Any = self.encoder
         return encoder.num_frames(lengths) if hasattr(encoder, "num_frames") else lengths
 
-    def forward_frames(self, x: Tensor | Padded) -> Padded:
-        """Contexts (B, T, D') with the number of frames per sequence.
+    def forward_layers(self, x: Tensor | Padded) -> tuple[list[Tensor], Tensor]:
+        """Frames z (B, T, D) and contexts c (B, T, D'), and the number of frames (B,).
 
         Raises:
             ValueError: a sequence is shorter than a frame.
         """
         if not isinstance(x, Padded):
-            _, c = self.forward_parts(x)
-            return Padded(c, torch.full((len(c),), c.shape[1], device=c.device))
+            z, c = self.forward_parts(x)
+            return [z, c], torch.full((len(c),), c.shape[1], device=c.device)
         frames = self.num_frames(x.lengths)
         check_frames(x.lengths, frames, type(self.encoder).__name__)
-        return Padded(self.forward_parts(x)[1], frames)
+        return list(self.forward_parts(x)), frames
+
+    def forward_frames(self, x: Tensor | Padded) -> Padded:
+        """Contexts (B, T, D') with the number of frames per sequence."""
+        layers, frames = self.forward_layers(x)
+        return Padded(layers[-1], frames)
 
     def forward(self, x: Tensor | Padded) -> Tensor:
         """The pooled contexts (B, D')."""

@@ -20,11 +20,17 @@ def _parser() -> Parser:
     parser.add_argument("folder", help="folder of the recordings, with all folders below")
     parser.add_argument("--to", required=True, help="npz file to write, such as mfcc.units.npz")
     parser.add_argument("--num_units", type=int, default=100, help="number of clusters")
-    parser.add_argument("--rate", type=int, default=16000, help="sampling rate in Hz for MFCC")
+    parser.add_argument("--rate", type=int, help="sampling rate in Hz (default for MFCC: 16000)")
     parser.add_argument("--encoder", help="run, zoo name or file; without it: MFCC")
     parser.add_argument("--layer", type=int, help="layer of the encoder, counted from 1")
     parser.add_argument("--fraction", type=float, default=0.1, help="of the files for k-means")
     parser.add_argument("--seed", type=int, default=0, help="seed of k-means")
+    parser.add_argument(
+        "--on_broken",
+        choices=["error", "skip"],
+        default="error",
+        help="of recordings that are unreadable or shorter than a frame",
+    )
     return parser
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,13 +11,17 @@ import numpy as np
 import pytest
 import torch
 
+from sslzoo.backbones import SequenceEncoder, WaveEncoder
+from sslzoo.backbones.speech import ConvFrames, SpeechEncoder, SpeechTransformer
 from sslzoo.batch import Batch, Padded, UnitSequence
-from sslzoo.data import AudioFolder
+from sslzoo.data import AudioFolder, WaveformInput
 from sslzoo.data.audio.units import read_units, window_units, write_units
+from sslzoo.heads import Recurrent
+from sslzoo.runs import units as command
 from sslzoo.runs.units import cluster_units
 from sslzoo.transforms import LogMel, Waveform
 from sslzoo.transforms.audio.log_mel_views import LogMelViews
-from sslzoo.transforms.audio.mfcc import differences, mfcc
+from sslzoo.transforms.audio.mfcc import MFCC, differences
 
 soundfile = pytest.importorskip("soundfile")
 RATE = 8000
@@ -66,6 +71,85 @@ def test_clusters_are_of_the_sound_and_windows_have_theirs(recordings: Path) -> 
         known = units[: len(low)] >= 0
         agree = low[known] == (units[: len(low)][known] == table.units[2])
         assert agree.double().mean() > 0.8
+
+
+def speech() -> SpeechEncoder:
+    transformer = SpeechTransformer(8, 2, 2, 12, position_kernel=6, position_groups=2)
+    return SpeechEncoder(ConvFrames((4, 6), (10, 4), (5, 2)), transformer, rate=RATE)  # 25 samples
+
+
+def cpc() -> SequenceEncoder:
+    return SequenceEncoder(WaveEncoder(6, (10, 8), (5, 4), (2, 2)), Recurrent(6, 5))  # 21 samples
+
+
+@pytest.fixture
+def some_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Four recordings of which two are shorter than a frame, and the encoder that is loaded."""
+    for i, length in enumerate((4000, 20, 3000, 5)):
+        soundfile.write(tmp_path / f"{i}.wav", np.sin(np.arange(length) / (3 + i)) / 2, RATE)
+
+    def model(name: str) -> Any:
+        net = {"speech": speech, "cpc": cpc}[name]()
+        return SimpleNamespace(encoder=net, preprocess=lambda: WaveformInput(Waveform(), RATE))
+
+    monkeypatch.setattr(command, "read_model", model)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("given", "who", "counts"),
+    [
+        ({"rate": RATE}, "MFCC", [48, 0, 36, 0]),
+        ({"encoder": "speech", "layer": 2}, "SpeechEncoder", [398, 0, 298, 0]),
+        ({"encoder": "cpc", "layer": 1}, "SequenceEncoder", [199, 0, 149, 0]),
+    ],
+)
+def test_recordings_shorter_than_a_frame_are_counted_before_any_is_clustered(
+    some_short: Path, capsys: Any, given: Any, who: str, counts: list[int]
+) -> None:
+    to = str(some_short / "x.units.npz")
+    few = counts.count(0)
+    first = counts.index(0)
+    told = (
+        f"recordings must be long enough for a frame of {who}, got {few} of 4 \\(folder\\) that "
+        f"are not, the first is .*{first}.wav with {(4000, 20, 3000, 5)[first]} samples at 8000 Hz"
+    )
+    with pytest.raises(ValueError, match=told + "; set on_broken: skip"):
+        cluster_units(str(some_short), to, 2, **given)
+    assert not Path(to).exists()
+    said = cluster_units(str(some_short), to, 2, fraction=1.0, on_broken="skip", **given)
+    assert f"{sum(counts)} units of 4 recordings" in said
+    assert re.search(told + "; all of them have no units", capsys.readouterr().err)
+    paths = [str(some_short / f"{i}.wav") for i in range(4)]
+    table = read_units(to, paths)
+    assert np.diff(table.starts).tolist() == counts
+    (units,) = window_units([table], 3, np.arange(5), RATE)
+    assert (units == -1).all()
+
+
+def test_what_units_cannot_read_is_named_or_left_out(some_short: Path, capsys: Any) -> None:
+    (some_short / "1.wav").write_bytes(b"")
+    (some_short / "3.wav").write_bytes((some_short / "0.wav").read_bytes()[:2000])
+    to = str(some_short / "x.units.npz")
+    with pytest.raises(ValueError, match=r"1\.wav .*; set on_broken: skip to leave it out"):
+        cluster_units(str(some_short), to, 2, RATE)
+    said = cluster_units(str(some_short), to, 2, RATE, fraction=1.0, on_broken="skip")
+    assert "units of 2 recordings" in said
+    assert capsys.readouterr().err.count("skipped") == 2
+    with pytest.raises(ValueError, match="rate must be the encoder's 8000 Hz, got 16000"):
+        cluster_units(str(some_short), to, 2, 16000, "speech", 1)
+    with pytest.raises(ValueError, match=r"layer must be in \[1, 2\], got 3"):
+        cluster_units(str(some_short), to, 2, encoder="speech", layer=3)
+    with pytest.raises(ValueError, match="rate of MFCC must be at least 1000, got 8"):
+        cluster_units(str(some_short), to, 2, 8)
+
+
+@pytest.mark.parametrize("rate", [11025, 22050, 44100])
+def test_units_keep_time_at_rates_that_are_no_multiples_of_100(tmp_path: Path, rate: int) -> None:
+    soundfile.write(tmp_path / "a.wav", np.sin(np.arange(40 * rate) / 9) / 2, rate)
+    cluster_units(str(tmp_path), str(tmp_path / "x.units.npz"), 2, rate)
+    table = read_units(tmp_path / "x.units.npz", [str(tmp_path / "a.wav")])
+    assert len(table.units) / table.rate == pytest.approx(40, abs=0.03)
 
 
 def test_units_of_a_window_begin_at_its_first_sample(tmp_path: Path) -> None:
@@ -182,7 +266,7 @@ def test_mfcc_of_a_frame_is_the_formula() -> None:
             if left < m < left + 2 * step:
                 total += power[k] * min((m - left) / step, (left + 2 * step - m) / step)
         logs.append(np.log(total))
-    got = mfcc(wave, RATE)
+    got = MFCC(RATE)(wave)
     assert got.shape == (1, 1, 39)
     for i in range(13):
         scale = np.sqrt((1 if i == 0 else 2) / 23) * (1 + 11 * np.sin(np.pi * i / 22))
@@ -195,4 +279,4 @@ def test_differences_of_a_line_are_its_slope() -> None:
     line = 3.0 * torch.arange(9.0)[None, :, None]
     torch.testing.assert_close(differences(line)[0, 2:7, 0], torch.full((5,), 3.0))
     with pytest.raises(ValueError, match=r"25 ms.* must be at least 200, got 199"):
-        mfcc(torch.zeros(1, 199), RATE)
+        MFCC(RATE)(torch.zeros(1, 199))

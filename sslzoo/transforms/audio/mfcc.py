@@ -18,6 +18,7 @@ from sslzoo.checks import check_at_least
 
 _BANDS, _COEFFICIENTS, _LIFTER = 23, 13, 22
 _REACH = 2  # frames on each side of a difference
+_PART = 10_000  # frames that are computed at once
 
 
 def _mel(hertz: Tensor | float) -> Tensor:
@@ -53,31 +54,45 @@ def differences(x: Tensor) -> Tensor:
     return slope / (2 * sum(n * n for n in range(1, _REACH + 1)))
 
 
-@torch.no_grad()
-def mfcc(waves: Tensor, rate: int) -> Tensor:
-    """Compute 13 coefficients, their differences, and the differences of these.
+class MFCC:
+    """13 coefficients, their differences, and the differences of these.
 
     Args:
-        waves: (B, L) floats in [-1, 1].
         rate: sampling rate in Hz; a frame begins every 10 ms.
-
-    Returns:
-        (B, T, 39) float64, with T = 1 + (L - 0.025 rate) // (0.01 rate).
-
-    Raises:
-        ValueError: the waveforms are shorter than a frame of 25 ms.
     """
-    window, hop = round(0.025 * rate), round(0.01 * rate)
-    check_at_least("samples of a waveform (25 ms)", waves.shape[1], window)
-    frames = waves.double().unfold(1, window, hop)
-    frames = frames - frames.mean(2, keepdim=True)
-    before = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
-    povey = torch.hann_window(window, periodic=False, dtype=torch.float64) ** 0.85
-    frames = (frames - 0.97 * before) * povey.to(frames.device)
-    size = 1 << (window - 1).bit_length()
-    power = torch.fft.rfft(frames, n=size).abs().square()[..., : size // 2]
-    energy = power @ _filters(size, rate).to(power.device)
-    floor = torch.finfo(torch.float32).eps
-    coefficients = energy.clamp_min(floor).log() @ _cosines().to(power.device)
-    first = differences(coefficients)
-    return torch.cat([coefficients, first, differences(first)], dim=2)
+
+    def __init__(self, rate: int) -> None:
+        check_at_least("rate of MFCC", rate, 1000)
+        self.rate = rate
+        self.window, self.hop = round(0.025 * rate), round(0.01 * rate)
+
+    def num_frames(self, lengths: Tensor) -> Tensor:
+        """T of waveforms of these lengths, 0 if they are shorter than a frame of 25 ms."""
+        return ((lengths - self.window) // self.hop + 1).clamp_min(0)
+
+    @torch.no_grad()
+    def __call__(self, waves: Tensor) -> Tensor:
+        """Compute the coefficients of waveforms (B, L), floats in [-1, 1].
+
+        Returns:
+            (B, T, 39) float64.
+
+        Raises:
+            ValueError: the waveforms are shorter than a frame of 25 ms.
+        """
+        check_at_least("samples of a waveform (25 ms)", waves.shape[1], self.window)
+        parts = waves.unfold(1, self.window, self.hop).split(_PART, dim=1)
+        coefficients = torch.cat([self._coefficients(part.double()) for part in parts], dim=1)
+        first = differences(coefficients)
+        return torch.cat([coefficients, first, differences(first)], dim=2)
+
+    def _coefficients(self, frames: Tensor) -> Tensor:
+        frames = frames - frames.mean(2, keepdim=True)
+        before = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
+        povey = torch.hann_window(self.window, periodic=False, dtype=torch.float64) ** 0.85
+        frames = (frames - 0.97 * before) * povey.to(frames.device)
+        size = 1 << (self.window - 1).bit_length()
+        power = torch.fft.rfft(frames, n=size).abs().square()[..., : size // 2]
+        energy = power @ _filters(size, self.rate).to(power.device)
+        floor = torch.finfo(torch.float32).eps
+        return energy.clamp_min(floor).log() @ _cosines().to(power.device)
