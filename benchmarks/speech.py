@@ -38,6 +38,7 @@ from benchmarks.quality import TEMPERATURE, K, build, score
 from benchmarks.speed import provenance
 from benchmarks.worker import versions
 from sslzoo.atomic_write import atomic_write
+from sslzoo.backbones import SpeechEncoder
 from sslzoo.data.audio.fields import field_labels, parse_fields
 from sslzoo.eval.features import Features, extract, gather_features
 from sslzoo.eval.linear import linear_probe, standardize
@@ -170,7 +171,7 @@ def scores(recordings: Recordings, both: tuple[Tensor, Tensor], probe: Any) -> d
 def evaluate(recordings: Recordings, model: Any) -> dict[str, Any]:
     """Scores of the last layer and of all layers, and the weights of the latter for digits."""
     encoder = model.encoder().eval()
-    if not hasattr(encoder, "forward_layers"):
+    if not isinstance(encoder, SpeechEncoder):
         return {"last": scores(recordings, recordings.features(encoder, "forward"), by_linear)}
     stack, depth = stacked_layers(encoder), len(encoder.transformer.layers) + 1
 

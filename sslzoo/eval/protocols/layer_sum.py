@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslzoo.backbones.sequence import SequenceEncoder
 from sslzoo.backbones.speech import SpeechEncoder
 from sslzoo.batch import Padded
 from sslzoo.checks import check_at_least, check_choice
@@ -91,9 +92,10 @@ def stacked_layers(
 ) -> Callable[[Any], Padded]:
     """Function from a view to the frames of all layers, `Padded` (B, T, L, D).
 
-    The layers are those of `forward_layers` (`backbones.SpeechEncoder`): the Transformer's input
-    and each layer's output, the last one after a final norm. An encoder with `forward_frames` only
-    has one layer.
+    The layers are those of `forward_layers`: of `backbones.SpeechEncoder` the Transformer's input
+    and each layer's output, the last one after a final norm; of `backbones.SequenceEncoder` the
+    frames and their contexts, as in SUPERB's CPC, or the contexts alone if their widths differ. An
+    encoder with `forward_frames` only has one layer.
 
     Args:
         encoder: the encoder.
@@ -118,6 +120,11 @@ def stacked_layers(
             found, lengths = layers(view)
             if isinstance(encoder, SpeechEncoder):
                 found = [*found[:-1], encoder.transformer.finish(found[-1])]
+            if (
+                isinstance(encoder, SequenceEncoder)
+                and encoder.frame_features != found[-1].shape[-1]
+            ):
+                found = found[-1:]
         widths = [layer.shape[-1] for layer in found]
         if len(set(widths)) > 1:
             raise ValueError(f"the layers must have one width for a weighted sum, got {widths}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslzoo.backbones import AudioNTT
+from sslzoo.backbones import AudioNTT, SequenceEncoder, WaveEncoder
 from sslzoo.batch import Padded
 from sslzoo.eval.protocols.layer_sum import (
     LayerSum,
@@ -17,6 +17,7 @@ from sslzoo.eval.protocols.layer_sum import (
     mean_of_frames,
     stacked_layers,
 )
+from sslzoo.heads import Recurrent
 from tests.data.audio.test_alignments import encoder
 
 
@@ -79,6 +80,22 @@ def test_an_encoder_of_frames_has_one_layer() -> None:
     net = AudioNTT(8, 80).eval()
     image = torch.randn(2, 1, 8, 32)
     assert torch.equal(stacked_layers(net)(image).values[:, :, 0], net.forward_frames(image))
+
+
+@pytest.mark.parametrize("width", [6, 5])
+def test_the_layers_of_cpc_are_frames_and_contexts_of_one_width(width: int) -> None:
+    net = SequenceEncoder(WaveEncoder(6, (10, 8), (5, 4), (2, 2)), Recurrent(6, width)).eval()
+    wave = torch.randn(2, 90)
+    frames, contexts = net.forward_parts(wave)
+    (z, c), lengths = net.forward_layers(Padded(wave, torch.tensor([90, 60])))
+    assert lengths.tolist() == net.num_frames(torch.tensor([90, 60])).tolist()
+    torch.testing.assert_close(z[0], frames[0])
+    torch.testing.assert_close(c[0], contexts[0])
+    made = stacked_layers(net)(wave).values
+    wanted = [frames, contexts] if width == 6 else [contexts]
+    assert made.shape[2] == len(wanted)
+    for layer, own in enumerate(wanted):
+        torch.testing.assert_close(made[:, :, layer], own)
 
 
 def test_what_a_layer_sum_cannot_use_is_refused() -> None:
