@@ -21,6 +21,8 @@ from sslzoo.distributed import gather_objects
 from sslzoo.eval.features import Features, eval_mode, own_batches
 from sslzoo.eval.loaders import EvalLoaders
 
+_EDGES = 5  # frames that padding may add, or that labels may lack
+
 
 def as_padded(frames: Tensor | Padded) -> Padded:
     """Sequences (B, T, ...) of one length as `Padded`."""
@@ -83,7 +85,8 @@ def extract_frames(
     Labels (B, S, 3) are segments in samples (`read_alignments`): a frame has the class of the
     segment around its center. Labels (B, T) are one per frame: a sequence's last frames are
     matched with its last labels, as in Greedy InfoMax's phone probe, since padding adds frames at
-    the front.
+    the front. If it has more than 5 frames more or fewer than labels, as with an encoder of another
+    frame rate, labels are evenly spaced over the sequence, and a frame has the one at its center.
 
     Args:
         encoder: with `forward_frames`, a view -> `Padded` (B, T, D) (`backbones.SequenceEncoder`).
@@ -126,10 +129,15 @@ def extract_frames(
                     rows = (own >= (-1 if unlabeled else 0)).nonzero()[:, 0]
                     own = own[rows]
                 else:
-                    want = int((label[row] >= 0).sum())
-                    count = min(have, want)
-                    rows = torch.arange(have - count, have, device=label.device)
-                    own = label[row, want - count : want]
+                    own = label[row][label[row] >= 0]
+                    rows = torch.arange(have, device=label.device)
+                    if not len(own) or abs(have - len(own)) <= _EDGES:
+                        count = min(have, len(own))
+                        rows, own = rows[have - count :], own[len(own) - count :]
+                    else:
+                        centers = frame_centers(encoder, have, samples[row]) + 0.5
+                        at = (centers * len(own) / samples[row]).long().clamp(0, len(own) - 1)
+                        own = own[at.to(label.device)]
                 features.append(made.values[row, rows].float())
                 labels.append(own)
                 index.append(batch.index[row].expand(len(own)))

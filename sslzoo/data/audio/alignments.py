@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 
 from sslzoo.data.audio.sound_files import soundfile
 from sslzoo.data.audio.text_grid import read_tier
+from sslzoo.data.audio.units import APART
 from sslzoo.text_file import read_text
 
 COLUMNS = ("clip", "start", "end", "phone")
@@ -60,22 +62,25 @@ def read_alignments(
         rate: samples per second of the result.
 
     Raises:
-        ValueError: there is no such file; a clip is unknown or has no phones; or a phone ends
-            before it begins, overlaps another one, or exceeds its recording.
+        ValueError: there is no such file; a clip is unknown or has no phones; a phone ends before
+            it begins, overlaps another one, or exceeds its recording; or a TextGrid is of another
+            duration. A warning counts recordings whose phones end before half of them.
     """
     kind, _, tier = source.partition(":")
     if source.lower().lstrip(".") == PHN:
         found = {path: _read_phn(path) for path in seconds}
     elif kind.lower().lstrip(".") == TEXT_GRID:
-        grids = {path: _beside(path, ".TextGrid", ".textgrid", ".textGrid") for path in seconds}
-        found = {
-            path: [_Segment(*row) for row in read_tier(grid, tier or _TIER)]
-            for path, grid in grids.items()
-        }
+        found = {path: _read_grid(path, tier or _TIER, seconds[path]) for path in seconds}
     else:
         found = _read_table(source, root, listed)
     phones = sorted({segment.phone for path in seconds for segment in found.get(path, [])})
     number = {phone: i for i, phone in enumerate(phones)}
+    lacking = [path for path in seconds if not found.get(path)]
+    if lacking:
+        raise ValueError(
+            f"every recording must have aligned phones, got none for {len(lacking)} of "
+            f"{len(seconds)}, the first is {lacking[0]}"
+        )
     segments = {}
     for path, duration in seconds.items():
         rows = sorted(found.get(path, []))
@@ -87,12 +92,24 @@ def read_alignments(
             ],
             dtype=np.int64,
         )
+    _warn_of_early_ends(found, seconds)
     return Alignments(phones, segments)
 
 
+def _warn_of_early_ends(found: Mapping[str, list[_Segment]], seconds: Mapping[str, float]) -> None:
+    """Count recordings whose second half has no phone, as with times of another clip or unit."""
+    ends = {path: max(row.end for row in found[path]) for path in seconds}
+    early = [path for path, duration in seconds.items() if ends[path] < duration / 2]
+    if early:
+        first = early[0]
+        rank_zero_warn(
+            f"phones should reach the end of their recording, got {len(early)} of {len(seconds)} "
+            f"recordings whose phones end before half of it, the first is {first} with "
+            f"{ends[first]:g} of {seconds[first]:g} s; is this the right clip, and the right unit?"
+        )
+
+
 def _check(path: str, rows: Sequence[_Segment], duration: float) -> None:
-    if not rows:
-        raise ValueError(f"every recording must have aligned phones, got none for {path}")
     before = 0.0
     for row in rows:
         if not 0 <= row.start < row.end:
@@ -124,6 +141,16 @@ def _beside(path: str, *suffixes: str) -> Path:
             f"every recording must have a {suffixes[0]} file beside it, got none for {path}"
         )
     return file
+
+
+def _read_grid(path: str, tier: str, duration: float) -> list[_Segment]:
+    file = _beside(path, ".TextGrid", ".textgrid", ".textGrid")
+    rows, end = read_tier(file, tier)
+    if not abs(end - duration) <= APART:
+        raise ValueError(
+            f"a TextGrid must be of its recording's {duration:g} s, got {end:g} s in {file}"
+        )
+    return [_Segment(*row) for row in rows]
 
 
 def _read_phn(path: str) -> list[_Segment]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from sslzoo.batch import Batch, Padded, UnitSequence, length_mask
 from sslzoo.checks import check_at_least, check_choice
 from sslzoo.data.audio.alignments import read_alignments
-from sslzoo.data.audio.units import UnitTable, check_lengths, read_units
+from sslzoo.data.audio.units import APART, UnitTable, check_lengths, read_units
 from sslzoo.data.audio.waveforms import (
     Centers,
     Decode,
@@ -77,6 +77,7 @@ class AudioDataModule(SampleDataModule):
     """
 
     noun = "files"
+    label_seconds: float | None = None  # from one frame label of `files` to the next
 
     def __init__(
         self,
@@ -288,10 +289,40 @@ class AudioDataModule(SampleDataModule):
             )
         if len(long) < len(sets[0]):
             sets[0] = sets[0].subset(long)
+        sets = self._with_own_labels(sets)
         if self.alignments is not None:
             listed = [*train.paths, *([] if query is None else query.paths)]
             self._align(sets, self.alignments, listed)
         return Sets(sets[0], sets[1] if query is not None else None, len(self.classes) or None)
+
+    def _with_own_labels(self, sets: list[Waveforms]) -> list[Waveforms]:
+        """Refuse, or leave out, recordings with frame labels of another duration."""
+        if self.label_seconds is None or sets[0].listing.frame_labels is None:
+            return sets
+        kept, told, first = [], [], ""
+        for key, each in zip(("train", "query"), sets, strict=False):
+            labels = torch.tensor([len(own) for own in each.listing.frame_labels or []])
+            seconds, own = each.lengths / self.rate, labels * self.label_seconds
+            fits = (own - seconds).abs() <= APART + self.label_seconds
+            kept.append(each.subset(fits.nonzero()[:, 0]))
+            if not fits.all():
+                row = int((~fits).nonzero()[0])
+                told.append(f"{int((~fits).sum())} of {len(each)} ({key})")
+                first = first or (
+                    f"{own[row]:.2f} s of labels for {seconds[row]:.2f} s of {each.paths()[row]}"
+                )
+        if not told:
+            return sets
+        message = (
+            f"frame labels must be those of the {self.noun}, got {' and '.join(told)} of another "
+            f"duration, the first is {first}"
+        )
+        if self.on_broken == "error":
+            raise ValueError(f"{message}; set on_broken: skip to leave them out")
+        if not all(map(len, kept)):
+            raise ValueError(message)
+        rank_zero_warn(f"{message}; all of them are left out")
+        return kept
 
     def _align(self, sets: list[Waveforms], source: str, listed: list[str]) -> None:
         """Replace the labels by aligned phones; `listed` also has the files that are left out."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 from sslzoo.data.audio.datamodule import AudioDataModule, Batches, ShortFiles
 from sslzoo.data.audio.fields import field_labels, parse_fields
@@ -22,6 +23,7 @@ from sslzoo.data.listing import Listing, check_folder, find_files
 from sslzoo.random import stratified_split
 from sslzoo.text_file import read_text
 
+_MOST = 32767  # a phone's number
 PATTERN = "{speaker}/{chapter}/{utterance}.flac"
 
 
@@ -41,10 +43,13 @@ class LibriSpeech(AudioDataModule):
         test_split: file with the query set's utterances, likewise.
         val_fraction: fraction of each speaker's utterances for the query set, without split files.
         phones: file with an utterance and its phone numbers per line
-            (`converted_aligned_phones.txt`); utterances that it lacks are excluded.
+            (`converted_aligned_phones.txt`); utterances that it lacks are excluded with a warning,
+            and phones of another duration than the utterance's are refused (`on_broken`).
         window: see `AudioDataModule`; 20480, 1.28 s, in the paper.
         batches: see `AudioDataModule`; groups are speakers, and CPC_audio uses "same_group".
     """
+
+    label_seconds = 0.01
 
     def __init__(
         self,
@@ -75,6 +80,11 @@ class LibriSpeech(AudioDataModule):
     ) -> None:
         if phones is not None and alignments is not None:
             raise ValueError(f"phones must be None with alignments, got {phones!r}")
+        if phones is not None and eval_window is not None:
+            raise ValueError(
+                "eval_window must be None with phones, which are those of whole files, got "
+                f"{eval_window}"
+            )
         if test_split is not None and val_fraction is not None:
             raise ValueError(f"val_fraction must be None with test_split, got {val_fraction}")
         super().__init__(
@@ -127,18 +137,47 @@ def _rows(utterances: list[str], split: str) -> torch.Tensor:
 
 
 def _with_phones(listing: Listing, utterances: list[str], phones: str) -> tuple[Listing, list[str]]:
-    known = {}
-    for line in _lines(phones):
-        if line.strip():
-            name, *numbers = line.split()
-            known[name] = np.array(numbers, dtype=np.int16)
+    known = _read_phones(phones)
     rows = [i for i, utterance in enumerate(utterances) if utterance in known]
     if not rows:
         raise ValueError(
             f"{phones!r} must have phones of the subset's {len(utterances)} utterances, got none"
         )
     kept = [utterances[i] for i in rows]
+    lacking, strange = sorted(set(utterances) - known.keys()), sorted(known.keys() - set(kept))
+    if lacking or strange:
+        told = [
+            f"{len(names)} {what} ({names[0]}{', ...' if len(names) > 1 else ''})"
+            for names, what in ((lacking, "without phones"), (strange, "that the subset lacks"))
+            if names
+        ]
+        rank_zero_warn(
+            f"{phones!r} should have the subset's {len(utterances)} utterances, got "
+            f"{' and '.join(told)}; they are left out"
+        )
     aligned = [known[utterance] for utterance in kept]
     classes = [str(i) for i in range(1 + max(int(labels.max()) for labels in aligned))]
     listing = listing.take(torch.tensor(rows))
     return listing._replace(labels=None, classes=classes, frame_labels=aligned), kept
+
+
+def _read_phones(phones: str) -> dict[str, np.ndarray]:
+    """The phone numbers of each utterance.
+
+    Raises:
+        ValueError: a line has an utterance for the second time, or no numbers.
+    """
+    known: dict[str, np.ndarray] = {}
+    for number, line in enumerate(_lines(phones), 1):
+        if not line.strip():
+            continue
+        (name, *words), where = line.split(), f"line {number} of {phones}"
+        if name in known:
+            raise ValueError(f"every utterance must have one line, got {name!r} again ({where})")
+        if not words or not all(word.isdecimal() and int(word) <= _MOST for word in words):
+            raise ValueError(
+                f"a line must have an utterance and its phones, numbers from 0 to {_MOST}, got "
+                f"{line.strip()[:40]!r} ({where})"
+            )
+        known[name] = np.array(words, dtype=np.int16)
+    return known

@@ -21,8 +21,8 @@ _TOKEN = re.compile(
 Interval = tuple[float, float, str]  # begin and end in seconds, and the text
 
 
-def read_tier(path: str | Path, name: str) -> list[Interval]:
-    """The intervals of a tier that have a text.
+def read_tier(path: str | Path, name: str) -> tuple[list[Interval], float]:
+    """The intervals of a tier that have a text, and the end of the file in seconds.
 
     Args:
         path: a .TextGrid file, in the long or the short form.
@@ -37,7 +37,7 @@ def read_tier(path: str | Path, name: str) -> list[Interval]:
         kinds = next(tokens).partition(" ")[0], next(tokens)  # "ooTextFile short" of old files
         if kinds != ("ooTextFile", "TextGrid"):
             raise ValueError(f"the first texts must be ooTextFile and TextGrid, got {kinds}")
-        next(tokens), next(tokens)  # the times of the file
+        end = [float(next(tokens)) for _ in range(2)][1]  # the times of the file
         tiers = []
         if next(tokens) == "<exists>":
             tiers = [_tier(tokens) for _ in range(int(next(tokens)))]
@@ -52,7 +52,7 @@ def read_tier(path: str | Path, name: str) -> list[Interval]:
         )
     if found[0] is None:
         raise ValueError(f"the tier {name!r} must have intervals, got points in {path}")
-    return [row for row in found[0] if row[2].strip()]
+    return [row for row in found[0] if row[2].strip()], end
 
 
 def _tokens(text: str) -> Iterator[str]:

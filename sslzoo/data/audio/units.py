@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sslzoo.atomic_write import atomic_write
 
-_APART = 0.1  # seconds between the ends of units and recording, as fairseq tolerates
+APART = 0.1  # seconds between the ends of units and recording, as fairseq tolerates
 _KEYS = ("names", "lengths", "units", "rate", "num_units")
 
 
@@ -138,7 +138,7 @@ def check_lengths(
         ValueError: names a recording.
     """
     lengths = np.diff(table.starts) / table.rate
-    other = np.flatnonzero(np.abs(lengths - seconds) > _APART + 1 / table.rate)
+    other = np.flatnonzero(np.abs(lengths - seconds) > APART + 1 / table.rate)
     if len(other):
         row = int(other[0])
         raise ValueError(

@@ -25,13 +25,14 @@ from tests.data.audio.test_datamodule import ramp, write
 from tests.data.audio.test_speech import libri, librispeech
 
 pytest.importorskip("soundfile")
+pytestmark = pytest.mark.filterwarnings("ignore:phones should reach the end")  # few have all phones
 
 ROWS = ["a_0,0.1,0.2,t", "a_0,0,0.1,k", "a_1.wav,0.02,0.3,k", "b_0,0,0.05,k", "b_1,0,.4,s"]
 
 
-def clips(root: Path, rate: int = 8000) -> Path:
-    """Four recordings of 0.2, 0.3, 0.25 and 0.4 s."""
-    for name, length in {"a_0": 0.2, "a_1": 0.3, "b_0": 0.25, "b_1": 0.4}.items():
+def clips(root: Path, rate: int = 8000, lengths: tuple[float, ...] = (0.2, 0.3, 0.25, 0.4)) -> Path:
+    """Four recordings of so many seconds."""
+    for name, length in zip(("a_0", "a_1", "b_0", "b_1"), lengths, strict=True):
         write(root / f"{name}.wav", ramp(round(length * rate)), rate)
     return root
 
@@ -161,7 +162,7 @@ SHORT = """File type = "ooTextFile short"
 
 def test_text_grids_are_read_in_both_forms_and_any_encoding(tmp_path: Path) -> None:
     grids = {"a_0": LONG, "a_1": SHORT, "b_0": LONG, "b_1": SHORT}
-    clips(tmp_path)
+    clips(tmp_path, lengths=(0.2, 0.28, 0.25, 0.2))
     for i, (name, text) in enumerate(grids.items()):
         file = tmp_path / f"{name}.{'TextGrid' if i else 'textgrid'}"
         file.write_text(text, encoding="utf-16" if i == 1 else "utf-8")
@@ -197,6 +198,27 @@ def test_broken_text_grids_are_refused(tmp_path: Path, text: str, message: str) 
         folder(tmp_path, "textgrid")
 
 
+@pytest.mark.parametrize("end", ["0.5", "0.05", "200"])
+def test_text_grids_of_another_duration_are_refused(tmp_path: Path, end: str) -> None:
+    clips(tmp_path, lengths=(0.2,) * 4)
+    for name in ("a_0", "a_1", "b_0", "b_1"):
+        text = LONG.replace("xmax = 0.2", f"xmax = {end}", 1) if name == "a_1" else LONG
+        (tmp_path / f"{name}.TextGrid").write_text(text)
+    with pytest.raises(ValueError, match=r"its recording's 0\.2 s, got .* s in .*a_1\.TextGrid"):
+        folder(tmp_path, "textgrid")
+
+
+@pytest.mark.filterwarnings("default:phones should reach the end")
+def test_recordings_without_phones_in_their_second_half_are_counted(tmp_path: Path) -> None:
+    told = r"got 1 of 4 recordings .*b_0\.wav with 0\.05 of 0\.25 s; is this the right clip"
+    with pytest.warns(UserWarning, match=told):
+        folder(clips(tmp_path), table(tmp_path, ROWS))
+    for path in tmp_path.glob("*.wav"):  # times of 8 kHz beside recordings of 16 kHz
+        path.with_suffix(".phn").write_text("0 600 k\n")
+    with pytest.warns(UserWarning, match="got 4 of 4 recordings"):
+        folder(clips(tmp_path, 16000), "phn")
+
+
 def test_librispeech_is_aligned_by_utterance(tmp_path: Path) -> None:
     root = librispeech(tmp_path)
     names = sorted(path.stem for path in root.rglob("*.flac"))
@@ -220,7 +242,7 @@ def test_librispeech_is_aligned_by_utterance(tmp_path: Path) -> None:
         (["c_7,0,0.1,k"], r"clip must be a recording below .*, got 'c_7' \(line 2 of"),
         (["a_0,0,x,k"], r"must be numbers of seconds, got \['0', 'x'\] \(line 2"),
         (["a_0,0,0.1"], r"must have a phone, got none \(line 2"),
-        ([], "every recording must have aligned phones, got none for .*a_0"),
+        ([], "every recording must have aligned phones, got none for 1 of 4, .* is .*a_0"),
     ],
 )
 def test_bad_alignments_are_refused(tmp_path: Path, rows: list[str], message: str) -> None:

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from sslzoo.backbones import SequenceEncoder, WaveEncoder
+from sslzoo.backbones import (
+    ConvFrames,
+    SequenceEncoder,
+    SpeechEncoder,
+    SpeechTransformer,
+    WaveEncoder,
+)
 from sslzoo.data import LibriSpeech, SpeechCommands
 from sslzoo.eval.frames import extract_frames
 from sslzoo.heads import Recurrent
@@ -67,7 +73,9 @@ def test_phones_go_with_the_last_frames(tmp_path: Path) -> None:
     phones = tmp_path / "converted_aligned_phones.txt"
     lines = {"19-198-0000": [1, 2, 3, 4], "26-198-0002": [5, 6, 7, 8, 40, 0]}
     phones.write_text("".join(f"{k} {' '.join(map(str, v))}\n" for k, v in lines.items()))
-    data = libri(tmp_path, phones=str(phones), batch_size=2)
+    told = r"18 utterances, got 16 without phones \(103-1240-0000, \.\.\.\); they are left out"
+    with pytest.warns(UserWarning, match=told):
+        data = libri(tmp_path, phones=str(phones), batch_size=2)
     assert (data.num_samples, data.num_classes) == (2, 41)
     loaders = data.eval_dataloaders()
     torch.manual_seed(0)
@@ -84,6 +92,83 @@ def test_phones_go_with_the_last_frames(tmp_path: Path) -> None:
         extract_frames(model, speakers.bank, speakers, "cpu")
     with pytest.raises(ValueError, match="must have forward_frames, got Linear"):
         extract_frames(torch.nn.Linear(2, 2), loaders.bank, loaders, "cpu")
+
+
+@pytest.mark.parametrize("shift", [-4, 0, 4])
+def test_phones_go_with_the_frames_of_an_encoder_of_another_rate(
+    tmp_path: Path, shift: int
+) -> None:
+    """A net of 20 ms: each frame has the phone at its center, not one of the last half."""
+    path = tmp_path / "train-clean-100" / "19" / "198" / "19-198-0000.flac"
+    write(path, ramp(16000), 16000)
+    want = 100 + shift
+    (tmp_path / "phones.txt").write_text(f"19-198-0000 {' '.join(map(str, range(want)))}\n")
+    data = libri(tmp_path, phones=str(tmp_path / "phones.txt"), batch_size=1)
+    loaders = data.eval_dataloaders()
+    convs = ConvFrames((4, 4), (20, 20), (16, 20))  # 324 samples, 320 apart
+    transformer = SpeechTransformer(4, 1, 2, 8, position_kernel=4, position_groups=2)
+    net = SpeechEncoder(convs, transformer)
+    found = extract_frames(net, loaders.bank, loaders, "cpu")
+    assert len(found.label) == 49
+    for frame, phone in enumerate(found.label.tolist()):
+        assert abs((320 * frame + 162) - (phone + 0.5) * 16000 / want) <= 80 * 100 / want + 1
+
+
+PHONES = {f"{speaker}-{chapter}-{n:04d}": 5 + n for speaker in (19, 26, 103)
+          for chapter in (198, 1240) for n in range(3)}  # fmt: skip
+
+
+def phone_file(root: Path, counts: dict[str, int]) -> str:
+    lines = [f"{name} {' '.join(['1'] * count)}\n" for name, count in counts.items()]
+    (root / "phones.txt").write_text("".join(lines))
+    return str(root / "phones.txt")
+
+
+def test_phones_of_another_clip_are_refused_or_left_out(tmp_path: Path) -> None:
+    librispeech(tmp_path)
+    wrong = {"19-198-0001": 60, "103-198-0000": 500}
+    given = phone_file(tmp_path, PHONES | wrong)
+    told = (
+        r"got 2 of 18 \(train\) of another duration, the first is 5\.00 s of labels for 0\.05 s of "
+    )
+    with pytest.raises(ValueError, match=told + r".*103-198-0000\.flac; set on_broken: skip"):
+        libri(tmp_path, phones=given)
+    with pytest.warns(UserWarning, match=told + r".*; all of them are left out"):
+        data = libri(tmp_path, phones=given, on_broken="skip")
+    assert len(data.sets.train) == len(data.sets.train.listing.frame_labels) == 16
+    assert all(len(own) < 9 for own in data.sets.train.listing.frame_labels)
+    every = phone_file(tmp_path, dict.fromkeys(PHONES, 99))
+    with pytest.raises(ValueError, match=r"got 18 of 18 \(train\)"):
+        libri(tmp_path, phones=every, on_broken="skip")
+
+
+def test_phones_of_utterances_that_the_subset_lacks_are_counted(tmp_path: Path) -> None:
+    librispeech(tmp_path)
+    given = phone_file(tmp_path, PHONES | {"7-1-0000": 5, "7-1-0001": 5})
+    with pytest.warns(UserWarning, match=r"got 2 that the subset lacks \(7-1-0000, \.\.\.\)"):
+        assert libri(tmp_path, phones=given).num_samples == 18
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("19-198-0000 1 2", r"must have one line, got '19-198-0000' again \(line 19"),
+        ("1-1-1 1 x", r"numbers from 0 to 32767, got '1-1-1 1 x' \(line 19"),
+        ("1-1-1 1 -1", "numbers from 0 to 32767, got '1-1-1 1 -1'"),
+        ("1-1-1 0.5", "numbers from 0 to 32767"),
+        ("1-1-1 40000", "numbers from 0 to 32767"),
+        ("1-1-1", "an utterance and its phones"),
+    ],
+)
+def test_lines_that_are_no_phones_are_refused(tmp_path: Path, line: str, told: str) -> None:
+    librispeech(tmp_path)
+    given = phone_file(tmp_path, PHONES)
+    with open(given, "a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(ValueError, match=told):
+        libri(tmp_path, phones=given)
+    with pytest.raises(ValueError, match=r"eval_window must be None with phones, .*, got 400"):
+        libri(tmp_path, phones=given, eval_window=400)
 
 
 def test_what_librispeech_lacks_is_named(tmp_path: Path) -> None:
