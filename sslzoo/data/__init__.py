@@ -2,6 +2,7 @@
 
 from sslzoo.data.arrays import SequenceArrays
 from sslzoo.data.audio.datamodule import AudioDataModule
+from sslzoo.data.audio.file_list import AudioList
 from sslzoo.data.audio.folder import AudioFolder
 from sslzoo.data.audio.librispeech import LibriSpeech
 from sslzoo.data.audio.speech_commands import SpeechCommands
@@ -33,6 +34,7 @@ __all__ = [
     "STSB",
     "AudioDataModule",
     "AudioFolder",
+    "AudioList",
     "Davis",
     "FrameInput",
     "HFImages",

@@ -9,6 +9,7 @@ lies beside its recording, and has one line "start end phone" per phone, in samp
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -198,7 +199,7 @@ def _names(root: Path, paths: Sequence[str]) -> dict[str, set[str]]:
     exact: dict[str, set[str]] = {}
     loose: dict[str, set[str]] = {}
     for path in paths:
-        relative = Path(path).relative_to(root)
+        relative = Path(os.path.relpath(path, root))
         for name in {relative.as_posix(), relative.with_suffix("").as_posix()}:
             exact.setdefault(name, set()).add(path)
         for name in {relative.name, relative.stem}:

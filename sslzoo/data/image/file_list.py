@@ -95,32 +95,54 @@ class ImageList(ImageDataModule):
 
     def read(self) -> ImageSets:
         """Read the list, check a sample of its paths, and decode if `decode` says so."""
-        parts = read_list(self.file, self.root, *self.columns, self.on_broken == "skip")
-        train_split, val_split = self.splits
-        if None in parts:
-            train, query = parts[None], None
-        elif train_split not in parts:
-            raise ValueError(
-                f"train_split must be one of the splits {sorted(map(str, parts))} of {self.file}, "
-                f"got {train_split!r}"
-            )
-        else:
-            counts = {split: len(found.paths) for split, found in parts.items()}
-            say_splits(counts, self.splits, self.file)
-            train, query = parts[train_split], parts.get(val_split)
-            if val_split is not None and query is None and self.val_fraction is None:
-                raise ValueError(
-                    f"val_split must be one of the splits {sorted(map(str, parts))} of "
-                    f"{self.file}, got {val_split!r}; set val_split=null for no validation"
-                )
-        if self.val_fraction is not None:
-            train, query = train.split(self.val_fraction)
-        if query is not None and train.labels is not None and query.labels is not None:
-            known = {train.classes[int(label)] for label in train.labels.unique()}
-            used = {query.classes[int(label)] for label in query.labels.unique()}
-            check_known(used, sorted(known), f"the split {val_split!r} of {self.file}")
+        parts = read_list(self.file, self.root, *self.columns, skip=self.on_broken == "skip")
+        train, query = train_and_query(parts, self.file, *self.splits, self.val_fraction)
         self.classes = list(train.classes)
         return load_images(*(train, query, self.decode, self.on_broken, self.decoding, self.tile))
+
+
+def train_and_query(
+    parts: dict[str | None, Listing],
+    file: str,
+    train_split: str,
+    val_split: str | None,
+    val_fraction: float | None,
+) -> tuple[Listing, Listing | None]:
+    """The training and the validation files of a list.
+
+    Args:
+        parts: see `read_list`.
+        file: the list, for errors.
+        train_split: see `ImageList`.
+        val_split: see there.
+        val_fraction: see there.
+
+    Raises:
+        ValueError: there is no such split, or validation has classes that training lacks.
+    """
+    if None in parts:
+        train, query = parts[None], None
+    elif train_split not in parts:
+        raise ValueError(
+            f"train_split must be one of the splits {sorted(map(str, parts))} of {file}, got "
+            f"{train_split!r}"
+        )
+    else:
+        counts = {split: len(found.paths) for split, found in parts.items()}
+        say_splits(counts, (train_split, val_split), file)
+        train, query = parts[train_split], parts.get(val_split)
+        if val_split is not None and query is None and val_fraction is None:
+            raise ValueError(
+                f"val_split must be one of the splits {sorted(map(str, parts))} of {file}, got "
+                f"{val_split!r}; set val_split=null for no validation"
+            )
+    if val_fraction is not None:
+        train, query = train.split(val_fraction)
+    if query is not None and train.labels is not None and query.labels is not None:
+        known = {train.classes[int(label)] for label in train.labels.unique()}
+        used = {query.classes[int(label)] for label in query.labels.unique()}
+        check_known(used, sorted(known), f"the split {val_split!r} of {file}")
+    return train, query
 
 
 def read_list(
@@ -129,6 +151,7 @@ def read_list(
     path_column: str = "path",
     label_column: str | None = "label",
     split_column: str | None = "split",
+    group_column: str | None = None,
     skip: bool = False,
 ) -> dict[str | None, Listing]:
     """The files of a list per split; one split None if it has no column of splits.
@@ -139,6 +162,7 @@ def read_list(
         path_column: see there.
         label_column: see there.
         split_column: see there.
+        group_column: the column of groups, such as speakers; None: no groups.
         skip: whether some files may be missing, which are unreadable later.
 
     Raises:
@@ -158,6 +182,7 @@ def read_list(
         )
     labels = column(table, label_column, "label", file)
     splits = column(table, split_column, "split", file)
+    groups = column(table, group_column, "group", file)
     folder = path.parent if root is None else Path(root).expanduser()
     given = [str(name) for name in table[path_column]]
     paths = [os.path.join(folder, name) for name in given]
@@ -170,19 +195,23 @@ def read_list(
             f"the paths of a list must be of existing files, got {given[missing[0]]!r} in {file} "
             f"(row {missing[0] + 1}); set root to the folder of relative paths"
         )
-    classes = [] if labels is None else sorted(set(labels), key=in_order)
-    number = {name: i for i, name in enumerate(classes)}
-    whole = Listing(
-        paths,
-        None if labels is None else torch.tensor([number[name] for name in labels]),
-        [str(name) for name in classes],
-    )
+    numbers, classes = _numbered(labels)
+    whole = Listing(paths, numbers, classes, _numbered(groups)[0])
     if splits is None:
         return {None: whole}
     rows: dict[str | None, list[int]] = {}
     for row, split in enumerate(splits):
         rows.setdefault(str(split), []).append(row)
     return {split: whole.take(torch.tensor(chosen)) for split, chosen in rows.items()}
+
+
+def _numbered(values: Sequence[Any] | None) -> tuple[torch.Tensor | None, list[str]]:
+    """The values as numbers (N,) int64, and their names."""
+    if values is None:
+        return None, []
+    names = sorted(set(values), key=in_order)
+    number = {name: i for i, name in enumerate(names)}
+    return torch.tensor([number[name] for name in values]), [str(name) for name in names]
 
 
 def read_table(path: Path, path_column: str) -> dict[str, Sequence[Any]]:
