@@ -240,7 +240,11 @@ def _outside(path: Path) -> list[os.DirEntry[str]]:
     with os.scandir(path) as entries:
         beside = [e for e in entries if not e.is_dir() or e.name.startswith(".")]
     beside.sort(key=lambda entry: entry.name)
-    return [e for e in beside if e.name.lower() not in _CLUTTER and not e.name.startswith("._")]
+    names = [e.name.lower() for e in beside]
+    clutter = [
+        name in _CLUTTER or name.startswith("._") or name.endswith(_BESIDE) for name in names
+    ]
+    return [e for e, is_clutter in zip(beside, clutter, strict=True) if not is_clutter]
 
 
 def list_folders(

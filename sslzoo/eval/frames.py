@@ -118,7 +118,8 @@ def extract_frames(
             if label is None or not (label.ndim == 2 or (label.ndim == 3 and label.shape[2] == 3)):
                 got = None if label is None else tuple(label.shape)
                 raise ValueError(
-                    f"labels must be (B, T), one per frame, or segments (B, S, 3), got {got}"
+                    f"labels must be (B, T), one per frame, or segments (B, S, 3), got {got}; set "
+                    "alignments of an audio data module, or phones of LibriSpeech"
                 )
             made = as_padded(frames(batch.views[0]))
             samples = as_padded(raw.views[0]).lengths.tolist()

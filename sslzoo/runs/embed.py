@@ -25,7 +25,7 @@ from torch import nn
 
 from sslzoo.atomic_write import check_target, replacing
 from sslzoo.data import FrameInput, TextInput, WaveformInput
-from sslzoo.data.audio.sound_files import num_samples, read_sound
+from sslzoo.data.audio.sound_files import SOUND_EXTENSIONS, num_samples, read_sound
 from sslzoo.data.image.rasters import ARRAY_EXTENSIONS, open_image
 from sslzoo.data.listing import find_files
 from sslzoo.data.too_short import too_short
@@ -36,7 +36,6 @@ from sslzoo.transforms.image.pixels import Decoding
 
 SUFFIXES = (".npz", ".parquet")
 _PART = 1024  # samples after which features are kept for a later resume
-_SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus")
 _TEXTS = (".txt", ".csv", ".tsv", ".jsonl", ".md")
 _ARRAYS = (".npy",)
 
@@ -216,7 +215,7 @@ def _kind_of(preprocess: Any) -> _Kind:
         def read_wave(sample: Sample) -> Any:
             return read_sound(sample.path, rate, 0, num_samples(sample.path, rate))
 
-        return _Kind(_SOUNDS, _whole, read_wave)
+        return _Kind(SOUND_EXTENSIONS, _whole, read_wave)
     if isinstance(preprocess, TextInput):
         return _Kind(_TEXTS, _lines, _line)
     assert isinstance(preprocess, FrameInput)

@@ -103,10 +103,10 @@ def test_sequences_of_an_array_are_samples(tmp_path: Path) -> None:
 def test_sounds_of_any_length_and_rate_are_samples(tmp_path: Path) -> None:
     soundfile = pytest.importorskip("soundfile")
     entry, generator = "cpc-gru_small-fsdd", np.random.default_rng(0)
-    for name, rate, seconds in (("a.wav", 8000, 0.5), ("b.flac", 8000, 0.9), ("c.wav", 16000, 0.7)):
+    for name, rate, seconds in (("a.wav", 8000, 0.5), ("b.flac", 8000, 0.9), ("c.au", 16000, 0.7)):
         sound = generator.normal(size=int(rate * seconds)) / 10
         soundfile.write(tmp_path / name, sound, rate)
-    names = [str(tmp_path / name) for name in ("a.wav", "b.flac", "c.wav")]
+    names = [str(tmp_path / name) for name in ("a.wav", "b.flac", "c.au")]
     encoder: Any = sslzoo.load(entry)
     alone = [np.load(sslzoo.embed(entry, [name], tmp_path / "x.npz"))["features"] for name in names]
     written = np.load(sslzoo.embed(entry, [tmp_path], tmp_path / "x.npz"))

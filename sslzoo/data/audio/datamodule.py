@@ -33,6 +33,7 @@ from sslzoo.data.loader import BatchSource
 from sslzoo.data.sampler import KeyedSampler
 from sslzoo.data.too_short import told_short, too_short
 from sslzoo.random import sample_keys
+from sslzoo.transforms.audio.log_mel_image import LogMelImage
 from sslzoo.transforms.audio.log_mel_views import LogMelViews
 from sslzoo.transforms.audio.waveform import Waveform
 from sslzoo.value_range import check_value_range
@@ -134,7 +135,9 @@ class AudioDataModule(SampleDataModule):
                 "eval_window must be None with alignments, whose times are those of whole files, "
                 f"got {eval_window}"
             )
-        self.alignments = alignments
+        self.alignments, self.timed_labels = alignments, alignments is not None
+        if self.timed_labels:
+            self._check_timed(transform)
         self.units = [units] if isinstance(units, str) else list(units)
         self.classes: list[str] = []
         self._tables: tuple[Waveforms, list[UnitTable]] | None = None
@@ -407,8 +410,19 @@ class AudioDataModule(SampleDataModule):
             raise ValueError(
                 f"rate must be the encoder's {given.rate} Hz, got {self.rate} Hz; set data.rate"
             )
+        if self.timed_labels:
+            self._check_timed(given.transform)
+        elif given.window is not None:
+            self.eval_window = given.window
         self.transform = given.transform
-        self.eval_window = self.eval_window if given.window is None else given.window
+
+    def _check_timed(self, transform: AudioViews) -> None:
+        """Refuse transforms that make no frames of whole files."""
+        if isinstance(transform, LogMelImage | LogMelViews):
+            raise ValueError(
+                "labels with times (alignments, phones) need frames of whole files, but "
+                f"{type(transform).__name__} makes images of windows"
+            )
 
     def workers(self, samples: Waveforms) -> int:
         return 0 if samples.memory is not None else default_workers()

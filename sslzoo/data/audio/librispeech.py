@@ -94,6 +94,9 @@ class LibriSpeech(AudioDataModule):
         )
         self.root, self.subset, self.phones = root, subset, phones
         self.train_split, self.test_split = train_split, test_split
+        self.timed_labels = self.timed_labels or phones is not None
+        if self.timed_labels:
+            self._check_timed(transform)
         self.val_fraction = val_fraction
 
     def files(self) -> tuple[Listing, Listing | None]:

@@ -17,10 +17,10 @@ from sslzoo.backbones import (
     SpeechTransformer,
     WaveEncoder,
 )
-from sslzoo.data import AudioFolder
+from sslzoo.data import AudioFolder, WaveformInput
 from sslzoo.eval.frames import extract_frames, frame_centers, segment_labels
 from sslzoo.heads import Recurrent
-from sslzoo.transforms import Waveform
+from sslzoo.transforms import LogMelImage, Waveform
 from tests.data.audio.test_datamodule import ramp, write
 from tests.data.audio.test_speech import libri, librispeech
 
@@ -268,6 +268,23 @@ def test_other_mistakes_are_named(tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(ValueError, match="got 'c_1', which is the name of 2"):
         folder(tmp_path, table(tmp_path, ["c_1,0,0.1,k"]), **{**layout, "query": {"speaker": "x"}})
+
+
+def test_whole_files_are_aligned_whatever_window_the_encoder_was_trained_with(
+    tmp_path: Path,
+) -> None:
+    data = folder(clips(tmp_path), table(tmp_path, ROWS))
+    data.take_input(WaveformInput(Waveform(), 8000, window=400))
+    assert data.eval_window is None
+    loaders = data.eval_dataloaders()
+    found = extract_frames(encoder(), loaders.bank, loaders, "cpu")
+    assert found.label[found.index == 0].tolist() == [0] * 39 + [2] * 39
+    images = LogMelImage(8000, 16, 64, 16, high=4000)
+    told = "need frames of whole files, but LogMelImage makes images of windows"
+    with pytest.raises(ValueError, match=told):
+        data.take_input(WaveformInput(images, 8000, window=400))
+    with pytest.raises(ValueError, match=told):
+        AudioFolder(str(tmp_path), images, rate=8000, alignments="phones.alignments.csv")
 
 
 @pytest.mark.parametrize("kind", ["speech", "wave"])

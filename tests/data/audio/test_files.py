@@ -179,3 +179,15 @@ def test_what_is_left_out_of_a_folder_is_said(tmp_path: Path) -> None:
     (tmp_path / "2.m4a").write_bytes(b"x")
     with pytest.warns(UserWarning, match=r"1 files are left out, .*2\.m4a"):
         folder(tmp_path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_units_and_alignments_beside_the_classes_are_no_samples(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, TONE)
+    for name in ("x.units.npz", "phones.alignments.csv"):
+        (tmp_path / name).write_text("")
+    data = AudioFolder(str(tmp_path), Waveform(), 400, 2, RATE, val_dir=None)
+    data.setup("fit")
+    assert data.num_classes == 2
