@@ -29,7 +29,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from sslzoo.batch import Batch, ViewSpec
+from sslzoo.batch import Batch, Padded, ViewSpec
 from sslzoo.distributed import Rows, row_layout
 from sslzoo.losses import cpc_info_nce
 from sslzoo.methods.base import GroupsFactory, OptimizerFactory, SSLMethod, step_keys
@@ -37,6 +37,19 @@ from sslzoo.optim import Schedule, all_alike
 from sslzoo.random import Keys
 
 Negatives = Literal["batch", "not_target", "other_frames", "other_sequences", "same_sequence"]
+
+
+def check_unpadded(view: Any) -> None:
+    """Refuse sequences with lengths, since frames of their padding would be predicted.
+
+    Raises:
+        ValueError: says how to get others.
+    """
+    if isinstance(view, Padded):
+        raise ValueError(
+            "the views of CPC must be windows without padding (B, L), got Padded; set short of the "
+            "data module to pad, loop or skip"
+        )
 
 
 class CPC(SSLMethod):
@@ -114,6 +127,7 @@ class CPC(SSLMethod):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         backbone: Any = self.backbone
+        check_unpadded(batch.views[0])
         z, c = backbone.forward_parts(batch.views[0])  # (B, T, D), (B, T, D')
         if getattr(backbone, "reverse", False):
             z, c = (backbone.flip(part, batch.views[0]) for part in (z, c))

@@ -318,3 +318,11 @@ def test_without_a_context_network_the_frames_are_the_contexts() -> None:
         SequenceEncoder(Frames(), NoContext(4))
     with pytest.raises(ValueError, match="width must be at least 1, got 0"):
         NoContext(0)
+
+
+def test_padded_training_views_are_refused() -> None:
+    """Frames of the padding would be targets and negatives."""
+    backbone = SequenceEncoder(WaveEncoder(4, (4,), (2,), (1,)), Recurrent(4, 3))
+    view = Padded(torch.rand(2, 64), torch.tensor([64, 20]))
+    with pytest.raises(ValueError, match=r"windows without padding .*; set short of the data"):
+        CPC(backbone, LinearSteps(3, 4, 2)).losses(Batch([view], torch.arange(2)))
