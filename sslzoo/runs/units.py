@@ -173,7 +173,7 @@ def _encoder(name: str, rate: int | None, layer: int | None) -> _Source:
     if rate not in (None, own):
         raise ValueError(f"rate must be the encoder's {own} Hz, got {rate}")
     transform = None if preprocess is None else preprocess.transform
-    device = next(net.parameters()).device
+    device, number = next(net.parameters()).device, 0 if layer is None else layer
 
     @torch.no_grad()
     def layers(wave: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -183,10 +183,10 @@ def _encoder(name: str, rate: int | None, layer: int | None) -> _Source:
 
     def features(wave: Tensor) -> Tensor:
         found, lengths = layers(wave)
-        return found[layer][0, : int(lengths[0])].cpu()
+        return found[number][0, : int(lengths[0])].cpu()
 
     depth = len(layers(torch.zeros(1, own))[0]) - 1
-    check_interval("layer", 0 if layer is None else layer, 1, depth)
+    check_interval("layer", number, 1, depth)
     view = getattr(transform, "num_frames", lambda lengths: lengths)
     return _Source(net, own, view, features)
 

@@ -130,14 +130,14 @@ class AudioDataModule(SampleDataModule):
                 "transform must be Waveform with units or short='mask', got "
                 f"{type(transform).__name__}"
             )
+        if alignments is not None:
+            self._check_timed(transform)
         if alignments is not None and eval_window is not None:
             raise ValueError(
                 "eval_window must be None with alignments, whose times are those of whole files, "
                 f"got {eval_window}"
             )
         self.alignments, self.timed_labels = alignments, alignments is not None
-        if self.timed_labels:
-            self._check_timed(transform)
         self.units = [units] if isinstance(units, str) else list(units)
         self.classes: list[str] = []
         self._tables: tuple[Waveforms, list[UnitTable]] | None = None
