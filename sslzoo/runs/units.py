@@ -7,6 +7,8 @@ on a tenth of the files.
 Deviations:
     MFCC: without dither.
     rows: at most 500 frames per cluster are kept for k-means.
+    long recordings: parts of 1,600,000 samples, as in the code, but each is normalized by itself,
+        and no frame is lost between them.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 
 from sslzoo.atomic_write import check_target
+from sslzoo.backbones import SpeechEncoder
 from sslzoo.batch import Padded
 from sslzoo.checks import check_choice, check_interval, check_whole
 from sslzoo.data import WaveformInput
@@ -41,6 +44,7 @@ from sslzoo.value_range import as_sound
 
 _ROWS_PER_UNIT = 500
 _RATE = 16000  # Hz, of MFCC in the paper
+_CHUNK = 1_600_000  # samples that an encoder sees at once, the code's max_chunk
 _SPAN = 3628800  # samples, a multiple of every stride in use
 
 
@@ -173,6 +177,7 @@ def _encoder(name: str, rate: int | None, layer: int | None) -> _Source:
     if rate not in (None, own):
         raise ValueError(f"rate must be the encoder's {own} Hz, got {rate}")
     transform = None if preprocess is None else preprocess.transform
+    in_parts = isinstance(net, SpeechEncoder)
     device, number = next(net.parameters()).device, 0 if layer is None else layer
 
     @torch.no_grad()
@@ -182,13 +187,22 @@ def _encoder(name: str, rate: int | None, layer: int | None) -> _Source:
         return net.forward_layers(Padded(*(part.to(device) for part in view)))
 
     def features(wave: Tensor) -> Tensor:
-        found, lengths = layers(wave)
-        return found[number][0, : int(lengths[0])].cpu()
+        made = [layers(part) for part in (_parts(wave, net) if in_parts else [wave])]
+        return torch.cat([found[number][0, : int(count[0])].cpu() for found, count in made])
 
     depth = len(layers(torch.zeros(1, own))[0]) - 1
     check_interval("layer", number, 1, depth)
     view = getattr(transform, "num_frames", lambda lengths: lengths)
     return _Source(net, own, view, features)
+
+
+def _parts(wave: Tensor, net: SpeechEncoder) -> list[Tensor]:
+    """Parts of a waveform (1, L) whose frames are as many as those of all of it."""
+    stride = net.frames.stride
+    frames = max(1, _CHUNK // stride)  # of a part
+    count = int(net.num_frames(torch.tensor(wave.shape[1])))
+    starts = range(0, count * stride, frames * stride)
+    return [wave[:, start : start + net.samples(frames)] for start in starts]
 
 
 def _readable(

@@ -127,6 +127,25 @@ def test_recordings_shorter_than_a_frame_are_counted_before_any_is_clustered(
     assert (units == -1).all()
 
 
+def test_a_long_recording_is_encoded_in_parts_without_losing_a_frame(
+    some_short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = speech().eval()
+    given = SimpleNamespace(encoder=net, preprocess=lambda: WaveformInput(Waveform(), RATE))
+    monkeypatch.setattr(command, "read_model", lambda name: given)
+    source = command._encoder("speech", None, 2)
+    wave = torch.rand(1, 3333, generator=torch.Generator().manual_seed(0)) - 0.5
+    whole = source.features(wave)
+    monkeypatch.setattr(command, "_CHUNK", 1000)
+    parts = source.features(wave)
+    assert len(whole) == len(parts) == int(net.num_frames(torch.tensor(3333)))
+    frames = 1000 // net.frames.stride
+    for start in (0, frames, 2 * frames):
+        own = wave[:, start * net.frames.stride :][:, : net.samples(frames)]
+        torch.testing.assert_close(parts[start : start + frames], source.features(own))
+    assert not torch.allclose(whole, parts)  # the group norm and the attention see a part
+
+
 def test_what_units_cannot_read_is_named_or_left_out(some_short: Path, capsys: Any) -> None:
     (some_short / "1.wav").write_bytes(b"")
     (some_short / "3.wav").write_bytes((some_short / "0.wav").read_bytes()[:2000])
