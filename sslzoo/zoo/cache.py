@@ -271,7 +271,17 @@ def _unavailable(target: Path, wrong: str, urls: Sequence[str]) -> Exception:
     variables = sorted({_forbidden_by(url) or "" for url in urls})
     why = f"{variables[0]} is set" if variables else "it has no URL"
     kind = ValueError if target.is_file() else FileNotFoundError
-    return kind(f"{wrong}, and {why}")
+    where = f"; it is at {' or '.join(map(_shown, urls))}" if urls else ""
+    return kind(f"{wrong}, and {why}{where}; {_by_hand(target)}")
+
+
+def _by_hand(target: Path) -> str:
+    """How a file is given to a machine that cannot download it."""
+    mirrored = f"FOLDER/{target.parent.name}/{target.name}"
+    return (
+        f"you can download it by hand on another machine and put it at {mirrored} with "
+        "SSLZOO_MIRROR=FOLDER, or pass its path (file=PATH for an entry)"
+    )
 
 
 def _mirrored(target: Path, known: bool) -> list[str]:
@@ -395,10 +405,7 @@ def _summed_up(target: Path, failed: Sequence[Exception]) -> Exception:
         return ValueError(reasons)
     absent = all(isinstance(error, FileNotFoundError) for error in failed)
     kind = FileNotFoundError if absent else OSError
-    return kind(
-        f"{target.name} cannot be fetched: {reasons}; you can download it by hand and pass its "
-        "path (file=PATH for an entry)"
-    )
+    return kind(f"{target.name} cannot be fetched: {reasons}; {_by_hand(target)}")
 
 
 def _refuse_other(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import re
 import resource
 import signal
 import subprocess
@@ -207,6 +208,23 @@ def test_mirrors_are_tried_in_turn(
     (owned / "weights.bin").unlink()
     with pytest.raises(OSError, match="cannot be fetched"):  # a bare name could be anybody's
         fetch([nobody], target())
+
+
+@pytest.mark.parametrize("offline", ["0", "1"])
+@pytest.mark.parametrize("sha256", [DIGEST, None])
+def test_a_file_that_is_put_where_the_error_says_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: str, sha256: str | None
+) -> None:
+    monkeypatch.setenv("SSLZOO_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SSLZOO_OFFLINE", offline)
+    nobody = ["http://127.0.0.1:9/weights.bin"]
+    with pytest.raises(OSError, match=re.escape(nobody[0])) as caught:
+        fetch(nobody, target(), sha256)
+    (where,) = re.findall(r"put it at FOLDER/(\S+) with SSLZOO_MIRROR=FOLDER", str(caught.value))
+    (tmp_path / where).parent.mkdir()
+    (tmp_path / where).write_bytes(CONTENT)
+    monkeypatch.setenv("SSLZOO_MIRROR", str(tmp_path))
+    assert fetch(nobody, target(), sha256).read_bytes() == CONTENT
 
 
 def test_every_cached_file_has_its_hash_beside_it(server: Site) -> None:
