@@ -111,11 +111,7 @@ def _shard(given: dict[str, Any]) -> None:
     arguments: dict[str, Any] = {"train": str(written[train].file)}
     if val is not None:
         arguments["val"] = str(written[val].file)
-    views = "clip_views" if given["captions"] else "simclr_views"
-    arguments["transform"] = {
-        "class_path": f"sslzoo.transforms.{views}",
-        "init_args": {"size": 224},
-    }
+    arguments |= written[train].fitting
     if given["captions"]:
         arguments["tokenizer"] = {"class_path": "sslzoo.data.WordPiece"}
         arguments |= {"label_key": "cls"} if written[train].classes else {}

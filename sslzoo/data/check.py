@@ -166,8 +166,7 @@ def check_data(
     train = [image for image in images if split_of[image.path] == first_split] or images
     args |= _values(train, images, declared, clip)
     held_out = args.get("val_fraction", 0.0)
-    used = max(1, int(len(train) * (1 - held_out)))
-    args["batch_size"] = min(256, 1 << int(math.log2(used)))
+    args["batch_size"] = fitting_batch_size(int(len(train) * (1 - held_out)))
     if unreadable:
         args["on_broken"] = "skip"
     if reader is not None:
@@ -291,14 +290,13 @@ def _values(
     train: list[ImageFacts], images: list[ImageFacts], declared: ValueRange | None, clip: bool
 ) -> dict[str, Any]:
     """Arguments that follow from the values: channels, range, transform."""
-    counts = Counter(image.channels for image in train)
-    channels = counts.most_common(1)[0][0]
     photos = all(image.dtype in ("uint8", "bool") for image in images)
-    if photos and set(counts) <= {1, 3, 4} and max(counts) > 1:
-        channels = 3  # photographs, of which some are gray or have an alpha channel
+    args = fitting_arguments(
+        [min(image.size) for image in images], [image.channels for image in train], photos
+    )
+    channels, views = args["channels"], args.pop("transform")
     same = [image for image in train if image.channels == channels] or train
     found = declared or _range(images)
-    args: dict[str, Any] = {"channels": channels}
     if found is not None:
         args["value_range"] = [_plain(end) for end in found]
         args |= {"clip": True} if clip else {}
@@ -308,12 +306,42 @@ def _values(
     mean, std = (mean - known[0]) / width, np.maximum(std / width, 1e-4)
     if len(mean) != channels:  # no image of that many channels: gray ones are repeated
         mean, std = mean[:1].repeat(channels), std[:1].repeat(channels)
-    short = min(min(image.size) for image in images)
-    size = next((size for size in _SIZES if size <= short), short)
-    name = "simclr_views" if channels == 3 and photos else "channel_views"
-    views: dict[str, Any] = {"size": size} if channels == 3 and photos else {"sizes": [size]}
-    views |= {key: [round(float(x), 4) for x in v] for key, v in (("mean", mean), ("std", std))}
-    return {**args, "transform": {"class_path": f"sslzoo.transforms.{name}", "init_args": views}}
+    normalized = {key: [round(float(x), 4) for x in v] for key, v in (("mean", mean), ("std", std))}
+    views["init_args"] |= normalized
+    return {**args, "transform": views}
+
+
+def fitting_arguments(
+    shorter: Sequence[int], channels: Sequence[int], photos: bool
+) -> dict[str, Any]:
+    """Arguments `channels` and `transform` of a data module for images.
+
+    Args:
+        shorter: the shorter side of each image, in pixels.
+        channels: number of channels of each image.
+        photos: whether all have at most 8 bits per channel.
+    """
+    counts = Counter(channels)
+    most = counts.most_common(1)[0][0]
+    if photos and set(counts) <= {1, 3, 4} and max(counts) > 1:
+        most = 3  # photographs, of which some are gray or have an alpha channel
+    size = fitting_size(shorter)
+    in_color = most == 3 and photos
+    views: dict[str, Any] = {"size": size} if in_color else {"sizes": [size]}
+    name = "simclr_views" if in_color else "channel_views"
+    transform = {"class_path": f"sslzoo.transforms.{name}", "init_args": views}
+    return {"channels": most, "transform": transform}
+
+
+def fitting_size(shorter: Sequence[int]) -> int:
+    """The largest size of a recipe that half of the images have, by their shorter sides."""
+    side = int(np.median(shorter))
+    return next((size for size in _SIZES if size <= side), side)
+
+
+def fitting_batch_size(num_images: int) -> int:
+    """The largest power of 2, at most 256, that the images fill."""
+    return min(256, 1 << int(math.log2(max(num_images, 1))))
 
 
 def _moments(images: list[ImageFacts]) -> tuple[np.ndarray, np.ndarray]:

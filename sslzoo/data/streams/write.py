@@ -11,11 +11,18 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from PIL import Image
 
 from sslzoo.atomic_write import atomic_write
 from sslzoo.checks import check_choice, check_positive
-from sslzoo.data.check import folder_splits
+from sslzoo.data.check import (
+    fitting_arguments,
+    fitting_batch_size,
+    fitting_size,
+    folder_splits,
+)
 from sslzoo.data.image.decode import BROKEN, broken_error
 from sslzoo.data.image.rasters import open_encoded
 from sslzoo.data.listing import check_known, find_files
@@ -30,7 +37,7 @@ from sslzoo.data.streams.tar import (
     write_index,
 )
 from sslzoo.random import run_keys
-from sslzoo.transforms.image.pixels import Decoding
+from sslzoo.transforms.image.pixels import Decoding, Raster, num_channels
 
 _MIB = 1 << 20
 
@@ -44,6 +51,7 @@ class Written(NamedTuple):
         samples: number of samples.
         classes: number of classes; 0 without labels.
         skipped: files that cannot be read as images, or have no partner ("skip").
+        fitting: arguments of the data module that fit the images.
     """
 
     file: Path
@@ -51,6 +59,7 @@ class Written(NamedTuple):
     samples: int
     classes: int
     skipped: list[str]
+    fitting: dict[str, Any]
 
 
 def write_shards(
@@ -152,8 +161,9 @@ def _write(folder: Path, split: str, files: list[tuple[str, str]], how: _Writing
     shards: list[_Shard] = []
     kept: list[str] = []
     skipped: list[str] = []
+    forms: list[_Form] = []
     try:
-        for path, members in _samples(files, how, skipped):
+        for path, members in _samples(files, how, skipped, forms):
             if not shards or shards[-1].is_full(members, how.shard_bytes):
                 if shards:
                     shards[-1].close()
@@ -169,11 +179,38 @@ def _write(folder: Path, split: str, files: list[tuple[str, str]], how: _Writing
     root = os.path.commonpath([os.path.dirname(path) for path, _ in files])
     with open(folder / f"{split}.files.txt", "wb") as text:
         text.writelines(os.fsencode(os.path.relpath(path, root)) + b"\n" for path in kept)
-    return Written(file, len(shards), len(kept), len(how.classes), skipped)
+    fitting = _fitting(forms, how.captions)
+    return Written(file, len(shards), len(kept), len(how.classes), skipped, fitting)
+
+
+class _Form(NamedTuple):
+    """What the header of an image tells."""
+
+    shorter: int  # of its sides, in pixels
+    channels: int
+    is_deep: bool  # more than 8 bits per channel
+
+
+def _fitting(forms: list[_Form], captions: bool) -> dict[str, Any]:
+    shorter = [form.shorter for form in forms]
+    if captions:
+        init = {"size": fitting_size(shorter)}
+        args = {"transform": {"class_path": "sslzoo.transforms.clip_views", "init_args": init}}
+    else:
+        photos = not any(form.is_deep for form in forms)
+        args = fitting_arguments(shorter, [form.channels for form in forms], photos)
+    return {**args, "batch_size": fitting_batch_size(len(forms))}
+
+
+def _form_of(image: Image.Image | Raster) -> _Form:
+    if isinstance(image, Raster):
+        return _Form(min(image.size), image.shape[0], image.is_deep)
+    is_deep = image.mode == "F" or image.mode.startswith("I")
+    return _Form(min(image.size), num_channels(image), is_deep)
 
 
 def _samples(
-    files: list[tuple[str, str]], how: _Writing, skipped: list[str]
+    files: list[tuple[str, str]], how: _Writing, skipped: list[str], forms: list[_Form]
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Each file in shuffled order, with the members of its sample."""
     order = run_keys(how.seed, "shards").permutation("files", len(files))[0].tolist()
@@ -183,12 +220,14 @@ def _samples(
             with open_encoded(content, path) as image:
                 if how.decode:
                     Decoding(None, may_be_dark=True)(image)
+                form = _form_of(image)
             text = _text_beside(path) if how.captions else b""
         except BROKEN as error:
             if not how.skips:
                 raise broken_error(path, error) from error
             skipped.append(path)
             continue
+        forms.append(form)
         members = {path.rpartition(".")[2].lower(): content}
         if how.classes:
             members["cls"] = str(how.classes[label]).encode()

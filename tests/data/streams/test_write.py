@@ -9,8 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from jsonargparse import ArgumentParser
+from lightning import LightningDataModule
+from PIL import Image
 
 import sslzoo.data.streams.write as write
+from sslzoo.commands.data import main
 from sslzoo.data.streams.remote import ShardCache
 from sslzoo.data.streams.sources import open_shards
 from sslzoo.data.streams.tar import BrokenShardError, TarKeys, index_path, scan_tar
@@ -156,3 +161,34 @@ def test_existing_shards_are_indexed_and_listed(tmp_path: Path):
     Path(names[1]).write_bytes(Path(names[1]).read_bytes()[:-512])
     with pytest.raises(ValueError, match=r"t-001\.tar must have \d+ bytes as its list says, got"):
         open_shards(listed, None, "auto", ShardCache())
+
+
+@pytest.mark.parametrize("kind", ["color", "gray", "bands", "captions"])
+def test_the_printed_yaml_fits_the_images(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+):
+    root = tmp_path / "photos"
+    for i in range(7):
+        folder = root / ("cat" if i < 4 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        side = 40 if i else 9  # one of them is tiny
+        pixels = np.random.default_rng(i).integers(0, 256, (side, side + 8, 3), dtype=np.uint8)
+        if kind == "bands":
+            np.save(folder / f"{i}.npy", pixels[..., [0, 1, 2, 0, 1]].astype(np.uint16) * 257)
+        else:
+            Image.fromarray(pixels[..., 0] if kind == "gray" else pixels).save(folder / f"{i}.png")
+            (folder / f"{i}.txt").write_text(f"a photograph {i}")
+    more = ["--captions"] if kind == "captions" else []
+    main(["shard", str(root), "--output", str(tmp_path / "out"), *more])
+    section = yaml.safe_load(capsys.readouterr().out.partition("\n\n")[2])["data"]
+    assert section["init_args"]["batch_size"] == 4
+    if kind == "captions":
+        assert section["init_args"]["transform"]["init_args"]["size"] == 32
+        return
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--data", type=LightningDataModule)
+    data = parser.instantiate(parser.parse_object({"data": section}))["data"]
+    data.setup("fit")
+    channels = {"color": 3, "gray": 1, "bands": 5}[kind]
+    first = data.train_views(next(iter(data.train_dataloader())), 0).views
+    assert [view.shape for view in first] == [(4, channels, 32, 32)] * 2
