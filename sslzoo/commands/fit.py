@@ -270,7 +270,9 @@ class SSLZooCLI(LightningCLI):
         if given in ("last", "best"):
             given = kwargs["ckpt_path"] = checkpoints.last_checkpoint(self.trainer, given)
         if given and checkpoints.is_local(given):
-            self._hold(run_of(Path(given)))
+            run = run_of(Path(given)) if subcommand == "fit" else None
+            if run is not None and goes_on_in(self.trainer, run):
+                self._hold(run)  # before its checkpoint is read
             recover(Path(given).parent)
             try:
                 saved = checkpoints.read_for(given, subcommand, self.model, kwargs["weights_only"])
@@ -291,10 +293,15 @@ class SSLZooCLI(LightningCLI):
                 saved = assemble(Path(given))
             if isinstance(files, CheckpointFiles) and not by_ranks:
                 files.keep(given, saved)
-        goes_on = saved and subcommand == "fit" and self.resumed.refusal is None
+        evaluation = None if self.beside is None else RunFolder(self.beside.path / subcommand)
+        if evaluation is not None:
+            self._hold(evaluation)
+        is_refused = self.resumed.refusal is not None
+        goes_on = saved and subcommand == "fit" and not is_refused
         resumed = run_of(Path(given)) if goes_on else None
         self.directory = RunDirectory(
-            self.trainer, resumed, saved, SSLZooCLI.locks, self._evaluation_folder()
+            *(self.trainer, resumed, saved, SSLZooCLI.locks),
+            None if is_refused else evaluation,
         )
         if resumed is not None:
             SaveRun.start = resumed.record().get("start")
@@ -302,21 +309,18 @@ class SSLZooCLI(LightningCLI):
             self._say_where_it_goes_on(given)
         return kwargs
 
-    def _hold(self, run: RunFolder | None) -> None:
-        """Lock the run that is resumed in its own directory, before its checkpoint is read."""
+    def _hold(self, folder: RunFolder) -> None:
+        """Lock a directory that this command writes to, and that others may write to."""
         trainer = self.trainer
-        writes = cast(Any, rank_zero_only).rank == 0 and not cast(Any, trainer).fast_dev_run
-        if run is None or self.subcommand != "fit" or not writes or not goes_on_in(trainer, run):
+        if cast(Any, rank_zero_only).rank != 0 or cast(Any, trainer).fast_dev_run:
             return
         try:
-            SSLZooCLI.locks.enter_context(locked(run))
+            folder.path.mkdir(exist_ok=True)
+            SSLZooCLI.locks.enter_context(locked(folder))
         except ValueError as error:
             if not is_one_of_many(trainer):
                 raise
             self.resumed.refusal = str(error)
-
-    def _evaluation_folder(self) -> RunFolder | None:
-        return None if self.beside is None else RunFolder(self.beside.path / str(self.subcommand))
 
     def after_fit(self) -> None:
         folder = folder_of(self.trainer)  # collective

@@ -142,7 +142,8 @@ class RunDirectory:
         trainer: its loggers, and without any its root directory, are set to the directory.
         resumed: the run that is resumed.
         saved: contents of the checkpoint that it is resumed from.
-        locks: those of the command, which has the resumed run's; a claimed one's is added.
+        locks: those of the command, which has that of the resumed run or of the evaluation; a
+            claimed one's is added.
         evaluation: RUN/<verb>, where the loggers write the evaluation of a run; None: not there.
     """
 
@@ -170,12 +171,8 @@ class RunDirectory:
 
     def _evaluate(self, trainer: Any, folder: RunFolder) -> None:
         """Replace the files of an earlier evaluation."""
-        if folder.path.exists():
-            self._before = {path: path.read_bytes() for path in _files(folder)}
-            self.continued = folder
-        else:
-            folder.path.mkdir()
-            self.claimed.append(folder)
+        self._before = {path: path.read_bytes() for path in _files(folder)}
+        self.continued = folder
         if not trainer.loggers:
             trainer._default_root_dir = str(folder.path)
         for logger in trainer.loggers:
@@ -186,8 +183,7 @@ class RunDirectory:
         folders: dict[Path, RunFolder] = {}
         if resumed is not None:
             folders[resumed.path.parent.resolve()] = resumed
-        evaluates = bool(self.claimed or self.continued)
-        if not trainer.loggers and not evaluates:
+        if not trainer.loggers and self.continued is None:
             trainer._default_root_dir = str(
                 self._enter(Path(trainer.default_root_dir), folders).path
             )
@@ -215,7 +211,8 @@ class RunDirectory:
             self._undo()
 
     def _undo(self) -> None:
-        for run in [*self.claimed, *([self.continued] if self.continued else [])]:
+        entered = [*self.claimed, *([self.continued] if self.continued else [])]
+        for run in entered:
             for path in _files(run):
                 if path not in self._before:
                     path.unlink()
@@ -223,7 +220,7 @@ class RunDirectory:
             if not path.exists() or path.read_bytes() != content:
                 atomic_write(path, content)
         self._locks.close()
-        for run in self.claimed:
+        for run in entered:
             with contextlib.suppress(OSError):  # it holds what is not ours
                 (run.path / CHECKPOINTS).rmdir()
             with contextlib.suppress(OSError):

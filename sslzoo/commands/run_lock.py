@@ -1,4 +1,4 @@
-"""Lock of a run directory: one command at a time trains in it."""
+"""Lock of a run directory: one command at a time trains in it, and one evaluates it."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def locked(run: RunFolder) -> Iterator[None]:
             raise ValueError(
                 f"a run directory must be written by one command at a time, got {run.path}, which "
                 f"{_named(held)} is writing; wait for its end or stop it, or pass another "
-                "--trainer.default_root_dir, for a new run from the checkpoint; if no such "
-                f"process is left, remove {path}"
+                "--trainer.default_root_dir, for a directory of its own; if no such process is "
+                f"left, remove {path}"
             )
     if not lock.is_real:
         rank_zero_info(

@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,6 +31,7 @@ from sslzoo.data.image.rasters import ARRAY_EXTENSIONS, open_image
 from sslzoo.data.listing import find_files
 from sslzoo.data.too_short import too_short
 from sslzoo.eval.fingerprint import text_digest
+from sslzoo.file_lock import acquire
 from sslzoo.runs.encoders import read_model
 from sslzoo.transforms.image.eval_view import EvalView
 from sslzoo.transforms.image.pixels import Decoding
@@ -90,7 +92,8 @@ def embed(
         The path of the file.
 
     Raises:
-        ValueError: there is no such model or file, or no known preprocessing.
+        ValueError: there is no such model or file, no known preprocessing, or another process
+            writes the file.
         OSError: a file cannot be read or written.
         ImportError: the format or the kind of file needs a package that is not installed.
     """
@@ -107,22 +110,38 @@ def embed(
     samples = _samples(sources, kind)
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     encoder = found.encoder.to(where).eval()
-    parts = target.with_name(f"{target.name}.parts")
-    _enter(parts, _key(encoder, preprocess, samples))
     views = preprocess.of_pixels() if isinstance(preprocess, EvalView) else preprocess
     read = _long_enough(kind.read, preprocess, encoder)
     run = _Run(encoder, views, read, batch_size, where, on_broken)
-    for start in range(0, len(samples), _PART):
-        path = parts / f"{start:012d}.safetensors"
-        if _load(path) is None:
-            with replacing(path) as part:
-                save_file(run.features(samples[start : start + _PART], start, len(samples)), part)
-    whole = [_load(path) for path in sorted(parts.glob("*.safetensors"))]
-    arrays = {name: np.concatenate([part[name] for part in whole if part]) for name in _NAMES}
-    kept = [samples[i] for i in arrays["index"]]
-    _write(target, arrays["features"], kept)
-    shutil.rmtree(parts)
+    parts = target.with_name(f"{target.name}.parts")
+    with _alone(target):
+        _enter(parts, _key(encoder, preprocess, samples))
+        for start in range(0, len(samples), _PART):
+            path, rows = parts / f"{start:012d}.safetensors", samples[start : start + _PART]
+            if _load(path) is None:
+                with replacing(path) as part:
+                    save_file(run.features(rows, start, len(samples)), part)
+        whole = [_load(path) for path in sorted(parts.glob("*.safetensors"))]
+        arrays = {name: np.concatenate([part[name] for part in whole if part]) for name in _NAMES}
+        kept = [samples[i] for i in arrays["index"]]
+        _write(target, arrays["features"], kept)
+        shutil.rmtree(parts)
     return target
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Context manager that keeps other processes from the parts of a file."""
+    lock = acquire(target.with_name(f"{target.name}.lock"), {"process": os.getpid()})
+    if lock is None:
+        raise ValueError(
+            f"the features must be written by one process at a time, got {str(target)!r}, which "
+            "another one is writing; wait for its end, or name another file"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 _NAMES = ("features", "index")

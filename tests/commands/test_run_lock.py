@@ -37,7 +37,7 @@ def held(folder: Path, **about: Any) -> Iterator[None]:
         lock.release()
 
 
-def test_second_command_that_resumes_a_run_is_refused_and_writes_nothing(
+def test_second_command_in_a_run_directory_is_refused_and_writes_nothing(
     folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -64,6 +64,19 @@ def test_second_command_that_resumes_a_run_is_refused_and_writes_nothing(
     run(again, tmp_path)
     assert torch.load(last, weights_only=True)["global_step"] == 2
     assert not (version / LOCK).exists()
+    by_config = ["--config", str(version / "config.yaml"), f"--ckpt_path={last}"]
+    for verb in ("validate", "predict"):
+        (version / verb).mkdir()
+        (version / verb / "metrics.csv").write_text("val/x\n1\n")
+        with held(version / verb):
+            done = run([verb, *by_config], tmp_path, check=False)
+            assert (done.returncode, done.stderr.count("one command at a time")) == (1, 1)
+        assert [path.name for path in (version / verb).iterdir()] == ["metrics.csv"]
+        assert (version / verb / "metrics.csv").read_text() == "val/x\n1\n"
+    with held(version):  # a run that still goes on
+        run(["validate", *by_config, "--trainer.limit_val_batches=1.0"], tmp_path)
+    assert "val/knn_top1" in (version / "validate" / "metrics.csv").read_text()
+    assert not (version / "validate" / LOCK).exists()
 
 
 def test_command_that_ends_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,28 @@ def test_a_killed_run_goes_on_where_it_was(
     assert np.load(tmp_path / "x.npz")["features"].shape == (3, 256)
 
 
+def test_two_at_once_never_mix_their_features(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PART", 1)
+    features, others = module._Run.features, []
+
+    def meanwhile(self: Any, samples: list[Any], *where: int) -> Any:
+        if not others:
+            others.append("nnclr-small_resnet-cifar10jpeg")
+            with pytest.raises(ValueError, match=r"one process at a time, got '.*x\.npz'"):
+                sslzoo.embed(others[0], [photos], tmp_path / "x.npz")
+        return features(self, samples, *where)
+
+    monkeypatch.setattr(module._Run, "features", meanwhile)
+    sslzoo.embed(ENTRY, [photos], tmp_path / "x.npz")
+    monkeypatch.undo()
+    sslzoo.embed(ENTRY, [photos], tmp_path / "alone.npz")
+    found, wanted = (np.load(tmp_path / f"{name}.npz")["features"] for name in ("x", "alone"))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["alone.npz", "x.npz"]
+
+
 def test_an_unreadable_file_is_named_or_skipped(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
