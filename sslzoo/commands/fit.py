@@ -51,7 +51,13 @@ from sslzoo.commands.cluster import (
     own_environment,
 )
 from sslzoo.commands.errors import line, refuse
-from sslzoo.commands.help_text import CKPT_PATH, DESCRIPTIONS, WEIGHTS_ONLY, HelpFormatter
+from sslzoo.commands.help_text import (
+    CKPT_PATH,
+    DESCRIPTIONS,
+    WEIGHTS_ONLY,
+    HelpFormatter,
+    listed_classes,
+)
 from sslzoo.commands.loadable import refuse_config, refuse_hyperparameters
 from sslzoo.commands.precision import AUTO, best_precision, has_amx
 from sslzoo.commands.run_directory import (
@@ -74,6 +80,11 @@ from sslzoo.trust import assemble, is_folder_of_shards
 
 class FitParser(LightningArgumentParser):
     """LightningCLI's parser, whose errors are one sentence without the usage."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # jsonargparse makes the parser of a class without these.
+        given = {"prog": f"sslzoo {SSLZooCLI.verb}", "formatter_class": HelpFormatter, **kwargs}
+        super().__init__(*args, **given)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # the inner parser of a class
@@ -421,6 +432,9 @@ def run(args: Sequence[str] | None = None) -> SSLZooCLI:
         args: command-line arguments; None: the process's.
     """
     arguments = list(sys.argv[1:] if args is None else args)
+    if (classes := listed_classes(arguments)) is not None:
+        print(classes)
+        raise SystemExit(0)
     # Lightning 2.6 reads a torch attribute that torch 2.14 deprecates.
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval")  # TrainingMonitor
@@ -451,7 +465,6 @@ def run(args: Sequence[str] | None = None) -> SSLZooCLI:
                 parser_class=FitParser,
                 parser_kwargs={
                     "prog": "sslzoo",
-                    "formatter_class": HelpFormatter,
                     **{verb: {"description": DESCRIPTIONS[verb]} for verb in verbs},
                 },
             )

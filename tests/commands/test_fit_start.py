@@ -14,6 +14,7 @@ from lightning import Trainer
 import sslzoo
 from sslzoo.commands import fit
 from sslzoo.commands.arguments import with_config_paths
+from sslzoo.commands.listing import methods
 from sslzoo.commands.precision import best_precision
 from tests.commands.command import ENVIRONMENT, run_process
 
@@ -58,6 +59,33 @@ def test_the_help_begins_with_commands_and_describes_what_is_here(
 def test_the_arguments_of_a_class_are_explained_without_a_config() -> None:
     for args in (["fit", "--model.help", "sslzoo.methods.SimCLR"], ["fit", "--data.help=MNIST5k"]):
         assert with_config_paths(args) == (args, None)
+
+
+def test_without_a_class_the_methods_and_data_modules_are_listed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for args, wanted in {"--model.help": dict(methods()), "--data.help": {}}.items():
+        with pytest.raises(SystemExit) as end:
+            fit.run(["fit", args])
+        assert end.value.code == 0
+        rows = [
+            line.split(maxsplit=1) for line in capsys.readouterr().out.split("\n\n")[0].split("\n")
+        ]
+        assert all(len(row) == 2 for row in rows)
+        assert wanted.keys() <= {name for name, _ in rows}
+    assert {"sslzoo.data.ImageFolder", "sslzoo.data.TextLines"} <= {name for name, _ in rows}
+
+
+def test_the_arguments_of_a_class_are_not_lost_among_the_classes_of_torch(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        fit.run(["fit", "--model.help", "sslzoo.methods.SimCLR"])
+    text = capsys.readouterr().out
+    assert text.startswith("usage: sslzoo fit --model.backbone BACKBONE")
+    assert "torch.nn.Linear" not in text
+    assert "sslzoo.backbones.SmallResNet" in text
+    assert "torch.optim.AdamW" in text, "a short list is whole"
 
 
 def test_the_module_is_the_command() -> None:
