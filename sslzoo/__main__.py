@@ -22,6 +22,7 @@ command.
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -98,6 +99,8 @@ def _listing(args: Sequence[str]) -> None:
     listing.main(args)
 
 
+# Verbs of other libraries -> ours.
+_OTHER_WORDS = {"train": "fit", "pretrain": "fit", "list": "zoo", "download": "zoo", "fetch": "zoo"}
 VERBS: dict[str, Verb] = {
     **dict.fromkeys(("fit", "validate", "test", "predict"), _fit),
     "data": _data,
@@ -126,11 +129,23 @@ def main() -> None:
     elif verb in VERBS:
         VERBS[verb](args)
     else:
-        print(
-            f"sslzoo: the verb must be one of {', '.join(VERBS)}, got {verb!r}; see sslzoo --help",
-            file=sys.stderr,
-        )
+        text = f"the verb must be one of {', '.join(VERBS)}, got {verb!r}{_meant(verb)}"
+        print(f"sslzoo: {text}; see sslzoo --help", file=sys.stderr)
         raise SystemExit(2)
+
+
+def _meant(verb: str) -> str:
+    """What a word that is no verb may mean: a config, a method or a similar verb."""
+    from sslzoo.commands.configs import find_config, known_configs
+
+    name = verb.lower()
+    if find_config(verb).endswith((".yaml", ".yml")):
+        return f"; a config is trained by `sslzoo fit --config {verb}`"
+    if name and any(known.startswith(f"{name}/") for known in known_configs()):
+        return f"; a method is trained by a recipe of `sslzoo configs {name}/`"
+    close = difflib.get_close_matches(_OTHER_WORDS.get(name, name), [*VERBS, *known_configs()], n=2)
+    told = [f"fit --config {word}" if word not in VERBS else word for word in close]
+    return "; similar: " + ", ".join(f"`sslzoo {word}`" for word in told) if told else ""
 
 
 if __name__ == "__main__":

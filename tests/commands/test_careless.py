@@ -13,6 +13,13 @@ ENTRY = "simclr-small_resnet-cifar10jpeg"
 # Words after `sslzoo`, and parts of the sentence. ROOT: images; EMPTY: an empty folder.
 VERBS = [
     ("fitt", "the verb must be one of fit, validate"),
+    ("quickstart", "got 'quickstart'; a config is trained by `sslzoo fit --config quickstart`"),
+    ("quikstart", "got 'quikstart'; similar: `sslzoo fit --config quickstart`"),
+    ("simclr/folder_small_10ep", "by `sslzoo fit --config simclr/folder_small_10ep`; see"),
+    ("SimCLR", "a method is trained by a recipe of `sslzoo configs simclr/`"),
+    ("evaluate", "got 'evaluate'; similar: `sslzoo validate`, `sslzoo eval`; see"),
+    ("train", "got 'train'; similar: `sslzoo fit`"),
+    ("zzz", "got 'zzz'; see sslzoo --help"),
     ("--nope", "got '--nope'"),
     ("fit", "--config must be given, such as `sslzoo fit --config quickstart`"),
     ("validate", "--config must be given"),
