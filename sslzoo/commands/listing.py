@@ -23,7 +23,16 @@ _TRAINER = [
 _WORDS = {
     **dict.fromkeys(("fit", "validate", "test", "predict"), _TRAINER),
     "data": ["check", "shard", "index", "--value_range", "--yaml", "--output", "--help"],
-    "units": ["--to", "--num_units", "--rate", "--encoder", "--layer", "--fraction", "--seed"],
+    "units": [
+        "--to",
+        "--num_units",
+        "--rate",
+        "--encoder",
+        "--layer",
+        "--fraction",
+        "--on_broken",
+        "--help",
+    ],
     "embed": ["--to", "--batch_size", "--device", "--on_broken", "--trust", "--help"],
     "eval": ["--on", "--data.root", "--suite.protocols", "--seeds", "--untrained", "--output"],
     "report": ["--output", "--results", "--root", "--samples", "--pictures", "--trust"],
