@@ -97,10 +97,28 @@ def _views(size: int, threads: int, family: str) -> Row:
     )
 
 
-def _imports(at_least: float | None = None, aim: float | None = None) -> Peer:
-    options = {"arguments": ["-c", "import lightning, torchvision, timm"]}
+def _start(
+    name: str,
+    work: str,
+    arguments: list[str],
+    at_least: float | None = None,
+    aim: float | None = None,
+) -> Row:
+    """CPU time of `python` with arguments, beside importing what sslzoo imports."""
     side = "imports:cpu_seconds"
-    return Peer("lightning + torchvision + timm", side, at_least, aim, options=options)
+    options = {"arguments": ["-c", "import lightning, torchvision, timm"]}
+    peer = Peer("lightning + torchvision + timm", side, at_least, aim, options=options)
+    return Row(
+        name=name,
+        work=f"{work}, CPU time",
+        ours=side,
+        peers=(peer,),
+        unit="start",
+        threads=1,
+        options={"arguments": arguments},
+        smoke={},
+        kind="cpu",
+    )
 
 
 def _knn(classes: int, k: int, at_least: float, aim: float) -> Row:
@@ -322,42 +340,19 @@ ROWS = (
         tolerance={"loss": 1e-3},
         budget=120.0,
     ),
-    Row(
-        name="import",
-        work="importing sslzoo with its methods, data and transforms, CPU time",
-        ours="imports:cpu_seconds",
-        peers=(_imports(1.15, 1.05),),
-        unit="import",
-        threads=1,
-        options={"arguments": ["-c", "import sslzoo.methods, sslzoo.data, sslzoo.transforms"]},
-        smoke={},
-        kind="cpu",
+    _start(
+        "import",
+        "importing sslzoo with its methods, data and transforms",
+        ["-c", "import sslzoo.methods, sslzoo.data, sslzoo.transforms"],
+        *(1.15, 1.05),
     ),
-    Row(
-        name="start_help",
-        work="`sslzoo fit --help`, CPU time",
-        ours="imports:cpu_seconds",
-        peers=(_imports(),),
-        unit="start",
-        threads=1,
-        options={"arguments": ["-m", "sslzoo", "fit", "--help"]},
-        smoke={},
-        kind="cpu",
-    ),
-    Row(
-        name="start_step",
-        work="`sslzoo fit --config quickstart` to the end of its first step, CPU time",
-        ours="imports:cpu_seconds",
-        peers=(_imports(),),
-        unit="start",
-        threads=1,
-        options={
-            "arguments": [
-                *("-m", "sslzoo", "fit", "--config", str(ROOT / "configs" / "quickstart.yaml")),
-                "--trainer.callbacks+=benchmarks.sides.imports.ExitAfterStep",
-            ]
-        },
-        smoke={},
-        kind="cpu",
+    _start("start_help", "`sslzoo fit --help`", ["-m", "sslzoo", "fit", "--help"]),
+    _start(
+        "start_step",
+        "`sslzoo fit --config quickstart` to the end of its first step",
+        [
+            *("-m", "sslzoo", "fit", "--config", str(ROOT / "configs" / "quickstart.yaml")),
+            "--trainer.callbacks+=benchmarks.sides.imports.ExitAfterStep",
+        ],
     ),
 )

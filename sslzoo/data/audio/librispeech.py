@@ -94,8 +94,8 @@ class LibriSpeech(AudioDataModule):
         )
         self.root, self.subset, self.phones = root, subset, phones
         self.train_split, self.test_split = train_split, test_split
-        self.timed_labels = self.timed_labels or phones is not None
-        if self.timed_labels:
+        if phones is not None:
+            self.timed_labels = True
             self._check_timed(transform)
         self.val_fraction = val_fraction
 

@@ -37,7 +37,7 @@ from sslzoo.data.streams.tar import (
     write_index,
 )
 from sslzoo.random import run_keys
-from sslzoo.transforms.image.pixels import Decoding, Raster, num_channels
+from sslzoo.transforms.image.pixels import Decoding, Raster, is_deep, num_channels
 
 _MIB = 1 << 20
 
@@ -203,10 +203,8 @@ def _fitting(forms: list[_Form], captions: bool) -> dict[str, Any]:
 
 
 def _form_of(image: Image.Image | Raster) -> _Form:
-    if isinstance(image, Raster):
-        return _Form(min(image.size), image.shape[0], image.is_deep)
-    is_deep = image.mode == "F" or image.mode.startswith("I")
-    return _Form(min(image.size), num_channels(image), is_deep)
+    channels = image.shape[0] if isinstance(image, Raster) else num_channels(image)
+    return _Form(min(image.size), channels, is_deep(image))
 
 
 def _samples(
