@@ -640,6 +640,26 @@ def _equal_times(setting: str, rows: Result) -> str:
     return "\n".join([*lines, "", *notes])
 
 
+def equal_time_summary(result: Result | None) -> str:
+    """Means over seeds after the setting that most methods have, the better side in bold."""
+    if not result:
+        return NOT_RUN
+    setting, rows = max(result.items(), key=lambda item: len(item[1]))
+    pairs = list(itertools.product(("kNN", "linear probe"), ("sslzoo", "lightly")))
+    lines = _head([setting, *(", ".join(pair) for pair in pairs), "seeds of each"])
+    for method, by in rows.items():
+        if not {"ours", "lightly"} <= by.keys():
+            continue
+        sides = [list(by[side].values()) for side in ("ours", "lightly")]
+        cells = []
+        for column in ("knn_top1", "linear_top1"):
+            means = [round(statistics.fmean(run[column] for run in runs), 3) for runs in sides]
+            best = max(means) if means[0] != means[1] else None
+            cells += [f"**{mean:.3f}**" if mean == best else f"{mean:.3f}" for mean in means]
+        lines.append(_line([method, *cells, str(min(map(len, sides)))]))
+    return "\n".join(lines)
+
+
 def equal_steps_table(result: Result | None) -> str:
     """SimCLR's small recipe with changes, after as many steps."""
     if not result:
@@ -750,6 +770,7 @@ def render(readme: str, results: Path) -> str:
         "streams": streams_table(read("streams.json")),
         "knn-memory": knn_memory_note(read("streams.json")),
         "equal-time": equal_time_table(read("equal_time.json")),
+        "equal-time-summary": equal_time_summary(read("equal_time.json")),
         "equal-steps": equal_steps_table(read("equal_steps.json")),
     }
     found = 0
@@ -774,7 +795,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
     pages = ["benchmarks/README.md", "README.md", "docs/continue.md"]
     pages += ["docs/dense_evaluation.md", "docs/image_text.md", "docs/speech_evaluation.md"]
-    pages += ["docs/streams.md"]
+    pages += ["docs/streams.md", "docs/guides/which_method.md"]
     default = [FOLDER.parent / page for page in pages]
     parser.add_argument("--readme", type=Path, nargs="+", default=default)
     parser.add_argument("--results", type=Path, default=FOLDER / "results")

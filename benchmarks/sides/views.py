@@ -7,6 +7,7 @@ as `sslzoo fit` does.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -23,6 +24,15 @@ def strength(size: int) -> float:
     return 0.5 if size <= 64 else 1.0
 
 
+def _facts(rounds: Rounds, batches: Iterable[list[Tensor]]) -> dict[str, Any]:
+    """Make all batches of views; of the first round, what they average to."""
+    if rounds.number == 0:
+        return view_facts([view for views in batches for made in views for view in made])
+    for _ in batches:  # kept no longer than a step of training keeps them
+        pass
+    return {}
+
+
 def ours(
     rounds: Rounds,
     size: int,
@@ -31,7 +41,11 @@ def ours(
     batch: int,
     family: str,
     device: str = "cpu",
+    workers: int = 0,
 ) -> None:
+    """In this process, or by `ViewsInWorkers` in those of sslzoo's loader."""
+    from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
+    from sslzoo.data.image.image_set import ArrayImages
     from sslzoo.random import sample_keys
     from sslzoo.runs.allocation import keep_freed_memory
     from sslzoo.transforms import simclr_views
@@ -54,12 +68,22 @@ def ours(
         views = Views([View(crop, [*ops, *normalize_ops(MEAN, STD)])] * 2)
     x = images(count, source).to(device)
 
+    class Pictures(ImageDataModule):
+        def read(self) -> ImageSets:
+            return ImageSets(ArrayImages(x, None), None, None)
+
+    data = Pictures(views, batch, None, batch, workers, 0, 1.0, "query", drop_last=False)
+    data.views_in_workers = workers > 0
+    data.setup("fit")
+    loader = data.train_dataloader()
+
     def work() -> dict[str, Any]:
-        made: list[Tensor] = []
-        for start in range(0, count, batch):
-            index = torch.arange(start, min(start + batch, count), device=device)
-            made += views(x[index], sample_keys(0, rounds.number, index))
-        return view_facts([v for m in made for v in m]) if rounds.number == 0 else {}
+        if workers:
+            loader.sampler.set_epoch(rounds.number)
+            return _facts(rounds, (ready.views for ready in loader))
+        parts = torch.arange(count, device=device).split(batch)
+        keys = (sample_keys(0, rounds.number, index) for index in parts)
+        return _facts(rounds, (views(x[i], k) for i, k in zip(parts, keys, strict=True)))
 
     rounds.repeat(work, 2 * count)
 
@@ -98,8 +122,7 @@ def lightly(
     )
 
     def work() -> dict[str, Any]:
-        made = [view for views in loader for view in views]
-        return view_facts([v for m in made for v in m]) if rounds.number == 0 else {}
+        return _facts(rounds, loader)
 
     rounds.repeat(work, 2 * count)
 
@@ -159,10 +182,7 @@ def kornia(
 
     @torch.no_grad()
     def work() -> dict[str, Any]:
-        made = []
-        for start in range(0, count, batch):
-            part = x[start : start + batch].float() / 255
-            made += [transform(part), transform(part)]
-        return view_facts([v for m in made for v in m]) if rounds.number == 0 else {}
+        parts = (part.float() / 255 for part in x.split(batch))
+        return _facts(rounds, ([transform(part), transform(part)] for part in parts))
 
     rounds.repeat(work, 2 * count)

@@ -32,6 +32,7 @@ from sslzoo.callbacks.per_block import PerBlock
 from sslzoo.callbacks.progress import ProgressBar
 from sslzoo.callbacks.sentences import OnlineSpearman, SentenceTable
 from sslzoo.callbacks.training_monitor import TrainingMonitor
+from sslzoo.callbacks.views_in_workers import ViewsInWorkers
 from sslzoo.callbacks.watch import Watch
 from sslzoo.callbacks.weight_decay import WeightDecaySchedule
 
@@ -69,6 +70,7 @@ __all__ = [
     "RefreshGramTeacher",
     "SentenceTable",
     "TrainingMonitor",
+    "ViewsInWorkers",
     "Watch",
     "WeightDecaySchedule",
     "WorseThanStartWarning",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
 
 from lightning.pytorch import LightningDataModule
@@ -96,6 +97,7 @@ class SampleDataModule(LightningDataModule, ABC):
     """
 
     noun = "samples"  # name of the samples in error messages
+    views_in_workers = False  # instead of on the device; see `callbacks.ViewsInWorkers`
 
     def __init__(
         self,
@@ -247,6 +249,9 @@ class SampleDataModule(LightningDataModule, ABC):
         """Loader of this rank's part of each global training batch."""
         sampler = self._sampler()
         source, workers = self.train_source(sampler), self._workers(self.sets.train)
+        if self.views_in_workers:
+            workers = self._view_workers(workers)
+            source = _Viewed(source, self._without_trainer().train_views, sampler.shared_epoch)
         epoch, has_ended = self._sampled_epoch, self._epoch_has_ended
         self._train_loader = TrainLoader(source, sampler, workers, epoch, has_ended)
         if self._loader_state is not None:
@@ -379,9 +384,13 @@ class SampleDataModule(LightningDataModule, ABC):
         return self.train_views(self.train_source(sampler).__getitems__(rows), epoch)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Make the views on the batch's device."""
+        """Make the views on the batch's device, if the workers have not made them."""
         epoch = self._trainer_epoch()
-        return self.eval_views(batch) if epoch is None else self.train_views(batch, epoch)
+        if epoch is None:
+            return self.eval_views(batch)
+        return (
+            self._in_precision(batch) if self.views_in_workers else self.train_views(batch, epoch)
+        )
 
     def _in_precision(self, batch: Batch) -> Batch:
         """Convert views to the trainer's `precision`, which converts batches only on loading."""
@@ -421,6 +430,49 @@ class SampleDataModule(LightningDataModule, ABC):
 
     def _workers(self, samples: Any) -> int:
         return self.workers(samples) if self.num_workers is None else self.num_workers
+
+    def _view_workers(self, usual: int) -> int:
+        """The number of workers that make views.
+
+        Raises:
+            ValueError: there are none, or the trainer makes the views of one epoch's batches anew.
+        """
+        if self.num_workers == 0:
+            raise ValueError("num_workers must be at least 1 to make views in workers, got 0")
+        overfits = 0 if self.trainer is None else cast(Any, self.trainer).overfit_batches
+        if overfits:
+            raise ValueError(
+                f"overfit_batches must be 0 to make views in workers, got {overfits}: each epoch "
+                "has the batches of the first, and workers would repeat its views"
+            )
+        return usual or default_workers()
+
+    def _without_trainer(self) -> SampleDataModule:
+        """A copy for the workers, whose views keep their precision until they are on the device."""
+        other = copy.copy(self)
+        other.trainer = other._train_loader = None
+        return other
+
+
+class _Viewed:
+    """Training batches with their views, for workers.
+
+    Args:
+        source: raw training batches.
+        views: makes the views of a batch in an epoch.
+        epoch: shared int64 scalar that the sampler writes.
+    """
+
+    def __init__(
+        self, source: BatchSource, views: Callable[[Batch, int], Batch], epoch: Tensor
+    ) -> None:
+        self.source, self.views, self.epoch = source, views, epoch
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, index: list[int]) -> Batch:
+        return self.views(self.source.__getitems__(index), int(self.epoch))
 
 
 def default_workers() -> int:

@@ -253,6 +253,13 @@ def test_the_table_has_means_ranges_and_times() -> None:
     assert "- simclr, lightly: time to kNN 0.60: not reached" in text
     assert "- 20 CPU minutes, 2 threads against lightly 1.6.0; CPU, 2 cores, commit abc" in text
     assert table.equal_time_table(None) == table.NOT_RUN
+    rows["dcl"] = {"ours": rows["simclr"]["ours"]}  # without its peer
+    head, _, *lines = table.equal_time_summary({"5 minutes": {}, "4 minutes": rows}).split("\n")
+    assert head.startswith("| 4 minutes | kNN, sslzoo | kNN, lightly | linear probe, sslzoo |")
+    assert lines == ["| simclr | 0.550 | 0.550 | 0.700 | 0.700 | 1 |"]
+    rows["simclr"]["lightly"] = {"0": run(0.5, None)}
+    assert "| simclr | **0.550** | 0.500 |" in table.equal_time_summary({"4 minutes": rows})
+    assert table.equal_time_summary(None) == table.NOT_RUN
 
 
 @pytest.mark.parametrize(
