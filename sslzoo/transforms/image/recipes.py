@@ -497,6 +497,7 @@ def multi_crop_views(
     large_blur: tuple[float, float] | None = None,
     gram_size: int | None = None,
     boxes: bool = False,
+    strength: float = 1.0,
 ) -> Views:
     """SwAV's, DINO's or DINOv2's multi-crop: a few large and several small crops.
 
@@ -534,6 +535,7 @@ def multi_crop_views(
             large crops at another size, normalized only; None: no such views.
 
         boxes: whether batches get the crops' boxes, see `Views`.
+        strength: factor of the jitter; 0.5 for CIFAR, as SimCLR's.
 
     Raises:
         ValueError: the sizes, counts and scales do not fit, DINO and DINOv2 have other than two
@@ -541,6 +543,7 @@ def multi_crop_views(
     """
     check_choice("recipe", recipe, ("swav", "dino", "dinov2"))
     check_view_kinds(sizes, counts, scales)
+    check_at_least("strength", strength, 0)
     dino = recipe != "swav"
     if dino and counts[0] != 2:
         raise ValueError(f"counts must begin with 2 for DINO and DINOv2, got {counts}")
@@ -563,7 +566,8 @@ def multi_crop_views(
     for group, (size, count, scale) in enumerate(zip(sizes, counts, scales, strict=True)):
         interpolation: Interpolation = "bicubic" if dino else "bilinear"
         crop = RandomResizedCrop(size, scale, interpolation=interpolation)
-        jitter = ColorJitter(*((0.4, 0.4, 0.2, 0.1, 0.8) if dino else (0.8, 0.8, 0.8, 0.2, 0.8)))
+        amounts = (0.4, 0.4, 0.2, 0.1) if dino else (0.8, 0.8, 0.8, 0.2)
+        jitter = ColorJitter(*(strength * amount for amount in amounts), p=0.8)
 
         def view(
             blur_p: float, *last: Op, crop: RandomResizedCrop = crop, jitter: Op = jitter

@@ -377,6 +377,14 @@ def test_recipes_hold_the_papers_order_and_numbers() -> None:
     assert [view.crop.scale for view in lejepa_views().views[1:3]] == [(0.3, 1.0), (0.05, 0.3)]
     assert names(w_mse_views(count=4).views[3]) == ["ColorJitter", "Grayscale", "Normalize"]
     assert multi_crop_views().sizes == [224] * 2 + [96] * 6
+    for recipe, amounts in (("swav", (0.8, 0.8, 0.8, 0.2)), ("dino", (0.4, 0.4, 0.2, 0.1))):
+        for view in multi_crop_views(recipe, strength=0.5).views:
+            jitter = view.ops[0]
+            assert jitter.p == 0.8
+            assert jitter.low == pytest.approx([*(1 - x / 2 for x in amounts[:3]), -amounts[3] / 2])
+            assert jitter.high == pytest.approx([*(1 + x / 2 for x in amounts[:3]), amounts[3] / 2])
+    with pytest.raises(ValueError, match="strength must be at least 0, got -1"):
+        multi_crop_views(strength=-1)
     assert simclr_views(32, blur=False).views[0].crop.scale == (0.08, 1.0)
     local = vicregl_views().views
     assert [op.p for v in local for op in v.ops if isinstance(op, PILBlur)] == [1.0, 0.1] * 4
