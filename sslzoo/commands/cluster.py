@@ -40,7 +40,8 @@ def job_number() -> str | None:
     In a shell that `salloc` or `srun --pty` opened, nothing is requeued.
     """
     variables = os.environ
-    if SLURMEnvironment.job_id() is None or "SLURM_PTY_PORT" in variables:
+    is_shell = "SLURM_PTY_PORT" in variables or "SLURM_PROCID" not in variables
+    if SLURMEnvironment.job_id() is None or is_shell:
         return None
     array = variables.get("SLURM_ARRAY_JOB_ID"), variables.get("SLURM_ARRAY_TASK_ID")
     number = "_".join(map(str, array)) if all(array) else variables["SLURM_JOB_ID"]
@@ -68,7 +69,7 @@ def requeue() -> str:
         why = "no scontrol was found"
     except subprocess.CalledProcessError as error:
         why = error.stderr.strip() or f"scontrol gave {error.returncode}"
-    return f"the job must be requeued by hand, since {why}: {shlex.join(command)}"
+    return f"SLURM job {job_number()} is not requeued, since {why}; by hand: {shlex.join(command)}"
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,8 @@ def own_environment(plugins: Sequence[Any]) -> list[ClusterEnvironment]:
     if given or TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
         return []
     tasks = int(os.environ["SLURM_NTASKS"])
-    shell = "SLURM_PTY_PORT" in os.environ and tasks == 1  # of `srun --pty`
+    own = int(os.environ.get("SLURM_STEP_NUM_TASKS", tasks))  # a shell has one of the job's tasks
+    shell = "SLURM_PTY_PORT" in os.environ and own == 1  # of `srun --pty`, or of `salloc` by it
     if shell or "SLURM_PROCID" not in os.environ:  # of `salloc`
         return [LightningEnvironment()]
     started = {"SLURM_STEP_ID", "SLURM_STEPID"} & set(os.environ)

@@ -209,8 +209,11 @@ def test_only_a_job_that_nobody_sits_at_is_requeued(
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
             assert cluster.job_number() is None, name
+    with monkeypatch.context() as patch:
+        patch.delenv("SLURM_PROCID")  # the shell of `salloc --job-name=train`
+        assert cluster.job_number() is None
     (slurm.parent / "bin" / "scontrol").write_text("#!/bin/sh\necho no such job >&2; exit 1\n")
-    wanted = "the job must be requeued by hand, since {}: scontrol requeue 7"
+    wanted = "SLURM job 7 is not requeued, since {}; by hand: scontrol requeue 7"
     assert cluster.requeue() == wanted.format("no such job")
     monkeypatch.setenv("PATH", "")
     assert cluster.requeue() == wanted.format("no scontrol was found")
@@ -391,6 +394,12 @@ def test_command_that_srun_did_not_start(slurm: Path, monkeypatch: pytest.Monkey
     for name, value in {**ONE_TASK, "SLURM_PTY_PORT": "40001"}.items():
         monkeypatch.setenv(name, value)
     assert [type(part) for part in cluster.own_environment([])] == [LightningEnvironment]
+    # The shell of `salloc` of two tasks under LaunchParameters=use_interactive_step, and then srun.
+    for name, value in {"STEP_ID": "4294967290", "NTASKS": "2", "STEP_NUM_TASKS": "1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert [type(part) for part in cluster.own_environment([])] == [LightningEnvironment]
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    assert cluster.own_environment([]) == []
 
 
 @pytest.mark.parametrize("by_srun", [True, False])
