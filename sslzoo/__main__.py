@@ -29,11 +29,13 @@ from collections.abc import Callable, Sequence
 
 import sslzoo
 from sslzoo.commands.errors import one_sentence, without_debug
+from sslzoo.commands.hold_signals import hold_signals
 
 Verb = Callable[[Sequence[str]], None]
 
 
 def _fit(args: Sequence[str]) -> None:
+    hold_signals()
     kept, debug = without_debug(sys.argv)
     sys.argv = kept
     with one_sentence("sslzoo", debug, of=()):

@@ -21,6 +21,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from sslzoo.commands.cluster import job_number, requeue
+from sslzoo.commands.hold_signals import release_signals
 from sslzoo.commands.precision import AUTO, best_precision
 from sslzoo.distributed import agree_on_step, barrier, keep_buckets, world_size
 from sslzoo.run_folder import CHECKPOINTS, LAST, folder_of
@@ -59,6 +60,7 @@ class SaveAndStop(Callback):
         """Handle the signals while the command runs, and none of them later."""
         try:
             self._register()
+            release_signals()
             yield
         finally:
             for number, handler in self._before.items():
@@ -86,6 +88,8 @@ class SaveAndStop(Callback):
             return
         asks = number in self._job_signals()
         if asks and self._is_finished:
+            return
+        if number == signal.SIGTERM and self._has_requeued:  # SLURM ends what it requeues
             return
         again, self._asked = self._asked, signal.Signals(number)
         if asks and not self._has_requeued:

@@ -22,7 +22,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 
-from sslzoo.commands import cluster
+from sslzoo.commands import cluster, fit
 from sslzoo.commands.run_directory import read_rows
 from sslzoo.commands.stop import SaveAndStop
 from tests.commands.command import ENVIRONMENT, arguments, run
@@ -340,11 +340,46 @@ def test_signal_requeues_once_unless_lightnings_flag_turns_it_off(
     stop._handle(signal.SIGUSR1, None)
     stop._process = os.getpid()
     asked(stop, signal.SIGUSR2)
-    for number in (signal.SIGTERM, signal.SIGUSR2):  # to a job that was requeued already
-        asked(stop, number)
+    stop._handle(signal.SIGTERM, None)  # SLURM ends a job that it requeues
+    asked(stop, signal.SIGUSR2)
     assert slurm.read_text() == "requeue 7\n"
     monkeypatch.delenv("SLURM_JOB_ID")
     assert stop._job_signals() == set()
+
+
+def test_signal_that_comes_while_the_command_is_imported_waits_and_requeues(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def imported() -> None:
+        signal.raise_signal(signal.SIGUSR1)  # its default is to end the process
+        with SaveAndStop().on_signals():
+            pytest.fail("the signal was not delivered")
+
+    monkeypatch.setattr(fit, "run", imported)
+    before = signal.signal(signal.SIGUSR1, lambda *_: pytest.fail("the signal did not wait"))
+    try:
+        assert run(["fit"], tmp_path, check=False).returncode == 128 + signal.SIGUSR1
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert slurm.read_text() == "requeue 7\n"
+    assert signal.SIGUSR1 not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_sigterm_of_slurm_to_the_job_that_it_requeues_does_not_interrupt_the_end(
+    slurm: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """SLURM sends it as soon as it has taken the request, while ranks still wait for each other."""
+    (slurm.parent / "bin" / "scontrol").write_text(
+        f'#!/bin/sh\necho "$@" >> {slurm}\nkill -TERM {os.getpid()}\n'
+    )
+    stop = SaveAndStop()
+    with stop.on_signals():
+        stop._asked, stop._requeues = signal.SIGUSR1, True
+        with pytest.raises(SystemExit) as end:
+            stop._exit("last.ckpt")
+    assert end.value.code == 128 + signal.SIGUSR1
+    said = ["stopped by SIGUSR1: saved last.ckpt", "SLURM job 7 is requeued"]
+    assert capfd.readouterr().err.splitlines() == [f"sslzoo: {line}" for line in said]
 
 
 def processes(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], **flags: Any) -> None:
