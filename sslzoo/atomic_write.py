@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+
+_SYSTEM = re.compile(r"os error (\d+)")  # the system's number in an error of safetensors
 
 
 def check_target(path: Path) -> None:
@@ -34,7 +39,11 @@ def replacing(path: Path, prefix: str = "tmp") -> Iterator[Path]:
     """
     check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=f".part{path.suffix}")
+    suffix = f".part{path.suffix}"
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     os.close(handle)
     part = Path(name)
     try:
@@ -45,6 +54,11 @@ def replacing(path: Path, prefix: str = "tmp") -> Iterator[Path]:
         if error.errno is None or error.filename not in (None, name):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from None
+    except SafetensorError as error:
+        found = _SYSTEM.search(str(error))
+        if found is None:
+            raise OSError(f"{path} cannot be written: {error}") from None
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
     finally:
         part.unlink(missing_ok=True)  # missing if the rename succeeded
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from sslzoo.atomic_write import atomic_write, exchange, part_of, recover
+import sslzoo.atomic_write
+from sslzoo.atomic_write import atomic_write, exchange, part_of, recover, replacing
 
 
 def test_what_cannot_be_written_leaves_what_stood_there(tmp_path: Path) -> None:
@@ -19,6 +25,31 @@ def test_what_cannot_be_written_leaves_what_stood_there(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o644
     with pytest.raises(FileExistsError, match="must not be a folder"):
         atomic_write(tmp_path, "text")
+
+
+def test_a_folder_that_cannot_be_written_is_said_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*, dir: Path, prefix: str, suffix: str) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), f"{dir}/{prefix}0{suffix}")
+
+    monkeypatch.setattr(sslzoo.atomic_write.tempfile, "mkstemp", refused)
+    with pytest.raises(OSError, match="Read-only") as caught:
+        atomic_write(tmp_path / "page.html", "text")
+    assert caught.value.filename == str(tmp_path / "page.html")
+
+
+def test_a_full_disk_is_the_systems_error_in_safetensors_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (999, resource.RLIM_INFINITY))
+    try:
+        with pytest.raises(OSError, match="too large") as caught, replacing(path) as part:
+            save_file({"features": np.zeros(9999)}, part)
+    finally:
+        infinite = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        resource.setrlimit(resource.RLIMIT_FSIZE, infinite)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(path))
+    assert not list(tmp_path.iterdir())
 
 
 def put(path: Path, kind: str, content: str) -> None:

@@ -31,7 +31,6 @@ def consolidate(folder: str, to: str) -> str:
         OSError: the file cannot be written.
     """
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from sslzoo.run_folder import RunFolder
@@ -58,10 +57,7 @@ def consolidate(folder: str, to: str) -> str:
             )
     with replacing(target) as part:
         if target.suffix == ".safetensors":
-            try:
-                save_file({name: value.contiguous() for name, value in saved.items()}, part)
-            except SafetensorError as error:
-                raise OSError(f"{target} cannot be written: {error}") from None
+            save_file({name: value.contiguous() for name, value in saved.items()}, part)
         else:
             save_tensors(saved, part, target)
     return str(target)

@@ -44,7 +44,7 @@ def cached_features(
     features = compute()
     try:
         _write(path, features)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         print(f"sslzoo: features are not cached in {folder}: {error}", file=sys.stderr)
     return features, False
 

@@ -121,13 +121,19 @@ def write_shards(
     numbers = {name: i for i, name in enumerate(classes)}
     how = _Writing(numbers, int(shard_mb * _MIB), on_broken == "skip", decode, seed, captions)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    begin = str(target.with_name(f".{target.name}."))
     try:
-        written = {split: _write(part, split, files, how) for split, files in splits.items()}
-        part.chmod(0o755)
-        part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        part = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        try:
+            written = {split: _write(part, split, files, how) for split, files in splits.items()}
+            part.chmod(0o755)
+            part.rename(target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    except OSError as error:
+        if error.errno is None or not str(error.filename or begin).startswith(begin):
+            raise
+        raise OSError(error.errno, error.strerror, str(target)) from None
     next(iter(written.values())).skipped.extend(lone)
     return {name: one._replace(file=target / one.file.name) for name, one in written.items()}
 

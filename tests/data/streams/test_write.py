@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tarfile
@@ -82,6 +83,23 @@ def test_nothing_is_left_of_a_failed_writing(
     with pytest.raises(error, match=r"3\.jpg|fox|full"):
         write_shards(str(root), str(tmp_path / "out"), shard_mb=0.02)
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+@pytest.mark.parametrize("at", ["folder", "shard"])
+def test_a_full_disk_is_said_of_the_output(
+    tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
+):
+    root, out = write_photos(tmp_path / "photos"), tmp_path / "out"
+
+    def full(*args: object, **kwargs: object) -> None:
+        named = (str(tmp_path / ".out.abc"),) if at == "folder" else ()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *named)
+
+    where = (write.tempfile, "mkdtemp") if at == "folder" else (write._Shard, "add")
+    monkeypatch.setattr(*where, full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_shards(str(root), str(out))
+    assert caught.value.filename == str(out)
 
 
 def test_unreadable_files_are_skipped_by_choice_and_named(tmp_path: Path):
