@@ -17,7 +17,7 @@ import sslzoo
 DEBUG = "--debug"
 # Packages that check the user's arguments, besides ours.
 _CHECKS = ("jsonargparse", "lightning", "torch/optim", "torch/utils/data", "timm")
-_NAMED = {"OutOfMemoryError", "MisconfigurationException", "UnpicklingError"}
+_NAMED = {"OutOfMemoryError", "MisconfigurationException", "UnpicklingError", "AddressError"}
 _HINT = {"OutOfMemoryError": "; reduce the batch size, such as --data.batch_size=64"}
 _PLACE = re.compile(r"Parser key \"([^\"]+)\":|given class_path '([^']+)'")
 _TYPE = re.compile(r"(?:<class ')?(?:builtins\.)?([\w.]+)(?:'>)?$")

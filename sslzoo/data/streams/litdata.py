@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sslzoo.data.streams.remote import ShardCache
+from sslzoo.data.streams.remote import AddressError, ShardCache
 from sslzoo.data.streams.shards import Fields, Recent, Sample, Shards, library
 from sslzoo.data.streams.tar import IMAGE_KEYS
 from sslzoo.eval.fingerprint import files_digest
@@ -45,8 +46,14 @@ class LitShards(Shards):
         if content is None:
             address = f"{source.rstrip('/')}/index.json"
             is_remote = cache.is_remote(source)
-            content = json.loads(cache.text(address) if is_remote else Path(address).read_text())
-            _check_plain(content, source)
+            text = cache.text(address) if is_remote else Path(address).read_text()
+            try:
+                content = json.loads(text)
+                _check_plain(content, source)
+            except (LookupError, TypeError, json.JSONDecodeError) as error:
+                raise ValueError(
+                    f"{address} must be an index of LitData, got {type(error).__name__}: {error}"
+                ) from None
         chunks = content["chunks"]
         super().__init__(
             [f"{source.rstrip('/')}/{chunk['filename']}" for chunk in chunks],
@@ -61,7 +68,11 @@ class LitShards(Shards):
 
     def read(self, shard: int, offset: int) -> Sample:
         dataset = self._set.get(None, self._opened)
-        item = dataset[int(self.starts[shard]) + offset]
+        self._check_chunk(shard)
+        try:
+            item = dataset[int(self.starts[shard]) + offset]
+        except RuntimeError as error:  # such as of another number of items
+            raise ValueError(f"the chunk must be that of index.json, got {error}") from error
         image, label, caption = self.keys
         if isinstance(item, list | tuple):
             names = [image, *([caption] if caption else []), *([label] if label else [])]
@@ -79,18 +90,34 @@ class LitShards(Shards):
     def file_sizes(self) -> list[int]:
         return [chunk["chunk_bytes"] for chunk in self.content["chunks"]]
 
+    def _check_chunk(self, shard: int) -> None:
+        """Refuse a chunk that lacks bytes, for which the library waits for seconds."""
+        wanted = self.content["chunks"][shard]["chunk_bytes"]
+        if self.is_remote or self.content["config"].get("compression"):
+            return
+        name = self.names[shard]
+        size = os.path.getsize(name) if os.path.isfile(name) else 0
+        if size < wanted:
+            raise ValueError(f"the chunk must have {wanted} bytes as index.json says, got {size}")
+
     def _opened(self) -> Any:
         litdata = library("litdata", self.source)
         # The library reads the index once more, which may be another one by then.
         refused = {name: _Refused() for name in ("pickle", "graph")}
         if not self.is_remote:
             return litdata.StreamingDataset(self.source, serializers=refused)
-        return litdata.StreamingDataset(
-            self.source,
-            serializers=refused,
-            cache_dir=str(self.cache.folder / "litdata"),
-            max_cache_size=f"{max(1, round(self.cache.max_gb))}GB",
-        )
+        try:
+            return litdata.StreamingDataset(
+                self.source,
+                serializers=refused,
+                cache_dir=str(self.cache.folder / "litdata"),
+                max_cache_size=f"{max(1, round(self.cache.max_gb))}GB",
+            )
+        except FileNotFoundError as error:  # it takes other addresses for paths
+            raise AddressError(
+                "the address of LitData must be one that its library reads, such as s3:// or "
+                f"gs://, got {self.source} ({error})"
+            ) from error
 
     def fingerprint(self) -> str | None:
         own = "" if self.is_remote else files_digest(self.names)
@@ -134,6 +161,7 @@ def _check_plain(content: Mapping[str, Any], source: str) -> None:
             )
         left += node["children_spec"]
     for chunk in content["chunks"]:
+        operator.index(chunk["chunk_size"]), operator.index(chunk["chunk_bytes"])
         if chunk["filename"] != os.path.basename(chunk["filename"]):
             raise ValueError(
                 f"the chunks of {source} must lie in it, got {chunk['filename']!r} in its index"

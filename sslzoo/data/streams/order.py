@@ -122,7 +122,7 @@ class ShardOrder:
         for i, (begin, length, _) in enumerate(blocks, 1):
             piece.append(torch.arange(begin, begin + length))
             size += length
-            if size >= self.shuffle_samples or i == len(blocks):
+            if size >= self.shuffle_samples or (size and i == len(blocks)):
                 whole = torch.cat(piece)
                 if self.shuffle_shards and self.shuffle_samples > 1:
                     whole = whole[keys.fold("piece", number).permutation("order", size)[0]]

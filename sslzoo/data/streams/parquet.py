@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
@@ -67,13 +67,17 @@ class ParquetShards(Shards):
         image, label, caption = self.columns
         found = table[image][offset].as_py()
         found = found.get("bytes") if isinstance(found, Mapping) else found
+        if found is None or isinstance(found, str):
+            got = "none" if found is None else f"the text {found[:60]!r}"
+            raise ValueError(f"the column {image!r} must hold the bytes of an image, got {got}")
         if isinstance(found, list):
             kind = table.schema.field(image).type
             while hasattr(kind, "value_type"):
                 kind = kind.value_type
-            found = np.asarray(found, kind.to_pandas_dtype())
-        if found is None:
-            raise ValueError(f"the column {image!r} must hold the bytes of an image, got none")
+            try:
+                found = np.asarray(found, kind.to_pandas_dtype())
+            except TypeError:
+                raise ValueError(f"the column {image!r} must hold pixels, got a null") from None
         told, text = (None if c is None else table[c][offset].as_py() for c in (label, caption))
         if label is not None and told is None:
             raise ValueError(f"the column {label!r} must hold a label, got none")
@@ -87,7 +91,14 @@ class ParquetShards(Shards):
         parquet = library("pyarrow.parquet", self.names[shard])
 
         def opened_file() -> Any:
-            return parquet.ParquetFile(self.cache.path(self.names[shard]))
+            with self.cache.held(self.names[shard]) as path:
+                file = parquet.ParquetFile(path, page_checksum_verification=True)
+            if (found := row_groups(file.metadata)) != self.groups[shard]:
+                raise ValueError(
+                    f"the row groups must be {self.groups[shard]} as when the run started, got "
+                    f"{found}"
+                )
+            return file
 
         columns = list({column for column in self.columns if column is not None})
         file = self._files.get(shard, opened_file)
@@ -130,42 +141,60 @@ def parquet_shards(
     columns: Fields | None = None
     classes: Sequence[str] | None = None
     for name in names:
-        with ExitStack() as stack:
-            try:
-                source = stack.enter_context(cache.opened(name)) if cache.is_remote(name) else name
-                footer = parquet.ParquetFile(source)
-            except (OSError, ValueError) as error:  # pyarrow's errors are of these
-                if not skip:
-                    raise ValueError(
-                        f"the shard {name} must be a whole Parquet file, got {error}"
-                    ) from error
-                left_out.append(name)
-                continue
-            schema = footer.schema_arrow
-            given = _columns(schema.names, (image_key, label_key, caption_key), name)
-            columns = columns or given
-            if columns != given:
-                raise ValueError(
-                    f"all shards must have the columns {tuple(columns)}, got {tuple(given)} in "
-                    f"{name}"
-                )
-            own = _classes(schema.metadata or {}, columns.label)
-            classes = classes or own
-            if own is not None and own != classes:
-                raise ValueError(
-                    f"all shards must have the classes {list(classes or ())[:5]}, in this order, "
-                    f"got {own[:5]} in {name}"
-                )
-            meta = footer.metadata
-            of_file = [meta.row_group(i) for i in range(meta.num_row_groups)]
-            kept.append(name)
-            groups.append([group.num_rows for group in of_file])
-            sizes.append(sum(group.total_byte_size for group in of_file))
+        footer, problem = _footer(parquet, name, cache)
+        if footer is None:
+            if not skip:
+                raise ValueError(f"the shard {name} must be a whole Parquet file, got {problem}")
+            left_out.append(name)
+            continue
+        schema, meta = footer.schema_arrow, footer.metadata
+        given = _columns(schema.names, (image_key, label_key, caption_key), name)
+        columns = columns or given
+        if columns != given:
+            raise ValueError(
+                f"all shards must have the columns {tuple(columns)}, got {tuple(given)} in {name}"
+            )
+        own = _classes(schema.metadata or {}, columns.label)
+        classes = classes or own
+        if own is not None and own != classes:
+            raise ValueError(
+                f"all shards must have the classes {list(classes or ())[:5]}, in this order, "
+                f"got {own[:5]} in {name}"
+            )
+        kept.append(name)
+        groups.append(row_groups(meta))
+        sizes.append(sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)))
     if columns is None:
         raise ValueError(f"shards must be readable, got none of {len(names)}: {left_out[:3]}")
     shards = ParquetShards(kept, columns, groups, sizes, cache)
     shards.classes = classes
     return shards, left_out
+
+
+def _footer(parquet: Any, name: str, cache: ShardCache) -> tuple[Any, Exception | None]:
+    """A Parquet file's footer; None, and why, if the file is broken."""
+    pyarrow = library("pyarrow", name)
+    with cache.opened(name) if cache.is_remote(name) else nullcontext(name) as source:
+        try:
+            footer = parquet.ParquetFile(source)
+            row_groups(footer.metadata)
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
+            if cache.is_remote(name) and isinstance(error, OSError) and type(error) is not OSError:
+                raise  # of the network; pyarrow raises OSError itself
+            return None, error
+    return footer, None
+
+
+def row_groups(footer: Any) -> list[int]:
+    """Rows of each row group.
+
+    Raises:
+        ValueError: the file says that it has more or fewer in all.
+    """
+    rows = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
+    if sum(rows) != footer.num_rows or min(rows, default=0) < 0:
+        raise ValueError(f"row groups of {rows} rows, and {footer.num_rows} in all")
+    return rows
 
 
 def _columns(

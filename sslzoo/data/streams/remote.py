@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from sslzoo.atomic_write import replacing
 from sslzoo.checks import check_positive
@@ -21,6 +22,17 @@ _GIB = 1 << 30
 _DAY = 24 * 3600  # seconds
 _VERSIONS = ("etag", "contentmd5", "md5hash", "blobid", "mtime", "lastmodified", "created")
 _OWN = re.compile(r"[0-9a-f]{16}-")  # how the names of the cache's files begin
+_WHOLE = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}-")  # those of whole files
+_NAME = 100  # characters of an address's file name that are kept, such as of a long query
+_DISK = {errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+class AddressError(Exception):
+    """A shard cannot be downloaded.
+
+    It is no ValueError or OSError, which are those of broken samples: the state of a network or a
+    disk must not decide which samples are skipped.
+    """
 
 
 def default_cache() -> Path:
@@ -63,28 +75,46 @@ class ShardCache:
         address cannot be reached.
 
         Raises:
-            ValueError: it cannot be downloaded, or may not be.
+            AddressError: it cannot be downloaded.
+            ValueError: it may not be.
         """
+        with self.held(name) as path:
+            return path
+
+    @contextmanager
+    def held(self, name: str) -> Iterator[Path]:
+        """Context manager of `path`, whose file no process removes before it is open."""
         if not self.is_remote(name):
-            return Path(name)
+            yield Path(name)
+            return
         self.check(name)
         digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / f".{digest}.lock"):
-            target = self._current.get(name)
-            if target is None or not target.is_file():
-                target = self._current[name] = self._updated(name, digest)
-            os.utime(target)
-        return target
+        with ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FileLock(self._lock(digest)))
+                target = self._current.get(name)
+                if target is None or not target.is_file():
+                    target = self._current[name] = self._updated(name, digest)
+                os.utime(target)
+            except OSError as error:
+                raise AddressError(
+                    f"the folder of downloads must have room and be writable, got {self.folder} "
+                    f"for {name} ({error.strerror or error}); set cache_dir or cache_gb"
+                ) from error
+            yield target
+
+    def _lock(self, digest: str) -> Path:
+        return self.folder / f".{digest}.lock"
 
     def _updated(self, name: str, digest: str) -> Path:
         """The file of the address's version: `<hash of the address>-<version>-<file name>`."""
-        file = name.rpartition("/")[2]
-        old = [path for path in self.folder.glob(f"{digest}-*") if ".part" not in path.suffixes]
+        file = name.rpartition("/")[2][-_NAME:]
+        old = [path for path in self.folder.glob(f"{digest}-*") if _WHOLE.match(path.name)]
         try:
             with _readable(name) as (files, within):
                 version = _version(files.info(within))
-        except ValueError:
+        except AddressError:
             if not old:
                 raise
             return old[0]
@@ -121,7 +151,7 @@ class ShardCache:
             )
 
     def _download(self, name: str, target: Path) -> None:
-        with _readable(name) as (files, path), replacing(target, target.name[:17]) as part:
+        with replacing(target, target.name[:17]) as part, _readable(name) as (files, path):
             expected = files.info(path).get("size")
             files.get_file(path, str(part))
             found = part.stat().st_size
@@ -141,11 +171,12 @@ class ShardCache:
                     continue  # another process finished its download
             total = sum(size for _, size, _ in found)
             for used, size, path in sorted(found):
-                is_part = ".part" in path.suffixes  # of a download that goes on, or was killed
+                is_part = not _WHOLE.match(path.name)  # of a download that goes on, or was killed
                 over = total > self.max_gb * _GIB and not is_part
                 if path != newest and (over or (is_part and time.time() - used > _DAY)):
-                    path.unlink(missing_ok=True)
-                    total -= size
+                    with suppress(Timeout), FileLock(self._lock(path.name[:16]), timeout=0):
+                        path.unlink(missing_ok=True)
+                        total -= size
 
 
 def _version(info: dict[str, Any]) -> str:
@@ -160,8 +191,9 @@ def _readable(name: str) -> Iterator[tuple[Any, str]]:
     """The file system of fsspec and the path in it.
 
     Raises:
-        ValueError: reading fails.
+        AddressError: reading fails.
         ImportError: the protocol needs a package that is not installed.
+        OSError: there is no space for what is read.
     """
     fsspec = library("fsspec", name)
     try:
@@ -169,6 +201,8 @@ def _readable(name: str) -> Iterator[tuple[Any, str]]:
     except (ImportError, KeyboardInterrupt):
         raise
     except Exception as error:  # of any protocol's library
-        raise ValueError(
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise
+        raise AddressError(
             f"the address of a shard must be readable, got {name} ({type(error).__name__}: {error})"
         ) from error

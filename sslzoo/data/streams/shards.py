@@ -70,6 +70,11 @@ class Shards(ABC):
         self.names = list(names)
         self.counts = np.asarray(counts, dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.counts)])
+        if (self.counts < 0).any():
+            raise ValueError(
+                f"a shard must have at least 0 samples, got {self.counts.min()} for "
+                f"{self.names[int(self.counts.argmin())]}"
+            )
         if not self.starts[-1]:
             raise ValueError(f"shards must have samples, got none in {self.names[:3]}")
         times = Counter(map(os.path.abspath, self.names))

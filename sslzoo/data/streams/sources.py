@@ -164,7 +164,10 @@ def _kind(name: str, cache: ShardCache) -> str:
         name = f"{name.rstrip('/')}/index.json"
     if not name.endswith("index.json"):
         return ""
-    content = json.loads(_text(name, cache))
+    try:
+        content = json.loads(_text(name, cache))
+    except ValueError as error:
+        raise ValueError(f"{name} must be an index in JSON, got {error}") from None
     return "chunks" if "chunks" in content else "shardlist"
 
 
@@ -287,7 +290,8 @@ def _keys(
         return TarKeys(image, label_key, caption_key)
     for name in names:
         try:
-            found = scan_tar(cache.path(name), TarKeys(image, "cls"))
+            with cache.held(name) as path:
+                found = scan_tar(path, TarKeys(image, "cls"))
         except BrokenShardError as error:
             found = error.index
         if len(found):

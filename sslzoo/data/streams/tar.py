@@ -343,16 +343,22 @@ class TarShards(Shards):
         return np.where(rows[:, :, 0] < 0, MISSING, rows[:, :, 1])
 
     def _opened(self, shard: int) -> _TarFile:
-        path = self.cache.path(self.names[shard])
-        index = None if self.scanned is None else self.scanned[shard]
-        index = self._index(shard, path) if index is None else index
-        if len(index) > self.counts[shard]:
-            raise ValueError(f"the shard has {len(index)} samples, its list says fewer")
-        return _TarFile(path, index)
+        with self.cache.held(self.names[shard]) as path:
+            index = None if self.scanned is None else self.scanned[shard]
+            index = self._index(shard, path) if index is None else index
+            if len(index) > self.counts[shard]:
+                raise ValueError(f"the shard has {len(index)} samples, its list says fewer")
+            size, known = os.path.getsize(path), self.shards.sizes
+            if self.cache.is_remote(self.names[shard]) and known and size != known[shard]:
+                raise ValueError(
+                    f"the shard must have {known[shard]} bytes as its list says, got {size}"
+                )
+            return _TarFile(path, index)
 
     def _index(self, shard: int, path: Path) -> np.ndarray:
         if self.keys.columns(self.shards.keys) is not None:
-            return self._near(self.cache.path(index_path(self.names[shard])))
+            with self.cache.held(index_path(self.names[shard])) as near:
+                return self._near(near)
         try:
             return scan_tar(path, self.keys)
         except BrokenShardError as error:
@@ -360,7 +366,13 @@ class TarShards(Shards):
 
     def _near(self, path: str | Path) -> np.ndarray:
         """The columns that are read of an index beside a shard."""
-        index = np.load(path, allow_pickle=False)
+        try:
+            index = np.load(path, allow_pickle=False)
+        except (EOFError, ValueError) as error:
+            raise ValueError(
+                f"the index {path} must be a whole array, got {error}; write it again with "
+                "`sslzoo data index`"
+            ) from None
         columns = self.keys.columns(self.shards.keys)
         assert columns is not None
         if index.ndim != 2 or index.shape[1] <= max(columns):

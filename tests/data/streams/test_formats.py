@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 from sslzoo.data import HFImages, ImageDataset
 from sslzoo.data.image.datamodule import ImageDataModule
+from sslzoo.data.streams.parquet import row_groups
 from tests.data.streams.toys import CLASSES, batches, encoded, shards, two_crops, write_tars
 
 COUNTS = [9, 1, 12, 8]
@@ -144,6 +146,60 @@ class Evil:
         return Path.touch, (self.mark,)
 
 
+@pytest.mark.parametrize("shuffle_shards", [0, 1, 5])
+def test_row_groups_without_rows_alter_nothing(tmp_path: Path, shuffle_shards: int):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as files
+
+    table = arrow.Table.from_pylist(items(0, 9))
+    parts = {"a": [3, 0, 2], "b": [0], "c": [4], "d": [0]}
+    first = 0
+    for name, sizes in parts.items():
+        with files.ParquetWriter(tmp_path / f"{name}.parquet", table.schema) as writer:
+            for size in sizes:
+                writer.write_table(table.slice(first, size))
+                first += size
+    options = {"shuffle_shards": shuffle_shards, "drop_last": False}
+    data = shards(str(tmp_path / "*.parquet"), **options)
+    assert [data.sets.train.shards.blocks(i) for i in (0, 1)] == [[3, 0, 2], [0]]
+    assert sorted(samples(data)) == [*range(9)]
+    assert sum(len(batch.index) for batch in batches(data, first=1)) == 3
+
+
+@pytest.mark.filterwarnings("ignore:skipped a broken")
+def test_a_parquet_file_that_was_replaced_or_damaged_is_refused(tmp_path: Path):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as files
+
+    path = tmp_path / "a.parquet"
+    table = arrow.Table.from_pylist(items(0, 12))
+    files.write_table(table, path, row_group_size=6)
+    data = shards(str(path), on_broken="skip")
+    files.write_table(table, path, row_group_size=4)  # the footer was read before
+    with pytest.raises(ValueError, match="all 6 images of a batch are broken"):
+        batches(data)
+    with pytest.raises(ValueError, match=r"row groups must be \[6, 6\] as .*, got \[4, 4, 4\]"):
+        data.sets.train.shards.again(1).read(0, 0)
+
+    files.write_table(table, path, write_page_checksum=True, compression="none")
+    content = bytearray(path.read_bytes())
+    content[content.index(items(3, 1)[0]["image"]) + 300] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot read sample 0 of .*CRC checksum"):
+        shards(str(path))
+
+    files.write_table(arrow.table({"image": ["0.jpg"] * 9}), path)
+    with pytest.raises(ValueError, match=r"must hold the bytes of an image, got the text '0\.jpg'"):
+        shards(str(path))
+
+
+def test_row_groups_of_another_sum_are_a_broken_file():
+    footer = SimpleNamespace(num_row_groups=2, num_rows=6)
+    footer.row_group = lambda i: SimpleNamespace(num_rows=[1, 3][i])
+    with pytest.raises(ValueError, match=r"row groups of \[1, 3\] rows, and 6 in all"):
+        row_groups(footer)
+
+
 def test_parquet_files_must_have_the_same_classes(tmp_path: Path):
     source = parquet(tmp_path / "p", form="struct")
     from pyarrow import parquet as files
@@ -192,6 +248,42 @@ def test_litdata_gives_the_samples_of_tar_files(tmp_path: Path):
     assert data.sets.train.shards.counts.tolist() == [8, 8, 8, 6]
     assert samples(data) == samples(expected(tmp_path))
     check_ranks_workers_and_resume(data)
+
+
+@pytest.mark.filterwarnings("ignore")  # of litdata
+def test_litdata_that_does_not_fit_its_index_is_named_or_skipped(tmp_path: Path):
+    source = Path(litdata_folder(tmp_path / "lit", items(0, 30)))
+    index, chunk = source / "index.json", source / "chunk-0-1.bin"
+    whole, content = chunk.read_bytes(), json.loads(index.read_text())
+    for kept in (whole[:-1], None):
+        chunk.unlink()
+        if kept is not None:
+            chunk.write_bytes(kept)
+        got = len(kept or b"")
+        message = rf"of .*/chunk-0-1\.bin .*must have {len(whole)} bytes as .*, got {got}\)"
+        with pytest.raises(ValueError, match=message):
+            shards(str(source))
+        data = shards(str(source), on_broken="skip")
+        batches(data)
+        assert (data.num_samples, data.num_broken) == (30, 8)
+    chunk.write_bytes(whole)
+    for changed, message in [
+        ({"chunk_size": 7}, r"chunk must be that of index\.json, got Chunk 1 header item count"),
+        ({"chunk_size": -1}, r"at least 0 samples, got -1 for .*chunk-0-1\.bin"),
+        ({"chunk_size": 7.5}, r"index\.json must be an index of LitData, got TypeError"),
+    ]:
+        chunks = [*content["chunks"]]
+        chunks[1] = {**chunks[1], **changed}
+        index.write_text(json.dumps({**content, "chunks": chunks}))
+        with pytest.raises(ValueError, match=message):
+            shards(str(source))
+    for text, message in [
+        (json.dumps({"chunks": content["chunks"]}), "must be an index of LitData, got KeyError"),
+        ("{", r"index\.json must be an index in JSON, got"),
+    ]:
+        index.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            shards(str(source))
 
 
 @pytest.mark.filterwarnings("ignore")  # of litdata

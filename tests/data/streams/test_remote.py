@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -14,7 +15,7 @@ import fsspec
 import pytest
 import torch
 
-from sslzoo.data.streams.remote import ShardCache
+from sslzoo.data.streams.remote import AddressError, ShardCache
 from sslzoo.data.streams.write import index_shards
 from tests.data.streams.toys import batches, encoded, shards, write_tar, write_tars
 
@@ -175,9 +176,89 @@ def test_a_download_that_ends_early_leaves_nothing(tmp_path: Path):
         found = cache.path(f"{url}/a.tar").read_bytes()
         assert found == (tmp_path / "web" / "a.tar").read_bytes()
         for name in ("b.tar", "no.tar"):
-            with pytest.raises(ValueError, match=f"{url}/{name}"):
+            with pytest.raises(AddressError, match=f"{url}/{name}"):
                 cache.path(f"{url}/{name}")
     finally:
         server.stop()
     assert files(tmp_path / "cache") == ["a.tar"]
     assert not list((tmp_path / "cache").glob("*.part*"))
+
+
+@pytest.mark.parametrize("skip", ["error", "skip"])
+def test_what_cannot_be_downloaded_is_no_broken_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skip: str
+):
+    names = write_tars(tmp_path / "t", [6, 4, 8])
+    index_shards(names, None, "auto", str(tmp_path / "t" / "all.json"))
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "t"), f"/n{skip}", recursive=True)
+    options = {"on_broken": skip, "num_workers": 0}
+
+    memory.rm(f"/n{skip}/t-001.tar")
+    data = shards(f"memory://n{skip}/all.json", cache_dir=str(tmp_path / "cache"), **options)
+    with pytest.raises(AddressError, match=rf"readable, got memory://n{skip}/t-001\.tar"):
+        batches(data)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(type(memory), "get_file", full)
+    text = rf"downloads must have room.*/new for memory://n{skip}/t-000\.tar \(No space left"
+    with pytest.raises(AddressError, match=text):
+        shards(f"memory://n{skip}/all.json", cache_dir=str(tmp_path / "new"), **options)
+    assert not files(tmp_path / "new")
+    (tmp_path / "file").touch()
+    with pytest.raises(AddressError, match=r"must have room and be writable, got .*/file for"):
+        shards(f"memory://n{skip}/all.json", cache_dir=str(tmp_path / "file"), **options)
+
+
+@pytest.mark.parametrize("skip", ["error", "skip"])
+def test_parquet_of_an_address_that_fails_is_not_left_out(tmp_path: Path, skip: str):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    memory = fsspec.filesystem("memory")
+    for name in "ab":
+        parquet.write_table(arrow.table({"image": [encoded(0)] * 6}), tmp_path / f"{name}.parquet")
+        memory.put(str(tmp_path / f"{name}.parquet"), f"/p/{name}.parquet")
+    names = [f"memory://p/{name}.parquet" for name in "abc"]
+    options = {"on_broken": skip, "cache_dir": str(tmp_path / "cache")}
+    with pytest.raises(AddressError, match=r"must be readable, got memory://p/c\.parquet"):
+        shards(names, **options)
+    with pytest.raises(ValueError, match=r"^image_key and label_key must be among the columns"):
+        shards(names[:2], image_key="photo", **options)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_cache_for_less_than_a_shard_is_slow_but_right(tmp_path: Path, workers: int):
+    names = write_tars(tmp_path / "t", [6, 4, 8])
+    index_shards(names, None, "auto", str(tmp_path / "t" / "all.json"))
+    local = [batch.index.tolist() for batch in batches(shards(str(tmp_path / "t" / "all.json")))]
+    options = {"cache_dir": str(tmp_path / "cache"), "cache_gb": 1 / 2**30}
+    data = shards(f"file://{tmp_path}/t/all.json", **options)
+    assert [batch.index.tolist() for batch in batches(data, workers=workers)] == local
+
+
+def test_a_shard_of_another_size_than_its_list_says_is_refused(tmp_path: Path):
+    names = write_tars(tmp_path / "t", [6])
+    index_shards(names, None, "auto", str(tmp_path / "t" / "all.json"))
+    size = os.path.getsize(names[0])
+    with open(names[0], "ab") as file:
+        file.write(bytes(512))
+    message = f"must have {size} bytes as its list says, got {size + 512}"
+    with pytest.raises(ValueError, match=message):
+        shards(f"file://{tmp_path}/t/all.json", cache_dir=str(tmp_path / "cache"))
+    os.truncate(names[0], size)
+    (tmp_path / "t" / "t-000.tar.index.npy").write_bytes(b"<html>")
+    with pytest.raises(ValueError, match=r"index .*t-000\.tar\.index\.npy must be a whole array"):
+        shards(str(tmp_path / "t" / "all.json"))
+
+
+@pytest.mark.parametrize("name", ["x.part.tar", f"a.tar?signature={'x' * 300}"])
+def test_any_name_of_an_address_is_kept_in_the_cache(tmp_path: Path, name: str):
+    memory = fsspec.filesystem("memory")
+    memory.pipe(f"/k/{name}", bytes(1000))
+    kept = ShardCache(str(tmp_path)).path(f"memory://k/{name}")
+    memory.rm("/k", recursive=True)
+    assert ShardCache(str(tmp_path)).path(f"memory://k/{name}") == kept
+    assert len(files(tmp_path)) == 1
