@@ -108,7 +108,8 @@ def line(error: BaseException) -> str:
     """An error's message in one line."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     caught = "Original Traceback" in str(error)  # in a worker of a DataLoader
-    text = lines[-1] if caught else sentence(str(error)) or type(error).__name__
+    last = re.sub(r"^(\w+\.)+(?=\w+: )", "", lines[-1])  # without the class's package
+    text = last if caught else sentence(str(error)) or type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename:
         text = f"{error.filename}: {error.strerror}"
     return text + _HINT.get(type(error).__name__, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 from sslzoo.backbones import SmallResNet
 from sslzoo.callbacks import OnlineKNN
 from sslzoo.data import ImageShards
+from sslzoo.data.streams.write import index_shards
 from sslzoo.methods import InstDisc
 from sslzoo.transforms import RandomResizedCrop, View, Views
 from tests.commands.command import run
@@ -115,3 +117,29 @@ def test_the_command_writes_shards_and_prints_the_data_that_reads_them(tmp_path:
     )
     listed = ["data", "index", "out/train-*.tar", "--output", "out/again.json"]
     assert run(listed, tmp_path).stdout == "36 samples, out/again.json\n"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_cannot_be_downloaded_ends_the_command_in_a_sentence(
+    tmp_path: Path, workers: int
+):
+    names = write_tars(tmp_path / "t", [9, 4, 8])
+    index_shards(names, None, "auto", str(tmp_path / "t" / "all.json"))
+    Path(names[1]).unlink()
+    done = run(
+        [
+            *["fit", "--config", "simclr/folder_small_10ep", "--data", "sslzoo.data.ImageShards"],
+            *[f"--data.train=file://{tmp_path}/t/all.json", f"--data.num_workers={workers}"],
+            *[f"--data.cache_dir={tmp_path}/cache", "--data.on_broken=skip", "--data.batch_size=6"],
+            *[f"--data.val={names[0]}", "--data.num_classes=3", "--trainer.accelerator=cpu"],
+            "--trainer.max_epochs=1",
+            *["--trainer.enable_progress_bar=false", f"--trainer.default_root_dir={tmp_path}/out"],
+        ],
+        tmp_path,
+        check=False,
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.match(r"sslzoo: (AddressError: )?the address", last), done.stderr
+    assert f"the address of a shard must be readable, got {names[1]}" in last.replace("file://", "")
+    assert "Traceback" not in done.stderr
