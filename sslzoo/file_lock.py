@@ -61,8 +61,12 @@ def acquire(path: Path, about: Mapping[str, Any]) -> FileLock | None:
                 file.close()
                 return None
             if _is_at(file, path):
-                file.truncate(0)
-                file.write(json.dumps(about).encode())
+                try:
+                    file.truncate(0)
+                    file.write(json.dumps(about).encode())
+                except OSError as error:
+                    path.unlink(missing_ok=True)
+                    raise OSError(error.errno, error.strerror, str(path)) from None
                 # A worker that outlives its parent would hold the lock.
                 os.register_at_fork(after_in_child=file.close)
                 return FileLock(path, file, locked is True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -96,3 +97,15 @@ def test_file_system_without_locks_is_said_and_keeps_nobody_out(
     monkeypatch.setattr(fcntl, "flock", fails(errno.EIO))
     with pytest.raises(OSError, match="Input/output"):
         acquire(path, {})
+
+
+def test_a_lock_for_which_the_disk_has_no_room_is_named_and_not_left(tmp_path: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            acquire(tmp_path / "run.lock", {"process": 1})
+    finally:
+        infinite = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        resource.setrlimit(resource.RLIMIT_FSIZE, infinite)
+    assert caught.value.filename == str(tmp_path / "run.lock")
+    assert not list(tmp_path.iterdir())
