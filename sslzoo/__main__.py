@@ -30,6 +30,7 @@ from collections.abc import Callable, Sequence
 import sslzoo
 from sslzoo.commands.errors import one_sentence, without_debug
 from sslzoo.commands.hold_signals import hold_signals
+from sslzoo.commands.quick_imports import quick_imports
 
 Verb = Callable[[Sequence[str]], None]
 
@@ -39,13 +40,15 @@ def _fit(args: Sequence[str]) -> None:
     kept, debug = without_debug(sys.argv)
     sys.argv = kept
     with one_sentence("sslzoo", debug, of=()):
-        from sslzoo.commands import fit
+        with quick_imports():
+            from sslzoo.commands import fit
 
         fit.run()
 
 
 def _evaluate(args: Sequence[str]) -> None:
-    from sslzoo.commands import evaluate
+    with quick_imports():
+        from sslzoo.commands import evaluate
 
     evaluate.main(args[1:])
 
@@ -82,7 +85,8 @@ def _units(args: Sequence[str]) -> None:
 
 def _report(args: Sequence[str]) -> None:
     try:
-        from sslzoo.commands import report
+        with quick_imports():
+            from sslzoo.commands import report
     except ImportError as error:
         print(f"sslzoo report: {error}: pip install 'sslzoo[report]'", file=sys.stderr)
         raise SystemExit(1) from None

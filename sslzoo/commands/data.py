@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sslzoo.commands.errors import Parser, one_sentence, without_debug
+from sslzoo.commands.quick_imports import quick_imports
 
 
 def _parser() -> Parser:
@@ -83,7 +84,8 @@ def main(args: Sequence[str]) -> None:
 
 
 def _check(given: dict[str, Any]) -> None:
-    from sslzoo.data.check import check_data
+    with quick_imports():
+        from sslzoo.data.check import check_data
 
     target = given.pop("yaml")
     report = check_data(**{**given, "reader": _function(given["reader"])})
@@ -95,8 +97,9 @@ def _check(given: dict[str, Any]) -> None:
 def _shard(given: dict[str, Any]) -> None:
     import yaml
 
-    from sslzoo.data.check import VALIDATION
-    from sslzoo.data.streams.write import write_shards
+    with quick_imports():
+        from sslzoo.data.check import VALIDATION
+        from sslzoo.data.streams.write import write_shards
 
     written = write_shards(**given)
     lone = " and those without a partner" if given["captions"] else ""
@@ -121,7 +124,8 @@ def _shard(given: dict[str, Any]) -> None:
 
 
 def _index(given: dict[str, Any]) -> None:
-    from sslzoo.data.streams.write import index_shards
+    with quick_imports():
+        from sslzoo.data.streams.write import index_shards
 
     label = None if given["label_key"] == "none" else given["label_key"]
     files, image, text = given["shards"], given["image_key"], given["text_key"]

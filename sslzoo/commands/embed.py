@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sslzoo.commands.errors import Parser, one_sentence, without_debug
+from sslzoo.commands.quick_imports import quick_imports
 
 
 def _parser() -> Parser:
@@ -35,6 +36,7 @@ def main(args: Sequence[str]) -> None:
     args, debug = without_debug(args)
     given = _parser().parse_args(args)
     with one_sentence("sslzoo embed", debug):
-        from sslzoo.runs.embed import embed  # after --help, since it imports torch
+        with quick_imports():
+            from sslzoo.runs.embed import embed  # after --help, since it imports torch
 
         print(embed(**vars(given)))

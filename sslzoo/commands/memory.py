@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sslzoo.commands.errors import Parser, one_sentence, without_debug
+from sslzoo.commands.quick_imports import quick_imports
 
 _ROWS = {
     "parameters": "trained parameters",
@@ -42,9 +43,10 @@ def main(args: Sequence[str]) -> None:
     args, debug = without_debug(args)
     given = _parser().parse_args(args)
     with one_sentence("sslzoo memory", debug):
-        from sslzoo.commands.configs import find_config
-        from sslzoo.runs.memory import memory_plan
-        from sslzoo.trust import read_config
+        with quick_imports():
+            from sslzoo.commands.configs import find_config
+            from sslzoo.runs.memory import memory_plan
+            from sslzoo.trust import read_config
 
         path = find_config(given.config)
         if not Path(path).is_file():

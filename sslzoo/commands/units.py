@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sslzoo.commands.errors import Parser, one_sentence, without_debug
+from sslzoo.commands.quick_imports import quick_imports
 
 
 def _parser() -> Parser:
@@ -39,6 +40,7 @@ def main(args: Sequence[str]) -> None:
     args, debug = without_debug(args)
     given = vars(_parser().parse_args(args))
     with one_sentence("sslzoo units", debug):
-        from sslzoo.runs.units import cluster_units  # after --help, since it imports torch
+        with quick_imports():
+            from sslzoo.runs.units import cluster_units  # after --help, since it imports torch
 
         print(cluster_units(**given))

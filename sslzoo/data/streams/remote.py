@@ -24,6 +24,8 @@ _VERSIONS = ("etag", "contentmd5", "md5hash", "blobid", "mtime", "lastmodified",
 _OWN = re.compile(r"[0-9a-f]{16}-")  # how the names of the cache's files begin
 _WHOLE = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}-")  # those of whole files
 _NAME = 100  # characters of an address's file name that are kept, such as of a long query
+_ON_DISK = ("file://", "local://", "memory://")  # another attempt would find the same
+_WAITS = (1.0, 4.0)  # seconds before another attempt to download
 _DISK = {errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -95,7 +97,7 @@ class ShardCache:
                 stack.enter_context(FileLock(self._lock(digest)))
                 target = self._current.get(name)
                 if target is None or not target.is_file():
-                    target = self._current[name] = self._updated(name, digest)
+                    target = self._current[name] = self._tried(name, digest)
                 os.utime(target)
             except OSError as error:
                 raise AddressError(
@@ -106,6 +108,15 @@ class ShardCache:
 
     def _lock(self, digest: str) -> Path:
         return self.folder / f".{digest}.lock"
+
+    def _tried(self, name: str, digest: str) -> Path:
+        """`_updated`, in several attempts if the address is of a network."""
+        for wait in () if name.startswith(_ON_DISK) else _WAITS:
+            try:
+                return self._updated(name, digest)
+            except AddressError:
+                time.sleep(wait)
+        return self._updated(name, digest)
 
     def _updated(self, name: str, digest: str) -> Path:
         """The file of the address's version: `<hash of the address>-<version>-<file name>`."""

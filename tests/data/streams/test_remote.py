@@ -15,6 +15,7 @@ import fsspec
 import pytest
 import torch
 
+from sslzoo.data.streams import remote
 from sslzoo.data.streams.remote import AddressError, ShardCache
 from sslzoo.data.streams.write import index_shards
 from tests.data.streams.toys import batches, encoded, shards, write_tar, write_tars
@@ -156,6 +157,19 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
+class Unsteady(Quiet):
+    """Answers every second request alone."""
+
+    asked = 0
+
+    def do_GET(self) -> None:
+        Unsteady.asked += 1
+        if Unsteady.asked % 2:
+            self.send_error(503)
+        else:
+            super().do_GET()
+
+
 class Cut(Quiet):
     """Tells the size of a file and sends the half of it."""
 
@@ -164,8 +178,27 @@ class Cut(Quiet):
         outputfile.write(content[: len(content) // 2] if self.path == "/b.tar" else content)
 
 
-def test_a_download_that_ends_early_leaves_nothing(tmp_path: Path):
+def test_a_download_that_fails_for_a_moment_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     pytest.importorskip("aiohttp")
+    waited: list[float] = []
+    monkeypatch.setattr(remote.time, "sleep", waited.append)
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "a.tar").write_bytes(b"abc")
+    server = Web(tmp_path / "web", Unsteady)
+    try:
+        assert (
+            ShardCache(str(tmp_path / "cache")).path(f"{server.url}/a.tar").read_bytes() == b"abc"
+        )
+    finally:
+        server.stop()
+    assert waited == [1.0]
+
+
+def test_a_download_that_ends_early_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(remote, "_WAITS", (0.0,))
     (tmp_path / "web").mkdir()
     for name in ("a.tar", "b.tar"):
         (tmp_path / "web" / name).write_bytes(os.urandom(5000))
