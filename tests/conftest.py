@@ -49,6 +49,13 @@ def _nothing_compiled() -> None:
         sys.modules["torch._dynamo"].reset()
 
 
+@pytest.fixture(autouse=True)
+def _nothing_deterministic() -> Iterator[None]:
+    """Undo `Trainer(deterministic=True)`, with which torch fills all new memory."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tree of 60 + 20 small images in two classes."""
