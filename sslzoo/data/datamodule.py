@@ -388,9 +388,9 @@ class SampleDataModule(LightningDataModule, ABC):
         epoch = self._trainer_epoch()
         if epoch is None:
             return self.eval_views(batch)
-        return (
-            self._in_precision(batch) if self.views_in_workers else self.train_views(batch, epoch)
-        )
+        if self.views_in_workers:
+            return self._in_precision(batch)
+        return self.train_views(batch, epoch)
 
     def _in_precision(self, batch: Batch) -> Batch:
         """Convert views to the trainer's `precision`, which converts batches only on loading."""
