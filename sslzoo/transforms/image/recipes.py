@@ -567,7 +567,8 @@ def multi_crop_views(
         interpolation: Interpolation = "bicubic" if dino else "bilinear"
         crop = RandomResizedCrop(size, scale, interpolation=interpolation)
         amounts = (0.4, 0.4, 0.2, 0.1) if dino else (0.8, 0.8, 0.8, 0.2)
-        jitter = ColorJitter(*(strength * amount for amount in amounts), p=0.8)
+        bright, contrast, saturation, hue = (strength * amount for amount in amounts)
+        jitter = ColorJitter(bright, contrast, saturation, hue, 0.8)
 
         def view(
             blur_p: float, *last: Op, crop: RandomResizedCrop = crop, jitter: Op = jitter
