@@ -36,3 +36,8 @@ class ViewsInWorkers(Callback):
                 f"with_views(datamodule, transform), got {type(data).__name__}"
             )
         data.views_in_workers = True
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the data module as it was, for a trainer without this callback."""
+        if stage == "fit":
+            trainer.datamodule.views_in_workers = False  # type: ignore[attr-defined]

@@ -116,7 +116,9 @@ def test_every_view_is_that_of_the_device(
     try:
         for workers, callbacks in ((0, []), (1, [ViewsInWorkers()]), (None, [ViewsInWorkers()])):
             module = Keep()
-            trainer(*callbacks).fit(module, datamodule=made(tmp_path, workers))
+            data = made(tmp_path, workers)
+            trainer(*callbacks).fit(module, datamodule=data)
+            assert not data.views_in_workers  # for the next trainer
             seen.append(flat(module.batches))
     finally:
         torch.set_num_threads(before)
