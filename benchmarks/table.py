@@ -32,7 +32,7 @@ def _cost(result: Result, side: str) -> str:
         return f"{value:,.0f} MiB"
     if result["kind"] == "cpu":
         return f"{value:.2f} s CPU"
-    if result["unit"] in ("view", "sample", "query"):
+    if result["unit"] in ("view", "image", "sample", "query"):
         plural = "queries" if result["unit"] == "query" else f"{result['unit']}s"
         return f"{1 / value:,.0f} {plural}/s"
     return _time(value)

@@ -15,7 +15,7 @@ class ViewsInWorkers(Callback):
     worker makes all views of its batches on one core, and the device only trains: for a GPU without
     time to spare beside many cores, and for a CPU. The views are the same, on a CPU bit for bit. A
     batch then crosses from worker to device as float32 views, four times the bytes of uint8 crops,
-    and waits in shared memory (/dev/shm), two batches per worker.
+    and lies in shared memory (/dev/shm), up to three batches per worker.
 
     Evaluation is not affected. Data modules that load without workers get one worker per core, at
     most 8, if their `num_workers` is None.

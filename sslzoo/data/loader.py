@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from sslzoo import distributed
 from sslzoo.batch import Batch
+from sslzoo.data.batch_memory import BatchMemory
 from sslzoo.data.sampler import KeyedSampler, ShardedBatchSampler
 from sslzoo.eval.loaders import first_readable
 from sslzoo.random import run_keys
@@ -27,11 +28,6 @@ class BatchSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitems__(self, index: list[int]) -> Batch: ...
-
-
-def keep_batch(batch: Any) -> Any:
-    """Collate function of sets that already make batches."""
-    return batch
 
 
 class TrainLoader:
@@ -68,7 +64,7 @@ class TrainLoader:
             batch_size=sampler.rank_batch,
             sampler=sampler,
             num_workers=num_workers,
-            collate_fn=keep_batch,
+            collate_fn=BatchMemory(),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
             generator=self._generator,
@@ -156,6 +152,7 @@ class TrainLoader:
     def close(self) -> None:
         """Stop the workers; the next iteration starts new ones."""
         self._loader._iterator = None
+        self._loader.collate_fn = BatchMemory()  # the old one holds the memory of the old ones
 
 
 class EvalLoader:
@@ -179,21 +176,25 @@ class EvalLoader:
         world: int | None = None,
         order: Tensor | None = None,
     ) -> None:
-        self._loader: DataLoader[Any] = DataLoader(
-            dataset,  # type: ignore[arg-type]
-            batch_sampler=ShardedBatchSampler(len(dataset), batch_size, rank, world, order),
-            num_workers=num_workers,
-            collate_fn=keep_batch,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),
-        )
+        self._dataset: Any = dataset
+        self._batches = ShardedBatchSampler(len(dataset), batch_size, rank, world, order)
+        self._num_workers = num_workers
+        self._generator = torch.Generator()
 
     def __len__(self) -> int:
         """Number of batches of this rank."""
-        return len(self._loader)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self._loader)
+        loader: DataLoader[Batch] = DataLoader(
+            self._dataset,
+            batch_sampler=self._batches,
+            num_workers=self._num_workers,
+            collate_fn=BatchMemory(),
+            pin_memory=torch.cuda.is_available(),
+            generator=self._generator,
+        )
+        return iter(loader)
 
 
 class SingleBatchLoader:

@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sslzoo.data.batch_memory import BatchMemory
 from sslzoo.data.image.rasters import open_image
 from sslzoo.data.listing import pack_paths, spread, unpack_path
-from sslzoo.data.loader import keep_batch
 from sslzoo.transforms.image.pixels import (
     ALPHA,
     GRAY,
@@ -209,7 +209,7 @@ def decode_array(
         _Decoder(paths, size, deep, decoding),  # type: ignore[arg-type]
         batch_size=_CHUNK,
         num_workers=processes if len(paths) >= _MANY else 0,
-        collate_fn=keep_batch,
+        collate_fn=BatchMemory(),
         generator=torch.Generator(),
     )
     dtype = torch.float32 if deep else torch.uint8
