@@ -243,8 +243,11 @@ def litdata_folder(root: Path, samples: Sequence[Any]) -> str:
 
 
 @pytest.mark.filterwarnings("ignore")  # of litdata
-def test_litdata_gives_the_samples_of_tar_files(tmp_path: Path):
-    data = shards(litdata_folder(tmp_path / "lit", items(0, 30)))
+@pytest.mark.parametrize("cache_gb", [None, 1.0, 1e-6], ids=["folder", "address", "small cache"])
+def test_litdata_gives_the_samples_of_tar_files(tmp_path: Path, cache_gb: float | None):
+    source = litdata_folder(tmp_path / "lit", items(0, 30))
+    options = {"cache_dir": str(tmp_path / "cache"), "cache_gb": cache_gb}
+    data = shards(source) if cache_gb is None else shards(f"file://{source}", **options)
     assert data.sets.train.shards.counts.tolist() == [8, 8, 8, 6]
     assert samples(data) == samples(expected(tmp_path))
     check_ranks_workers_and_resume(data)
