@@ -13,8 +13,9 @@ import os
 import pickle
 import uuid
 import weakref
+from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,34 +25,48 @@ from torch.utils.data import get_worker_info
 
 _ALIGN = 64  # bytes, as torch aligns its own memory
 _SPARE = 2  # unused blocks that a worker keeps
+_FREE, _IN_USE, _LOST = 0, 1, 2  # the first byte of a block
 
 # A tensor's type, shape and first byte in its block.
 _Layout = tuple[torch.dtype, torch.Size, int]
 
 
+def collate_for(num_workers: int) -> Callable[[Any], Any]:
+    """The collate function of a loader whose set returns whole batches."""
+    return BatchMemory() if num_workers else _as_it_is
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
 class BatchMemory:
-    """The collate function of loaders whose set makes whole batches, which it does not change.
+    """The collate function in workers, for sets that return whole batches, which stay unchanged.
 
     A block of shared memory holds the tensors of one batch, and belongs to the reader until the
-    last of them is freed, whoever holds it. So a worker has as many blocks as batches of it are
-    waiting or in use, and one that it writes. Tensors that are not contiguous, not on the CPU, in
-    shared memory already, or with gradients cross as usual.
+    last of them is freed, whoever holds it. So a worker has a block for each of its batches that
+    waits or is in use, and at most two more. Tensors that are not contiguous, not on the CPU, in
+    shared memory already, or with gradients cross as usual. Those that share memory no longer do.
+
+    An object is for workers that are started together. In the process that reads, it does nothing.
     """
 
     def __init__(self) -> None:
-        self.__setstate__(uuid.uuid4().hex)
+        self._start(uuid.uuid4().hex)
+
+    def _start(self, token: str) -> None:
+        self._token = token
+        self._read = _read.setdefault(token, _Blocks())  # kept, in the process that reads
+        self._written: dict[int, Tensor] = {}  # in a worker: its blocks by number
+        self._numbers = itertools.count()
 
     def __getstate__(self) -> str:
         return self._token
 
     def __setstate__(self, token: str) -> None:
-        self._token = token
-        self._read = _blocks.setdefault(token, _Blocks())  # held, in the process that reads
-        self._written: dict[int, Tensor] = {}  # in a worker: its blocks by number
-        self._numbers = itertools.count()
+        self._start(token)
 
     def __call__(self, batch: Any) -> Any:
-        """Write a batch into a block, if this is a worker."""
         if get_worker_info() is None:
             return batch
         file, tensors = io.BytesIO(), list[Tensor]()
@@ -59,32 +74,41 @@ class BatchMemory:
         if not tensors:
             return batch
         layout: list[_Layout] = []
-        size = _ALIGN  # the first byte: whether the block is in use
+        size = _ALIGN
         for x in tensors:
             layout.append((x.dtype, x.shape, size))
             size += -(-x.nbytes // _ALIGN) * _ALIGN
-        number, is_new, dropped = self._block(size)
-        block = self._written[number]
+        number, dropped = self._choose(size)
+        known = self._written.get(number)
+        # Where sizes vary, larger ones than this one will come.
+        block = _shared(size + size // 4 if dropped else size) if known is None else known
         for x, (dtype, shape, start) in zip(tensors, layout, strict=True):
             block[start : start + x.nbytes].view(dtype).view(shape).copy_(x)
-        block[0] = 1
-        key = (os.getpid(), number)
-        return _Sent(self._token, key, block if is_new else None, dropped, layout, file.getvalue())
+        block[0] = _IN_USE
+        self._written[number] = block
+        new = block if known is None else None
+        return _Sent(self._token, (os.getpid(), number), new, dropped, layout, file.getvalue())
 
-    def _block(self, size: int) -> tuple[int, bool, list[int]]:
-        """A block of at least `size` bytes: its number, whether it is new, and blocks given up."""
-        free = [number for number, block in self._written.items() if not block[0]]
+    def _choose(self, size: int) -> tuple[int, list[int]]:
+        """The number of the block to write, which may be a new one, and those that are given up."""
+        states = {number: int(block[0]) for number, block in self._written.items()}
+        free = [number for number, state in states.items() if state == _FREE]
         fitting = [number for number in free if len(self._written[number]) >= size]
+        chosen = fitting[-1] if fitting else next(self._numbers)
+        dropped = [number for number in free if number != chosen]
         if fitting:
-            dropped = [number for number in free if number != fitting[-1]][:-_SPARE]
-            found = fitting[-1]
-        else:
-            dropped, found = free, next(self._numbers)
-            room = size + size // 4 if free else size  # sizes vary: room for larger ones
-            self._written[found] = _shared(room)
+            dropped = dropped[:-_SPARE]
+        dropped += [number for number, state in states.items() if state == _LOST]
         for number in dropped:
             del self._written[number]
-        return found, not fitting, dropped
+        return chosen, dropped
+
+
+class _Blocks(dict[tuple[int, int], NDArray[np.uint8]]):
+    """The blocks that a process reads, by worker and number."""
+
+
+_read: weakref.WeakValueDictionary[str, _Blocks] = weakref.WeakValueDictionary()
 
 
 def _shared(size: int) -> Tensor:
@@ -97,13 +121,6 @@ def _shared(size: int) -> Tensor:
             f"loader worker, got none for one of {size / 2**20:.1f} MiB ({error}); enlarge it "
             "(docker run --shm-size), or lower num_workers or batch_size"
         ) from error
-
-
-class _Blocks(dict[tuple[int, int], NDArray[np.uint8]]):
-    """The blocks that a process reads, by worker and number."""
-
-
-_blocks: weakref.WeakValueDictionary[str, _Blocks] = weakref.WeakValueDictionary()
 
 
 class _Pickler(ForkingPickler):
@@ -152,27 +169,52 @@ class _Sent:
 def _receive(
     token: str,
     key: tuple[int, int],
-    block: Tensor | None,
+    new: Tensor | None,
     dropped: list[int],
     layout: list[_Layout],
     payload: bytes,
 ) -> Any:
-    read = _blocks[token]
+    blocks = _read[token]
     for number in dropped:
-        read.pop((key[0], number), None)
-    if block is not None:
-        read[key] = block.numpy()
-    array = read[key]
+        blocks.pop((key[0], number), None)
+    if new is not None:
+        blocks[key] = new.numpy()
+    array = blocks[key]
+    # It lives as long as the storage of any of the tensors.
     lease = memoryview(array)  # type: ignore[arg-type]
+    weakref.finalize(lease, _give_back, array, _Reader.now()).atexit = False
     tensors = [
         torch.frombuffer(lease, dtype=dtype, count=shape.numel(), offset=start).view(shape)
         for dtype, shape, start in layout
     ]
-    # The lease lives as long as the storage of any of the tensors.
-    weakref.finalize(lease, _give_back, array, os.getpid()).atexit = False
     return _Unpickler(io.BytesIO(payload), tensors).load()
 
 
-def _give_back(array: NDArray[np.uint8], reader: int) -> None:
-    if os.getpid() == reader:  # not a child that was forked from it
-        array[0] = 0
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_count_fork)
+
+
+class _Reader(NamedTuple):
+    """A process, and how often it was forked before."""
+
+    pid: int
+    forks: int
+
+    @classmethod
+    def now(cls) -> _Reader:
+        return cls(os.getpid(), _forks)
+
+
+def _give_back(array: NDArray[np.uint8], reader: _Reader) -> None:
+    """Free a block, unless a child that was forked meanwhile may still read it."""
+    now = _Reader.now()
+    if now.pid == reader.pid:
+        array[0] = _FREE if now == reader else _LOST

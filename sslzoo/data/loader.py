@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from sslzoo import distributed
 from sslzoo.batch import Batch
-from sslzoo.data.batch_memory import BatchMemory
+from sslzoo.data.batch_memory import collate_for
 from sslzoo.data.sampler import KeyedSampler, ShardedBatchSampler
 from sslzoo.eval.loaders import first_readable
 from sslzoo.random import run_keys
@@ -64,7 +64,7 @@ class TrainLoader:
             batch_size=sampler.rank_batch,
             sampler=sampler,
             num_workers=num_workers,
-            collate_fn=BatchMemory(),
+            collate_fn=collate_for(num_workers),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
             generator=self._generator,
@@ -152,7 +152,7 @@ class TrainLoader:
     def close(self) -> None:
         """Stop the workers; the next iteration starts new ones."""
         self._loader._iterator = None
-        self._loader.collate_fn = BatchMemory()  # the old one holds the memory of the old ones
+        self._loader.collate_fn = collate_for(self._loader.num_workers)  # for the new ones
 
 
 class EvalLoader:
@@ -176,25 +176,22 @@ class EvalLoader:
         world: int | None = None,
         order: Tensor | None = None,
     ) -> None:
-        self._dataset: Any = dataset
-        self._batches = ShardedBatchSampler(len(dataset), batch_size, rank, world, order)
-        self._num_workers = num_workers
-        self._generator = torch.Generator()
+        self._loader: DataLoader[Any] = DataLoader(
+            dataset,  # type: ignore[arg-type]
+            batch_sampler=ShardedBatchSampler(len(dataset), batch_size, rank, world, order),
+            num_workers=num_workers,
+            collate_fn=collate_for(num_workers),
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),
+        )
 
     def __len__(self) -> int:
         """Number of batches of this rank."""
-        return len(self._batches)
+        return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        loader: DataLoader[Batch] = DataLoader(
-            self._dataset,
-            batch_sampler=self._batches,
-            num_workers=self._num_workers,
-            collate_fn=BatchMemory(),
-            pin_memory=torch.cuda.is_available(),
-            generator=self._generator,
-        )
-        return iter(loader)
+        self._loader.collate_fn = collate_for(self._loader.num_workers)  # for new workers
+        return iter(self._loader)
 
 
 class SingleBatchLoader:

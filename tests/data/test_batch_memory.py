@@ -6,17 +6,18 @@ import copy
 import gc
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from sslzoo.batch import Batch, Padded
+from sslzoo.callbacks.rehearsal import dataset_of, first_batch
 from sslzoo.data.batch_memory import BatchMemory
-from sslzoo.data.loader import TrainLoader
+from sslzoo.data.loader import EvalLoader, TrainLoader
 from sslzoo.data.sampler import KeyedSampler
 
 DTYPES = (
@@ -187,18 +188,52 @@ def test_a_worker_has_few_page_faults() -> None:
     assert usual_faults[-1] - usual_faults[0] > 60 * pages
 
 
-def test_a_child_of_the_reader_frees_nothing() -> None:
-    given = iter(loader(one))
-    first = next(given)
+@pytest.mark.parametrize("child_frees", [False, True])
+def test_a_child_and_the_reader_do_not_free_each_others_batches(child_frees: bool) -> None:
+    given = iter(loader(one, prefetch_factor=1))
+    here, there = next(given), next(given)
+    waits, goes_on = os.pipe()
     child = os.fork()
     if child == 0:
-        del first
-        gc.collect()
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
+        try:
+            if child_frees:
+                del here
+                gc.collect()
+            os.read(waits, 1)
+            assert_same(there, one(1))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    del there
     for _ in given:
         pass
-    assert_same(first, one(0))
+    os.write(goes_on, b"x")
+    assert os.waitpid(child, 0)[1] == 0
+    assert_same(here, one(0))
+
+
+class Nested(IterableDataset[Batch]):
+    """A set that reads a loader without workers, itself in a worker."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(EvalLoader(Made(one, 3), 1, 0, rank=0, world=1))
+
+
+def test_a_loader_within_a_worker_gives_its_batches() -> None:
+    for number, batch in enumerate(DataLoader(Nested(), batch_size=None, num_workers=1)):
+        assert_same(batch, one(number))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_set_of_an_evaluation_loader_is_found_and_read_without_workers(workers: int) -> None:
+    data = Made(one, 8)
+    given = EvalLoader(data, 1, workers, rank=0, world=1)
+    for _ in range(2):
+        assert dataset_of(given) is data
+        first = first_batch(given)
+        assert torch.equal(first.views[0], one(0).views[0][:2])
+        for number, batch in enumerate(given):
+            assert_same(batch, one(number))
 
 
 def test_a_copy_of_a_loader_reads_its_own_batches() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sslzoo.data.batch_memory import BatchMemory
+from sslzoo.data.batch_memory import collate_for
 from sslzoo.data.image.rasters import open_image
 from sslzoo.data.listing import pack_paths, spread, unpack_path
 from sslzoo.transforms.image.pixels import (
@@ -205,11 +205,12 @@ def decode_array(
     size, deep, channels = _first(paths, decoding)
     decoding = decoding._replace(channels=decoding.channels or channels)
     deep = deep or decoding.value_range not in (None, (0, 255))
+    workers = processes if len(paths) >= _MANY else 0
     loader: DataLoader[Any] = DataLoader(
         _Decoder(paths, size, deep, decoding),  # type: ignore[arg-type]
         batch_size=_CHUNK,
-        num_workers=processes if len(paths) >= _MANY else 0,
-        collate_fn=BatchMemory(),
+        num_workers=workers,
+        collate_fn=collate_for(workers),
         generator=torch.Generator(),
     )
     dtype = torch.float32 if deep else torch.uint8
