@@ -15,7 +15,7 @@ import uuid
 import weakref
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -182,7 +182,7 @@ def _receive(
     array = blocks[key]
     # It lives as long as the storage of any of the tensors.
     lease = memoryview(array)  # type: ignore[arg-type]
-    weakref.finalize(lease, _give_back, array, _Reader.now()).atexit = False
+    weakref.finalize(lease, _give_back, array, _reader()).atexit = False
     tensors = [
         torch.frombuffer(lease, dtype=dtype, count=shape.numel(), offset=start).view(shape)
         for dtype, shape, start in layout
@@ -202,19 +202,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_count_fork)
 
 
-class _Reader(NamedTuple):
-    """A process, and how often it was forked before."""
-
-    pid: int
-    forks: int
-
-    @classmethod
-    def now(cls) -> _Reader:
-        return cls(os.getpid(), _forks)
+def _reader() -> tuple[int, int]:
+    """This process, and how often it was forked."""
+    return os.getpid(), _forks
 
 
-def _give_back(array: NDArray[np.uint8], reader: _Reader) -> None:
+def _give_back(array: NDArray[np.uint8], reader: tuple[int, int]) -> None:
     """Free a block, unless a child that was forked meanwhile may still read it."""
-    now = _Reader.now()
-    if now.pid == reader.pid:
+    now = _reader()
+    if now[0] == reader[0]:
         array[0] = _FREE if now == reader else _LOST
