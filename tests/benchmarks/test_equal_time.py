@@ -150,7 +150,9 @@ def test_our_side_trains_for_its_steps_and_leaves_features(images: Path, tmp_pat
     outcome = equal_ours.side(small(order_of(given, "simclr", "ours", 0, str(tmp_path))))
     assert outcome["steps"] == 4
     assert [check["step"] for check in outcome["checks"]] == [2, 4]
-    assert 0 < outcome["checks"][0]["seconds"] < outcome["checks"][1]["seconds"]
+    first, second = (check["seconds"] for check in outcome["checks"])
+    tick = 0.01  # of the clock of child processes
+    assert 0 < first < second + tick
     parts = [torch.load(tmp_path / check["file"]) for check in outcome["checks"]]
     bank, labels, query, _ = parts[-1]
     assert bank.shape == query.shape == (12, 8)
