@@ -136,7 +136,6 @@ def test_what_is_held_is_never_written_again(hold: Callable[[Tensor], Any]) -> N
         if number % 3:
             held[number] = hold(batch.views[0])
         del batch
-        gc.collect()
     for number, part in held.items():
         assert torch.equal(values(part), values(hold(one(number).views[0])))
 
@@ -253,13 +252,17 @@ def test_full_shared_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
         raise RuntimeError("unable to allocate shared memory(shm): No space left on device")
 
     monkeypatch.setattr(Tensor, "share_memory_", full)
+    given: Any = iter(loader(one))
     with pytest.raises(RuntimeError, match=r"must have room for three batches .*--shm-size"):
-        next(iter(loader(one)))
+        next(given)
+    given._shutdown_workers()  # the traceback keeps it until the collector waits for its worker
 
 
 def test_an_error_in_a_batch_that_cannot_cross_is_raised() -> None:
+    given: Any = iter(loader(lambda seed: (torch.zeros(2), lambda: seed)))
     with pytest.raises(Exception, match="pickle"):
-        next(iter(loader(lambda seed: (torch.zeros(2), lambda: seed))))
+        next(given)
+    given._shutdown_workers()
 
 
 def test_the_training_loader_starts_anew_behind_close() -> None:
