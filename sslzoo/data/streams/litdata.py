@@ -127,6 +127,7 @@ class LitShards(Shards):
 
     def _opened(self) -> Any:
         litdata = library("litdata", self.source)
+        self._last = None  # such as of the process that this one was copied from
         if self.is_remote:
             self.folder.mkdir(parents=True, exist_ok=True)
             atomic_write(self.folder / "index.json", json.dumps(self.content))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from collections.abc import Sequence
 from itertools import chain
@@ -251,6 +252,19 @@ def test_litdata_gives_the_samples_of_tar_files(tmp_path: Path, cache_gb: float 
     assert data.sets.train.shards.counts.tolist() == [8, 8, 8, 6]
     assert samples(data) == samples(expected(tmp_path))
     check_ranks_workers_and_resume(data)
+
+
+@pytest.mark.filterwarnings("ignore")  # of litdata
+def test_a_copy_of_litdata_fetches_a_chunk_that_was_removed(tmp_path: Path):
+    source = litdata_folder(tmp_path / "lit", items(0, 30))
+    cache = tmp_path / "cache"
+    read = shards(f"file://{source}", cache_dir=str(cache)).sets.train.shards
+    first, second = (read.read(0, row).image for row in range(2))
+    copied = pickle.loads(pickle.dumps(read))
+    for path in cache.glob("*-chunk-*"):
+        path.unlink()
+    assert copied.read(0, 1).image == second
+    assert copied.read(0, 0).image == first
 
 
 @pytest.mark.filterwarnings("ignore")  # of litdata
