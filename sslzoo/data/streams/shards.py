@@ -142,14 +142,23 @@ class Recent(Generic[Opened]):
 
     def __init__(self, most: int, weight: Callable[[Opened], int] | None = None) -> None:
         self.most, self._weight = most, weight
+        self._clear()
+
+    def _clear(self) -> None:
         self._kept: OrderedDict[Any, Opened] = OrderedDict()
-        self._total = 0
+        self._total, self._process = 0, os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"most": self.most, "_weight": self._weight, "_kept": OrderedDict(), "_total": 0}
+        return {"most": self.most, "_weight": self._weight}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._clear()
 
     def get(self, key: Any, make: Callable[[], Opened]) -> Opened:
         """The object under a key, made by `make` if it is not kept."""
+        if self._process != os.getpid():
+            self._clear()
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 from collections.abc import Sequence
@@ -416,6 +417,33 @@ def test_a_shard_is_entered_by_skipping_not_by_reading_the_stream():
     assert len(made) <= 600
     with pytest.raises(ValueError, match="ended after 600 samples"):
         IterableShards(given, ("image", "label"), [700] * 3).read(0, 650)
+
+
+def test_a_forked_process_does_not_read_on_in_a_file_of_its_parent(tmp_path: Path):
+    datasets = pytest.importorskip("datasets")
+    path = tmp_path / "lines"
+    path.write_text("".join(f"{i:0127d}\n" for i in range(1024)))
+
+    def generate(paths: list[str]) -> Any:
+        for one in paths:
+            with open(one) as file:  # its position is that of every process that shares it
+                yield from ({"image": line.strip(), "label": 0} for line in file)
+
+    given = datasets.IterableDataset.from_generator(generate, gen_kwargs={"paths": [str(path)]})
+    from sslzoo.data.streams.iterable import IterableShards
+
+    shards = IterableShards(given, ("image", "label"), [1024])
+    assert int(shards.read(0, 0).image) == 0
+    child = os.fork()
+    if child == 0:
+        try:
+            found = [int(shards.read(0, offset).image) for offset in range(256, 1024)]
+            os._exit(found != list(range(256, 1024)))
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    found = [int(shards.read(0, offset).image) for offset in range(256, 1024)]
+    assert found == list(range(256, 1024))
 
 
 def test_a_streamed_hugging_face_folder_needs_no_number_of_samples(tmp_path: Path):
