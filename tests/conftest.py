@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch.multiprocessing
 from PIL import Image
+from torch.utils.data import dataloader
 
 from tests.ranks import PRELOADED, Ranks, settle_torch
 
@@ -54,6 +57,27 @@ def _nothing_deterministic() -> Iterator[None]:
     """Undo `Trainer(deterministic=True)`, with which torch fills all new memory."""
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _no_workers_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Stop the workers of a test that failed in mid-epoch, as some do on purpose.
+
+    The traceback is in a cycle with the loader, and a garbage collection closes the pipes to the
+    workers before it stops them, so that some later test waits 5 seconds for each.
+    """
+    kind = dataloader._MultiProcessingDataLoaderIter
+    begun: weakref.WeakSet[Any] = weakref.WeakSet()
+    make = kind.__init__
+
+    def remembered(loader: Any, *args: Any) -> None:
+        begun.add(loader)
+        make(loader, *args)
+
+    monkeypatch.setattr(kind, "__init__", remembered)
+    yield
+    for loader in begun:
+        loader._shutdown_workers()
 
 
 @pytest.fixture(scope="module")

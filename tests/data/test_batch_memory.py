@@ -255,14 +255,12 @@ def test_full_shared_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
     given: Any = iter(loader(one))
     with pytest.raises(RuntimeError, match=r"must have room for three batches .*--shm-size"):
         next(given)
-    given._shutdown_workers()  # the traceback keeps it until the collector waits for its worker
 
 
 def test_an_error_in_a_batch_that_cannot_cross_is_raised() -> None:
     given: Any = iter(loader(lambda seed: (torch.zeros(2), lambda: seed)))
     with pytest.raises(Exception, match="pickle"):
         next(given)
-    given._shutdown_workers()
 
 
 def test_the_training_loader_starts_anew_behind_close() -> None:
