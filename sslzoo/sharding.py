@@ -36,7 +36,7 @@ from torch.optim import Optimizer
 from sslzoo.atomic_write import check_target, exchange, part_of, recover, remove, save_tensors
 from sslzoo.distributed import broadcast_
 from sslzoo.trust import is_folder_of_shards, outline
-from sslzoo.trust.shards import EXTRA, read_index
+from sslzoo.trust.shards import EXTRA, WITH_EXTRA, read_index, version_of
 
 # What is called from outside and uses parameters that are in no block.
 _ENTRIES = ("training_step", "losses", "predict_step")
@@ -65,6 +65,7 @@ class FullyShard(ModelParallelStrategy):
             process_group_backend=process_group_backend,
         )
         self._shards: Path | None = None  # the folder that is being loaded
+        self._version: Any = None  # of that folder
 
     # Parameters are sharded in `configure_model`, so a run is restored in the order of DDP: the
     # data module and the clock before loaders and optimizers are made.
@@ -103,7 +104,7 @@ class FullyShard(ModelParallelStrategy):
         if not is_folder_of_shards(path):
             check_target(path)
         plain = dict(checkpoint)
-        tensors: dict[str, Any] = {"state_dict": plain.pop("state_dict")}
+        tensors: dict[str, Any] = {"state_dict": plain.pop("state_dict"), WITH_EXTRA: True}
         plain["optimizer_states"] = []
         for number, state in enumerate(checkpoint.get("optimizer_states", [])):
             split = {
@@ -141,6 +142,7 @@ class FullyShard(ModelParallelStrategy):
         recover(path.parent)
         self._shards = path if is_folder_of_shards(path) else None
         if self._shards is not None:
+            self._version = self.broadcast(version_of(path))
             return outline(path)
         return self.checkpoint_io.load_checkpoint(path, weights_only=weights_only is not False)
 
@@ -151,7 +153,7 @@ class FullyShard(ModelParallelStrategy):
         saved = checkpoint["state_dict"]
         if self._shards is not None:
             named = {name: torch.empty_like(value) for name, value in own.items() if name in saved}
-            _read_into({"state_dict": named}, self._shards)
+            self._read_into({"state_dict": named}, self._shards)
             saved = {**saved, **named}
         module.load_state_dict({n: _placed(v, own.get(n)) for n, v in saved.items()}, strict)
 
@@ -170,8 +172,21 @@ class FullyShard(ModelParallelStrategy):
                     str(key): {n: v for n, v in values.items() if isinstance(v, Tensor)}
                     for key, values in state.items()
                 }
-                _read_into({f"optimizer_{number}": {"state": named}}, self._shards)
+                self._read_into({f"optimizer_{number}": {"state": named}}, self._shards)
             optimizer.load_state_dict({**given, "state": state})
+
+    def _read_into(self, tensors: dict[str, Any], folder: Path) -> None:
+        """Fill tensors from a folder, of which each rank reads its own shards.
+
+        Raises:
+            ValueError: the folder is another one than `load_checkpoint` read.
+        """
+        load(tensors, storage_reader=_Reader(folder))
+        self.barrier()
+        if self.broadcast(version_of(folder)) != self._version:
+            raise ValueError(
+                f"{folder} must stay as it is while it is loaded, but another run replaced it"
+            )
 
 
 def _first(error: CheckpointException) -> str:
@@ -198,11 +213,6 @@ def _placed(value: Any, like: Tensor | None) -> Any:
     if not isinstance(like, DTensor):
         return value
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
-
-
-def _read_into(tensors: dict[str, Any], folder: Path) -> None:
-    """Fill tensors from a folder, of which each rank reads its own shards."""
-    load(tensors, storage_reader=_Reader(folder))
 
 
 class _Reader(FileSystemReader):

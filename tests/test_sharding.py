@@ -36,7 +36,7 @@ from sslzoo.methods import DINO, MAE, MoCo
 from sslzoo.optim import LARC, LARS, LayerDecay, exempt_bias_and_norm
 from sslzoo.sharding import FullyShard, blocks_of, full
 from sslzoo.trainable import Trainable
-from sslzoo.trust import assemble
+from sslzoo.trust import assemble, outline, shards
 from tests import test_every_resume as resume
 from tests.callbacks.toy import quiet
 from tests.ranks import Ranks
@@ -304,6 +304,78 @@ def test_a_file_replaces_a_folder_of_shards_and_no_other_folder(tmp_path: Path) 
         with pytest.raises(FileExistsError, match="must not be a folder"):
             save(saved, other)
     assert sorted(tmp_path.rglob("*")) == sorted([path, other, other / "letter.txt"])
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_an_optimizer_without_tensors_is_part_of_a_folder(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    plain = {"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    moments = {"state": {0: {"m": torch.ones(2)}}, "param_groups": [{"params": [0]}]}
+    saved = {"state_dict": {"w": torch.ones(2)}, "optimizer_states": [plain, moments]}
+    OneRank(True).save_checkpoint(saved, path)
+    for read in (assemble(path), outline(path)):
+        assert read["optimizer_states"][0] == plain
+        assert read["optimizer_states"][1]["state"][0]["m"].shape == (2,)
+        assert set(read) == {"state_dict", "optimizer_states"}
+    OneRank(True).save_checkpoint({**saved, "optimizer_states": [plain]}, path)
+    (path / "meta.pt").unlink()
+    with pytest.raises(
+        ValueError, match=r"must be a whole distributed checkpoint.*without meta.pt"
+    ):
+        assemble(path)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("times", [1, 9])
+def test_a_folder_that_a_run_replaces_is_never_read_in_parts(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, left, read = tmp_path / "last.ckpt", list(range(1, times + 1)), shards._read_tensor
+
+    def save(value: int) -> None:
+        weights = {name: torch.full((3,), float(value)) for name in "abc"}
+        saved = {"state_dict": weights, "optimizer_states": [], "global_step": value}
+        OneRank(True).save_checkpoint(saved, path)
+
+    def slow(folder: Path, name: str, stored: Any) -> Tensor:
+        if name.endswith("b") and left:
+            save(left.pop(0))
+        return read(folder, name, stored)
+
+    save(0)
+    monkeypatch.setattr(shards, "_read_tensor", slow)
+    if times == 1:
+        found = assemble(path)
+        assert [x.tolist() for x in found["state_dict"].values()] == [[1.0] * 3] * 3
+        assert found["global_step"] == 1
+    else:
+        with pytest.raises(ValueError, match="must stay as it is .* a run replaced it 3 times"):
+            assemble(path)
+
+
+def of_a_replaced_folder(rank: int, path: Path) -> str:
+    quiet()
+    method, data = make(MAE)
+    run = trainer(1, **options_of(2, FullyShard(True)))
+    fit(run, method, batches(data, BATCH, rank, 2))
+    run.save_checkpoint(path)
+
+    class Replaced(FullyShard):
+        def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
+            super().load_model_state_dict(checkpoint, strict)
+            run.save_checkpoint(path)
+
+    method, data = make(MAE)
+    later = trainer(2, **options_of(2, Replaced(True)))
+    with pytest.raises(ValueError, match="must stay as it is") as caught:
+        fit(later, method, batches(data, BATCH, rank, 2), ckpt_path=path)
+    return str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_and_optimizer_are_of_one_version_of_a_folder(tmp_path: Path, ranks: Ranks) -> None:
+    for said in ranks(2, of_a_replaced_folder, tmp_path / "last.ckpt"):
+        assert "another run replaced it" in said
 
 
 def refusal(rank: int, strategy: Any, callbacks: Any) -> str:

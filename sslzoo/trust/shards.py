@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,6 +21,9 @@ from sslzoo.trust.checkpoint import read_checkpoint
 from sslzoo.trust.pickles import refuse_deep_pickles
 
 METADATA, EXTRA = ".metadata", "meta.pt"
+WITH_EXTRA = "has_meta"  # the name of a plain value that says that EXTRA was written
+_ATTEMPTS = 3
+_MOST_SIDES = 64  # of a tensor, in torch
 _PARTS = "torch.distributed.checkpoint."
 
 
@@ -104,13 +107,9 @@ def _bytes_of(path: Path) -> int:
 
 def outline(folder: Path) -> dict[str, Any]:
     """Everything that a folder holds, with empty tensors on the meta device; see `assemble`."""
-    index = read_index(folder)
-    tensors = {
-        name: torch.empty(stored.size, dtype=stored.dtype, device="meta")
-        for name, stored in index.items()
-        if stored.dtype is not None
-    }
-    return _tree(folder, tensors, index)
+    return _whole_tree(
+        folder, lambda _, stored: torch.empty(stored.size, dtype=stored.dtype, device="meta")
+    )
 
 
 def assemble(folder: Path) -> dict[str, Any]:
@@ -124,14 +123,37 @@ def assemble(folder: Path) -> dict[str, Any]:
         A Lightning checkpoint, with `optimizer_states` as of one process, if `meta.pt` is there.
 
     Raises:
-        ValueError: the folder is incomplete or damaged, or holds more than tensors and plain
-            values.
+        ValueError: the folder is incomplete or damaged, holds more than tensors and plain values,
+            or was replaced again and again while it was read.
     """
-    index = read_index(folder)
-    return _tree(
-        folder,
-        {n: _read_tensor(folder, n, s) for n, s in index.items() if s.dtype is not None},
-        index,
+    return _whole_tree(folder, lambda name, stored: _read_tensor(folder, name, stored))
+
+
+def version_of(folder: Path) -> tuple[int, ...] | None:
+    """What tells a folder from the one that replaces it under its name; None: it is incomplete."""
+    try:
+        found = (folder / METADATA).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _whole_tree(folder: Path, make: Callable[[str, Stored], Tensor]) -> dict[str, Any]:
+    """A folder's contents, of one version: a run may replace it with a later checkpoint."""
+    for _ in range(_ATTEMPTS):
+        before = version_of(folder)
+        try:
+            index = read_index(folder)
+            tensors = {n: make(n, s) for n, s in index.items() if s.dtype is not None}
+            found = _tree(folder, tensors, index)
+        except (OSError, ValueError):
+            if version_of(folder) == before:
+                raise
+        else:
+            if version_of(folder) == before:
+                return found
+    raise ValueError(
+        f"{folder} must stay as it is while it is read, but a run replaced it {_ATTEMPTS} times"
     )
 
 
@@ -158,8 +180,9 @@ def _nested(
             raise ValueError(f"{folder} must hold {name} once, got two values of that name")
         inner[stored.path[-1]] = value
     extra = folder / EXTRA
+    of_run = found.pop(WITH_EXTRA, "optimizer_0" in found)  # torch's own folders need no such file
     if not extra.is_file():
-        if "optimizer_0" in found:  # of a run: torch's own folders need no such file
+        if of_run:
             raise ValueError(
                 f"{folder} must be a whole distributed checkpoint, got one without {EXTRA}, which "
                 "has the run's state besides tensors; use an earlier checkpoint"
@@ -167,13 +190,13 @@ def _nested(
         return found
     whole = read_checkpoint(extra)
     whole["state_dict"] = found.pop("state_dict", found.pop("model", {}))
-    optimizers = [
-        found.pop(f"optimizer_{i}") for i in range(len(found)) if f"optimizer_{i}" in found
-    ]
+    optimizers = {name: state for name, state in found.items() if name.startswith("optimizer_")}
     if "optimizer_states" not in whole:
-        whole["optimizer_states"] = [_numbered(state) for state in optimizers]
+        inner = [optimizers[f"optimizer_{i}"] for i in range(len(optimizers))]
+        whole["optimizer_states"] = [_numbered(state) for state in inner]
         return whole
-    for state, plain in zip(optimizers, whole["optimizer_states"], strict=True):
+    for i, plain in enumerate(whole["optimizer_states"]):
+        state = optimizers.get(f"optimizer_{i}", {})  # without tensors there is none
         for number, values in state.get("state", {}).items():
             plain["state"].setdefault(int(number), {}).update(values)
     return whole
@@ -332,6 +355,8 @@ def _sizes(values: Any) -> tuple[int, ...]:
     sizes = tuple(_whole(value) for value in values)
     if any(value < 0 for value in sizes):
         raise ValueError(f"sizes must be at least 0, got {sizes}")
+    if len(sizes) > _MOST_SIDES or _count(tuple(max(1, n) for n in sizes)) >= 1 << 63:
+        raise ValueError(f"sizes must be those of a tensor, got {len(sizes)}: {sizes!r:.100}")
     return sizes
 
 

@@ -83,6 +83,16 @@ def _huge(read: parts.Metadata) -> None:
     described.size = described.chunks[0].sizes = torch.Size([2, 10**12])
 
 
+def _endless(read: parts.Metadata) -> None:
+    described: Any = read.state_dict_metadata["state_dict.a.w"]
+    described.size = described.chunks[0].sizes = [0, 2**70]
+
+
+def _deep(read: parts.Metadata) -> None:
+    described: Any = read.state_dict_metadata["state_dict.a.w"]
+    described.size = described.chunks[0].sizes = [0] * 80
+
+
 def _beyond(read: parts.Metadata) -> None:
     for info in read.storage_data.values():
         info.length = 10**9
@@ -100,6 +110,8 @@ def _twice(read: parts.Metadata) -> None:
         (_packed, "must be stored plainly"),
         (_larger, "the parts of state_dict.a.w must be those of"),
         (_huge, "must have the bytes of"),
+        (_endless, "sizes must be those of a tensor"),
+        (_deep, "sizes must be those of a tensor, got 80"),
         (_beyond, "too short for"),
         (_twice, "once, got two values"),
     ],
