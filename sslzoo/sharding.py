@@ -76,6 +76,16 @@ class FullyShard(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
+    def training_step(self, *args: Any, **options: Any) -> Any:
+        assert self.lightning_module is not None
+        _as_on_rank_0(self.lightning_module)
+        return super().training_step(*args, **options)
+
+    def validation_step(self, *args: Any, **options: Any) -> Any:
+        assert self.lightning_module is not None
+        _as_on_rank_0(self.lightning_module)
+        return super().validation_step(*args, **options)
+
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.lightning_module is not None
         return self._saved(self.lightning_module.state_dict())  # type: ignore[no-any-return]
@@ -275,12 +285,17 @@ def shard(module: LightningModule) -> None:
     """Shard a module over the data-parallel ranks of its trainer's strategy, once.
 
     All ranks begin with the weights and buffers of rank 0. Convolutions are stored contiguously.
+
+    Raises:
+        ValueError: two blocks, or a block and the rest, share a parameter.
     """
     if isinstance(module, FSDPModule):
         return
     mesh: Any = module.device_mesh
+    blocks = blocks_of(module)
+    _check_untied(module, blocks)
     _same_on_all_ranks(module, module.trainer.strategy.root_device)
-    for unit in (*blocks_of(module), module):
+    for unit in (*blocks, module):
         kind = type(unit)
         fully_shard(unit, mesh=mesh["data_parallel"])
         # The new class has the name of the old one, which errors, checks and records show.
@@ -291,11 +306,43 @@ def shard(module: LightningModule) -> None:
             register_fsdp_forward_method(module, entry)
 
 
+def _check_untied(module: nn.Module, blocks: list[nn.Module]) -> None:
+    """Refuse a parameter that two blocks, or a block and the rest, share."""
+    modules = module.named_modules(remove_duplicate=False)
+    within = {f"{name}.": part for name, part in modules if part in blocks}
+    seen: dict[Tensor, tuple[nn.Module, str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        unit = next((block for start, block in within.items() if name.startswith(start)), module)
+        first, known = seen.setdefault(parameter, (unit, name))
+        if first is not unit:
+            raise ValueError(
+                f"blocks must have parameters of their own for FullyShard, got {name}, which is "
+                f"also {known}; use another strategy"
+            )
+
+
 @torch.no_grad()
 def _same_on_all_ranks(module: nn.Module, device: torch.device) -> None:
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = tensor.data.contiguous()  # channels last cannot be sharded
         tensor.copy_(broadcast_(tensor.detach().to(device)))
+
+
+@torch.no_grad()
+def _as_on_rank_0(module: nn.Module) -> None:
+    """Overwrite the buffers with rank 0's, as DDP does before each step, and besides the same ones.
+
+    A network of others may have buffers that follow this rank's samples alone.
+    """
+    ignored = getattr(module, "_ddp_params_and_buffers_to_ignore", ())
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for name, buffer in module.named_buffers():
+        if name not in ignored:
+            by_type.setdefault(buffer.dtype, []).append(buffer)
+    for buffers in by_type.values():
+        flat = broadcast_(torch.cat([buffer.flatten() for buffer in buffers]))
+        for buffer, value in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(value.view_as(buffer))
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -332,7 +332,7 @@ class Trainable(LightningModule, ABC):
             for callback in cast(Any, self.trainer).callbacks:
                 if isinstance(callback, StochasticWeightAveraging | WeightAveraging):
                     refuse_sharding(strategy, type(callback).__name__, "copies the whole module")
-        if isinstance(strategy, DDPStrategy):
+        if isinstance(strategy, DDPStrategy | FullyShard):
             self._ddp_params_and_buffers_to_ignore = memory_buffers(self)
 
     def configure_model(self) -> None:

@@ -32,7 +32,7 @@ from sslzoo.callbacks import (
 )
 from sslzoo.commands.checkpoints import CheckpointFiles
 from sslzoo.commands.consolidate import consolidate
-from sslzoo.methods import DINO, MAE, MoCo
+from sslzoo.methods import DINO, MAE, MoCo, SimCLR
 from sslzoo.optim import LARC, LARS, LayerDecay, exempt_bias_and_norm
 from sslzoo.sharding import FullyShard, blocks_of, full
 from sslzoo.trainable import Trainable
@@ -320,7 +320,7 @@ def test_an_optimizer_without_tensors_is_part_of_a_folder(tmp_path: Path) -> Non
     OneRank(True).save_checkpoint({**saved, "optimizer_states": [plain]}, path)
     (path / "meta.pt").unlink()
     with pytest.raises(
-        ValueError, match=r"must be a whole distributed checkpoint.*without meta.pt"
+        ValueError, match=r"must be a whole distributed .* without meta.pt"
     ):
         assemble(path)
 
@@ -349,7 +349,7 @@ def test_a_folder_that_a_run_replaces_is_never_read_in_parts(
         assert [x.tolist() for x in found["state_dict"].values()] == [[1.0] * 3] * 3
         assert found["global_step"] == 1
     else:
-        with pytest.raises(ValueError, match="must stay as it is .* a run replaced it 3 times"):
+        with pytest.raises(ValueError, match=r"must stay as it is .* replaced it 3 times"):
             assemble(path)
 
 
@@ -421,6 +421,52 @@ def used_again(rank: int) -> str:
 
 def test_a_sharded_module_is_not_trained_by_another_strategy(ranks: Ranks) -> None:
     assert all(said.startswith("MAE must be loaded") for said in ranks(2, used_again))
+
+
+class Follows(nn.Module):
+    """A network with a buffer that follows the samples of its own rank."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.num_features = net, net.num_features
+        self.register_buffer("mean", torch.zeros(self.num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.net(x)
+        if self.training:
+            self.mean.lerp_(features.detach().mean(0), 0.1)
+        return features - self.mean
+
+
+def followed(rank: int, strategy: Any) -> Tensor:
+    quiet()
+    method, data = make(SimCLR)
+    method.backbone = Follows(method.backbone).double()
+    run = trainer(1, **options_of(2, strategy))
+    fit(run, method, batches(data, BATCH, rank, 2))
+    return whole(method.state_dict())["backbone.mean"]
+
+
+def test_buffers_of_other_networks_are_those_of_rank_0_as_under_ddp(ranks: Ranks) -> None:
+    wanted, found = (ranks(2, followed, strategy) for strategy in ("ddp", None))
+    torch.testing.assert_close(found, wanted)
+    assert torch.equal(*found)
+
+
+def tied(rank: int) -> str:
+    quiet()
+    method, data = make(MAE)
+    first, second = blocks_of(method)[:2]
+    second.mlp.fc1.weight = first.mlp.fc1.weight
+    with pytest.raises(ValueError, match="must") as caught:
+        fit(trainer(1, **options_of(2)), method, batches(data, BATCH, rank, 2))
+    return str(caught.value)
+
+
+def test_a_parameter_of_two_blocks_is_refused(ranks: Ranks) -> None:
+    for said in ranks(2, tied):
+        assert "must have parameters of their own for FullyShard, got decoder" in said
+        assert "\n" not in said
 
 
 def test_blocks_of_networks() -> None:
