@@ -319,9 +319,7 @@ def test_an_optimizer_without_tensors_is_part_of_a_folder(tmp_path: Path) -> Non
         assert set(read) == {"state_dict", "optimizer_states"}
     OneRank(True).save_checkpoint({**saved, "optimizer_states": [plain]}, path)
     (path / "meta.pt").unlink()
-    with pytest.raises(
-        ValueError, match=r"must be a whole distributed .* without meta.pt"
-    ):
+    with pytest.raises(ValueError, match=r"must be a whole distributed .* without meta.pt"):
         assemble(path)
 
 

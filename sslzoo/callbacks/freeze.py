@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any, Protocol, cast
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
 
 from sslzoo.callbacks.rehearsal import require
+from sslzoo.callbacks.temporary import Temporary
 from sslzoo.checks import check_at_least
 from sslzoo.optim import RunLength, depth_of
 
@@ -58,7 +59,7 @@ def statistics_of(module: nn.Module) -> list[nn.Module]:
     return [m for m in module.modules() if getattr(m, "running_mean", None) is not None]
 
 
-class FreezeFirst(Callback):
+class FreezeFirst(Temporary):
     """Base of the callbacks that freeze one module at the start of a run; see `FreezeUntil`."""
 
     def __init__(self, module: str, epochs: float = 0.0, steps: int = 0, fraction: float = 0.0):
@@ -110,7 +111,7 @@ class FreezeFirst(Callback):
     ) -> None:
         self.drop(cast(Any, pl_module))
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for norm in self._norms or []:
             norm.train()
         self._norms = None
@@ -144,7 +145,7 @@ class FreezeHead(FreezeFirst):
     """
 
 
-class Freeze(Callback):
+class Freeze(Temporary):
     """Freeze an encoder's stem and first blocks, or its running statistics, for the whole run.
 
     The layers' parameters get no gradient and are in no group of the optimizer; their batch norms,

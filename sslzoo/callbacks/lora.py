@@ -67,7 +67,14 @@ class LoRA(Callback):
     def wrap(self, method: nn.Module) -> None:
         """Wrap the layers; without a Trainer, call it before the optimizer is made."""
         inject, config = _peft()
+        self.merge()  # of a run that failed
         encoder, *teachers = with_teacher(method, self.module)
+        wrapped = [name for name, part in encoder.named_modules() if hasattr(part, "base_layer")]
+        if wrapped:
+            raise ValueError(
+                f"layers must not be wrapped already for LoRA, got {wrapped[0]}, such as of a run "
+                "that failed; call `merge()` of its LoRA"
+            )
         names = self._names(encoder)
         given = config(
             r=self.rank,
@@ -144,6 +151,7 @@ class LoRA(Callback):
                 plain.weight.copy_(_merged(layer))
                 parent, _, last = name.rpartition(".")
                 setattr(part.get_submodule(parent), last, plain)
+            del part.peft_config  # which peft leaves on a module
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         self._wrapped, self._frozen = [], []

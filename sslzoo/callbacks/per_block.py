@@ -10,14 +10,15 @@ from functools import wraps
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from sslzoo.callbacks.temporary import Temporary
 from sslzoo.sharding import blocks_of, is_sharded
 
 
-class PerBlock(Callback):
+class PerBlock(Temporary):
     """Recompute or compile every transformer block of a module, of students and teachers alike.
 
     Parameters keep their names, and draws of dropout and drop path are those of the plain blocks.
@@ -89,6 +90,12 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def recomputed(self: nn.Module, *args: Any, **options: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(self, *args, **options)
-        return checkpoint(forward, self, *args, use_reentrant=False, **options)
+
+        def positional(*given: Any) -> Any:
+            named = dict(zip(options, given[len(args) :], strict=True))
+            return forward(self, *given[: len(args)], **named)
+
+        # `checkpoint` keeps the generators of the devices of positional arguments alone.
+        return checkpoint(positional, *args, *options.values(), use_reentrant=False)
 
     return recomputed

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any, final
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
+
+from sslzoo.callbacks.temporary import Temporary
 
 
 @final
-class ViewsInWorkers(Callback):
+class ViewsInWorkers(Temporary):
     """Make the training views in the loader's workers.
 
     By default the views are made on the device, where a GPU is fastest. With this callback each
@@ -39,5 +41,6 @@ class ViewsInWorkers(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the data module as it was, for a trainer without this callback."""
-        if stage == "fit":
-            trainer.datamodule.views_in_workers = False  # type: ignore[attr-defined]
+        data: Any = getattr(trainer, "datamodule", None)
+        if stage == "fit" and hasattr(data, "views_in_workers"):
+            data.views_in_workers = False

@@ -104,6 +104,20 @@ def test_layers_that_do_not_exist_are_refused() -> None:
         LoRA().wrap(build(BYOL)[0])
 
 
+def test_layers_that_a_failed_run_left_wrapped_are_not_wrapped_twice() -> None:
+    pytest.importorskip("peft")
+    method, _ = build(DINO)
+    plain = method.state_dict()
+    lora = LoRA()
+    lora.wrap(method)
+    with pytest.raises(ValueError, match=r"must not be wrapped already for LoRA, got blocks\.0"):
+        LoRA().wrap(method)
+    lora.wrap(method)
+    lora.merge()
+    assert not any(hasattr(part, "base_layer") for part in method.modules())
+    torch.testing.assert_close(method.state_dict(), plain, rtol=0, atol=0)
+
+
 def test_without_peft_one_sentence_says_what_to_install(monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ValueError, match=r"pip install 'sslzoo\[lora\]'"):

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from timm.layers import DropPath
 from torch import Tensor, nn
 
 from sslzoo.backbones import small_vit, timm_swin
-from sslzoo.callbacks import PerBlock
+from sslzoo.callbacks import Freeze, FreezeUntil, PerBlock
 from sslzoo.methods import BYOL, DINOv2
 from sslzoo.sharding import blocks_of
 from tests.callbacks.toy import FILTERS
-from tests.test_every_method import batches, fit, toy
+from tests.test_every_method import batches, fit, toy, trainer
 from tests.toys import build, every_method
 
 pytestmark = FILTERS
@@ -145,6 +145,36 @@ def test_a_run_has_checkpointed_blocks_and_leaves_plain_ones(monkeypatch: Any) -
     assert len(counts) == 3 * 2 * students  # three steps, large and small crops; no teacher
     assert [type(block) for block in blocks_of(method)] == kinds
     copy.deepcopy(method.backbone)
+
+
+class Fails(Callback):
+    def on_train_batch_start(self, *args: Any) -> None:
+        raise RuntimeError("no memory")
+
+
+def test_a_run_that_fails_leaves_plain_blocks_and_trained_parameters() -> None:
+    method, data = toy(DINOv2)
+    kinds = [type(part) for part in method.modules()]
+    trained = [p.requires_grad for p in method.parameters()]
+    callbacks = [PerBlock(), Freeze(0, statistics=True), FreezeUntil("backbone", epochs=1), Fails()]
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no memory"):
+            fit(trainer(1, callbacks=callbacks), method, batches(data, 12, 0, 1))
+        assert [type(part) for part in method.modules()] == kinds
+        assert [p.requires_grad for p in method.parameters()] == trained
+
+
+def test_a_block_may_take_its_inputs_by_name() -> None:
+    vit = small_vit(8, 4, 8, 2, 2)
+    draw(vit)
+    x = torch.randn(3, 5, 8, requires_grad=True)
+
+    def loss() -> Tensor:
+        return vit.blocks[0](x=x).square().sum()
+
+    plain = step(vit, loss)
+    PerBlock().apply(vit)
+    torch.testing.assert_close(step(vit, loss), plain, rtol=0, atol=0)
 
 
 def test_what_has_no_blocks_and_what_does_nothing_is_refused() -> None:
