@@ -8,6 +8,8 @@ the own rows; DDP's mean then makes every gradient that of one process on the gl
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -17,19 +19,40 @@ from torch.distributed import _functional_collectives as funcol
 from torch.nn.parallel import DistributedDataParallel
 
 _host_groups: dict[Any, Any] = {}  # default group -> gloo group of the same ranks
+_imagined: list[int] = []  # numbers of ranks of `imagined_ranks`, the innermost last
+
+
+@contextmanager
+def imagined_ranks(count: int) -> Iterator[None]:
+    """Context manager in which this process is rank 0 of others that are not there.
+
+    Collectives give the shapes that they would have, for tensors on the meta device.
+
+    Args:
+        count: number of ranks.
+    """
+    _imagined.append(count)
+    try:
+        yield
+    finally:
+        _imagined.pop()
 
 
 def is_distributed() -> bool:
     """Whether a process group of more than one rank is running."""
+    if _imagined:
+        return _imagined[-1] > 1
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def world_size() -> int:
+    if _imagined:
+        return _imagined[-1]
     return dist.get_world_size() if is_distributed() else 1
 
 
 def rank() -> int:
-    return dist.get_rank() if is_distributed() else 0
+    return dist.get_rank() if is_distributed() and not _imagined else 0
 
 
 def _world() -> dist.ProcessGroup:
@@ -51,8 +74,8 @@ def _host_group() -> Any:
 
 def gather_objects(value: Any) -> list[Any]:
     """Gather every rank's small host value in rank order; [value] on one process."""
-    if not is_distributed():
-        return [value]
+    if _imagined or not is_distributed():
+        return [value] * world_size()
     out: list[Any] = [None] * world_size()
     dist.all_gather_object(out, value, group=_host_group())
     return out
@@ -83,8 +106,8 @@ def row_layout(n: int) -> Rows:
     Args:
         n: number of rows on this rank.
     """
-    if not is_distributed():
-        return Rows((n,), 0, n)
+    if _imagined or not is_distributed():
+        return Rows((n,) * world_size(), 0, n * world_size())
     mine = torch.tensor([n])
     all_counts = torch.empty(world_size(), dtype=torch.int64)
     dist.all_gather_single(all_counts, mine, group=_host_group())
@@ -94,6 +117,8 @@ def row_layout(n: int) -> Rows:
 
 def _gather(x: Tensor, rows: Rows) -> Tensor:
     """Gather (n_r, ...) -> (N, ...) in rank order, padding uneven row counts."""
+    if _imagined:
+        return x.new_empty(rows.total, *x.shape[1:])
     longest = max(rows.counts)
     if x.shape[0] < longest:
         x = torch.cat([x, x.new_zeros(longest - x.shape[0], *x.shape[1:])])
@@ -106,6 +131,8 @@ def _gather(x: Tensor, rows: Rows) -> Tensor:
 
 
 def _sum(x: Tensor) -> Tensor:
+    if _imagined:
+        return x.clone()
     out = funcol.all_reduce(x.contiguous(), "sum", _world())
     return out.wait() if isinstance(out, funcol.AsyncCollectiveTensor) else out
 
@@ -173,7 +200,7 @@ def pass_on(x: Tensor) -> Tensor:
 
     Without gradient. Shapes: any, the same on every rank.
     """
-    if not is_distributed():
+    if _imagined or not is_distributed():
         return x.detach()
     sent, received = x.detach().contiguous(), torch.empty_like(x, requires_grad=False)
     after, before = (rank() + 1) % world_size(), (rank() - 1) % world_size()
@@ -187,14 +214,14 @@ def pass_on(x: Tensor) -> Tensor:
 @torch.no_grad()
 def broadcast_(x: Tensor, source: int = 0) -> Tensor:
     """Overwrite x on every rank with rank `source`'s value."""
-    if is_distributed():
+    if is_distributed() and not _imagined:
         dist.broadcast(x, source)
     return x
 
 
 def barrier() -> None:
     """Wait for every rank."""
-    if is_distributed():
+    if is_distributed() and not _imagined:
         dist.barrier(group=_host_group())
 
 

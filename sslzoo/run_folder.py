@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning import Trainer
 
-from sslzoo.trust import read_config
+from sslzoo.trust import is_folder_of_shards, read_config
 
 CHECKPOINTS, LAST, RECORD = "checkpoints", "last.ckpt", "run.json"
 _VERSION = "version_"
@@ -39,8 +39,22 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """Path of the last checkpoint."""
+        """Path of the last checkpoint, a file or the folder of a distributed one."""
         return self.path / CHECKPOINTS / LAST
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """Path of the last checkpoint, to read its weights.
+
+        Raises:
+            ValueError: it is the folder of a distributed checkpoint.
+        """
+        if is_folder_of_shards(self.checkpoint):
+            raise ValueError(
+                f"{self.checkpoint} must be a file, got the folder of a distributed checkpoint; "
+                f"run `sslzoo consolidate {self.path} --to FILE.ckpt` and use that file"
+            )
+        return self.checkpoint
 
     @property
     def metrics_file(self) -> Path:

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from sslzoo.callbacks.compare_with_start import CHANGE, start_of
 from sslzoo.methods import SSLMethod
+from sslzoo.trust import is_folder_of_shards
 
 
 def summary(
@@ -58,6 +59,12 @@ def _checkpoint(trainer: Trainer) -> str:
 def _commands(folder: Path, checkpoint: str, model: LightningModule, epochs: int) -> list[str]:
     """The first two commands that can run on this module."""
     run = shlex.quote(str(folder))
+    if is_folder_of_shards(Path(checkpoint)):
+        whole, config = (shlex.quote(str(folder / name)) for name in ("whole.ckpt", "config.yaml"))
+        return [
+            f"sslzoo consolidate {run} --to {whole}",
+            f"sslzoo eval {whole} --on {config}",
+        ]
     given = f"--config {shlex.quote(f'{folder}/config.yaml')} --ckpt_path {shlex.quote(checkpoint)}"
     pages = importlib.util.find_spec("jinja2") and importlib.util.find_spec("matplotlib")
     validates = is_overridden("validation_step", model) and not isinstance(model, SSLMethod)

@@ -146,7 +146,7 @@ def _add(given: argparse.Namespace) -> None:
     other = {key: getattr(given, key) for key in ("prefix", "layout", "method")}
     other = {key: value for key, value in other.items() if value is not None}
     if given.backbone is not None:
-        file = checkpoint or (RunFolder(run).checkpoint if run.is_dir() else run)
+        file = checkpoint or (RunFolder(run).checkpoint_file if run.is_dir() else run)
         card = add_checkpoint(file, given.backbone, *about, **other)
     elif other:
         raise ValueError(f"--backbone must be given with --{next(iter(other))}, got none")

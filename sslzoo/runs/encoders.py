@@ -90,7 +90,7 @@ def read_model(name: str, trust: bool = False) -> Model:
         saved = folder if folder.suffix == ".ckpt" and folder.is_file() else None
         return Model(name, given, about, checkpoint=saved)
     run = RunFolder(folder)
-    checkpoint = run.checkpoint
+    checkpoint = run.checkpoint_file
     if not run.config_file.is_file() or not checkpoint.is_file():
         raise ValueError(
             f"a run directory must have config.yaml and checkpoints/last.ckpt, got {name!r}"

@@ -6,6 +6,7 @@ numbers. Units are bytes.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
@@ -13,13 +14,16 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
+import sslzoo.data
 from sslzoo.batch import Batch
 from sslzoo.callbacks import PerBlock
+from sslzoo.distributed import imagined_ranks
 from sslzoo.optim import all_alike
 from sslzoo.random import sample_keys
 from sslzoo.runs.encoders import build_data
 from sslzoo.sharding import blocks_of
 from sslzoo.trainable import Trainable
+from sslzoo.transforms import Views
 from sslzoo.trust import build, undrawn
 
 
@@ -73,21 +77,17 @@ def memory_plan(
     Raises:
         ValueError: the config is not of images, or a number is below 1.
     """
-    data = config["data"]
-    arguments = {**data.get("init_args", {})}
-    arguments["root"] = arguments.get("root") or "unused"
-    size = batch_size or arguments.get("batch_size", 256)
+    section = _filled(config["data"])
+    size = batch_size or section["init_args"].get("batch_size", 256)
     if min(ranks, size // max(1, ranks)) < 1:
         raise ValueError(
             f"batch_size must be at least the number of ranks, 1 or more, got {size} and {ranks}"
         )
     with undrawn(), torch.device("meta"):
         method = cast(Trainable, build(config["model"], LightningModule, where))
-    views = _views(build_data({**data, "init_args": arguments}, where), arguments, where)
-    rows = -(-size // ranks)
-    index = torch.arange(rows, device="meta")
-    shown = [view.to("meta").expand(rows, *view.shape[1:]) for view in views]
-    return plan_of(method, Batch(shown, index, index % 2), ranks if sharded else 1, checkpointing)
+    batch = _batch(build_data(section, where), method, -(-size // ranks), where)
+    with imagined_ranks(ranks):
+        return plan_of(method, batch, ranks if sharded else 1, checkpointing)
 
 
 def plan_of(
@@ -166,11 +166,31 @@ def _activations(method: Trainable, batch: Batch, checkpointing: bool) -> int:
     return sum(size for key, size in storages.items() if key not in known)
 
 
-def _views(data: Any, arguments: dict[str, Any], where: str) -> list[Tensor]:
-    """One sample's views (1, C, S, S) by the transform of a data module of images."""
+def _filled(section: dict[str, Any]) -> dict[str, Any]:
+    """The config's data, with a name where the folder or file is given by the command."""
+    arguments = dict(section.get("init_args", {}))
+    known = getattr(sslzoo.data, section["class_path"].rpartition(".")[2], None)
+    for name in {"root", "file"} & set(inspect.signature(known).parameters if known else arguments):
+        arguments[name] = arguments.get(name) or "unused"
+    return {**section, "init_args": arguments}
+
+
+def _batch(data: Any, method: Trainable, rows: int, where: str) -> Batch:
+    """A batch of `rows` samples by the transform of a data module of images, on the meta device."""
     transform = getattr(data, "transform", None)
-    if not hasattr(transform, "sizes"):
-        raise ValueError(f"data of {where} must be a module of images, got {type(data).__name__}")
-    channels = arguments.get("channels", 3)
+    if not isinstance(transform, Views) or method.takes.kind not in ("any", "images"):
+        raise ValueError(
+            f"data of {where} must be a module of images alone, got {type(data).__name__} for "
+            f"{type(method).__name__}"
+        )
+    channels = sum(transform.split) if transform.split else getattr(data, "channels", None) or 3
     image = torch.randint(0, 256, (1, channels, 40, 40), dtype=torch.uint8)
-    return list(cast(Any, transform)(image, sample_keys(0, 0, torch.zeros(1, dtype=torch.int64))))
+    keys = sample_keys(0, 0, torch.zeros(1, dtype=torch.int64))
+    shown, boxes = transform(image, keys), transform.draw_boxes(keys, 40, 40)
+    index = torch.arange(rows, device="meta")
+    return Batch(
+        [view.to("meta").expand(rows, *view.shape[1:]) for view in shown],
+        index,
+        index % 2,
+        None if boxes is None else boxes.to("meta").expand(rows, *boxes.shape[1:]),
+    )

@@ -120,7 +120,7 @@ def _file(source: str | os.PathLike[str]) -> Path | None:
     if text.startswith(("timm:", "hf-hub:")):
         return None
     if not is_url(text) and Path(text).is_dir():
-        checkpoint = RunFolder(Path(text)).checkpoint
+        checkpoint = RunFolder(Path(text)).checkpoint_file
         if not checkpoint.is_file():
             raise ValueError(
                 f"a run directory must have checkpoints/last.ckpt to start from it, got {text!r}"

@@ -199,7 +199,7 @@ def add_run(
     """
     _check_new(name)
     files = RunFolder(run)
-    config_path, checkpoint = files.config_file, checkpoint or files.checkpoint
+    config_path, checkpoint = files.config_file, checkpoint or files.checkpoint_file
     for path in (config_path, checkpoint):
         if not path.is_file():
             raise FileNotFoundError(

@@ -134,7 +134,7 @@ def _states(
     if text.startswith((TIMM, HUB)):
         return [_of_timm(text)], None
     if not is_url(text) and Path(text).is_dir():
-        text = str(RunFolder(Path(text)).checkpoint)
+        text = str(RunFolder(Path(text)).checkpoint_file)
     found = locate(text, sha256)
     saved, path = read(found.path), str(found.path)
     layout = layout or (found.card.layout if found.card else None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +14,15 @@ from torch.utils._pytree import tree_map_only
 
 from sslzoo.batch import Batch
 from sslzoo.callbacks import PerBlock
-from sslzoo.methods import IJEPA, DINOv2
+from sslzoo.commands.configs import find_config, known_configs
+from sslzoo.distributed import imagined_ranks, is_distributed
+from sslzoo.methods import IJEPA, WMSE, BarlowTwins, DINOv2, SimCLR
 from sslzoo.runs.memory import memory_plan, plan_of
+from sslzoo.trust import read_config
+from tests.callbacks.toy import quiet
 from tests.commands.command import run
+from tests.ranks import Ranks
+from tests.test_every_method import rows
 from tests.toys import build, data_like
 
 
@@ -67,6 +75,49 @@ def test_a_plan_is_what_a_step_holds(cls: Any, checkpointing: bool) -> None:
     assert plan["gathered"] == 0
 
 
+def of_rank(rank: int, cls: Any) -> int:
+    quiet()
+    method, batch = made(cls)
+    return measured(method, rows(batch, slice(6 * rank, 6 * rank + 6)))["activations"]
+
+
+@pytest.mark.parametrize("cls", [SimCLR, BarlowTwins, WMSE], ids=lambda cls: cls.__name__)
+def test_a_plan_counts_what_is_gathered(cls: Any, ranks: Ranks) -> None:
+    wanted = ranks(2, of_rank, cls)
+    method, batch = made(cls)
+    on_meta = tree_map_only(Tensor, lambda x: x.to("meta"), rows(batch, slice(0, 6)))
+    with imagined_ranks(2):
+        plan = plan_of(method.to("meta"), on_meta)
+    assert [plan.activations] * 2 == pytest.approx(wanted, rel=0.1)
+    assert not is_distributed()
+
+
+KINDS = {
+    "digits": "quickstart",
+    "boxes": "vicregl/folder_small_10ep",
+    "sub-batches": "w_mse/folder_small_10ep",
+    "modalities": "cmc/nyu_small_core_view_6ep",
+}
+
+
+@pytest.mark.parametrize("name", KINDS.values(), ids=KINDS)
+def test_recipes_of_every_kind_of_images_are_planned(name: str) -> None:
+    plan = memory_plan(read_config(Path(find_config(name))), 8)
+    assert min(plan.parameters, plan.activations) > 0
+
+
+@pytest.mark.slow  # 200 recipes
+@pytest.mark.parametrize("name", known_configs())
+def test_every_recipe_is_planned_or_refused_in_one_sentence(name: str) -> None:
+    said = ""
+    try:
+        memory_plan(read_config(Path(find_config(name))), 8)
+    except (ValueError, OSError) as error:
+        said = str(error)
+    assert re.search("^$|must be a module of images alone|in the Hub's cache", said)
+    assert "\n" not in said
+
+
 def giant() -> dict[str, Any]:
     """DINOv2's ViT-g/14: 1.1 billion parameters."""
     vit = {"name": "vit_giant_patch14_dinov2", "img_size": 224, "init": "dinov2"}
@@ -111,7 +162,8 @@ def test_the_command_prints_both_columns(tmp_path: Any) -> None:
     head, *rows = done.stdout.splitlines()
     assert head.split() == ["GiB", "per", "rank", "DDP", "FullyShard"]
     assert [row.split("  ")[0] for row in rows][-1] == "total"
-    done = run(["memory", "--config", "cpc/arrays_small_30ep"], tmp_path, check=False)
-    assert "must be a module of images" in done.stderr
+    for other in ("cpc/arrays_small_30ep", "clip/folder_small_20ep"):
+        done = run(["memory", "--config", other], tmp_path, check=False)
+        assert "must be a module of images" in done.stderr
     done = run(["memory", "--config", config, "--ranks", "0"], tmp_path, check=False)
     assert "batch_size must be at least the number of ranks" in done.stderr
