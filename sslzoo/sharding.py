@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -40,6 +40,7 @@ from sslzoo.trust.shards import EXTRA, WITH_EXTRA, read_index, version_of
 
 # What is called from outside and uses parameters that are in no block.
 _ENTRIES = ("training_step", "losses", "predict_step")
+_OF_WHOLE_TENSORS = (torch.optim.Adafactor, torch.optim.LBFGS)
 _whole: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # units that `whole` has gathered
 
 
@@ -75,6 +76,15 @@ class FullyShard(ModelParallelStrategy):
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def setup_optimizers(self, trainer: Trainer) -> None:
+        super().setup_optimizers(trainer)
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, _OF_WHOLE_TENSORS):
+                raise ValueError(
+                    "the optimizer must be another one for FullyShard, which shards its tensors, "
+                    f"got {type(optimizer).__name__}, which needs whole ones"
+                )
 
     def training_step(self, *args: Any, **options: Any) -> Any:
         assert self.lightning_module is not None

@@ -376,9 +376,9 @@ def test_weights_and_optimizer_are_of_one_version_of_a_folder(tmp_path: Path, ra
         assert "another run replaced it" in said
 
 
-def refusal(rank: int, strategy: Any, callbacks: Any) -> str:
+def refusal(rank: int, strategy: Any, callbacks: Any, optimizer: Any = torch.optim.SGD) -> str:
     quiet()
-    method, data = make(MAE)
+    method, data = make(MAE, _optimizer=partial(optimizer, lr=0.01))
     own = trainer(1, **options_of(2, strategy), callbacks=callbacks)
     with pytest.raises(ValueError, match="must") as caught:
         fit(own, method, batches(data, BATCH, rank, 2))
@@ -405,6 +405,11 @@ def test_what_is_not_proven_is_refused(
     for said in ranks(2, refusal, strategy, callbacks):
         assert wanted in said
         assert "\n" not in said
+
+
+def test_an_optimizer_of_whole_tensors_is_refused(ranks: Ranks) -> None:
+    for said in ranks(2, refusal, None, [], torch.optim.Adafactor):
+        assert said.endswith("got Adafactor, which needs whole ones")
 
 
 def used_again(rank: int) -> str:
