@@ -32,11 +32,17 @@ from sslzoo.callbacks import (
 )
 from sslzoo.commands.checkpoints import CheckpointFiles
 from sslzoo.commands.consolidate import consolidate
+from sslzoo.commands.summary import _commands
 from sslzoo.methods import DINO, MAE, MoCo, SimCLR
 from sslzoo.optim import LARC, LARS, LayerDecay, exempt_bias_and_norm
+from sslzoo.run_folder import RunFolder
+from sslzoo.runs.encoders import read_model
+from sslzoo.runs.start import start_from
 from sslzoo.sharding import FullyShard, blocks_of, full
 from sslzoo.trainable import Trainable
 from sslzoo.trust import assemble, outline, shards
+from sslzoo.zoo.save import add_run
+from sslzoo.zoo.start_weights import load_start_weights
 from tests import test_every_resume as resume
 from tests.callbacks.toy import quiet
 from tests.ranks import Ranks
@@ -304,6 +310,28 @@ def test_a_file_replaces_a_folder_of_shards_and_no_other_folder(tmp_path: Path) 
         with pytest.raises(FileExistsError, match="must not be a folder"):
             save(saved, other)
     assert sorted(tmp_path.rglob("*")) == sorted([path, other, other / "letter.txt"])
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_readers_of_weights_name_the_way_to_a_file(tmp_path: Path) -> None:
+    run = tmp_path / "version_0"
+    path = RunFolder(run).checkpoint
+    OneRank(True).save_checkpoint({"state_dict": {"w": torch.ones(2)}}, path)
+    (run / "config.yaml").write_text("model: {}\n")
+    wanted = rf"must be a file, got .* run `sslzoo consolidate {run} --to FILE.ckpt`"
+    method, text = build(MAE)[0], str(run)
+    readers = (
+        lambda: read_model(text),
+        lambda: start_from(method, text),
+        lambda: load_start_weights(method.backbone, text),
+        lambda: add_run(run, "own", "images", "MIT"),
+    )
+    for read in readers:
+        with pytest.raises(ValueError, match=wanted):
+            read()
+    first, second = _commands(run, str(path), method, 1)
+    assert first == f"sslzoo consolidate {run} --to {run}/whole.ckpt"
+    assert second == f"sslzoo eval {run}/whole.ckpt --on {run}/config.yaml"
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
