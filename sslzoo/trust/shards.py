@@ -192,8 +192,8 @@ def _nested(
     whole["state_dict"] = found.pop("state_dict", found.pop("model", {}))
     optimizers = {name: state for name, state in found.items() if name.startswith("optimizer_")}
     if "optimizer_states" not in whole:
-        inner = [optimizers[f"optimizer_{i}"] for i in range(len(optimizers))]
-        whole["optimizer_states"] = [_numbered(state) for state in inner]
+        in_order = [optimizers[f"optimizer_{i}"] for i in range(len(optimizers))]
+        whole["optimizer_states"] = [_numbered(state) for state in in_order]
         return whole
     for i, plain in enumerate(whole["optimizer_states"]):
         state = optimizers.get(f"optimizer_{i}", {})  # without tensors there is none
