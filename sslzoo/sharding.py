@@ -40,7 +40,7 @@ from sslzoo.trust.shards import EXTRA, WITH_EXTRA, read_index, version_of
 
 # What is called from outside and uses parameters that are in no block.
 _ENTRIES = ("training_step", "losses", "predict_step")
-_OF_WHOLE_TENSORS = (torch.optim.Adafactor, torch.optim.LBFGS)
+_OF_WHOLE_TENSORS = (torch.optim.Adafactor, torch.optim.LBFGS, torch.optim.Rprop)
 _whole: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # units that `whole` has gathered
 
 
