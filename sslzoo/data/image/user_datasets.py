@@ -15,7 +15,7 @@ from sslzoo.checks import check_at_least
 from sslzoo.data.datamodule import PredictOn
 from sslzoo.data.image.datamodule import ImageDataModule, ImageSets
 from sslzoo.data.image.image_set import ImageSet
-from sslzoo.data.streams.iterable import IterableShards, check_seeded, is_sharded
+from sslzoo.data.streams.iterable import IterableShards, check_reproducible, is_sharded
 from sslzoo.data.streams.order import ShardOrder
 from sslzoo.data.streams.shard_images import ShardImages, Shuffle
 from sslzoo.data.with_views import Rows, UserImages
@@ -231,7 +231,7 @@ class ImageDataset(ImageDataModule):
                 f"num_workers must be 0 for an iterable data set, got {self.num_workers}, since "
                 "such data sets give every process other items"
             )
-        check_seeded(dataset)
+        check_reproducible(dataset)
         return Stream(dataset, self.given_samples, *given)
 
     def shuffles(self) -> bool:

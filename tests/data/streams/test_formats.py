@@ -396,6 +396,105 @@ def test_generators_of_several_shards_need_no_number_of_samples():
     assert sorted(samples(data)) == list(range(30))
 
 
+def uneven(first: int, counts: Sequence[int]) -> Any:
+    """An iterable set with shards of so many samples, whose labels are their numbers."""
+    datasets = pytest.importorskip("datasets")
+
+    def generate(shards: list[list[int]]) -> Any:
+        for start, count in shards:
+            for i in range(start, start + count):
+                yield {"image": {"bytes": encoded(i), "path": None}, "label": i}
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    parts = [[first + sum(counts[:i]), count] for i, count in enumerate(counts)]
+    return datasets.IterableDataset.from_generator(
+        generate, gen_kwargs={"shards": parts}, features=features
+    )
+
+
+SHARDS_WOULD_DIFFER = {
+    "take": lambda one, _: one.take(10),
+    "skip": lambda one, _: one.skip(10),
+    "shuffle and take": lambda one, _: one.shuffle(seed=3, buffer_size=9).take(40),
+    "take and filter": lambda one, _: one.take(20).filter(lambda row: row["label"] % 2),
+    "take and concatenate": lambda one, concatenate: concatenate([one.take(10), one.skip(10)]),
+    "repeat and take": lambda one, _: one.repeat(None).take(90),
+    "indices": lambda one, _: one.map(lambda row, i: {"label": i}, with_indices=True),
+    "last batch": lambda one, _: one.map(
+        lambda rows: rows, batched=True, batch_size=4, drop_last_batch=True
+    ),
+}
+
+
+def set_of(given: Any, **options: Any) -> ImageDataset:
+    plain = {"batch_size": 4, "seed": 1, "num_workers": 0, "num_classes": 2000}
+    data = ImageDataset(given, two_crops(), **{**plain, **options})
+    data.setup("fit")
+    return data
+
+
+def check_one_shard(given: Any) -> None:
+    """Check the samples and their order, on ranks and workers and after a resume."""
+    wanted = [int(row["label"]) for row in given]
+    data = set_of(given)
+    shards = data.sets.train.shards
+    assert shards.counts.tolist() == [len(wanted)]
+    assert [shards.read(0, i).label for i in range(len(wanted))] == wanted
+    whole = [batch.label.tolist() for batch in batches(data)]
+    assert all(label in wanted for label in chain(*whole))
+    assert [batch.label.tolist() for batch in batches(data, first=1)] == whole[1:]
+    ranks = [batches(data, rank=rank, world=2, workers=2) for rank in range(2)]
+    for one, *parts in zip(whole, *ranks, strict=True):
+        assert sorted(one) == sorted(chain(*(part.label.tolist() for part in parts)))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("name", SHARDS_WOULD_DIFFER)
+def test_an_iterable_set_whose_shards_would_differ_is_read_as_one(name: str):
+    datasets = pytest.importorskip("datasets")
+    check_one_shard(SHARDS_WOULD_DIFFER[name](uneven(0, [3, 40]), datasets.concatenate_datasets))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"stopping_strategy": "all_exhausted"},
+        {"probabilities": [0.5, 0.5], "seed": 1},
+    ],
+    ids=["in turn", "all", "at random"],
+)
+def test_interleaved_sets_are_read_in_their_own_order(how: dict[str, Any]):
+    datasets = pytest.importorskip("datasets")
+    given = [uneven(0, [3, 40]), uneven(1000, [20, 5])]
+    check_one_shard(datasets.interleave_datasets(given, **how))
+
+
+def test_a_set_that_was_split_over_nodes_is_refused():
+    pytest.importorskip("datasets")
+    from datasets.distributed import split_dataset_by_node
+
+    for options in ({}, {"num_samples": 12}):
+        with pytest.raises(ValueError, match=r"must be the whole set, .*split_dataset_by_node"):
+            set_of(split_dataset_by_node(uneven(0, [9, 9]), 0, 2), **options)
+
+
+def test_an_iterable_set_without_an_end_is_refused():
+    datasets = pytest.importorskip("datasets")
+    endless = uneven(0, [9, 9]).repeat(None)
+    both = [endless, uneven(50, [4])]
+    for given in (
+        endless.map(dict),
+        datasets.concatenate_datasets(both),
+        datasets.interleave_datasets(both, stopping_strategy="all_exhausted"),
+    ):
+        with pytest.raises(ValueError, match=r"must have an end, .* got one of repeat\(None\)"):
+            set_of(given)
+    assert set_of(datasets.interleave_datasets(both)).num_samples == 8
+    assert set_of(endless.map(dict), num_samples=12).num_samples == 12
+
+
 def test_a_shard_is_entered_by_skipping_not_by_reading_the_stream():
     datasets = pytest.importorskip("datasets")
     made: list[int] = []
