@@ -29,7 +29,7 @@ from sslzoo.data.streams.tar import (
 )
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_SPLIT = re.compile(r"(train|valid|validation|val|test|dev)(?![a-z])", re.IGNORECASE)
+_SPLIT = re.compile(r"(?<![a-z])(train|valid|validation|val|test|dev)(?![a-z])")
 _SUFFIXES = (".tar", ".parquet")
 
 
@@ -125,11 +125,17 @@ def expand(source: str) -> list[str]:
 
 
 def _check_one_split(folder: Path, names: Sequence[str]) -> None:
-    found = sorted({match[1] for name in names if (match := _SPLIT.match(Path(name).name))})
-    if len(found) > 1:
+    first: dict[tuple[str, ...], str] = {}  # the splits in a name -> how the first such name begins
+    for name in (Path(name).name for name in names):
+        words = list(_SPLIT.finditer(name.lower()))
+        if words:
+            first.setdefault(tuple(word[0] for word in words), name[: words[-1].end()])
+    if len(first) > 1:
+        found = ", ".join(sorted("-".join(splits) for splits in first))
+        begin = first[min(first)]
         raise ValueError(
-            f"a folder must hold the shards of one split, got {', '.join(found)} in {folder}; name "
-            f"those of one, such as '{folder}/{found[0]}-*{Path(names[0]).suffix}'"
+            f"a folder must hold the shards of one split, got {found} in {folder}; name those of "
+            f"one, such as '{folder}/{begin}*{Path(names[0]).suffix}'"
         )
 
 

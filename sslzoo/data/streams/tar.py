@@ -150,9 +150,8 @@ def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tuple[int, i
     for member in tar:
         tar.members = []  # type: ignore[attr-defined]  # else it keeps every header in memory
         name, extension = split_name(member.name)
-        hidden = member.name.rpartition("/")[2].startswith(("._", "__"))
         is_link = member.islnk() or member.issym()
-        if not (member.isreg() or is_link) or not extension or hidden:
+        if not (member.isreg() or is_link) or not extension or _is_hidden(member.name):
             continue
         if key is not None and name != key and members:
             yield key, members
@@ -162,6 +161,13 @@ def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tuple[int, i
         members[extension] = (member.offset_data, member.size) if plain else (_AMBIGUOUS, 0)
     if key is not None and members:
         yield key, members
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a member is no part of a sample: macOS's, or WebDataset's own about the shard."""
+    folder, _, file = name.rpartition("/")
+    is_meta = not folder and file.startswith("__") and file.endswith("__")
+    return file.startswith("._") or is_meta or "__MACOSX" in folder.split("/")
 
 
 def _member(key: str | None) -> str | None:

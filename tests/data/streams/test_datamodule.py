@@ -258,7 +258,7 @@ def test_a_folder_of_several_splits_and_shards_given_twice_are_refused(tmp_path:
     out = tmp_path / "out"
     write_shards(str(root), str(out), shard_mb=0.02)
     with pytest.raises(
-        ValueError, match=r"one split, got train, val in .*such as '.*/train-\*\.tar'"
+        ValueError, match=r"one split, got train, val in .*such as '.*/train\*\.tar'"
     ):
         shards(str(out))
     pattern = str(out / "train-*.tar")
@@ -274,6 +274,35 @@ def test_a_folder_of_several_splits_and_shards_given_twice_are_refused(tmp_path:
     for path in out.glob("val*"):
         path.unlink()
     assert shards(str(out)).num_samples == 36
+
+
+@pytest.mark.parametrize(
+    ("names", "got"),
+    [
+        (["in1k-train-0.tar", "in1k-validation-0.tar"], r"got train, validation .*/in1k-train\*\."),
+        (["DEV-kit_Train0.tar", "DEV-kit_Val0.tar"], r"got dev-train, dev-val .*/DEV-kit_Train\*"),
+        (["retrain-0.tar", "contest-0.tar", "validated-0.tar"], None),
+        (["x-train-0.tar", "x-train-1.tar", "x-more-0.tar"], None),
+    ],
+)
+def test_a_split_is_a_whole_word_of_a_name(tmp_path: Path, names: list[str], got: str | None):
+    for name, given in zip(names, write_tars(tmp_path / "given", [4] * len(names)), strict=True):
+        (tmp_path / "all").mkdir(exist_ok=True)
+        shutil.move(given, tmp_path / "all" / name)
+    if got is None:
+        assert shards(str(tmp_path / "all")).num_samples == 4 * len(names)
+        return
+    with pytest.raises(ValueError, match=f"one split, {got}"):
+        shards(str(tmp_path / "all"))
+
+
+def test_names_that_begin_with_underscores_are_samples(tmp_path: Path):
+    members = [("__shard__.json__", b"x"), ("__MACOSX/z.jpg", b"x"), ("._00.jpg", b"x")]
+    for i in range(12):
+        name = f"{'__' if i % 2 else ''}{i:02d}"
+        members += [(f"{name}.jpg", encoded(i)), (f"{name}.cls", b"1")]
+    tar = str(write_tar(tmp_path / "a.tar", members))
+    assert shards(tar).num_samples == 12
 
 
 def test_a_labeled_folder_validates_a_stream(tmp_path: Path, tars: list[str]):
