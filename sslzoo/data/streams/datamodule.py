@@ -108,6 +108,7 @@ class ImageShards(FromShards, ImageDataModule):
         train = self._open(source, None)
         self.classes = list(train.numbers) if train.numbers else None
         labeled = train.has_labels()
+        self.check_labels(labeled)
         query: ImageSet | None = None
         if val is not None and is_folder_of_images(val):
             query = self._folder(str(val), train.channels)

@@ -67,6 +67,20 @@ class FromShards(SampleDataModule):
             )
         return found
 
+    def check_labels(self, labeled: bool) -> None:
+        """Refuse training shards without labels where classes are given.
+
+        Raises:
+            ValueError: `num_classes` or `classes` are given, and "auto" found no labels.
+        """
+        if labeled or self.keys[1] != "auto" or not (self.given_classes or self.named):
+            return
+        raise ValueError(
+            "the shards must have labels where num_classes or classes are given, got none under "
+            "the usual names (a member .cls, a column or key 'label'); set label_key to their "
+            "name, or to null for no labels"
+        )
+
     def numbering(self, shards: Shards, source: str | Sequence[str]) -> dict[str, Any]:
         """How labels become class numbers, as arguments of `ShardImages`.
 

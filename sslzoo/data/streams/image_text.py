@@ -165,6 +165,7 @@ class ImageTextShards(FromShards, ImageTextDataModule):
         source, val = self.given
         train = self._open(source)
         labeled = train.images.has_labels()
+        self.check_labels(labeled)
         self.classes = list(train.images.numbers or []) if labeled else []
         count = self.given_classes or len(self.classes) or None
         if labeled and count is None:

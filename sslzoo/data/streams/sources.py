@@ -242,7 +242,7 @@ def tar_shards(
             f"tar shards of an address must come with a .json list of their counts, got {remote}; "
             "`sslzoo data index` writes it from local copies"
         )
-    keys = _keys(names, image_key, label_key, cache, caption_key)
+    keys = TarKeys(_images(image_key), "cls" if label_key == "auto" else label_key, caption_key)
     kept: list[str] = []
     left_out: list[str] = []
     scanned: list[np.ndarray] = []
@@ -264,6 +264,8 @@ def tar_shards(
                 continue
         kept.append(name)
         scanned.append(index)
+    if label_key == "auto" and not any(map(_has_labels, scanned)):
+        keys = keys._replace(label=None)
     if not (skip or lone):
         for name, index in zip(kept, scanned, strict=True):
             _check_members(name, index, keys)
@@ -291,15 +293,24 @@ def _keys(
     caption_key: str | None,
 ) -> TarKeys:
     """The members to read; "auto" looks at the first shard that has samples."""
-    image = IMAGE_KEYS if image_key is None else tuple(image_key.lower().split(","))
+    keys = TarKeys(_images(image_key), label_key, caption_key)
     if label_key != "auto":
-        return TarKeys(image, label_key, caption_key)
+        return keys
     for name in names:
         try:
             with cache.held(name) as path:
-                found = scan_tar(path, TarKeys(image, "cls"))
+                found = scan_tar(path, keys._replace(label="cls"))
         except BrokenShardError as error:
             found = error.index
         if len(found):
-            return TarKeys(image, None if found[0, 2] == MISSING else "cls", caption_key)
-    return TarKeys(image, None, caption_key)
+            return keys._replace(label="cls" if _has_labels(found) else None)
+    return keys._replace(label=None)
+
+
+def _images(image_key: str | None) -> tuple[str, ...]:
+    return IMAGE_KEYS if image_key is None else tuple(image_key.lower().split(","))
+
+
+def _has_labels(index: np.ndarray) -> bool:
+    """Whether a sample of a shard has a label."""
+    return bool((index[:, 2] != MISSING).any())

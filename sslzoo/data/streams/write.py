@@ -332,7 +332,7 @@ def index_shards(
     Args:
         sources: the tar files, or patterns of them.
         image: extension of the image (several, with commas); None: any.
-        label: that of the label; None: no labels; "auto": "cls" if the first sample has it.
+        label: that of the label; None: no labels; "auto": "cls" if a sample has it.
         file: the list to write, in the folder of the shards.
         caption: extension of the captions, such as "txt"; None: no captions.
 

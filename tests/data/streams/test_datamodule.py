@@ -184,12 +184,38 @@ def test_labels_may_be_names_a_json_field_or_none(tmp_path: Path):
     (batch,) = batches(named)
     assert batch.label.tolist() == [int(i) % 3 for i in batch.index]
     assert named.num_classes == 3
-    (batch,) = batches(shards(str(tar), batch_size=4))
+    (batch,) = batches(shards(str(tar), batch_size=4, num_classes=None))
     assert batch.label is None
     with pytest.raises(ValueError, match=r"label must be a whole number or one of classes .*'cat'"):
         shards(str(tar), label_key="json.a.name")
     with pytest.raises(ValueError, match=r"member \.cls, but 4 lack it, the first is sample 0 of"):
         shards(str(tar), label_key="cls")
+
+
+@pytest.mark.filterwarnings("ignore:.*(skipped a broken|samples are skipped)")
+def test_a_sample_without_a_label_is_named_wherever_it_is(tmp_path: Path):
+    for first in ("alone", "in the first shard"):
+        names = write_tars(tmp_path / first, [4, 4])
+        lone = [(f"{i}.jpg", encoded(i)) for i in range(1 if first == "alone" else 4)]
+        rest = [(f"{i}.{kind}", b"0" if kind == "cls" else encoded(i))
+                for i in range(len(lone), 4) for kind in ("jpg", "cls")]  # fmt: skip
+        write_tar(Path(names[0]), lone + rest)
+        message = rf"member \.cls, but {len(lone)} lack it, the first is sample 0 of .*t-000\.tar"
+        with pytest.raises(ValueError, match=message):
+            shards(names)
+        data = shards(names, on_broken="skip", batch_size=8)
+        (batch,) = batches(data)
+        assert batch.label is not None
+        assert data.num_broken == len(lone)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_classes": None, "classes": CLASSES}])
+def test_classes_of_shards_without_labels_are_refused(tmp_path: Path, options: dict[str, Any]):
+    tar = str(write_tar(tmp_path / "a.tar", [(f"{i}.jpg", encoded(i)) for i in range(6)]))
+    with pytest.raises(ValueError, match=r"must have labels where num_classes or classes .*null"):
+        shards(tar, **options)
+    assert batches(shards(tar, label_key=None, **options))[0].label is None
+    assert batches(shards(tar, num_classes=None))[0].label is None
 
 
 def labeled(path: Path, labels: list[bytes], kind: str = "cls") -> str:
@@ -443,7 +469,8 @@ def test_arrays_in_shards_keep_their_channels(tmp_path: Path):
         out = io.BytesIO()
         np.save(out, np.full((5, 9, 9), 100 * i, dtype=np.uint8))
         members.append((f"{i}.npy", out.getvalue()))
-    data = shards(str(write_tar(tmp_path / "a.tar", members)), channels=None, batch_size=3)
+    options = {"channels": None, "batch_size": 3, "label_key": None}
+    data = shards(str(write_tar(tmp_path / "a.tar", members)), **options)
     (batch,) = batches(data)
     assert batch.views[0].shape == (3, 5, 8, 8)
     assert batch.views[0][:, 0, 0, 0].tolist() == [100 * int(i) for i in batch.index]
