@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -65,13 +66,15 @@ class ParquetShards(Shards):
             group += 1
         table = self._tables.get((shard, group), lambda: self._read(shard, group))
         image, label, caption = self.columns
-        found = table[image][offset].as_py()
+        kind, stored = table.schema.field(image).type, table[image][offset]
+        if hasattr(kind, "storage_type"):  # of pixels, such as Hugging Face's Array3D
+            kind, stored = kind.storage_type, stored.value
+        found = stored.as_py()
         found = found.get("bytes") if isinstance(found, Mapping) else found
         if found is None or isinstance(found, str):
             got = "none" if found is None else f"the text {found[:60]!r}"
             raise ValueError(f"the column {image!r} must hold the bytes of an image, got {got}")
         if isinstance(found, list):
-            kind = table.schema.field(image).type
             while hasattr(kind, "value_type"):
                 kind = kind.value_type
             try:
@@ -174,7 +177,7 @@ def parquet_shards(
 def _footer(parquet: Any, name: str, cache: ShardCache) -> tuple[Any, Exception | None]:
     """A Parquet file's footer; None, and why, if the file is broken."""
     pyarrow = library("pyarrow", name)
-    with cache.opened(name) if cache.is_remote(name) else nullcontext(name) as source:
+    with _seekable(name, cache) as source:
         try:
             footer = parquet.ParquetFile(source)
             row_groups(footer.metadata)
@@ -183,6 +186,24 @@ def _footer(parquet: Any, name: str, cache: ShardCache) -> tuple[Any, Exception 
                 raise  # of the network; pyarrow raises OSError itself
             return None, error
     return footer, None
+
+
+@contextmanager
+def _seekable(name: str, cache: ShardCache) -> Iterator[Any]:
+    """A local file, or one of an address; downloaded if its server sends only the whole of it."""
+    if not cache.is_remote(name):
+        yield name
+        return
+    with cache.opened(name) as file:
+        try:
+            file.seek(0, os.SEEK_END)
+        except ValueError:
+            pass
+        else:
+            yield file
+            return
+    with cache.held(name) as path:
+        yield path
 
 
 def row_groups(footer: Any) -> list[int]:

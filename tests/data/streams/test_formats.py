@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -228,6 +230,31 @@ def test_parquet_may_hold_lists_of_pixels(tmp_path: Path):
     assert read.dtype == np.uint8
     assert np.array_equal(read, pixels[4])
     assert len(batches(data)) == 1
+
+
+@pytest.mark.parametrize("imports", ["", "import datasets"])
+def test_parquet_of_hugging_faces_arrays_needs_no_datasets(tmp_path: Path, imports: str):
+    datasets = pytest.importorskip("datasets")
+    import numpy as np
+
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 12, 3), dtype=np.uint8)
+    features = datasets.Features(
+        {"image": datasets.Array3D((9, 12, 3), "uint8"), "label": datasets.Value("int64")}
+    )
+    given = {"image": list(pixels), "label": [0] * 6}
+    datasets.Dataset.from_dict(given, features=features).to_parquet(tmp_path / "a.parquet")
+    np.save(tmp_path / "pixels.npy", pixels)
+    script = f"""
+import sys
+import numpy as np
+{imports}
+from tests.data.streams.toys import shards
+read = shards(sys.argv[1] + "/a.parquet").sets.train.shards
+found = np.stack([read.read(0, i).image for i in range(6)])
+assert found.dtype == np.uint8 and (found == np.load(sys.argv[1] + "/pixels.npy")).all()
+assert ("datasets" in sys.modules) == {bool(imports)}
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=120)
 
 
 def litdata_folder(root: Path, samples: Sequence[Any]) -> str:
@@ -573,8 +600,6 @@ def test_webdataset_reads_what_we_write_and_writes_what_we_read(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["pyarrow.parquet", "litdata"])
 def test_a_missing_library_is_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch):
-    import sys
-
     from sslzoo.data.streams.shards import library
 
     monkeypatch.setitem(sys.modules, name, None)

@@ -178,6 +178,35 @@ class Cut(Quiet):
         outputfile.write(content[: len(content) // 2] if self.path == "/b.tar" else content)
 
 
+class Whole(Quiet):
+    """Sends a file without its length, of which no part can be asked for."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(Path(self.translate_path(self.path)).read_bytes())
+
+    do_HEAD = do_GET
+
+
+def test_parquet_of_a_server_that_sends_whole_files_is_read(tmp_path: Path):
+    pytest.importorskip("aiohttp")
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = arrow.table({"image": [encoded(i) for i in range(6)], "label": [0] * 6})
+    (tmp_path / "web").mkdir()
+    parquet.write_table(table, tmp_path / "web" / "a.parquet")
+    server = Web(tmp_path / "web", Whole)
+    options = {"on_broken": "skip", "cache_dir": str(tmp_path / "cache")}
+    try:
+        data = shards(f"{server.url}/a.parquet", **options)
+        batches(data)
+        assert (data.num_samples, data.num_broken) == (6, 0)
+    finally:
+        server.stop()
+
+
 def test_a_download_that_fails_for_a_moment_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
