@@ -29,14 +29,15 @@ PLAIN = (
 class LitShards(Shards):
     """The chunks of a folder or address with LitData's `index.json`.
 
-    Chunks of an address are files of the cache, which a folder beside them links to: the library
-    reads that. (Its own reader of addresses, 0.2.76, cannot read the chunks that it writes.)
+    Chunks of an address, and those that are compressed as a whole, are files of the cache, which a
+    folder beside them links to: the library reads that. (Its own reader of addresses, 0.2.76,
+    cannot read the chunks that it writes, and that of compressed chunks replaces them by others.)
 
     Args:
         source: the folder or address.
         keys: keys to read of items that are dictionaries; other items are (image, label), or with
             captions (image, caption, label).
-        cache: where chunks of an address are kept.
+        cache: where chunks of an address, and decompressed ones, are kept.
         content: the content of `index.json`; None: it is read.
     """
 
@@ -65,9 +66,14 @@ class LitShards(Shards):
         )
         self.source, self.keys, self.cache, self.content = source, keys, cache, content
         self.is_remote = cache.is_remote(source)
-        told = json.dumps([source, content])
+        told = json.dumps([source if self.is_remote else os.path.abspath(source), content])
         linked = cache.folder / f"litdata-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
-        self.folder = linked if self.is_remote else Path(source)
+        self.compression: str | None = content["config"].get("compression")
+        is_framed = content["config"].get("compression_level") in ("batch", "sample")
+        # What is in the names of files that are compressed as a whole; None: there are none.
+        self._packed = f".{self.compression}" if self.compression and not is_framed else None
+        self._links = self.is_remote or self._packed is not None
+        self.folder = linked if self._links else Path(source)
         self._set: Recent[Any] = Recent(1)
         self._last: int | None = None  # the shard that the library has open
 
@@ -102,35 +108,65 @@ class LitShards(Shards):
         with ExitStack() as stack:
             if shard != self._last:
                 self._last = None
-                self._check_chunk(shard, stack.enter_context(self.cache.held(self.names[shard])))
+                self._hold_chunk(shard, stack)
             try:
                 item = dataset[int(self.starts[shard]) + offset]
-            except RuntimeError as error:  # such as of another number of items
-                raise ValueError(f"the chunk must be that of index.json, got {error}") from error
+            except ImportError:
+                raise
+            except Exception as error:  # such as of another number of items, or of zstd
+                raise ValueError(
+                    f"the chunk must be that of index.json, got {type(error).__name__}: {error}"
+                ) from error
         self._last = shard
         return item
 
-    def _check_chunk(self, shard: int, path: Path) -> None:
-        """Refuse a chunk that lacks bytes, for which the library waits; link to one of the cache.
+    def _hold_chunk(self, shard: int, stack: ExitStack) -> None:
+        """Have the chunk where the library looks for it until the stack is left.
+
+        The library waits for a chunk that lacks bytes.
 
         Raises:
-            ValueError: it has fewer bytes than the index says.
+            ValueError: it has fewer bytes than the index says, or cannot be decompressed.
         """
-        wanted = self.content["chunks"][shard]["chunk_bytes"]
-        size = path.stat().st_size if path.is_file() else 0
-        if size < wanted and not self.content["config"].get("compression"):
+        path = stack.enter_context(self.cache.held(self.names[shard]))
+        name, wanted = (self.content["chunks"][shard][key] for key in ("filename", "chunk_bytes"))
+        content = path.stat() if path.is_file() else None
+        size = 0 if content is None else content.st_size
+        if content is not None and self._packed is not None and self._packed in name:
+            version = "" if self.is_remote else f" {size} {content.st_mtime_ns}"
+            told = f"{path.absolute()}{version}/{self._unpacked(name)}"
+            packed = path.read_bytes()
+            path = stack.enter_context(
+                self.cache.made(told, lambda: _decompressed(packed, self.source))
+            )
+            size = path.stat().st_size
+        if size < wanted:
             raise ValueError(f"the chunk must have {wanted} bytes as index.json says, got {size}")
-        link = self.folder / self.content["chunks"][shard]["filename"]
-        if self.is_remote and not (link.is_symlink() and link.readlink() == path.absolute()):
+        link = self.folder / self._unpacked(name)
+        if self._links and not (link.is_symlink() and link.readlink() == path.absolute()):
             link.unlink(missing_ok=True)
             link.symlink_to(path.absolute())
 
+    def _unpacked(self, name: str) -> str:
+        """The name of a chunk's file after it is decompressed."""
+        return name if self._packed is None else name.replace(self._packed, "")
+
     def _opened(self) -> Any:
         litdata = library("litdata", self.source)
+        if self.compression is not None:
+            _compressor(self.source)
         self._last = None  # such as of the process that this one was copied from
-        if self.is_remote:
+        if self._links:
+            config, chunks = self.content["config"], self.content["chunks"]
+            index = {
+                **self.content,
+                "config": config if self._packed is None else {**config, "compression": None},
+                "chunks": [
+                    {**chunk, "filename": self._unpacked(chunk["filename"])} for chunk in chunks
+                ],
+            }
             self.folder.mkdir(parents=True, exist_ok=True)
-            atomic_write(self.folder / "index.json", json.dumps(self.content))
+            atomic_write(self.folder / "index.json", json.dumps(index))
         # The library reads the index once more, which may be another one by then.
         refused = {name: _Refused() for name in ("pickle", "graph")}
         return litdata.StreamingDataset(str(self.folder), serializers=refused)
@@ -150,6 +186,37 @@ class _Refused:
         raise ValueError("LitData must hold plain values, got pickled ones, which run code")
 
 
+def _compressor(source: str) -> Any:
+    """LitData's zstd.
+
+    Raises:
+        ImportError: the package zstd is not installed.
+    """
+    compression = library("litdata.streaming.compression", source)
+    try:
+        return compression.ZSTDCompressor(4)
+    except ModuleNotFoundError:
+        raise ImportError(
+            f"reading {source}, whose chunks are compressed, needs the package zstd, which is not "
+            "installed; run pip install zstd"
+        ) from None
+
+
+def _decompressed(packed: bytes, source: str) -> bytes:
+    """The content of a chunk that is compressed as a whole.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    compressor = _compressor(source)
+    try:
+        return bytes(compressor.decompress(packed))
+    except Exception as error:  # zstd has errors of its own
+        raise ValueError(
+            f"the chunk must be compressed by zstd, got {type(error).__name__}: {error}"
+        ) from error
+
+
 def _check_plain(content: Mapping[str, Any], source: str) -> None:
     """Refuse an index by which reading would run code, or write outside of the cache.
 
@@ -167,6 +234,9 @@ def _check_plain(content: Mapping[str, Any], source: str) -> None:
                 f"{', '.join(PLAIN)}, got {entry!r}, which may run code when it is read; write "
                 "images as bytes and labels as numbers or text"
             )
+    compression = content["config"].get("compression")
+    if compression is not None and str(compression).partition(":")[0] != "zstd":
+        raise ValueError(f"the compression of {source} must be zstd or null, got {compression!r}")
     spec = json.loads(content["config"]["data_spec"] or "[]")
     left = list(spec[1:])
     while left:
@@ -197,7 +267,7 @@ def lit_shards(
         source: the folder or address.
         image_key: key of the image; None: "image".
         label_key: key of the label; None: no labels; "auto": "label" if the first item has it.
-        cache: where chunks of an address are kept.
+        cache: where chunks of an address, and decompressed ones, are kept.
         caption_key: key of the captions; None: no captions.
     """
     keys = Fields(image_key or "image", label_key, caption_key)

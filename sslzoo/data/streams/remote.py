@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -90,14 +90,48 @@ class ShardCache:
             yield Path(name)
             return
         self.check(name)
+
+        def find(digest: str) -> Path:
+            target = self._current.get(name)
+            if target is None or not target.is_file():
+                target = self._current[name] = self._tried(name, digest)
+            return target
+
+        with self._file(name, find) as path:
+            yield path
+
+    @contextmanager
+    def made(self, name: str, make: Callable[[], bytes]) -> Iterator[Path]:
+        """Like `held`, of a file that is no download, such as a decompressed shard.
+
+        Args:
+            name: what tells the content from others, and behind its last slash a file name.
+            make: gives the content; it is called if there is no such file.
+
+        Raises:
+            AddressError: the folder has no room or is not writable.
+        """
+
+        def find(digest: str) -> Path:
+            target = self.folder / f"{digest}-{digest[:8]}-{name.rpartition('/')[2][-_NAME:]}"
+            if not target.is_file():
+                with replacing(target, target.name[:17]) as part:
+                    part.write_bytes(make())
+                self._evict(target)
+            return target
+
+        with self._file(name, find) as path:
+            yield path
+
+    @contextmanager
+    def _file(self, name: str, find: Callable[[str], Path]) -> Iterator[Path]:
+        """The file that `find` gives for the hash of a name, under its lock."""
         digest = hashlib.sha256(name.encode()).hexdigest()[:16]
         with ExitStack() as stack:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(FileLock(self._lock(digest)))
-                target = self._current.get(name)
-                if target is None or not target.is_file():
-                    target = self._current[name] = self._tried(name, digest)
+                target = find(digest)
                 os.utime(target)
             except OSError as error:
                 raise AddressError(

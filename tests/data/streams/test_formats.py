@@ -257,13 +257,13 @@ assert ("datasets" in sys.modules) == {bool(imports)}
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=120)
 
 
-def litdata_folder(root: Path, samples: Sequence[Any]) -> str:
+def litdata_folder(root: Path, samples: Sequence[Any], **options: Any) -> str:
     """Chunks as `litdata.optimize` writes them, in this process."""
     pytest.importorskip("litdata")
     from litdata.streaming.cache import Cache
 
     root.mkdir()
-    cache = Cache(str(root), chunk_size=8)
+    cache = Cache(str(root), chunk_size=8, **options)
     for i, item in enumerate(samples):
         cache[i] = item
     cache.done()
@@ -313,7 +313,10 @@ def test_litdata_that_does_not_fit_its_index_is_named_or_skipped(tmp_path: Path)
         assert (data.num_samples, data.num_broken) == (30, 8)
     chunk.write_bytes(whole)
     for changed, message in [
-        ({"chunk_size": 7}, r"chunk must be that of index\.json, got Chunk 1 header item count"),
+        (
+            {"chunk_size": 7},
+            r"chunk must be that of index\.json, got RuntimeError: Chunk 1 header item count",
+        ),
         ({"chunk_size": -1}, r"at least 0 samples, got -1 for .*chunk-0-1\.bin"),
         ({"chunk_size": 7.5}, r"index\.json must be an index of LitData, got TypeError"),
     ]:
@@ -366,6 +369,79 @@ def test_litdata_that_would_run_code_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="got pickled ones, which run code"):
         opened.read(0, 0)
     assert not (tmp_path / "mark").exists()
+
+
+def pairs() -> list[tuple[bytes, int]]:
+    """Items as tuples, since the library compresses no dictionaries."""
+    return [(item["image"], item["label"]) for item in items(0, 30)]
+
+
+def compressed_folder(root: Path, compression: str = "zstd", level: str = "chunk") -> str:
+    pytest.importorskip("zstd")
+    return litdata_folder(root, pairs(), compression=compression, compression_level=level)
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.filterwarnings("ignore")  # of litdata
+@pytest.mark.parametrize("compression", ["zstd", "zstd:7"])
+def test_compressed_litdata_is_read_and_left_as_it_is(tmp_path: Path, compression: str):
+    source = compressed_folder(tmp_path / "lit", compression)
+    before = content_of(tmp_path / "lit")
+    assert f"chunk-0-1.{compression}.bin" in before
+    wanted = samples(expected(tmp_path))
+    for given, cache_gb in [(source, 1.0), (source, 1e-6), (f"file://{source}", 1e-6)]:
+        data = shards(given, cache_dir=str(tmp_path / "cache"), cache_gb=cache_gb)
+        assert samples(data) == wanted
+        assert content_of(tmp_path / "lit") == before
+    data = shards(source, cache_dir=str(tmp_path / "cache"))
+    assert data.sets.train.fingerprint() is not None
+    if compression == "zstd":
+        check_ranks_workers_and_resume(data)
+    assert content_of(tmp_path / "lit") == before
+
+
+@pytest.mark.filterwarnings("ignore")  # of litdata
+@pytest.mark.parametrize("problem", ["truncated", "garbage", "missing"])
+def test_a_broken_chunk_of_compressed_litdata_breaks_no_other(tmp_path: Path, problem: str):
+    source = compressed_folder(tmp_path / "lit")
+    cache_dir = str(tmp_path / "cache")
+    assert samples(shards(source, cache_dir=cache_dir)) == samples(expected(tmp_path))
+    chunk = tmp_path / "lit" / "chunk-0-1.zstd.bin"
+    content = chunk.read_bytes()
+    chunk.unlink()
+    if problem != "missing":
+        chunk.write_bytes(content[:200] if problem == "truncated" else b"x" * len(content))
+    with pytest.raises(ValueError, match=r"cannot read sample . of .*chunk-0-1\.zstd\.bin"):
+        batches(shards(source, cache_dir=cache_dir))
+    data = shards(source, cache_dir=cache_dir, on_broken="skip")
+    batches(data)
+    assert data.num_broken == 8
+    read = data.sets.train.shards.again(1)
+    for number in (7, 8, 16, 9, 0, 29):
+        if 8 <= number < 16:
+            with pytest.raises(ValueError, match="the chunk must"):
+                read.read(*read.place(number))
+        else:
+            assert read.read(*read.place(number)).image == encoded(number)
+
+
+@pytest.mark.filterwarnings("ignore")  # of litdata
+def test_an_error_of_the_decompression_is_that_of_a_broken_sample(tmp_path: Path):
+    source = compressed_folder(tmp_path / "lit", level="sample")  # the library writes no frames
+    with pytest.raises(ValueError, match=r"chunk must be that of index\.json, got Error: Input"):
+        shards(source)
+
+
+def test_litdata_of_another_compression_is_refused(tmp_path: Path):
+    source = Path(litdata_folder(tmp_path / "lit", pairs()))
+    index = json.loads((source / "index.json").read_text())
+    index["config"]["compression"] = "gzip"
+    (source / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"compression of .* must be zstd or null, got 'gzip'"):
+        shards(str(source))
 
 
 def iterable(count: int = 3) -> Any:

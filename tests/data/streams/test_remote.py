@@ -186,7 +186,8 @@ class Whole(Quiet):
         self.end_headers()
         self.wfile.write(Path(self.translate_path(self.path)).read_bytes())
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
 
 def test_parquet_of_a_server_that_sends_whole_files_is_read(tmp_path: Path):
