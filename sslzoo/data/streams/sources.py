@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from sslzoo.data.streams.litdata import lit_shards
 from sslzoo.data.streams.parquet import parquet_shards
-from sslzoo.data.streams.remote import ShardCache
+from sslzoo.data.streams.remote import AddressError, ShardCache, path_of
 from sslzoo.data.streams.shards import Shards, library
 from sslzoo.data.streams.tar import (
     IMAGE_KEYS,
@@ -30,7 +30,10 @@ from sslzoo.data.streams.tar import (
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _SPLIT = re.compile(r"(?<![a-z])(train|valid|validation|val|test|dev)(?![a-z])")
+_CHOICE = re.compile(r"\{([^{},]*(?:,[^{},]*)+)\}")
 _SUFFIXES = (".tar", ".parquet")
+_COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
+_FILES = (*_SUFFIXES, ".json", *_COMPRESSED)
 
 
 class Found(NamedTuple):
@@ -76,9 +79,9 @@ def open_shards(
     names = [name for each in ([source] if isinstance(source, str) else source)
              for name in expand(each)]  # fmt: skip
     if len(names) == 1 and _kind(names[0], cache) == "chunks":
-        folder = names[0].removesuffix("/index.json")
+        folder = path_of(names[0]).removesuffix("/index.json")
         return Found(lit_shards(folder, image_key, label_key, cache, caption_key))
-    suffixes = {Path(name).suffix.lower() for name in names}
+    suffixes = set(map(_suffix, names))
     if suffixes == {".parquet"}:
         shards, left_out = parquet_shards(names, image_key, label_key, cache, skip, caption_key)
         return Found(shards, left_out, len(left_out))
@@ -87,10 +90,17 @@ def open_shards(
         return _listed(_joined(lists), (image_key, label_key, caption_key), cache, skip)
     if suffixes == {".tar"}:
         return tar_shards(names, image_key, label_key, cache, skip, lone, caption_key)
+    packed = next((name for name in names if _suffix(name) in _COMPRESSED), None)
     raise ValueError(
         "shards must be .tar or .parquet files, a .json list of them, or a folder of LitData, got "
-        f"{names[0]!r}{'' if len(suffixes) == 1 else ' besides other formats'}"
+        f"{packed or names[0]!r}{'' if len(suffixes) == 1 else ' besides other formats'}"
+        f"{'' if packed is None else '; decompress it'}"
     )
+
+
+def _suffix(name: str) -> str:
+    """The extension of a file or address, in lower case."""
+    return Path(path_of(name)).suffix.lower()
 
 
 def expand(source: str) -> list[str]:
@@ -100,28 +110,44 @@ def expand(source: str) -> list[str]:
         ValueError: there is none.
     """
     source = os.path.expanduser(source)
-    found = _RANGE.search(source)
-    if found is not None:
-        first, last = found.groups()
-        numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-        before, after = source[: found.start()], source[found.end() :]
-        return [name for number in numbers for name in expand(f"{before}{number}{after}")]
+    path = Path(source)
+    if os.path.isfile(source):  # False for a long pattern, which is an error of Path.is_file
+        return [source]
+    if choices := _choices(source):
+        return [name for choice in choices for name in expand(choice)]
     if "://" in source:
         return _remote(source)
-    path = Path(source)
     if path.is_dir():
         if (path / "index.json").is_file():
             return [str(path / "index.json")]
         names = [str(file) for file in sorted(path.iterdir()) if file.suffix in _SUFFIXES]
+        if len({*map(_suffix, names)}) > 1:  # such as img2dataset's, whose Parquet has no images
+            raise ValueError(
+                f"a folder must hold shards of one format, got .tar and .parquet in {path}; name "
+                f"those of one, such as '{path}/*.tar'"
+            )
         _check_one_split(path, names)
     else:
-        names = sorted(glob.glob(source)) if glob.has_magic(source) else [source] * path.is_file()
+        names = sorted(glob.glob(source)) if glob.has_magic(source) else []
     if not names:
         raise ValueError(
             "shards must be existing .tar or .parquet files, a .json list of them, or a folder of "
             f"such files, got {source!r}"
         )
     return names
+
+
+def _choices(source: str) -> list[str]:
+    """What the first {000..127} or {a,b} of a pattern stands for; empty without one."""
+    found = _RANGE.search(source)
+    if found is not None:
+        first, last = found.groups()
+        each = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
+    elif (found := _CHOICE.search(source)) is not None:
+        each = found[1].split(",")
+    else:
+        return []
+    return [f"{source[: found.start()]}{one}{source[found.end() :]}" for one in each]
 
 
 def _check_one_split(folder: Path, names: Sequence[str]) -> None:
@@ -149,7 +175,8 @@ def is_folder_of_images(source: object) -> bool:
 
 
 def _remote(source: str) -> list[str]:
-    if not glob.has_magic(source):
+    has_query = source.startswith(("http://", "https://"))  # elsewhere `?` is a character's pattern
+    if not glob.has_magic(path_of(source) if has_query else source):
         return [source]
     fsspec = library("fsspec", source)
     files, _, _ = fsspec.get_fs_token_paths(source)
@@ -166,14 +193,21 @@ def _text(name: str, cache: ShardCache) -> str:
 
 def _kind(name: str, cache: ShardCache) -> str:
     """What an `index.json` lists: "chunks" of LitData or a "shardlist"; "" of other files."""
-    if not Path(name).suffix and cache.is_remote(name):
-        name = f"{name.rstrip('/')}/index.json"
-    if not name.endswith("index.json"):
+    is_folder = cache.is_remote(name) and _suffix(name) not in _FILES
+    index = f"{name.rstrip('/')}/index.json" if is_folder else name
+    if not path_of(index).endswith("index.json"):
         return ""
     try:
-        content = json.loads(_text(name, cache))
+        content = json.loads(_text(index, cache))
+    except AddressError as error:
+        if not is_folder:
+            raise
+        raise AddressError(
+            f"a folder of an address must be one of LitData, whose index.json can be read, got "
+            f"{name} ({error}); name shards by a pattern, such as {name.rstrip('/')}/*.parquet"
+        ) from error
     except ValueError as error:
-        raise ValueError(f"{name} must be an index in JSON, got {error}") from None
+        raise ValueError(f"{index} must be an index in JSON, got {error}") from None
     return "chunks" if "chunks" in content else "shardlist"
 
 

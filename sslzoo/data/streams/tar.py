@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sslzoo.atomic_write import replacing
-from sslzoo.data.streams.remote import ShardCache
+from sslzoo.data.streams.remote import ShardCache, path_of
 from sslzoo.data.streams.shards import Recent, Sample, Shards
 from sslzoo.eval.fingerprint import files_digest, text_digest
 
@@ -266,7 +266,7 @@ def parse_list(text: str, source: str) -> ShardList:
             f"{source} must be a JSON list of shards (shardlist of url and nsamples), got "
             f"{type(error).__name__}: {error}"
         ) from None
-    folder = source.rpartition("/")[0]
+    folder = path_of(source).rpartition("/")[0]
     near = [name if "://" in name or os.path.isabs(name) or not folder else f"{folder}/{name}"
             for name in names]  # fmt: skip
     sizes = [shard.get("filesize") for shard in each]

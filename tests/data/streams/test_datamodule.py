@@ -322,6 +322,31 @@ def test_a_split_is_a_whole_word_of_a_name(tmp_path: Path, names: list[str], got
         shards(str(tmp_path / "all"))
 
 
+def test_a_folder_of_two_formats_is_refused(tmp_path: Path):
+    write_tars(tmp_path, [4])
+    (tmp_path / "t-000.parquet").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"one format, got \.tar and \.parquet .*such as '.*/\*\.tar"
+    ):
+        shards(str(tmp_path))
+    assert shards(str(tmp_path / "*.tar"), batch_size=4).num_samples == 4
+
+
+def test_braces_and_brackets_of_names_are_understood(tmp_path: Path):
+    names = write_tars(tmp_path / "a [v2]", [4, 5, 6])
+    folder = tmp_path / "a [v2]"
+    Path(names[2]).rename(folder / "t-{1,2}.tar")
+    for source, count in [
+        (names[0], 4),
+        (names[:2], 9),
+        (str(folder), 15),
+        (str(folder / "t-{000,001}.tar"), 9),
+        (str(folder / "t-{000,00{1..1}}.tar"), 9),
+        (str(folder / "t-{1,2}.tar"), 6),
+    ]:
+        assert shards(source, batch_size=4).num_samples == count
+
+
 def test_names_that_begin_with_underscores_are_samples(tmp_path: Path):
     members = [("__shard__.json__", b"x"), ("__MACOSX/z.jpg", b"x"), ("._00.jpg", b"x")]
     for i in range(12):
@@ -432,6 +457,8 @@ def test_broken_shards_are_named_or_skipped_and_counted(
         ("*.tar", {"cache_gb": 0.0}, "cache_gb must be"),
         ("*.tar", {"on_broken": "drop"}, "on_broken must be"),
         ("*.jpg", {}, r"must be \.tar or \.parquet files.*got"),
+        ("x.tar.gz", {}, r"must be \.tar or \.parquet files.*got '.*/x\.tar\.gz'; decompress"),
+        ("https://a.b/x.tgz", {}, r"must be \.tar or .*got 'https://a\.b/x\.tgz'; decompress"),
         ("https://a.b/x.tar", {}, r"address must come with a \.json list.*sslzoo data index"),
         ("https://a.b/x.tar", {"local_files_only": True}, "must be local.*--trust"),
     ],
@@ -440,7 +467,8 @@ def test_what_cannot_be_read_is_refused_at_once(
     tars: list[str], tmp_path: Path, source: str, options: dict[str, Any], message: str
 ):
     (tmp_path / "a.jpg").write_bytes(encoded(0))
-    folder = tmp_path if "jpg" in source else Path(tars[0]).parent
+    (tmp_path / "x.tar.gz").write_bytes(b"")
+    folder = tmp_path if source.endswith(("jpg", "gz")) else Path(tars[0]).parent
     with pytest.raises(ValueError, match=message):
         shards(source if "://" in source else str(folder / source), **options)
 

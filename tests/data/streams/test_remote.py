@@ -317,6 +317,39 @@ def test_a_shard_of_another_size_than_its_list_says_is_refused(tmp_path: Path):
         shards(str(tmp_path / "t" / "all.json"))
 
 
+@pytest.mark.parametrize("query", ["?download=true", "?sig=a/b%2Fc*[d]"])
+def test_the_query_of_an_address_is_no_part_of_a_name(tmp_path: Path, query: str):
+    pytest.importorskip("aiohttp")
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    web = tmp_path / "web"
+    names = write_tars(web, [6, 4])
+    index_shards(names, None, "auto", str(web / "all.json"))
+    listed = {"shardlist": [{"url": f"t-000.tar{query}", "nsamples": 6}]}
+    (web / "one.json").write_text(json.dumps(listed))
+    table = arrow.table({"image": [encoded(i) for i in range(6)], "label": [0] * 6})
+    parquet.write_table(table, web / "a.parquet")
+    server = Web(web)
+    try:
+        for name, count in (("all.json", 10), ("one.json", 6), ("a.parquet", 6)):
+            data = shards(f"{server.url}/{name}{query}", cache_dir=str(tmp_path / "cache"))
+            assert data.num_samples == count
+            assert batches(data)
+    finally:
+        server.stop()
+
+
+def test_a_folder_of_an_address_must_be_litdata(tmp_path: Path):
+    fsspec.filesystem("memory").pipe("/f/lit-v1.0/a.txt", b"a")
+    options = {"cache_dir": str(tmp_path)}
+    with pytest.raises(AddressError, match=r"must be one of LitData.*got memory://f/li.*/\*\.parq"):
+        shards("memory://f/lit-v1.0", **options)
+    fsspec.filesystem("memory").pipe("/f/lit-v1.0/index.json", b'{"chunks": []}')
+    with pytest.raises(ValueError, match=r"must be an index of LitData, got KeyError"):
+        shards("memory://f/lit-v1.0", **options)
+
+
 @pytest.mark.parametrize("name", ["x.part.tar", f"a.tar?signature={'x' * 300}"])
 def test_any_name_of_an_address_is_kept_in_the_cache(tmp_path: Path, name: str):
     memory = fsspec.filesystem("memory")
