@@ -25,6 +25,7 @@ from sslzoo.data.streams.tar import (
     TarKeys,
     TarShards,
     parse_list,
+    sample_members,
     scan_tar,
 )
 
@@ -249,7 +250,8 @@ def _listed(
     count = sum(shards.counts[i] for i in lost)
     kept = shards.without(lost)
     known = kept.keys
-    image_key, label_key, caption_key = keys
+    image_key = keys[0]
+    label_key, caption_key = (None if key is None else _extension(key) for key in keys[1:])
     if known is None or image_key is not None:
         full = [name for name, count in zip(kept.names, kept.counts, strict=True) if count]
         known = _keys(full, image_key, label_key, cache, caption_key)
@@ -276,6 +278,9 @@ def tar_shards(
             f"tar shards of an address must come with a .json list of their counts, got {remote}; "
             "`sslzoo data index` writes it from local copies"
         )
+    label_key, caption_key = (
+        None if key is None else _extension(key) for key in (label_key, caption_key)
+    )
     keys = TarKeys(_images(image_key), "cls" if label_key == "auto" else label_key, caption_key)
     kept: list[str] = []
     left_out: list[str] = []
@@ -308,14 +313,15 @@ def tar_shards(
 
 
 def _check_members(name: str, index: np.ndarray, keys: TarKeys) -> None:
-    members = "/".join(keys.image), keys.label, keys.caption
-    for column, wanted in zip((0, 2, 4), members, strict=True):
+    members = {"image_key": "/".join(keys.image), "label_key": keys.label, "text_key": keys.caption}
+    for column, (argument, wanted) in zip((0, 2, 4), members.items(), strict=True):
         lacking = np.flatnonzero(index[:, column] < 0) if wanted is not None else np.array([])
         if len(lacking):
+            first = int(lacking[0])
             raise ValueError(
                 f"every sample must have a member .{wanted}, but {len(lacking)} lack it, the first "
-                f'is sample {lacking[0]} of {name}; repair it, or set on_broken="skip" to skip and '
-                "count such samples"
+                f"is sample {first} of {name} ({sample_members(name, first)}); set {argument} to "
+                'its member, repair it, or set on_broken="skip" to skip and count such samples'
             )
 
 
@@ -342,7 +348,16 @@ def _keys(
 
 
 def _images(image_key: str | None) -> tuple[str, ...]:
-    return IMAGE_KEYS if image_key is None else tuple(image_key.lower().split(","))
+    if image_key is None:
+        return IMAGE_KEYS
+    return tuple(_extension(key) for key in image_key.split(","))
+
+
+def _extension(key: str) -> str:
+    """An extension as members have it: in lower case, without blanks and the first dot."""
+    extension, dot, fields = key.strip().removeprefix(".").partition(".")
+    is_field = extension.lower() == "json"  # whose case counts
+    return f"{extension.lower()}{dot}{fields if is_field else fields.lower()}"
 
 
 def _has_labels(index: np.ndarray) -> bool:

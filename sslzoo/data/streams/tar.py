@@ -12,6 +12,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,8 +105,9 @@ def scan_tar(path: str | Path, keys: TarKeys = TarKeys()) -> np.ndarray:  # noqa
         if isinstance(error, _NoEndError):
             rows = rows[:-1]  # it may lack members
         index = np.array(rows, dtype=np.int64).reshape(-1, width)
+        got = "compressed data (decompress it)" if _is_compressed(path) else error
         raise BrokenShardError(
-            f"the shard {path} must be a whole, uncompressed tar file, got {error} after "
+            f"the shard {path} must be a whole, uncompressed tar file, got {got} after "
             f"{len(index)} samples",
             index,
         ) from error
@@ -118,6 +120,18 @@ def scan_tar(path: str | Path, keys: TarKeys = TarKeys()) -> np.ndarray:  # noqa
             is_whole=True,
         )
     return index
+
+
+def _is_compressed(path: str | Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
+
+
+def sample_members(path: str | Path, number: int) -> str:
+    """The key and the members of a sample of a tar file, for errors."""
+    with tarfile.open(path, "r:") as tar:
+        key, members = next(islice(_samples(tar), number, None))
+    return f"{key!r} with {', '.join(f'.{extension}' for extension in list(members)[:5])}"
 
 
 class _NoEndError(tarfile.ReadError):
