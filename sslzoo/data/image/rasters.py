@@ -74,8 +74,8 @@ def array_raster(
     sides = [shape[i] for i in kept]
     if len(sides) not in (2, 3) or not all(sides):
         raise ValueRangeError(
-            f"an array of an image must be (H, W), (H, W, C) or (C, H, W), got {shape}; name a "
-            "function that reads it by reader="
+            f"an array of an image must be (H, W), (H, W, C) or (C, H, W), got {shape}; store "
+            "it so, or name a function that reads it by reader= of ImageFolder or ImageList"
         )
     first = len(sides) == 3 and _first(sides, channels, axis)
     height, width = (sides[1:] if first else sides[:2])[:2]
@@ -104,7 +104,8 @@ def _first(sides: Sequence[int], channels: int | None, axis: int | None) -> bool
     if sides[0] == sides[2]:
         raise ValueRangeError(
             f"the channels of an array must be its first or last axis, got {tuple(sides)}, where "
-            "both have one length; name a function that reads it by reader="
+            "both have one length; set channels or store it with other sides, or name a function "
+            "that reads it by reader= of ImageFolder or ImageList"
         )
     return sides[0] < sides[2]
 

@@ -526,6 +526,17 @@ def test_arrays_in_shards_keep_their_channels(tmp_path: Path):
     assert batch.views[0][:, 0, 0, 0].tolist() == [100 * int(i) for i in batch.index]
 
 
+def test_arrays_of_another_shape_in_shards_are_named(tmp_path: Path):
+    import numpy as np
+
+    out = io.BytesIO()
+    np.save(out, np.zeros((4, 9, 9, 3), dtype=np.uint8))
+    tar = str(write_tar(tmp_path / "a.tar", [("0.npy", out.getvalue())]))
+    message = r"got \(4, 9, 9, 3\); store it so, or .* of ImageFolder or ImageList; it is sample 0"
+    with pytest.raises(ValueError, match=message):
+        shards(tar, label_key=None, batch_size=1)
+
+
 def test_it_is_public_and_a_config_builds_it(tars: list[str]):
     import jsonargparse
 
