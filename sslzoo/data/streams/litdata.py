@@ -128,18 +128,16 @@ class LitShards(Shards):
         Raises:
             ValueError: it has fewer bytes than the index says, or cannot be decompressed.
         """
-        path = stack.enter_context(self.cache.held(self.names[shard]))
+        path = given = stack.enter_context(self.cache.held(self.names[shard]))
         name, wanted = (self.content["chunks"][shard][key] for key in ("filename", "chunk_bytes"))
-        content = path.stat() if path.is_file() else None
-        size = 0 if content is None else content.st_size
-        if content is not None and self._packed is not None and self._packed in name:
-            version = "" if self.is_remote else f" {size} {content.st_mtime_ns}"
-            told = f"{path.absolute()}{version}/{self._unpacked(name)}"
-            packed = path.read_bytes()
+        if given.is_file() and self._packed is not None and self._packed in name:
+            told = given.stat()
+            version = "" if self.is_remote else f" {told.st_size} {told.st_mtime_ns}"
+            own = f"{given.absolute()}{version}/{self._unpacked(name)}"
             path = stack.enter_context(
-                self.cache.made(told, lambda: _decompressed(packed, self.source))
+                self.cache.made(own, lambda: _decompressed(given, self.source))
             )
-            size = path.stat().st_size
+        size = path.stat().st_size if path.is_file() else 0
         if size < wanted:
             raise ValueError(f"the chunk must have {wanted} bytes as index.json says, got {size}")
         link = self.folder / self._unpacked(name)
@@ -202,15 +200,15 @@ def _compressor(source: str) -> Any:
         ) from None
 
 
-def _decompressed(packed: bytes, source: str) -> bytes:
+def _decompressed(path: Path, source: str) -> bytes:
     """The content of a chunk that is compressed as a whole.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: it is damaged or cannot be read.
     """
     compressor = _compressor(source)
     try:
-        return bytes(compressor.decompress(packed))
+        return bytes(compressor.decompress(path.read_bytes()))
     except Exception as error:  # zstd has errors of its own
         raise ValueError(
             f"the chunk must be compressed by zstd, got {type(error).__name__}: {error}"
