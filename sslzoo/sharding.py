@@ -264,7 +264,8 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
     """The transformer blocks of a module and of its parts, such as a student and a teacher.
 
     A block is a child of a `ModuleList` or `Sequential` and has an attention inside, but no other
-    block: in timm's ViTs and Swins, the text encoders of transformers, our decoders and predictors.
+    block: in timm's ViTs and Swins, encoders of transformers, and our encoders of speech and text,
+    decoders and predictors.
     """
     children = [
         child
@@ -282,7 +283,8 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
 def _attends(module: nn.Module) -> bool:
     """Whether an attention is inside a module, which is more than an attention."""
     return not _is_attention(module) and any(
-        _is_attention(part) or hasattr(part, "qkv") for part in module.modules()
+        _is_attention(part) or hasattr(part, "qkv") or hasattr(part, "attend")
+        for part in module.modules()
     )
 
 

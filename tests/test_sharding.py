@@ -20,7 +20,7 @@ from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
-from sslzoo.backbones import SmallResNet, SmallTransformer, small_vit
+from sslzoo.backbones import SmallResNet, SmallTransformer, SpeechTransformer, small_vit
 from sslzoo.callbacks import (
     L2SP,
     ClipPerModule,
@@ -511,6 +511,7 @@ def test_blocks_of_networks() -> None:
                 3,
             ),
             "ours of text": (SmallTransformer(100, 8, 2, 2), 2),
+            "ours of speech": (SpeechTransformer(16, 3, 2), 3),
             "none": (timm.create_model("resnet18"), 0),
         }
     for name, (net, count) in nets.items():

@@ -82,7 +82,8 @@ def data_like(batch: Batch, samples: int, num_classes: int = 3, seed: int = 1) -
         shape = (samples, *view.shape[1:])
         if view.is_floating_point():
             return torch.randn(shape, generator=generator, dtype=torch.float64)
-        return torch.randint(0, int(view.max()) + 1, shape, generator=generator, dtype=view.dtype)
+        low, high = int(view.min()), int(view.max()) + 1  # a sequence may need some length
+        return torch.randint(low, high, shape, generator=generator, dtype=view.dtype)
 
     views = [
         imitate(view) if isinstance(view, Tensor) else type(view)(*map(imitate, view))

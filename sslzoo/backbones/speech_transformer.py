@@ -111,14 +111,17 @@ class SpeechLayer(nn.Module):
         """The feed-forward network. (B, T, D)."""
         return self.fc2(self.activation_dropout(F.gelu(self.fc1(x))))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, with_fed: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """The layer's output and, if asked, that of `feed` before the residual."""
         if self.norm_first:
             x = x + self.dropout(self.attend(self.norm1(x), mask))
             fed = self.feed(self.norm2(x))
-            return x + self.dropout(fed), fed
+            return x + self.dropout(fed), fed if with_fed else None
         x = self.norm1(x + self.dropout(self.attend(x, mask)))
         fed = self.feed(x)
-        return self.norm2(x + self.dropout(fed)), fed
+        return self.norm2(x + self.dropout(fed)), fed if with_fed else None
 
 
 class SpeechTransformer(nn.Module):
@@ -182,12 +185,15 @@ class SpeechTransformer(nn.Module):
         x = x * inside
         return x + self.positions(x, inside)
 
-    def run(self, x: Tensor, lengths: Tensor | None = None) -> tuple[list[Tensor], list[Tensor]]:
+    def run(
+        self, x: Tensor, lengths: Tensor | None = None, with_fed: bool = False
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Run the layers on frames with positions.
 
         Args:
             x: (B, T, D) of `add_positions`.
             lengths: (B,) int64 frames of each sequence; None: all T.
+            with_fed: whether the second result is wanted; otherwise it is empty.
 
         Returns:
             The input and the output of each layer, depth + 1 tensors of which `finish` makes the
@@ -200,13 +206,14 @@ class SpeechTransformer(nn.Module):
         x = self.dropout(x if self.norm_first else self.norm(x))
         hidden, fed = [x], []
         for layer in self.layers:
-            y, inner = layer(x, mask)
+            y, inner = layer(x, mask, with_fed)
             if self.training and self.layer_drop:
                 kept = torch.rand((), device=x.device) >= self.layer_drop
-                y, inner = torch.where(kept, y, x.to(y.dtype)), torch.where(kept, inner, 0)
+                y = torch.where(kept, y, x.to(y.dtype))
+                inner = None if inner is None else torch.where(kept, inner, 0)
             x = y
             hidden.append(x)
-            fed.append(inner)
+            fed += [] if inner is None else [inner]
         return hidden, fed
 
     def finish(self, x: Tensor) -> Tensor:

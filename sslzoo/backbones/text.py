@@ -74,15 +74,17 @@ class _Block(nn.Module):
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, heads, L, D/heads)
         return self.out(attended.transpose(1, 2).flatten(2))
 
-    def forward(self, x: Tensor, mask: Tensor, keys: Keys | None) -> tuple[Tensor, Tensor]:
-        """The block's output, and that of its MLP before the residual."""
+    def forward(
+        self, x: Tensor, mask: Tensor, keys: Keys | None, with_fed: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """The block's output and, if asked, that of its MLP before the residual."""
         if self.norm_first:
             x = x + self.dropout1(self.attend(self.norm1(x), mask), keys)
             fed = self.mlp(self.norm2(x))
-            return x + self.dropout2(fed, keys), fed
+            return x + self.dropout2(fed, keys), fed if with_fed else None
         x = self.norm1(x + self.dropout1(self.attend(x, mask), keys))
         fed = self.mlp(x)
-        return self.norm2(x + self.dropout2(fed, keys)), fed
+        return self.norm2(x + self.dropout2(fed, keys)), fed if with_fed else None
 
 
 class SmallTransformer(nn.Module):
@@ -166,7 +168,7 @@ class SmallTransformer(nn.Module):
         """
         x, mask, outputs = self.embed(tokens), tokens.mask[:, None, None], []
         for block in blocks:
-            x, fed = block(x, mask, None)
+            x, fed = block(x, mask, None, with_fed=True)
             outputs.append(fed)
         return outputs
 

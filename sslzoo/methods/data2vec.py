@@ -200,7 +200,7 @@ class Data2Vec(SSLMethod):
         mask = masks(step_keys(self, batch), frames.num_frames, frames.conv.shape[1])
         with torch.no_grad():
             h = encoder.transformer.add_positions(frames.projected, frames.lengths)
-            _, fed = cast(Any, self.teacher).run(h, frames.lengths)
+            _, fed = cast(Any, self.teacher).run(h, frames.lengths, with_fed=True)
             real = None if frames.lengths is None else frames.real
             targets = self._average(fed[-self.top_layers :], real)
         return encoder.forward_masked(frames, mask), targets, mask
