@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from lightning import Callback, LightningModule, Trainer
 
 
@@ -14,4 +16,4 @@ class Temporary(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self.teardown(trainer, pl_module, str(trainer.state.fn))
+        self.teardown(trainer, pl_module, cast(str, trainer.state.fn))  # it is equal to "fit"

@@ -7,6 +7,7 @@ where, and Lightning adds `meta.pt`, which has everything besides tensors. torch
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import zipfile
@@ -129,13 +130,15 @@ def assemble(folder: Path) -> dict[str, Any]:
     return _whole_tree(folder, lambda name, stored: _read_tensor(folder, name, stored))
 
 
-def version_of(folder: Path) -> tuple[int, ...] | None:
-    """What tells a folder from the one that replaces it under its name; None: it is incomplete."""
+def version_of(folder: Path) -> str | None:
+    """What tells a folder from the one that replaces it under its name; None: it is incomplete.
+
+    It is a hash of `.metadata`, to which torch gives another identifier each time.
+    """
     try:
-        found = (folder / METADATA).stat()
+        return hashlib.sha256((folder / METADATA).read_bytes()).hexdigest()
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _whole_tree(folder: Path, make: Callable[[str, Stored], Tensor]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -133,6 +133,18 @@ def test_the_precision_of_the_trainer_is_kept():
     options: dict[str, Any] = {"precision": "64-true", "max_epochs": 1}
     trainer(ViewsInWorkers(), **options).fit(module, datamodule=ToyData(num_workers=1))
     assert module.batches[0].views[0].dtype == torch.float64
+
+
+class Fails(Callback):
+    def on_train_batch_start(self, *args: Any) -> None:
+        raise RuntimeError("no memory")
+
+
+def test_a_run_that_fails_leaves_the_data_module_as_it_was():
+    data = ToyData(num_workers=1)
+    with pytest.raises(RuntimeError, match="no memory"):
+        trainer(ViewsInWorkers(), Fails()).fit(Keep(), datamodule=data)
+    assert not data.views_in_workers
 
 
 def test_a_run_resumes_in_the_middle_of_an_epoch(tmp_path: Path):

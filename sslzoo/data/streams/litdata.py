@@ -111,7 +111,7 @@ class LitShards(Shards):
                 self._hold_chunk(shard, stack)
             try:
                 item = dataset[int(self.starts[shard]) + offset]
-            except ImportError:
+            except (ImportError, MemoryError):
                 raise
             except Exception as error:  # such as of another number of items, or of zstd
                 raise ValueError(
@@ -196,7 +196,7 @@ def _compressor(source: str) -> Any:
     except ModuleNotFoundError:
         raise ImportError(
             f"reading {source}, whose chunks are compressed, needs the package zstd, which is not "
-            "installed; run pip install zstd"
+            "installed; run pip install 'sslzoo[streams]'"
         ) from None
 
 
@@ -209,6 +209,8 @@ def _decompressed(path: Path, source: str) -> bytes:
     compressor = _compressor(source)
     try:
         return bytes(compressor.decompress(path.read_bytes()))
+    except MemoryError:
+        raise
     except Exception as error:  # zstd has errors of its own
         raise ValueError(
             f"the chunk must be compressed by zstd, got {type(error).__name__}: {error}"

@@ -69,7 +69,7 @@ class ParquetShards(Shards):
         kind, stored = table.schema.field(image).type, table[image][offset]
         if hasattr(kind, "storage_type"):  # of pixels, such as Hugging Face's Array3D
             kind, stored = kind.storage_type, stored.value
-        found = stored.as_py()
+        found = None if stored is None else stored.as_py()
         found = found.get("bytes") if isinstance(found, Mapping) else found
         if found is None or isinstance(found, str):
             got = "none" if found is None else f"the text {found[:60]!r}"

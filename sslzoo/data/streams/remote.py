@@ -43,11 +43,6 @@ def default_cache() -> Path:
     return Path(given) if given else Path.home() / ".cache" / "sslzoo" / "streams"
 
 
-def path_of(name: str) -> str:
-    """A file's name, or an address without its query, such as `?download=true`."""
-    return name.partition("?")[0] if "://" in name else name
-
-
 class ShardCache:
     """Local files of shards: those of addresses are downloaded, whole, when they are first read.
 

@@ -21,6 +21,11 @@ BLOCK = 256  # samples that lie together in the order of an epoch, where a forma
 Opened = TypeVar("Opened")
 
 
+def path_of(name: str) -> str:
+    """A file's name, or an address without its query, such as `?download=true`."""
+    return name.partition("?")[0] if "://" in name else name
+
+
 class Sample(NamedTuple):
     """One sample as it is stored.
 
@@ -118,7 +123,7 @@ class Shards(ABC):
     def identity(self) -> list[str]:
         """What tells the shards from others: the names and sizes of their files, in order."""
         sizes = self.file_sizes() or ()
-        return [name.rpartition("/")[2] for name in self.names] + list(map(str, sizes))
+        return [path_of(name).rpartition("/")[2] for name in self.names] + list(map(str, sizes))
 
     def fetch(self, shards: Sequence[int]) -> None:
         """Download shards, so that reading them does not wait; called in a thread."""

@@ -15,8 +15,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from sslzoo.data.streams.litdata import lit_shards
 from sslzoo.data.streams.parquet import parquet_shards
-from sslzoo.data.streams.remote import AddressError, ShardCache, path_of
-from sslzoo.data.streams.shards import Shards, library
+from sslzoo.data.streams.remote import AddressError, ShardCache
+from sslzoo.data.streams.shards import Shards, library, path_of
 from sslzoo.data.streams.tar import (
     IMAGE_KEYS,
     MISSING,
@@ -80,6 +80,11 @@ def open_shards(
     names = [name for each in ([source] if isinstance(source, str) else source)
              for name in expand(each)]  # fmt: skip
     if len(names) == 1 and _kind(names[0], cache) == "chunks":
+        if names[0] != path_of(names[0]):
+            raise ValueError(
+                f"the address of LitData must have no query, got {names[0]}, since its chunks are "
+                "read from addresses beside it"
+            )
         folder = path_of(names[0]).removesuffix("/index.json")
         return Found(lit_shards(folder, image_key, label_key, cache, caption_key))
     suffixes = set(map(_suffix, names))
@@ -114,7 +119,10 @@ def expand(source: str) -> list[str]:
     path = Path(source)
     if os.path.isfile(source):  # False for a long pattern, which is an error of Path.is_file
         return [source]
-    if choices := _choices(source):
+    begin = re.split(r"[*?\[]", source, maxsplit=1)[0]
+    named = begin if begin == source else os.path.dirname(begin)
+    is_name = "{" in named and os.path.exists(named)
+    if choices := [] if is_name else _choices(source):
         return [name for choice in choices for name in expand(choice)]
     if "://" in source:
         return _remote(source)
@@ -195,7 +203,8 @@ def _text(name: str, cache: ShardCache) -> str:
 def _kind(name: str, cache: ShardCache) -> str:
     """What an `index.json` lists: "chunks" of LitData or a "shardlist"; "" of other files."""
     is_folder = cache.is_remote(name) and _suffix(name) not in _FILES
-    index = f"{name.rstrip('/')}/index.json" if is_folder else name
+    folder = path_of(name)
+    index = f"{folder.rstrip('/')}/index.json{name[len(folder) :]}" if is_folder else name
     if not path_of(index).endswith("index.json"):
         return ""
     try:

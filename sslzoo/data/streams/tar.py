@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sslzoo.atomic_write import replacing
-from sslzoo.data.streams.remote import ShardCache, path_of
-from sslzoo.data.streams.shards import Recent, Sample, Shards
+from sslzoo.data.streams.remote import ShardCache
+from sslzoo.data.streams.shards import Recent, Sample, Shards, path_of
 from sslzoo.eval.fingerprint import files_digest, text_digest
 
 WIDS = "wids-shard-index-v1"  # the JSON form of webdataset's wids
@@ -180,7 +180,8 @@ def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tuple[int, i
 def _is_hidden(name: str) -> bool:
     """Whether a member is no part of a sample: macOS's, or WebDataset's own about the shard."""
     folder, _, file = name.rpartition("/")
-    is_meta = not folder and file.startswith("__") and file.endswith("__")
+    about = file.removesuffix(".json")
+    is_meta = not folder and about.startswith("__") and about.endswith("__")
     return file.startswith("._") or is_meta or "__MACOSX" in folder.split("/")
 
 

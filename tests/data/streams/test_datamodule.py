@@ -345,6 +345,8 @@ def test_braces_and_brackets_of_names_are_understood(tmp_path: Path):
         (str(folder / "t-{1,2}.tar"), 6),
     ]:
         assert shards(source, batch_size=4).num_samples == count
+    folder.rename(tmp_path / "x{a,b}")
+    assert shards(str(tmp_path / "x{a,b}" / "*.tar"), batch_size=4).num_samples == 15
 
 
 @pytest.mark.parametrize(
@@ -371,6 +373,7 @@ def test_an_error_names_the_members_that_a_sample_has(tmp_path: Path):
 
 def test_names_that_begin_with_underscores_are_samples(tmp_path: Path):
     members = [("__shard__.json__", b"x"), ("__MACOSX/z.jpg", b"x"), ("._00.jpg", b"x")]
+    members += [("__meta__.json", b"{}")]
     for i in range(12):
         name = f"{'__' if i % 2 else ''}{i:02d}"
         members += [(f"{name}.jpg", encoded(i)), (f"{name}.cls", b"1")]

@@ -429,6 +429,26 @@ def test_a_broken_chunk_of_compressed_litdata_breaks_no_other(tmp_path: Path, pr
 
 
 @pytest.mark.filterwarnings("ignore")  # of litdata
+@pytest.mark.parametrize("compressed", [False, True])
+def test_want_of_memory_is_no_broken_sample(
+    tmp_path: Path, compressed: bool, monkeypatch: pytest.MonkeyPatch
+):
+    make = compressed_folder if compressed else lambda root: litdata_folder(root, pairs())
+    source = make(tmp_path / "lit")
+
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    if compressed:
+        compressor = SimpleNamespace(decompress=full)
+        monkeypatch.setattr("sslzoo.data.streams.litdata._compressor", lambda _: compressor)
+    else:
+        monkeypatch.setattr("litdata.StreamingDataset.__getitem__", full)
+    with pytest.raises(MemoryError):
+        shards(source, cache_dir=str(tmp_path / "cache"), on_broken="skip")
+
+
+@pytest.mark.filterwarnings("ignore")  # of litdata
 def test_an_error_of_the_decompression_is_that_of_a_broken_sample(tmp_path: Path):
     source = compressed_folder(tmp_path / "lit", level="sample")  # the library writes no frames
     with pytest.raises(ValueError, match=r"chunk must be that of index\.json, got Error: Input"):

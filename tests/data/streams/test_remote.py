@@ -336,6 +336,10 @@ def test_the_query_of_an_address_is_no_part_of_a_name(tmp_path: Path, query: str
             data = shards(f"{server.url}/{name}{query}", cache_dir=str(tmp_path / "cache"))
             assert data.num_samples == count
             assert batches(data)
+            assert all("?" not in text for text in data.sets.train.shards.identity())
+        (web / "index.json").write_text(json.dumps({"chunks": [], "config": {}}))
+        with pytest.raises(ValueError, match="address of LitData must have no query"):
+            shards(f"{server.url}{query}", cache_dir=str(tmp_path / "cache"))
     finally:
         server.stop()
 
