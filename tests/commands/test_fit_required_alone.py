@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,23 @@ import yaml
 from PIL import Image
 
 import sslzoo.methods
+from sslzoo.commands import units
 from sslzoo.commands.configs import find_config, known_configs
 from sslzoo.commands.fit import run
-from sslzoo.methods import ImageCPC, SSLMethod
+from sslzoo.methods import WMSE, ImageCPC, SSLMethod
 from sslzoo.zoo.save import add_run
+from tests.data.audio.test_datamodule import digits
 from tests.data.text.test_datamodule import sentences
 from tests.toys import every_method
 
 SMALL = ("folder_small", "arrays_small", "stsb_small")
-SIZES = {"bank_size": 60, "num_prototypes": [4, 3, 2]}  # what must fit 60 images
+# What must fit 60 images, 12 a batch.
+SIZES = {"bank_size": 60, "num_prototypes": [4, 3, 2], "sub_batch_size": 12}
+SIZES["unit_rate"] = 100.0  # of MFCC
 OWN = {"DeepClusterV2": ("num_prototypes",)}  # 3000 clusters want as many samples
 OWN["CMC"] = ("bank_size",)  # its default memory has a row per image
+OWN |= {"WMSE": ("sub_batch_size",), "BYOLA": ("shape",), "HuBERT": ("unit_rate",)}
+OWN |= {"Data2Vec": ("top_layers",), "SimMIM": ("mask_unit",), "VICRegL": ("num_matches",)}
 
 
 @functools.cache
@@ -58,6 +65,8 @@ def minimal(cls: type[SSLMethod], root: Path) -> dict[str, Any]:
     if cls is ImageCPC:  # one direction and five steps need one context and seven rows of patches
         kept["contexts"] = kept["contexts"][:1]
         kept["backbone"]["init_args"]["stride"] = 4
+    if cls is WMSE:  # a sub-batch must be larger than the embeddings are wide
+        kept["projector"]["init_args"]["sizes"] = [256, 16, 4]
     config["model"]["init_args"] = {**kept, "optimizer": given["optimizer"]}
     kind = config["data"]["class_path"].rpartition(".")[2]
     data = {"root": str(root / kind), "batch_size": 12 if kind == "ImageFolder" else 4}
@@ -86,6 +95,15 @@ def root(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         large = root / "ImageFolder" / path.relative_to(folder)
         large.parent.mkdir(parents=True, exist_ok=True)
         Image.open(path).resize((32, 32)).save(large)  # the size that the configs train at
+    for path in (root / "ImageFolder").rglob("*.png"):
+        pair = root / "ImageTextFolder" / path.relative_to(root / "ImageFolder")
+        pair.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, pair)
+        pair.with_suffix(".txt").write_text(f"a {path.parent.name} image of number {path.stem}\n")
+    speech, shortest = root / "AudioFolder", 5200
+    digits(speech, tuple(range(shortest, shortest + 800, 100)))
+    target = str(speech / "layer3.units.npz")  # the name in HuBERT's first recipe
+    units.main([str(speech), "--to", target, "--rate=8000", "--num_units=100", "--fraction=1"])
     arrays, text = root / "SequenceArrays", root / "STSB"
     arrays.mkdir()
     text.mkdir()
