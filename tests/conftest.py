@@ -23,6 +23,16 @@ torch.multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED
 # Else each of the processes that tests start compiles the library's source anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+_loaders: weakref.WeakSet[Any] = weakref.WeakSet()  # with workers, of the test that runs
+_begin = dataloader._MultiProcessingDataLoaderIter.__init__
+
+
+def _remember(loader: Any, *args: Any) -> None:
+    _loaders.add(loader)
+    _begin(loader, *args)
+
+
+dataloader._MultiProcessingDataLoaderIter.__init__ = _remember  # type: ignore[method-assign]
 
 
 def pytest_sessionstart() -> None:
@@ -60,24 +70,16 @@ def _nothing_deterministic() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _no_workers_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_workers_left() -> Iterator[None]:
     """Stop the workers of a test that failed in mid-epoch, as some do on purpose.
 
     The traceback is in a cycle with the loader, and a garbage collection closes the pipes to the
     workers before it stops them, so that some later test waits 5 seconds for each.
     """
-    kind = dataloader._MultiProcessingDataLoaderIter
-    begun: weakref.WeakSet[Any] = weakref.WeakSet()
-    make = kind.__init__
-
-    def remembered(loader: Any, *args: Any) -> None:
-        begun.add(loader)
-        make(loader, *args)
-
-    monkeypatch.setattr(kind, "__init__", remembered)
     yield
-    for loader in begun:
+    for loader in _loaders:
         loader._shutdown_workers()
+    _loaders.clear()
 
 
 @pytest.fixture(scope="module")
