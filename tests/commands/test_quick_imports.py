@@ -22,6 +22,7 @@ def test_the_collector_rests_until_all_is_imported(monkeypatch: pytest.MonkeyPat
         assert gc.get_freeze_count() > frozen
     finally:
         gc.unfreeze()
+        gc.freeze()  # as the tests have it
     with pytest.raises(ImportError), quick_imports():
         raise ImportError
     assert gc.isenabled()

@@ -138,7 +138,7 @@ def test_a_step_is_the_formula_for_speech() -> None:
     (loss,) = method.losses(batch).values()
     frames = encoder.embed(batch.views[0])
     h = encoder.transformer.add_positions(frames.projected)
-    fed = method.teacher.run(h)[1]
+    fed = method.teacher.run(h, with_fed=True)[1]
     normed = [(x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
               for x in fed]  # fmt: skip
     target = torch.stack(normed).mean(0)
@@ -214,7 +214,7 @@ def test_a_step_is_the_codes_for_text(masks: Any) -> None:
     torch.nn.init.normal_(method.teacher[1].qkv.weight)  # a teacher that is not the student
     states, h = [], method.backbone.embed(text)
     for block in method.teacher:
-        h, fed = block(h, text.mask[:, None, None], None)
+        h, fed = block(h, text.mask[:, None, None], None, with_fed=True)
         states.append(fed.transpose(0, 1))
     normed = [nn.functional.layer_norm(x, (8,)) for x in states[-2:]]
     y = (sum(normed) / 2).transpose(0, 1)
