@@ -342,9 +342,9 @@ def _same_on_all_ranks(module: nn.Module, device: torch.device) -> None:
 
 @torch.no_grad()
 def _as_on_rank_0(module: nn.Module) -> None:
-    """Overwrite the buffers with rank 0's, as DDP does before each step, and besides the same ones.
+    """Overwrite the buffers that DDP would with rank 0's, before each step as it does.
 
-    A network of others may have buffers that follow this rank's samples alone.
+    A user's network may have buffers that follow this rank's samples alone.
     """
     ignored = getattr(module, "_ddp_params_and_buffers_to_ignore", ())
     by_type: dict[torch.dtype, list[Tensor]] = {}
@@ -353,8 +353,8 @@ def _as_on_rank_0(module: nn.Module) -> None:
             by_type.setdefault(buffer.dtype, []).append(buffer)
     for buffers in by_type.values():
         flat = broadcast_(torch.cat([buffer.flatten() for buffer in buffers]))
-        for buffer, value in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
-            buffer.copy_(value.view_as(buffer))
+        parts = zip(buffers, flat.split([b.numel() for b in buffers]), strict=True)
+        torch._foreach_copy_(buffers, [part.view_as(buffer) for buffer, part in parts])
 
 
 def is_sharded(module: nn.Module) -> bool:
